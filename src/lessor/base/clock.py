@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The clocks, and the only place that reads one.
+
+Laws
+- Everything up to floor 2 gets `now` as an argument: float seconds on a clock that neither jumps nor runs backwards.
+- Deadlines are compared on that clock only. Wall time appears in log lines and in generated ids, nowhere else.
+"""
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Tells how much time has passed since some fixed instant."""
+
+    def now_s(self) -> float:
+        """Seconds since an arbitrary instant; never decreases."""
+        ...
+
+
+class MonotonicClock:
+    """The machine's monotonic clock. It stands still while the machine is suspended."""
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970 by the machine's wall clock, which may jump. For ids and logs only."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every limit of the server in one place: its value, its unit, and the reason for it.
+
+A slow or hostile peer costs itself, not the server: whatever can queue, grow or repeat has its bound here. Bounds that
+a person may set on the command line stand here with their default.
+"""
+
+# --- leases -----------------------------------------------------------------------------------------------------
+LEASE_TTL_S_MAX = 9_000_000_000  # etcd's bound; a longer TTL is OutOfRange
+LEASE_TTL_S_MIN = 1  # default of --min-lease-ttl; etcd's default is 2, from its election timeout
+EXPIRE_PER_TURN_MAX = 1_000  # leases ended in one loop turn, so that a storm cannot starve keepalives
+
+# --- requests ---------------------------------------------------------------------------------------------------
+REQUEST_BYTES_MAX = 1_572_864  # default of --max-request-bytes: the encoded request
+REQUEST_OVERHEAD_BYTES = 524_288  # what a gRPC message may have beyond that, as in etcd
+TXN_OPS_MAX = 128  # default of --max-txn-ops
+QUOTA_BACKEND_BYTES = 2_147_483_648  # what --quota-backend-bytes 0 means
+
+# --- HTTP/2 -----------------------------------------------------------------------------------------------------
+H2_FRAME_BYTES_MAX = 16_384  # the largest frame we accept: the protocol's default, so no peer is surprised
+H2_WINDOW_BYTES = 1_048_576  # what a peer may send on one stream before we acknowledge
+H2_CONNECTION_WINDOW_BYTES = 4_194_304  # the same for all streams of a connection together
+H2_STREAMS_MAX = 10_000  # concurrent streams of one connection; etcd leaves them unbounded
+H2_HEADER_LIST_BYTES_MAX = 65_536  # decoded header list, counted as RFC 9113 10.5.1 does
+H2_HEADER_BLOCK_BYTES_MAX = 65_536  # encoded header block over HEADERS and CONTINUATION frames
+H2_CONTINUATIONS_MAX = 16  # frames of one header block; more is the CONTINUATION flood
+H2_RESETS_PER_S_MAX = 400  # streams reset by the peer (rapid reset); burst of one second allowed
+H2_PINGS_PER_S_MAX = 100
+H2_SETTINGS_PER_S_MAX = 50
+H2_EMPTY_FRAMES_PER_S_MAX = 1_000  # empty DATA frames without END_STREAM: they cost us work and the peer nothing
+H2_STREAM_SEND_BYTES_MAX = 4_194_304  # replies that wait on one stream for the peer's window before its watches lag
+HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has said which protocol it speaks
+
+# --- HTTP/1.1 ---------------------------------------------------------------------------------------------------
+H1_HEAD_BYTES_MAX = 65_536  # request line and headers together
+H1_PIPELINE_MAX = 64  # requests waiting on one connection; reading pauses beyond it
+
+# --- the core ---------------------------------------------------------------------------------------------------
+BATCH_ROWS_MAX = 20_000  # rows in the open batch; beyond it the sockets that bring more are not read
+CONNECTION_SEND_BYTES_MAX = 16_777_216  # replies waiting in one connection; beyond it we stop reading from it
+WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
+UPTIME_SAVE_S = 1.0  # how often the served time is saved while leases live; a crash forgets at most this much of it
