@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds the floors of the house: which package may import what, and what the pure floors may do.
+
+Laws
+- An import points only to a lower floor or stays in its own package; packages of one floor are strangers.
+- There is no list of exceptions. What has one home (the clock, the database driver) is named with its home.
+- Imports are found by parsing, wherever they stand: at the top, in a function, under TYPE_CHECKING.
+
+Each rule takes one parsed module and yields findings as "file:line: what is wrong"; the second half of this file feeds
+each rule a module that breaks it, so that a rule that has gone blind is noticed. What the laws cannot see: imports made
+by other libraries, and clocks reached through an object that was passed in.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+FLOORS = {
+    "base": 0,
+    "api": 1,
+    "state": 2,
+    "wire": 2,
+    "gateway": 2,
+    "durable": 3,
+    "client": 3,
+    "cluster": 4,
+    "server": 5,
+    "cli": 5,
+    "testing": 5,
+}
+PURE_FLOOR_MAX = 2
+
+# Modules that only these packages may import.
+HOMES = {
+    "asyncio": {"server", "cluster", "client"},
+    "uvloop": {"server"},
+    "sqlite3": {"durable"},
+    "psycopg": {"durable"},
+    "psycopg2": {"durable"},
+    "asyncpg": {"durable"},
+    "pg8000": {"durable"},
+}
+# Clocks, randomness, files, sockets, threads: nothing that pure code could need.
+IMPURE_MODULES = {
+    *("time", "datetime", "sched", "random", "secrets", "uuid", "os", "io", "pathlib", "shutil", "tempfile", "mmap"),
+    *("socket", "socketserver", "ssl", "select", "selectors", "signal", "subprocess", "threading", "multiprocessing"),
+    *("concurrent", "queue", "logging", "http", "urllib", "getpass", "platform"),
+}
+IMPURE_CALLS = {"open", "input", "print", "breakpoint"}
+CLOCK_HOME = "lessor/base/clock.py"
+
+
+@dataclass(frozen=True)
+class Module:
+    """A parsed source file; `path` is relative to src, with slashes."""
+
+    path: str
+    tree: ast.Module
+
+    @property
+    def package(self) -> str | None:
+        """The package under lessor that the file belongs to; None for lessor itself."""
+        parts = self.path.split("/")
+        return parts[1] if len(parts) > 2 else None
+
+    @property
+    def floor(self) -> int:
+        return -1 if self.package is None else FLOORS[self.package]
+
+    @property
+    def pure(self) -> bool:
+        return self.floor <= PURE_FLOOR_MAX
+
+    def finding(self, node: ast.AST, text: str) -> str:
+        return f"src/{self.path}:{getattr(node, 'lineno', 1)}: {text}"
+
+
+def imports_of(module: Module) -> Iterator[tuple[ast.stmt, str]]:
+    """Every import with the full dotted name it brings in, relative ones resolved."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                above = module.path.split("/")[: -node.level]
+                origin = ".".join([*above, *([origin] if origin else [])])
+            for alias in node.names:
+                yield node, f"{origin}.{alias.name}"
+
+
+def floors(module: Module) -> Iterator[str]:
+    for node, name in imports_of(module):
+        top, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        if top != "lessor" or target not in FLOORS or target == module.package:
+            continue
+        if FLOORS[target] >= module.floor:
+            where = f"{module.package} (floor {module.floor})" if module.package else "lessor itself"
+            yield module.finding(node, f"{where} imports {target} (floor {FLOORS[target]})")
+
+
+def homes(module: Module) -> Iterator[str]:
+    for node, name in imports_of(module):
+        top = name.partition(".")[0]
+        if top in HOMES and module.package not in HOMES[top]:
+            yield module.finding(node, f"only {', '.join(sorted(HOMES[top]))} may import {top}")
+        if module.floor <= 0 and top not in sys.stdlib_module_names and top != "lessor":
+            yield module.finding(node, f"base is standard library only, and {top} is not in it")
+
+
+def purity(module: Module) -> Iterator[str]:
+    if not module.pure:
+        return
+    for node, name in imports_of(module):
+        top = name.partition(".")[0]
+        if top in IMPURE_MODULES and not (top == "time" and module.path == CLOCK_HOME):
+            yield module.finding(node, f"pure code imports {top}; what it needs is an argument")
+    for node in ast.walk(module.tree):
+        if isinstance(node, (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)):
+            yield module.finding(node, "pure code is never async")
+        elif isinstance(node, ast.comprehension) and node.is_async:
+            yield module.finding(node.target, "pure code is never async")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_CALLS:
+            yield module.finding(node, f"pure code calls {node.func.id}()")
+
+
+def hidden_imports(module: Module) -> Iterator[str]:
+    """An import by name at run time would get past the other rules."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Name) and node.id == "__import__":
+            yield module.finding(node, "__import__ hides an import from the layer test")
+    for node, name in imports_of(module):
+        if name == "importlib" or name.startswith(("importlib.import_module", "importlib.util", "importlib.machinery")):
+            yield module.finding(node, f"{name} hides imports from the layer test")
+
+
+def services_hold_no_state(module: Module) -> Iterator[str]:
+    """Of server/services.py: an object may be given its parts when it is made, and nothing is remembered after that."""
+    if module.path != "lessor/server/services.py":
+        return
+    births = {
+        inner
+        for birth in ast.walk(module.tree)
+        if isinstance(birth, ast.FunctionDef) and birth.name == "__init__"
+        for inner in ast.walk(birth)
+    }
+    for node in ast.walk(module.tree):
+        if isinstance(node, (ast.Global, ast.Nonlocal)):
+            yield module.finding(node, "services hold no state")
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, (ast.AugAssign, ast.AnnAssign)):
+            targets = [node.target]
+        for target in targets:
+            own = isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
+            if own and node not in births:
+                yield module.finding(node, "services hold no state")
+    for line in module.tree.body:
+        if isinstance(line, ast.Assign) and not all(isinstance(t, ast.Name) and t.id.isupper() for t in line.targets):
+            yield module.finding(line, "services hold no state: a module level name that is not a CONSTANT")
+
+
+RULES = (floors, homes, purity, hidden_imports, services_hold_no_state)
+
+
+def module_of(path: str, text: str) -> Module:
+    return Module(path, ast.parse(text, path))
+
+
+@cache
+def house() -> list[Module]:
+    files = sorted((SOURCE / "lessor").rglob("*.py"))
+    return [module_of(file.relative_to(SOURCE).as_posix(), file.read_text()) for file in files]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_house_keeps_its_floors(rule: object) -> None:
+    assert callable(rule)
+    findings = [finding for module in house() for finding in rule(module)]
+    assert not findings, "\n" + "\n".join(findings)
+
+
+def test_every_package_stands_on_a_floor() -> None:
+    packages = {module.package for module in house()} - {None}
+    assert packages <= FLOORS.keys()
+    # Guards the test itself: a wrong SOURCE would find nothing wrong anywhere.
+    assert {"base", "api", "state", "wire", "gateway", "durable", "server"} <= packages
+
+
+BROKEN = [
+    # floors: upwards, sideways, in each spelling of an import
+    (floors, "lessor/state/a.py", "from lessor.durable import engine", 1),
+    (floors, "lessor/state/a.py", "import lessor.wire.h2", 1),
+    (floors, "lessor/state/a.py", "from lessor import gateway", 1),
+    (floors, "lessor/state/a.py", "def f():\n    from lessor.server.main import run", 2),
+    (floors, "lessor/state/a.py", "from ..wire import h2", 1),
+    (floors, "lessor/state/a.py", "from .. import wire", 1),
+    (floors, "lessor/state/deep/a.py", "from ...wire import h2", 1),
+    (floors, "lessor/base/a.py", "from lessor.api import methods", 1),
+    (floors, "lessor/durable/a.py", "from lessor.client import sync", 1),
+    (floors, "lessor/server/a.py", "from lessor.cli import main", 1),
+    (floors, "lessor/__init__.py", "from lessor.base import clock", 1),
+    (floors, "lessor/wire/a.py", "if TYPE_CHECKING:\n    from lessor.state.machine import StateMachine", 2),
+    # homes
+    (homes, "lessor/cli/a.py", "import asyncio", 1),
+    (homes, "lessor/durable/a.py", "from asyncio import Lock", 1),
+    (homes, "lessor/testing/a.py", "import asyncio.events", 1),
+    (homes, "lessor/server/a.py", "import sqlite3", 1),
+    (homes, "lessor/client/a.py", "import uvloop", 1),
+    (homes, "lessor/base/a.py", "import click", 1),
+    # purity
+    (purity, "lessor/state/a.py", "async def f(): pass", 1),
+    (purity, "lessor/state/a.py", "import time", 1),
+    (purity, "lessor/base/a.py", "from time import monotonic", 1),
+    (purity, "lessor/base/clock.py", "import random", 1),
+    (purity, "lessor/api/a.py", "from datetime import datetime", 1),
+    (purity, "lessor/wire/a.py", "import random", 1),
+    (purity, "lessor/gateway/a.py", "x = 1\nfrom os import urandom", 2),
+    (purity, "lessor/gateway/a.py", "import os.path", 1),
+    (purity, "lessor/wire/a.py", "import secrets", 1),
+    (purity, "lessor/wire/a.py", "import socket", 1),
+    (purity, "lessor/state/a.py", "x = 1\ny = open('f')", 2),
+    # hidden imports
+    (hidden_imports, "lessor/state/a.py", "m = __import__('time')", 1),
+    (hidden_imports, "lessor/server/a.py", "from importlib import import_module", 1),
+    (hidden_imports, "lessor/server/a.py", "import importlib", 1),
+    # services
+    (services_hold_no_state, "lessor/server/services.py", "seen = {}", 1),
+    (services_hold_no_state, "lessor/server/services.py", "class S:\n def call(self):\n  self.count = 1", 3),
+    (services_hold_no_state, "lessor/server/services.py", "class S:\n def call(self):\n  self.count += 1", 3),
+    (services_hold_no_state, "lessor/server/services.py", "def f():\n global x", 2),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "text", "line"), BROKEN)
+def test_each_rule_finds_what_breaks_it(rule: object, path: str, text: str, line: int) -> None:
+    assert callable(rule)
+    findings = list(rule(module_of(path, text)))
+    assert len(findings) == 1
+    assert findings[0].startswith(f"src/{path}:{line}: ")
+
+
+SOUND = [
+    ("lessor/state/a.py", "from lessor.base import errors\nfrom lessor.api.proto import rpc_pb2\nfrom . import mvcc"),
+    ("lessor/state/a.py", "from sortedcontainers import SortedDict\nimport heapq"),
+    ("lessor/base/clock.py", "import time"),
+    (
+        "lessor/server/a.py",
+        "import asyncio, uvloop, os\nfrom lessor import __version__\nfrom lessor.durable import sqlite",
+    ),
+    ("lessor/durable/a.py", "import sqlite3, threading\nfrom lessor.state import journal"),
+    ("lessor/cli/a.py", "from importlib import metadata\nfrom lessor.client import sync\nprint(1)"),
+    ("lessor/server/services.py", "LIMIT = 1\nclass S:\n def __init__(self, machine):\n  self.machine = machine"),
+]
+
+
+@pytest.mark.parametrize(("path", "text"), SOUND)
+def test_no_rule_objects_to_sound_code(path: str, text: str) -> None:
+    assert [finding for rule in RULES for finding in rule(module_of(path, text))] == []

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds the habits of the house that neither the linter nor the type checker knows.
+
+Laws: each file says its licence, each module what it is for; modules and functions stay short enough to be read in one
+sitting; nothing is left for later in a comment; one module reads the clock; only the command line prints; no error is
+caught unseen.
+
+Each rule takes one file and yields findings as "file:line: what is wrong". Generated files are not looked at: their
+generator decides. The second half of this file feeds each rule a file that breaks it.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("src", "tests", "bench")
+LICENCE = "# SPDX-License-Identifier: Apache-2.0"
+MODULE_LINES_MAX = 700
+FUNCTION_LINES_MAX = 70
+# Written apart, so that this file does not find itself.
+LEFTOVERS = re.compile(r"\b(FIX" + r"ME|XX" + r"X|TO" + r"DO)\b")
+CLOCK_HOME = "src/lessor/base/clock.py"
+CLOCK_READERS = {
+    "time": {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time"},
+    "datetime": {"now", "utcnow", "today"},
+    "date": {"today"},
+}
+
+
+@dataclass(frozen=True)
+class File:
+    """A source file; `path` is relative to the repository's root, with slashes."""
+
+    path: str
+    text: str
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text, self.path)
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is the package itself, not a test or a bench."""
+        return self.path.startswith("src/")
+
+    def finding(self, line: int, text: str) -> str:
+        return f"{self.path}:{line}: {text}"
+
+
+def licence(file: File) -> Iterator[str]:
+    lines = file.text.splitlines()
+    first = 1 if lines and lines[0].startswith("#!") else 0
+    if len(lines) <= first or lines[first] != LICENCE:
+        yield file.finding(first + 1, f"does not begin with {LICENCE!r}")
+
+
+def docstring(file: File) -> Iterator[str]:
+    # A package without a line of code has nothing to explain; its modules do that.
+    if file.tree.body and not (ast.get_docstring(file.tree) or "").strip():
+        yield file.finding(1, "no module docstring: say what the module is for, its laws, and what it does not do")
+
+
+def module_length(file: File) -> Iterator[str]:
+    lines = len(file.text.splitlines())
+    if lines > MODULE_LINES_MAX:
+        yield file.finding(MODULE_LINES_MAX + 1, f"module of {lines} lines; {MODULE_LINES_MAX} is the limit: split it")
+
+
+def function_length(file: File) -> Iterator[str]:
+    for node in ast.walk(file.tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > FUNCTION_LINES_MAX:
+                yield file.finding(
+                    node.lineno, f"{node.name} has {lines} lines; {FUNCTION_LINES_MAX} is the limit: split it"
+                )
+
+
+def leftovers(file: File) -> Iterator[str]:
+    for number, line in enumerate(file.text.splitlines(), 1):
+        if found := LEFTOVERS.search(line):
+            yield file.finding(number, f"{found[0]} left: do it, or open an issue and say why it can wait")
+
+
+def clock(file: File) -> Iterator[str]:
+    if not file.ours or file.path == CLOCK_HOME:
+        return
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.Attribute):
+            owner = node.value
+            name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+            if node.attr in CLOCK_READERS.get(name, ()):
+                yield file.finding(node.lineno, f"{name}.{node.attr} outside {CLOCK_HOME}: take a Clock, or `now`")
+        elif isinstance(node, ast.ImportFrom) and node.module == "time":
+            for alias in node.names:
+                if alias.name in CLOCK_READERS["time"]:
+                    yield file.finding(node.lineno, f"time.{alias.name} outside {CLOCK_HOME}: take a Clock, or `now`")
+
+
+def bare_except(file: File) -> Iterator[str]:
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            yield file.finding(node.lineno, "bare except: name what can go wrong here")
+
+
+def printing(file: File) -> Iterator[str]:
+    if not file.ours or file.path.startswith("src/lessor/cli/"):
+        return
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield file.finding(node.lineno, "print outside cli: return it, raise it or log it")
+
+
+RULES = (licence, docstring, module_length, function_length, leftovers, clock, bare_except, printing)
+
+
+def generated(path: str, text: str) -> bool:
+    return path.endswith("_pb2.py") or "generated by scripts/" in "\n".join(text.splitlines()[:5]).lower()
+
+
+@cache
+def house() -> list[File]:
+    files = []
+    for folder in FOLDERS:
+        for found in sorted((ROOT / folder).rglob("*.py")):
+            file = File(found.relative_to(ROOT).as_posix(), found.read_text())
+            if not generated(file.path, file.text):
+                files.append(file)
+    return files
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_house_is_tidy(rule: object) -> None:
+    assert callable(rule)
+    findings = [finding for file in house() for finding in rule(file)]
+    assert not findings, "\n" + "\n".join(findings)
+
+
+def test_scripts_leave_nothing_for_later() -> None:
+    scripts = [file for file in (*(ROOT / "scripts").iterdir(), ROOT / ".ci" / "run") if file.is_file()]
+    assert scripts
+    findings = [
+        finding
+        for script in scripts
+        for finding in leftovers(File(script.relative_to(ROOT).as_posix(), script.read_text()))
+    ]
+    assert not findings, "\n" + "\n".join(findings)
+
+
+def test_the_house_is_looked_at() -> None:
+    """Guards the test itself: a wrong ROOT would find nothing wrong anywhere."""
+    paths = {file.path for file in house()}
+    assert {CLOCK_HOME, "src/lessor/api/methods.py", "tests/house/test_tidy.py"} <= paths
+    assert not any(path.endswith("_pb2.py") for path in paths)
+
+
+HEAD = LICENCE + '\n"""Purpose."""\n'
+LONG_FUNCTION = "def f():\n" + "    x = 1\n" * FUNCTION_LINES_MAX
+BROKEN = [
+    (licence, "tests/a.py", '"""Purpose."""\n', 1),
+    (licence, "src/lessor/a.py", "#!/bin/python\n" + '"""Purpose."""\n', 2),
+    (licence, "src/lessor/a.py", "", 1),
+    (docstring, "src/lessor/a.py", LICENCE + "\nx = 1\n", 1),
+    (docstring, "src/lessor/a.py", LICENCE + '\n"""  """\nx = 1\n', 1),
+    (module_length, "src/lessor/a.py", "x = 1\n" * (MODULE_LINES_MAX + 1), MODULE_LINES_MAX + 1),
+    (function_length, "src/lessor/a.py", HEAD + LONG_FUNCTION, 3),
+    (function_length, "src/lessor/a.py", HEAD + "async " + LONG_FUNCTION, 3),
+    (leftovers, "bench/a.py", "x = 1  # FIX" + "ME\n", 1),
+    (leftovers, "tests/a.py", "x = 1\n# TO" + "DO: later\n", 2),
+    (leftovers, "src/lessor/a.py", "# XX" + "X\n", 1),
+    (clock, "src/lessor/server/a.py", "import time\nx = time.time()\n", 2),
+    (clock, "src/lessor/server/a.py", "import time\nread = time.monotonic\n", 2),
+    (clock, "src/lessor/client/a.py", "from time import monotonic\n", 1),
+    (clock, "src/lessor/server/a.py", "import datetime\nx = datetime.datetime.now()\n", 2),
+    (clock, "src/lessor/server/a.py", "from datetime import datetime\nx = datetime.now()\n", 2),
+    (bare_except, "tests/a.py", "try:\n    pass\nexcept:\n    pass\n", 3),
+    (printing, "src/lessor/server/a.py", "print(1)\n", 1),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "text", "line"), BROKEN)
+def test_each_rule_finds_what_breaks_it(rule: object, path: str, text: str, line: int) -> None:
+    assert callable(rule)
+    findings = list(rule(File(path, text)))
+    assert len(findings) == 1
+    assert findings[0].startswith(f"{path}:{line}: ")
+
+
+SOUND = [
+    ("src/lessor/state/__init__.py", LICENCE + "\n"),
+    ("src/lessor/cli/a.py", HEAD + "print(1)\n"),
+    (CLOCK_HOME, HEAD + "import time\n\nx = time.monotonic()\n"),
+    ("src/lessor/server/a.py", HEAD + "import time\n\ntime.sleep(1)\nx = frame.time\n"),
+    ("tests/a.py", HEAD + "import time\n\nstart = time.perf_counter()\nprint(start)\n"),
+    ("src/lessor/a.py", HEAD + "def f():\n" + "    x = 1\n" * (FUNCTION_LINES_MAX - 1)),
+    ("src/lessor/a.py", HEAD + "x = 1\n" * (MODULE_LINES_MAX - 2)),
+    ("bench/a.py", "#!/usr/bin/env python3\n" + HEAD + "try:\n    pass\nexcept OSError:\n    pass\n"),
+]
+
+
+@pytest.mark.parametrize(("path", "text"), SOUND)
+def test_no_rule_objects_to_sound_code(path: str, text: str) -> None:
+    assert [finding for rule in RULES for finding in rule(File(path, text))] == []
+
+
+def test_generated_files_are_recognised() -> None:
+    assert generated("src/lessor/api/proto/rpc_pb2.py", "")
+    assert generated("src/lessor/client/_sync.py", LICENCE + "\n# Generated by scripts/generate: do not edit.\n")
+    assert not generated("src/lessor/client/_async.py", HEAD)
