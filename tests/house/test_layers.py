@@ -82,7 +82,7 @@ class Module:
         return f"src/{self.path}:{getattr(node, 'lineno', 1)}: {text}"
 
 
-def imports_of(module: Module) -> Iterator[tuple[ast.stmt, str]]:
+def imports_of(module: Module) -> Iterator[tuple[ast.AST, str]]:
     """Every import with the full dotted name it brings in, relative ones resolved."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
