@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data directory: who may use it, and what its files look like before SQLite is let near them.
+
+Laws
+- One server per directory, held by an advisory lock that the kernel drops when the process dies, however it dies.
+- A file that does not look like ours is never opened for writing, so it is never changed.
+
+It does not read tables; that is sqlite.py.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+from lessor.durable.engine import DataDirError
+from lessor.durable.schema import APPLICATION_ID
+
+DATABASE_NAME = "lessor.db"
+LOCK_NAME = "lessor.lock"
+
+_SQLITE_MAGIC = b"SQLite format 3\x00"  # the first 16 bytes, which no write of SQLite ever changes
+_HEADER_BYTES = 100
+_APPLICATION_ID_AT = 68  # big-endian uint32 in the header
+
+
+def cannot_use(path: Path, error: OSError) -> DataDirError:
+    reason = error.strerror or str(error)
+    return DataDirError(f"{path}: {reason}: give --data-dir a directory that this user may write to")
+
+
+def prepare(data_dir: Path) -> None:
+    """Makes the directory, readable by its owner only, unless it is there. Raises `DataDirError`."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(data_dir, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(13, "no permission to write here")
+    except FileExistsError:
+        raise DataDirError(f"{data_dir}: a file, not a directory: give --data-dir another path") from None
+    except OSError as error:
+        raise cannot_use(data_dir, error) from None
+
+
+def lock(data_dir: Path) -> int:
+    """Takes the directory for this process; returns the open lock file. Raises `DataDirError` when it is taken.
+
+    The file holds the holder's process id and stays behind afterwards: deleting it would let two servers lock two
+    different files of the same name.
+    """
+    path = data_dir / LOCK_NAME
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise cannot_use(path, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        who = f"process {holder}" if holder else "another process"
+        message = f"{data_dir}: in use by another lessor ({who}): stop that one, or give --data-dir another directory"
+        raise DataDirError(message) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise cannot_use(path, error) from None
+    return descriptor
+
+
+def unlock(descriptor: int) -> None:
+    """Lets the directory go."""
+    os.close(descriptor)
+
+
+def exists(database: Path) -> bool:
+    """Whether there is data. Raises `DataDirError` when what is there cannot be ours, or only half of it is left."""
+    try:
+        with database.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    except FileNotFoundError:
+        log = database.with_name(database.name + "-wal")
+        if log.exists() and log.stat().st_size > 0:
+            raise DataDirError(
+                f"{database}: missing, but its log {log.name} is there: put the file back, or restore a backup"
+            ) from None
+        return False
+    except OSError as error:
+        raise cannot_use(database, error) from None
+    if len(header) < _HEADER_BYTES or not header.startswith(_SQLITE_MAGIC):
+        raise damaged(database, "it does not start as an SQLite database does")
+    application_id = int.from_bytes(header[_APPLICATION_ID_AT : _APPLICATION_ID_AT + 4], "big")
+    if application_id != APPLICATION_ID:
+        raise DataDirError(f"{database}: another program's SQLite database: give --data-dir another directory")
+    return True
+
+
+def damaged(path: Path, what: str) -> DataDirError:
+    return DataDirError(f"{path}: damaged ({what}): keep a copy of the directory, then restore a backup")
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes a file's name durable, as fsync of the file itself does not."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

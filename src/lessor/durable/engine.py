@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: what the server asks of the thing that keeps rows on disk.
+
+Laws
+- An engine speaks rows and batches, never requests. Revisions, deadlines and batch numbers come to it.
+- A batch is there whole or not at all. `commit` returns only when the batch would survive the loss of power at once.
+- After a failed commit nobody knows what the disk holds, so an engine that failed once refuses every further write.
+
+Theory of operation: the state machine keeps everything in memory and writes what changed into batches, numbered 1, 2, 3
+without a gap. One thread hands them to the engine, one at a time. At boot `open` and `load` give the rows back. Rows
+that a compaction made superfluous are named by the state machine and deleted later by `collect`, in steps short enough
+that commits get in between; until then they do no harm beyond their size.
+
+It does not: read clocks, retry, log, or run on the event loop. Every call blocks.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
+
+COLLECT_ROWS_MAX = 2_000  # rows that one `collect` step looks at: about as long as a commit
+
+
+class DataDirError(Exception):
+    """The data directory cannot be served. The message is one line: which file, what is wrong, what to do.
+
+    Nothing in the directory was changed. Trying again helps only after a person has acted.
+    """
+
+
+class EngineError(Exception):
+    """A write failed. The message is one line. What the disk holds is unknown until the next boot."""
+
+
+class Meta(NamedTuple):
+    """What is known about the data as a whole."""
+
+    cluster_id: int  # uint64
+    member_id: int  # uint64
+    term: int  # raised by one at each boot, answered as raft_term
+    compact_revision: int  # `NOTHING_COMPACTED` (-1) when nothing was compacted yet
+    batch: int  # number of the newest batch; 0 when there is none
+    uptime_s: float  # seconds that this data was served, over all restarts, as of the newest batch
+    clean: bool  # whether the newest batch was the last act of an orderly stop
+    schema_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything that is on disk. Read `events`, then `leases`, then `alarms`, each once, before the first commit.
+
+    The iterators raise `DataDirError` when they meet a damaged page.
+    """
+
+    meta: Meta
+    events: Iterator[EventRow]  # ordered by (revision, sub); may hold rows that a compaction named dead
+    leases: Iterator[LeaseRow]  # those that have not ended, ordered by id
+    alarms: Iterator[AlarmRow]  # those that are active
+
+
+class Engine(Protocol):
+    """Keeps the rows of one data directory. All calls come from one thread unless they say otherwise."""
+
+    def open(self, new_identity: tuple[int, int]) -> Meta:
+        """Takes the directory and brings its schema up to date.
+
+        `new_identity` is (cluster_id, member_id), both uint64, for a directory that holds no data yet; it is ignored
+        when there is data. Raises `DataDirError` when the directory is in use, unwritable, of a newer schema
+        or damaged.
+        """
+        ...
+
+    def load(self) -> Loaded:
+        """All rows, streamed. Costs a read of the whole data."""
+        ...
+
+    def begin_term(self, term: int) -> None:
+        """Makes `term` (greater than the last one) durable and clears the clean mark. Raises `EngineError`."""
+        ...
+
+    def commit(self, batch: Batch) -> None:
+        """Makes one batch durable, whole; its number is the last one's plus 1. Raises `EngineError`."""
+        ...
+
+    def settle(self) -> None:
+        """Does the engine's own upkeep if it is due. Call it after the replies that waited for a commit have left.
+
+        Returns at once most of the time. Raises `EngineError`.
+        """
+        ...
+
+    def collect(self, dead: Sequence[tuple[int, int]] = (), rows_max: int = COLLECT_ROWS_MAX) -> bool:
+        """Queues `dead`, the (revision, sub) of superfluous rows, for deletion, and deletes at most `rows_max` rows.
+
+        Give the whole list that a compaction named at once, or in pieces in ascending order: rows are deleted oldest
+        first, because a tombstone that went before what it covers would bring the key back after a crash.
+
+        Returns whether something is left to do: call again without arguments, with commits in between, until it is not.
+        Ended leases of batches before the newest compaction go too, and the space goes back to the file system.
+        What a crash leaves undone comes back from `load`. Raises `EngineError`.
+        """
+        ...
+
+    def size_bytes(self) -> int:
+        """Bytes that the data takes on disk."""
+        ...
+
+    def in_use_bytes(self) -> int:
+        """Bytes of it that hold data; the rest is free and will be used again."""
+        ...
+
+    def defragment(self) -> None:
+        """Rewrites the data without free space; nothing is committed meanwhile. Costs a read and two writes of it.
+
+        Raises `EngineError`; the data is as it was then.
+        """
+        ...
+
+    def backup(self, path: Path) -> None:
+        """Writes a consistent copy to `path`, which must not exist. May be called from any thread, while serving.
+
+        Raises `EngineError` when the copy could not be written; the data is not touched and the engine goes on.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets the directory go. Does nothing when closed already."""
+        ...

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables, as numbered migrations.
+
+Laws
+- A migration that was released is never edited: a change of the tables is a new one at the end of `MIGRATIONS`.
+- The schema version is the number of migrations that ran. It is kept in `meta`, whose own form (name, value) never
+  changes, so that every version can read every other's number.
+- The tables are meant to be read by people with the `sqlite3` shell: names are words, ids that need 64 unsigned bits
+  are hexadecimal text, the notes stand inside the CREATE statements so that `.schema` shows them.
+
+A worked example. Lease 7 (TTL 60 s) is granted, key `a` is put on it, lease 7 is revoked. The rows are
+
+    lease   id 7, ttl_s 60, deadline_s 1060.0, ended 0, batch 1          then the same row: ended 1, batch 3
+    event   revision 2, sub 0, key a, value 1,    create_revision 2, version 1, lease 7, batch 2
+    event   revision 3, sub 0, key a, value NULL, create_revision 0, version 0, lease 0, batch 3
+
+and a compaction at revision 3 makes both events and the ended lease superfluous.
+
+There is no index beyond the primary keys: rows are read once, in primary key order, at boot.
+"""
+
+APPLICATION_ID = 0x4C657373  # "Less": `file lessor.db` and our own check tell this file from other SQLite files
+
+_FIRST = """
+CREATE TABLE meta (
+    name  TEXT PRIMARY KEY,  -- what the whole data has once; cluster_id and member_id are hexadecimal
+    value                    -- uptime_s: seconds that this data was served, the clock that deadlines are on
+) WITHOUT ROWID;
+
+CREATE TABLE event (         -- one change of one key
+    revision        INTEGER NOT NULL,  -- of the transaction
+    sub             INTEGER NOT NULL,  -- counts the changes inside the transaction, from 0
+    key             BLOB NOT NULL,
+    value           BLOB,              -- NULL: the key was deleted
+    create_revision INTEGER NOT NULL,
+    version         INTEGER NOT NULL,
+    lease           INTEGER NOT NULL,  -- 0: none
+    batch           INTEGER NOT NULL,  -- that wrote the row
+    PRIMARY KEY (revision, sub)
+) WITHOUT ROWID;
+
+CREATE TABLE lease (
+    id         INTEGER PRIMARY KEY,
+    ttl_s      INTEGER NOT NULL,
+    deadline_s REAL NOT NULL,     -- on the clock of meta.uptime_s; not before the true deadline
+    ended      INTEGER NOT NULL,  -- 1: expired or revoked; the row stays until a compaction
+    batch      INTEGER NOT NULL   -- that wrote the row
+);
+
+CREATE TABLE alarm (
+    member_id TEXT NOT NULL,     -- hexadecimal
+    type      INTEGER NOT NULL,  -- 1: no space, 2: corrupt
+    active    INTEGER NOT NULL,
+    batch     INTEGER NOT NULL,  -- that wrote the row
+    PRIMARY KEY (member_id, type)
+) WITHOUT ROWID;
+
+CREATE VIEW current_keys AS      -- what a range over all keys answers
+    SELECT CAST(key AS TEXT) AS key, CAST(value AS TEXT) AS value, create_revision, revision AS mod_revision, version,
+           CASE lease WHEN 0 THEN '' ELSE printf('%016x', lease) END AS lease
+      FROM (SELECT *, row_number() OVER (PARTITION BY key ORDER BY revision DESC, sub DESC) AS newest FROM event)
+     WHERE newest = 1 AND value IS NOT NULL
+     ORDER BY 1;
+
+CREATE VIEW live_leases AS       -- id as etcdctl prints it; the true remaining time may be shorter, never longer
+    SELECT printf('%016x', id) AS lease, ttl_s,
+           round(deadline_s - (SELECT value FROM meta WHERE name = 'uptime_s'), 3) AS remaining_s
+      FROM lease
+     WHERE NOT ended
+     ORDER BY deadline_s;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST,)
+
+SCHEMA_VERSION = len(MIGRATIONS)

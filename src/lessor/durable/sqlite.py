@@ -1,0 +1,443 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SQLite engine: one file, `lessor.db`, in the data directory.
+
+Laws
+- A batch is one transaction and one fsync: WAL mode with synchronous=FULL syncs the log once at each COMMIT.
+- `commit` never does upkeep while the log is short: copying the log into the file waits for `settle`, which the caller
+  runs after the replies have left. A log longer than `WAL_PAGES_MAX` is copied anyway, so that it is bounded.
+- After the first error of a write every further write is refused. Nothing is rolled back by hand: closing does that.
+
+Theory of operation. A new file is built whole under another name and renamed, so a `lessor.db` that exists was complete
+once. Opening copies whatever the last run left in the log into the file and syncs that: what a failed fsync left in the
+page cache alone is written again before anybody is told about it. People may read the file with the `sqlite3` shell
+while the server runs (a reader that never ends its transaction keeps the log from starting over: it grows until then).
+
+Superfluous rows are deleted oldest first. The order matters: a tombstone that went before the values that it covers
+would, after a crash between the two, bring the key back.
+
+It does not: check every page at boot (a damaged one is met by `load`), or share the directory with a second server.
+
+Why these settings, with figures: docs/decisions/0003-sqlite-engine.md.
+"""
+
+import contextlib
+import math
+import os
+import sqlite3
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lessor.durable import directory
+from lessor.durable.engine import COLLECT_ROWS_MAX, DataDirError, EngineError, Loaded, Meta
+from lessor.durable.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
+from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
+
+PAGE_BYTES = 4_096
+WAL_PAGES_SETTLE = 1_000  # log pages from which `settle` copies the log into the file
+WAL_PAGES_MAX = 8_000  # log pages from which `commit` itself does
+CACHE_BYTES = 16 * 1024 * 1024  # pages that SQLite keeps in memory
+BUSY_S = 5.0  # how long a commit waits for a person who writes with the sqlite3 shell
+VACUUM_PAGES_MAX = 256  # pages given back to the file system in one `collect` step
+LOAD_ROWS = 1_000  # rows fetched at once
+
+_WAL_INDEX_PAGES_AT = 16  # where the wal-index header says, in the machine's byte order, how many pages the log has
+_INT64_MAX = 2**63 - 1
+_UINT64_MAX = 2**64 - 1
+
+Connect = Callable[..., sqlite3.Connection]
+
+_INSERT_EVENT = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_REPLACE_LEASE = "REPLACE INTO lease VALUES (?, ?, ?, ?, ?)"
+_REPLACE_ALARM = "REPLACE INTO alarm VALUES (?, ?, ?, ?)"
+_UPDATE_META = "UPDATE meta SET value = ? WHERE name = ?"
+
+
+class SqliteEngine:
+    """Implements `Engine` on the directory `data_dir`. `connect` stands in for sqlite3.connect in tests of faults."""
+
+    def __init__(self, data_dir: Path, *, connect: Connect = sqlite3.connect) -> None:
+        self._dir = data_dir
+        self._path = data_dir / directory.DATABASE_NAME
+        self._connect_with = connect
+        self._lock: int | None = None
+        self._open: sqlite3.Connection | None = None
+        # Held open as long as the connection: closing any descriptor of a file drops all POSIX locks that this process
+        # holds on it, SQLite's included.
+        self._wal_index: int | None = None
+        self._refusal: str | None = None  # why writes are refused: the first one that failed
+        self._batch = 0
+        self._term = 0
+        self._dead: deque[tuple[int, int]] = deque()
+        self._sweep: tuple[int, int] | None = None  # ended leases: (batch of the compaction, id swept so far)
+
+    # --- open ------------------------------------------------------------------------------------------------------
+
+    def open(self, new_identity: tuple[int, int]) -> Meta:
+        assert self._open is None, "open once"
+        directory.prepare(self._dir)
+        self._lock = directory.lock(self._dir)
+        try:
+            if not directory.exists(self._path):
+                self._create(new_identity)
+            with self._explained():
+                self._refuse_newer_schema()
+                self._open = self._connect(self._path, "rw")
+                self._migrate(self._open)
+                meta = self._read_meta(self._open)
+                self._check_newest_rows(self._open, meta)
+                self._open.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._wal_index = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            self.close()
+            raise
+        self._batch = meta.batch
+        self._term = meta.term
+        return meta
+
+    def _connect(self, path: Path, mode: str) -> sqlite3.Connection:
+        connection = self._connect_with(
+            f"{path.absolute().as_uri()}?mode={mode}",
+            uri=True,
+            timeout=BUSY_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        for pragma in (
+            "synchronous = FULL",
+            f"cache_size = {-CACHE_BYTES // 1024}",
+            "wal_autocheckpoint = 0",
+            "trusted_schema = OFF",
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        return connection
+
+    def _create(self, identity: tuple[int, int]) -> None:
+        """Builds the file under another name, whole and synced, then gives it its own."""
+        cluster_id, member_id = identity
+        assert 0 < cluster_id <= _UINT64_MAX
+        assert 0 < member_id <= _UINT64_MAX
+        part = self._path.with_name(self._path.name + ".new")
+        try:
+            for suffix in ("", "-journal", "-wal", "-shm"):  # what a crash in here left behind
+                part.with_name(part.name + suffix).unlink(missing_ok=True)
+            connection = self._connect(part, "rwc")
+            with contextlib.closing(connection):
+                connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute("BEGIN IMMEDIATE")
+                self._run_migration(connection, 0)
+                rows = {
+                    "cluster_id": f"{cluster_id:016x}",
+                    "member_id": f"{member_id:016x}",
+                    "term": 0,
+                    "compact_revision": -1,
+                    "batch": 0,
+                    "uptime_s": 0.0,
+                    "clean": 1,  # nothing was lost
+                    "schema_version": 1,
+                }
+                connection.executemany("INSERT INTO meta VALUES (?, ?)", list(rows.items()))
+                connection.execute("COMMIT")
+                connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            part.chmod(0o600)  # values may be secrets; the log takes over the mode
+            os.replace(part, self._path)
+            directory.sync_directory(self._dir)
+        except sqlite3.Error as error:
+            raise DataDirError(explain(error, part)) from error
+        except OSError as error:
+            raise directory.cannot_use(self._path, error) from error
+
+    def _refuse_newer_schema(self) -> None:
+        """Reads the version through a connection that cannot write, not even by closing."""
+        with contextlib.closing(self._connect(self._path, "ro")) as connection:
+            version = self._read_schema_version(connection)
+        if version > SCHEMA_VERSION:
+            raise DataDirError(
+                f"{self._path}: written by a newer Lessor (schema {version}, this one knows {SCHEMA_VERSION}): "
+                "run the newer one, or restore a backup of before the upgrade"
+            )
+
+    def _read_schema_version(self, connection: sqlite3.Connection) -> int:
+        row = connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
+        if row is None or not isinstance(row[0], int) or row[0] < 1:
+            raise directory.damaged(self._path, "meta.schema_version is not a number")
+        return row[0]
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        """Runs what is missing in one transaction: the file is at its old version or at ours."""
+        version = self._read_schema_version(connection)
+        if version == SCHEMA_VERSION:
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        for index in range(version, SCHEMA_VERSION):
+            self._run_migration(connection, index)
+        connection.execute(_UPDATE_META, (SCHEMA_VERSION, "schema_version"))
+        connection.execute("COMMIT")
+
+    @staticmethod
+    def _run_migration(connection: sqlite3.Connection, index: int) -> None:
+        # Not executescript: that would end the transaction first.
+        for statement in split_statements(MIGRATIONS[index]):
+            connection.execute(statement)
+
+    def _read_meta(self, connection: sqlite3.Connection) -> Meta:
+        """The meta rows, each checked for type and range. Raises `DataDirError`."""
+        rows: dict[str, Any] = dict(connection.execute("SELECT name, value FROM meta").fetchall())
+
+        def whole(name: str, least: int) -> int:
+            value = rows.get(name)
+            if not isinstance(value, int) or value < least:
+                raise directory.damaged(self._path, f"meta.{name} is {value!r}")
+            return value
+
+        def identity(name: str) -> int:
+            value = rows.get(name)
+            try:
+                number = int(value, 16) if isinstance(value, str) else 0
+            except ValueError:
+                number = 0
+            if not 0 < number <= _UINT64_MAX:
+                raise directory.damaged(self._path, f"meta.{name} is {value!r}")
+            return number
+
+        uptime_s = rows.get("uptime_s")
+        if not isinstance(uptime_s, (int, float)) or not math.isfinite(uptime_s) or uptime_s < 0:
+            raise directory.damaged(self._path, f"meta.uptime_s is {uptime_s!r}")
+        return Meta(
+            cluster_id=identity("cluster_id"),
+            member_id=identity("member_id"),
+            term=whole("term", 0),
+            compact_revision=whole("compact_revision", -1),
+            batch=whole("batch", 0),
+            uptime_s=float(uptime_s),
+            clean=bool(whole("clean", 0)),
+            schema_version=whole("schema_version", 1),
+        )
+
+    def _check_newest_rows(self, connection: sqlite3.Connection, meta: Meta) -> None:
+        """Touches the root of every table and the path to the newest event: cheap, and finds a file cut short."""
+        newest = connection.execute("SELECT batch FROM event ORDER BY revision DESC, sub DESC LIMIT 1").fetchone()
+        if newest is not None and newest[0] > meta.batch:
+            raise directory.damaged(self._path, f"an event of batch {newest[0]}, but meta.batch is {meta.batch}")
+        connection.execute("SELECT id FROM lease ORDER BY id DESC LIMIT 1").fetchone()
+        connection.execute("SELECT count(*) FROM alarm").fetchone()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns SQLite's errors into `DataDirError`. For what happens before serving."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise DataDirError(explain(error, self._path)) from error
+
+    # --- read ------------------------------------------------------------------------------------------------------
+
+    def load(self) -> Loaded:
+        with self._explained():
+            meta = self._read_meta(self._connection)
+        return Loaded(meta=meta, events=self._load_events(), leases=self._load_leases(), alarms=self._load_alarms())
+
+    def _load_events(self) -> Iterator[EventRow]:
+        yield from self._stream(
+            "SELECT revision, sub, key, value, create_revision, version, lease FROM event ORDER BY revision, sub"
+        )
+
+    def _load_leases(self) -> Iterator[LeaseRow]:
+        for lease_id, ttl_s, deadline_s in self._stream(
+            "SELECT id, ttl_s, deadline_s FROM lease WHERE NOT ended ORDER BY id"
+        ):
+            yield lease_id, ttl_s, deadline_s, False
+
+    def _load_alarms(self) -> Iterator[AlarmRow]:
+        for member_id, alarm in self._stream("SELECT member_id, type FROM alarm WHERE active ORDER BY member_id, type"):
+            yield int(member_id, 16), alarm, True
+
+    def _stream(self, query: str) -> Iterator[Any]:
+        with self._explained():
+            cursor = self._connection.execute(query)
+            while rows := cursor.fetchmany(LOAD_ROWS):
+                yield from rows
+
+    # --- write -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        assert self._open is not None, "the engine is not open"
+        return self._open
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that ends in COMMIT. Whatever goes wrong in it ends the engine's writing for good."""
+        if self._refusal is not None:
+            raise EngineError(f"no write after a failed one: {self._refusal}")
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._refusal = explain(error, self._path)
+            raise EngineError(self._refusal) from error
+        except BaseException as error:
+            self._refusal = f"{self._path}: {error!r}"
+            raise
+
+    def begin_term(self, term: int) -> None:
+        assert term > self._term, f"term {term} after {self._term}"
+        with self._writing() as connection:
+            connection.executemany(_UPDATE_META, [(term, "term"), (0, "clean")])
+        self._term = term
+
+    def commit(self, batch: Batch) -> None:
+        number = batch.number
+        assert number == self._batch + 1, f"batch {number} after {self._batch}"
+        with self._writing() as connection:
+            if batch.events:
+                connection.executemany(_INSERT_EVENT, [(*row, number) for row in batch.events])
+            if batch.leases:
+                connection.executemany(_REPLACE_LEASE, [(*row, number) for row in batch.leases])
+            if batch.alarms:
+                rows = [(f"{member_id:016x}", alarm, active, number) for member_id, alarm, active in batch.alarms]
+                connection.executemany(_REPLACE_ALARM, rows)
+            meta: list[tuple[object, str]] = [(number, "batch"), (batch.now_s, "uptime_s"), (int(batch.clean), "clean")]
+            if batch.compact_revision is not None:
+                meta.append((batch.compact_revision, "compact_revision"))
+            connection.executemany(_UPDATE_META, meta)
+        self._batch = number
+        if batch.compact_revision is not None:
+            self._sweep = (number, -_INT64_MAX - 1)
+        if self._wal_pages() >= WAL_PAGES_MAX:
+            self._copy_log("PASSIVE")
+
+    def settle(self) -> None:
+        if self._wal_pages() >= WAL_PAGES_SETTLE:
+            self._copy_log("PASSIVE")
+
+    def _wal_pages(self) -> int:
+        """Pages in the log now; the log's size says how many there ever were. From the header of the wal-index."""
+        assert self._wal_index is not None
+        return int.from_bytes(os.pread(self._wal_index, 4, _WAL_INDEX_PAGES_AT), sys.byteorder)
+
+    def _copy_log(self, mode: str) -> None:
+        if self._refusal is not None:
+            raise EngineError(f"no write after a failed one: {self._refusal}")
+        try:
+            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        except sqlite3.Error as error:
+            self._refusal = explain(error, self._path)
+            raise EngineError(self._refusal) from error
+
+    # --- space -----------------------------------------------------------------------------------------------------
+
+    def collect(self, dead: Sequence[tuple[int, int]] = (), rows_max: int = COLLECT_ROWS_MAX) -> bool:
+        self._dead.extend(sorted(dead))
+        if self._dead:
+            step = [self._dead.popleft() for _ in range(min(rows_max, len(self._dead)))]
+            with self._writing() as connection:
+                connection.executemany("DELETE FROM event WHERE revision = ? AND sub = ?", step)
+        elif self._sweep is not None:
+            self._sweep_leases(*self._sweep, rows_max)
+        elif self._free_pages() > 0:
+            with self._writing() as connection:
+                connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES_MAX})").fetchall()
+            if self._free_pages() == 0:
+                self._copy_log("TRUNCATE")
+        return bool(self._dead) or self._sweep is not None or self._free_pages() > 0
+
+    def _sweep_leases(self, before_batch: int, after_id: int, rows_max: int) -> None:
+        with self._writing() as connection:
+            looked_at = "SELECT id FROM lease WHERE id > ? ORDER BY id LIMIT ?"
+            (last_id,) = connection.execute(f"SELECT max(id) FROM ({looked_at})", (after_id, rows_max)).fetchone()
+            if last_id is not None:
+                connection.execute(
+                    "DELETE FROM lease WHERE id > ? AND id <= ? AND ended AND batch < ?",
+                    (after_id, last_id, before_batch),
+                )
+        self._sweep = None if last_id is None else (before_batch, last_id)
+
+    def _free_pages(self) -> int:
+        return int(self._connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+    def size_bytes(self) -> int:
+        size = self._path.stat().st_size
+        with contextlib.suppress(FileNotFoundError):
+            size += os.stat(f"{self._path}-wal").st_size
+        return size
+
+    def in_use_bytes(self) -> int:
+        pages = int(self._connection.execute("PRAGMA page_count").fetchone()[0])
+        return (pages - self._free_pages()) * PAGE_BYTES
+
+    def defragment(self) -> None:
+        if self._refusal is not None:
+            raise EngineError(f"no write after a failed one: {self._refusal}")
+        try:
+            self._connection.execute("VACUUM")
+        except sqlite3.Error as error:
+            # VACUUM builds the new file aside and switches in one transaction: the data is as it was.
+            raise EngineError(explain(error, self._path)) from error
+        self._copy_log("TRUNCATE")
+
+    def backup(self, path: Path) -> None:
+        part = path.with_name(path.name + ".part")
+        try:
+            if path.exists():
+                raise EngineError(f"{path}: exists already: name another file, or move it away")
+            part.unlink(missing_ok=True)
+            with contextlib.closing(self._connect(self._path, "ro")) as source:
+                source.execute("VACUUM INTO ?", (str(part),))
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            directory.sync_directory(path.parent)
+        except sqlite3.Error as error:
+            raise EngineError(explain(error, part)) from error
+        except OSError as error:
+            raise EngineError(f"{path}: {error.strerror}: name a file where this user may write") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        connection, self._open = self._open, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):  # closing cannot lose what was committed
+                connection.close()
+        descriptor, self._wal_index = self._wal_index, None
+        if descriptor is not None:
+            os.close(descriptor)
+        descriptor, self._lock = self._lock, None
+        if descriptor is not None:
+            directory.unlock(descriptor)
+
+
+def split_statements(script: str) -> Iterator[str]:
+    """The statements of `script`, each of which starts on a line of its own. Semicolons in comments are no end."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def explain(error: sqlite3.Error, path: Path) -> str:
+    """One line: which file, what is wrong, what to do."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest the detail
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    if code == sqlite3.SQLITE_FULL:
+        return f"{path}: the disk is full: free some space, then start again"
+    if code == sqlite3.SQLITE_IOERR:
+        return f"{path}: the disk failed to read or write ({name}): check the disk and the system log, then start again"
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"{path}: locked by another program: end the sqlite3 shell or backup that writes to it, then start again"
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return str(directory.damaged(path, str(error)))
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return f"{path}: {error}: give the user that runs lessor the right to write the file and its directory"
+    if code == sqlite3.SQLITE_ERROR:
+        return str(directory.damaged(path, str(error)))
+    return f"{path}: {error} ({name})"
