@@ -70,7 +70,7 @@ def find_etcd() -> str | None:
 
 
 def ours() -> Server:
-    command = (sys.executable, "-m", "lessor.cli.main", "serve", "--data-dir", "{data}")
+    command = (sys.executable, "-m", "lessor", "serve", "--data-dir", "{data}")
     urls = ("--listen-client-urls", "http://127.0.0.1:{client}", "--advertise-client-urls", "http://127.0.0.1:{client}")
     return Server(OURS, metadata.version("lessor"), (*command, *urls))
 
