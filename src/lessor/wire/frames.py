@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What HTTP/2 looks like on the wire (RFC 9113 sections 4, 6, 7): names for its numbers, and how a frame is packed.
+
+Laws
+- No state and no decisions here: who may send what, and when, is `h2_connection.py`'s business.
+
+A frame is nine bytes and a payload: length (24 bits), type (8), flags (8), a reserved bit, stream id (31).
+`FRAME_HEADER` reads length and type as one number, because one shift is cheaper than one more field.
+"""
+
+from enum import IntEnum
+from struct import Struct
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # what a client sends before its first frame
+
+# (length << 8 | type, flags, stream id with the reserved bit)
+FRAME_HEADER = Struct(">IBI")
+FRAME_HEADER_BYTES = 9
+STREAM_ID_MAX = 0x7FFFFFFF
+WINDOW_BYTES_MAX = 0x7FFFFFFF
+WINDOW_BYTES_DEFAULT = 65_535  # of a connection, and of a stream until SETTINGS say otherwise
+FRAME_BYTES_DEFAULT = 16_384  # what every peer must accept
+FRAME_BYTES_CEILING = 16_777_215
+HEADER_TABLE_BYTES_DEFAULT = 4_096
+
+# Frame types (section 6). Plain integers: they are compared once per frame on the hot path.
+DATA = 0x0
+HEADERS = 0x1
+PRIORITY = 0x2
+RST_STREAM = 0x3
+SETTINGS = 0x4
+PUSH_PROMISE = 0x5
+PING = 0x6
+GOAWAY = 0x7
+WINDOW_UPDATE = 0x8
+CONTINUATION = 0x9
+
+FLAG_END_STREAM = 0x1
+FLAG_ACK = 0x1
+FLAG_END_HEADERS = 0x4
+FLAG_PADDED = 0x8
+FLAG_PRIORITY = 0x20
+
+# Settings (section 6.5.2)
+SETTINGS_HEADER_TABLE_SIZE = 0x1
+SETTINGS_ENABLE_PUSH = 0x2
+SETTINGS_MAX_CONCURRENT_STREAMS = 0x3
+SETTINGS_INITIAL_WINDOW_SIZE = 0x4
+SETTINGS_MAX_FRAME_SIZE = 0x5
+SETTINGS_MAX_HEADER_LIST_SIZE = 0x6
+
+SETTING = Struct(">HI")
+UINT32 = Struct(">I")
+GOAWAY_HEAD = Struct(">II")  # last stream id, error code; debug data follows
+
+
+class ErrorCode(IntEnum):
+    """Why a stream was reset or a connection closed (section 7)."""
+
+    NO_ERROR = 0x0
+    PROTOCOL_ERROR = 0x1
+    INTERNAL_ERROR = 0x2
+    FLOW_CONTROL_ERROR = 0x3
+    SETTINGS_TIMEOUT = 0x4
+    STREAM_CLOSED = 0x5
+    FRAME_SIZE_ERROR = 0x6
+    REFUSED_STREAM = 0x7
+    CANCEL = 0x8
+    COMPRESSION_ERROR = 0x9
+    CONNECT_ERROR = 0xA
+    ENHANCE_YOUR_CALM = 0xB
+    INADEQUATE_SECURITY = 0xC
+    HTTP_1_1_REQUIRED = 0xD
+
+
+class ConnectionFault(Exception):  # noqa: N818 - the peer's fault, not an error of ours
+    """The peer broke a rule that the whole connection rests on; it ends with GOAWAY. Never leaves `wire`."""
+
+    def __init__(self, code: ErrorCode, debug: str) -> None:
+        super().__init__(debug)
+        self.code = code
+        self.debug = debug
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
+    """One whole frame. `payload` must fit the peer's frame size; that is not checked here."""
+    return FRAME_HEADER.pack(len(payload) << 8 | kind, flags, stream_id) + payload
+
+
+def settings_frame(settings: list[tuple[int, int]]) -> bytes:
+    """A SETTINGS frame of (identifier, value) pairs."""
+    return frame(SETTINGS, 0, 0, b"".join(SETTING.pack(identifier, value) for identifier, value in settings))
+
+
+def window_update_frame(stream_id: int, increment_bytes: int) -> bytes:
+    """Lets the peer send `increment_bytes` (1..2^31-1) more; stream 0 is the connection."""
+    return FRAME_HEADER.pack(4 << 8 | WINDOW_UPDATE, 0, stream_id) + UINT32.pack(increment_bytes)
+
+
+def rst_stream_frame(stream_id: int, code: int) -> bytes:
+    """Ends one stream at once."""
+    return FRAME_HEADER.pack(4 << 8 | RST_STREAM, 0, stream_id) + UINT32.pack(code)
+
+
+def goaway_frame(last_stream_id: int, code: int, debug: bytes = b"") -> bytes:
+    """Ends the connection: streams above `last_stream_id` were not and will not be handled."""
+    return frame(GOAWAY, 0, 0, GOAWAY_HEAD.pack(last_stream_id, code) + debug)

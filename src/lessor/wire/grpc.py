@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gRPC over HTTP/2: messages in a body, status in trailers, deadlines and binary metadata in headers.
+
+Laws
+- Nothing here knows a connection or a stream: bytes and header values in, bytes and header blocks out.
+- A message is never inflated beyond its limit; a compressed bomb costs at most that much memory.
+- Errors are `EtcdError`, ready to be sent as the status of the call.
+
+A message is five bytes, a flag (1: compressed) and a length, and its payload; DATA frames cut it anywhere. We never
+compress. The status is in the trailers; an answer without messages has it in its only header block ("trailers-only").
+"""
+
+import binascii
+import re
+import zlib
+from functools import lru_cache
+from struct import Struct
+from urllib.parse import unquote_to_bytes
+
+from lessor.base.errors import Code, EtcdError
+from lessor.wire.h2_headers import Field, Head, encode_headers
+
+PREFIX_BYTES = 5
+_PREFIX = Struct(">BI")
+_GZIP_WBITS = 31  # zlib's name for "a gzip header and nothing else"
+
+CONTENT_TYPE = b"application/grpc"
+_HEADERS: list[Field] = [(b":status", b"200"), (b"content-type", CONTENT_TYPE)]
+RESPONSE_HEADERS = encode_headers(_HEADERS)
+TRAILERS_OK = encode_headers([(b"grpc-status", b"0")])
+UNSUPPORTED_MEDIA_TYPE = encode_headers([(b":status", b"415")])  # for a content-type that is not gRPC's
+
+_UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_UNPRINTABLE = re.compile(rb"[^\x20-\x24\x26-\x7e]")  # and the percent sign itself
+
+# What an answer that is not gRPC's means, by HTTP status; everything else is UNKNOWN.
+_CODE_OF_HTTP_STATUS = {
+    b"400": Code.INTERNAL,
+    b"401": Code.UNAUTHENTICATED,
+    b"403": Code.PERMISSION_DENIED,
+    b"404": Code.UNIMPLEMENTED,
+    b"429": Code.UNAVAILABLE,
+    b"502": Code.UNAVAILABLE,
+    b"503": Code.UNAVAILABLE,
+    b"504": Code.UNAVAILABLE,
+}
+
+
+_CODES = {b"%d" % code: code for code in Code}
+
+
+# --- messages -------------------------------------------------------------------------------------------------------
+
+
+def frame(payload: bytes) -> bytes:
+    """A message as it stands in a body."""
+    return _PREFIX.pack(0, len(payload)) + payload
+
+
+class Deframer:
+    """Cuts one direction of a call into messages.
+
+    `message_bytes_max`: the largest message, before and after inflating. `encoding`: the call's grpc-encoding; take it
+    through `check_encoding` first.
+    """
+
+    __slots__ = ("_buffer", "_bytes_max", "_gzip", "_needed_bytes")
+
+    def __init__(self, message_bytes_max: int, encoding: bytes | None = None) -> None:
+        self._bytes_max = message_bytes_max
+        self._gzip = encoding == b"gzip"
+        self._buffer = bytearray()
+        self._needed_bytes = PREFIX_BYTES
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether part of a message has come without its rest; at the end of a stream that is an error."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that `data` completes. Raises EtcdError for one that is too large or wrongly compressed, after
+        which the call is over. Cost: no copy but the payload when `data` is whole messages.
+        """
+        buffer = self._buffer
+        if buffer:
+            buffer += data
+            if len(buffer) < self._needed_bytes:
+                return []
+            data = bytes(buffer)
+            buffer.clear()
+        size = len(data)
+        position = 0
+        messages: list[bytes] = []
+        while size - position >= PREFIX_BYTES:
+            flag, length = _PREFIX.unpack_from(data, position)
+            if length > self._bytes_max:
+                raise EtcdError(
+                    Code.RESOURCE_EXHAUSTED,
+                    f"grpc: received message larger than max ({length} vs. {self._bytes_max})",
+                )
+            end = position + PREFIX_BYTES + length
+            if end > size:
+                break
+            payload = data[position + PREFIX_BYTES : end]
+            messages.append(self._inflated(flag, payload) if flag else payload)
+            position = end
+        if position < size:
+            buffer += data[position:]
+            self._needed_bytes = PREFIX_BYTES
+            if size - position >= PREFIX_BYTES:
+                self._needed_bytes += _PREFIX.unpack_from(data, position)[1]
+        return messages
+
+    def _inflated(self, flag: int, payload: bytes) -> bytes:
+        if flag != 1:
+            raise EtcdError(Code.INTERNAL, f"grpc: received unexpected payload format {flag}")
+        if not self._gzip:
+            raise EtcdError(Code.INTERNAL, "grpc: compressed flag set with identity or empty encoding")
+        inflater = zlib.decompressobj(_GZIP_WBITS)
+        try:
+            message = inflater.decompress(payload, self._bytes_max + 1)
+        except zlib.error as error:
+            raise EtcdError(Code.INTERNAL, f"grpc: failed to decompress the received message: {error}") from None
+        if len(message) > self._bytes_max:
+            raise EtcdError(
+                Code.RESOURCE_EXHAUSTED,
+                f"grpc: received message after decompression larger than max {self._bytes_max}",
+            )
+        if not inflater.eof or inflater.unused_data:
+            raise EtcdError(Code.INTERNAL, "grpc: failed to decompress the received message: not one gzip stream")
+        return message
+
+
+# --- status ---------------------------------------------------------------------------------------------------------
+
+
+def trailers(code: int, message: str = "") -> bytes:
+    """The header block that ends a call after its messages."""
+    if not code:
+        return TRAILERS_OK
+    return _status_block(int(code), message, False)
+
+
+def trailers_only(code: int, message: str = "") -> bytes:
+    """The only header block of an answer without messages. An UNIMPLEMENTED one says which encodings we take."""
+    return _status_block(int(code), message, True)
+
+
+@lru_cache(maxsize=1024)
+def _status_block(code: int, message: str, only: bool) -> bytes:
+    fields = list(_HEADERS) if only else []
+    fields.append((b"grpc-status", b"%d" % code))
+    if message:
+        fields.append((b"grpc-message", percent_encode(message)))
+    if only and code == Code.UNIMPLEMENTED:
+        fields.append((b"grpc-accept-encoding", b"identity,gzip"))
+    return encode_headers(fields)
+
+
+def percent_encode(message: str) -> bytes:
+    """A status message as a header value: printable ASCII stays, the rest is %XX of its UTF-8."""
+    return _UNPRINTABLE.sub(lambda match: b"%%%02X" % match[0][0], message.encode("utf-8", "replace"))
+
+
+def percent_decode(value: bytes) -> str:
+    """The text of a grpc-message; what is not well encoded stays as it is."""
+    return unquote_to_bytes(value).decode("utf-8", "replace")
+
+
+def status_of(head: Head | None, trailers_head: Head | None) -> tuple[Code, str]:
+    """(code, message) of a finished call, from the response's head and its trailers (None: absent).
+
+    Without a grpc-status the HTTP status decides, as the gRPC specification maps it.
+    """
+    for source in (trailers_head, head):
+        value = None if source is None else source.get(b"grpc-status")
+        if source is not None and value is not None:
+            message = percent_decode(source.get(b"grpc-message") or b"")
+            return _CODES.get(value, Code.UNKNOWN), message
+    if head is None:
+        return Code.INTERNAL, "no response"
+    if head.status == b"200":
+        return Code.UNKNOWN, "the server closed the stream without sending trailers"
+    text = f"unexpected HTTP status code received from server: {head.status.decode()}"
+    return _CODE_OF_HTTP_STATUS.get(head.status, Code.UNKNOWN), text
+
+
+# --- headers --------------------------------------------------------------------------------------------------------
+
+
+def is_grpc(content_type: bytes | None) -> bool:
+    """Whether a request with this content-type is a gRPC call: application/grpc, +anything or ;anything."""
+    if content_type is None or not content_type.lower().startswith(CONTENT_TYPE):
+        return False
+    return content_type[len(CONTENT_TYPE) : len(CONTENT_TYPE) + 1] in (b"", b"+", b";")
+
+
+def check_encoding(encoding: bytes | None) -> None:
+    """Raises UNIMPLEMENTED for a grpc-encoding that we cannot read; the answer must be trailers-only."""
+    if encoding not in (None, b"identity", b"gzip"):
+        text = encoding.decode("ascii", "replace")
+        raise EtcdError(Code.UNIMPLEMENTED, f'grpc: Decompressor is not installed for grpc-encoding "{text}"')
+
+
+def parse_timeout(value: bytes) -> float:
+    """The seconds of a grpc-timeout (0..3.6e11). Raises EtcdError for anything but 1 to 8 digits and a unit."""
+    match = _TIMEOUT.fullmatch(value)
+    if match is None:
+        text = value.decode("ascii", "replace")
+        raise EtcdError(Code.INTERNAL, f"malformed grpc-timeout: {text!r}")
+    return int(match[1]) * _UNIT_S[match[2]]
+
+
+def format_timeout(timeout_s: float) -> bytes:
+    """A grpc-timeout that is at least `timeout_s`, in the finest unit that holds it."""
+    for unit in (b"n", b"u", b"m", b"S", b"M", b"H"):
+        count = max(0, -int(-timeout_s // _UNIT_S[unit]))
+        if count < 10**8:
+            return b"%d" % count + unit
+    return b"99999999H"
+
+
+def decode_binary(value: bytes) -> bytes:
+    """The bytes of a metadata value whose name ends in -bin: base64, padded or not. Raises EtcdError."""
+    try:
+        return binascii.a2b_base64(value.rstrip(b"=") + b"=" * (-len(value.rstrip(b"=")) % 4), strict_mode=True)
+    except binascii.Error:
+        raise EtcdError(Code.INTERNAL, "malformed binary metadata: not base64") from None
+
+
+def encode_binary(value: bytes) -> bytes:
+    """A metadata value for a name that ends in -bin: base64 without padding."""
+    return binascii.b2a_base64(value, newline=False).rstrip(b"=")
+
+
+def metadata(head: Head) -> list[Field]:
+    """The caller's metadata: every header that is not HTTP's or gRPC's own; -bin values decoded, also lists of them.
+
+    Raises EtcdError for a -bin value that is not base64.
+    """
+    fields: list[Field] = []
+    for name, value in head.headers:
+        if name in _RESERVED or name.startswith(b"grpc-"):
+            continue
+        if name.endswith(b"-bin"):
+            fields += [(name, decode_binary(part.strip())) for part in value.split(b",")]
+        else:
+            fields.append((name, value))
+    return fields
+
+
+_RESERVED = frozenset({b"content-type", b"te", b"content-length", b"host", b"user-agent"})

@@ -1,0 +1,482 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The receiving half of an HTTP/2 connection: bytes in, events out (RFC 9113). What both roles share.
+
+Laws
+- `receive` never raises for a peer's bytes. A broken stream is reset and its owner told; a broken connection says
+  GOAWAY and is `closing`.
+- However the input is cut, the events are the same: a frame is handled when it is whole.
+- Everything that a peer can repeat for free is counted against a limit of base/limits.py.
+- This file does not know which side it plays: what differs stands in the hooks at its end, filled in by `h2.py`.
+
+How it works. `_frames` is one loop over the frames of the input. The two kinds of frame that calls are made of, DATA for
+a live stream and HEADERS in one frame, are handled in the loop itself, in local variables; everything rare is padded,
+continued, late or wrong, and goes through `_HANDLERS`. Received bytes are acknowledged when half of a window is used
+up: at once for the stream, and for the connection at the end of the input, unless too much output waits for this peer.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from lessor.base import limits
+from lessor.wire import frames
+from lessor.wire.frames import ConnectionFault, ErrorCode
+from lessor.wire.h2_headers import Head, HeaderDecoder
+from lessor.wire.h2_limits import RateLimit
+from lessor.wire.h2_send import H2Sender
+from lessor.wire.h2_stream import DATA, END, RESET, Event, Stream
+
+_unpack = frames.FRAME_HEADER.unpack_from
+_STREAM_WINDOW_LOW_BYTES = limits.H2_WINDOW_BYTES // 2
+_CONNECTION_WINDOW_LOW_BYTES = limits.H2_CONNECTION_WINDOW_BYTES // 2
+_SEND_FRAME_BYTES_MAX = 65_536  # larger ones, should the peer take them, would only hold up the other streams
+_WHOLE_HEADERS_MASK = frames.FLAG_END_HEADERS | frames.FLAG_PADDED | frames.FLAG_PRIORITY
+_DRAIN_PING = b"draining"
+
+
+class _Block:
+    """A header block that still waits for CONTINUATION frames."""
+
+    __slots__ = ("continuations", "end_stream", "parts", "size_bytes", "stream_id")
+
+    def __init__(self, stream_id: int, end_stream: bool, part: bytes) -> None:
+        self.stream_id = stream_id
+        self.end_stream = end_stream
+        self.parts = [part]
+        self.size_bytes = len(part)
+        self.continuations = 0
+
+
+class H2Connection(H2Sender):
+    """One connection, either role. Not used alone: see `H2Server` and `H2Client`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peer_header_list_bytes_max = 0xFFFFFFFF  # SETTINGS_MAX_HEADER_LIST_SIZE, which is advice
+        self.peer_streams_max = 0xFFFFFFFF  # SETTINGS_MAX_CONCURRENT_STREAMS: binds who opens streams
+        self.peer_leaving = False  # the peer said GOAWAY
+        self.ping_answer = b""  # payload of the newest PING that the peer answered
+        self._decoder = HeaderDecoder()
+        self._block: _Block | None = None
+        self._initial_send_window = frames.WINDOW_BYTES_DEFAULT
+        self._recv_window = limits.H2_CONNECTION_WINDOW_BYTES
+        self._opened = False
+        self._draining = False
+        self._buffer = bytearray()  # the beginning of a frame whose rest has not come
+        self._needed_bytes = 0  # how long it must grow before looking at it again
+        self._now_s = 0.0
+        self._resets = RateLimit(limits.H2_RESETS_PER_S_MAX)
+        self._pings = RateLimit(limits.H2_PINGS_PER_S_MAX)
+        self._settings = RateLimit(limits.H2_SETTINGS_PER_S_MAX)
+        self._empty_frames = RateLimit(limits.H2_EMPTY_FRAMES_PER_S_MAX)
+
+    # --- for the owner ------------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now: float = 0.0) -> list[Event]:
+        """Takes what came from the socket, cut anywhere, and returns what it means, in order.
+
+        `now` (seconds, monotonic) is for the limits per second; when it never moves, they count the connection's whole
+        life. Afterwards look at `has_output` and `closing`. Never raises for anything the peer may send.
+        """
+        events: list[Event] = []
+        if self.closing:
+            return events
+        buffer = self._buffer
+        if buffer:
+            buffer += data
+            if len(buffer) < self._needed_bytes:
+                return events
+            data = bytes(buffer)
+            buffer.clear()
+        self._now_s = now
+        try:
+            position = 0 if self._opened else self._open(data)
+            if self._opened:
+                position = self._frames(data, position, events)
+        except ConnectionFault as fault:
+            self.close(fault.code, fault.debug.encode())
+            return events
+        if position < len(data):
+            buffer += data[position:] if position else data
+        return events
+
+    def send_ping(self, payload: bytes) -> None:
+        """Asks the peer for a sign of life; `ping_answer` is `payload` (8 bytes) once it came."""
+        self._append(frames.frame(frames.PING, 0, 0, payload))
+
+    def drain(self) -> None:
+        """Leaves politely: the streams that are there finish, `closing` is set after the last.
+
+        Says GOAWAY twice (RFC 9113 6.8): first without a limit, so that calls already on their way are still served;
+        then, when the peer has answered a PING, with the last stream that is served. The owner bounds the wait.
+        """
+        if not self._draining and not self.closing:
+            self._draining = True
+            self._append(frames.goaway_frame(frames.STREAM_ID_MAX, ErrorCode.NO_ERROR))
+            self.send_ping(_DRAIN_PING)
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def _open(self, data: bytes) -> int:
+        """Checks the connection's first bytes; `_opened` stays False while they are too few."""
+        preface = self._expected_preface()
+        start = len(preface)
+        if not data.startswith(preface) and not preface.startswith(data):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "bad connection preface")
+        if len(data) < start + frames.FRAME_HEADER_BYTES:
+            self._needed_bytes = start + frames.FRAME_HEADER_BYTES
+            return 0
+        length_and_kind, flags, _ = _unpack(data, start)
+        if length_and_kind & 0xFF != frames.SETTINGS or flags & frames.FLAG_ACK:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        self._opened = True
+        return start
+
+    def _frames(self, data: bytes, position: int, events: list[Event]) -> int:
+        """Handles every whole frame from `position` on; returns where the first unfinished one begins."""
+        streams = self._streams
+        append = events.append
+        frame_bytes_max = limits.H2_FRAME_BYTES_MAX
+        data_end = len(data)
+        taken = 0
+        in_block = self._block is not None
+        while True:
+            payload_start = position + 9
+            if payload_start > data_end:
+                self._needed_bytes = 9
+                break
+            length, flags, stream_id = _unpack(data, position)
+            kind = length & 0xFF
+            length >>= 8
+            payload_end = payload_start + length
+            if length > frame_bytes_max:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame too large")
+            if payload_end > data_end:
+                self._needed_bytes = 9 + length
+                break
+            position = payload_end
+            if (
+                kind == frames.DATA
+                and (stream := streams.get(stream_id)) is not None
+                and 0 < length <= stream.recv_window
+                and stream.body_left < 0
+                and not (flags & frames.FLAG_PADDED or stream.remote_ended or in_block)
+            ):
+                taken += length
+                append((DATA, stream, data[payload_start:payload_end]))
+                if flags & frames.FLAG_END_STREAM:
+                    self._end_remote(stream, events)
+                else:
+                    stream.recv_window -= length
+                    if stream.recv_window < _STREAM_WINDOW_LOW_BYTES:
+                        self._grant_stream_credit(stream)
+            elif kind == frames.HEADERS and flags & _WHOLE_HEADERS_MASK == frames.FLAG_END_HEADERS and not in_block:
+                head = self._decoder.head(data[payload_start:payload_end])
+                self._head_received(stream_id & frames.STREAM_ID_MAX, head, flags & frames.FLAG_END_STREAM, events)
+            else:
+                stream_id &= frames.STREAM_ID_MAX
+                block = self._block
+                if block is not None and (kind != frames.CONTINUATION or stream_id != block.stream_id):
+                    raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "header block interrupted")
+                if kind < len(_HANDLERS):
+                    _HANDLERS[kind](self, flags, stream_id, data[payload_start:payload_end], events)
+                in_block = self._block is not None
+        if taken:
+            self._take_connection_window(taken)
+        return position
+
+    # --- frames off the hot path --------------------------------------------------------------------------------
+
+    def _data(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        size = len(payload)  # padding counts for flow control, also on streams that are over
+        self._take_connection_window(size)
+        if flags & frames.FLAG_PADDED:
+            payload = _unpadded(payload)
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.remote_ended:
+            self._frame_on_closed_stream(stream_id, events)
+            return
+        end_stream = flags & frames.FLAG_END_STREAM
+        if not payload and not end_stream and self._empty_frames.exceeded(self._now_s):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many empty frames")
+        if size > stream.recv_window:
+            self._stream_error(stream_id, ErrorCode.FLOW_CONTROL_ERROR, events)
+            return
+        stream.recv_window -= size
+        if stream.body_left >= 0:  # section 8.1.1: the body is exactly as long as announced
+            left = stream.body_left - len(payload)
+            if left < 0 or (end_stream and left):
+                self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, events)
+                return
+            stream.body_left = left
+        if payload:
+            events.append((DATA, stream, payload))
+        if end_stream:
+            self._end_remote(stream, events)
+        elif stream.recv_window < _STREAM_WINDOW_LOW_BYTES:
+            self._grant_stream_credit(stream)
+
+    def _headers(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if flags & frames.FLAG_PADDED:
+            payload = _unpadded(payload)
+        self_dependent = False
+        if flags & frames.FLAG_PRIORITY:
+            if len(payload) < 5:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            self_dependent = _dependency(payload) == stream_id
+            payload = payload[5:]
+        if not stream_id or self_dependent:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0 or depending on itself")
+        self._block = _Block(stream_id, bool(flags & frames.FLAG_END_STREAM), payload)
+        if flags & frames.FLAG_END_HEADERS:
+            self._finish_block(events)
+
+    def _continuation(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        block = self._block
+        if block is None:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        block.parts.append(payload)
+        block.size_bytes += len(payload)
+        block.continuations += 1
+        if block.continuations > limits.H2_CONTINUATIONS_MAX or block.size_bytes > limits.H2_HEADER_BLOCK_BYTES_MAX:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large")
+        if flags & frames.FLAG_END_HEADERS:
+            self._finish_block(events)
+
+    def _finish_block(self, events: list[Event]) -> None:
+        block = self._block
+        assert block is not None
+        self._block = None
+        head = self._decoder.head(b"".join(block.parts))
+        self._head_received(block.stream_id, head, block.end_stream, events)
+
+    def _priority(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        """Ignored, but it must be well-formed (sections 5.3 and 6.3)."""
+        if not stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        if len(payload) != 5:
+            code = ErrorCode.FRAME_SIZE_ERROR
+        elif _dependency(payload) == stream_id:
+            code = ErrorCode.PROTOCOL_ERROR
+        else:
+            return
+        if stream_id not in self._streams:  # an idle stream cannot be reset
+            raise ConnectionFault(code, "malformed PRIORITY")
+        self._stream_error(stream_id, code, events)
+
+    def _rst_stream(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            self._refuse_idle(stream_id)
+            return
+        if not stream.answered and self._resets.exceeded(self._now_s):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many resets")
+        (stream.error_code,) = frames.UINT32.unpack(payload)
+        self._forget(stream)
+        events.append((RESET, stream, b""))
+
+    def _settings_frame(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if len(payload) % 6 or (flags & frames.FLAG_ACK and payload):
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
+        if flags & frames.FLAG_ACK:
+            return
+        if self._settings.exceeded(self._now_s):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many settings")
+        values: dict[int, int] = {}  # the last of each counts; taking only that bounds the work per frame
+        for identifier, value in frames.SETTING.iter_unpack(payload):
+            self._check_setting(identifier, value)
+            values[identifier] = value
+        self._append(frames.frame(frames.SETTINGS, frames.FLAG_ACK, 0, b""))
+        self._apply_settings(values)
+
+    def _check_setting(self, identifier: int, value: int) -> None:
+        if identifier == frames.SETTINGS_INITIAL_WINDOW_SIZE:
+            if value > frames.WINDOW_BYTES_MAX:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "initial window too large")
+        elif identifier == frames.SETTINGS_MAX_FRAME_SIZE:
+            if not frames.FRAME_BYTES_DEFAULT <= value <= frames.FRAME_BYTES_CEILING:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "frame size out of range")
+        elif identifier == frames.SETTINGS_ENABLE_PUSH and value > self._peer_push_max():
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "push setting out of range")
+        elif identifier == frames.SETTINGS_HEADER_TABLE_SIZE and value < frames.HEADER_TABLE_BYTES_DEFAULT:
+            self._peer_shrank_table()
+
+    def _apply_settings(self, values: dict[int, int]) -> None:
+        self._send_frame_max = min(
+            values.get(frames.SETTINGS_MAX_FRAME_SIZE, self._send_frame_max), _SEND_FRAME_BYTES_MAX
+        )
+        self.peer_streams_max = values.get(frames.SETTINGS_MAX_CONCURRENT_STREAMS, self.peer_streams_max)
+        self.peer_header_list_bytes_max = values.get(
+            frames.SETTINGS_MAX_HEADER_LIST_SIZE, self.peer_header_list_bytes_max
+        )
+        initial = values.get(frames.SETTINGS_INITIAL_WINDOW_SIZE, self._initial_send_window)
+        change = initial - self._initial_send_window
+        if change:
+            self._initial_send_window = initial
+            for stream in self._streams.values():
+                stream.send_window += change  # may become negative (section 6.9.2)
+                if stream.send_window > frames.WINDOW_BYTES_MAX:
+                    raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "stream window too large")
+            if change > 0 and self.queued_bytes:
+                for stream in list(self._streams.values()):
+                    if stream.pending is not None and stream.id not in self._waiting:
+                        self._flush_stream(stream)
+
+    def _push_promise(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        """A client never sends one, and a server was told not to."""
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE")
+
+    def _ping(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+        if len(payload) != 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 bytes")
+        if flags & frames.FLAG_ACK:
+            self.ping_answer = payload
+            if self._draining and payload == _DRAIN_PING and not self._last_call:
+                self._append(frames.goaway_frame(self._last_peer_id, ErrorCode.NO_ERROR))
+                self._set_last_call()
+            return
+        if not self._sent_since_ping and self._pings.exceeded(self._now_s):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+        self._sent_since_ping = False
+        self._append(frames.frame(frames.PING, frames.FLAG_ACK, 0, payload))
+
+    def _goaway(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 bytes")
+        last_id, _ = frames.GOAWAY_HEAD.unpack_from(payload)
+        self.peer_leaving = True
+        self._peer_left(last_id & frames.STREAM_ID_MAX, events)
+
+    def _window_update(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes")
+        increment = frames.UINT32.unpack(payload)[0] & frames.WINDOW_BYTES_MAX
+        if not stream_id:
+            if not increment:
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of zero")
+            self._send_window += increment
+            if self._send_window > frames.WINDOW_BYTES_MAX:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window too large")
+            self._flush_waiting()
+            return
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            self._refuse_idle(stream_id)
+        elif not increment:
+            self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, events)
+        elif stream.send_window + increment > frames.WINDOW_BYTES_MAX:
+            self._stream_error(stream_id, ErrorCode.FLOW_CONTROL_ERROR, events)
+        else:
+            stream.send_window += increment
+            if stream.pending is not None and stream_id not in self._waiting:
+                self._flush_stream(stream)
+
+    # --- windows of ours ----------------------------------------------------------------------------------------
+
+    def _take_connection_window(self, size: int) -> None:
+        """The peer has used `size` bytes of the connection's window."""
+        self._recv_window -= size
+        if self._recv_window < 0:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
+        self._grant_connection_credit()
+
+    def _grant_connection_credit(self) -> None:
+        """Opens the connection's window again when half of it is used, unless the peer does not read its replies."""
+        used = limits.H2_CONNECTION_WINDOW_BYTES - self._recv_window
+        if used > _CONNECTION_WINDOW_LOW_BYTES and self.queued_bytes <= limits.CONNECTION_SEND_BYTES_MAX:
+            self._recv_window += used
+            self._append(frames.window_update_frame(0, used))
+
+    def _grant_stream_credit(self, stream: Stream) -> None:
+        self._append(frames.window_update_frame(stream.id, limits.H2_WINDOW_BYTES - stream.recv_window))
+        stream.recv_window = limits.H2_WINDOW_BYTES
+
+    # --- streams ------------------------------------------------------------------------------------------------
+
+    def _end_remote(self, stream: Stream, events: list[Event]) -> None:
+        """The peer has ended its side."""
+        stream.remote_ended = True
+        events.append((END, stream, b""))
+        if stream.local_ended and stream.pending is None:
+            self._forget(stream)
+
+    def _stream_error(self, stream_id: int, code: ErrorCode, events: list[Event]) -> None:
+        """The peer broke a rule on one stream. Counted with its resets, or provoking errors would be a free reset."""
+        if self._resets.exceeded(self._now_s):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many stream errors")
+        self._reset_id(stream_id, code)
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.error_code = code
+            self._forget(stream)
+            events.append((RESET, stream, b""))
+
+    def _frame_on_closed_stream(self, stream_id: int, events: list[Event]) -> None:
+        """DATA or HEADERS for a stream that the peer has ended or that is over (section 5.1)."""
+        self._refuse_idle(stream_id)
+        if stream_id not in self._own_resets:
+            self._stream_error(stream_id, ErrorCode.STREAM_CLOSED, events)
+
+    def _refuse_idle(self, stream_id: int) -> None:
+        if not stream_id or self._is_idle(stream_id):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "frame on an idle stream")
+
+    def _set_last_call(self) -> None:
+        self._last_call = True
+        if not self._streams:
+            self.closing = True
+
+    # --- what the roles fill in ---------------------------------------------------------------------------------
+
+    def _expected_preface(self) -> bytes:
+        """What the peer sends before its first frame."""
+        raise NotImplementedError
+
+    def _head_received(self, stream_id: int, head: Head, end_stream: int, events: list[Event]) -> None:
+        """A header block is complete and decoded; `stream_id` may be 0."""
+        raise NotImplementedError
+
+    def _is_idle(self, stream_id: int) -> bool:
+        """Nobody has opened that stream yet, or nobody can."""
+        raise NotImplementedError
+
+    def _peer_push_max(self) -> int:
+        """The largest value of SETTINGS_ENABLE_PUSH that the peer may send."""
+        raise NotImplementedError
+
+    def _peer_left(self, last_id: int, events: list[Event]) -> None:
+        """The peer said GOAWAY: it handles our streams up to `last_id`."""
+        raise NotImplementedError
+
+
+def _unpadded(payload: bytes) -> bytes:
+    if not payload or payload[0] >= len(payload):
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding longer than its frame")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def _dependency(payload: bytes) -> int:
+    dependency: int = frames.UINT32.unpack_from(payload)[0] & frames.STREAM_ID_MAX
+    return dependency
+
+
+_Handler = Callable[[Any, int, int, bytes, list[Event]], None]
+_HANDLERS: Final[tuple[_Handler, ...]] = (  # by frame type; unknown types are ignored (section 5.5)
+    H2Connection._data,
+    H2Connection._headers,
+    H2Connection._priority,
+    H2Connection._rst_stream,
+    H2Connection._settings_frame,
+    H2Connection._push_promise,
+    H2Connection._ping,
+    H2Connection._goaway,
+    H2Connection._window_update,
+    H2Connection._continuation,
+)

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Header blocks: bytes to `Head` and back (HPACK, RFC 7541; what a header list may hold, RFC 9113 section 8).
+
+Laws
+- A block is decoded exactly once and in order, also for streams that are refused: it may change the dynamic table that
+  later blocks refer to. A block that cannot be decoded is the end of the connection (COMPRESSION_ERROR).
+- A block that changed the table is never cached; a change of the table empties the cache.
+- A `Head` is shared by all calls whose block has the same bytes: nobody changes it, `route` aside.
+- What we send never touches the peer's dynamic table, so a header block is a constant that any connection can send.
+
+How it works. A client that repeats a call sends the same few bytes: indexes into a table that it filled with its first
+call. So `HeaderDecoder` keeps a dict from block to finished `Head`. Clients that set deadlines put a new grpc-timeout
+into the table with each call and never hit that cache, so the slow path has to be quick too: one loop over the block
+that copies nothing it does not keep. (`hpack.Decoder` copies the rest of the block for each literal: a block of many
+short ones costs quadratic time.) The Huffman code and the static table are the `hpack` library's.
+
+Not here: limits on the encoded size and the number of frames (`h2_connection.py`), the meaning of any field.
+"""
+
+import re
+from collections import deque
+from typing import Any, Final
+
+from hpack.exceptions import HPACKError
+from hpack.huffman_table import decode_huffman
+from hpack.table import HeaderTable
+
+from lessor.base import limits
+from lessor.wire.frames import HEADER_TABLE_BYTES_DEFAULT, ConnectionFault, ErrorCode
+
+Field = tuple[bytes, bytes]
+
+# What a header list turned out to be.
+MALFORMED: Final = 0
+REQUEST: Final = 1
+RESPONSE: Final = 2
+TRAILERS: Final = 3
+TOO_LARGE: Final = 4
+
+_FIELD_OVERHEAD_BYTES = 32  # what RFC 7541 4.1 and RFC 9113 10.5.1 add to each field
+_STATIC: tuple[Field, ...] = ((b"", b""), *HeaderTable.STATIC_TABLE)  # counted from 1
+_STATIC_COUNT = len(HeaderTable.STATIC_TABLE)
+_STATIC_INDEX = {field: index for index, field in reversed(list(enumerate(_STATIC)))}
+_STATIC_NAME_INDEX = {field[0]: index for index, field in reversed(list(enumerate(_STATIC)))}
+_INTEGER_SHIFT_MAX = 28  # five bytes carry 2^32, more than anything here may be
+
+_NAME = re.compile(rb":?[^\x00-\x20A-Z:\x7f-\xff]+")
+_BAD_VALUE = re.compile(rb"[\x00\r\n]|\A[ \t]|[ \t]\Z")
+_DIGITS = re.compile(rb"[0-9]{1,18}")
+_STATUS = re.compile(rb"[1-9][0-9]{2}")
+_CONNECTION_SPECIFIC = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"},
+)
+_REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
+
+
+class Head:
+    """A decoded header list. Shared and immutable, except for `route`, where its owner may keep what it looked up.
+
+    form             REQUEST, RESPONSE, TRAILERS (no pseudo-header), MALFORMED or TOO_LARGE
+    method, scheme, path, authority, status   the pseudo-headers, b"" when absent; authority falls back to `host`
+    headers          the other fields in the order they came
+    content_length   bytes the body must have, -1 when it is not announced
+    """
+
+    __slots__ = (
+        "_first",
+        "authority",
+        "content_length",
+        "form",
+        "headers",
+        "method",
+        "path",
+        "route",
+        "scheme",
+        "status",
+    )
+
+    def __init__(self, form: int, pseudo: dict[bytes, bytes], headers: tuple[Field, ...], content_length: int) -> None:
+        self.form = form
+        self.method = pseudo.get(b":method", b"")
+        self.scheme = pseudo.get(b":scheme", b"")
+        self.path = pseudo.get(b":path", b"")
+        self.status = pseudo.get(b":status", b"")
+        self.headers = headers
+        self.content_length = content_length
+        self.route: Any = None
+        self._first: dict[bytes, bytes] | None = None
+        self.authority = pseudo.get(b":authority", b"")
+        if form == REQUEST and not self.authority:
+            self.authority = self.get(b"host") or b""
+
+    def get(self, name: bytes) -> bytes | None:
+        """The value of the first field called `name` (lower case), or None. Cost: one dict look-up after the first."""
+        first = self._first
+        if first is None:
+            first = self._first = dict(reversed(self.headers))
+        return first.get(name)
+
+    def __repr__(self) -> str:
+        return f"Head({self.form}, {self.method!r}, {self.path!r}, {self.status!r}, {self.headers!r})"
+
+
+_MALFORMED_HEAD = Head(MALFORMED, {}, (), -1)
+_TOO_LARGE_HEAD = Head(TOO_LARGE, {}, (), -1)
+
+
+def head_of(fields: list[Field]) -> Head:
+    """Sorts a header list into a `Head` and judges it by RFC 9113 8.2 and 8.3; never raises.
+
+    The result is MALFORMED for a bad name or value, a pseudo-header that is unknown, repeated, missing, mixed with
+    those of the other direction or after a plain field, a connection-specific field, or a contradicting
+    content-length or host.
+    """
+    pseudo: dict[bytes, bytes] = {}
+    headers: list[Field] = []
+    content_length = -1
+    host: bytes | None = None
+    for field in fields:
+        name, value = field
+        if _NAME.fullmatch(name) is None or _BAD_VALUE.search(value) is not None:
+            return _MALFORMED_HEAD
+        if name[0] == 0x3A:  # ':'
+            if headers or name in pseudo:
+                return _MALFORMED_HEAD
+            pseudo[name] = value
+            continue
+        headers.append(field)
+        if name == b"content-length":
+            if _DIGITS.fullmatch(value) is None or content_length not in (-1, int(value)):
+                return _MALFORMED_HEAD
+            content_length = int(value)
+        elif name == b"te":
+            if value.lower() != b"trailers":
+                return _MALFORMED_HEAD
+        elif name == b"host":
+            if host not in (None, value):
+                return _MALFORMED_HEAD
+            host = value
+        elif name in _CONNECTION_SPECIFIC:
+            return _MALFORMED_HEAD
+    form = _form_of(pseudo)
+    if form == REQUEST and host is not None and pseudo.get(b":authority", host).lower() != host.lower():
+        form = MALFORMED
+    if form == MALFORMED:
+        return _MALFORMED_HEAD
+    return Head(form, pseudo, tuple(headers), content_length)
+
+
+def _form_of(pseudo: dict[bytes, bytes]) -> int:
+    if not pseudo:
+        return TRAILERS
+    method = pseudo.get(b":method")
+    if method is None:
+        if len(pseudo) == 1 and _STATUS.fullmatch(pseudo.get(b":status", b"")) is not None:
+            return RESPONSE
+        return MALFORMED
+    if not method or not pseudo.keys() <= _REQUEST_PSEUDO:
+        return MALFORMED
+    if method == b"CONNECT":  # section 8.5: only where to connect to
+        return REQUEST if pseudo.keys() == {b":method", b":authority"} else MALFORMED
+    path = pseudo.get(b":path", b"")
+    if not pseudo.get(b":scheme"):
+        return MALFORMED
+    if path[:1] == b"/" or (path == b"*" and method == b"OPTIONS"):
+        return REQUEST
+    return MALFORMED
+
+
+class HeaderDecoder:
+    """The receiving end of one connection's header compression.
+
+    `head(block)` is all that the connection calls. The cache holds at most `limits.H2_HEAD_CACHE_MAX` heads.
+    """
+
+    __slots__ = ("_dynamic", "_heads", "_size_bytes", "_size_bytes_max")
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, Head] = {}
+        self._dynamic: deque[Field] = deque()  # newest first; index 62 is its first entry
+        self._size_bytes = 0
+        self._size_bytes_max = HEADER_TABLE_BYTES_DEFAULT  # the peer may lower and raise it up to that default
+
+    def head(self, block: bytes) -> Head:
+        """Decodes one complete header block. Raises ConnectionFault when it cannot be decoded."""
+        head = self._heads.get(block)
+        if head is not None:
+            return head
+        try:
+            fields, size_bytes, changed = self._decode(block)
+        except (IndexError, HPACKError) as error:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "header block cannot be decoded") from error
+        head = head_of(fields) if size_bytes <= limits.H2_HEADER_LIST_BYTES_MAX else _TOO_LARGE_HEAD
+        heads = self._heads
+        if changed:
+            heads.clear()
+        elif head.form != TOO_LARGE and len(block) <= limits.H2_HEAD_CACHE_BLOCK_BYTES_MAX:
+            if len(heads) >= limits.H2_HEAD_CACHE_MAX:
+                heads.clear()
+            heads[block] = head
+        return head
+
+    def _decode(self, block: bytes) -> tuple[list[Field], int, bool]:
+        """(fields, their size as RFC 9113 10.5.1 counts it, whether the table changed).
+
+        Raises IndexError when the block ends early or names an entry that does not exist, HPACKError for bad Huffman
+        code, ConnectionFault otherwise.
+        """
+        fields: list[Field] = []
+        dynamic = self._dynamic
+        position = 0
+        size_bytes = 0
+        changed = False
+        block_end = len(block)
+        while position < block_end:
+            byte = block[position]
+            position += 1
+            if byte & 0x80:  # an entry of the table
+                index = byte & 0x7F
+                if index == 0x7F:
+                    index, position = _integer(block, position, 0x7F)
+                field = _STATIC[index] if index <= _STATIC_COUNT else dynamic[index - _STATIC_COUNT - 1]
+                if not index:
+                    raise IndexError
+            elif byte & 0xE0 == 0x20:  # the peer resizes the table
+                if fields:
+                    raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "table size update after a field")
+                size_max = byte & 0x1F
+                if size_max == 0x1F:
+                    size_max, position = _integer(block, position, 0x1F)
+                self._resize(size_max)
+                changed = True
+                continue
+            else:  # a literal; 01 also enters the table
+                mask = 0x3F if byte & 0x40 else 0x0F
+                index = byte & mask
+                if index == mask:
+                    index, position = _integer(block, position, mask)
+                if index:
+                    name = _STATIC[index][0] if index <= _STATIC_COUNT else dynamic[index - _STATIC_COUNT - 1][0]
+                else:
+                    name, position = _string(block, position)
+                value, position = _string(block, position)
+                field = (name, value)
+                if byte & 0x40:
+                    self._enter(field)
+                    changed = True
+            fields.append(field)
+            size_bytes += len(field[0]) + len(field[1]) + _FIELD_OVERHEAD_BYTES
+            if size_bytes > limits.H2_HEADER_LIST_BYTES_CEILING:
+                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
+        return fields, size_bytes, changed
+
+    def _enter(self, field: Field) -> None:
+        size_bytes = len(field[0]) + len(field[1]) + _FIELD_OVERHEAD_BYTES
+        if size_bytes > self._size_bytes_max:  # not an error: it empties the table (RFC 7541 4.4)
+            self._dynamic.clear()
+            self._size_bytes = 0
+            return
+        self._dynamic.appendleft(field)
+        self._size_bytes += size_bytes
+        self._evict()
+
+    def _resize(self, size_bytes_max: int) -> None:
+        if size_bytes_max > HEADER_TABLE_BYTES_DEFAULT:  # we never announce another size
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "table size above the announced one")
+        self._size_bytes_max = size_bytes_max
+        self._evict()
+
+    def _evict(self) -> None:
+        while self._size_bytes > self._size_bytes_max:
+            name, value = self._dynamic.pop()
+            self._size_bytes -= len(name) + len(value) + _FIELD_OVERHEAD_BYTES
+
+
+def _integer(block: bytes, position: int, number: int) -> tuple[int, int]:
+    """The rest of an integer whose prefix was full (RFC 7541 5.1): (value, next position)."""
+    shift = 0
+    while True:
+        byte = block[position]
+        position += 1
+        number += (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, position
+        shift += 7
+        if shift > _INTEGER_SHIFT_MAX:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "integer too long")
+
+
+def _string(block: bytes, position: int) -> tuple[bytes, int]:
+    """A string literal (RFC 7541 5.2): (text, next position)."""
+    byte = block[position]
+    position += 1
+    length = byte & 0x7F
+    if length == 0x7F:
+        length, position = _integer(block, position, 0x7F)
+    end = position + length
+    if end > len(block):
+        raise IndexError
+    text = block[position:end]
+    return (bytes(decode_huffman(text)) if byte & 0x80 else text), end
+
+
+def encode_headers(headers: list[Field]) -> bytes:
+    """A header block that is the same for every connection: entries of the static table, or literals that stay out
+    of the dynamic one.
+
+    `headers` are written as they are: names in lower case, pseudo-headers first; nothing is checked.
+    """
+    parts: list[bytes] = []
+    for field in headers:
+        index = _STATIC_INDEX.get(field)
+        if index:
+            parts.append(_encode_integer(index, 0x7F, 0x80))
+            continue
+        name, value = field
+        index = _STATIC_NAME_INDEX.get(name, 0)
+        parts.append(_encode_integer(index, 0x0F, 0))
+        if not index:
+            parts += (_encode_integer(len(name), 0x7F, 0), name)
+        parts += (_encode_integer(len(value), 0x7F, 0), value)
+    return b"".join(parts)
+
+
+def header_list_bytes(headers: list[Field]) -> int:
+    """The size of a header list as SETTINGS_MAX_HEADER_LIST_SIZE counts it."""
+    return sum(len(name) + len(value) + _FIELD_OVERHEAD_BYTES for name, value in headers)
+
+
+def _encode_integer(number: int, mask: int, pattern: int) -> bytes:
+    if number < mask:
+        return bytes((pattern | number,))
+    encoded = bytearray((pattern | mask,))
+    number -= mask
+    while number >= 0x80:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sending half of an HTTP/2 connection: frames out, within the peer's windows (RFC 9113 sections 5.2 and 6.9).
+
+Laws
+- Nothing is sent beyond the peer's stream window, connection window or frame size. What does not fit waits, in order,
+  in its stream; trailers wait behind their data.
+- Sending on a stream that is over does nothing: a reply may come late, when its caller has already gone.
+- Output is a list of bytes that the owner takes at the end of its turn; frames of one stream never change order.
+
+Where data waits. A stream whose own window is used up just keeps its queue, until a WINDOW_UPDATE for it. A stream
+whose own window is open, but which found the connection's used up, stands in `_waiting`: an update of the connection's
+window goes round there, one frame for each stream in turn, so that one long reply does not starve the others. Nobody
+ever looks through all streams, except when the peer changes its INITIAL_WINDOW_SIZE.
+"""
+
+from collections import deque
+
+from lessor.base import limits
+from lessor.wire.frames import (
+    CONTINUATION,
+    FLAG_END_HEADERS,
+    FLAG_END_STREAM,
+    FRAME_BYTES_DEFAULT,
+    FRAME_HEADER,
+    HEADERS,
+    WINDOW_BYTES_DEFAULT,
+    goaway_frame,
+    rst_stream_frame,
+)
+from lessor.wire.h2_stream import Stream
+
+_pack = FRAME_HEADER.pack
+_ENDED = FLAG_END_HEADERS | FLAG_END_STREAM
+# RFC 7541 4.2: a peer that shrinks its table wants to be told so by the next block. We use none: size 0.
+_TABLE_SIZE_ZERO = b"\x20"
+
+
+class H2Sender:
+    """What a connection can send. Base of `H2Connection`; not used alone."""
+
+    def __init__(self) -> None:
+        self.closing = False  # write what take_output() gives, then close the socket; nothing else will happen
+        self.queued_bytes = 0  # data of all streams that waits for the peer's windows
+        self._out: list[bytes | memoryview] = []
+        self._append = self._out.append
+        self._streams: dict[int, Stream] = {}
+        self._waiting: dict[int, Stream] = {}  # have data and a stream window, but found the connection's used up
+        self._own_resets: dict[int, None] = {}  # streams we reset lately: frames for them may still be on their way
+        self._send_window = WINDOW_BYTES_DEFAULT
+        self._send_frame_max = FRAME_BYTES_DEFAULT
+        self._table_update = b""  # goes in front of the next header block
+        self._sent_since_ping = False
+        self._last_call = False  # no new streams: the connection closes when the last one is over
+        self._last_peer_id = 0  # newest stream of the peer that we looked at
+
+    # --- output -------------------------------------------------------------------------------------------------
+
+    @property
+    def has_output(self) -> bool:
+        """Whether take_output() would return anything."""
+        return bool(self._out)
+
+    @property
+    def active_streams(self) -> int:
+        """Streams that are not over."""
+        return len(self._streams)
+
+    def take_output(self) -> bytes:
+        """Everything to be written to the socket now, b"" when there is nothing."""
+        output = b"".join(self._out)
+        self._out.clear()
+        return output
+
+    # --- for the owner ------------------------------------------------------------------------------------------
+
+    def send_response(self, stream: Stream, headers_block: bytes, data: bytes, trailers_block: bytes) -> None:
+        """A whole answer: HEADERS, one piece of DATA, and trailers that end the stream.
+
+        The blocks come from `encode_headers`. What the peer's windows do not allow is queued. Cost: one append when
+        everything fits.
+        """
+        size = len(data)
+        if (
+            size > stream.send_window
+            or size > self._send_window
+            or size > FRAME_BYTES_DEFAULT
+            or len(headers_block) + len(trailers_block) > FRAME_BYTES_DEFAULT
+            or self._table_update
+            or stream.local_ended
+        ):
+            self.send_headers(stream, headers_block)
+            self.send_data(stream, data)
+            self.send_headers(stream, trailers_block, end_stream=True)
+            return
+        stream_id = stream.id
+        self._send_window -= size
+        self._append(
+            _pack(len(headers_block) << 8 | HEADERS, FLAG_END_HEADERS, stream_id)
+            + headers_block
+            + _pack(size << 8, 0, stream_id)
+            + data
+            + _pack(len(trailers_block) << 8 | HEADERS, _ENDED, stream_id)
+            + trailers_block
+        )
+        self._sent_since_ping = True
+        stream.local_ended = True
+        if stream.remote_ended and not self._last_call:
+            del self._streams[stream_id]
+        else:
+            self._end_local(stream)
+
+    def send_headers(self, stream: Stream, block: bytes, end_stream: bool = False) -> None:
+        """A header block from `encode_headers`: the head, or, with `end_stream`, trailers or an answer without body.
+
+        Trailers wait behind data that is queued. A block larger than the peer's frames is continued in further ones.
+        """
+        if stream.local_ended:
+            return
+        stream.answered = True
+        if end_stream:
+            stream.local_ended = True
+            if stream.pending is not None:
+                stream.pending_end = True
+                stream.pending_trailers = block
+                return
+        self._emit_headers(stream.id, block, end_stream)
+        if end_stream:
+            self._end_local(stream)
+
+    def send_data(self, stream: Stream, data: bytes, end_stream: bool = False) -> None:
+        """A piece of body of any size; whatever the peer's windows do not allow is queued (see `queued_bytes`)."""
+        if stream.local_ended:
+            return
+        size = len(data)
+        if (
+            stream.pending is None
+            and size <= stream.send_window
+            and size <= self._send_window
+            and size <= self._send_frame_max
+        ):
+            if size:
+                stream.send_window -= size
+                self._send_window -= size
+            elif not end_stream:
+                return
+            self._append(_pack(size << 8, end_stream, stream.id) + data)
+            self._sent_since_ping = True
+            if end_stream:
+                stream.local_ended = True
+                self._end_local(stream)
+            return
+        self._queue(stream, data, end_stream)
+
+    def reset(self, stream: Stream, error_code: int) -> None:
+        """Ends the stream at once, both ways, dropping what is queued. Nothing happens when it is already over."""
+        if stream.id in self._streams:
+            stream.error_code = error_code
+            self._reset_id(stream.id, error_code)
+            self._forget(stream)
+
+    def close(self, error_code: int, debug: bytes = b"") -> None:
+        """Says GOAWAY and gives up: after writing the output, the owner closes the socket.
+
+        `debug` is text for the peer's log. Live streams get no events: their owner knows them.
+        """
+        if not self.closing:
+            self._append(goaway_frame(self._last_peer_id, error_code, debug))
+            self.closing = True
+
+    # --- streams ------------------------------------------------------------------------------------------------
+
+    def _end_local(self, stream: Stream) -> None:
+        """We have sent END_STREAM."""
+        if stream.remote_ended:
+            self._forget(stream)
+        else:
+            self._half_closed_local(stream)
+
+    def _half_closed_local(self, stream: Stream) -> None:
+        raise NotImplementedError
+
+    def _forget(self, stream: Stream) -> None:
+        """The stream is over."""
+        self._streams.pop(stream.id, None)
+        stream.local_ended = stream.remote_ended = True
+        if stream.pending is not None:
+            stream.pending = None
+            self._waiting.pop(stream.id, None)
+            self._unqueue(stream, stream.queued_bytes)
+        if self._last_call and not self._streams:
+            self.closing = True
+
+    def _reset_id(self, stream_id: int, error_code: int) -> None:
+        self._append(rst_stream_frame(stream_id, error_code))
+        own_resets = self._own_resets
+        if len(own_resets) >= limits.H2_OWN_RESETS_MAX:
+            del own_resets[next(iter(own_resets))]
+        own_resets[stream_id] = None
+
+    # --- frames and queues --------------------------------------------------------------------------------------
+
+    def _emit_headers(self, stream_id: int, block: bytes, end_stream: bool) -> None:
+        if self._table_update:
+            block = self._table_update + block
+            self._table_update = b""
+        self._sent_since_ping = True
+        frame_max = self._send_frame_max
+        if len(block) <= frame_max:
+            self._append(
+                _pack(len(block) << 8 | HEADERS, _ENDED if end_stream else FLAG_END_HEADERS, stream_id) + block
+            )
+            return
+        self._append(_pack(frame_max << 8 | HEADERS, end_stream, stream_id) + block[:frame_max])
+        for start in range(frame_max, len(block), frame_max):
+            part = block[start : start + frame_max]
+            last = start + frame_max >= len(block)
+            self._append(_pack(len(part) << 8 | CONTINUATION, FLAG_END_HEADERS if last else 0, stream_id) + part)
+
+    def _queue(self, stream: Stream, data: bytes, end_stream: bool) -> None:
+        if stream.pending is None:
+            stream.pending = deque()
+        stream.pending.append(memoryview(data) if len(data) > self._send_frame_max else data)
+        stream.queued_bytes += len(data)
+        self.queued_bytes += len(data)
+        if end_stream:
+            stream.local_ended = stream.pending_end = True
+        if stream.id not in self._waiting:
+            self._flush_stream(stream)
+
+    def _flush_stream(self, stream: Stream) -> None:
+        """Sends what the windows allow; a stream that only waits for the connection's stands in `_waiting` then."""
+        while stream.pending is not None:
+            if not self._flush_frame(stream):
+                if stream.send_window > 0:
+                    self._waiting[stream.id] = stream
+                return
+
+    def _flush_waiting(self) -> None:
+        """The connection's window has grown: one frame for each waiting stream in turn."""
+        waiting = self._waiting
+        while waiting and self._send_window > 0:
+            stream_id = next(iter(waiting))
+            stream = waiting.pop(stream_id)
+            self._flush_frame(stream)
+            if stream.pending is not None and stream.send_window > 0:
+                waiting[stream_id] = stream
+
+    def _flush_frame(self, stream: Stream) -> bool:
+        """Sends the next frame of a stream's queue, and what ends it when the queue is empty; False: no window."""
+        pending = stream.pending
+        assert pending is not None
+        data = pending[0]
+        size = len(data)
+        room = min(stream.send_window, self._send_window, self._send_frame_max)
+        if size > room and size:  # an empty frame needs no window, even a negative one lets it pass
+            if room <= 0:
+                return False
+            pending[0] = data[room:]
+            data = data[:room]
+            size = room
+        else:
+            pending.popleft()
+        stream.send_window -= size
+        self._send_window -= size
+        ends = not pending and stream.pending_end and stream.pending_trailers is None
+        if size or ends:
+            self._append(_pack(size << 8, ends, stream.id))
+            self._append(data)
+            self._sent_since_ping = True
+        if not pending:
+            stream.pending = None
+            self._waiting.pop(stream.id, None)
+            if stream.pending_trailers is not None:
+                self._emit_headers(stream.id, stream.pending_trailers, True)
+            if stream.pending_end:
+                self._end_local(stream)
+        self._unqueue(stream, size)
+        return True
+
+    def _unqueue(self, stream: Stream, size: int) -> None:
+        stream.queued_bytes -= size
+        self.queued_bytes -= size
+        if self.queued_bytes <= limits.CONNECTION_SEND_BYTES_MAX:
+            self._grant_connection_credit()
+
+    def _grant_connection_credit(self) -> None:
+        raise NotImplementedError
+
+    def _peer_shrank_table(self) -> None:
+        self._table_update = _TABLE_SIZE_ZERO
