@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams of JSON over one HTTP exchange: objects one after another in, one frame per message out.
+
+Laws
+- In: objects follow each other with any white space between them, cut anywhere; no commas, no array around them.
+- Out: each message is `{"result":{...}}` and a newline. An error ends the stream as `{"error":{...}}` and a newline;
+  when nothing was sent before, its HTTP status goes with it.
+- An object that is not complete is bounded, and each of its bytes is looked at once.
+
+Theory of operation. `StreamDecoder` looks only for quotes, backslashes and brackets to find where an object ends, and
+hands the whole object to the codec. Objects before a malformed one are still delivered: they were complete.
+"""
+
+import re
+
+from google.protobuf.message import Message
+
+from lessor.base.errors import Code, EtcdError
+from lessor.gateway import json_codec
+
+_BRACKET_OR_QUOTE = re.compile(rb'["{}\[\]]')
+_QUOTE_OR_ESCAPE = re.compile(rb'["\\]')
+_NOT_SPACE = re.compile(rb"[^ \t\r\n]")
+_QUOTE, _BACKSLASH, _OPEN = b'"\\{'
+_OPENING = frozenset(b"{[")
+
+
+def result_frame(message: Message) -> bytes:
+    """One message of a streaming reply."""
+    return b'{"result":' + json_codec.encode(message) + b"}\n"
+
+
+def error_frame(error: EtcdError) -> bytes:
+    """The end of a streaming reply that failed."""
+    return b'{"error":%b}\n' % status_object(error.code, error.message)
+
+
+def status_object(code: int, message: str) -> bytes:
+    """An error as etcd 3.6 spells it: `{"code":5,"message":"..."}`."""
+    return b'{"code":%d,"message":%b}' % (code, json_codec.quoted(message))
+
+
+class StreamDecoder:
+    """Reads the requests of one stream. `error` is set for good when something came that is not a request.
+
+    `object_bytes_max`: of one object, in bytes of JSON.
+    """
+
+    __slots__ = ("_at", "_buffer", "_class", "_depth", "_in_string", "_object_bytes_max", "error")
+
+    def __init__(self, message_class: type[Message], object_bytes_max: int) -> None:
+        self._class = message_class
+        self._object_bytes_max = object_bytes_max
+        self._buffer = bytearray()  # from the first byte of an incomplete object
+        self._at = 0  # how far the buffer was looked at
+        self._depth = 0  # open brackets at that point
+        self._in_string = False
+        self.error: EtcdError | None = None
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Take bytes of the body; returns the messages that they complete, in order. Does not raise: see `error`."""
+        messages: list[Message] = []
+        if self.error is not None:
+            return messages
+        self._buffer += data
+        try:
+            while (end := self._object_end()) > 0:
+                messages.append(json_codec.decode(self._class, bytes(self._buffer[:end])))
+                del self._buffer[:end]
+                self._at = 0
+            if len(self._buffer) > self._object_bytes_max:
+                self._refuse_size(len(self._buffer))
+        except EtcdError as error:
+            self.error = error
+            self._buffer.clear()
+        return messages
+
+    def finish(self) -> None:
+        """The body is over. Sets `error` if it ended inside an object."""
+        if self.error is None and self._buffer:
+            self.error = EtcdError(Code.INVALID_ARGUMENT, "unexpected EOF")
+            self._buffer.clear()
+
+    def _refuse_size(self, size: int) -> None:
+        raise EtcdError(
+            Code.RESOURCE_EXHAUSTED,
+            f"grpc: received message larger than max ({size} vs. {self._object_bytes_max})",
+        )
+
+    def _object_end(self) -> int:
+        """The offset after the first object of the buffer; 0 when it is not complete."""
+        buffer = self._buffer
+        if not self._at and not self._skip_space():
+            return 0
+        at = self._at
+        while True:
+            found = (_QUOTE_OR_ESCAPE if self._in_string else _BRACKET_OR_QUOTE).search(buffer, at)
+            if found is None:
+                # An escape at the very end counts the next byte as looked at, before it has come.
+                self._at = max(at, len(buffer))
+                return 0
+            letter = buffer[found.start()]
+            at = found.end()
+            if letter == _QUOTE:
+                self._in_string = not self._in_string
+            elif letter == _BACKSLASH:
+                at += 1
+            elif letter in _OPENING:
+                self._depth += 1
+            else:
+                self._depth -= 1
+                if not self._depth:
+                    if at > self._object_bytes_max:
+                        self._refuse_size(at)
+                    return at
+
+    def _skip_space(self) -> bool:
+        """Drop the space before an object. False when nothing else is there; raises when it is no object."""
+        found = _NOT_SPACE.search(self._buffer)
+        if found is None:
+            self._buffer.clear()
+            return False
+        start = found.start()
+        if self._buffer[start] != _OPEN:
+            token = bytes(self._buffer[start : start + 1]).decode("latin-1")
+            raise EtcdError(
+                Code.INVALID_ARGUMENT, f"proto: syntax error: unexpected token {token} where an object begins"
+            )
+        del self._buffer[:start]
+        return True
