@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where changes leave memory: rows, gathered into batches that become durable as one.
+
+Laws
+- Every change of the state writes its rows here in the same step that changes memory; nothing else makes rows.
+- A batch is numbered when it opens. Numbers grow by one; a batch without rows may be sealed and thrown away.
+- Of several rows for one lease or one alarm in one batch, only the last is kept: a batch is applied as a whole.
+
+Theory of operation. There is always one open batch. The state machine adds rows; at the end of a turn the server seals
+the batch, hands it to the engine, and the next one is open. Whoever wants to answer a client asks for the number of the
+newest batch that has rows, and waits until that one is durable.
+
+Does not do: I/O, ordering of commits, knowing what is durable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lessor.state.leases import Lease
+
+# revision, sub, key, value (None: a tombstone), create_revision, version, lease
+EventRow = tuple[int, int, bytes, bytes | None, int, int, int]
+# id, ttl_s, deadline_s (a promise: never earlier than any acknowledged renewal), ended
+LeaseRow = tuple[int, int, float, bool]
+# member_id, alarm type, active
+AlarmRow = tuple[int, int, bool]
+
+
+class Batch:
+    """A sealed set of rows. Read-only from here on."""
+
+    __slots__ = ("alarms", "clean", "compact_revision", "dead", "events", "leases", "leases_touched", "now_s", "number")
+
+    def __init__(
+        self,
+        number: int,
+        now_s: float,
+        *,
+        events: list[EventRow],
+        leases: list[LeaseRow],
+        alarms: list[AlarmRow],
+        compact_revision: int | None,
+        dead: list[tuple[int, int]],
+        leases_touched: list[Lease],
+        clean: bool,
+    ) -> None:
+        self.number = number
+        self.now_s = now_s  # uptime at the seal
+        self.events = events  # ascending by (revision, sub)
+        self.leases = leases
+        self.alarms = alarms
+        self.compact_revision = compact_revision  # the new one, or None when no compaction happened in this batch
+        self.dead = dead  # (revision, sub) of event rows that nothing needs any more
+        self.leases_touched = leases_touched  # live leases that were granted, or renewed with a row, in this batch
+        self.clean = clean  # the last batch of an orderly stop: all deadlines in the rows are exact
+
+    @property
+    def row_count(self) -> int:
+        """Rows that a commit has to write; dead rows are collected later and do not count."""
+        return (
+            len(self.events)
+            + len(self.leases)
+            + len(self.alarms)
+            + (1 if self.compact_revision is not None else 0)
+            + (1 if self.clean else 0)
+        )
+
+
+class Journal:
+    """The open batch."""
+
+    __slots__ = (
+        "_alarms",
+        "_clean",
+        "_compact_revision",
+        "_dead",
+        "_leases",
+        "_touched",
+        "events",
+        "newest_with_rows",
+        "number",
+    )
+
+    def __init__(self, number: int = 1) -> None:
+        """`number`: of the first batch. What is on disk already counts as the batch before it."""
+        self.number = number
+        self.newest_with_rows = (
+            number - 1
+        )  # the open batch's number if it has rows, else the newest sealed one's that had
+        self._open()
+
+    def _open(self) -> None:
+        self.events: list[EventRow] = []
+        self._leases: dict[int, LeaseRow] = {}
+        self._touched: dict[int, Lease] = {}
+        self._alarms: dict[tuple[int, int], AlarmRow] = {}
+        self._compact_revision: int | None = None
+        self._dead: list[tuple[int, int]] = []
+        self._clean = False
+
+    @property
+    def row_count(self) -> int:
+        """Rows in the open batch, counted as `Batch.row_count` does."""
+        return (
+            len(self.events)
+            + len(self._leases)
+            + len(self._alarms)
+            + (1 if self._compact_revision is not None else 0)
+            + (1 if self._clean else 0)
+        )
+
+    def event(self, row: EventRow) -> None:
+        """Adds a change of one key. Rows come in ascending (revision, sub)."""
+        self.events.append(row)
+        self.newest_with_rows = self.number
+
+    def lease(self, row: LeaseRow, granted_or_renewed: Lease | None = None) -> None:
+        """Adds a lease's row, over an earlier one of the same lease in this batch.
+
+        `granted_or_renewed`: the lease, when a client is about to be promised its full TTL by this row.
+        """
+        lease_id = row[0]
+        self._leases[lease_id] = row
+        if granted_or_renewed is not None:
+            self._touched[lease_id] = granted_or_renewed
+        elif row[3]:
+            self._touched.pop(lease_id, None)
+        self.newest_with_rows = self.number
+
+    def alarm(self, row: AlarmRow) -> None:
+        """Adds the state of one member's alarm."""
+        self._alarms[row[0], row[1]] = row
+        self.newest_with_rows = self.number
+
+    def compact(self, revision: int, dead: list[tuple[int, int]]) -> None:
+        """Notes a compaction and the event rows that it made superfluous."""
+        self._compact_revision = revision
+        self._dead += dead
+        self.newest_with_rows = self.number
+
+    def collect(self, dead: list[tuple[int, int]]) -> None:
+        """Notes event rows that an earlier compaction made superfluous and that are still on disk."""
+        self._dead += dead
+
+    def mark_clean(self) -> None:
+        """Notes that the server stops in good order after this batch."""
+        self._clean = True
+        self.newest_with_rows = self.number
+
+    def seal(self, now_s: float) -> Batch:
+        """Closes the open batch and opens the next. `now_s`: the uptime now."""
+        batch = Batch(
+            self.number,
+            now_s,
+            events=self.events,
+            leases=list(self._leases.values()),
+            alarms=list(self._alarms.values()),
+            compact_revision=self._compact_revision,
+            dead=self._dead,
+            leases_touched=list(self._touched.values()),
+            clean=self._clean,
+        )
+        self.number += 1
+        self._open()
+        return batch

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys in bytewise order, sorted only when somebody asks for a range.
+
+Laws
+- `add` only a key that is absent, `remove` only one that is present: the caller's dict knows.
+- Reads see every add and remove before them.
+
+Theory of operation. Most calls of a lease server name one key; they never look here. A new or a gone key is noted in a
+set, and the next range read brings the sorted keys up to date: one by one when few keys changed, by one sorting pass
+when many did (sorting a sorted run with a bit of news at its end is nearly linear).
+
+Worked example: add b, add a, read -> {a b} sorted. Add d, add c, remove d -> only c is news, for d came and went
+unread. Remove a, read -> b c.
+
+Does not do: values, versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Final
+
+from sortedcontainers import SortedList
+
+_REBUILD_RATIO: Final = 16  # rebuild when more than 1/16 of the keys are news; measured, see bench/state_core.py
+
+
+class KeyIndex:
+    """A sorted set of keys."""
+
+    __slots__ = ("_added", "_removed", "_sorted")
+
+    def __init__(self, keys: Iterable[bytes] = ()) -> None:
+        self._sorted: Any = SortedList(keys)
+        self._added: set[bytes] = set()
+        self._removed: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._sorted) + len(self._added) - len(self._removed)
+
+    def add(self, key: bytes) -> None:
+        """Adds an absent key. Cost: O(1)."""
+        if key in self._removed:
+            self._removed.remove(key)
+        else:
+            self._added.add(key)
+
+    def remove(self, key: bytes) -> None:
+        """Removes a present key. Cost: O(1)."""
+        if key in self._added:
+            self._added.remove(key)
+        else:
+            self._removed.add(key)
+
+    def _settle(self) -> None:
+        added, removed = self._added, self._removed
+        keys = self._sorted
+        if (len(added) + len(removed)) * _REBUILD_RATIO > len(keys):
+            merged = [key for key in keys if key not in removed] if removed else list(keys)
+            merged += sorted(added)
+            self._sorted = SortedList(merged)
+        else:
+            for key in removed:
+                keys.remove(key)
+            for key in added:
+                keys.add(key)
+        self._added = set()
+        self._removed = set()
+
+    def count(self, start: bytes, end: bytes) -> int:
+        """How many keys are in [start, end); `end` b"" means no upper bound. Cost: O(log n) when settled."""
+        if self._added or self._removed:
+            self._settle()
+        keys = self._sorted
+        upper: int = keys.bisect_left(end) if end else len(keys)
+        lower: int = keys.bisect_left(start)
+        return max(0, upper - lower)
+
+    def range(self, start: bytes, end: bytes, keys_max: int | None = None) -> list[bytes]:
+        """The keys in [start, end), the first `keys_max` of them. Cost: O(log n + keys) when settled."""
+        if self._added or self._removed:
+            self._settle()
+        found: Iterator[bytes] = self._sorted.irange(start, end or None, inclusive=(True, False))
+        return list(found if keys_max is None else islice(found, keys_max))

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Range, Put and DeleteRange: what each means, alone or as an operation of a txn.
+
+Laws
+- `check_*` looks at the request alone; `verify_*` compares it with the state; neither changes anything. After both have
+  passed, `*_reply` does not raise.
+- A reply is built as bytes: the caller gives the encoded header, since a txn's operations have a header of their own.
+
+Does not do: request sizes (the server does), the NOSPACE rule (machine.py), ending the write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, Final
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors
+from lessor.state.encode import nested, varint
+from lessor.state.leases import Lessor
+from lessor.state.mvcc import Event, Store
+
+_SORT_NONE: Final = 0
+_SORT_DESCEND: Final = 2
+_SORT_ORDERS: Final = range(3)
+_SORT_BY: Final[tuple[Callable[[Event], Any], ...]] = tuple(
+    attrgetter(name) for name in ("key", "version", "create_revision", "mod_revision", "value")
+)
+
+
+def open_end(range_end: bytes) -> bytes:
+    """A request's range_end as the store has it: a single zero byte means no upper bound, for us b""."""
+    return b"" if range_end == b"\0" else range_end
+
+
+# --- Range ------------------------------------------------------------------------------------------------------
+
+
+def check_range(request: rpc_pb2.RangeRequest) -> None:
+    if not request.key:
+        raise errors.EMPTY_KEY.error()
+    if request.sort_order not in _SORT_ORDERS or not 0 <= request.sort_target < len(_SORT_BY):
+        raise errors.INVALID_SORT_OPTION.error()
+
+
+def verify_range_alone(store: Store, request: rpc_pb2.RangeRequest) -> None:
+    """A revision of 0 or less means the newest."""
+    revision = request.revision
+    if revision > 0:
+        if revision > store.revision:
+            raise errors.FUTURE_REVISION.error()
+        if revision < store.compact_revision:
+            raise errors.COMPACTED.error()
+
+
+def verify_range_in_txn(store: Store, request: rpc_pb2.RangeRequest) -> None:
+    """Only a revision of 0 means the newest; a negative one is as good as compacted (-1 passes until something is)."""
+    revision = request.revision
+    if revision:
+        if revision > store.revision:
+            raise errors.FUTURE_REVISION.error()
+        if revision < store.compact_revision:
+            raise errors.COMPACTED.error()
+
+
+def range_reply(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> bytes:
+    """Cost: O(1) for one key; O(log n + keys shown) for a range at the newest revision with neither sort nor filter."""
+    revision = request.revision
+    limit = request.limit
+    range_end = request.range_end
+    if range_end:
+        return _range_of_many(store, request, header, open_end(range_end), revision, limit)
+    event = store.get(request.key) if revision <= 0 else store.get_at(request.key, revision)
+    if event is None:
+        return header
+    if request.count_only or not _passes(request, event):
+        return header + b"\x20\x01"
+    shown = event.kv_bytes_without_value() if request.keys_only else event.kv_bytes()
+    return header + nested(b"\x12", shown) + b"\x20\x01"
+
+
+def _passes(request: rpc_pb2.RangeRequest, event: Event) -> bool:
+    """The four revision filters, each off at 0."""
+    bound = request.max_mod_revision
+    if bound and event.mod_revision > bound:
+        return False
+    if event.mod_revision < request.min_mod_revision:
+        return False
+    bound = request.max_create_revision
+    if bound and event.create_revision > bound:
+        return False
+    return event.create_revision >= request.min_create_revision
+
+
+def _range_of_many(
+    store: Store, request: rpc_pb2.RangeRequest, header: bytes, end: bytes, revision: int, limit: int
+) -> bytes:
+    start = request.key
+    newest = revision <= 0 or revision >= store.revision_inside
+    if newest and request.count_only:
+        return header + _count_field(store.count(start, end))
+    order = request.sort_order
+    filtered = bool(
+        request.min_mod_revision
+        or request.max_mod_revision
+        or request.min_create_revision
+        or request.max_create_revision
+    )
+    # etcd's rule, observable with a limit, no order and a sort target: only the keys that the limit lets in (and one
+    # more) are sorted. With an order or a filter everything is fetched first.
+    fetch_max = limit + 1 if limit > 0 and order == _SORT_NONE and not filtered else None
+    if newest:
+        events = store.range(start, end, fetch_max)
+        count = len(events) if fetch_max is None or len(events) < fetch_max else store.count(start, end)
+    else:
+        events = store.range_at(start, end, revision)
+        count = len(events)
+        if request.count_only:
+            return header + _count_field(count)
+        if fetch_max is not None:
+            del events[fetch_max:]
+    if filtered:
+        events = [event for event in events if _passes(request, event)]
+    target = request.sort_target
+    if order == _SORT_DESCEND:
+        events.sort(key=_SORT_BY[target], reverse=True)
+    elif target:
+        events.sort(key=_SORT_BY[target])
+    more = 0 < limit < len(events)
+    if more:
+        del events[limit:]
+    parts = [header]
+    keys_only = request.keys_only
+    for event in events:
+        shown = event.kv_bytes_without_value() if keys_only else event.kv_bytes()
+        parts.append(b"\x12")
+        parts.append(varint(len(shown)))
+        parts.append(shown)
+    if more:
+        parts.append(b"\x18\x01")
+    parts.append(_count_field(count))
+    return b"".join(parts)
+
+
+def _count_field(count: int) -> bytes:
+    return b"\x20" + varint(count) if count else b""
+
+
+# --- Put --------------------------------------------------------------------------------------------------------
+
+
+def check_put(request: rpc_pb2.PutRequest) -> None:
+    if not request.key:
+        raise errors.EMPTY_KEY.error()
+    if request.ignore_value and request.value:
+        raise errors.VALUE_PROVIDED.error()
+    if request.ignore_lease and request.lease:
+        raise errors.LEASE_PROVIDED.error()
+
+
+def verify_put_alone(store: Store, lessor: Lessor, request: rpc_pb2.PutRequest) -> None:
+    lease_id = request.lease
+    if lease_id and lease_id not in lessor:
+        raise errors.LEASE_NOT_FOUND.error()
+    if (request.ignore_value or request.ignore_lease) and store.get(request.key) is None:
+        raise errors.KEY_NOT_FOUND.error()
+
+
+def verify_put_in_txn(store: Store, lessor: Lessor, request: rpc_pb2.PutRequest) -> None:
+    """The same as alone, but in etcd's other order."""
+    if (request.ignore_value or request.ignore_lease) and store.get(request.key) is None:
+        raise errors.KEY_NOT_FOUND.error()
+    lease_id = request.lease
+    if lease_id and lease_id not in lessor:
+        raise errors.LEASE_NOT_FOUND.error()
+
+
+def put(store: Store, request: rpc_pb2.PutRequest) -> bytes:
+    """Does the put; returns the reply's fields after the header. Cost: O(1)."""
+    key = request.key
+    value = request.value
+    lease_id = request.lease
+    before = store.get(key)
+    if before is not None:
+        if request.ignore_value:
+            value = before.value or b""
+        if request.ignore_lease:
+            lease_id = before.lease
+    store.put(key, value, lease_id)
+    if before is not None and request.prev_kv:
+        return nested(b"\x12", before.kv_bytes())
+    return b""
+
+
+# --- DeleteRange ------------------------------------------------------------------------------------------------
+
+
+def check_delete(request: rpc_pb2.DeleteRangeRequest) -> None:
+    if not request.key:
+        raise errors.EMPTY_KEY.error()
+
+
+def delete_range(store: Store, request: rpc_pb2.DeleteRangeRequest) -> bytes:
+    """Deletes in key order; returns the reply's fields after the header. Cost: O(log n + keys deleted)."""
+    range_end = request.range_end
+    if range_end:
+        doomed = store.range(request.key, open_end(range_end))
+    else:
+        event = store.get(request.key)
+        doomed = [] if event is None else [event]
+    if not doomed:
+        return b""
+    delete = store.delete
+    for event in doomed:
+        delete(event.key)
+    deleted = b"\x10" + varint(len(doomed))
+    if request.prev_kv:
+        return deleted + b"".join([nested(b"\x1a", event.kv_bytes()) for event in doomed])
+    return deleted

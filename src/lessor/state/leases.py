@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lessor: leases, their deadlines, and which keys hang on which lease.
+
+Laws
+- Existence here is the truth: a lease lives from `grant` until `end`, whatever its deadline says. One that is past its
+  deadline and not ended yet can be renewed, put onto and listed.
+- A deadline never moves earlier. A row's deadline is never earlier than any renewal that a client was told of.
+- `renew` touches two attributes: no heap step, and a row only when the saved deadline is about to be passed.
+
+Theory of operation. Deadlines are absolute on the clock of the data (seconds served, summed over restarts), so they
+mean the same after a restart. A grant saves its exact deadline. The first renewal that passes the saved deadline saves
+a later one, by RENEW_SLACK of the TTL, so the next renewals need no row: a lease renewed at a third of its TTL writes
+about one row per TTL, and a crash can only ever lengthen a lease, never end it early.
+
+Worked example, TTL 10, slack 3.5: granted at 0, saved 10. Renewed at 3: deadline 13 > 10, so a row with 16.5. Renewed
+at 6: deadline 16 <= 16.5, no row. Renewed at 9: deadline 19, a row with 22.5. After a crash at 11 the row says 22.5:
+more than the promised 19, and the boot code cuts what remains to one TTL.
+
+Does not do: deleting keys (see machine.py, which ends a lease and its keys together), reading clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from lessor.base import errors, limits
+from lessor.state.expiry_queue import ExpiryQueue
+from lessor.state.journal import Journal
+
+RENEW_SLACK: Final = 0.35  # of a TTL: how far beyond the deadline a renewal's row promises
+_ID_MASK: Final = (1 << 63) - 1
+_NO_KEYS: Final[frozenset[bytes]] = frozenset()  # shared by all leases without keys: most of a lease's memory
+
+
+class Lease:
+    """One lease. Only the lessor changes it."""
+
+    __slots__ = ("batch", "deadline_s", "ended", "id", "keys", "saved_deadline_s", "ttl_s")
+
+    def __init__(self, lease_id: int, ttl_s: int, deadline_s: float, saved_deadline_s: float, batch: int) -> None:
+        self.id = lease_id
+        self.ttl_s = ttl_s  # granted, whole seconds
+        self.deadline_s = deadline_s  # true, on the clock of the data
+        self.saved_deadline_s = saved_deadline_s  # in its newest row
+        self.batch = batch  # must be durable before a grant or keepalive reply for this lease may leave
+        self.ended = False
+        self.keys: set[bytes] | frozenset[bytes] = _NO_KEYS
+
+
+class Lessor:
+    """All live leases."""
+
+    __slots__ = ("_journal", "_leases", "_next_id", "_queue", "min_ttl_s")
+
+    def __init__(self, journal: Journal, *, min_ttl_s: int = 1, id_seed: int = 1) -> None:
+        """`min_ttl_s`: shorter requests are raised to it, seconds. `id_seed`: where ids chosen by the lessor start."""
+        self._journal = journal
+        self._leases: dict[int, Lease] = {}
+        self._queue = ExpiryQueue()
+        self._next_id = id_seed & _ID_MASK
+        self.min_ttl_s = min_ttl_s
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def __iter__(self) -> Iterator[Lease]:
+        """In no particular order."""
+        return iter(self._leases.values())
+
+    def __contains__(self, lease_id: int) -> bool:
+        return lease_id in self._leases
+
+    def get(self, lease_id: int) -> Lease | None:
+        return self._leases.get(lease_id)
+
+    def grant(self, lease_id: int, ttl_s: int, now: float) -> Lease:
+        """Makes a lease. `lease_id` 0: the lessor chooses a free positive one. Cost: O(log n) at worst.
+
+        Raises LEASE_TTL_TOO_LARGE above limits.LEASE_TTL_S_MAX, LEASE_EXISTS for an id that lives.
+        """
+        if ttl_s > limits.LEASE_TTL_S_MAX:
+            raise errors.LEASE_TTL_TOO_LARGE.error()
+        if lease_id == 0:
+            lease_id = self._free_id()
+        elif lease_id in self._leases:
+            raise errors.LEASE_EXISTS.error()
+        if ttl_s < self.min_ttl_s:
+            ttl_s = self.min_ttl_s
+        deadline_s = now + ttl_s
+        journal = self._journal
+        lease = Lease(lease_id, ttl_s, deadline_s, deadline_s, journal.number)
+        self._leases[lease_id] = lease
+        self._queue.add(lease)
+        journal.lease((lease_id, ttl_s, deadline_s, False), lease)
+        return lease
+
+    def _free_id(self) -> int:
+        candidate = self._next_id
+        while candidate == 0 or candidate in self._leases:
+            candidate = (candidate + 1) & _ID_MASK
+        self._next_id = (candidate + 1) & _ID_MASK
+        return candidate
+
+    def renew(self, lease_id: int, now: float) -> Lease | None:
+        """Starts the lease's full TTL anew; None when no such lease lives. Cost: O(1).
+
+        The reply may leave when batch `lease.batch` is durable.
+        """
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            return None
+        deadline_s = now + lease.ttl_s
+        if deadline_s > lease.deadline_s:
+            lease.deadline_s = deadline_s
+            if deadline_s > lease.saved_deadline_s:
+                self._save(lease, deadline_s + lease.ttl_s * RENEW_SLACK, lease)
+                lease.batch = self._journal.number
+        return lease
+
+    def _save(self, lease: Lease, saved_deadline_s: float, promised: Lease | None) -> None:
+        lease.saved_deadline_s = saved_deadline_s
+        self._journal.lease((lease.id, lease.ttl_s, saved_deadline_s, False), promised)
+
+    def end(self, lease: Lease) -> None:
+        """Takes a live lease out of the lessor and writes its last row. Its keys are the caller's to delete."""
+        del self._leases[lease.id]
+        lease.ended = True
+        self._queue.ended()
+        self._journal.lease((lease.id, lease.ttl_s, lease.deadline_s, True))
+
+    def revoke(self, lease_id: int) -> Lease:
+        """Ends a lease before its time and returns it; its keys are the caller's to delete. Raises LEASE_NOT_FOUND."""
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            raise errors.LEASE_NOT_FOUND.error()
+        self.end(lease)
+        return lease
+
+    def expire(self, now: float, leases_max: int) -> list[Lease]:
+        """Ends leases that are due, earliest deadline first; their keys are the caller's to delete, lease by lease.
+
+        See `ExpiryQueue.take_due` for how many.
+        """
+        due = self._queue.take_due(now, leases_max)
+        leases = self._leases
+        journal = self._journal
+        for lease in due:
+            del leases[lease.id]
+            lease.ended = True
+            journal.lease((lease.id, lease.ttl_s, lease.deadline_s, True))
+        return due
+
+    def next_deadline(self) -> float | None:
+        """Never later than the earliest true deadline; None when no lease lives."""
+        return self._queue.next_deadline()
+
+    def attach(self, lease_id: int, key: bytes) -> None:
+        """Hangs a key on a lease. The lease lives and the key hangs on no other. Cost: O(1)."""
+        lease = self._leases[lease_id]
+        keys = lease.keys
+        if isinstance(keys, set):
+            keys.add(key)
+        else:
+            lease.keys = {key}
+
+    def detach(self, lease_id: int, key: bytes) -> None:
+        """Takes a key off its lease; nothing happens when that lease does not live. Cost: O(1)."""
+        lease = self._leases.get(lease_id)
+        if lease is not None and isinstance(lease.keys, set):
+            lease.keys.discard(key)
+
+    def remaining_s(self, lease: Lease, now: float) -> int:
+        """Whole seconds until the deadline, cut towards zero; negative when overdue by a second or more."""
+        return int(lease.deadline_s - now)
+
+    def by_deadline(self) -> list[Lease]:
+        """All live leases, soonest deadline first. Cost: O(n log n)."""
+        return sorted(self._leases.values(), key=_deadline)
+
+    def acknowledged(self, leases: Iterable[Lease], now: float) -> None:
+        """Counts the promise of grants and renewals from now: their replies leave at this moment, not before."""
+        for lease in leases:
+            deadline_s = now + lease.ttl_s
+            if deadline_s > lease.deadline_s:
+                lease.deadline_s = deadline_s
+
+    def checkpoint(self) -> None:
+        """Writes the exact deadline of each lease whose saved one differs. Cost: O(n)."""
+        for lease in self._leases.values():
+            if lease.saved_deadline_s != lease.deadline_s:
+                self._save(lease, lease.deadline_s, None)
+
+    def load(self, lease_id: int, ttl_s: int, deadline_s: float, saved_deadline_s: float, batch: int) -> None:
+        """Takes in a lease from its row; `deadline_s` is what the boot rules make of the saved one."""
+        lease = Lease(lease_id, ttl_s, deadline_s, saved_deadline_s, batch)
+        self._leases[lease_id] = lease
+        self._queue.add(lease)
+
+
+def _deadline(lease: Lease) -> float:
+    return lease.deadline_s

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state machine: every request comes in here, and everything that follows from it happens in one step.
+
+Laws
+- `apply` either does all of a request or raises `EtcdError` and has changed nothing, neither in memory nor in the
+  journal.
+- A request takes effect at the instant of the call; its rows are in the journal's open batch when the call returns.
+  When to answer is the server's business.
+- A lease's end deletes its keys in one revision, in key order, in the same step; it moves no revision when it has no
+  keys.
+- Same requests, same `now`s: same state, same rows, same replies.
+
+Theory of operation. `apply_encoded` finds the handler by the type of the request and returns the encoded reply; `apply`
+parses that into the reply's class for callers who want to look at it. Replies are pasted together from bytes: the
+header, encoded once per revision, and the versions of keys, each encoded once.
+
+Does not do: request sizes, auth, watch streams (the hub only collects what to tell), Status and other members' affairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, cast
+
+from google.protobuf.message import Message
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors, limits
+from lessor.state import kv, txn
+from lessor.state.encode import HeaderEncoder, nested, number_field, varint
+from lessor.state.journal import Journal
+from lessor.state.leases import Lease, Lessor
+from lessor.state.mvcc import Store
+from lessor.state.watch_hub import WatchHub
+
+_ALARM_NONE: Final = 0
+_ALARM_NO_SPACE: Final = 1
+_ALARM_GET: Final = 0
+_ALARM_ACTIVATE: Final = 1
+_ALARM_DEACTIVATE: Final = 2
+
+Handler = Callable[[Any, float], bytes]
+
+
+class Identity(NamedTuple):
+    """What the header of each reply says about who answers."""
+
+    cluster_id: int
+    member_id: int
+    term: int
+
+
+class StateMachine:
+    """Keys, leases, watchers and alarms of one data directory."""
+
+    __slots__ = (
+        "_handlers",
+        "_header_encoder",
+        "_header_field",
+        "_header_revision",
+        "_max_txn_ops",
+        "alarms",
+        "hub",
+        "identity",
+        "journal",
+        "leases",
+        "no_space",
+        "store",
+    )
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        min_lease_ttl_s: int = limits.LEASE_TTL_S_MIN,
+        max_txn_ops: int = limits.TXN_OPS_MAX,
+        lease_id_seed: int = 1,
+        batch_number: int = 1,
+    ) -> None:
+        """An empty store.
+
+        min_lease_ttl_s: shorter TTLs are raised to it. lease_id_seed: where the ids that the lessor chooses start; pick
+        it so that a restart does not meet ids that clients still hold. batch_number: of the first batch of rows.
+        """
+        self.identity = identity
+        self.journal = Journal(batch_number)
+        self.leases = Lessor(self.journal, min_ttl_s=min_lease_ttl_s, id_seed=lease_id_seed)
+        self.store = Store(self.journal, self.leases)
+        self.hub = WatchHub(self.store)
+        self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the active ones; change by requests only
+        self.no_space = False  # whether a NOSPACE alarm is active
+        self._max_txn_ops = max_txn_ops
+        self._header_encoder = HeaderEncoder(*identity)
+        self._header_revision = 0
+        self._header_field = b""
+        self._handlers: dict[type[Message], tuple[Handler, type[Message]]] = {
+            rpc_pb2.RangeRequest: (self._range, rpc_pb2.RangeResponse),
+            rpc_pb2.PutRequest: (self._put, rpc_pb2.PutResponse),
+            rpc_pb2.DeleteRangeRequest: (self._delete_range, rpc_pb2.DeleteRangeResponse),
+            rpc_pb2.TxnRequest: (self._txn, rpc_pb2.TxnResponse),
+            rpc_pb2.CompactionRequest: (self._compact, rpc_pb2.CompactionResponse),
+            rpc_pb2.LeaseGrantRequest: (self._grant, rpc_pb2.LeaseGrantResponse),
+            rpc_pb2.LeaseRevokeRequest: (self._revoke, rpc_pb2.LeaseRevokeResponse),
+            rpc_pb2.LeaseKeepAliveRequest: (self._keep_alive, rpc_pb2.LeaseKeepAliveResponse),
+            rpc_pb2.LeaseTimeToLiveRequest: (self._time_to_live, rpc_pb2.LeaseTimeToLiveResponse),
+            rpc_pb2.LeaseLeasesRequest: (self._leases, rpc_pb2.LeaseLeasesResponse),
+            rpc_pb2.AlarmRequest: (self._alarm, rpc_pb2.AlarmResponse),
+        }
+
+    # --- the surface --------------------------------------------------------------------------------------------
+
+    @property
+    def revision(self) -> int:
+        return self.store.revision
+
+    @property
+    def compact_revision(self) -> int:
+        """Reads and watches below it are refused; -1 when nothing was compacted yet."""
+        return self.store.compact_revision
+
+    def header(self) -> rpc_pb2.ResponseHeader:
+        """A reply header as of now."""
+        identity = self.identity
+        return rpc_pb2.ResponseHeader(
+            cluster_id=identity.cluster_id,
+            member_id=identity.member_id,
+            revision=self.store.revision,
+            raft_term=identity.term,
+        )
+
+    def header_field(self) -> bytes:
+        """The encoded header as of now, as field 1 of whatever reply it opens."""
+        revision = self.store.revision
+        if revision != self._header_revision:
+            self._header_revision = revision
+            self._header_field = self._header_encoder.field(revision)
+        return self._header_field
+
+    def apply(self, request: Message, now: float) -> Message:
+        """Carries out a request; returns its reply. `now`: seconds on the data's clock.
+
+        Raises EtcdError, with nothing done, for what etcd refuses; TypeError for a request that is none of ours.
+        """
+        handler, response = self._handler(request)
+        return response.FromString(handler(request, now))
+
+    def apply_encoded(self, request: Message, now: float) -> bytes:
+        """Like `apply`, but returns the reply encoded: the form in which it leaves."""
+        return self._handler(request)[0](request, now)
+
+    def _handler(self, request: Message) -> tuple[Handler, type[Message]]:
+        try:
+            return self._handlers[type(request)]
+        except KeyError:
+            raise TypeError(f"the state machine does not serve {type(request).__name__}") from None
+
+    def expire(self, now: float, leases_max: int) -> int:
+        """Ends leases that are due, earliest deadline first, each with its keys in a revision of its own.
+
+        Returns how many ended: at most `leases_max`, and perhaps fewer while more are due - then `next_deadline` is not
+        in the future, and the caller should come back after serving others.
+        """
+        ended = self.leases.expire(now, leases_max)
+        for lease in ended:
+            if lease.keys:
+                self._delete_keys(lease)
+        return len(ended)
+
+    def next_deadline(self) -> float | None:
+        """When to call `expire` next: never later than the earliest true deadline; None when no lease lives."""
+        return self.leases.next_deadline()
+
+    def checkpoint(self, now: float) -> None:
+        """For an orderly stop: saves exact deadlines and marks the batch as the last of a clean run.
+
+        `now` is not needed for that, deadlines being absolute, but the caller's next act is to seal with it.
+        """
+        self.leases.checkpoint()
+        self.journal.mark_clean()
+
+    def state_for_alarm(self, member_id: int, alarm: int, active: bool) -> None:
+        """Takes in an alarm row at boot, without a row of its own."""
+        if active:
+            self.alarms.add((member_id, alarm))
+        else:
+            self.alarms.discard((member_id, alarm))
+        self.no_space = any(kind == _ALARM_NO_SPACE for _, kind in self.alarms)
+
+    # --- KV -----------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Ends a write, and leaves word with the hub."""
+        store, hub = self.store, self.hub
+        changes = store.finish()
+        if changes and len(hub):
+            events = store.newest_events(changes)
+            hub.notify(store.revision, events, [store.previous_of(event) for event in events])
+
+    def _range(self, request: rpc_pb2.RangeRequest, now: float) -> bytes:
+        kv.check_range(request)
+        kv.verify_range_alone(self.store, request)
+        return kv.range_reply(self.store, request, self.header_field())
+
+    def _put(self, request: rpc_pb2.PutRequest, now: float) -> bytes:
+        kv.check_put(request)
+        if self.no_space:
+            raise errors.NO_SPACE.error()
+        kv.verify_put_alone(self.store, self.leases, request)
+        rest = kv.put(self.store, request)
+        self._finish()
+        return self.header_field() + rest
+
+    def _delete_range(self, request: rpc_pb2.DeleteRangeRequest, now: float) -> bytes:
+        kv.check_delete(request)
+        rest = kv.delete_range(self.store, request)
+        self._finish()
+        return self.header_field() + rest
+
+    def _txn(self, request: rpc_pb2.TxnRequest, now: float) -> bytes:
+        node = txn.read_txn(request, self._max_txn_ops)
+        if self.no_space and txn.has_put(node):
+            raise errors.NO_SPACE.error()
+        store = self.store
+        txn.choose(store, node)
+        txn.verify(store, self.leases, node)
+        rest = txn.execute(store, node)
+        self._finish()
+        return self.header_field() + rest
+
+    def _compact(self, request: rpc_pb2.CompactionRequest, now: float) -> bytes:
+        store = self.store
+        revision = request.revision
+        if revision <= store.compact_revision:
+            raise errors.COMPACTED.error()
+        if revision > store.revision:
+            raise errors.FUTURE_REVISION.error()
+        store.compact(revision)
+        return self.header_field()
+
+    # --- leases -------------------------------------------------------------------------------------------------
+
+    def _grant(self, request: rpc_pb2.LeaseGrantRequest, now: float) -> bytes:
+        if self.no_space:
+            raise errors.NO_SPACE.error()
+        lease = self.leases.grant(request.ID, request.TTL, now)
+        return self.header_field() + b"\x10" + varint(lease.id) + b"\x18" + varint(lease.ttl_s)
+
+    def _revoke(self, request: rpc_pb2.LeaseRevokeRequest, now: float) -> bytes:
+        lease = self.leases.revoke(request.ID)
+        if lease.keys:
+            self._delete_keys(lease)
+        return self.header_field()
+
+    def _delete_keys(self, lease: Lease) -> None:
+        """Deletes what hung on an ended lease. Cost: k log k for k keys."""
+        delete = self.store.delete
+        for key in sorted(lease.keys):
+            delete(key)
+        self._finish()
+
+    def _keep_alive(self, request: rpc_pb2.LeaseKeepAliveRequest, now: float) -> bytes:
+        lease_id = request.ID
+        lease = self.leases.renew(lease_id, now)
+        reply = self.header_field() + number_field(b"\x10", lease_id)
+        return reply if lease is None else reply + b"\x18" + varint(lease.ttl_s)
+
+    def _time_to_live(self, request: rpc_pb2.LeaseTimeToLiveRequest, now: float) -> bytes:
+        lease_id = request.ID
+        reply = self.header_field() + number_field(b"\x10", lease_id)
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            return reply + b"\x18" + varint(-1)
+        reply += number_field(b"\x18", self.leases.remaining_s(lease, now)) + b"\x20" + varint(lease.ttl_s)
+        if request.keys and lease.keys:
+            reply += b"".join([nested(b"\x2a", key) for key in sorted(lease.keys)])
+        return reply
+
+    def _leases(self, request: rpc_pb2.LeaseLeasesRequest, now: float) -> bytes:
+        statuses = [nested(b"\x12", b"\x08" + varint(lease.id)) for lease in self.leases.by_deadline()]
+        return self.header_field() + b"".join(statuses)
+
+    # --- alarms -------------------------------------------------------------------------------------------------
+
+    def _alarm(self, request: rpc_pb2.AlarmRequest, now: float) -> bytes:
+        member_id = request.memberID
+        kind = cast(int, request.alarm)
+        shown: list[tuple[int, int]] = []
+        if request.action == _ALARM_GET:
+            shown = sorted(alarm for alarm in self.alarms if kind in (_ALARM_NONE, alarm[1]))
+        elif request.action == _ALARM_ACTIVATE:
+            if kind != _ALARM_NONE:
+                shown = [(member_id, kind)]
+                self._set_alarm(member_id, kind, active=True)
+        elif request.action == _ALARM_DEACTIVATE and (member_id, kind) in self.alarms:
+            shown = [(member_id, kind)]
+            self._set_alarm(member_id, kind, active=False)
+        alarms = [
+            nested(b"\x12", number_field(b"\x08", member) + number_field(b"\x10", alarm)) for member, alarm in shown
+        ]
+        return self.header_field() + b"".join(alarms)
+
+    def _set_alarm(self, member_id: int, kind: int, *, active: bool) -> None:
+        if ((member_id, kind) in self.alarms) != active:
+            self.state_for_alarm(member_id, kind, active)
+            self.journal.alarm((member_id, kind, active))

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store: every key's versions, by revision.
+
+Laws
+- A change happens inside a write: `put` and `delete` as often as needed, then `finish`. All changes of one write carry
+  the revision `store.revision + 1`; readers of `revision` see it after `finish`. A write without changes moves nothing.
+- One `Event` object is a version of a key everywhere: history, log, watchers. Only its link to the version before
+  changes, and only compaction cuts it.
+- Each change writes its row and keeps the key's attachment to its lease right, in the same step.
+- Nothing here raises once a change has begun: callers check first.
+
+Theory of operation. `live` maps each existing key to its newest version, `gone` each deleted key whose deletion is
+still part of the retained history to its tombstone; versions link to the version before them. A read of the newest
+revision is a dict hit; a read of an old one walks back from the newest. The log holds the same events in the order of
+(revision, sub), so that a watcher's replay and a compaction cost what they touch.
+
+Worked example, one key k (pN: put at revision N, tN: tombstone, "->": the version before; other keys moved on to 9):
+
+    change                      chain of k                               log
+    put at 2, put at 3          live: p3 -> p2                           p2 p3
+    delete at 4, put at 6       live: p6 -> t4 -> p3 -> p2               p2 p3 t4 p6
+    delete at 7                 gone: t7 -> p6 -> t4 -> p3 -> p2         p2 p3 t4 p6 t7
+    compact 3                   gone: t7 -> p6 -> t4 -> p3               p3 t4 p6 t7       dead: p2, superseded
+    compact 4                   gone: t7 -> p6 -> t4                     t4 p6 t7          dead: p3
+    compact 6                   gone: t7 -> p6                           p6 t7             dead: t4
+    compact 8                   nothing                                                    dead: p6 t7
+
+At 4 the tombstone t4 stays although no reader can see it: a watcher may start at the compact revision, and is told.
+So what is retained after compaction at C: of each key the newest version at or before C unless that is a tombstone
+older than C, and everything after C.
+
+Does not do: requests and their errors (kv.py, txn.py), telling watchers (machine.py does after `finish`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import Final
+
+from lessor.base.revision import FIRST_REVISION, NOTHING_COMPACTED
+from lessor.state.encode import nested, number_field
+from lessor.state.journal import EventRow, Journal
+from lessor.state.key_index import KeyIndex
+from lessor.state.leases import Lessor
+
+_mod_revision = attrgetter("mod_revision")
+_DELETE: Final = b"\x08\x01"  # mvccpb.Event.type
+
+
+class Event:
+    """One change of one key, which is also one version of it; a tombstone has no value."""
+
+    __slots__ = (
+        "_event_bytes",
+        "_kv_bytes",
+        "create_revision",
+        "key",
+        "lease",
+        "mod_revision",
+        "previous",
+        "sub",
+        "value",
+        "version",
+    )
+
+    def __init__(
+        self,
+        key: bytes,
+        value: bytes | None,
+        create_revision: int,
+        mod_revision: int,
+        sub: int,
+        version: int,
+        lease: int,
+        previous: Event | None,
+    ) -> None:
+        self.key = key
+        self.value = value  # None: a tombstone
+        self.create_revision = create_revision  # 0 in a tombstone, like version and lease
+        self.mod_revision = mod_revision
+        self.sub = sub
+        self.version = version
+        self.lease = lease
+        self.previous = previous  # the version before, tombstones included; None when there was none or it is compacted
+        self._kv_bytes: bytes | None = None
+        self._event_bytes: bytes | None = None
+
+    def __repr__(self) -> str:
+        what = "delete" if self.value is None else f"put v{self.version}"
+        return f"<{what} {self.key!r} at {self.mod_revision}.{self.sub}>"
+
+    def kv_bytes(self) -> bytes:
+        """The encoded mvccpb.KeyValue, made once. Of a tombstone: key and mod_revision only, as watchers get it."""
+        encoded = self._kv_bytes
+        if encoded is None:
+            encoded = self.kv_bytes_without_value()
+            if self.value:
+                # Field 5 goes before field 6 only by custom; parsers take any order, so the value may come last.
+                encoded += nested(b"\x2a", self.value)
+            self._kv_bytes = encoded
+        return encoded
+
+    def kv_bytes_without_value(self) -> bytes:
+        """The encoded mvccpb.KeyValue of a keys_only reply. Not kept."""
+        return (
+            nested(b"\x0a", self.key)
+            + number_field(b"\x10", self.create_revision)
+            + number_field(b"\x18", self.mod_revision)
+            + number_field(b"\x20", self.version)
+            + number_field(b"\x30", self.lease)
+        )
+
+    def event_bytes(self) -> bytes:
+        """The encoded mvccpb.Event without prev_kv, made once."""
+        encoded = self._event_bytes
+        if encoded is None:
+            encoded = nested(b"\x12", self.kv_bytes())
+            if self.value is None:
+                encoded = _DELETE + encoded
+            self._event_bytes = encoded
+        return encoded
+
+
+class Store:
+    """All keys with their retained history."""
+
+    __slots__ = (
+        "_changes",
+        "_gone",
+        "_gone_keys",
+        "_journal",
+        "_lessor",
+        "_live",
+        "_live_keys",
+        "_log",
+        "compact_revision",
+        "get",
+        "revision",
+    )
+
+    def __init__(self, journal: Journal, lessor: Lessor) -> None:
+        self._journal = journal
+        self._lessor = lessor
+        self._live: dict[bytes, Event] = {}
+        self._live_keys = KeyIndex()
+        self._gone: dict[bytes, Event] = {}
+        self._gone_keys = KeyIndex()
+        self._log: list[Event] = []  # retained events from the compact revision on, in the order of (revision, sub)
+        self._changes = 0  # made by the open write
+        self.revision = FIRST_REVISION
+        self.compact_revision = NOTHING_COMPACTED
+        self.get = (
+            self._live.get
+        )  # key -> newest version, None when the key does not exist; changes of the open write count
+
+    def __len__(self) -> int:
+        """How many keys exist."""
+        return len(self._live)
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def put(self, key: bytes, value: bytes, lease_id: int) -> Event:
+        """Writes a version. The lease lives or is 0. Cost: O(1), whatever hangs on the lease."""
+        revision = self.revision + 1
+        sub = self._changes
+        self._changes = sub + 1
+        previous = self._live.get(key)
+        if previous is None:
+            create_revision = revision
+            version = 1
+            lease_before = 0
+            if self._gone:
+                previous = self._gone.pop(key, None)
+                if previous is not None:
+                    self._gone_keys.remove(key)
+            self._live_keys.add(key)
+        else:
+            key = previous.key  # one bytes object for all versions of a key
+            create_revision = previous.create_revision
+            version = previous.version + 1
+            lease_before = previous.lease
+        event = Event(key, value, create_revision, revision, sub, version, lease_id, previous)
+        self._live[key] = event
+        self._log.append(event)
+        self._journal.event((revision, sub, key, value, create_revision, version, lease_id))
+        if lease_id != lease_before:
+            if lease_before:
+                self._lessor.detach(lease_before, key)
+            if lease_id:
+                self._lessor.attach(lease_id, key)
+        return event
+
+    def delete(self, key: bytes) -> Event:
+        """Deletes a key that exists; returns the tombstone. Cost: O(1)."""
+        revision = self.revision + 1
+        sub = self._changes
+        self._changes = sub + 1
+        previous = self._live.pop(key)
+        key = previous.key
+        event = Event(key, None, 0, revision, sub, 0, 0, previous)
+        self._live_keys.remove(key)
+        self._gone[key] = event
+        self._gone_keys.add(key)
+        self._log.append(event)
+        self._journal.event((revision, sub, key, None, 0, 0, 0))
+        if previous.lease:
+            self._lessor.detach(previous.lease, key)
+        return event
+
+    def finish(self) -> int:
+        """Ends the write; returns how many changes it made. With any, `revision` is one higher now."""
+        changes = self._changes
+        if changes:
+            self._changes = 0
+            self.revision += 1
+        return changes
+
+    @property
+    def revision_inside(self) -> int:
+        """The revision that a reply inside the open write shows."""
+        return self.revision + 1 if self._changes else self.revision
+
+    def newest_events(self, count: int) -> list[Event]:
+        """The last `count` events, oldest first."""
+        return self._log[-count:]
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def get_at(self, key: bytes, revision: int) -> Event | None:
+        """The version of a key that was newest at a revision; None when the key did not exist then.
+
+        Cost: the versions of the key since then.
+        """
+        event = self._live.get(key) or self._gone.get(key)
+        while event is not None and event.mod_revision > revision:
+            event = event.previous
+        return event if event is not None and event.value is not None else None
+
+    def count(self, start: bytes, end: bytes) -> int:
+        """How many keys in [start, end) exist; `end` b"" means no upper bound. Cost: O(log n)."""
+        return self._live_keys.count(start, end)
+
+    def range(self, start: bytes, end: bytes, keys_max: int | None = None) -> list[Event]:
+        """The newest versions of the keys in [start, end), in key order, the first `keys_max` of them."""
+        live = self._live
+        return [live[key] for key in self._live_keys.range(start, end, keys_max)]
+
+    def range_at(self, start: bytes, end: bytes, revision: int) -> list[Event]:
+        """What `range` would have answered at a retained revision. Cost: keys in the range and their newer versions."""
+        if revision >= self.revision_inside:
+            return self.range(start, end)
+        keys = self._live_keys.range(start, end)
+        gone = self._gone_keys.range(start, end)
+        if gone:
+            keys = sorted(keys + gone)
+        get_at = self.get_at
+        return [event for key in keys if (event := get_at(key, revision)) is not None]
+
+    def key_count_ever(self, start: bytes, end: bytes) -> int:
+        """How many keys in [start, end) have any retained version. Cost: O(log n)."""
+        return self._live_keys.count(start, end) + self._gone_keys.count(start, end)
+
+    def newest_of_range(self, start: bytes, end: bytes) -> list[Event]:
+        """The newest event of each key in [start, end) that has any, tombstones included; not in order."""
+        gone = self._gone
+        return self.range(start, end) + [gone[key] for key in self._gone_keys.range(start, end)]
+
+    def newest_of(self, key: bytes) -> Event | None:
+        """The newest event of a key, a tombstone included."""
+        return self._live.get(key) or self._gone.get(key)
+
+    def previous_of(self, event: Event) -> Event | None:
+        """What a watcher gets as prev_kv: the key at the revision before the event's, unless that is compacted."""
+        if event.mod_revision <= self.compact_revision:
+            return None
+        previous = event.previous
+        while previous is not None and previous.mod_revision == event.mod_revision:
+            previous = previous.previous
+        return previous if previous is not None and previous.value is not None else None
+
+    # --- the log ------------------------------------------------------------------------------------------------
+
+    def log_position(self, revision: int) -> int:
+        """Where the events of a revision, or of the first one after it, begin in the log. Cost: O(log n)."""
+        return bisect_left(self._log, revision, key=_mod_revision)
+
+    def log_length(self) -> int:
+        return len(self._log)
+
+    def log_slice(self, first: int, last: int) -> Sequence[Event]:
+        return self._log[first:last]
+
+    # --- compaction ---------------------------------------------------------------------------------------------
+
+    def compact(self, revision: int) -> None:
+        """Gives up the history before a revision that is above the compact revision and not above the current one.
+
+        Cost: the events between the two compact revisions.
+        """
+        log = self._log
+        end = self.log_position(revision + 1)
+        keep_from = self.log_position(revision)
+        superseded, dead = self._cut(log[:end], revision)
+        kept = [event for event in log[keep_from:end] if event not in superseded] if superseded else log[keep_from:end]
+        log[:end] = kept
+        self.compact_revision = revision
+        self._journal.compact(revision, dead)
+
+    def _cut(self, events: Iterable[Event], revision: int) -> tuple[set[Event], list[tuple[int, int]]]:
+        """Cuts the links that compaction at `revision` ends, over the log up to it.
+
+        Returns the events of `revision` itself that a later change of the same write superseded, and all dead rows.
+        """
+        superseded: set[Event] = set()
+        dead: list[tuple[int, int]] = []
+        gone = self._gone
+        for event in events:
+            previous = event.previous
+            if previous is not None:
+                if previous.value is not None:
+                    dead.append((previous.mod_revision, previous.sub))
+                    if previous.mod_revision == revision:
+                        superseded.add(previous)
+                    event.previous = None
+                elif previous.mod_revision < revision:
+                    event.previous = None
+            if event.value is None and event.mod_revision < revision:
+                dead.append((event.mod_revision, event.sub))
+                if gone.get(event.key) is event:
+                    del gone[event.key]
+                    self._gone_keys.remove(event.key)
+        return superseded, dead
+
+    # --- boot ---------------------------------------------------------------------------------------------------
+
+    def load(self, rows: Iterable[EventRow], compact_revision: int) -> None:
+        """Takes in all event rows, in order, into an empty store, and hangs keys on their leases.
+
+        Rows that the last compaction made superfluous may still be among them: they vanish again, and are noted in the
+        journal for collection.
+        """
+        live, gone, log = self._live, self._gone, self._log
+        for revision, sub, key, value, create_revision, version, lease_id in rows:
+            before = live.get(key) or gone.get(key)
+            if before is not None:
+                key = before.key
+            event = Event(key, value, create_revision, revision, sub, version, lease_id, before)
+            if value is None:
+                live.pop(key, None)
+                gone[key] = event
+            else:
+                gone.pop(key, None)
+                live[key] = event
+            log.append(event)
+        self._live_keys = KeyIndex(live)
+        self._gone_keys = KeyIndex(gone)
+        self.compact_revision = compact_revision
+        self.revision = max(FIRST_REVISION, compact_revision, log[-1].mod_revision if log else 0)
+        if compact_revision != NOTHING_COMPACTED:
+            end = self.log_position(compact_revision + 1)
+            keep_from = self.log_position(compact_revision)
+            superseded, dead = self._cut(log[:end], compact_revision)
+            log[:end] = [event for event in log[keep_from:end] if event not in superseded]
+            if dead:
+                self._journal.collect(dead)
+        lessor = self._lessor
+        for event in live.values():
+            if event.lease and event.lease in lessor:
+                lessor.attach(event.lease, event.key)

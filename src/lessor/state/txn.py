@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Txn: compares, two branches of operations, txns inside txns.
+
+Laws
+- First everything is looked at, then everything is done: shape and size, overlaps, compares (those of nested txns too,
+  all against the state before the txn), leases, keys and revisions of the branch taken. Only then does anything change.
+- Operations run in order; a later range sees what earlier operations wrote.
+
+Theory of operation. `read_txn` turns the request into a tree of `Node`s while it checks its shape, so that the protobuf
+objects are walked once. `choose` settles which branch each node takes. `verify` and `execute` walk the branches taken.
+
+Worked example of the duplicate rule, which etcd applies level by level, deletes of a level first, then its nested txns
+in order, then its own puts:
+
+    put a, put a                      refused
+    delete [a, c), put b              refused, in either order
+    txn{then: put a; else: put a}     fine: only one of them runs
+    txn{put a}, txn{put a}            refused
+    txn{delete a}, txn{put a}         refused
+    txn{put a}, txn{delete a}         passes: a nested delete is only held against the puts that come to be looked at
+    later delete [a, \\0), put b             passes: the rule does not see that \\0 means "no upper bound"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors
+from lessor.state import kv
+from lessor.state.encode import nested, revision_header
+from lessor.state.leases import Lessor
+from lessor.state.mvcc import Event, Store
+
+_RANGE: Final = "request_range"
+_PUT: Final = "request_put"
+_DELETE: Final = "request_delete_range"
+_TXN: Final = "request_txn"
+
+_VALUE_TARGET: Final = 3
+_NUMBER_TARGETS: Final[dict[int, tuple[str, str]]] = {  # target -> (name in the compare, name in the event)
+    0: ("version", "version"),
+    1: ("create_revision", "create_revision"),
+    2: ("mod_revision", "mod_revision"),
+    4: ("lease", "lease"),
+}
+
+# One operation: its kind, and its request - or, for a nested txn, its node.
+Operation = tuple[str, Any]
+
+
+class Node:
+    """One txn of the tree."""
+
+    __slots__ = ("compares", "failure", "succeeded", "success")
+
+    def __init__(self, compares: list[rpc_pb2.Compare], success: list[Operation], failure: list[Operation]) -> None:
+        self.compares = compares
+        self.success = success
+        self.failure = failure
+        self.succeeded = False
+
+    @property
+    def taken(self) -> list[Operation]:
+        return self.success if self.succeeded else self.failure
+
+
+# --- shape ------------------------------------------------------------------------------------------------------
+
+
+def read_txn(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
+    """Reads and checks a txn, whatever the state. `ops_max`: of compares, of success and of failure operations each.
+
+    Nested txns share what the largest of the three lists leaves of it, so nesting is bounded too.
+    """
+    node = _read(request, ops_max)
+    _check_overlaps(node.success)
+    _check_overlaps(node.failure)
+    return node
+
+
+def _read(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
+    compares = list(request.compare)
+    success = list(request.success)
+    failure = list(request.failure)
+    used = max(len(compares), len(success), len(failure))
+    if used > ops_max:
+        raise errors.TOO_MANY_OPS.error()
+    for compare in compares:
+        if not compare.key:
+            raise errors.EMPTY_KEY.error()
+    left = ops_max - used
+    return Node(compares, [_read_op(op, left) for op in success], [_read_op(op, left) for op in failure])
+
+
+def _read_op(op: rpc_pb2.RequestOp, ops_max: int) -> Operation:
+    kind = op.WhichOneof("request")
+    if kind == _PUT:
+        kv.check_put(op.request_put)
+        return _PUT, op.request_put
+    if kind == _RANGE:
+        kv.check_range(op.request_range)
+        return _RANGE, op.request_range
+    if kind == _DELETE:
+        kv.check_delete(op.request_delete_range)
+        return _DELETE, op.request_delete_range
+    if kind == _TXN:
+        return _TXN, _read(op.request_txn, ops_max)
+    raise errors.KEY_NOT_FOUND.error()
+
+
+class _Deletes:
+    """The key ranges that deletes of a branch cover, as the duplicate rule sees them."""
+
+    __slots__ = ("keys", "ranges")
+
+    def __init__(self) -> None:
+        self.keys: set[bytes] = set()
+        self.ranges: list[tuple[bytes, bytes]] = []
+
+    def cover(self, key: bytes) -> bool:
+        return key in self.keys or any(start <= key < end for start, end in self.ranges)
+
+    def add(self, other: _Deletes) -> None:
+        self.keys |= other.keys
+        self.ranges += other.ranges
+
+
+def _check_overlaps(operations: list[Operation]) -> tuple[set[bytes], _Deletes]:
+    deletes = _Deletes()
+    for kind, request in operations:
+        if kind == _DELETE:
+            if request.range_end:
+                deletes.ranges.append((request.key, request.range_end))
+            else:
+                deletes.keys.add(request.key)
+    puts: set[bytes] = set()
+    for kind, node in operations:
+        if kind == _TXN:
+            then_puts, then_deletes = _check_overlaps(node.success)
+            else_puts, else_deletes = _check_overlaps(node.failure)
+            _refuse_overlap(then_puts, puts, deletes)
+            _refuse_overlap(else_puts, puts, deletes)
+            puts |= then_puts
+            puts |= else_puts
+            deletes.add(then_deletes)
+            deletes.add(else_deletes)
+    for kind, request in operations:
+        if kind == _PUT:
+            key = request.key
+            if key in puts or deletes.cover(key):
+                raise errors.DUPLICATE_KEY.error()
+            puts.add(key)
+    return puts, deletes
+
+
+def _refuse_overlap(news: Iterable[bytes], puts: set[bytes], deletes: _Deletes) -> None:
+    if any(key in puts or deletes.cover(key) for key in news):
+        raise errors.DUPLICATE_KEY.error()
+
+
+def has_put(node: Node) -> bool:
+    """Whether any branch, taken or not, nested or not, may put."""
+    return any(
+        kind == _PUT or (kind == _TXN and has_put(request))
+        for operations in (node.success, node.failure)
+        for kind, request in operations
+    )
+
+
+# --- compares ---------------------------------------------------------------------------------------------------
+
+
+def choose(store: Store, node: Node) -> None:
+    """Evaluates the compares of the txn, and of the nested txns on the branches taken, against the state as it is."""
+    node.succeeded = all(_holds(store, compare) for compare in node.compares)
+    for kind, request in node.taken:
+        if kind == _TXN:
+            choose(store, request)
+
+
+def _holds(store: Store, compare: rpc_pb2.Compare) -> bool:
+    range_end = compare.range_end
+    if range_end:
+        events = store.range(compare.key, kv.open_end(range_end))
+        if events:
+            return all(_holds_for(compare, event) for event in events)
+        return _holds_for(compare, None)
+    return _holds_for(compare, store.get(compare.key))
+
+
+def _holds_for(compare: rpc_pb2.Compare, event: Event | None) -> bool:
+    """Stored OP given. An absent key has 0 for every number, and no value: any compare with that is false."""
+    target = compare.target
+    stored: Any
+    given: Any
+    if target == _VALUE_TARGET:
+        if event is None:
+            return False
+        stored, given = event.value, compare.value
+    else:
+        names = _NUMBER_TARGETS.get(target)
+        if names is None:
+            stored = given = 0  # etcd's answer to a target that it does not know
+        else:
+            given = getattr(compare, names[0])
+            stored = 0 if event is None else getattr(event, names[1])
+    result = compare.result
+    if result == 0:
+        return bool(stored == given)
+    if result == 1:
+        return bool(stored > given)
+    if result == 2:
+        return bool(stored < given)
+    if result == 3:
+        return bool(stored != given)
+    return True  # etcd's answer to a result that it does not know
+
+
+# --- state ------------------------------------------------------------------------------------------------------
+
+
+def verify(store: Store, lessor: Lessor, node: Node) -> None:
+    """Raises what any operation on the branches taken would run into. Call after `choose`, before `execute`."""
+    _verify(store, lessor, node, None)
+
+
+def _verify(store: Store, lessor: Lessor, node: Node, emptied_from: bytes | None) -> bytes | None:
+    """`emptied_from`: keys from here on are gone when the node begins, thanks to the rule's blind spot for "\\0"."""
+    for kind, request in node.taken:
+        if kind == _PUT:
+            kv.verify_put_in_txn(store, lessor, request)
+            if (
+                emptied_from is not None
+                and request.key >= emptied_from
+                and (request.ignore_value or request.ignore_lease)
+            ):
+                # The key exists now, but not when its turn comes. (etcd passes this and then stops itself.)
+                raise errors.KEY_NOT_FOUND.error()
+        elif kind == _RANGE:
+            kv.verify_range_in_txn(store, request)
+        elif kind == _DELETE:
+            if request.range_end == b"\0":
+                emptied_from = request.key if emptied_from is None else min(emptied_from, request.key)
+        else:
+            emptied_from = _verify(store, lessor, request, emptied_from)
+    return emptied_from
+
+
+def execute(store: Store, node: Node) -> bytes:
+    """Runs the branch taken; returns the reply's fields after the header. Does not raise."""
+    parts = [b"\x10\x01"] if node.succeeded else []
+    for kind, request in node.taken:
+        if kind == _PUT:
+            rest = kv.put(store, request)
+            reply = nested(b"\x12", revision_header(store.revision_inside) + rest)
+        elif kind == _RANGE:
+            reply = nested(b"\x0a", kv.range_reply(store, request, revision_header(store.revision_inside)))
+        elif kind == _DELETE:
+            rest = kv.delete_range(store, request)
+            reply = nested(b"\x1a", revision_header(store.revision_inside) + rest)
+        else:
+            # A nested txn's own header is there but empty, as in etcd.
+            reply = nested(b"\x22", b"\x0a\x00" + execute(store, request))
+        parts.append(nested(b"\x1a", reply))
+    return b"".join(parts)

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watchers, and which of them a change concerns.
+
+Laws
+- A watcher gets each event at or after its first revision once, in order, the events of one revision together.
+- A synced watcher (not `lagging`) has been given every matching event up to now; a lagging one gets nothing from
+  `notify` and catches up by `replay`, until that reaches the present and clears the mark.
+- Notifying costs what the changed keys match, however many watchers do not match.
+
+Theory of operation. Watchers of one key are found in a dict; watchers of a prefix in a dict per prefix length; all
+other ranges in a list, which clients in practice leave nearly empty. Replay reads the history: the versions of the
+watched keys when those are few, else the log.
+
+Worked example: watchers of "a", of prefix "a/" ([a/, a0)) and of [a, b). A put of "a/1" asks the dict for "a/1" (none),
+the dict of length 2 for "a/" (one), and looks at the list (one).
+
+Does not do: sending, ids (the server's streams hand those out), fragments, waiting for durability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from lessor.state.encode import nested
+from lessor.state.mvcc import Event, Store
+
+_CHAIN_KEYS_MAX: Final = 64  # replay walks the versions of single keys when the range has at most this many
+_CHAIN_STEPS_MAX: Final = 4_096  # ... and gives up for the log after this many versions
+_SCAN_EVENTS_MAX: Final = 20_000  # events of the log that one call of replay looks at: a few milliseconds
+
+NO_PUT: Final = 0  # WatchCreateRequest.FilterType
+NO_DELETE: Final = 1
+
+# What a watcher is told of: the event, and the version before it where it asked for that and it is retained.
+Told = tuple[Event, Event | None]
+
+
+class CompactedError(Exception):
+    """The events that a watcher needs next are no longer retained."""
+
+    def __init__(self, compact_revision: int) -> None:
+        super().__init__(f"compacted at {compact_revision}")
+        self.compact_revision = compact_revision
+
+
+class Watcher:
+    """One watch. The hub reads and writes `next_revision` and `lagging`; the rest belongs to the owner."""
+
+    __slots__ = (
+        "cancelled",
+        "end",
+        "filters",
+        "fragment",
+        "key",
+        "lagging",
+        "next_revision",
+        "owner",
+        "prev_kv",
+        "progress_notify",
+        "watch_id",
+    )
+
+    def __init__(
+        self,
+        watch_id: int,
+        key: bytes,
+        end: bytes | None = None,
+        *,
+        start_revision: int = 0,
+        filters: Iterable[int] = (),
+        prev_kv: bool = False,
+        fragment: bool = False,
+        progress_notify: bool = False,
+        owner: Any = None,
+    ) -> None:
+        """`end`: None - one key; b"" - no upper bound. `start_revision` 0: from now on."""
+        self.watch_id = watch_id
+        self.key = key
+        self.end = end
+        self.filters = frozenset(filters)
+        self.prev_kv = prev_kv
+        self.fragment = fragment
+        self.progress_notify = progress_notify
+        self.next_revision = start_revision  # no event before it will be told
+        self.lagging = False
+        self.cancelled = False
+        self.owner = owner
+
+    def wants(self, event: Event) -> bool:
+        """Whether the filters let the event through."""
+        return not self.filters or (NO_DELETE if event.value is None else NO_PUT) not in self.filters
+
+    def covers(self, key: bytes) -> bool:
+        end = self.end
+        if end is None:
+            return key == self.key
+        return self.key <= key and (not end or key < end)
+
+
+class Publication(NamedTuple):
+    """All that one revision has to tell one watcher."""
+
+    watcher: Watcher
+    revision: int
+    events: list[Told]
+
+
+def watch_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
+    """A create request's key and range_end as a watcher has them: an empty key is the first possible one."""
+    return key or b"\0", (b"" if range_end == b"\0" else range_end) if range_end else None
+
+
+def range_is_empty(key: bytes, end: bytes | None) -> bool:
+    """Whether nothing can ever match, which is an error of the create request."""
+    return bool(end) and key >= (end or b"")
+
+
+def event_bytes(event: Event, previous: Event | None) -> bytes:
+    """The encoded mvccpb.Event. Without `previous` it is made once per event and shared by all watchers."""
+    encoded = event.event_bytes()
+    return encoded if previous is None else encoded + nested(b"\x1a", previous.kv_bytes())
+
+
+def _prefix_of(key: bytes, end: bytes) -> bytes | None:
+    """The prefix that [key, end) stands for, None when it is no prefix range."""
+    if not end:
+        return b"" if key == b"\0" else None  # there is no key below "\0"
+    stem = key.rstrip(b"\xff")
+    if stem and stem[:-1] + bytes((stem[-1] + 1,)) == end:
+        return key
+    return None
+
+
+class WatchHub:
+    """All watchers of one store."""
+
+    __slots__ = ("_by_key", "_by_prefix", "_count", "_ranges", "_store", "outbox")
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._by_key: dict[bytes, dict[Watcher, None]] = {}
+        self._by_prefix: dict[int, dict[bytes, dict[Watcher, None]]] = {}
+        self._ranges: dict[Watcher, None] = {}
+        self._count = 0
+        self.outbox: list[Publication] = []  # in the order of revisions
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, watcher: Watcher) -> None:
+        """Takes in a watcher. One that starts in the past is `lagging` afterwards and has to be replayed."""
+        now = self._store.revision
+        if watcher.next_revision == 0:
+            watcher.next_revision = now + 1
+        watcher.lagging = watcher.next_revision <= now
+        self._place(watcher, create=True)[watcher] = None
+        self._count += 1
+
+    def remove(self, watcher: Watcher) -> None:
+        """Lets go of a watcher that was added. What is in the outbox for it stays: look at `cancelled`."""
+        watcher.cancelled = True
+        place = self._place(watcher, create=False)
+        if place.pop(watcher, watcher) is watcher:
+            return
+        self._count -= 1
+        if not place:
+            self._forget(watcher)
+
+    def _place(self, watcher: Watcher, *, create: bool) -> dict[Watcher, None]:
+        if watcher.end is None:
+            table = self._by_key
+            spot = watcher.key
+        else:
+            prefix = _prefix_of(watcher.key, watcher.end)
+            if prefix is None:
+                return self._ranges
+            table = self._by_prefix.setdefault(len(prefix), {}) if create else self._by_prefix.get(len(prefix), {})
+            spot = prefix
+        return table.setdefault(spot, {}) if create else table.get(spot, {})
+
+    def _forget(self, watcher: Watcher) -> None:
+        """Drops the empty place of the last watcher of a key or prefix, so that nothing leaks."""
+        if watcher.end is None:
+            self._by_key.pop(watcher.key, None)
+            return
+        prefix = _prefix_of(watcher.key, watcher.end)
+        if prefix is not None:
+            table = self._by_prefix.get(len(prefix), {})
+            table.pop(prefix, None)
+            if not table:
+                self._by_prefix.pop(len(prefix), None)
+
+    # --- live ---------------------------------------------------------------------------------------------------
+
+    def notify(self, revision: int, events: Sequence[Event], previous: Sequence[Event | None]) -> None:
+        """Tells of a finished write: appends to the outbox one publication per watcher that it concerns."""
+        told: dict[Watcher, list[Told]] = {}
+        by_key, by_prefix, ranges = self._by_key, self._by_prefix, self._ranges
+        for event, before in zip(events, previous, strict=True):
+            key = event.key
+            places = []
+            if by_key and key in by_key:
+                places.append(by_key[key])
+            for length, prefixes in by_prefix.items():
+                place = prefixes.get(key[:length])
+                if place is not None:
+                    places.append(place)
+            if ranges:
+                places.append({watcher: None for watcher in ranges if watcher.covers(key)})
+            for place in places:
+                for watcher in place:
+                    if not watcher.lagging and watcher.next_revision <= revision and watcher.wants(event):
+                        told.setdefault(watcher, []).append((event, before if watcher.prev_kv else None))
+        for watcher, tellings in told.items():
+            watcher.next_revision = revision + 1
+            self.outbox.append(Publication(watcher, revision, tellings))
+
+    def take_outbox(self) -> list[Publication]:
+        """Empties the outbox into the caller's hands."""
+        outbox = self.outbox
+        self.outbox = []
+        return outbox
+
+    # --- catching up --------------------------------------------------------------------------------------------
+
+    def lag(self, watcher: Watcher, undelivered_revision: int) -> None:
+        """Marks a watcher whose publications from a revision on were thrown away; it has to be replayed from there."""
+        watcher.lagging = True
+        watcher.next_revision = undelivered_revision
+
+    def replay(self, watcher: Watcher, upto_revision: int, revisions_max: int) -> list[Told]:
+        """The next events for a lagging watcher, up to a revision, of at most `revisions_max` revisions.
+
+        Advances `watcher.next_revision`, and clears `watcher.lagging` when that passes the newest revision. May return
+        nothing although the watcher still lags: one call looks at a bounded part of the history, call again.
+        Raises CompactedError when the watcher needs what compaction took; compact revision itself is still retained.
+        Cost: the events returned when the watcher covers few keys, else the part of the log that was looked at.
+        """
+        store = self._store
+        first = watcher.next_revision
+        if first < store.compact_revision:
+            raise CompactedError(store.compact_revision)
+        upto_revision = min(upto_revision, store.revision)
+        events = self._from_versions(watcher, first, upto_revision)
+        following = upto_revision + 1
+        if events is None:
+            events, following = self._from_log(watcher, first, upto_revision)
+        events, following = _first_revisions(events, following, revisions_max)
+        watcher.next_revision = max(first, following)
+        watcher.lagging = watcher.next_revision <= store.revision
+        previous_of = store.previous_of
+        return [(event, previous_of(event) if watcher.prev_kv else None) for event in events]
+
+    def _from_versions(self, watcher: Watcher, first: int, last: int) -> list[Event] | None:
+        """Matching events of [first, last] by way of the keys; None when that is the longer way."""
+        store = self._store
+        if watcher.end is None:
+            newest = store.newest_of(watcher.key)
+            chains = [] if newest is None else [newest]
+        else:
+            if store.key_count_ever(watcher.key, watcher.end) > _CHAIN_KEYS_MAX:
+                return None
+            chains = store.newest_of_range(watcher.key, watcher.end)
+        found: list[Event] = []
+        steps = _CHAIN_STEPS_MAX
+        for newest in chains:
+            event: Event | None = newest
+            while event is not None and event.mod_revision >= first:
+                if event.mod_revision <= last and watcher.wants(event):
+                    found.append(event)
+                event = event.previous
+                steps -= 1
+                if not steps:
+                    return None
+        found.sort(key=_order)
+        return found
+
+    def _from_log(self, watcher: Watcher, first: int, last: int) -> tuple[list[Event], int]:
+        """Matching events from a bounded stretch of the log, whole revisions, and the revision after it."""
+        store = self._store
+        start = store.log_position(first)
+        stop = store.log_position(last + 1)
+        following = last + 1
+        if stop - start > _SCAN_EVENTS_MAX:
+            # Cut before the revision that the stretch's last event belongs to - unless that one fills the stretch.
+            cut = store.log_slice(start + _SCAN_EVENTS_MAX, start + _SCAN_EVENTS_MAX + 1)[0].mod_revision
+            if cut == first:
+                cut += 1
+            stop = store.log_position(cut)
+            following = cut
+        covers, wants = watcher.covers, watcher.wants
+        return [event for event in store.log_slice(start, stop) if covers(event.key) and wants(event)], following
+
+
+def _order(event: Event) -> tuple[int, int]:
+    return event.mod_revision, event.sub
+
+
+def _first_revisions(events: list[Event], following: int, revisions_max: int) -> tuple[list[Event], int]:
+    """Cuts events, which are in order, after `revisions_max` revisions; returns them and the revision to go on with."""
+    revisions = 0
+    revision = -1
+    for position, event in enumerate(events):
+        if event.mod_revision != revision:
+            revision = event.mod_revision
+            revisions += 1
+            if revisions > revisions_max:
+                return events[:position], revision
+    return events, following
