@@ -8,9 +8,9 @@ Laws
 - Everything that a peer can repeat for free is counted against a limit of base/limits.py.
 - This file does not know which side it plays: what differs stands in the hooks at its end, filled in by `h2.py`.
 
-How it works. `_frames` is one loop over the frames of the input. The two kinds of frame that calls are made of, DATA for
-a live stream and HEADERS in one frame, are handled in the loop itself, in local variables; everything rare is padded,
-continued, late or wrong, and goes through `_HANDLERS`. Received bytes are acknowledged when half of a window is used
+How it works. `_frames` is one loop over the frames of the input. The two kinds of frame that calls are made of, DATA
+for a live stream and HEADERS in one frame, are handled in the loop itself, in local variables; whatever is padded,
+continued, late or wrong goes through `_HANDLERS`. Received bytes are acknowledged when half of a window is used
 up: at once for the stream, and for the connection at the end of the input, unless too much output waits for this peer.
 """
 
