@@ -6,10 +6,10 @@ Laws
 - A batch is there whole or not at all. `commit` returns only when the batch would survive the loss of power at once.
 - After a failed commit nobody knows what the disk holds, so an engine that failed once refuses every further write.
 
-Theory of operation: the state machine keeps everything in memory and writes what changed into batches, numbered 1, 2, 3
-without a gap. One thread hands them to the engine, one at a time. At boot `open` and `load` give the rows back. Rows
-that a compaction made superfluous are named by the state machine and deleted later by `collect`, in steps short enough
-that commits get in between; until then they do no harm beyond their size.
+Theory of operation: the state machine keeps everything in memory and writes what changed into batches with
+ascending numbers. One thread hands them to the engine, one at a time. At boot `open` and `load` give the rows back.
+Rows that a compaction made superfluous are named by the state machine and deleted later by `collect`, in steps short
+enough that commits get in between; until then they do no harm beyond their size.
 
 It does not: read clocks, retry, log, or run on the event loop. Every call blocks.
 """
@@ -82,7 +82,7 @@ class Engine(Protocol):
         ...
 
     def commit(self, batch: Batch) -> None:
-        """Makes one batch durable, whole; its number is the last one's plus 1. Raises `EngineError`."""
+        """Makes one batch durable, whole. Its number is above the last one's. Raises `EngineError`."""
         ...
 
     def settle(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables, as numbered migrations.
+"""The tables, as numbered migrations, and the statements that change many rows of them.
 
 Laws
 - A migration that was released is never edited: a change of the tables is a new one at the end of `MIGRATIONS`.
@@ -18,6 +18,11 @@ and a compaction at revision 3 makes both events and the ended lease superfluous
 
 There is no index beyond the primary keys: rows are read once, in primary key order, at boot.
 """
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import chain
 
 APPLICATION_ID = 0x4C657373  # "Less": `file lessor.db` and our own check tell this file from other SQLite files
 
@@ -73,3 +78,48 @@ CREATE VIEW live_leases AS       -- id as etcdctl prints it; the true remaining 
 MIGRATIONS: tuple[str, ...] = (_FIRST,)
 
 SCHEMA_VERSION = len(MIGRATIONS)
+
+ROWS_PER_STATEMENT = 112  # times 8 columns: below 999, the bound on variables in older SQLites
+ROWS_STEP = 16  # see `execute_rows`
+
+Row = Sequence[object]
+
+# What a statement does with its rows, and one row of it.
+EVENTS = ("INSERT INTO event VALUES {}", "(?, ?, ?, ?, ?, ?, ?, ?)")
+LEASES = ("REPLACE INTO lease VALUES {}", "(?, ?, ?, ?, ?)")
+ALARMS = ("REPLACE INTO alarm VALUES {}", "(?, ?, ?, ?)")
+META = ("REPLACE INTO meta VALUES {}", "(?, ?)")
+# Written with SELECT because `IN (VALUES ...)` makes SQLite look at every row of the table.
+DEAD_EVENTS = ("DELETE FROM event WHERE (revision, sub) IN (SELECT column1, column2 FROM (VALUES {}))", "(?, ?)")
+
+
+@cache
+def rows_sql(statement: tuple[str, str], rows: int) -> str:
+    """The text of `statement` over that many rows."""
+    text, row = statement
+    return text.format(", ".join([row] * rows))
+
+
+def execute_rows(connection: sqlite3.Connection, statement: tuple[str, str], rows: Sequence[Row]) -> None:
+    """Executes `statement` over `rows`, in at most len(rows) / ROWS_PER_STATEMENT + 2 pieces.
+
+    Each execution gives the interpreter lock up and must win it back from a busy event loop, which may take a whole
+    switch interval; `executemany` does so for every row. The pieces come in few sizes, so that the statements that
+    SQLite prepared are found again: full, a multiple of `ROWS_STEP`, and each size below that.
+    """
+    start, end = 0, len(rows)
+    while start < end:
+        left = end - start
+        size = ROWS_PER_STATEMENT if left >= ROWS_PER_STATEMENT else left - left % ROWS_STEP or left
+        connection.execute(rows_sql(statement, size), list(chain.from_iterable(rows[start : start + size])))
+        start += size
+
+
+def split_statements(script: str) -> Iterator[str]:
+    """The statements of `script`, each of which starts on a line of its own. Semicolons in comments are no end."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

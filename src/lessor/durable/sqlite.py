@@ -30,9 +30,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lessor.durable import directory
+from lessor.durable import directory, schema
 from lessor.durable.engine import COLLECT_ROWS_MAX, DataDirError, EngineError, Loaded, Meta
-from lessor.durable.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
 from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
 
 PAGE_BYTES = 4_096
@@ -48,11 +47,6 @@ _INT64_MAX = 2**63 - 1
 _UINT64_MAX = 2**64 - 1
 
 Connect = Callable[..., sqlite3.Connection]
-
-_INSERT_EVENT = "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_REPLACE_LEASE = "REPLACE INTO lease VALUES (?, ?, ?, ?, ?)"
-_REPLACE_ALARM = "REPLACE INTO alarm VALUES (?, ?, ?, ?)"
-_UPDATE_META = "UPDATE meta SET value = ? WHERE name = ?"
 
 
 class SqliteEngine:
@@ -127,7 +121,7 @@ class SqliteEngine:
             with contextlib.closing(connection):
                 connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
                 connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
                 connection.execute("BEGIN IMMEDIATE")
                 self._run_migration(connection, 0)
                 rows = {
@@ -140,7 +134,7 @@ class SqliteEngine:
                     "clean": 1,  # nothing was lost
                     "schema_version": 1,
                 }
-                connection.executemany("INSERT INTO meta VALUES (?, ?)", list(rows.items()))
+                schema.execute_rows(connection, schema.META, list(rows.items()))
                 connection.execute("COMMIT")
                 connection.execute("PRAGMA journal_mode = WAL").fetchall()
             part.chmod(0o600)  # values may be secrets; the log takes over the mode
@@ -155,9 +149,9 @@ class SqliteEngine:
         """Reads the version through a connection that cannot write, not even by closing."""
         with contextlib.closing(self._connect(self._path, "ro")) as connection:
             version = self._read_schema_version(connection)
-        if version > SCHEMA_VERSION:
+        if version > schema.SCHEMA_VERSION:
             raise DataDirError(
-                f"{self._path}: written by a newer Lessor (schema {version}, this one knows {SCHEMA_VERSION}): "
+                f"{self._path}: written by a newer Lessor (schema {version}, this one knows {schema.SCHEMA_VERSION}): "
                 "run the newer one, or restore a backup of before the upgrade"
             )
 
@@ -170,18 +164,18 @@ class SqliteEngine:
     def _migrate(self, connection: sqlite3.Connection) -> None:
         """Runs what is missing in one transaction: the file is at its old version or at ours."""
         version = self._read_schema_version(connection)
-        if version == SCHEMA_VERSION:
+        if version == schema.SCHEMA_VERSION:
             return
         connection.execute("BEGIN IMMEDIATE")
-        for index in range(version, SCHEMA_VERSION):
+        for index in range(version, schema.SCHEMA_VERSION):
             self._run_migration(connection, index)
-        connection.execute(_UPDATE_META, (SCHEMA_VERSION, "schema_version"))
+        schema.execute_rows(connection, schema.META, [("schema_version", schema.SCHEMA_VERSION)])
         connection.execute("COMMIT")
 
     @staticmethod
     def _run_migration(connection: sqlite3.Connection, index: int) -> None:
         # Not executescript: that would end the transaction first.
-        for statement in split_statements(MIGRATIONS[index]):
+        for statement in schema.split_statements(schema.MIGRATIONS[index]):
             connection.execute(statement)
 
     def _read_meta(self, connection: sqlite3.Connection) -> Meta:
@@ -289,24 +283,22 @@ class SqliteEngine:
     def begin_term(self, term: int) -> None:
         assert term > self._term, f"term {term} after {self._term}"
         with self._writing() as connection:
-            connection.executemany(_UPDATE_META, [(term, "term"), (0, "clean")])
+            schema.execute_rows(connection, schema.META, [("term", term), ("clean", 0)])
         self._term = term
 
     def commit(self, batch: Batch) -> None:
         number = batch.number
-        assert number == self._batch + 1, f"batch {number} after {self._batch}"
+        assert number > self._batch, f"batch {number} after {self._batch}"
         with self._writing() as connection:
-            if batch.events:
-                connection.executemany(_INSERT_EVENT, [(*row, number) for row in batch.events])
-            if batch.leases:
-                connection.executemany(_REPLACE_LEASE, [(*row, number) for row in batch.leases])
+            schema.execute_rows(connection, schema.EVENTS, [(*row, number) for row in batch.events])
+            schema.execute_rows(connection, schema.LEASES, [(*row, number) for row in batch.leases])
             if batch.alarms:
                 rows = [(f"{member_id:016x}", alarm, active, number) for member_id, alarm, active in batch.alarms]
-                connection.executemany(_REPLACE_ALARM, rows)
-            meta: list[tuple[object, str]] = [(number, "batch"), (batch.now_s, "uptime_s"), (int(batch.clean), "clean")]
+                schema.execute_rows(connection, schema.ALARMS, rows)
+            meta: list[tuple[str, object]] = [("batch", number), ("uptime_s", batch.now_s), ("clean", int(batch.clean))]
             if batch.compact_revision is not None:
-                meta.append((batch.compact_revision, "compact_revision"))
-            connection.executemany(_UPDATE_META, meta)
+                meta.append(("compact_revision", batch.compact_revision))
+            schema.execute_rows(connection, schema.META, meta)
         self._batch = number
         if batch.compact_revision is not None:
             self._sweep = (number, -_INT64_MAX - 1)
@@ -338,7 +330,7 @@ class SqliteEngine:
         if self._dead:
             step = [self._dead.popleft() for _ in range(min(rows_max, len(self._dead)))]
             with self._writing() as connection:
-                connection.executemany("DELETE FROM event WHERE revision = ? AND sub = ?", step)
+                schema.execute_rows(connection, schema.DEAD_EVENTS, step)
         elif self._sweep is not None:
             self._sweep_leases(*self._sweep, rows_max)
         elif self._free_pages() > 0:
@@ -412,16 +404,6 @@ class SqliteEngine:
         descriptor, self._lock = self._lock, None
         if descriptor is not None:
             directory.unlock(descriptor)
-
-
-def split_statements(script: str) -> Iterator[str]:
-    """The statements of `script`, each of which starts on a line of its own. Semicolons in comments are no end."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
 
 
 def explain(error: sqlite3.Error, path: Path) -> str:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines that fail at the Nth call, for tests: SQLite's habit of failing every step once and looking at what is left.
+
+Two places to fail. `FaultyEngine` wraps any engine and fails at the Nth write, to test what the server does then.
+`StatementFaults` sits between `SqliteEngine` and SQLite and fails at the Nth statement, which tests the engine itself:
+
+    faults = StatementFaults(fail_at=7, took_effect=True)
+    engine = SqliteEngine(data_dir, connect=faults.connect)
+
+A disk that failed once goes on failing: every later call fails too. `took_effect` says whether the call that fails did
+its work first, as a COMMIT may have done whose answer was lost.
+
+It does not: imitate a lost page cache or torn pages (tests cut the log for that).
+"""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lessor.durable.engine import COLLECT_ROWS_MAX, Engine, EngineError, Loaded, Meta
+from lessor.state.journal import Batch
+
+T = TypeVar("T")
+
+# What SQLite says: (result code, its name, its text).
+DISK_FULL = (sqlite3.SQLITE_FULL, "SQLITE_FULL", "database or disk is full")
+WRITE_FAILED = (sqlite3.SQLITE_IOERR_WRITE, "SQLITE_IOERR_WRITE", "disk I/O error")
+FSYNC_FAILED = (sqlite3.SQLITE_IOERR_FSYNC, "SQLITE_IOERR_FSYNC", "disk I/O error")
+
+
+class Countdown:
+    """Counts calls and says from which one on they fail. `fail_at` counts from 1; 0 never fails."""
+
+    def __init__(self, fail_at: int, *, took_effect: bool = False) -> None:
+        self.calls = 0
+        self._fail_at = fail_at
+        self._took_effect = took_effect
+
+    @property
+    def failed(self) -> bool:
+        """Whether a call has failed yet."""
+        return 0 < self._fail_at <= self.calls
+
+    def run(self, work: Callable[[], T], error: Callable[[], Exception]) -> T:
+        """Returns what `work` returns, or raises `error()`."""
+        self.calls += 1
+        if not self.failed:
+            return work()
+        if self._took_effect and self.calls == self._fail_at:
+            work()
+        raise error()
+
+
+class FaultyEngine:
+    """Passes everything on to `engine`; its `fail_at`th write, and every later one, raises `EngineError`.
+
+    Writes are `begin_term`, `commit`, `settle`, `collect` and `defragment`.
+    """
+
+    def __init__(
+        self, engine: Engine, fail_at: int, *, took_effect: bool = False, message: str = "disk failed"
+    ) -> None:
+        self._engine = engine
+        self._countdown = Countdown(fail_at, took_effect=took_effect)
+        self._message = message
+
+    @property
+    def failed(self) -> bool:
+        """Whether a call has failed yet."""
+        return self._countdown.failed
+
+    def _write(self, work: Callable[[], T]) -> T:
+        return self._countdown.run(work, lambda: EngineError(self._message))
+
+    def open(self, new_identity: tuple[int, int]) -> Meta:
+        return self._engine.open(new_identity)
+
+    def load(self) -> Loaded:
+        return self._engine.load()
+
+    def begin_term(self, term: int) -> None:
+        self._write(lambda: self._engine.begin_term(term))
+
+    def commit(self, batch: Batch) -> None:
+        self._write(lambda: self._engine.commit(batch))
+
+    def settle(self) -> None:
+        self._write(self._engine.settle)
+
+    def collect(self, dead: Sequence[tuple[int, int]] = (), rows_max: int = COLLECT_ROWS_MAX) -> bool:
+        return self._write(lambda: self._engine.collect(dead, rows_max))
+
+    def size_bytes(self) -> int:
+        return self._engine.size_bytes()
+
+    def in_use_bytes(self) -> int:
+        return self._engine.in_use_bytes()
+
+    def defragment(self) -> None:
+        self._write(self._engine.defragment)
+
+    def backup(self, path: Path) -> None:
+        self._engine.backup(path)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class StatementFaults:
+    """Makes connections whose `fail_at`th statement, and every later one, fails. Counts over all of its connections."""
+
+    def __init__(self, fail_at: int, *, took_effect: bool = False, error: tuple[int, str, str] = WRITE_FAILED) -> None:
+        self.countdown = Countdown(fail_at, took_effect=took_effect)
+        self._error = error
+
+    def connect(self, database: str, **options: Any) -> sqlite3.Connection:
+        """Takes the place of `sqlite3.connect`."""
+        connection = sqlite3.connect(database, factory=_FaultyConnection, **options)
+        connection.faults = self
+        return connection
+
+    def error(self) -> sqlite3.Error:
+        code, name, text = self._error
+        error = sqlite3.OperationalError(text)
+        error.sqlite_errorcode = code
+        error.sqlite_errorname = name
+        return error
+
+
+class _FaultyConnection(sqlite3.Connection):
+    faults: StatementFaults
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        run = super().execute
+        return self.faults.countdown.run(lambda: run(sql, parameters), self.faults.error)
