@@ -8,7 +8,7 @@ that the server is what is measured. Nothing is decoded, stored or made durable:
     python bench/h2_null.py serve [PORT]    only the server, for h2load, h2spec, curl or a gRPC client
 
 What the server answers: POST /null/Unary (gRPC) one empty message; POST /null/Stream (gRPC) one message for each; other
-gRPC paths UNIMPLEMENTED; anything that is not gRPC is echoed with status 200.
+gRPC paths UNIMPLEMENTED; /hold (not gRPC) nothing, ever; GET a line; any other request is echoed with status 200.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class NullServer(asyncio.Protocol):
         elif head.route:
             block = grpc.trailers_only(Code.UNIMPLEMENTED, f"unknown method {head.path.decode('ascii', 'replace')}")
             self.h2.send_headers(stream, block, end_stream=True)
-        else:
+        elif head.path != b"/hold":
             self.h2.send_headers(stream, HTTP_OK)
 
     def body(self, stream: Stream, payload: bytes) -> None:
@@ -103,8 +103,8 @@ class NullServer(asyncio.Protocol):
             self.h2.send_response(stream, grpc.RESPONSE_HEADERS, EMPTY_REPLY, grpc.TRAILERS_OK)
         elif stream.head.route == b"/null/Stream":
             self.h2.send_headers(stream, grpc.TRAILERS_OK, end_stream=True)
-        else:
-            self.h2.send_data(stream, b"", end_stream=True)
+        elif stream.head.path != b"/hold":
+            self.h2.send_data(stream, b"a null server\n" if stream.head.method == b"GET" else b"", end_stream=True)
 
 
 def serve(port: int) -> None:
