@@ -20,7 +20,6 @@ It knows nothing of HTTP: `routes.py` has the status codes, `stream.py` the fram
 
 import json
 import re
-from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable
 from json.encoder import encode_basestring
@@ -333,15 +332,25 @@ def _bytes_converter(field: FieldDescriptor) -> Converter:
     def convert(value: Any, depth: int) -> bytes:
         if type(value) is not str:
             raise _wrong("bytes", name, value)
-        try:
-            return a2b_base64(value, strict_mode=True)
-        except ValueError:  # base64's own error is one; letters beyond ASCII are the other
+        data = _standard_base64(value)
+        if data is None:
             data = _loose_base64(value)
             if data is None:
-                raise _wrong("bytes", name, value) from None
-            return data
+                raise _wrong("bytes", name, value)
+        return data
 
     return convert
+
+
+def _standard_base64(text: str) -> bytes | None:
+    """Padded base64 of the standard alphabet and nothing else; None if it is not."""
+    try:
+        data = a2b_base64(text, strict_mode=True)
+    except ValueError:  # base64's own error is one; letters beyond ASCII are the other
+        return None
+    # Python takes padding after a whole group, "Zm9v=".
+    padding = 0 if text[-1:] != "=" else 2 if text[-2:] == "==" else 1
+    return data if len(data) == len(text) // 4 * 3 - padding and len(text) % 4 == 0 else None
 
 
 def _loose_base64(text: str) -> bytes | None:
@@ -356,10 +365,7 @@ def _loose_base64(text: str) -> bytes | None:
         if "=" in text:
             return None
         text += "=" * (-len(text) % 4)
-    try:
-        return a2b_base64(text, strict_mode=True)
-    except (Base64Error, ValueError):
-        return None
+    return _standard_base64(text)
 
 
 def _string_converter(field: FieldDescriptor) -> Converter:
