@@ -538,8 +538,8 @@ def test_head_refusal_of_a_head_request_has_no_body() -> None:
     "coded",
     [
         b"x\r\n", b"\r\n", b" 1\r\na\r\n", b"1 \r\na\r\n", b"-1\r\n", b"+1\r\n", b"0x1\r\n", b"1\na\r\n",
-        b"1\r\nab\r\n", b"1\r\na\n0\r\n\r\n", b"fffffffffffffffff\r\n", b"1;a\rb\r\n", b"1;" + b"a" * 300 + b"\r\n", b"a" * 300,
-        b"0\r\nbad trailer\r\n\r\n", b"0\r\n : x\r\n\r\n", b"0\r\n\n", b"0\r\nA: b\n\r\n", b"1_0\r\n",
+        b"1\r\nab\r\n", b"1\r\na\n0\r\n\r\n", b"fffffffffffffffff\r\n", b"1;a\rb\r\n", b"1;" + b"a" * 300 + b"\r\n",
+        b"a" * 300, b"0\r\nbad trailer\r\n\r\n", b"0\r\n : x\r\n\r\n", b"0\r\n\n", b"0\r\nA: b\n\r\n", b"1_0\r\n",
         b"0\r\n" + (b"A: " + b"b" * 1000 + b"\r\n") * 70,
     ],
 )  # fmt: skip

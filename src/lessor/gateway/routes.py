@@ -94,6 +94,8 @@ def match(verb: str, path: str) -> Method | Answer:
 def _match_other(verb: str, path: str) -> Method | Answer:
     """A path that is no route as it stands: one that is spelt otherwise, or unknown."""
     plain = unquote(path)
+    if not plain.startswith("/"):
+        return _NO_PAGE
     clean = posixpath.normpath("/" + plain.lstrip("/"))
     if plain.endswith("/") and clean != "/":
         clean += "/"

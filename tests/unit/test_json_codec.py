@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON as etcd 3.6 spells it. Each row of the tables below was observed on an etcd 3.6.16 with curl."""
+
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+
+from lessor.api.proto.auth_pb2 import Permission
+from lessor.api.proto.mvcc_pb2 import Event, KeyValue
+from lessor.api.proto.rpc_pb2 import (
+    AlarmMember,
+    AlarmRequest,
+    AuthenticateRequest,
+    AuthUserListResponse,
+    Compare,
+    HashKVResponse,
+    LeaseGrantRequest,
+    LeaseGrantResponse,
+    LeaseKeepAliveRequest,
+    LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
+    RangeRequest,
+    RangeResponse,
+    RequestOp,
+    ResponseHeader,
+    StatusResponse,
+    TxnRequest,
+    WatchCreateRequest,
+    WatchRequest,
+    WatchResponse,
+)
+from lessor.base.errors import Code, EtcdError
+from lessor.gateway.json_codec import NESTED_MESSAGES_MAX, decode, encode, quoted
+from lessor.gateway.stream import StreamDecoder, error_frame, result_frame
+
+
+def refused(message_class: type[Message], body: bytes) -> str:
+    with pytest.raises(EtcdError) as caught:
+        decode(message_class, body)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    return caught.value.message
+
+
+# --- out ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (
+            LeaseGrantResponse(
+                header=ResponseHeader(
+                    cluster_id=17376908466636080180, member_id=351898220565275620, revision=3, raft_term=2
+                ),
+                ID=2586370216487969076,
+                TTL=2,
+            ),
+            '{"header":{"cluster_id":"17376908466636080180","member_id":"351898220565275620","revision":"3",'
+            '"raft_term":"2"},"ID":"2586370216487969076","TTL":"2"}',
+        ),
+        (LeaseTimeToLiveResponse(ID=12345, TTL=-1), '{"ID":"12345","TTL":"-1"}'),
+        (LeaseTimeToLiveResponse(TTL=9, grantedTTL=10, keys=[b"foo", b""]),
+         '{"TTL":"9","grantedTTL":"10","keys":["Zm9v",""]}'),
+        (
+            KeyValue(key=b"<<>&", create_revision=2, mod_revision=3, version=2, value=b"\xff\xef", lease=1),
+            '{"key":"PDw+Jg==","create_revision":"2","mod_revision":"3","version":"2","value":"/+8=","lease":"1"}',
+        ),
+        (HashKVResponse(hash=1061777602, compact_revision=-1, hash_revision=5),
+         '{"hash":1061777602,"compact_revision":"-1","hash_revision":"5"}'),
+        (AlarmMember(memberID=1, alarm="CORRUPT"), '{"memberID":"1","alarm":"CORRUPT"}'),
+        (StatusResponse(version="3.6.16", dbSize=20480, downgradeInfo={}),
+         '{"version":"3.6.16","dbSize":"20480","downgradeInfo":{}}'),
+        (AuthUserListResponse(users=['<a>&A\U0001f600\u2028\x7f"\\/\x01\b\t\r\n\f']),
+         '{"users":["<a>&A\U0001f600\u2028\x7f\\"\\\\/\\u0001\\b\\t\\r\\n\\f"]}'),
+        (WatchResponse(created=True), '{"created":true}'),
+        (WatchResponse(watch_id=1, events=[Event(type="DELETE", kv=KeyValue(key=b"a", mod_revision=7)), Event(kv={})]),
+         '{"watch_id":"1","events":[{"type":"DELETE","kv":{"key":"YQ==","mod_revision":"7"}},{"kv":{}}]}'),
+        (RangeResponse(), "{}"),
+        # A member of a oneof is there even when it is zero, an enum without a name is a number.
+        (Compare(key=b"k", lease=0), '{"key":"aw==","lease":"0"}'),
+        (Compare(value=b""), '{"value":""}'),
+        (RequestOp(request_txn={}), '{"request_txn":{}}'),
+        (RangeRequest(sort_order=99), '{"sort_order":99}'),  # type: ignore[arg-type]
+        (WatchCreateRequest(filters=["NOPUT", "NODELETE"]), '{"filters":["NOPUT","NODELETE"]}'),
+        (Permission(permType="READWRITE"), '{"permType":"READWRITE"}'),
+        # By number, not by name or by the order in the file.
+        (Compare(range_end=b"z", result="NOT_EQUAL", version=-5),
+         '{"result":"NOT_EQUAL","version":"-5","range_end":"eg=="}'),
+    ],
+)  # fmt: skip
+def test_spelling(message: Message, text: str) -> None:
+    assert encode(message) == text.encode()
+    assert decode(type(message), text.encode()) == message
+
+
+# --- in -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "ttl"),
+    [
+        ("100", 100), ('"100"', 100), ("1e2", 100), ('"1e2"', 100), ("1E+2", 100), ("100.0", 100), ('"1.0"', 1),
+        ('"100e-1"', 10), ("0e99999", 0), ('"0e5000"', 0), ("-0", 0), ('"-0"', 0), ("null", 0), ("-7", -7),
+        ('"9223372036854775807"', 2**63 - 1), ('"9223372036854775807.0"', 2**63 - 1),
+        ("-9223372036854775808", -(2**63)), ("0.5e1", 5), ("123.45e2", 12345), ("1.20e1", 12),
+    ],
+)  # fmt: skip
+def test_integers(value: str, ttl: int) -> None:
+    assert decode(LeaseGrantRequest, b'{"TTL":%b}' % value.encode()) == LeaseGrantRequest(TTL=ttl)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '"abc"', "1.5", '" 100"', '"100 "', '"0100"', '"+100"', '""', "true", "{", "[", '"9223372036854775808"',
+        "9223372036854775808", "-9223372036854775809", '"1e20"', "1e99999", "1e999999999999999999999", '"0x10"',
+        '"1_0"', '"\uff11\uff10\uff10"', "1e-1", '"1e"', '"."', '"-"', '"1.e1"',
+    ],
+)  # fmt: skip
+def test_refused_integers(value: str) -> None:
+    shown = value
+    body = value + {"{": "}", "[": "]"}.get(value, "")
+    message = refused(LeaseGrantRequest, b'{"TTL":%b}' % body.encode())
+    assert message == f"proto: invalid value for int64 field TTL: {shown}"
+
+
+@pytest.mark.parametrize(
+    ("value", "member_id"),
+    [('"18446744073709551615"', 2**64 - 1), ("18446744073709551615", 2**64 - 1),
+     ("1.8446744073709551615e19", 2**64 - 1), ("-1", None), ('"-1"', None), ("18446744073709551616", None)],
+)  # fmt: skip
+def test_unsigned_integers(value: str, member_id: int | None) -> None:
+    body = b'{"memberID":%b}' % value.encode()
+    if member_id is None:
+        assert refused(AlarmRequest, body) == f"proto: invalid value for uint64 field memberID: {value}"
+    else:
+        assert decode(AlarmRequest, body).memberID == member_id
+
+
+@pytest.mark.parametrize("value", ["4294967295", '"4294967295"', "4294967295.0"])
+def test_32_bit_integers(value: str) -> None:
+    assert decode(HashKVResponse, b'{"hash":%b}' % value.encode()).hash == 2**32 - 1
+    assert "uint32 field hash" in refused(HashKVResponse, b'{"hash":4294967296}')
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("Zm9v", b"foo"), ("Zm8=", b"fo"), ("Zm8", b"fo"), ("_-8=", b"\xff\xef"), ("_-8", b"\xff\xef"),
+        ("/+8=", b"\xff\xef"), ("Zg==", b"f"), ("Zg", b"f"), ("Zm9vZg-_", b"foof\x0f\xbf"), ("", b""),
+        (r"Zm9v\n", b"foo"), (r"Zm\r\n9v\n\n", b"foo"), ("Zm9=", b"fo"), ("Zm9", b"fo"),
+    ],
+)  # fmt: skip
+def test_base64(text: str, key: bytes) -> None:
+    assert decode(RangeRequest, b'{"key":"%b"}' % text.encode()).key == key
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!", "_/8", "-+8=", "Zm 9v", "Zm9v=", "Zm9v====", "Zg=", "Zg=a", "====", "=", "Zm8=Zm8=", "Z", "Zm9vZ",
+        r"Zm8=\n", r"Zm\n8", "Zm9\u00e9", "Zg===", "Zm8==",
+    ],
+)  # fmt: skip
+def test_refused_base64(text: str) -> None:
+    assert refused(RangeRequest, b'{"key":"%b"}' % text.encode()) == (
+        f'proto: invalid value for bytes field key: "{text}"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "order"),
+    [
+        ('"DESCEND"', 2), ("2", 2), ("2.0", 2), ("null", 0), ("99", 99), ("-1", -1),
+        # Names that nobody knows are skipped, as unknown fields are; a quoted number is such a name.
+        ('"descend"', 0), ('"2"', 0),
+    ],
+)  # fmt: skip
+def test_enums(value: str, order: int) -> None:
+    assert decode(RangeRequest, b'{"sort_order":%b}' % value.encode()).sort_order == order
+
+
+@pytest.mark.parametrize("value", ["99999999999", "1.5", "true"])
+def test_refused_enums(value: str) -> None:
+    message = refused(RangeRequest, b'{"sort_order":%b}' % value.encode())
+    assert message == f"proto: invalid value for enum field sortOrder: {value}"
+
+
+def test_unknown_enum_names_drop_out_of_lists() -> None:
+    request = decode(WatchCreateRequest, b'{"filters":["NOPUT",1,"x"]}')
+    assert list(request.filters) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("body", "request_"),
+    [
+        (b"", LeaseGrantRequest()),
+        (b" \r\n\t ", LeaseGrantRequest()),
+        (b"{}", LeaseGrantRequest()),
+        (b' {"TTL" : 5 } ', LeaseGrantRequest(TTL=5)),
+        (b'{"TTL":5} garbage', LeaseGrantRequest(TTL=5)),
+        (b'{"TTL":5}{"TTL":6}', LeaseGrantRequest(TTL=5)),
+        (b'{"TTL":5}//x', LeaseGrantRequest(TTL=5)),
+        (b'{"ttl":5,"tTL":"x","":1,"[a]":1,"@type":"x"}', LeaseGrantRequest()),
+        (b'{"nope":{"a":[1,2,{"b":null}]},"TTL":5}', LeaseGrantRequest(TTL=5)),
+        (b'{"x":1,"x":2,"TTL":5}', LeaseGrantRequest(TTL=5)),
+        (b'{"T\\u0054L":"5"}', LeaseGrantRequest(TTL=5)),
+        (b'{"range_end":"AA=="}', RangeRequest(range_end=b"\0")),
+        (b'{"rangeEnd":"AA=="}', RangeRequest(range_end=b"\0")),
+        (b'{"remaining_TTL":"1"}', LeaseGrantRequest()),
+        (b'{"compare":null,"success":[{"requestRange":{"key":"AA=="}}]}',
+         TxnRequest(success=[RequestOp(request_range=RangeRequest(key=b"\0"))])),
+        (b'{"success":[{"request_range":null}]}', TxnRequest(success=[RequestOp()])),
+        (b'{"compare":[{"key":"Zm9v","value":null,"lease":0}]}', TxnRequest(compare=[Compare(key=b"foo", lease=0)])),
+        (b'{"create_request":{}}', WatchRequest(create_request=WatchCreateRequest())),
+        (b'{"progressRequest":{}}', WatchRequest(progress_request={})),
+        (b'{"name":"<a>&\\u0041\\ud83d\\ude00"}', AuthenticateRequest(name="<a>&A\U0001f600")),
+        (b'{"ID":1,"keys":true}', LeaseTimeToLiveRequest(ID=1, keys=True)),
+        (b'{"ID":1,"keys":false}', LeaseTimeToLiveRequest(ID=1)),
+    ],
+)  # fmt: skip
+def test_accepted(body: bytes, request_: Message) -> None:
+    assert decode(type(request_), body) == request_
+
+
+@pytest.mark.parametrize(
+    ("message_class", "body", "message"),
+    [
+        (LeaseGrantRequest, b'{"TTL":', "unexpected EOF"),
+        (LeaseGrantRequest, b'{"TTL":5', "unexpected EOF"),
+        (LeaseGrantRequest, b'{"TTL":"5', "unexpected EOF"),
+        (LeaseGrantRequest, b"[]", "proto: syntax error: unexpected token ["),
+        (LeaseGrantRequest, b"null", "proto: syntax error: unexpected token null"),
+        (LeaseGrantRequest, b'"x"', 'proto: syntax error: unexpected token "x"'),
+        (LeaseGrantRequest, b"123", "proto: syntax error: unexpected token 123"),
+        (LeaseGrantRequest, b"1.5", "proto: syntax error: unexpected token 1.5"),
+        (LeaseGrantRequest, b"false", "proto: syntax error: unexpected token false"),
+        (LeaseGrantRequest, b'{"TTL":100, "TTL":101}', 'proto: duplicate field "TTL"'),
+        (LeaseGrantRequest, b'{"TTL":null, "TTL":101}', 'proto: duplicate field "TTL"'),
+        (RangeRequest, b'{"range_end":"","rangeEnd":""}', 'proto: duplicate field "rangeEnd"'),
+        (Compare, b'{"value":"","lease":1}',
+         'proto: error parsing "lease", oneof etcdserverpb.Compare.target_union is already set'),
+        (TxnRequest, b'{"compare":[null]}', "proto: syntax error: unexpected token null"),
+        (TxnRequest, b'{"success":[{"requestRange":"x"}]}', 'proto: syntax error: unexpected token "x"'),
+        (TxnRequest, b'{"success":[{"requestRange":{"key":"!"}}]}', 'proto: invalid value for bytes field key: "!"'),
+        (RangeRequest, b'{"key":12}', "proto: invalid value for bytes field key: 12"),
+        (AuthenticateRequest, b'{"name":12}', "proto: invalid value for string field name: 12"),
+        (LeaseTimeToLiveRequest, b'{"keys":"true"}', 'proto: invalid value for bool field keys: "true"'),
+        (LeaseTimeToLiveRequest, b'{"keys":1}', "proto: invalid value for bool field keys: 1"),
+    ],
+)  # fmt: skip
+def test_refused(message_class: type[Message], body: bytes, message: str) -> None:
+    assert refused(message_class, body) == message
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        (b'{"TTL":100,}', "(line 1:12)"),
+        (b'{"nope":tru,"TTL":100}', "(line 1:9)"),
+        (b"{'TTL':100}", "(line 1:2)"),
+        (b'{"TTL" 5}', "(line 1:8)"),
+        (b'{"TTL":5]', "(line 1:9)"),
+        (b'{"TTL":01}', "(line 1:9)"),
+        (b'{\n"TTL":\n}', "(line 3:1)"),
+        (b"}", "(line 1:1)"),
+        (b"/*x*/{}", "(line 1:1)"),
+        (b'{"TTL":"1\t0"}', "control character"),
+        (b'{"TTL":NaN}', "NaN"),
+        (b'{"x":-Infinity}', "-Infinity"),
+        (b'\xef\xbb\xbf{"TTL":5}', "syntax error"),
+        (b'{"x":"\xff"}', "invalid UTF-8 at byte 6"),
+        ('{"TTL":5}'.encode("utf-16"), "invalid UTF-8"),
+        (b'{"x":' + b"[" * 20_000 + b"]" * 20_000 + b"}", "max depth"),
+        (b'{"TTL":' + b"9" * 10_000 + b"}", "syntax error"),
+        (b'{"compare":{}}', "unexpected token { for the list compare"),
+        (b'{"compare":[{"key":"","value":1}]}', "bytes field value"),
+    ],
+)  # fmt: skip
+def test_refused_with_a_reason(body: bytes, part: str) -> None:
+    message = refused(TxnRequest if b"compare" in body else LeaseGrantRequest, body)
+    assert part in message
+    assert len(message) < 300
+
+
+def test_half_of_a_surrogate_pair() -> None:
+    assert "field name" in refused(AuthenticateRequest, b'{"name":"\\ud83d","password":"x"}')
+
+
+def test_a_long_value_is_not_repeated_whole() -> None:
+    assert len(refused(LeaseGrantRequest, b'{"TTL":"%b"}' % (b"x" * 100_000))) < 300
+
+
+def test_nesting_is_bounded() -> None:
+    def nested(levels: int) -> bytes:
+        return b'{"success":[{"request_txn":' * levels + b"{}" + b"}]}" * levels
+
+    within = (NESTED_MESSAGES_MAX - 1) // 2
+    request: Any = decode(TxnRequest, nested(within))
+    assert encode(request) == nested(within)
+    assert TxnRequest.FromString(request.SerializeToString()) == request
+    assert "recursion" in refused(TxnRequest, nested(within + 1))
+
+
+def test_quoted_never_fails() -> None:
+    assert quoted('a"\ud83d') == b'"a\\"?"'
+
+
+# --- streams ------------------------------------------------------------------------------------------------------
+
+
+def test_frames() -> None:
+    assert result_frame(WatchResponse(created=True)) == b'{"result":{"created":true}}\n'
+    assert error_frame(EtcdError(Code.DEADLINE_EXCEEDED, "context deadline exceeded")) == (
+        b'{"error":{"code":4,"message":"context deadline exceeded"}}\n'
+    )
+
+
+def ids(messages: list[Any]) -> list[int]:
+    return [message.ID for message in messages]
+
+
+STREAM = b' {"ID":"1"}{"ID":2}  \n{"x":"}{\\"\\\\","y":[{"]":[]}],"ID":3}\r\n\t{}'
+
+
+def test_stream_cut_at_every_offset() -> None:
+    for cut in range(len(STREAM) + 1):
+        decoder = StreamDecoder(LeaseKeepAliveRequest, 100)
+        messages = decoder.feed(STREAM[:cut]) + decoder.feed(STREAM[cut:])
+        decoder.finish()
+        assert ids(messages) == [1, 2, 3, 0]
+        assert decoder.error is None
+
+
+def test_stream_byte_by_byte() -> None:
+    decoder = StreamDecoder(LeaseKeepAliveRequest, 100)
+    assert ids([message for byte in STREAM for message in decoder.feed(bytes([byte]))]) == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("tail", "code"),
+    [
+        (b"x", Code.INVALID_ARGUMENT),
+        (b',{"ID":2}', Code.INVALID_ARGUMENT),
+        (b'[{"ID":2}]', Code.INVALID_ARGUMENT),
+        (b"null", Code.INVALID_ARGUMENT),
+        (b'{"ID":"x"}', Code.INVALID_ARGUMENT),
+        (b'{"ID":2]', Code.INVALID_ARGUMENT),
+        (b"\xff", Code.INVALID_ARGUMENT),
+        (b'{"x":"' + b"a" * 100, Code.RESOURCE_EXHAUSTED),
+        (b'{"x":"' + b"a" * 100 + b'"}', Code.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_stream_stops_at_what_is_no_request(tail: bytes, code: Code) -> None:
+    for data in (b'{"ID":1}' + tail, None):
+        decoder = StreamDecoder(LeaseKeepAliveRequest, 100)
+        if data is not None:
+            messages = decoder.feed(data)
+        else:
+            messages = [message for byte in b'{"ID":1}' + tail for message in decoder.feed(bytes([byte]))]
+        assert ids(messages) == [1]
+        assert decoder.error is not None
+        assert decoder.error.code is code
+        assert decoder.feed(b'{"ID":9}') == []
+
+
+def test_stream_that_ends_inside_an_object() -> None:
+    for data in (b"{", b'{"ID":"', b'{"x":"\\'):
+        decoder = StreamDecoder(LeaseKeepAliveRequest, 100)
+        assert decoder.feed(data) == []
+        decoder.finish()
+        assert decoder.error is not None
+        assert decoder.error.message == "unexpected EOF"
