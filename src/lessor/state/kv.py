@@ -2,8 +2,8 @@
 """Range, Put and DeleteRange: what each means, alone or as an operation of a txn.
 
 Laws
-- `check_*` looks at the request alone; `verify_*` compares it with the state; neither changes anything. After both have
-  passed, `*_reply` does not raise.
+- `check_*` and `read_put` look at the request alone; `verify_*` compares it with the state; neither changes anything.
+  After both have passed, the rest does not raise.
 - A reply is built as bytes: the caller gives the encoded header, since a txn's operations have a header of their own.
 
 Does not do: request sizes (the server does), the NOSPACE rule (machine.py), ending the write.
@@ -150,47 +150,61 @@ def _count_field(count: int) -> bytes:
 # --- Put --------------------------------------------------------------------------------------------------------
 
 
-def check_put(request: rpc_pb2.PutRequest) -> None:
-    if not request.key:
-        raise errors.EMPTY_KEY.error()
-    if request.ignore_value and request.value:
-        raise errors.VALUE_PROVIDED.error()
-    if request.ignore_lease and request.lease:
-        raise errors.LEASE_PROVIDED.error()
+# A put request, each field read once: key, value, lease id, prev_kv, ignore_value, ignore_lease.
+Put = tuple[bytes, bytes, int, bool, bool, bool]
 
 
-def verify_put_alone(store: Store, lessor: Lessor, request: rpc_pb2.PutRequest) -> None:
-    lease_id = request.lease
-    if lease_id and lease_id not in lessor:
-        raise errors.LEASE_NOT_FOUND.error()
-    if (request.ignore_value or request.ignore_lease) and store.get(request.key) is None:
-        raise errors.KEY_NOT_FOUND.error()
-
-
-def verify_put_in_txn(store: Store, lessor: Lessor, request: rpc_pb2.PutRequest) -> None:
-    """The same as alone, but in etcd's other order."""
-    if (request.ignore_value or request.ignore_lease) and store.get(request.key) is None:
-        raise errors.KEY_NOT_FOUND.error()
-    lease_id = request.lease
-    if lease_id and lease_id not in lessor:
-        raise errors.LEASE_NOT_FOUND.error()
-
-
-def put(store: Store, request: rpc_pb2.PutRequest) -> bytes:
-    """Does the put; returns the reply's fields after the header. Cost: O(1)."""
+def read_put(request: rpc_pb2.PutRequest) -> Put:
+    """Reads and checks the request alone."""
     key = request.key
     value = request.value
     lease_id = request.lease
-    before = store.get(key)
-    if before is not None:
-        if request.ignore_value:
-            value = before.value or b""
-        if request.ignore_lease:
-            lease_id = before.lease
-    store.put(key, value, lease_id)
-    if before is not None and request.prev_kv:
+    ignore_value = request.ignore_value
+    ignore_lease = request.ignore_lease
+    if not key:
+        raise errors.EMPTY_KEY.error()
+    if ignore_value and value:
+        raise errors.VALUE_PROVIDED.error()
+    if ignore_lease and lease_id:
+        raise errors.LEASE_PROVIDED.error()
+    return key, value, lease_id, request.prev_kv, ignore_value, ignore_lease
+
+
+def verify_put_alone(store: Store, lessor: Lessor, put: Put) -> None:
+    key, _, lease_id, _, ignore_value, ignore_lease = put
+    if lease_id and lease_id not in lessor:
+        raise errors.LEASE_NOT_FOUND.error()
+    if (ignore_value or ignore_lease) and store.get(key) is None:
+        raise errors.KEY_NOT_FOUND.error()
+
+
+def verify_put_in_txn(store: Store, lessor: Lessor, put: Put) -> None:
+    """The same as alone, but in etcd's other order."""
+    key, _, lease_id, _, ignore_value, ignore_lease = put
+    if (ignore_value or ignore_lease) and store.get(key) is None:
+        raise errors.KEY_NOT_FOUND.error()
+    if lease_id and lease_id not in lessor:
+        raise errors.LEASE_NOT_FOUND.error()
+
+
+def do_put(store: Store, put: Put) -> bytes:
+    """Does the put; returns the reply's fields after the header. Cost: O(1)."""
+    key, value, lease_id, prev_kv, ignore_value, ignore_lease = put
+    before = store.put(key, value, lease_id) if not (ignore_value or ignore_lease) else _do_keeping_put(store, put)
+    if prev_kv and before is not None:
         return nested(b"\x12", before.kv_bytes())
     return b""
+
+
+def _do_keeping_put(store: Store, put: Put) -> Event | None:
+    key, value, lease_id, _, ignore_value, ignore_lease = put
+    before = store.get(key)
+    if before is not None:
+        if ignore_value:
+            value = before.value or b""
+        if ignore_lease:
+            lease_id = before.lease
+    return store.put(key, value, lease_id)
 
 
 # --- DeleteRange ------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from google.protobuf.message import Message
 
+from lessor.api.methods import METHODS
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.state import kv, txn
@@ -40,6 +41,8 @@ _ALARM_ACTIVATE: Final = 1
 _ALARM_DEACTIVATE: Final = 2
 
 Handler = Callable[[Any, float], bytes]
+
+_RESPONSES: Final[dict[type[Message], type[Message]]] = {method.request: method.response for method in METHODS}
 
 
 class Identity(NamedTuple):
@@ -93,18 +96,18 @@ class StateMachine:
         self._header_encoder = HeaderEncoder(*identity)
         self._header_revision = 0
         self._header_field = b""
-        self._handlers: dict[type[Message], tuple[Handler, type[Message]]] = {
-            rpc_pb2.RangeRequest: (self._range, rpc_pb2.RangeResponse),
-            rpc_pb2.PutRequest: (self._put, rpc_pb2.PutResponse),
-            rpc_pb2.DeleteRangeRequest: (self._delete_range, rpc_pb2.DeleteRangeResponse),
-            rpc_pb2.TxnRequest: (self._txn, rpc_pb2.TxnResponse),
-            rpc_pb2.CompactionRequest: (self._compact, rpc_pb2.CompactionResponse),
-            rpc_pb2.LeaseGrantRequest: (self._grant, rpc_pb2.LeaseGrantResponse),
-            rpc_pb2.LeaseRevokeRequest: (self._revoke, rpc_pb2.LeaseRevokeResponse),
-            rpc_pb2.LeaseKeepAliveRequest: (self._keep_alive, rpc_pb2.LeaseKeepAliveResponse),
-            rpc_pb2.LeaseTimeToLiveRequest: (self._time_to_live, rpc_pb2.LeaseTimeToLiveResponse),
-            rpc_pb2.LeaseLeasesRequest: (self._leases, rpc_pb2.LeaseLeasesResponse),
-            rpc_pb2.AlarmRequest: (self._alarm, rpc_pb2.AlarmResponse),
+        self._handlers: dict[type[Message], Handler] = {
+            rpc_pb2.RangeRequest: self._range,
+            rpc_pb2.PutRequest: self._put,
+            rpc_pb2.DeleteRangeRequest: self._delete_range,
+            rpc_pb2.TxnRequest: self._txn,
+            rpc_pb2.CompactionRequest: self._compact,
+            rpc_pb2.LeaseGrantRequest: self._grant,
+            rpc_pb2.LeaseRevokeRequest: self._revoke,
+            rpc_pb2.LeaseKeepAliveRequest: self._keep_alive,
+            rpc_pb2.LeaseTimeToLiveRequest: self._time_to_live,
+            rpc_pb2.LeaseLeasesRequest: self._leases,
+            rpc_pb2.AlarmRequest: self._alarm,
         }
 
     # --- the surface --------------------------------------------------------------------------------------------
@@ -141,18 +144,15 @@ class StateMachine:
 
         Raises EtcdError, with nothing done, for what etcd refuses; TypeError for a request that is none of ours.
         """
-        handler, response = self._handler(request)
-        return response.FromString(handler(request, now))
+        encoded = self.apply_encoded(request, now)
+        return _RESPONSES[type(request)].FromString(encoded)
 
     def apply_encoded(self, request: Message, now: float) -> bytes:
         """Like `apply`, but returns the reply encoded: the form in which it leaves."""
-        return self._handler(request)[0](request, now)
-
-    def _handler(self, request: Message) -> tuple[Handler, type[Message]]:
-        try:
-            return self._handlers[type(request)]
-        except KeyError:
-            raise TypeError(f"the state machine does not serve {type(request).__name__}") from None
+        handler = self._handlers.get(type(request))
+        if handler is None:
+            raise TypeError(f"the state machine does not serve {type(request).__name__}")
+        return handler(request, now)
 
     def expire(self, now: float, leases_max: int) -> int:
         """Ends leases that are due, earliest deadline first, each with its keys in a revision of its own.
@@ -202,11 +202,11 @@ class StateMachine:
         return kv.range_reply(self.store, request, self.header_field())
 
     def _put(self, request: rpc_pb2.PutRequest, now: float) -> bytes:
-        kv.check_put(request)
+        put = kv.read_put(request)
         if self.no_space:
             raise errors.NO_SPACE.error()
-        kv.verify_put_alone(self.store, self.leases, request)
-        rest = kv.put(self.store, request)
+        kv.verify_put_alone(self.store, self.leases, put)
+        rest = kv.do_put(self.store, put)
         self._finish()
         return self.header_field() + rest
 

@@ -161,13 +161,16 @@ class Store:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    def put(self, key: bytes, value: bytes, lease_id: int) -> Event:
-        """Writes a version. The lease lives or is 0. Cost: O(1), whatever hangs on the lease."""
+    def put(self, key: bytes, value: bytes, lease_id: int) -> Event | None:
+        """Writes a version; returns the one that it replaces. The lease lives or is 0.
+
+        Cost: O(1), whatever hangs on the lease.
+        """
         revision = self.revision + 1
         sub = self._changes
         self._changes = sub + 1
-        previous = self._live.get(key)
-        if previous is None:
+        previous = replaced = self._live.get(key)
+        if replaced is None:
             create_revision = revision
             version = 1
             lease_before = 0
@@ -177,10 +180,10 @@ class Store:
                     self._gone_keys.remove(key)
             self._live_keys.add(key)
         else:
-            key = previous.key  # one bytes object for all versions of a key
-            create_revision = previous.create_revision
-            version = previous.version + 1
-            lease_before = previous.lease
+            key = replaced.key  # one bytes object for all versions of a key
+            create_revision = replaced.create_revision
+            version = replaced.version + 1
+            lease_before = replaced.lease
         event = Event(key, value, create_revision, revision, sub, version, lease_id, previous)
         self._live[key] = event
         self._log.append(event)
@@ -190,7 +193,7 @@ class Store:
                 self._lessor.detach(lease_before, key)
             if lease_id:
                 self._lessor.attach(lease_id, key)
-        return event
+        return replaced
 
     def delete(self, key: bytes) -> Event:
         """Deletes a key that exists; returns the tombstone. Cost: O(1)."""
