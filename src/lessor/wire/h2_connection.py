@@ -123,7 +123,7 @@ class H2Connection(H2Sender):
         if not data.startswith(preface) and not preface.startswith(data):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "bad connection preface")
         if len(data) < start + frames.FRAME_HEADER_BYTES:
-            self._needed_bytes = start + frames.FRAME_HEADER_BYTES
+            self._needed_bytes = 0  # look again at once: a wrong preface should not wait for more
             return 0
         length_and_kind, flags, _ = _unpack(data, start)
         if length_and_kind & 0xFF != frames.SETTINGS or flags & frames.FLAG_ACK:

@@ -105,46 +105,66 @@ _MALFORMED_HEAD = Head(MALFORMED, {}, (), -1)
 _TOO_LARGE_HEAD = Head(TOO_LARGE, {}, (), -1)
 
 
-def head_of(fields: list[Field]) -> Head:
+def head_of(fields: list[Field], kinds: dict[Field, int]) -> Head:
     """Sorts a header list into a `Head` and judges it by RFC 9113 8.2 and 8.3; never raises.
 
     The result is MALFORMED for a bad name or value, a pseudo-header that is unknown, repeated, missing, mixed with
     those of the other direction or after a plain field, a connection-specific field, or a contradicting
-    content-length or host.
+    content-length or host. `kinds` remembers what was found out about single fields.
     """
     pseudo: dict[bytes, bytes] = {}
     headers: list[Field] = []
     content_length = -1
     host: bytes | None = None
     for field in fields:
+        kind = kinds.get(field)
+        if kind is None:
+            kind = _kind_of(field)
+            if len(field[1]) <= limits.H2_FIELD_CACHE_BYTES_MAX:
+                if len(kinds) >= limits.H2_FIELD_CACHE_MAX:
+                    kinds.clear()
+                kinds[field] = kind
+        if kind == _PLAIN:
+            headers.append(field)
+            continue
         name, value = field
-        if _NAME.fullmatch(name) is None or _BAD_VALUE.search(value) is not None:
-            return _MALFORMED_HEAD
-        if name[0] == 0x3A:  # ':'
+        if kind == _PSEUDO:
             if headers or name in pseudo:
                 return _MALFORMED_HEAD
             pseudo[name] = value
             continue
         headers.append(field)
-        if name == b"content-length":
-            if _DIGITS.fullmatch(value) is None or content_length not in (-1, int(value)):
+        if kind == _LENGTH:
+            if content_length not in (-1, int(value)):
                 return _MALFORMED_HEAD
             content_length = int(value)
-        elif name == b"te":
-            if value.lower() != b"trailers":
-                return _MALFORMED_HEAD
-        elif name == b"host":
-            if host not in (None, value):
-                return _MALFORMED_HEAD
-            host = value
-        elif name in _CONNECTION_SPECIFIC:
+        elif kind == _BAD or host not in (None, value):
             return _MALFORMED_HEAD
+        else:
+            host = value
     form = _form_of(pseudo)
     if form == REQUEST and host is not None and pseudo.get(b":authority", host).lower() != host.lower():
         form = MALFORMED
     if form == MALFORMED:
         return _MALFORMED_HEAD
     return Head(form, pseudo, tuple(headers), content_length)
+
+
+# What a single field is, whatever stands around it.
+_PLAIN, _PSEUDO, _LENGTH, _HOST, _BAD = range(5)
+
+
+def _kind_of(field: Field) -> int:
+    name, value = field
+    if _NAME.fullmatch(name) is None or _BAD_VALUE.search(value) is not None or name in _CONNECTION_SPECIFIC:
+        return _BAD
+    if name[0] == 0x3A:  # ':'
+        return _PSEUDO
+    if name == b"content-length":
+        return _LENGTH if _DIGITS.fullmatch(value) is not None else _BAD
+    if name == b"te":
+        return _PLAIN if value.lower() == b"trailers" else _BAD
+    return _HOST if name == b"host" else _PLAIN
 
 
 def _form_of(pseudo: dict[bytes, bytes]) -> int:
@@ -170,13 +190,15 @@ def _form_of(pseudo: dict[bytes, bytes]) -> int:
 class HeaderDecoder:
     """The receiving end of one connection's header compression.
 
-    `head(block)` is all that the connection calls. The cache holds at most `limits.H2_HEAD_CACHE_MAX` heads.
+    `head(block)` is all that the connection calls. What it remembers is bounded by limits.H2_HEAD_CACHE_* and
+    limits.H2_FIELD_CACHE_*.
     """
 
-    __slots__ = ("_dynamic", "_heads", "_size_bytes", "_size_bytes_max")
+    __slots__ = ("_dynamic", "_heads", "_kinds", "_size_bytes", "_size_bytes_max")
 
     def __init__(self) -> None:
         self._heads: dict[bytes, Head] = {}
+        self._kinds: dict[Field, int] = {}  # fields seen lately and what they are: most of a new block is known
         self._dynamic: deque[Field] = deque()  # newest first; index 62 is its first entry
         self._size_bytes = 0
         self._size_bytes_max = HEADER_TABLE_BYTES_DEFAULT  # the peer may lower and raise it up to that default
@@ -190,7 +212,7 @@ class HeaderDecoder:
             fields, size_bytes, changed = self._decode(block)
         except (IndexError, HPACKError) as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "header block cannot be decoded") from error
-        head = head_of(fields) if size_bytes <= limits.H2_HEADER_LIST_BYTES_MAX else _TOO_LARGE_HEAD
+        head = head_of(fields, self._kinds) if size_bytes <= limits.H2_HEADER_LIST_BYTES_MAX else _TOO_LARGE_HEAD
         heads = self._heads
         if changed:
             heads.clear()
