@@ -234,11 +234,8 @@ def _verify(store: Store, lessor: Lessor, node: Node, emptied_from: bytes | None
     for kind, request in node.taken:
         if kind == _PUT:
             kv.verify_put_in_txn(store, lessor, request)
-            if (
-                emptied_from is not None
-                and request.key >= emptied_from
-                and (request.ignore_value or request.ignore_lease)
-            ):
+            key, _, _, _, ignore_value, ignore_lease = request
+            if emptied_from is not None and key >= emptied_from and (ignore_value or ignore_lease):
                 # The key exists now, but not when its turn comes. (etcd passes this and then stops itself.)
                 raise errors.KEY_NOT_FOUND.error()
         elif kind == _RANGE:
