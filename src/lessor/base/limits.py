@@ -36,6 +36,7 @@ H2_PINGS_PER_S_MAX = 100  # not counting one ping after each time we sent: grpc-
 H2_SETTINGS_PER_S_MAX = 50
 H2_EMPTY_FRAMES_PER_S_MAX = 1_000  # empty DATA frames without END_STREAM: they cost us work and the peer nothing
 H2_STREAM_SEND_BYTES_MAX = 4_194_304  # replies that wait on one stream for the peer's window before its watches lag
+GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers
 HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has said which protocol it speaks
 
 # --- HTTP/1.1 ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from functools import lru_cache
 from struct import Struct
 from urllib.parse import unquote_to_bytes
 
+from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.wire.h2_headers import Field, Head, encode_headers
 
@@ -136,7 +137,7 @@ class Deframer:
 
 
 def trailers(code: int, message: str = "") -> bytes:
-    """The header block that ends a call after its messages."""
+    """The header block that ends a call after its messages. A long `message` is cut, see limits.py."""
     if not code:
         return TRAILERS_OK
     return _status_block(int(code), message, False)
@@ -147,12 +148,12 @@ def trailers_only(code: int, message: str = "") -> bytes:
     return _status_block(int(code), message, True)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _status_block(code: int, message: str, only: bool) -> bytes:
     fields = list(_HEADERS) if only else []
     fields.append((b"grpc-status", b"%d" % code))
     if message:
-        fields.append((b"grpc-message", percent_encode(message)))
+        fields.append((b"grpc-message", percent_encode(message[: limits.GRPC_STATUS_CHARACTERS_MAX])))
     if only and code == Code.UNIMPLEMENTED:
         fields.append((b"grpc-accept-encoding", b"identity,gzip"))
     return encode_headers(fields)
