@@ -26,6 +26,7 @@ prints one JSON object (see `Report`).
 import argparse
 import gc
 import json
+import random
 import select
 import socket
 import struct
@@ -479,8 +480,8 @@ def grants(options: argparse.Namespace) -> Report:
 
 def keepalives(options: argparse.Namespace) -> Report:
     report = Report("keepalive", options.connections, options.in_flight)
-    # One lease for each call in flight; IDs that all take as many bytes.
-    first = 1 << 40
+    # One lease for each call in flight; IDs that all take six bytes, and others in each run.
+    first = (1 << 41) + random.randrange(1 << 40)
     connections = [
         KeepaliveConnection(
             (options.host, options.port),
