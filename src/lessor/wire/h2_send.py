@@ -65,6 +65,10 @@ class H2Sender:
         """Streams that are not over."""
         return len(self._streams)
 
+    def open_streams(self) -> list[Stream]:
+        """The streams that are neither ended by both sides nor reset."""
+        return list(self._streams.values())
+
     def take_output(self) -> bytes:
         """Everything to be written to the socket now, b"" when there is nothing."""
         output = b"".join(self._out)

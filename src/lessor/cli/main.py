@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `lessor` command: reads the line, runs one command, and turns whatever happens into one line and an exit code.
+
+Laws
+- A command's code is imported when it is called. `lessor serve` brings the server with it, and nothing else does.
+- Nobody sees a traceback: a failure is one line on stderr (an internal error too; --debug tells the whole story).
+- Ctrl-C ends quietly with 130, a closed stdout pipe (`lessor watch ... | head`) with 141, as a signal would.
+"""
+
+import importlib
+import os
+import sys
+
+import click
+
+from lessor.cli.failure import CLOSED_PIPE, CTRL_C, ERROR, Failure
+from lessor.cli.options import Group, complaint
+
+
+def _lease() -> click.Command:
+    from lessor.cli.lease import lease
+
+    return lease
+
+
+def _put() -> click.Command:
+    from lessor.cli.kv import put
+
+    return put
+
+
+def _get() -> click.Command:
+    from lessor.cli.kv import get
+
+    return get
+
+
+def _del() -> click.Command:
+    from lessor.cli.kv import delete
+
+    return delete
+
+
+def _watch() -> click.Command:
+    from lessor.cli.watch import watch
+
+    return watch
+
+
+def _serve() -> click.Command:
+    # By name, because the command line and the server are strangers to each other: only this command needs the server.
+    command: click.Command = importlib.import_module("lessor.server.command").serve
+    return command
+
+
+def _version() -> click.Command:
+    from lessor.cli.version import version
+
+    return version
+
+
+cli = Group(
+    "lessor",
+    help="An etcd v3-compatible lease server and its client.",
+    loaders={
+        "serve": ("Serve leases and keys.", _serve),
+        "lease": ("Grant, renew, show and end leases.", _lease),
+        "put": ("Write a key.", _put),
+        "get": ("Print keys.", _get),
+        "del": ("Delete keys.", _del),
+        "watch": ("Print changes as they happen.", _watch),
+        "version": ("Print the version.", _version),
+    },
+)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line (the process's own when `args` is None) and exits; never returns."""
+    line = sys.argv[1:] if args is None else args
+    exit_code = run(line)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        exit_code = _stdout_closed()
+    sys.exit(exit_code)
+
+
+def run(line: list[str]) -> int:
+    """Runs one command line and returns its exit code, 0 for success; writes to stdout and stderr."""
+    try:
+        cli.main(args=line, prog_name="lessor", standalone_mode=False)
+    except Failure as failure:
+        return _failed(failure.text, failure.exit_code)
+    except click.UsageError as error:
+        return _failed(complaint(error), ERROR)
+    except click.ClickException as error:
+        return _failed(error.format_message(), error.exit_code)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return CTRL_C
+    except BrokenPipeError:
+        return _stdout_closed()
+    except Exception as error:
+        if "--debug" in line:
+            raise
+        return _failed(f"internal error: {type(error).__name__}: {error} (--debug shows where)", ERROR)
+    return 0
+
+
+def _failed(text: str, exit_code: int) -> int:
+    one_line = " ".join(text.splitlines())
+    print(f"Error: {one_line}", file=sys.stderr)
+    return exit_code
+
+
+def _stdout_closed() -> int:
+    # Otherwise the interpreter finds the pipe closed once more while it goes down, and says so.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return CLOSED_PIPE
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lessor serve`: the command line of the server.
+
+Each flag is also an environment variable, ETCD_ and the flag's name in capitals, as in etcd; setting both is an error,
+so that nobody wonders which one won.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from lessor.base import limits
+from lessor.durable.engine import DataDirError
+from lessor.server import logs
+from lessor.server.options import (
+    DEFAULT_CLIENT_URL,
+    OptionError,
+    Options,
+    parse_duration_s,
+    parse_listen_url,
+    parse_retention,
+)
+
+EXIT_CANNOT_SERVE = 1
+
+
+def _flag(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A flag with its ETCD_ environment name."""
+    variable = "ETCD_" + name.upper().replace("-", "_")
+    return click.option(f"--{name}", envvar=variable, show_envvar=True, show_default=True, **settings)
+
+
+@click.command(context_settings={"max_content_width": 120})
+@_flag("name", default="default", help="Name of this member.")
+@_flag("data-dir", default=None, help="Directory that holds the data.  [default: NAME.lessor]")
+@_flag(
+    "listen-client-urls",
+    default=DEFAULT_CLIENT_URL,
+    help="URLs to listen on, with commas: http://host:port, unix://path.",
+)
+@_flag("advertise-client-urls", default=None, help="URLs that clients are told to use.  [default: those listened on]")
+@_flag("max-txn-ops", default=limits.TXN_OPS_MAX, type=click.IntRange(min=1), help="Operations allowed in one txn.")
+@_flag(
+    "max-request-bytes",
+    default=limits.REQUEST_BYTES_MAX,
+    type=click.IntRange(min=1),
+    help="Size allowed for a write request.",
+)
+@_flag("quota-backend-bytes", default=0, type=int, help="Data size that raises the NOSPACE alarm; 0 means 2 GiB.")
+@_flag(
+    "auto-compaction-mode",
+    default="periodic",
+    type=click.Choice(["periodic", "revision"]),
+    help="What the retention counts.",
+)
+@_flag("auto-compaction-retention", default="0", help="History kept: hours or a duration, or revisions; 0 keeps all.")
+@_flag("watch-progress-notify-interval", default="10m", help="How often idle watchers that ask for it are notified.")
+@_flag(
+    "min-lease-ttl",
+    default=limits.LEASE_TTL_S_MIN,
+    type=click.IntRange(min=1),
+    help="Shortest TTL granted, in seconds.",
+)
+@_flag("log-level", default="info", type=click.Choice(logs.LEVELS), help="Least severe messages to log.")
+@click.pass_context
+def serve(context: click.Context, /, **values: Any) -> None:
+    """Serve the etcd v3 API from one data directory."""
+    try:
+        _refuse_doubles(context)
+        options = build(values)
+    except OptionError as error:
+        raise click.UsageError(str(error)) from None
+    logs.set_up(options.log_level)
+    from lessor.server.main import run
+
+    try:
+        code = run(options, _stop_on_signals)
+    except (DataDirError, OptionError) as error:
+        click.echo(f"lessor: {error}", err=True)
+        code = EXIT_CANNOT_SERVE
+    sys.exit(code)
+
+
+def _refuse_doubles(context: click.Context) -> None:
+    for parameter in context.command.params:
+        variable = getattr(parameter, "envvar", None)
+        given = context.get_parameter_source(parameter.name or "")
+        if given is ParameterSource.COMMANDLINE and variable and parameter.value_from_envvar(context):
+            raise OptionError(f"both {parameter.opts[0]} and {variable} are set; unset one of them")
+
+
+def build(values: dict[str, Any]) -> Options:
+    """Checks the flags' values, by their Python names, and makes Options of them. Raises OptionError."""
+    listen = tuple(parse_listen_url(url.strip()) for url in values["listen_client_urls"].split(","))
+    advertised = values["advertise_client_urls"]
+    try:
+        notify_s = parse_duration_s(values["watch_progress_notify_interval"])
+    except ValueError as error:
+        raise OptionError(f"--watch-progress-notify-interval: {error}") from None
+    if notify_s < 0.1:
+        raise OptionError("--watch-progress-notify-interval: 100ms is the least")
+    if values["quota_backend_bytes"] < 0:
+        raise OptionError("--quota-backend-bytes: must not be negative; 0 means 2 GiB")
+    mode = values["auto_compaction_mode"]
+    return Options(
+        name=values["name"],
+        data_dir=values["data_dir"] or f"{values['name']}.lessor",
+        listen_client_urls=listen,
+        advertise_client_urls=tuple(advertised.split(",")) if advertised else tuple(each.url for each in listen),
+        max_txn_ops=values["max_txn_ops"],
+        max_request_bytes=values["max_request_bytes"],
+        quota_backend_bytes=values["quota_backend_bytes"] or limits.QUOTA_BACKEND_BYTES,
+        auto_compaction_mode=mode,
+        auto_compaction_retention=parse_retention(mode, values["auto_compaction_retention"]),
+        watch_progress_notify_interval_s=notify_s,
+        min_lease_ttl_s=values["min_lease_ttl"],
+        log_level=values["log_level"],
+    )
+
+
+def _stop_on_signals(loop: asyncio.AbstractEventLoop, server: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.request_stop)

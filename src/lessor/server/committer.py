@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hands batches to the engine's thread, one at a time, and reports what became of them to the loop.
+
+Laws
+- One thread touches the engine; it does nothing else. One batch is in flight at the most.
+- A failed commit is final: memory is ahead of disk and nobody knows what the disk holds, so nothing is committed after
+  it and the failure goes to `on_failure`, which ends the server.
+
+Between commits the same thread does the engine's housekeeping (rows made superfluous by a compaction), in steps that
+are short beside a commit.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from lessor.durable.engine import Engine
+from lessor.state.journal import Batch
+
+T = TypeVar("T")
+
+
+class Committer:
+    """The loop's end of the engine thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_committed: Callable[[Batch], None] = lambda batch: None
+        self._on_failure: Callable[[BaseException], None] = lambda error: None
+        self._collecting = False
+        self.in_flight: Batch | None = None
+        self.failed = False
+        self.size_bytes = 0
+        self.in_use_bytes = 0
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Runs `work` in the engine's thread and waits for it. For boot and shutdown, when the loop serves nobody."""
+        return self._thread.submit(work).result()
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Runs `work` in the engine's thread between two commits, while the loop goes on. Raises what `work` raises."""
+        return await asyncio.wrap_future(self._thread.submit(work))
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_committed: Callable[[Batch], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        """Names the loop and the two callbacks, both of which run in the loop's thread."""
+        self._loop = loop
+        self._on_committed = on_committed
+        self._on_failure = on_failure
+        self.size_bytes = self.call(self._engine.size_bytes)
+        self.in_use_bytes = self.call(self._engine.in_use_bytes)
+
+    @property
+    def free(self) -> bool:
+        """Whether a batch may be handed over now."""
+        return self.in_flight is None and not self.failed
+
+    def commit(self, batch: Batch) -> None:
+        """Hands a sealed batch over; `free` must be true. Returns at once."""
+        assert self.free, "one batch at a time, and none after a failure"
+        self.in_flight = batch
+        self._thread.submit(self._commit, batch).add_done_callback(self._done)
+
+    def close(self) -> None:
+        """Waits for the work in hand, closes the engine, ends the thread."""
+        self._thread.submit(self._engine.close)
+        self._thread.shutdown(wait=True)
+
+    # --- in the engine's thread ---
+
+    def _commit(self, batch: Batch) -> None:
+        self._engine.commit(batch)
+        # All else comes after the loop has heard of the commit.
+        self._submit(lambda: self._keep_house(batch.dead))
+
+    def _keep_house(self, dead: Sequence[tuple[int, int]]) -> None:
+        """The engine's upkeep, and one step of deleting dead rows; queues the next, so that commits get in between."""
+        self._engine.settle()
+        if dead or self._collecting:
+            self._collecting = self._engine.collect(dead)
+            if self._collecting:
+                self._submit(lambda: self._keep_house(()))
+        self.size_bytes = self._engine.size_bytes()
+        self.in_use_bytes = self._engine.in_use_bytes()
+
+    def _submit(self, work: Callable[[], None]) -> None:
+        # The executor refuses work once it is shutting down; what is left uncollected is found again at the next boot.
+        with contextlib.suppress(RuntimeError):
+            self._thread.submit(work).add_done_callback(self._housekeeping_done)
+
+    def _housekeeping_done(self, future: "Future[None]") -> None:
+        error = future.exception()
+        if error is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._fail, error)
+
+    def _done(self, future: "Future[None]") -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._report, future)
+
+    # --- in the loop's thread ---
+
+    def _report(self, future: "Future[None]") -> None:
+        batch, self.in_flight = self.in_flight, None
+        assert batch is not None
+        error = future.exception()
+        if error is None:
+            self._on_committed(batch)
+        else:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.failed:
+            self.failed = True
+            self._on_failure(error)

@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client's connection: bytes from the socket to the protocol, the protocol's output back at the end of the turn.
+
+Laws
+- Whatever arrives is processed at once; nothing is written to a socket except by `flush`, which the turn calls.
+- A peer that does not read is not read from: beyond CONNECTION_SEND_BYTES_MAX unwritten bytes its socket pauses.
+- When the open batch is full, a connection that brings more pauses until the batch is sealed (turn.py).
+- A connection that goes takes its calls along: each owner of a stream is told once.
+
+The first bytes decide between HTTP/2 and HTTP/1.1, which share each port, as in etcd.
+"""
+
+import asyncio
+from functools import lru_cache
+from typing import Any, cast
+
+from lessor.api.methods import BY_PATH, BY_ROUTE, Method
+from lessor.base import limits
+from lessor.base.errors import Code, EtcdError
+from lessor.gateway import routes
+from lessor.gateway.routes import Headers
+from lessor.server.core import Core
+from lessor.server.grpc_calls import REFUSED, GrpcStream, GrpcUnary, method_error
+from lessor.server.http_calls import JsonStream, answer
+from lessor.wire import grpc, h1, h2, sniff
+
+_TOO_LARGE = routes.page(413, "request body too large")
+
+
+@lru_cache(maxsize=256)
+def _h1_block(headers: Headers) -> bytes:
+    return h1.encode_headers(headers)
+
+
+@lru_cache(maxsize=256)
+def _h2_block(status: int, headers: Headers) -> bytes:
+    return h2.encode_headers([(b":status", b"%d" % status), *headers])
+
+
+class Connection(asyncio.Protocol):
+    """One accepted socket."""
+
+    def __init__(self, core: Core, connections: "set[Connection]") -> None:
+        self.core = core
+        self._connections = connections
+        self.transport: asyncio.Transport
+        self._session: H2Session | H1Session | None = None
+        self._first_bytes = b""
+        self._handshake: asyncio.TimerHandle | None = None
+        self._batch_full = False
+        self._peer_slow = False
+        self._reading = True
+
+    # --- asyncio's callbacks ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        transport.set_write_buffer_limits(high=limits.CONNECTION_SEND_BYTES_MAX)
+        self._connections.add(self)
+        self.core.metrics.connections += 1
+        loop = asyncio.get_running_loop()
+        self._handshake = loop.call_later(limits.HANDSHAKE_S_MAX, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        if self._session is None:
+            self._first_bytes += data
+            kind = sniff.sniff(self._first_bytes)
+            if kind is None:
+                return
+            self._session = H2Session(self) if kind == "h2" else H1Session(self)
+            data, self._first_bytes = self._first_bytes, b""
+            if self._handshake is not None:
+                self._handshake.cancel()
+        self._session.receive(data)
+        turn = self.core.turn
+        turn.flush_later(self)
+        if turn.overloaded and not self._batch_full:
+            self._batch_full = True
+            turn.pause(self)
+        self._read_or_pause()
+
+    def eof_received(self) -> bool:
+        """Keeps the socket open while a reply to a request that came in whole is still under way."""
+        return self._session is not None and self._session.eof()
+
+    def pause_writing(self) -> None:
+        self._peer_slow = True
+        self._read_or_pause()
+
+    def resume_writing(self) -> None:
+        self._peer_slow = False
+        self._read_or_pause()
+        if self._session is not None:
+            self._session.wake_drained()
+
+    def resume_reading(self) -> None:
+        """The batch that was full is sealed."""
+        self._batch_full = False
+        self._read_or_pause()
+
+    def _read_or_pause(self) -> None:
+        wanted = not (self._batch_full or self._peer_slow or (self._session is not None and self._session.paused))
+        if wanted is not self._reading and not self.transport.is_closing():
+            self._reading = wanted
+            self.transport.resume_reading() if wanted else self.transport.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._handshake is not None:
+            self._handshake.cancel()
+        self.core.turn.forget(self)
+        self._connections.discard(self)
+        self.core.metrics.connections -= 1
+        if self._session is not None:
+            self._session.lost()
+
+    # --- the server's ---
+
+    def flush(self) -> None:
+        session = self._session
+        if session is None or self.transport.is_closing():
+            return
+        output = session.take_output()
+        if output:
+            self.transport.write(output)
+        self._read_or_pause()
+        if session.closing:
+            self.transport.close()
+
+    def drain(self, error: EtcdError) -> None:
+        """Lets the calls in hand finish, ends the streaming ones with `error`, takes no new ones."""
+        if self._session is None:
+            self.transport.close()
+        else:
+            self._session.drain(error)
+            self.core.turn.flush_later(self)
+
+
+class H2Session:
+    """The HTTP/2 half: streams of gRPC calls and of plain HTTP requests."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.core = connection.core
+        self.loop = asyncio.get_running_loop()
+        self.message_bytes_max = self.core.options.message_bytes_max
+        self.streaming: set[GrpcStream] = set()
+        self.waiting_for_drain: set[Any] = set()
+        self._connection = connection
+        self._h2 = h2.H2Server()
+        self._metrics = self.core.metrics
+
+    def receive(self, data: bytes) -> None:
+        for kind, stream, payload in self._h2.receive(data, self.core.turn.now_s()):
+            if kind == h2.DATA:
+                stream.owner.on_data(payload)
+            elif kind == h2.HEADERS:
+                self._open(stream)
+            elif kind == h2.END:
+                stream.owner.on_end()
+            elif kind == h2.RESET:
+                stream.owner.on_reset()
+        if self.waiting_for_drain:
+            self.wake_drained()
+
+    def _open(self, stream: h2.Stream) -> None:
+        head = stream.head
+        assert head is not None
+        route = head.route
+        if route is None:  # the first request with this header block
+            route = head.route = self._route(head)
+        if isinstance(route, EtcdError):
+            stream.owner = REFUSED
+            self._h2.send_headers(stream, grpc.trailers_only(route.code, route.message), end_stream=True)
+        elif isinstance(route, Method):
+            self._metrics.started[route] += 1
+            timeout = head.get(b"grpc-timeout")
+            if route.unary:
+                unary = stream.owner = GrpcUnary(self, stream, route)
+                if timeout is not None:
+                    unary.deadline_s = self.core.turn.now_s() + self._timeout_s(unary, timeout)
+            else:
+                streaming = stream.owner = GrpcStream(self, stream, route)
+                self.streaming.add(streaming)
+                if timeout is not None:
+                    streaming.expire_after(self._timeout_s(streaming, timeout))
+        else:
+            stream.owner = H2Exchange(self, stream)
+
+    def _route(self, head: h2.Head) -> Method | EtcdError | str:
+        """The method that a head calls, the error it gets, or "http" for what is not gRPC."""
+        if not grpc.is_grpc(head.get(b"content-type")):
+            return "http"
+        try:
+            grpc.check_encoding(head.get(b"grpc-encoding"))
+        except EtcdError as error:
+            return error
+        path = head.path.decode("latin-1")
+        method = BY_PATH.get(path)
+        if method is None or (method not in self.core.unary_handlers and method not in self.core.stream_handlers):
+            return method_error(path)
+        return method
+
+    @staticmethod
+    def _timeout_s(call: GrpcUnary | GrpcStream, timeout: bytes) -> float:
+        try:
+            return grpc.parse_timeout(timeout)
+        except EtcdError as error:
+            call.fail(error) if isinstance(call, GrpcUnary) else call.finish(error)
+            return 0.0
+
+    def deframer(self, stream: h2.Stream) -> grpc.Deframer:
+        assert stream.head is not None
+        return grpc.Deframer(self.message_bytes_max, stream.head.get(b"grpc-encoding"))
+
+    # --- replies, from the calls ---
+
+    def respond(self, method: Method, stream: h2.Stream, framed: bytes) -> None:
+        """The whole successful reply of a unary call."""
+        self._metrics.handled[method, Code.OK] += 1
+        self._h2.send_response(stream, grpc.RESPONSE_HEADERS, framed, grpc.TRAILERS_OK)
+        self.core.turn.flush_later(self._connection)
+
+    def send(self, method: Method, stream: h2.Stream, replies: list[bytes], start: bool) -> None:
+        """Messages of a streaming call, its response headers before the first ones."""
+        if start:
+            self._h2.send_headers(stream, grpc.RESPONSE_HEADERS)
+        self._h2.send_data(stream, b"".join(map(grpc.frame, replies)))
+        self.core.turn.flush_later(self._connection)
+
+    def fail(self, method: Method, stream: h2.Stream, error: EtcdError | None, started: bool) -> None:
+        """Ends a call with an error, or a streaming call with OK (`error` None)."""
+        code, text = (error.code, error.message) if error else (Code.OK, "")
+        self._metrics.handled[method, code] += 1
+        stream.owner = REFUSED
+        if started:
+            self._h2.send_headers(stream, grpc.trailers(code, text), end_stream=True)
+        elif error is None:
+            self._h2.send_headers(stream, grpc.RESPONSE_HEADERS)
+            self._h2.send_headers(stream, grpc.TRAILERS_OK, end_stream=True)
+        else:
+            self._h2.send_headers(stream, grpc.trailers_only(code, text), end_stream=True)
+        self.core.turn.flush_later(self._connection)
+
+    def start_http(self, stream: h2.Stream, status: int, headers: Headers, length: int | None) -> None:
+        block = _h2_block(status, headers)
+        if length is not None:
+            block += h2.encode_headers([(b"content-length", b"%d" % length)])
+        self._h2.send_headers(stream, block)
+        self.core.turn.flush_later(self._connection)
+
+    def write_http(self, stream: h2.Stream, data: bytes, end: bool) -> None:
+        self._h2.send_data(stream, data, end_stream=end)
+        self.core.turn.flush_later(self._connection)
+
+    # --- the connection's ---
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self._h2.queued_bytes + self._connection.transport.get_write_buffer_size()
+
+    def wake_drained(self) -> None:
+        waiting, self.waiting_for_drain = self.waiting_for_drain, set()
+        for stream in waiting:
+            self.core.turn.catch_up_later(stream)
+
+    def take_output(self) -> bytes:
+        return self._h2.take_output()
+
+    @property
+    def closing(self) -> bool:
+        return self._h2.closing
+
+    def eof(self) -> bool:
+        return False  # an HTTP/2 peer that half-closes the connection has given it up
+
+    @property
+    def paused(self) -> bool:
+        return False  # flow control holds an HTTP/2 peer back, stream by stream
+
+    def drain(self, error: EtcdError) -> None:
+        for call in list(self.streaming):
+            call.finish(error)
+        self._h2.drain()
+
+    def lost(self) -> None:
+        for stream in self._h2.open_streams():
+            stream.owner.on_reset()
+
+
+class H2Exchange:
+    """A plain HTTP request on an HTTP/2 stream."""
+
+    def __init__(self, session: H2Session, stream: h2.Stream) -> None:
+        self._session = session
+        self._stream: h2.Stream | None = stream
+        head = stream.head
+        assert head is not None
+        self.method = head.method.decode("latin-1")
+        self.path, _, self.query = head.path.decode("latin-1").partition("?")
+        self._taken_bytes = 0
+        self._body = answer(session.core, self)
+
+    # from the stream
+
+    def on_data(self, data: bytes) -> None:
+        self._taken_bytes += len(data)
+        if self._taken_bytes > self._session.message_bytes_max and self._stream is not None:
+            self._body.on_gone()
+            self.reply(*_TOO_LARGE)
+            return
+        self._body.on_body(data)
+
+    def on_end(self) -> None:
+        if self._stream is not None:
+            self._body.on_end()
+
+    def on_reset(self) -> None:
+        if self._stream is not None:
+            self._stream = None
+            self._body.on_gone()
+
+    # to the stream
+
+    def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        if self._stream is not None:
+            self._session.start_http(self._stream, status, headers, len(body))
+            self._end(body if self.method != "HEAD" else b"")
+
+    def start(self, status: int, headers: Headers) -> None:
+        if self._stream is not None:
+            self._session.start_http(self._stream, status, headers, None)
+
+    def write(self, data: bytes) -> None:
+        if self._stream is not None:
+            self._session.write_http(self._stream, data, end=False)
+
+    def finish(self) -> None:
+        self._end(b"")
+
+    def _end(self, data: bytes) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.owner = REFUSED
+            self._session.write_http(stream, data, end=True)
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self._session.backlog_bytes
+
+    def wake_when_drained(self, stream: Any) -> None:
+        self._session.waiting_for_drain.add(stream)
+
+
+class H1Session:
+    """The HTTP/1.1 half: one request after the other."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.core = connection.core
+        self.connection = connection
+        self.waiting_for_drain: set[Any] = set()
+        self._h1 = h1.H1Connection(self._body_bytes_max)
+        self._taking = False
+
+    def _body_bytes_max(self, exchange: h1.Exchange) -> int | None:
+        """A stream's body may be without end; its decoder bounds each message in it."""
+        found = BY_ROUTE.get(exchange.path)
+        return self.core.options.message_bytes_max if found is None or found.unary else None
+
+    def receive(self, data: bytes) -> None:
+        self._take(self._h1.receive(data))
+
+    def eof(self) -> bool:
+        """The peer will send no more. Returns whether a reply to it is still under way."""
+        self._take(self._h1.receive_eof())
+        return not self._h1.closing
+
+    def _take(self, events: list[h1.Event]) -> None:
+        for kind, exchange, payload in events:
+            if kind == h1.REQUEST:
+                exchange.owner = H1Exchange(self, self._h1, exchange)
+                self._h1.accept_body()
+            elif kind == h1.BODY:
+                exchange.owner.body.on_body(payload)
+            elif kind == h1.END:
+                exchange.owner.body.on_end()
+            elif kind == h1.ABORT:
+                exchange.owner.body.on_gone()
+        self.core.turn.flush_later(self.connection)
+
+    def replied(self, next_events: list[h1.Event]) -> None:
+        """A reply is complete; a pipelined request may have been waiting for that."""
+        self.core.turn.flush_later(self.connection)
+        if next_events:
+            # Not from here: a long pipeline of cheap requests would nest as deep as it is long.
+            asyncio.get_running_loop().call_soon(self._take, next_events)
+
+    @property
+    def paused(self) -> bool:
+        return self._h1.paused
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self.connection.transport.get_write_buffer_size()
+
+    def wake_drained(self) -> None:
+        waiting, self.waiting_for_drain = self.waiting_for_drain, set()
+        for stream in waiting:
+            self.core.turn.catch_up_later(stream)
+
+    def take_output(self) -> bytes:
+        return self._h1.take_output()
+
+    @property
+    def closing(self) -> bool:
+        return self._h1.closing
+
+    def drain(self, error: EtcdError) -> None:
+        exchange = self._h1.exchange
+        self._h1.drain()
+        if exchange is not None:
+            exchange.owner.end_stream(error)
+
+    def lost(self) -> None:
+        exchange = self._h1.exchange
+        self._h1.abort()
+        if exchange is not None and exchange.owner is not None:
+            exchange.owner.body.on_gone()
+
+
+class H1Exchange:
+    """One HTTP/1.1 request."""
+
+    def __init__(self, session: H1Session, connection: h1.H1Connection, exchange: h1.Exchange) -> None:
+        self._session = session
+        self._h1 = connection
+        self.method = exchange.method
+        self.path = exchange.path
+        self.query = exchange.query
+        self.body = answer(session.core, self)
+
+    def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        self._session.replied(self._h1.reply(status, _h1_block(headers), body))
+
+    def start(self, status: int, headers: Headers) -> None:
+        self._h1.start(status, _h1_block(headers))
+        self._session.core.turn.flush_later(self._session.connection)
+
+    def write(self, data: bytes) -> None:
+        self._h1.write(data)
+        self._session.core.turn.flush_later(self._session.connection)
+
+    def finish(self) -> None:
+        self._session.replied(self._h1.finish())
+
+    def end_stream(self, error: EtcdError) -> None:
+        """Ends a streaming reply at shutdown; a unary one is under way and ends by itself."""
+        if isinstance(self.body, JsonStream):
+            self.body.finish(error)
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self._session.backlog_bytes
+
+    def wake_when_drained(self, stream: Any) -> None:
+        self._session.waiting_for_drain.add(stream)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every call works on, and the two ways in which a call meets it.
+
+A *unary* call goes through `Core.unary`: the handler from services.py is run at once, and its reply or error waits at
+the gate for the newest batch with rows. A *streaming* call is a `StreamHandler` that gets messages and answers when it
+likes. Neither knows whether gRPC or JSON is spoken at the other end: that is the business of the `Call`s in
+grpc_calls.py and http_calls.py, which are two codecs over the same messages.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from google.protobuf.message import Message
+
+from lessor.api.methods import Method
+from lessor.api.proto import rpc_pb2
+from lessor.base.errors import Code, EtcdError
+from lessor.server.committer import Committer
+from lessor.server.metrics import Exposition, Metrics
+from lessor.server.options import Options
+from lessor.server.release import Gate
+from lessor.server.turn import Turn
+from lessor.server.version import ETCD_VERSION
+from lessor.state.machine import StateMachine
+
+log = logging.getLogger("lessor")
+
+
+class UnaryCall(Protocol):
+    """A call that takes one reply."""
+
+    method: Method
+
+    def encode(self, reply: bytes) -> Any:
+        """A serialized reply, as it will be sent. Made before the gate, while the commit is under way."""
+        ...
+
+    def deliver(self, payload: Any) -> None:
+        """Sends what `encode` made, or an EtcdError, and ends the call."""
+        ...
+
+
+class StreamCall(Protocol):
+    """A call that takes any number of replies."""
+
+    method: Method
+
+    def send(self, replies: list[bytes]) -> None:
+        """Sends serialized messages, in order. Does nothing once the call has ended."""
+        ...
+
+    def finish(self, error: EtcdError | None = None) -> None:
+        """Ends the call: OK, or with the error."""
+        ...
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What the peer has not taken yet on this connection."""
+        ...
+
+    def wake_when_drained(self, stream: Any) -> None:
+        """Passes `stream` to Turn.catch_up_later when the peer has taken some of the backlog."""
+        ...
+
+
+class StreamHandler(Protocol):
+    """The server's side of a streaming call."""
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        """Serialized requests, in order. Raises EtcdError to end the call with it."""
+        ...
+
+    def on_requests_end(self) -> None:
+        """The peer sends no more; it may still read."""
+        ...
+
+    def on_gone(self) -> None:
+        """The call is over, whoever ended it; releases what it held. Called exactly once."""
+        ...
+
+
+class WatchesProgress(Protocol):
+    """A watch stream, as the timer of progress notifications sees it."""
+
+    def notify_progress(self) -> None: ...
+
+
+UnaryHandler = Callable[["Core", Any], bytes]
+StreamFactory = Callable[["Core", StreamCall], StreamHandler]
+
+
+class Core:
+    """The parts of a running server, as main.py put them together. No behaviour of its own but `unary`."""
+
+    def __init__(
+        self,
+        options: Options,
+        machine: StateMachine,
+        gate: Gate,
+        turn: Turn,
+        committer: Committer,
+        metrics: Metrics,
+    ) -> None:
+        self.options = options
+        self.machine = machine
+        self.gate = gate
+        self.turn = turn
+        self.committer = committer
+        self.metrics = metrics
+        self.watch_streams: set[WatchesProgress] = set()
+        self.exposition = Exposition(metrics, machine, committer, ETCD_VERSION, lambda: len(self.watch_streams))
+        self.unary_handlers: dict[Method, UnaryHandler] = {}
+        self.stream_handlers: dict[Method, StreamFactory] = {}
+
+    def unary(self, call: UnaryCall, request: Message) -> None:
+        """Runs the call's handler and holds its outcome until no crash can take it back."""
+        machine = self.machine
+        payload: Any
+        try:
+            payload = call.encode(self.unary_handlers[call.method](self, request))
+        except EtcdError as error:
+            payload = error
+        except Exception:
+            payload = self._bug(call.method)
+        if machine.hub.outbox:
+            self.turn.hold_publications()
+        self.gate.hold(machine.journal.newest_with_rows, call, payload)
+
+    def _bug(self, method: Method) -> EtcdError:
+        """An exception that no rule foresees: the client is told, and the log gets the traceback.
+
+        The state machine changes nothing before its checks are through, so memory is taken to be whole.
+        """
+        log.exception("unexpected error", extra={"method": method.path})
+        return EtcdError(Code.INTERNAL, "etcdserver: internal error, see the server's log")
+
+    def header(self, revision: int) -> rpc_pb2.ResponseHeader:
+        """A response header as of `revision`."""
+        header = self.machine.header()
+        header.revision = revision
+        return header

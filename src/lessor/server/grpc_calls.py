@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gRPC calls: what happens between an HTTP/2 stream that carries gRPC and the core.
+
+A stream's owner is one of the two classes here. `GrpcUnary` gathers one request and sends one reply; `GrpcStream`
+joins a streaming call to its handler. Both survive their stream: what the gate delivers after a reset goes nowhere.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError
+
+from lessor.api.methods import Method
+from lessor.base import errors
+from lessor.base.errors import Code, EtcdError
+from lessor.wire import grpc
+from lessor.wire.h2 import Stream
+
+if TYPE_CHECKING:
+    from lessor.server.connection import H2Session
+
+_EXACTLY_ONE = EtcdError(Code.INTERNAL, "grpc: a unary call takes exactly one message")
+
+
+class GrpcUnary:
+    """One unary call. The hot path of grants, puts and ranges."""
+
+    __slots__ = ("_deframer", "_session", "_stream", "deadline_s", "message", "method")
+
+    def __init__(self, session: "H2Session", stream: Stream, method: Method) -> None:
+        self._session = session
+        self._stream: Stream | None = stream
+        self._deframer: grpc.Deframer | None = None
+        self.method = method
+        self.message: bytes | None = None
+        self.deadline_s: float | None = None  # set where the peer named a timeout
+
+    def on_data(self, data: bytes) -> None:
+        size = len(data) - 5
+        # The usual case by far: one frame holds the whole message, uncompressed.
+        if (
+            self._deframer is None
+            and self.message is None
+            and size >= 0
+            and data[0] == 0
+            and int.from_bytes(data[1:5], "big") == size <= self._session.message_bytes_max
+        ):
+            self.message = data[5:]
+            return
+        if self._deframer is None:
+            assert self._stream is not None
+            self._deframer = self._session.deframer(self._stream)
+        try:
+            messages = self._deframer.feed(data)
+        except EtcdError as error:
+            self.fail(error)
+            return
+        for message in messages:
+            if self.message is not None:
+                self.fail(_EXACTLY_ONE)
+                return
+            self.message = message
+
+    def on_end(self) -> None:
+        message = self.message
+        if message is None or (self._deframer is not None and self._deframer.incomplete):
+            self.fail(_EXACTLY_ONE)
+            return
+        core = self._session.core
+        try:
+            request = self.method.request.FromString(message)
+        except DecodeError:
+            self.fail(EtcdError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message"))
+            return
+        core.unary(self, request)
+
+    def on_reset(self) -> None:
+        self._stream = None
+
+    def encode(self, reply: bytes) -> bytes:
+        return grpc.frame(reply)
+
+    def deliver(self, payload: Any) -> None:
+        stream = self._stream
+        if stream is None:
+            return
+        if isinstance(payload, EtcdError):
+            self.fail(payload)
+        elif self.deadline_s is not None and self._session.core.turn.now_s() > self.deadline_s:
+            self.fail(errors.DEADLINE_EXCEEDED.error())
+        else:
+            self._stream = None
+            self._session.respond(self.method, stream, payload)
+
+    def fail(self, error: EtcdError) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self._session.fail(self.method, stream, error, started=False)
+
+
+class GrpcStream:
+    """One streaming call, between its stream and its handler."""
+
+    __slots__ = ("_deframer", "_handler", "_session", "_started", "_stream", "_timer", "method")
+
+    def __init__(self, session: "H2Session", stream: Stream, method: Method) -> None:
+        self.method = method
+        self._session = session
+        self._stream: Stream | None = stream
+        self._deframer = session.deframer(stream)
+        self._started = False
+        self._timer: Any = None
+        self._handler = session.core.stream_handlers[method](session.core, self)
+
+    def expire_after(self, timeout_s: float) -> None:
+        """Ends the call with DEADLINE_EXCEEDED when the peer's grpc-timeout has passed."""
+        self._timer = self._session.loop.call_later(timeout_s, self.finish, errors.DEADLINE_EXCEEDED.error())
+
+    def on_data(self, data: bytes) -> None:
+        try:
+            messages = self._deframer.feed(data)
+            if messages and self._stream is not None:
+                self._handler.on_messages(messages)
+        except EtcdError as error:
+            self.finish(error)
+
+    def on_end(self) -> None:
+        if self._stream is not None:
+            self._handler.on_requests_end()
+
+    def on_reset(self) -> None:
+        self._close()
+
+    def _close(self) -> Stream | None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._session.streaming.discard(self)
+            self._handler.on_gone()
+        return stream
+
+    def send(self, replies: list[bytes]) -> None:
+        stream = self._stream
+        if stream is not None:
+            self._session.send(self.method, stream, replies, start=not self._started)
+            self._started = True
+
+    def finish(self, error: EtcdError | None = None) -> None:
+        started = self._started
+        stream = self._close()
+        if stream is not None:
+            self._session.fail(self.method, stream, error, started)
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self._session.backlog_bytes
+
+    def wake_when_drained(self, stream: Any) -> None:
+        self._session.waiting_for_drain.add(stream)
+
+
+class GrpcRefused:
+    """Stands at a stream that was answered already: whatever else the peer sends on it is dropped."""
+
+    __slots__ = ()
+
+    def on_data(self, data: bytes) -> None: ...
+
+    def on_end(self) -> None: ...
+
+    def on_reset(self) -> None: ...
+
+
+REFUSED = GrpcRefused()
+
+
+def method_error(path: str) -> EtcdError:
+    """What a call to something that does not exist is told, in the words of grpc-go."""
+    service, _, name = path.lstrip("/").rpartition("/")
+    from lessor.api import methods
+
+    if service in methods.SERVICES:
+        return EtcdError(Code.UNIMPLEMENTED, f"unknown method {name} for service {service}")
+    return EtcdError(Code.UNIMPLEMENTED, f"unknown service {service}")

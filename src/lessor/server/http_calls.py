@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP requests that are not gRPC: the JSON gateway's calls and the plain pages, over HTTP/1.1 and HTTP/2 alike.
+
+`answer` looks at a request's head and gives the object that takes its body: a page, a unary call or a stream. An
+`Exchange` is a request with a way to reply to it; connection.py has one for each HTTP version.
+"""
+
+from typing import Any, Protocol
+
+from lessor.api.methods import Method
+from lessor.base import errors
+from lessor.base.errors import Code, EtcdError
+from lessor.gateway import json_codec, routes, stream
+from lessor.gateway.routes import Headers
+from lessor.server.core import Core
+from lessor.server.pages import page
+
+
+class Exchange(Protocol):
+    """One HTTP request and the way to its reply. Replying to a peer that went away does nothing."""
+
+    method: str
+    path: str
+    query: str
+
+    def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole reply in one piece."""
+        ...
+
+    def start(self, status: int, headers: Headers) -> None:
+        """The head of a reply whose length is not known yet."""
+        ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def finish(self) -> None: ...
+
+    @property
+    def backlog_bytes(self) -> int: ...
+
+    def wake_when_drained(self, stream: Any) -> None: ...
+
+
+class Body(Protocol):
+    """Takes the body of a request."""
+
+    def on_body(self, data: bytes) -> None: ...
+
+    def on_end(self) -> None: ...
+
+    def on_gone(self) -> None:
+        """The peer went away, or the connection did."""
+        ...
+
+
+def answer(core: Core, exchange: Exchange) -> Body:
+    """Decides by method and path what serves the request."""
+    made = page(core, exchange.method, exchange.path, exchange.query)
+    if made is not None:
+        return Plain(exchange, made)
+    found = routes.match(exchange.method, exchange.path)
+    if not isinstance(found, Method):
+        return Plain(exchange, found)
+    if found.unary and found in core.unary_handlers:
+        return JsonUnary(core, exchange, found)
+    if found in core.stream_handlers:
+        return JsonStream(core, exchange, found)
+    core.metrics.started[found] += 1
+    core.metrics.handled[found, Code.UNIMPLEMENTED] += 1
+    error = EtcdError(Code.UNIMPLEMENTED, f"unknown method {found.name} for service {found.service}")
+    return Plain(exchange, routes.error_answer(error))
+
+
+class Plain:
+    """A reply that is known from the head; sent when the request has come in whole."""
+
+    def __init__(self, exchange: Exchange, reply: routes.Answer) -> None:
+        self._exchange = exchange
+        self._reply = reply
+
+    def on_body(self, data: bytes) -> None: ...
+
+    def on_end(self) -> None:
+        self._exchange.reply(*self._reply)
+
+    def on_gone(self) -> None: ...
+
+
+class JsonUnary:
+    """A unary call in JSON."""
+
+    def __init__(self, core: Core, exchange: Exchange, method: Method) -> None:
+        self._core = core
+        self._exchange: Exchange | None = exchange
+        self._body: list[bytes] = []
+        self.method = method
+        core.metrics.started[method] += 1
+
+    def on_body(self, data: bytes) -> None:
+        self._body.append(data)
+
+    def on_end(self) -> None:
+        try:
+            request = json_codec.decode(self.method.request, b"".join(self._body))
+        except EtcdError as error:
+            self.deliver(error)
+            return
+        self._core.unary(self, request)
+
+    def on_gone(self) -> None:
+        self._exchange = None
+
+    def encode(self, reply: bytes) -> bytes:
+        return json_codec.encode(self.method.response.FromString(reply))
+
+    def deliver(self, payload: Any) -> None:
+        code = payload.code if isinstance(payload, EtcdError) else Code.OK
+        self._core.metrics.handled[self.method, code] += 1
+        if self._exchange is None:
+            return
+        if isinstance(payload, EtcdError):
+            self._exchange.reply(*routes.error_answer(payload))
+        else:
+            self._exchange.reply(200, routes.JSON_HEADERS, payload)
+
+
+class JsonStream:
+    """A streaming call in JSON: the request body is a row of JSON objects, the reply a row of result lines."""
+
+    def __init__(self, core: Core, exchange: Exchange, method: Method) -> None:
+        self.method = method
+        self._core = core
+        self._exchange: Exchange | None = exchange
+        self._decoder = stream.StreamDecoder(method.request, core.options.message_bytes_max)
+        self._started = False
+        self._handler = core.stream_handlers[method](core, self)
+        core.metrics.started[method] += 1
+
+    def on_body(self, data: bytes) -> None:
+        messages = [message.SerializeToString() for message in self._decoder.feed(data)]
+        try:
+            if messages and self._exchange is not None:
+                self._handler.on_messages(messages)
+        except EtcdError as error:
+            self.finish(error)
+        self._check()
+
+    def on_end(self) -> None:
+        self._decoder.finish()
+        self._check()
+        if self._exchange is not None:
+            self._handler.on_requests_end()
+
+    def _check(self) -> None:
+        """A malformed request ends the call, after the replies to those before it."""
+        if self._decoder.error is not None:
+            self.finish(self._decoder.error)
+
+    def on_gone(self) -> None:
+        self._close(errors.REQUEST_CANCELED.error())
+
+    def _close(self, error: EtcdError | None) -> Exchange | None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            self._core.metrics.handled[self.method, error.code if error else Code.OK] += 1
+            self._handler.on_gone()
+        return exchange
+
+    def send(self, replies: list[bytes]) -> None:
+        if self._exchange is None:
+            return
+        self._start(self._exchange)
+        for reply in replies:
+            self._exchange.write(stream.result_frame(self.method.response.FromString(reply)))
+
+    def _start(self, exchange: Exchange) -> None:
+        if not self._started:
+            self._started = True
+            exchange.start(200, routes.JSON_HEADERS)
+
+    def finish(self, error: EtcdError | None = None) -> None:
+        exchange = self._close(error)
+        if exchange is None:
+            return
+        if error is not None and not self._started:
+            exchange.reply(*routes.error_answer(error))
+            return
+        self._start(exchange)
+        if error is not None:
+            exchange.write(stream.error_frame(error))
+        exchange.finish()
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self._exchange.backlog_bytes if self._exchange is not None else 0
+
+    def wake_when_drained(self, stream: Any) -> None:
+        if self._exchange is not None:
+            self._exchange.wake_when_drained(stream)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LeaseKeepAlive: the hot path of renewals.
+
+Laws
+- Each request gets exactly one reply, in the order of the requests.
+- A reply to a renewal waits for the batch that last wrote the lease's row (its grant, or a saved later deadline);
+  mostly that is durable long since and the reply leaves in the same turn. Whatever follows a waiting reply waits too.
+- A missing lease is no error: its reply carries the id and no TTL. It tells that the lease is gone, so it waits for the
+  newest batch with rows, which may be the one that ended it.
+
+The request of a given lease is always the same bytes, and its reply is always the header followed by the same bytes, so
+both are remembered: `_fast` maps request bytes to the lease and the tail of its reply. `reply_slowly` is the same by
+protobuf; tests/property/test_keepalive_paths.py holds the two equal.
+"""
+
+from google.protobuf.message import DecodeError
+
+from lessor.api.proto import rpc_pb2
+from lessor.base.errors import Code, EtcdError
+from lessor.server.core import Core, StreamCall
+from lessor.state.leases import Lease
+
+# Requests remembered over all streams, about 300 bytes each; on overflow all are forgotten and learnt again.
+REMEMBERED_MAX = 65_536
+
+
+class KeepAlive:
+    """One keepalive stream."""
+
+    __slots__ = ("_call", "_core", "_ended", "_waits_for")
+
+    # Shared by all streams of the process: a lease's Lease object is part of the entry, so that nothing stale matches.
+    _fast: dict[bytes, tuple[Lease, bytes]] = {}  # noqa: RUF012 - a cache shared on purpose
+
+    def __init__(self, core: Core, call: StreamCall) -> None:
+        self._core = core
+        self._call = call
+        self._waits_for = 0  # the newest batch that a reply of this stream has waited for
+        self._ended = False
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        core = self._core
+        now_s = core.turn.now_s()
+        renew = core.machine.leases.renew
+        durable = core.gate.durable
+        fast = self._fast
+        ready: list[bytes] = []
+        for message in messages:
+            known = fast.get(message)
+            if known is not None and renew(known[0].id, now_s) is known[0]:
+                batch = known[0].batch
+                reply = core.machine.header_field() + known[1]
+            else:
+                batch, reply = self.reply_slowly(message, now_s)
+            if batch <= durable and self._waits_for <= durable:
+                ready.append(reply)
+            else:
+                self._waits_for = max(self._waits_for, batch)
+                core.gate.hold(self._waits_for, self, reply)
+        if ready:
+            self._call.send(ready)
+        core.metrics.renewed += len(messages)
+
+    def reply_slowly(self, message: bytes, now_s: float) -> tuple[int, bytes]:
+        """Renews by way of protobuf; returns the batch that the reply waits for, and the reply. Remembers the pair."""
+        core = self._core
+        try:
+            lease_id = rpc_pb2.LeaseKeepAliveRequest.FromString(message).ID
+        except DecodeError:
+            raise EtcdError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message") from None
+        lease = core.machine.leases.renew(lease_id, now_s)
+        if lease is None:
+            gone = rpc_pb2.LeaseKeepAliveResponse(header=core.machine.header(), ID=lease_id)
+            return core.machine.journal.newest_with_rows, gone.SerializeToString()
+        tail = rpc_pb2.LeaseKeepAliveResponse(ID=lease_id, TTL=lease.ttl_s).SerializeToString()
+        if len(self._fast) >= REMEMBERED_MAX:
+            self._fast.clear()
+        self._fast[message] = lease, tail
+        return lease.batch, core.machine.header_field() + tail
+
+    def deliver(self, payload: bytes | None) -> None:
+        """What waited at the gate: a reply, or None for the end of the stream."""
+        if payload is None:
+            self._call.finish()
+        else:
+            self._call.send([payload])
+
+    def on_requests_end(self) -> None:
+        self._core.gate.hold(self._waits_for, self, None)
+
+    def on_gone(self) -> None:
+        self._ended = True

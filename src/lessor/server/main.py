@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From options to a running server. Read this first, then turn.py.
+
+    options -> engine (opens the data) -> state machine (replayed) -> gate, committer, turn -> core -> listeners
+
+`Server` owns the parts and their order of life. It is used by the command line (command.py) and by tests that want a
+server in their own process.
+"""
+
+import asyncio
+import gc
+import hashlib
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors
+from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
+from lessor.durable.engine import Engine, EngineError
+from lessor.durable.sqlite import SqliteEngine
+from lessor.server import services
+from lessor.server.committer import Committer
+from lessor.server.compactor import Compactor
+from lessor.server.connection import Connection
+from lessor.server.core import Core
+from lessor.server.metrics import Metrics
+from lessor.server.options import Listen, OptionError, Options
+from lessor.server.release import Gate
+from lessor.server.turn import Turn
+from lessor.state.journal import Batch
+from lessor.state.machine import Identity, StateMachine
+from lessor.state.replay import restore
+
+log = logging.getLogger("lessor")
+
+EXIT_DISK_FAILED = 74  # sysexits.h: EX_IOERR
+DRAIN_S = 5.0  # how long a stopping server waits for calls in hand
+# The commit thread and the loop take turns with the interpreter; decision 0003 has the measurements.
+SWITCH_INTERVAL_S = 0.0002
+
+
+class Server:
+    """One server on one data directory. `boot`, `start`, then `stop`; each once, in that order."""
+
+    def __init__(self, options: Options, clock: Clock | None = None, engine: Engine | None = None) -> None:
+        self.options = options
+        self.core: Core
+        self.exit_code = 0
+        self._clock = clock or MonotonicClock()
+        self._engine = engine or SqliteEngine(Path(options.data_dir))
+        self._committer = Committer(self._engine)
+        self._connections: set[Connection] = set()
+        self._listeners: list[asyncio.Server] = []
+        self._sockets: list[str] = []
+        self._stopping = asyncio.Event()
+        self.addresses: list[tuple[str, int] | str] = []
+
+    def boot(self) -> None:
+        """Opens the data and replays it. Blocks; raises DataDirError when the directory cannot be served."""
+        try:
+            # The engine belongs to its thread from the first call on.
+            machine, uptime_s = self._committer.call(self._open)
+        except BaseException:
+            self._committer.close()
+            raise
+        gate = Gate(durable=machine.journal.number - 1)
+        metrics = Metrics()
+        turn = Turn(machine, gate, self._committer, self._clock, uptime_s, metrics.expiry)
+        self.core = Core(self.options, machine, gate, turn, self._committer, metrics)
+        self.core.unary_handlers = services.UNARY
+        self.core.stream_handlers = services.STREAMS
+
+    def _open(self) -> tuple[StateMachine, float]:
+        meta = self._engine.open(_new_identity(self.options))
+        term = meta.term + 1
+        loaded = self._engine.load()
+        machine = restore(
+            Identity(meta.cluster_id, meta.member_id, term),
+            loaded,
+            min_lease_ttl_s=self.options.min_lease_ttl_s,
+            max_txn_ops=self.options.max_txn_ops,
+            lease_id_seed=(meta.member_id & 0xFFFF) << 48 | (wall_clock_ms() & 0xFFFFFFFFFF) << 8,
+        )
+        self._engine.begin_term(term)
+        return machine, meta.uptime_s
+
+    async def start(self) -> None:
+        """Begins to listen. Raises OptionError when an address cannot be had."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        loop = asyncio.get_running_loop()
+        turn = self.core.turn
+        turn.start(loop, self._disk_failed)
+        turn.on_committed = self._watch_quota
+        self._notify_progress(loop)
+        Compactor(self.core, self.options).start(loop)
+        for listen in self.options.listen_client_urls:
+            await self._listen(loop, listen)
+        # What the replay made lives as long as the server; the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen) -> None:
+        def accept() -> Connection:
+            return Connection(self.core, self._connections)
+
+        try:
+            if listen.unix_path:
+                _remove_stale_socket(listen.unix_path)
+                server = await loop.create_unix_server(accept, listen.unix_path)
+                self._sockets.append(listen.unix_path)
+                self.addresses.append(listen.unix_path)
+            else:
+                server = await loop.create_server(accept, listen.host, listen.port, backlog=4096)
+                self.addresses.extend(socket.getsockname()[:2] for socket in server.sockets)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OptionError(f"cannot listen on {listen.url}: {reason}; free it or choose another address") from None
+        self._listeners.append(server)
+        log.info("serving client traffic", extra={"address": listen.url})
+
+    async def serve(self) -> int:
+        """Serves until `request_stop` or a failing disk; returns the exit code."""
+        await self._stopping.wait()
+        await self.stop()
+        return self.exit_code
+
+    def request_stop(self) -> None:
+        """Ends `serve`. Safe in a signal handler of the loop; repeating it does nothing."""
+        self._stopping.set()
+
+    async def stop(self) -> None:
+        """Drains the connections, saves each lease's remaining time, closes the data. Not after a disk failure."""
+        for server in self._listeners:
+            server.close()
+        if not self._committer.failed:
+            log.info("stopping", extra={"connections": len(self._connections)})
+            await self._drain()
+        if not self._committer.failed:
+            await self._save()
+        for connection in list(self._connections):
+            connection.transport.abort()
+        for path in self._sockets:
+            Path(path).unlink(missing_ok=True)
+        self._committer.close()
+        log.info("stopped", extra={"exit_code": self.exit_code})
+
+    async def _drain(self) -> None:
+        for connection in list(self._connections):
+            connection.drain(errors.SERVER_STOPPED.error())
+        deadline = asyncio.get_running_loop().time() + DRAIN_S
+        while self._connections and not self._committer.failed and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+
+    async def _save(self) -> None:
+        """The last batch: exact deadlines and the clean mark. Nothing is applied after it."""
+        turn = self.core.turn
+        turn.halt()
+        machine = self.core.machine
+        while not self._committer.free and not self._committer.failed:
+            await asyncio.sleep(0.001)
+        if self._committer.failed:
+            return
+        now_s = turn.now_s()
+        machine.checkpoint(now_s)
+        batch = machine.journal.seal(now_s)
+        try:
+            await self._committer.run(lambda: self._engine.commit(batch))
+        except EngineError as error:
+            self._disk_failed(error)
+
+    # --- what happens meanwhile ---
+
+    def _disk_failed(self, error: BaseException) -> None:
+        """Memory is ahead of disk for good: answer nobody any more, and go."""
+        log.critical("cannot write to disk; stopping without answering", extra={"error": str(error)})
+        self.exit_code = EXIT_DISK_FAILED
+        for connection in list(self._connections):
+            connection.transport.abort()
+        self.request_stop()
+
+    def _watch_quota(self, _batch: Batch) -> None:
+        """Raises the NOSPACE alarm when the data outgrows --quota-backend-bytes."""
+        core = self.core
+        identity = core.machine.identity
+        space = (identity.member_id, rpc_pb2.NOSPACE)
+        if self._committer.size_bytes > self.options.quota_backend_bytes and space not in core.machine.alarms:
+            log.error("database space exceeded", extra={"quota_backend_bytes": self.options.quota_backend_bytes})
+            raised = rpc_pb2.AlarmRequest(
+                action=rpc_pb2.AlarmRequest.ACTIVATE, memberID=identity.member_id, alarm=rpc_pb2.NOSPACE
+            )
+            core.machine.apply(raised, core.turn.now_s())
+
+    def _notify_progress(self, loop: asyncio.AbstractEventLoop) -> None:
+        for stream in list(self.core.watch_streams):
+            stream.notify_progress()
+        loop.call_later(self.options.watch_progress_notify_interval_s, self._notify_progress, loop)
+
+
+def _new_identity(options: Options) -> tuple[int, int]:
+    """(cluster_id, member_id) for a directory without data: two stable, non-zero 64-bit numbers."""
+    seed = uuid.uuid4().bytes + options.name.encode()
+    digest = hashlib.sha256(seed).digest()
+    return int.from_bytes(digest[:8], "big") | 1, int.from_bytes(digest[8:16], "big") | 1
+
+
+def _remove_stale_socket(path: str) -> None:
+    """A socket file that a killed server left behind would make the address look taken."""
+    if Path(path).is_socket():
+        import socket
+
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+            except OSError:
+                os.unlink(path)
+
+
+def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, Server], None]) -> int:
+    """Serves until told to stop; returns the exit code. Raises DataDirError or OptionError before it serves."""
+    import uvloop
+
+    async def main() -> int:
+        server = Server(options)
+        server.boot()
+        install_signals(asyncio.get_running_loop(), server)
+        try:
+            await server.start()
+        except OptionError:
+            await server.stop()
+            raise
+        return await server.serve()
+
+    return uvloop.run(main())

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a server is started with: etcd's flag names and ETCD_ environment names where the meaning is the same.
+
+`Options` is the checked form that the rest of the server reads. The command line that fills it is command.py.
+"""
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from lessor.base import limits
+
+DEFAULT_CLIENT_URL = "http://localhost:2379"
+
+
+class OptionError(Exception):
+    """An option that cannot be used; the message is one line that names it and says what would do."""
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where to listen for clients: a host and port, or the path of a unix socket."""
+
+    url: str
+    host: str = ""
+    port: int = 0
+    unix_path: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that can be set. Units are in the names."""
+
+    name: str = "default"
+    data_dir: str = "default.lessor"
+    listen_client_urls: tuple[Listen, ...] = field(default_factory=lambda: (parse_listen_url(DEFAULT_CLIENT_URL),))
+    advertise_client_urls: tuple[str, ...] = (DEFAULT_CLIENT_URL,)
+    max_txn_ops: int = limits.TXN_OPS_MAX
+    max_request_bytes: int = limits.REQUEST_BYTES_MAX
+    quota_backend_bytes: int = limits.QUOTA_BACKEND_BYTES
+    auto_compaction_mode: str = "periodic"
+    auto_compaction_retention: float = 0  # seconds (periodic) or revisions (revision); 0 turns it off
+    watch_progress_notify_interval_s: float = 600.0
+    min_lease_ttl_s: int = limits.LEASE_TTL_S_MIN
+    log_level: str = "info"
+
+    @property
+    def message_bytes_max(self) -> int:
+        """The largest gRPC message or JSON body that is read."""
+        return self.max_request_bytes + limits.REQUEST_OVERHEAD_BYTES
+
+
+def parse_listen_url(url: str) -> Listen:
+    """Checks one URL of --listen-client-urls: http://host:port or unix://path."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        path = parts.netloc + parts.path
+        if not path:
+            raise OptionError(f"--listen-client-urls: {url!r} names no socket; write unix:///path/to/socket")
+        return Listen(url, unix_path=path)
+    if parts.scheme != "http":
+        raise OptionError(f"--listen-client-urls: {url!r} must start with http:// or unix://")
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if not parts.hostname or port is None or parts.path not in ("", "/"):
+        raise OptionError(f"--listen-client-urls: {url!r} must be http://host:port, with nothing behind it")
+    return Listen(url, host=parts.hostname, port=port)
+
+
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration_s(text: str) -> float:
+    """Seconds of a duration as Go writes it: 30s, 5m, 1h30m, 100ms. Raises ValueError."""
+    if text == "0":
+        return 0.0
+    parts = _DURATION_PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"{text!r} is not a duration; write it like 30s, 5m or 1h30m")
+    return sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+
+
+def parse_retention(mode: str, text: str) -> float:
+    """--auto-compaction-retention: revisions in mode `revision`; a duration or a bare number of hours in `periodic`."""
+    try:
+        if mode == "revision":
+            retention = float(int(text))
+        else:
+            retention = float(int(text)) * 3600 if text.lstrip("-").isdigit() else parse_duration_s(text)
+    except ValueError as error:
+        raise OptionError(f"--auto-compaction-retention: {error}") from None
+    if retention < 0:
+        raise OptionError(f"--auto-compaction-retention: {text!r} is negative; 0 turns it off")
+    return retention

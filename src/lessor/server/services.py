@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which method is served by what: the checks that belong to the server, then the state machine.
+
+Law: no state here. What a call decides lives in state/machine.py; what a stream remembers lives in keepalive.py and
+watch.py. A method that is absent from the two tables below answers UNIMPLEMENTED.
+"""
+
+from typing import Any
+
+from google.protobuf.message import Message
+
+from lessor.api.methods import BY_PATH, Method
+from lessor.api.proto import health_pb2, rpc_pb2
+from lessor.base import errors
+from lessor.base.errors import Code, EtcdError
+from lessor.server.core import Core, StreamCall, StreamFactory, UnaryHandler
+from lessor.server.keepalive import KeepAlive
+from lessor.server.version import ETCD_VERSION
+from lessor.server.watch import WatchStream
+
+
+def small(core: Core, request: Message) -> bytes:
+    """Applies a request whose size needs no check."""
+    return core.machine.apply_encoded(request, core.turn.now_s())
+
+
+def sized(core: Core, request: Message) -> bytes:
+    """Applies a request that carries keys and values, within --max-request-bytes."""
+    if request.ByteSize() > core.options.max_request_bytes:
+        raise errors.REQUEST_TOO_LARGE.error()
+    return core.machine.apply_encoded(request, core.turn.now_s())
+
+
+def status(core: Core, _request: Message) -> bytes:
+    machine = core.machine
+    header = machine.header()
+    # Lessor has no raft log; the newest batch is what grows by one with each commit, as raft's index does.
+    index = machine.journal.number
+    response = rpc_pb2.StatusResponse(
+        header=header,
+        version=ETCD_VERSION,
+        storageVersion=ETCD_VERSION,
+        dbSize=core.committer.size_bytes,
+        dbSizeInUse=core.committer.in_use_bytes,
+        dbSizeQuota=core.options.quota_backend_bytes,
+        leader=header.member_id,
+        raftIndex=index,
+        raftAppliedIndex=index,
+        raftTerm=header.raft_term,
+        errors=[f"memberID:{member} alarm:{rpc_pb2.AlarmType.Name(kind)} " for member, kind in sorted(machine.alarms)],
+        downgradeInfo=rpc_pb2.DowngradeInfo(enabled=False),
+    )
+    return response.SerializeToString()
+
+
+def member_list(core: Core, _request: Message) -> bytes:
+    header = core.header(0)  # as in etcd, this header has no revision
+    member = rpc_pb2.Member(ID=header.member_id, name=core.options.name, clientURLs=core.options.advertise_client_urls)
+    return rpc_pb2.MemberListResponse(header=header, members=[member]).SerializeToString()
+
+
+def health_check(_core: Core, request: Any) -> bytes:
+    if request.service:
+        raise EtcdError(Code.NOT_FOUND, "unknown service")
+    kinds = health_pb2.HealthCheckResponse
+    return kinds(status=kinds.SERVING).SerializeToString()
+
+
+class HealthWatch:
+    """grpc.health.v1.Health/Watch: tells the status once; it changes only when the server goes, with the connection."""
+
+    def __init__(self, _core: Core, call: StreamCall) -> None:
+        self._call = call
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        asked = health_pb2.HealthCheckRequest.FromString(messages[0]).service
+        kinds = health_pb2.HealthCheckResponse
+        status = kinds(status=kinds.SERVICE_UNKNOWN if asked else kinds.SERVING)
+        self._call.send([status.SerializeToString()])
+
+    def on_requests_end(self) -> None: ...
+
+    def on_gone(self) -> None: ...
+
+
+def _by_method(table: dict[str, Any]) -> dict[Method, Any]:
+    return {BY_PATH[path]: handler for path, handler in table.items()}
+
+
+UNARY: dict[Method, UnaryHandler] = _by_method(
+    {
+        "/etcdserverpb.KV/Range": small,
+        "/etcdserverpb.KV/Put": sized,
+        "/etcdserverpb.KV/DeleteRange": sized,
+        "/etcdserverpb.KV/Txn": sized,
+        "/etcdserverpb.KV/Compact": small,
+        "/etcdserverpb.Lease/LeaseGrant": small,
+        "/etcdserverpb.Lease/LeaseRevoke": small,
+        "/etcdserverpb.Lease/LeaseTimeToLive": small,
+        "/etcdserverpb.Lease/LeaseLeases": small,
+        "/etcdserverpb.Maintenance/Alarm": small,
+        "/etcdserverpb.Maintenance/Status": status,
+        "/etcdserverpb.Cluster/MemberList": member_list,
+        "/grpc.health.v1.Health/Check": health_check,
+    }
+)
+STREAMS: dict[Method, StreamFactory] = _by_method(
+    {
+        "/etcdserverpb.Lease/LeaseKeepAlive": KeepAlive,
+        "/etcdserverpb.Watch/Watch": WatchStream,
+        "/grpc.health.v1.Health/Watch": HealthWatch,
+    }
+)

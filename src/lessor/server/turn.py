@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of one loop turn. Read this second, after main.py.
+
+The write rule
+- A call is applied to memory at once, in arrival order; its rows join the open batch.
+- The batch is sealed at the end of the turn when the committer is free. Otherwise it grows, up to BATCH_ROWS_MAX rows;
+  beyond that, connections that bring more are not read until it is sealed.
+- One batch commits while the next one accumulates. There is no timer: a lone write is sealed in the turn it came in.
+- A write waits for its own batch. A read, and an error too, waits for the newest batch with rows at its moment; if all
+  is durable it leaves at once. A keepalive waits for the batch that last wrote its lease, mostly none.
+- Watch events pass the same gate.
+- When a commit fails, memory is ahead of disk and the outcome is unknown: nothing is answered any more, nothing is
+  rolled back, the server stops with a message and an exit code of its own.
+
+When leases expire
+- One timer, at the earliest deadline. When it fires, the loop first reads whatever the sockets hold: a keepalive that
+  arrived in time must not lose against an expiry that merely ran first, not even when the process was stopped for
+  minutes. So `cutoff`, the instant up to which leases may end, is always an instant after which the sockets have been
+  polled. If the timer comes so late that the process must have stood still, clients get RECONNECT_S more to get
+  through.
+- At most EXPIRE_PER_TURN_MAX leases end per turn; the rest goes to the next turn, keepalives get in between.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from lessor.base import limits
+from lessor.base.clock import Clock
+from lessor.server.committer import Committer
+from lessor.server.release import Gate
+from lessor.state.journal import Batch
+from lessor.state.machine import StateMachine
+
+STALL_S = 0.25  # a timer that comes later than this tells of a stopped process, not of a busy one
+RECONNECT_S = 0.5  # what clients get after such a stall before anything expires
+
+
+class Flushable(Protocol):
+    """A connection that has bytes to send."""
+
+    def flush(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class CatchUp(Protocol):
+    """A watch stream whose watchers are behind."""
+
+    def catch_up(self) -> bool:
+        """Sends the next piece of history; returns whether there is more to send right now."""
+        ...
+
+
+class Turn:
+    """Runs the steps of a loop turn in their order. One per server; loop thread only."""
+
+    def __init__(
+        self,
+        machine: StateMachine,
+        gate: Gate,
+        committer: Committer,
+        clock: Clock,
+        uptime_s: float,
+        on_expired: Callable[[int, float], None],
+    ) -> None:
+        self.machine = machine
+        self.gate = gate
+        self._committer = committer
+        self._clock = clock
+        # The state machine's time is how long this data has been served (decision 0004), so it goes on across restarts.
+        self._origin_s = clock.now_s() - uptime_s
+        self._on_expired = on_expired
+        self._loop: asyncio.AbstractEventLoop
+        self._scheduled = False
+        self._to_flush: set[Flushable] = set()
+        self._paused: set[Flushable] = set()
+        self._behind: set[CatchUp] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_deadline_s = 0.0
+        self._expiring = False
+        self._cutoff_s = 0.0  # leases due until here may end in this turn
+        self._uptime_saved_s = uptime_s
+        # The newest revision that is on disk: history is shown up to here. `_sealed_revision` is that of the last
+        # batch.
+        self.durable_revision = self._sealed_revision = machine.revision
+        self.on_committed: Callable[[Batch], None] = lambda batch: None
+        self._halted = False
+
+    def start(self, loop: asyncio.AbstractEventLoop, on_failure: Callable[[BaseException], None]) -> None:
+        self._loop = loop
+        self._committer.start(loop, self._committed, on_failure)
+        self.schedule()
+
+    def now_s(self) -> float:
+        """The data directory's own clock: see decision 0004."""
+        return self._clock.now_s() - self._origin_s
+
+    # --- what the other parts ask for ---
+
+    def schedule(self) -> None:
+        """Asks for an end of turn, once all sockets that are readable now have been read. Cheap to repeat."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._end_of_turn)
+
+    def flush_later(self, connection: Flushable) -> None:
+        """The connection has output: it is written at the end of this turn, in one piece."""
+        self._to_flush.add(connection)
+        if not self._scheduled:
+            self.schedule()
+
+    def forget(self, connection: Flushable) -> None:
+        """The connection is gone."""
+        self._to_flush.discard(connection)
+        self._paused.discard(connection)
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether the open batch is full. A connection that brings requests then calls `pause` and stops reading."""
+        return self.machine.journal.row_count > limits.BATCH_ROWS_MAX
+
+    def pause(self, connection: Flushable) -> None:
+        """The connection has stopped reading; it is told to resume when the batch is sealed."""
+        self._paused.add(connection)
+
+    def catch_up_later(self, stream: CatchUp) -> None:
+        """The watch stream has history to send."""
+        self._behind.add(stream)
+        self.schedule()
+
+    def halt(self) -> None:
+        """Seals nothing and expires nothing any more: the server is about to write its last batch itself."""
+        self._halted = True
+
+    # --- the turn ---
+
+    def _end_of_turn(self) -> None:
+        self._scheduled = False
+        self._expire_due()
+        self.hold_publications()
+        self._seal()
+        self._send_history()
+        self._flush()
+        self._arm_timer()
+
+    def _expire_due(self) -> None:
+        if self._cutoff_s == 0.0 or self.overloaded or self._halted:
+            return
+        cutoff_s, self._cutoff_s = self._cutoff_s, 0.0
+        self._expiring = False
+        ended = self.machine.expire(cutoff_s, limits.EXPIRE_PER_TURN_MAX)
+        if ended:
+            self._on_expired(ended, cutoff_s)
+
+    def hold_publications(self) -> None:
+        """Sends what watchers are to see through the gate; called after every change that may concern one."""
+        hub = self.machine.hub
+        if hub.outbox:
+            batch = self.machine.journal.newest_with_rows
+            for publication in hub.take_outbox():
+                self.gate.hold(batch, publication.watcher.owner, publication)
+
+    def _seal(self) -> None:
+        journal = self.machine.journal
+        if not self._committer.free or self._halted:
+            return
+        now_s = self.now_s()
+        # Served time is saved with every batch; while leases live it is saved once a second in any case.
+        if journal.row_count == 0 and (
+            not len(self.machine.leases) or now_s - self._uptime_saved_s < limits.UPTIME_SAVE_S
+        ):
+            return
+        self._uptime_saved_s = now_s
+        batch = journal.seal(now_s)
+        self._sealed_revision = self.machine.revision
+        self._committer.commit(batch)
+        if self._paused:
+            for connection in self._paused:
+                connection.resume_reading()
+            self._paused.clear()
+        if self._cutoff_s:
+            self.schedule()  # the full batch has held up expiry until now
+
+    def _committed(self, batch: Batch) -> None:
+        """The batch is on disk: the promises in it begin to count now, and what waited for it leaves."""
+        self.machine.leases.acknowledged(batch.leases_touched, self.now_s())
+        self.durable_revision = self._sealed_revision
+        self.gate.committed(batch.number)
+        self.on_committed(batch)
+        # Not scheduled but done at once: whoever waits for the disk has waited long enough.
+        self._end_of_turn()
+
+    def _send_history(self) -> None:
+        if self._behind:
+            behind, self._behind = self._behind, set()
+            for stream in behind:
+                if stream.catch_up():
+                    self.catch_up_later(stream)
+
+    def _flush(self) -> None:
+        to_flush = self._to_flush
+        if to_flush:
+            self._to_flush = set()
+            for connection in to_flush:
+                connection.flush()
+
+    # --- the expiry timer ---
+
+    def _arm_timer(self) -> None:
+        """Sets the one timer to the earliest deadline, or to the next saving of the uptime if that comes first."""
+        deadline_s = self.machine.next_deadline()
+        if deadline_s is None or self._expiring:
+            return
+        if self._committer.free:
+            deadline_s = min(deadline_s, self._uptime_saved_s + limits.UPTIME_SAVE_S)
+        if self._timer is not None:
+            if self._timer_deadline_s <= deadline_s:
+                return
+            self._timer.cancel()
+        self._timer_deadline_s = deadline_s
+        self._timer = self._loop.call_later(max(deadline_s - self.now_s(), 0.0), self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        now_s = self.now_s()
+        deadline_s = self.machine.next_deadline()
+        if deadline_s is None or deadline_s > now_s:
+            self.schedule()
+            return
+        self._expiring = True
+        if now_s - self._timer_deadline_s > STALL_S:
+            self._loop.call_later(RECONNECT_S, self._before_poll, now_s + RECONNECT_S)
+        else:
+            self._before_poll(now_s)
+
+    def _before_poll(self, cutoff_s: float) -> None:
+        # uvloop runs timers, then what is scheduled, then polls the sockets; asyncio polls first and runs what it read
+        # after what was scheduled before. With two steps in between, both have polled once after `cutoff_s`.
+        self._loop.call_soon(self._loop.call_soon, self._after_poll, cutoff_s)
+
+    def _after_poll(self, cutoff_s: float) -> None:
+        self._cutoff_s = cutoff_s
+        self.schedule()

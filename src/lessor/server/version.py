@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The etcd version that Lessor answers as: clients choose features, and URL prefixes, by it."""
+
+ETCD_VERSION = "3.6.0"

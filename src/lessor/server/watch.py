@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watch: the watchers of one stream, from the hub's publications to WatchResponses.
+
+Laws
+- A watcher's first response is its `created`; its events follow in revision order, each exactly once, those of one
+  revision in one response (unless the watcher asked for fragments).
+- Only durable revisions are shown: publications come through the gate, history is read up to the durable revision.
+- A peer that does not read costs bounded memory. When its backlog passes H2_STREAM_SEND_BYTES_MAX its watchers *lag*:
+  live publications pass them by, and once the peer has read, they catch up from history. A watcher is either live (gets
+  publications) or lagging (gets history), and changes sides only when history has brought it to the durable revision.
+- The stream outlives its watchers and the peer's half-close; only a cancel, a disconnect or a shutdown ends it.
+"""
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors, limits
+from lessor.base.errors import Code, EtcdError
+from lessor.server.core import Core, StreamCall
+from lessor.state.encode import nested
+from lessor.state.watch_hub import (
+    CompactedError,
+    Publication,
+    Told,
+    Watcher,
+    event_bytes,
+    range_is_empty,
+    watch_range,
+)
+
+_EVENTS_TAG = b"\x5a"  # field 11, length-delimited
+
+
+class WatchStream:
+    """One watch stream: the owner of its watchers."""
+
+    def __init__(self, core: Core, call: StreamCall) -> None:
+        self._core = core
+        self._call = call
+        self._watchers: dict[int, Watcher] = {}
+        self._behind: set[Watcher] = set()  # those that history is being sent to
+        # Where history left off: what still waits at the gate from before that was told by history already.
+        self._history_told: dict[Watcher, int] = {}
+        self._next_id = 0
+        self._silent_since: dict[int, int] = {}  # progress_notify watchers: revision of their last notification
+        core.watch_streams.add(self)
+
+    # --- what the peer asks ---
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        for message in messages:
+            try:
+                request = rpc_pb2.WatchRequest.FromString(message)
+            except DecodeError:
+                raise EtcdError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message") from None
+            match request.WhichOneof("request_union"):
+                case "create_request":
+                    self._create(request.create_request)
+                case "cancel_request":
+                    self._cancel(request.cancel_request.watch_id)
+                case "progress_request":
+                    self._report_progress()
+
+    def on_requests_end(self) -> None:
+        """Events go on flowing to a peer that has nothing more to ask; a watch over HTTP works that way."""
+
+    def on_gone(self) -> None:
+        for watcher in self._watchers.values():
+            self._core.machine.hub.remove(watcher)
+        self._core.watch_streams.discard(self)
+        self._core.metrics.watchers -= len(self._watchers)
+        self._watchers.clear()
+        self._behind.clear()
+        self._history_told.clear()
+
+    def _create(self, request: rpc_pb2.WatchCreateRequest) -> None:
+        machine = self._core.machine
+        if request.start_revision < 0:
+            self._refuse(errors.COMPACTED.message)
+            return
+        key, end = watch_range(request.key, request.range_end)
+        if range_is_empty(key, end):
+            self._refuse("mvcc: watcher range is empty")
+            return
+        watch_id = request.watch_id
+        if watch_id == 0:
+            watch_id = self._free_id()
+        elif watch_id in self._watchers:
+            self._refuse("mvcc: duplicate watch ID provided on the WatchStream")
+            return
+        watcher = Watcher(
+            watch_id,
+            key,
+            end,
+            start_revision=request.start_revision,
+            filters=request.filters,
+            prev_kv=request.prev_kv,
+            fragment=request.fragment,
+            progress_notify=request.progress_notify,
+            owner=self,
+        )
+        self._watchers[watch_id] = watcher
+        machine.hub.add(watcher)
+        self._core.metrics.watchers += 1
+        if watcher.progress_notify:
+            self._silent_since[watch_id] = machine.revision
+        created = rpc_pb2.WatchResponse(header=machine.header(), watch_id=watch_id, created=True)
+        self._hold((created.SerializeToString(), watcher))
+
+    def _free_id(self) -> int:
+        while self._next_id in self._watchers:
+            self._next_id += 1
+        self._next_id += 1
+        return self._next_id - 1
+
+    def _refuse(self, reason: str) -> None:
+        header = self._core.machine.header()
+        refusal = rpc_pb2.WatchResponse(header=header, watch_id=-1, created=True, canceled=True, cancel_reason=reason)
+        self._hold((refusal.SerializeToString(), None))
+
+    def _cancel(self, watch_id: int) -> None:
+        watcher = self._watchers.get(watch_id)
+        if watcher is None:
+            return  # as in etcd, there is no reply
+        self._drop(watcher)
+        response = rpc_pb2.WatchResponse(header=self._core.machine.header(), watch_id=watch_id, canceled=True)
+        self._hold((response.SerializeToString(), None))
+
+    def _drop(self, watcher: Watcher) -> None:
+        self._core.machine.hub.remove(watcher)
+        self._core.metrics.watchers -= 1
+        del self._watchers[watcher.watch_id]
+        self._behind.discard(watcher)
+        self._history_told.pop(watcher, None)
+        self._silent_since.pop(watcher.watch_id, None)
+
+    def _report_progress(self) -> None:
+        """Tells how far the stream has got, if all its watchers have got there; else, as etcd 3.6, says nothing."""
+        revision = self._core.machine.revision
+        if self._watchers and not any(w.lagging or w.next_revision > revision + 1 for w in self._watchers.values()):
+            response = rpc_pb2.WatchResponse(header=self._core.machine.header(), watch_id=-1)
+            self._hold((response.SerializeToString(), None))
+
+    def notify_progress(self) -> None:
+        """Tells the watchers that asked for it, and that heard nothing since the last call, how far they have got."""
+        revision = self._core.turn.durable_revision
+        for watch_id, silent_since in self._silent_since.items():
+            watcher = self._watchers[watch_id]
+            if not watcher.lagging and watcher.next_revision <= silent_since + 1:
+                response = rpc_pb2.WatchResponse(header=self._core.header(revision), watch_id=watch_id)
+                self._call.send([response.SerializeToString()])
+            self._silent_since[watch_id] = max(watcher.next_revision - 1, silent_since)
+
+    # --- what the gate lets through ---
+
+    def _hold(self, payload: tuple[bytes, Watcher | None]) -> None:
+        self._core.turn.hold_publications()
+        self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, payload)
+
+    def deliver(self, payload: Any) -> None:
+        """A publication of the hub, or (response, watcher that begins with it)."""
+        if isinstance(payload, Publication):
+            self._deliver_live(payload)
+            return
+        response, begins = payload
+        self._call.send([response])
+        if begins is not None and begins.lagging and not begins.cancelled:
+            self._fall_behind(begins)
+
+    def _deliver_live(self, publication: Publication) -> None:
+        watcher, revision = publication.watcher, publication.revision
+        if watcher.cancelled or watcher in self._behind or revision < self._history_told.get(watcher, 0):
+            return
+        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            self._core.machine.hub.lag(watcher, revision)
+            self._fall_behind(watcher)
+            return
+        self._call.send(self._responses(watcher, publication.events, revision))
+
+    def _fall_behind(self, watcher: Watcher) -> None:
+        self._behind.add(watcher)
+        self._core.turn.catch_up_later(self)
+
+    def catch_up(self) -> bool:
+        """Sends each watcher that is behind its next piece of history. Returns whether more can be sent right away."""
+        for watcher in list(self._behind):
+            if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+                self._call.wake_when_drained(self)
+                return False
+            try:
+                self._send_history(watcher)
+            except CompactedError as error:
+                self._lost_to_compaction(watcher, error.compact_revision)
+            else:
+                if not watcher.lagging:
+                    self._behind.discard(watcher)
+        return bool(self._behind)
+
+    def _send_history(self, watcher: Watcher) -> None:
+        """One piece of history: durable revisions at once, the few newer ones through the gate."""
+        machine, durable = self._core.machine, self._core.turn.durable_revision
+        upto = durable if watcher.next_revision <= durable else machine.revision
+        changes = machine.hub.replay(watcher, upto, limits.WATCH_REPLAY_REVISIONS_MAX)
+        self._history_told[watcher] = watcher.next_revision
+        if not changes:
+            return
+        responses = self._responses(watcher, changes, upto)
+        if upto == durable:
+            self._call.send(responses)
+        else:
+            for response in responses:
+                self._hold((response, None))
+
+    def _lost_to_compaction(self, watcher: Watcher, compact_revision: int) -> None:
+        self._drop(watcher)
+        header = self._core.header(0)  # as in etcd, whose reply has no revision here
+        response = rpc_pb2.WatchResponse(
+            header=header, watch_id=watcher.watch_id, canceled=True, compact_revision=compact_revision
+        )
+        self._call.send([response.SerializeToString()])
+
+    def _responses(self, watcher: Watcher, changes: list[Told], revision: int) -> list[bytes]:
+        """The response that tells of the changes, which the hub has filtered for this watcher; or its fragments."""
+        head = rpc_pb2.WatchResponse(header=self._core.header(revision), watch_id=watcher.watch_id)
+        fields = [nested(_EVENTS_TAG, event_bytes(event, previous)) for event, previous in changes]
+        size_max = self._core.options.max_request_bytes + limits.REQUEST_OVERHEAD_BYTES
+        if not watcher.fragment or sum(map(len, fields)) < size_max:
+            return [head.SerializeToString() + b"".join(fields)]
+        pieces = _split(fields, size_max)
+        fragment = rpc_pb2.WatchResponse(header=head.header, watch_id=head.watch_id, fragment=True).SerializeToString()
+        responses = [fragment + piece for piece in pieces[:-1]]
+        return [*responses, head.SerializeToString() + pieces[-1]]
+
+
+def _split(fields: list[bytes], size_max: int) -> list[bytes]:
+    """Joins serialized events into pieces below `size_max` bytes, or of a single event that is larger by itself."""
+    pieces = [b""]
+    for field in fields:
+        if pieces[-1] and len(pieces[-1]) + len(field) >= size_max:
+            pieces.append(b"")
+        pieces[-1] += field
+    return pieces
