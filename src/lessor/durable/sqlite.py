@@ -27,6 +27,7 @@ import sqlite3
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,18 @@ VACUUM_PAGES_MAX = 256  # pages given back to the file system in one `collect` s
 LOAD_ROWS = 1_000  # rows fetched at once
 
 _WAL_INDEX_PAGES_AT = 16  # where the wal-index header says, in the machine's byte order, how many pages the log has
-_INT64_MAX = 2**63 - 1
 _UINT64_MAX = 2**64 - 1
 
 Connect = Callable[..., sqlite3.Connection]
+
+
+@dataclass(slots=True)
+class Sweep:
+    """A walk over the lease table, by id, that deletes the ended ones of batches before `before_batch`."""
+
+    before_batch: int
+    swept_id: int = -(2**63)
+    last_id: int | None = None  # known from the first step on; leases granted later cannot have ended before
 
 
 class SqliteEngine:
@@ -65,7 +74,7 @@ class SqliteEngine:
         self._batch = 0
         self._term = 0
         self._dead: deque[tuple[int, int]] = deque()
-        self._sweep: tuple[int, int] | None = None  # ended leases: (batch of the compaction, id swept so far)
+        self._sweep: Sweep | None = None
 
     # --- open ------------------------------------------------------------------------------------------------------
 
@@ -79,6 +88,7 @@ class SqliteEngine:
             with self._explained():
                 self._refuse_newer_schema()
                 self._open = self._connect(self._path, "rw")
+                self._use_log(self._open)
                 self._migrate(self._open)
                 meta = self._read_meta(self._open)
                 self._check_newest_rows(self._open, meta)
@@ -154,6 +164,12 @@ class SqliteEngine:
                 f"{self._path}: written by a newer Lessor (schema {version}, this one knows {schema.SCHEMA_VERSION}): "
                 "run the newer one, or restore a backup of before the upgrade"
             )
+
+    def _use_log(self, connection: sqlite3.Connection) -> None:
+        """A backup comes without the mark that says so. The mode needs shared memory, which some file systems lack."""
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise DataDirError(f"{self._path}: its file system cannot share memory: give --data-dir a local disk")
 
     def _read_schema_version(self, connection: sqlite3.Connection) -> int:
         row = connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
@@ -264,21 +280,26 @@ class SqliteEngine:
         return self._open
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that ends in COMMIT. Whatever goes wrong in it ends the engine's writing for good."""
+    def _failing_once(self) -> Iterator[sqlite3.Connection]:
+        """For what must not go wrong: the first error ends the engine's writing for good."""
         if self._refusal is not None:
             raise EngineError(f"no write after a failed one: {self._refusal}")
-        connection = self._connection
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
+            yield self._connection
         except sqlite3.Error as error:
             self._refusal = explain(error, self._path)
             raise EngineError(self._refusal) from error
         except BaseException as error:
             self._refusal = f"{self._path}: {error!r}"
             raise
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that ends in COMMIT. There is no ROLLBACK: closing does that."""
+        with self._failing_once() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
 
     def begin_term(self, term: int) -> None:
         assert term > self._term, f"term {term} after {self._term}"
@@ -301,7 +322,7 @@ class SqliteEngine:
             schema.execute_rows(connection, schema.META, meta)
         self._batch = number
         if batch.compact_revision is not None:
-            self._sweep = (number, -_INT64_MAX - 1)
+            self._sweep = Sweep(number)
         if self._wal_pages() >= WAL_PAGES_MAX:
             self._copy_log("PASSIVE")
 
@@ -315,13 +336,8 @@ class SqliteEngine:
         return int.from_bytes(os.pread(self._wal_index, 4, _WAL_INDEX_PAGES_AT), sys.byteorder)
 
     def _copy_log(self, mode: str) -> None:
-        if self._refusal is not None:
-            raise EngineError(f"no write after a failed one: {self._refusal}")
-        try:
-            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
-        except sqlite3.Error as error:
-            self._refusal = explain(error, self._path)
-            raise EngineError(self._refusal) from error
+        with self._failing_once() as connection:
+            connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
 
     # --- space -----------------------------------------------------------------------------------------------------
 
@@ -332,7 +348,7 @@ class SqliteEngine:
             with self._writing() as connection:
                 schema.execute_rows(connection, schema.DEAD_EVENTS, step)
         elif self._sweep is not None:
-            self._sweep_leases(*self._sweep, rows_max)
+            self._sweep_leases(self._sweep, rows_max)
         elif self._free_pages() > 0:
             with self._writing() as connection:
                 connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES_MAX})").fetchall()
@@ -340,19 +356,31 @@ class SqliteEngine:
                 self._copy_log("TRUNCATE")
         return bool(self._dead) or self._sweep is not None or self._free_pages() > 0
 
-    def _sweep_leases(self, before_batch: int, after_id: int, rows_max: int) -> None:
+    def _sweep_leases(self, sweep: Sweep, rows_max: int) -> None:
         with self._writing() as connection:
-            looked_at = "SELECT id FROM lease WHERE id > ? ORDER BY id LIMIT ?"
-            (last_id,) = connection.execute(f"SELECT max(id) FROM ({looked_at})", (after_id, rows_max)).fetchone()
-            if last_id is not None:
+            if sweep.last_id is None:
+                (sweep.last_id,) = connection.execute("SELECT max(id) FROM lease").fetchone()
+            looked_at = "SELECT id FROM lease WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
+            (upto_id,) = connection.execute(
+                f"SELECT max(id) FROM ({looked_at})", (sweep.swept_id, sweep.last_id, rows_max)
+            ).fetchone()
+            if upto_id is not None:
                 connection.execute(
                     "DELETE FROM lease WHERE id > ? AND id <= ? AND ended AND batch < ?",
-                    (after_id, last_id, before_batch),
+                    (sweep.swept_id, upto_id, sweep.before_batch),
                 )
-        self._sweep = None if last_id is None else (before_batch, last_id)
+                sweep.swept_id = upto_id
+        if upto_id is None or upto_id == sweep.last_id:
+            self._sweep = None
+
+    def _pages(self, pragma: str) -> int:
+        try:
+            return int(self._connection.execute(f"PRAGMA {pragma}").fetchone()[0])
+        except sqlite3.Error as error:
+            raise EngineError(explain(error, self._path)) from error
 
     def _free_pages(self) -> int:
-        return int(self._connection.execute("PRAGMA freelist_count").fetchone()[0])
+        return self._pages("freelist_count")
 
     def size_bytes(self) -> int:
         size = self._path.stat().st_size
@@ -361,8 +389,7 @@ class SqliteEngine:
         return size
 
     def in_use_bytes(self) -> int:
-        pages = int(self._connection.execute("PRAGMA page_count").fetchone()[0])
-        return (pages - self._free_pages()) * PAGE_BYTES
+        return (self._pages("page_count") - self._free_pages()) * PAGE_BYTES
 
     def defragment(self) -> None:
         if self._refusal is not None:

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SQLite engine when the disk fails, lies or is full: every acknowledged batch is there whole, and no half of one.
+
+Method. A scripted load runs until a fault; the files are copied as they are at that instant, which is what a kill -9
+leaves; a fresh engine opens the copy. The Nth statement fails for N = 1, 2, 3... until the load gets through.
+"""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lessor.durable import sqlite
+from lessor.durable.engine import DataDirError, EngineError
+from lessor.durable.faulty import DISK_FULL, FSYNC_FAILED, WRITE_FAILED, FaultyEngine, StatementFaults
+from lessor.durable.sqlite import SqliteEngine
+from lessor.state.journal import Batch, EventRow, LeaseRow
+
+IDENTITY = (11, 22)
+
+
+def make_batch(number: int, **parts: Any) -> Batch:
+    empty: dict[str, Any] = {
+        "now_s": float(number),
+        "events": [],
+        "leases": [],
+        "alarms": [],
+        "compact_revision": None,
+        "dead": [],
+        "leases_touched": [],
+        "clean": False,
+    }
+    return Batch(number, **(empty | parts))
+
+
+def scripted_batch(number: int) -> Batch:
+    """Twenty events in transactions of four, three leases of which one ends in the next batch; each tells its batch."""
+    first = number * 10
+    events: list[EventRow] = [
+        (first + row // 4, row % 4, b"key%d" % row, b"batch %d" % number * 20, first + row // 4, 1, number)
+        for row in range(20)
+    ]
+    leases: list[LeaseRow] = [(number * 3 + row, 60, number + 60.0, False) for row in range(3)]
+    if number > 1:
+        leases.append(((number - 1) * 3, 60, number + 59.0, True))
+    compacted = number * 10 - 1 if number == 3 else None
+    dead = [row[:2] for older in (1, 2) for row in scripted_batch(older).events] if compacted else []
+    return make_batch(
+        number, events=events, leases=leases, compact_revision=compacted, dead=dead, clean=number == LAST_BATCH
+    )
+
+
+LAST_BATCH = 4
+
+
+@dataclass
+class Acknowledged:
+    """What the engine said is durable."""
+
+    term: int = 0
+    batch: int = 0
+
+
+def scripted_load(engine: SqliteEngine | FaultyEngine, acknowledged: Acknowledged) -> None:
+    engine.open(IDENTITY)
+    engine.begin_term(1)
+    acknowledged.term = 1
+    for number in range(1, LAST_BATCH + 1):
+        batch = scripted_batch(number)
+        engine.commit(batch)
+        acknowledged.batch = number
+        engine.settle()
+        more = engine.collect(batch.dead, 15) if batch.dead else False
+        while more:
+            more = engine.collect(rows_max=15)
+
+
+def assert_whole(data_dir: Path, acknowledged: Acknowledged) -> int:
+    """Opens what a fault left; returns the number of the last batch that is there."""
+    engine = SqliteEngine(data_dir)
+    meta = engine.open(IDENTITY)
+    loaded = engine.load()
+    events, leases = list(loaded.events), list(loaded.leases)
+    assert (meta.cluster_id, meta.member_id) == IDENTITY
+    assert meta.term in (acknowledged.term, acknowledged.term + 1)
+    assert meta.batch in (acknowledged.batch, acknowledged.batch + 1)
+    batches = [scripted_batch(number) for number in range(1, meta.batch + 1)]
+    dead = {row for batch in batches for row in batch.dead}
+    assert [row for row in events if row[:2] not in dead] == [
+        row for batch in batches for row in batch.events if row[:2] not in dead
+    ]
+    newest = {row[0]: row for batch in batches for row in batch.leases}
+    assert leases == sorted(row for row in newest.values() if not row[3])
+    assert meta.uptime_s == float(meta.batch)
+    assert meta.clean == (meta.batch == LAST_BATCH or meta.term == 0)
+    # The engine goes on from here.
+    engine.begin_term(meta.term + 1)
+    engine.commit(make_batch(meta.batch + 1, events=[(10_000, 0, b"after", b"v", 10_000, 1, 0)]))
+    assert [row[2] for row in engine.load().events][-1] == b"after"
+    engine.close()
+    return meta.batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("took_effect", "error"),
+    [(False, WRITE_FAILED), (True, FSYNC_FAILED), (False, DISK_FULL)],
+    ids=["write, before", "fsync, after", "full, before"],
+)
+def test_every_statement_fails_once(
+    tmp_path: Path, took_effect: bool, error: tuple[int, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "WAL_PAGES_SETTLE", 4)  # so that the log is copied during the load
+    messages: list[str] = []
+    fail_at, seen = 0, set()
+    while True:
+        fail_at += 1
+        alive, crashed = tmp_path / f"alive{fail_at}", tmp_path / f"crashed{fail_at}"
+        faults = StatementFaults(fail_at, took_effect=took_effect, error=error)
+        acknowledged = Acknowledged()
+        engine = SqliteEngine(alive, connect=faults.connect)
+        try:
+            scripted_load(engine, acknowledged)
+        except (DataDirError, EngineError) as caught:
+            messages.append(str(caught))
+        shutil.copytree(alive, crashed)
+        engine.close()
+        seen.add(assert_whole(crashed, acknowledged))
+        assert_whole(alive, acknowledged)
+        if not faults.countdown.failed:
+            break
+        shutil.rmtree(alive)
+        shutil.rmtree(crashed)
+    assert seen == set(range(LAST_BATCH + 1))
+    said = "disk is full" if error is DISK_FULL else "disk failed to read or write"
+    assert all(said in message and "\n" not in message for message in messages)
+
+
+@pytest.mark.parametrize("took_effect", [False, True], ids=["before", "after"])
+def test_a_wrapped_engine_fails_every_write_once(tmp_path: Path, took_effect: bool) -> None:
+    fail_at, failed = 0, True
+    while failed:
+        fail_at += 1
+        data_dir = tmp_path / str(fail_at)
+        acknowledged = Acknowledged()
+        engine = FaultyEngine(SqliteEngine(data_dir), fail_at, took_effect=took_effect, message="gone")
+        try:
+            scripted_load(engine, acknowledged)
+        except EngineError:
+            with pytest.raises(EngineError, match="gone"):
+                engine.commit(make_batch(100))
+        failed = engine.failed
+        engine.close()
+        assert_whole(data_dir, acknowledged)
+    assert fail_at > 2 * LAST_BATCH
+
+
+# --- a log that lost its tail ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crashed_files(tmp_path: Path) -> tuple[bytes, bytes]:
+    """Database and log after all batches of which none was copied into the database."""
+    engine = SqliteEngine(tmp_path / "alive")
+    engine.open(IDENTITY)
+    engine.begin_term(1)
+    for number in range(1, LAST_BATCH + 1):
+        engine.commit(scripted_batch(number))
+    shutil.copytree(tmp_path / "alive", tmp_path / "files")
+    engine.close()
+    return (tmp_path / "files" / "lessor.db").read_bytes(), (tmp_path / "files" / "lessor.db-wal").read_bytes()
+
+
+def prefix_left(data_dir: Path, database: bytes, log: bytes) -> int:
+    """The number of whole batches that a fresh engine finds; anything else fails."""
+    shutil.rmtree(data_dir, ignore_errors=True)
+    data_dir.mkdir()
+    (data_dir / "lessor.db").write_bytes(database)
+    (data_dir / "lessor.db-wal").write_bytes(log)
+    engine = SqliteEngine(data_dir)
+    meta = engine.open(IDENTITY)
+    loaded = engine.load()
+    batches = [scripted_batch(number) for number in range(1, meta.batch + 1)]
+    assert list(loaded.events) == [row for batch in batches for row in batch.events]
+    newest = {row[0]: row for batch in batches for row in batch.leases}
+    assert list(loaded.leases) == sorted(row for row in newest.values() if not row[3])
+    engine.close()
+    return meta.batch
+
+
+@pytest.mark.slow
+def test_a_log_cut_anywhere_is_a_prefix_of_whole_batches(tmp_path: Path, crashed_files: tuple[bytes, bytes]) -> None:
+    database, log = crashed_files
+    chance = random.Random(20)
+    offsets = {*range(0, len(log), 512), len(log), *(chance.randrange(len(log)) for _ in range(50))}
+    left = [prefix_left(tmp_path / "cut", database, log[:offset]) for offset in sorted(offsets)]
+    assert left == sorted(left)
+    assert set(left) == set(range(LAST_BATCH + 1))
+
+
+@pytest.mark.slow
+def test_a_log_with_a_bad_byte_is_a_prefix_of_whole_batches(tmp_path: Path, crashed_files: tuple[bytes, bytes]) -> None:
+    """What a disk that reorders writes leaves: the log's checksums end it at the first page that is not right."""
+    database, log = crashed_files
+    chance = random.Random(21)
+    for _ in range(60):
+        offset = chance.randrange(32, len(log))
+        bad = bytearray(log)
+        bad[offset] ^= 1 << chance.randrange(8)
+        assert prefix_left(tmp_path / "bad", database, bytes(bad)) < LAST_BATCH
+
+
+# --- garbage over the database --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size_bytes", [100, 4_096, 50_000])
+def test_garbage_over_the_database_is_said_and_left_alone(
+    tmp_path: Path, crashed_files: tuple[bytes, bytes], size_bytes: int
+) -> None:
+    database, log = crashed_files
+    data_dir = tmp_path / "garbage"
+    data_dir.mkdir()
+    garbage = random.Random(size_bytes).randbytes(size_bytes) + database[size_bytes:]
+    (data_dir / "lessor.db").write_bytes(garbage)
+    (data_dir / "lessor.db-wal").write_bytes(log)
+    with pytest.raises(DataDirError, match="damaged") as caught:
+        SqliteEngine(data_dir).open(IDENTITY)
+    assert "\n" not in str(caught.value)
+    assert str(data_dir / "lessor.db") in str(caught.value)
+    assert (data_dir / "lessor.db").read_bytes() == garbage
+    assert (data_dir / "lessor.db-wal").read_bytes() == log
+
+
+@pytest.mark.slow
+def test_a_damaged_page_is_an_error_of_ours_or_harmless(tmp_path: Path) -> None:
+    """Whatever page is overwritten, the engine either says so in one line or gives the rows; nothing else is raised."""
+    engine = SqliteEngine(tmp_path / "whole")
+    engine.open(IDENTITY)
+    for number in range(1, LAST_BATCH + 1):
+        engine.commit(scripted_batch(number))
+    engine.close()
+    whole = (tmp_path / "whole" / "lessor.db").read_bytes()
+    chance, data_dir = random.Random(22), tmp_path / "damaged"
+    messages: list[str] = []
+    data_dir.mkdir()
+    for page in range(len(whole) // sqlite.PAGE_BYTES):
+        for start in (100, 0):  # the first page's header is looked at before SQLite is
+            at = page * sqlite.PAGE_BYTES + start
+            garbage = chance.randbytes(sqlite.PAGE_BYTES - start)
+            (data_dir / "lessor.db").write_bytes(whole[:at] + garbage + whole[at + len(garbage) :])
+            engine = SqliteEngine(data_dir)
+            try:
+                engine.open(IDENTITY)
+                loaded = engine.load()
+                _ = list(loaded.events), list(loaded.leases), list(loaded.alarms)
+            except DataDirError as caught:
+                messages.append(str(caught))
+            finally:
+                engine.close()
+    assert len(messages) >= len(whole) // sqlite.PAGE_BYTES
+    assert all("\n" not in message for message in messages)
+
+
+# --- a disk that is really full -------------------------------------------------------------------------------------
+
+WRITER = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_engine_faults import IDENTITY, make_batch
+from lessor.durable.engine import EngineError
+from lessor.durable.sqlite import SqliteEngine
+engine = SqliteEngine(Path(sys.argv[2]))
+engine.open(IDENTITY)
+engine.begin_term(1)
+number = 0
+try:
+    while number < 2_000:
+        number += 1
+        events = [(number, sub, b"k%d" % sub, b"v" * 300, number, 1, 0) for sub in range(30)]
+        engine.commit(make_batch(number, events=events))
+        os.write(1, b"%d\\n" % number)
+        if sys.argv[3] == "settle":
+            engine.settle()
+except EngineError as error:
+    os.write(1, str(error).encode() + b"\\n")
+os._exit(0)
+"""
+
+
+def run_writer(
+    data_dir: Path, settle: bool, wrap: list[str], limit: Callable[[], None] | None = None
+) -> tuple[int, str]:
+    """Commits in another process until an error; returns the last acknowledged batch and the last message."""
+    here = str(Path(__file__).parent)
+    command = [*wrap, sys.executable, "-c", WRITER, here, str(data_dir), "settle" if settle else "no"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, preexec_fn=limit, check=True, text=True, timeout=60)
+    *numbers, message = done.stdout.splitlines()
+    return int(numbers[-1]), message
+
+
+def assert_prefix(data_dir: Path, acknowledged: int) -> None:
+    engine = SqliteEngine(data_dir)
+    meta = engine.open(IDENTITY)
+    assert meta.batch in (acknowledged, acknowledged + 1)
+    order = [row[:2] for row in engine.load().events]
+    assert order == [(number, sub) for number in range(1, meta.batch + 1) for sub in range(30)]
+    engine.commit(make_batch(meta.batch + 1))
+    engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settle", [False, True])
+def test_a_file_that_may_not_grow(tmp_path: Path, settle: bool) -> None:
+    """The kernel refuses writes beyond a size: of the log first, or of the database when the log is copied."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, 6_000_000))
+
+    acknowledged, message = run_writer(tmp_path / "data", settle, [], limit)
+    assert 10 < acknowledged < 2_000
+    assert "disk failed to read or write" in message
+    assert str(tmp_path / "data" / "lessor.db") in message
+    assert_prefix(tmp_path / "data", acknowledged)
+
+
+SMALL_DISK = 'mount -t tmpfs -o size=3m none "$1" && shift && "$@" && cp -r "$DATA" "$OUT"'
+
+
+@pytest.mark.slow
+def test_a_disk_without_space(tmp_path: Path) -> None:
+    """A file system of 3 MB, where the system lets an ordinary process have one of its own."""
+    mounted, kept = tmp_path / "mounted", tmp_path / "kept"
+    mounted.mkdir()
+    unshare = shutil.which("unshare")
+    alone = [unshare or "unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if unshare is None or subprocess.run([*alone, 'mount -t tmpfs none "$0"', mounted], capture_output=True).returncode:
+        pytest.skip("this system allows no mounts in a namespace of our own")
+    environment = {"DATA": str(mounted / "data"), "OUT": str(kept)}
+    os.environ.update(environment)
+    try:
+        wrap = [*alone, SMALL_DISK, "sh", str(mounted)]
+        acknowledged, message = run_writer(mounted / "data", False, wrap)
+    finally:
+        for name in environment:
+            del os.environ[name]
+    assert 10 < acknowledged < 2_000
+    assert "disk is full" in message
+    assert_prefix(kept, acknowledged)
