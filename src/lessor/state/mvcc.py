@@ -339,7 +339,7 @@ class Store:
     # --- boot ---------------------------------------------------------------------------------------------------
 
     def load(self, rows: Iterable[EventRow], compact_revision: int) -> None:
-        """Takes in all event rows, in order, into an empty store, and hangs keys on their leases.
+        """Takes in all event rows, in order, into an empty store. `attach_loaded` follows when the leases are there.
 
         Rows that the last compaction made superfluous may still be among them: they vanish again, and are noted in the
         journal for collection.
@@ -368,7 +368,10 @@ class Store:
             log[:end] = [event for event in log[keep_from:end] if event not in superseded]
             if dead:
                 self._journal.collect(dead)
+
+    def attach_loaded(self) -> None:
+        """Hangs each key on its lease."""
         lessor = self._lessor
-        for event in live.values():
+        for event in self._live.values():
             if event.lease and event.lease in lessor:
                 lessor.attach(event.lease, event.key)

@@ -6,10 +6,10 @@ Laws
 - Rows that a compaction made superfluous and that were not deleted yet vanish again, and are handed on for collection.
 - No lease ends earlier than its last acknowledged renewal allows, time being counted only while the data is served.
 
-Theory of operation. Leases first, then the versions of keys in their order, each linked to the one before and hung on
-its lease where it is the newest. What remains of a lease is its saved deadline less the saved uptime. After a clean
-stop that is exact. After a crash the saved uptime may be too early by what passes between two saves, and so may the
-deadline: that much is added, up to the full TTL. Either way clients get RECONNECT_GRACE_S to come back.
+Theory of operation. The versions of keys come in their order, each linked to the one before; then the leases; then each
+key's newest version is hung on its lease. What remains of a lease is its saved deadline less the saved uptime. After a
+clean stop that is exact. After a crash the saved uptime may be too early by what passes between two saves, and so may
+the deadline: that much is added, up to the full TTL. Either way clients get RECONNECT_GRACE_S to come back.
 
 Worked example, TTL 10: renewed at 100, row says 113.5, crash at 104.6, last saved uptime 104.1. What remains is
 min(113.5 - 104.1 + 1, 10) = 10 from a clock that goes on at 104.1: due at 114.1, where 110 was promised.
@@ -76,6 +76,8 @@ def restore(
         lease_id_seed=lease_id_seed,
         batch_number=meta.batch + 1,
     )
+    # In the order in which `Loaded` wants to be read: one pass over each, nothing held back.
+    machine.store.load(loaded.events, meta.compact_revision)
     for lease_id, ttl_s, saved_deadline_s, ended in loaded.leases:
         if ended:
             continue
@@ -85,7 +87,7 @@ def restore(
             remaining_s = min(remaining_s + limits.UPTIME_SAVE_S, ttl_s)
         deadline_s = meta.uptime_s + max(remaining_s, RECONNECT_GRACE_S)
         machine.leases.load(lease_id, ttl_s, deadline_s, saved_deadline_s, meta.batch)
-    machine.store.load(loaded.events, meta.compact_revision)
+    machine.store.attach_loaded()
     for member_id, alarm, active in loaded.alarms:
         machine.state_for_alarm(member_id, alarm, active)
     return machine
