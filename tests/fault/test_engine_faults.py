@@ -12,7 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ from lessor.durable.sqlite import SqliteEngine
 from lessor.state.journal import Batch, EventRow, LeaseRow
 
 IDENTITY = (11, 22)
+
+
+@pytest.fixture
+def quick_dir(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory where there is one: these tests make hundreds of databases."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as name:
+        yield Path(name)
 
 
 def make_batch(number: int, **parts: Any) -> Batch:
@@ -117,14 +129,14 @@ def assert_whole(data_dir: Path, acknowledged: Acknowledged) -> int:
     ids=["write, before", "fsync, after", "full, before"],
 )
 def test_every_statement_fails_once(
-    tmp_path: Path, took_effect: bool, error: tuple[int, str, str], monkeypatch: pytest.MonkeyPatch
+    quick_dir: Path, took_effect: bool, error: tuple[int, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "WAL_PAGES_SETTLE", 4)  # so that the log is copied during the load
     messages: list[str] = []
     fail_at, seen = 0, set()
     while True:
         fail_at += 1
-        alive, crashed = tmp_path / f"alive{fail_at}", tmp_path / f"crashed{fail_at}"
+        alive, crashed = quick_dir / f"alive{fail_at}", quick_dir / f"crashed{fail_at}"
         faults = StatementFaults(fail_at, took_effect=took_effect, error=error)
         acknowledged = Acknowledged()
         engine = SqliteEngine(alive, connect=faults.connect)
@@ -146,11 +158,11 @@ def test_every_statement_fails_once(
 
 
 @pytest.mark.parametrize("took_effect", [False, True], ids=["before", "after"])
-def test_a_wrapped_engine_fails_every_write_once(tmp_path: Path, took_effect: bool) -> None:
+def test_a_wrapped_engine_fails_every_write_once(quick_dir: Path, took_effect: bool) -> None:
     fail_at, failed = 0, True
     while failed:
         fail_at += 1
-        data_dir = tmp_path / str(fail_at)
+        data_dir = quick_dir / str(fail_at)
         acknowledged = Acknowledged()
         engine = FaultyEngine(SqliteEngine(data_dir), fail_at, took_effect=took_effect, message="gone")
         try:
@@ -168,16 +180,16 @@ def test_a_wrapped_engine_fails_every_write_once(tmp_path: Path, took_effect: bo
 
 
 @pytest.fixture
-def crashed_files(tmp_path: Path) -> tuple[bytes, bytes]:
+def crashed_files(quick_dir: Path) -> tuple[bytes, bytes]:
     """Database and log after all batches of which none was copied into the database."""
-    engine = SqliteEngine(tmp_path / "alive")
+    engine = SqliteEngine(quick_dir / "alive")
     engine.open(IDENTITY)
     engine.begin_term(1)
     for number in range(1, LAST_BATCH + 1):
         engine.commit(scripted_batch(number))
-    shutil.copytree(tmp_path / "alive", tmp_path / "files")
+    shutil.copytree(quick_dir / "alive", quick_dir / "files")
     engine.close()
-    return (tmp_path / "files" / "lessor.db").read_bytes(), (tmp_path / "files" / "lessor.db-wal").read_bytes()
+    return (quick_dir / "files" / "lessor.db").read_bytes(), (quick_dir / "files" / "lessor.db-wal").read_bytes()
 
 
 def prefix_left(data_dir: Path, database: bytes, log: bytes) -> int:
@@ -198,17 +210,19 @@ def prefix_left(data_dir: Path, database: bytes, log: bytes) -> int:
 
 
 @pytest.mark.slow
-def test_a_log_cut_anywhere_is_a_prefix_of_whole_batches(tmp_path: Path, crashed_files: tuple[bytes, bytes]) -> None:
+def test_a_log_cut_anywhere_is_a_prefix_of_whole_batches(quick_dir: Path, crashed_files: tuple[bytes, bytes]) -> None:
     database, log = crashed_files
     chance = random.Random(20)
     offsets = {*range(0, len(log), 512), len(log), *(chance.randrange(len(log)) for _ in range(50))}
-    left = [prefix_left(tmp_path / "cut", database, log[:offset]) for offset in sorted(offsets)]
+    left = [prefix_left(quick_dir / "cut", database, log[:offset]) for offset in sorted(offsets)]
     assert left == sorted(left)
     assert set(left) == set(range(LAST_BATCH + 1))
 
 
 @pytest.mark.slow
-def test_a_log_with_a_bad_byte_is_a_prefix_of_whole_batches(tmp_path: Path, crashed_files: tuple[bytes, bytes]) -> None:
+def test_a_log_with_a_bad_byte_is_a_prefix_of_whole_batches(
+    quick_dir: Path, crashed_files: tuple[bytes, bytes]
+) -> None:
     """What a disk that reorders writes leaves: the log's checksums end it at the first page that is not right."""
     database, log = crashed_files
     chance = random.Random(21)
@@ -216,7 +230,7 @@ def test_a_log_with_a_bad_byte_is_a_prefix_of_whole_batches(tmp_path: Path, cras
         offset = chance.randrange(32, len(log))
         bad = bytearray(log)
         bad[offset] ^= 1 << chance.randrange(8)
-        assert prefix_left(tmp_path / "bad", database, bytes(bad)) < LAST_BATCH
+        assert prefix_left(quick_dir / "bad", database, bytes(bad)) < LAST_BATCH
 
 
 # --- garbage over the database --------------------------------------------------------------------------------------
