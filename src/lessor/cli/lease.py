@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lessor lease`: grant, revoke, timetolive, list, keep-alive. Same arguments, outputs and exit codes as etcdctl.
+
+Beyond it: a TTL may have a unit (30s, 5m, 2h), and ids may be decimal, marked (`0d7587845169630795786`) or for a whole
+command (`--decimal`, which prints them so as well).
+"""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lessor.cli import notation, printing
+from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, Failure
+from lessor.cli.options import Command, Group, settings_of
+from lessor.cli.printing import Printer
+from lessor.cli.session import ask
+
+if TYPE_CHECKING:
+    from lessor.api.proto import rpc_pb2 as rpc
+    from lessor.client import AsyncClient
+
+arguments = click.argument("args", nargs=-1, metavar="LEASE_ID")
+decimal_option = click.option("--decimal", is_flag=True, help="Read and print lease ids in decimal.")
+
+
+def _printer(ctx: click.Context, decimal: bool) -> Printer:
+    settings = settings_of(ctx)
+    return printing.choose(settings.output_format, hexadecimal=settings.hexadecimal, decimal=decimal)
+
+
+def _only(args: tuple[str, ...], complaint: str) -> str:
+    if len(args) != 1:
+        raise Failure(BAD_ARGS, complaint)
+    return args[0]
+
+
+def _lease_id(args: tuple[str, ...], decimal: bool, complaint: str) -> int:
+    text = _only(args, complaint)
+    try:
+        return notation.lease_id(text, decimal=decimal)
+    except ValueError as error:
+        raise Failure(
+            BAD_ARGS, f"bad lease ID arg ({error}), expecting ID in {'decimal' if decimal else 'Hex'}"
+        ) from None
+
+
+@click.command("grant", cls=Command)
+@click.argument("args", nargs=-1, metavar="TTL")
+@decimal_option
+@click.pass_context
+def grant(ctx: click.Context, args: tuple[str, ...], decimal: bool) -> None:
+    """Grant a lease of TTL seconds, or of a time with a unit: 30s, 5m, 2h."""
+    text = _only(args, "lease grant command needs TTL argument")
+    try:
+        ttl_s = notation.ttl_s(text)
+    except ValueError as error:
+        raise Failure(BAD_ARGS, f"bad TTL ({error})") from None
+    printer = _printer(ctx, decimal)
+    reply = ask(settings_of(ctx), lambda client: client.grant(ttl_s), failed_to="grant lease")
+    printing.write(printer.grant(reply))
+
+
+@click.command("revoke", cls=Command)
+@arguments
+@decimal_option
+@click.pass_context
+def revoke(ctx: click.Context, args: tuple[str, ...], decimal: bool) -> None:
+    """Revoke a lease: it ends at once, and its keys are deleted."""
+    lease_id = _lease_id(args, decimal, "lease revoke command needs 1 argument")
+    printer = _printer(ctx, decimal)
+    reply = ask(settings_of(ctx), lambda client: client.revoke(lease_id), failed_to="revoke lease")
+    printing.write(printer.revoke(lease_id, reply))
+
+
+@click.command("timetolive", cls=Command)
+@arguments
+@click.option("--keys", is_flag=True, help="Show the keys attached to the lease.")
+@decimal_option
+@click.pass_context
+def timetolive(ctx: click.Context, args: tuple[str, ...], keys: bool, decimal: bool) -> None:
+    """Show the granted and the remaining TTL of a lease."""
+    lease_id = _lease_id(args, decimal, "lease timetolive command needs lease ID as argument")
+    printer = _printer(ctx, decimal)
+    reply = ask(settings_of(ctx), lambda client: client.time_to_live(lease_id, keys=keys), exit_code=BAD_CONNECTION)
+    printing.write(printer.time_to_live(reply, keys))
+
+
+@click.command("list", cls=Command)
+@click.argument("args", nargs=-1, metavar="")
+@decimal_option
+@click.pass_context
+def list_(ctx: click.Context, args: tuple[str, ...], decimal: bool) -> None:
+    """List the ids of all leases, the one that ends first at the top."""
+    printer = _printer(ctx, decimal)
+    printing.write(printer.leases(ask(settings_of(ctx), lambda client: client.leases(), exit_code=BAD_CONNECTION)))
+
+
+@click.command("keep-alive", cls=Command)
+@arguments
+@click.option("--once", is_flag=True, help="Renew once and exit.")
+@decimal_option
+@click.pass_context
+def keep_alive(ctx: click.Context, args: tuple[str, ...], once: bool, decimal: bool) -> None:
+    """Renew a lease at every third of its TTL, until it ends or Ctrl-C."""
+    lease_id = _lease_id(args, decimal, "lease keep-alive command needs lease ID as argument")
+    printer = _printer(ctx, decimal)
+
+    async def renew(client: "AsyncClient") -> None:
+        reply: rpc.LeaseKeepAliveResponse
+        if once:
+            reply = await client.keep_alive_once(lease_id)
+            printing.write(printer.keep_alive(reply))
+            return
+        async for reply in client.keep_alive(lease_id):
+            printing.write(printer.keep_alive(reply))
+        printing.write(printer.lease_gone(lease_id))
+
+    ask(settings_of(ctx), renew, exit_code=BAD_CONNECTION)
+
+
+lease = Group(
+    "lease",
+    help="Grant, renew, show and end leases.",
+    loaders={
+        "grant": ("Grant a lease.", lambda: grant),
+        "revoke": ("Revoke a lease.", lambda: revoke),
+        "timetolive": ("Show the granted and the remaining TTL of a lease.", lambda: timetolive),
+        "list": ("List the ids of all leases.", lambda: list_),
+        "keep-alive": ("Keep a lease alive.", lambda: keep_alive),
+    },
+)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags that every command takes, and how a command line is read so that etcdctl's command lines work.
+
+Theory of operation: click reads the line. The flags for all commands may stand before or after the command's name, so
+they are parameters of the group and of each command, and all of them write into one `Globals`; what is said later wins.
+What no flag says comes from the environment (ETCDCTL_ENDPOINTS and so on), then from the defaults. Where click reads a
+line otherwise than etcdctl's library does (`--prefix=false`, `-w=json`), `Command` and `Group` rewrite the line first.
+
+Unlike etcdctl, a flag and an environment variable for the same thing are not an error (the flag wins), and a variable
+that cannot be read is one.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from lessor.cli import notation
+from lessor.cli.failure import ERROR, Failure
+from lessor.cli.notation import quote
+
+DEFAULT_ENDPOINT = "127.0.0.1:2379"
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the flags for all commands and the environment say, read and checked."""
+
+    endpoints: tuple[str, ...]
+    dial_timeout_s: float
+    command_timeout_s: float
+    output_format: str
+    hexadecimal: bool
+    debug: bool
+
+
+class Globals:
+    """The flags for all commands as they were given, gathered from everywhere on the line."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, Any] = {}
+
+    def settings(self) -> Settings:
+        """Adds the environment and the defaults. Failure for a variable that cannot be read."""
+        return Settings(
+            endpoints=self._value("endpoints", _endpoints, (DEFAULT_ENDPOINT,)),
+            dial_timeout_s=self._value("dial_timeout", notation.duration_s, 2.0),
+            command_timeout_s=self._value("command_timeout", notation.duration_s, 5.0),
+            output_format=self._value("write_out", str, "simple"),
+            hexadecimal=self._value("hex", notation.boolean, False),
+            debug=self._value("debug", notation.boolean, False),
+        )
+
+    def _value(self, name: str, read: Callable[[str], Any], default: Any) -> Any:
+        if name in self.given:
+            return self.given[name]
+        variable = "ETCDCTL_" + name.upper()
+        text = os.environ.get(variable, "")
+        if not text:
+            return default
+        try:
+            return read(text)
+        except ValueError as error:
+            raise Failure(ERROR, f"invalid value {quote(text.encode())} for {variable}: {error}") from None
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    return tuple(endpoint.strip() for endpoint in text.split(",") if endpoint.strip())
+
+
+class GoValue(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in newer versions of click
+    """A flag's value, read by one of the functions of `notation`; the complaint about a bad one is etcdctl's."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._read(value)
+        except ValueError as error:
+            flag = ", ".join(sorted(param.opts, key=len)) if param else ""
+            text = f'invalid argument {quote(os.fsencode(value))} for "{flag}" flag: {error}'
+            raise Failure(ERROR, f"{text}{hint(ctx)}") from None
+
+
+INT64 = GoValue("int", lambda text: notation.int64(text, 10))
+DURATION = GoValue("duration", notation.duration_s)
+
+
+def hint(ctx: click.Context | None) -> str:
+    """Where to read on, for the end of a complaint about the command line."""
+    return f" (see '{ctx.command_path} --help')" if ctx else ""
+
+
+def _gather(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    gathered = ctx.find_object(Globals)
+    if gathered is None:
+        gathered = ctx.obj = Globals()
+    if ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE:
+        gathered.given[param.name or ""] = value
+
+
+def _gather_endpoints(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
+    _gather(ctx, param, tuple(endpoint for text in value for endpoint in _endpoints(text)))
+
+
+def _global_options() -> list[click.Parameter]:
+    def option(*names: str, help: str, callback: Any = _gather, **kind: Any) -> click.Option:
+        return click.Option(names, expose_value=False, callback=callback, help=help, **kind)
+
+    return [
+        option(
+            "--endpoints",
+            multiple=True,
+            callback=_gather_endpoints,
+            metavar="LIST",
+            help=f"Servers, comma-separated, tried in this order: host:port, http://host:port or unix:///path "
+            f"(default {DEFAULT_ENDPOINT}).",
+        ),
+        option("--dial-timeout", type=DURATION, help="Longest wait for a connection, per endpoint (default 2s)."),
+        option("--command-timeout", type=DURATION, help="Longest wait for an answer (default 5s)."),
+        option("-w", "--write-out", metavar="FORMAT", help="simple, json, fields or protobuf (default simple)."),
+        option("--hex", is_flag=True, help="Print byte strings, and the ids of the fields format, in hexadecimal."),
+        option("--debug", is_flag=True, help="Print the settings, and the whole story of an internal error."),
+    ]
+
+
+def rewritten(args: list[str], params: list[click.Parameter]) -> list[str]:
+    """The line as click reads it: `--flag=true` is `--flag`, `--flag=false` goes away, `-w=json` is `-wjson`."""
+    options = {name: param for param in params if isinstance(param, click.Option) for name in param.opts}
+    result = []
+    arguments = iter(args)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        option = options.get(name)
+        if argument == "--":
+            result += [argument, *arguments]
+        elif option is None:
+            result.append(argument)
+        elif not equals:
+            result.append(argument)
+            if not option.is_flag:
+                result += [value for value in [next(arguments, None)] if value is not None]
+        elif not option.is_flag:
+            result.append(argument if name.startswith("--") else name + value)
+        else:
+            try:
+                result += [name] if notation.boolean(value) else []
+            except ValueError as error:
+                text = f'invalid argument {quote(os.fsencode(value))} for "{name}" flag: {error}'
+                raise Failure(ERROR, text) from None
+    return result
+
+
+class Command(click.Command):
+    """A command that takes the flags for all commands besides its own."""
+
+    def __init__(self, name: str | None, **kinds: Any) -> None:
+        super().__init__(name, context_settings=HELP_OPTIONS, **kinds)
+        self.own_params = [param.name for param in self.params]
+        self.params += _global_options()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, rewritten(args, self.get_params(ctx)))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own: list[tuple[str, str]] = []
+        common: list[tuple[str, str]] = []
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                (own if param.name in (*self.own_params, "help") else common).append(record)
+        for title, records in (("Options", own), ("Options of all commands", common)):
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+@click.pass_context
+def _help(ctx: click.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+class Group(click.Group):
+    """A group of commands, loaded one by one when they are called: a client command never waits for the server's code.
+
+    `loaders` holds, by name, what the help says and the function that imports the command. A command may be called by
+    any beginning of its name that no other shares, as in etcdctl.
+    """
+
+    def __init__(self, name: str, help: str, loaders: dict[str, tuple[str, Callable[[], click.Command]]]) -> None:
+        super().__init__(
+            name,
+            help=help,
+            callback=_help,
+            invoke_without_command=True,
+            subcommand_metavar="COMMAND [ARGS]...",
+            context_settings=HELP_OPTIONS,
+        )
+        self.loaders = loaders
+        self.params += _global_options()
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, rewritten(args, self.get_params(ctx)))
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self.loaders)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        loader = self.loaders.get(cmd_name)
+        return loader[1]() if loader else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        said = args[0]
+        names = [said] if said in self.loaders else [name for name in self.loaders if name.startswith(said)]
+        if len(names) != 1:
+            maybe = f", could be {' or '.join(sorted(names))}" if names else ""
+            text = f'unknown command {quote(os.fsencode(said))} for "{ctx.command_path}"{maybe}{hint(ctx)}'
+            raise Failure(ERROR, text)
+        return names[0], self.get_command(ctx, names[0]), args[1:]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.loaders[name][0]) for name in self.list_commands(ctx)])
+
+
+def settings_of(ctx: click.Context) -> Settings:
+    """What all flags for all commands on the line say. To be called once the whole line is read: inside a command."""
+    gathered = ctx.find_object(Globals)
+    return (gathered or Globals()).settings()
+
+
+# How click words what is wrong with a line, and how etcdctl does.
+_NEEDS_VALUE = re.compile(r"requires an argument")
+
+
+def complaint(error: click.UsageError) -> str:
+    """What is wrong with the command line, in etcdctl's words, and where to read on."""
+    if isinstance(error, click.NoSuchOption):
+        name = error.option_name
+        text = f"unknown flag: {name}" if name.startswith("--") else f"unknown shorthand flag: '{name[1:2]}' in {name}"
+    elif isinstance(error, click.BadOptionUsage) and _NEEDS_VALUE.search(error.message):
+        name = error.option_name
+        text = (
+            f"flag needs an argument: {name}"
+            if name.startswith("--")
+            else f"flag needs an argument: '{name[1:]}' in {name}"
+        )
+    else:
+        text = error.format_message().rstrip(".")
+    return f"{text}{hint(error.ctx)}"

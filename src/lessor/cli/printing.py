@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all output formats have in common: the questions a format answers, the choice of one, and writing it out.
+
+Laws
+- A printer turns a reply into bytes and does nothing else. Keys and values are bytes that need not be text, so whole
+  outputs are bytes as well.
+- The bytes are etcdctl's, to the letter: people's scripts read them.
+- The format is chosen, and refused, before anything is asked of a server. (etcdctl refuses `table` for these commands
+  only after they have taken effect.)
+"""
+
+import sys
+from typing import Protocol
+
+from lessor.api.proto import rpc_pb2 as rpc
+from lessor.cli.failure import BAD_FEATURE, Failure
+
+
+class Printer(Protocol):
+    """One output format."""
+
+    def grant(self, reply: rpc.LeaseGrantResponse) -> bytes: ...
+
+    def revoke(self, lease_id: int, reply: rpc.LeaseRevokeResponse) -> bytes: ...
+
+    def keep_alive(self, reply: rpc.LeaseKeepAliveResponse) -> bytes: ...
+
+    def lease_gone(self, lease_id: int) -> bytes:
+        """Said when a lease that was kept alive has ended."""
+        ...
+
+    def time_to_live(self, reply: rpc.LeaseTimeToLiveResponse, keys: bool) -> bytes:
+        """`keys`: whether keys were asked for, which shows even when there are none."""
+        ...
+
+    def leases(self, reply: rpc.LeaseLeasesResponse) -> bytes: ...
+
+    def put(self, reply: rpc.PutResponse) -> bytes: ...
+
+    def get(self, reply: rpc.RangeResponse, value_only: bool = False) -> bytes: ...
+
+    def delete(self, reply: rpc.DeleteRangeResponse) -> bytes: ...
+
+    def watch(self, reply: rpc.WatchResponse) -> bytes: ...
+
+
+class ProtobufPrinter:
+    """Replies as they came over the wire, with nothing between them."""
+
+    def grant(self, reply: rpc.LeaseGrantResponse) -> bytes:
+        return reply.SerializeToString()
+
+    def revoke(self, lease_id: int, reply: rpc.LeaseRevokeResponse) -> bytes:
+        return reply.SerializeToString()
+
+    def keep_alive(self, reply: rpc.LeaseKeepAliveResponse) -> bytes:
+        return reply.SerializeToString()
+
+    def lease_gone(self, lease_id: int) -> bytes:
+        return b""
+
+    def time_to_live(self, reply: rpc.LeaseTimeToLiveResponse, keys: bool) -> bytes:
+        return reply.SerializeToString()
+
+    def leases(self, reply: rpc.LeaseLeasesResponse) -> bytes:
+        return reply.SerializeToString()
+
+    def put(self, reply: rpc.PutResponse) -> bytes:
+        return reply.SerializeToString()
+
+    def get(self, reply: rpc.RangeResponse, value_only: bool = False) -> bytes:
+        return reply.SerializeToString()
+
+    def delete(self, reply: rpc.DeleteRangeResponse) -> bytes:
+        return reply.SerializeToString()
+
+    def watch(self, reply: rpc.WatchResponse) -> bytes:
+        return reply.SerializeToString()
+
+
+def choose(output_format: str, *, hexadecimal: bool = False, decimal: bool = False) -> Printer:
+    """The printer of that name. Failure for a name that does not exist, and for `table`, which these replies have not.
+
+    `hexadecimal` is --hex: byte strings of the simple format, ids of the fields format. `decimal` is --decimal: lease
+    ids where they would be hexadecimal.
+    """
+    if output_format == "simple":
+        from lessor.cli.print_simple import SimplePrinter
+
+        return SimplePrinter(hexadecimal=hexadecimal, decimal=decimal)
+    if output_format == "json":
+        from lessor.cli.print_json import JsonPrinter
+
+        return JsonPrinter()
+    if output_format == "fields":
+        from lessor.cli.print_fields import FieldsPrinter
+
+        return FieldsPrinter(hexadecimal=hexadecimal, decimal=decimal)
+    if output_format == "protobuf":
+        return ProtobufPrinter()
+    if output_format == "table":
+        raise Failure(BAD_FEATURE, "table not supported as output format")
+    raise Failure(BAD_FEATURE, "unsupported output format")
+
+
+def write(output: bytes) -> None:
+    """To stdout, at once: a watch may be read by a program that waits for this line."""
+    sys.stdout.buffer.write(output)
+    sys.stdout.buffer.flush()
+
+
+def id_text(number: int, *, decimal: bool) -> str:
+    """A lease id as people see it: sixteen hexadecimal digits (a negative one with its sign), or decimal."""
+    return str(number) if decimal else f"{number:016x}"

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a command to a server and back: opens a client, makes the calls, turns their errors into a `Failure`.
+
+Law: the client library is imported here, when a command has something to ask, and not before.
+"""
+
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from lessor.cli.failure import BAD_CONNECTION, ERROR, Failure
+from lessor.cli.options import Settings
+
+if TYPE_CHECKING:
+    from lessor.client import AsyncClient, ClientError
+
+T = TypeVar("T")
+
+
+def ask(
+    settings: Settings,
+    question: "Callable[[AsyncClient], Awaitable[T]]",
+    *,
+    exit_code: int = ERROR,
+    failed_to: str = "",
+) -> T:
+    """Runs `question` with a connected client and returns its result.
+
+    Failure with `exit_code` when the server says no or cannot be reached; `failed_to` says, where etcdctl says it,
+    what did not work ("grant lease").
+    """
+    # The one import that costs something: a command that is refused for its arguments does not wait for it.
+    from lessor.client import AsyncClient, ClientError, InvalidEndpoint, run
+
+    async def session() -> T:
+        timeout_s = settings.command_timeout_s
+        async with AsyncClient(
+            settings.endpoints, connect_timeout_s=settings.dial_timeout_s, timeout_s=timeout_s
+        ) as client:
+            return await question(client)
+
+    if settings.debug:
+        print(settings, file=sys.stderr)
+    try:
+        return run(session())
+    except InvalidEndpoint as error:
+        raise Failure(BAD_CONNECTION, str(error)) from None
+    except ClientError as error:
+        text = words(error)
+        raise Failure(exit_code, f"failed to {failed_to} ({text})" if failed_to else text) from error
+
+
+def words(error: "ClientError") -> str:
+    """What to tell a person: the server's own words, or what happened to the connection and what to do."""
+    from lessor.client import CallTimeout, ConnectionLost, ServerError
+
+    if isinstance(error, ServerError):
+        return error.message
+    if isinstance(error, CallTimeout):
+        # etcdctl's words first: scripts look for them.
+        maybe = "it may have taken effect; " if error.outcome_unknown else ""
+        return f"context deadline exceeded: {error}; {maybe}allow more with --command-timeout"
+    if error.outcome_unknown:
+        return f"{error}; it may have taken effect: look before you repeat it"
+    if isinstance(error, ConnectionLost):
+        return f"{error}; is a server running there? --endpoints names another"
+    return str(error)

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lessor version`: the version of this program, and of the etcd API that it speaks."""
+
+import click
+
+from lessor import __version__
+from lessor.cli import printing
+from lessor.cli.options import Command
+
+API_VERSION = "3.6"
+
+
+@click.command("version", cls=Command)
+@click.argument("args", nargs=-1, metavar="")
+def version(args: tuple[str, ...]) -> None:
+    """Print the version of lessor."""
+    printing.write(f"lessor version: {__version__}\nAPI version: {API_VERSION}\n".encode())

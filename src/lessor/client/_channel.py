@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remote calls to a service that listens on one or several endpoints.
+
+Laws
+- Endpoints are tried in their order, beginning with the one that worked last. Proxies of the environment are ignored.
+- A call that surely did not happen (the connection could not be made, or the server refused the stream) is repeated on
+  another connection; a call that may have happened is repeated only when repetition changes nothing.
+- Nothing is connected before the first call, and nothing runs between calls: a channel has no tasks of its own.
+
+Not here: what the calls mean (`_async.py`), bytes and streams (`_connection.py`).
+"""
+
+import asyncio
+import os
+import socket
+import ssl as tls
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from google.protobuf.message import Message
+
+from lessor import __version__
+from lessor.api.methods import Method
+from lessor.base.errors import Code
+from lessor.client._connection import Call, Connection
+from lessor.client._endpoint import Endpoint, parse_endpoints
+from lessor.client._errors import CallTimeout, ConnectionLost, InvalidEndpoint, ServerError
+from lessor.wire.grpc import format_timeout
+
+USER_AGENT = f"lessor/{__version__}".encode()
+Metadata = Iterable[tuple[str, str]]
+
+
+class Channel:
+    """Calls to one service. Safe for any number of tasks of one event loop.
+
+    endpoints          "host:port", "http://host:port", "unix:///path"; several as a list or separated by commas
+    connect_timeout_s  longest wait for one endpoint to take the connection
+    ssl                how to speak TLS to https:// endpoints; without it they are refused
+    """
+
+    def __init__(
+        self, endpoints: str | Iterable[str], *, connect_timeout_s: float = 2.0, ssl: tls.SSLContext | None = None
+    ) -> None:
+        self.endpoints = parse_endpoints(endpoints)
+        for endpoint in self.endpoints:
+            if endpoint.tls and ssl is None:
+                raise InvalidEndpoint(f"endpoint {endpoint.text} wants TLS: give an ssl context")
+        if ssl is not None:
+            ssl.set_alpn_protocols(["h2"])
+        self._ssl = ssl
+        self._connect_timeout_s = connect_timeout_s
+        self._first = 0  # index of the endpoint to try first
+        self._current: Connection | None = None
+        self._connections: set[Connection] = set()  # also those that only finish their calls
+        self._connecting = asyncio.Lock()
+        self._closed = False
+
+    async def unary(
+        self, method: Method, request: Message, *, timeout_s: float | None = None, metadata: Metadata = ()
+    ) -> Message:
+        """One request, one reply. `timeout_s`: longest wait, connecting included; None: no limit.
+
+        Raises ServerError, ConnectionLost or CallTimeout; each says in `outcome_unknown` whether a write may have
+        happened. Cost: one round trip; the first call also connects.
+        """
+        deadline = _deadline(timeout_s)
+        attempts_left = len(self.endpoints)
+        while True:
+            try:
+                call = await self._start(method, timeout_s, deadline, metadata)
+                try:
+                    await call.send(request, last=True)
+                    reply = await call.receive()
+                    # The status comes after the reply: without a good one the reply does not count.
+                    if reply is None or await call.receive() is not None:
+                        text = f"{method.name}: not exactly one reply"
+                        raise ServerError(Code.INTERNAL, text, outcome_unknown=True)
+                    return reply
+                finally:
+                    call.cancel()
+            except ConnectionLost as error:
+                # `_current` is None when no endpoint could be reached: they were all tried already.
+                if error.outcome_unknown or not attempts_left or self._current is None:
+                    raise
+                attempts_left -= 1
+
+    @asynccontextmanager
+    async def stream(
+        self, method: Method, *, timeout_s: float | None = None, metadata: Metadata = ()
+    ) -> AsyncIterator[Call[Message]]:
+        """A call with messages in both directions, over when the block is left; see `Call`.
+
+        `timeout_s` is for the whole call, connecting included; None: no limit. Raises ConnectionLost when no endpoint
+        can be reached, CallTimeout.
+        """
+        call = await self._start(method, timeout_s, _deadline(timeout_s), metadata)
+        try:
+            yield call
+        finally:
+            call.cancel()
+
+    async def _start(
+        self, method: Method, timeout_s: float | None, deadline: float | None, metadata: Metadata
+    ) -> Call[Message]:
+        """Opens a call; its headers leave together with its first message. `deadline` is on the loop's clock."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                connection = await self._connected()
+        except TimeoutError:
+            text = f"no connection to {', '.join(endpoint.text for endpoint in self.endpoints)} within {timeout_s:g} s"
+            raise CallTimeout(text, timeout_s=timeout_s or 0.0) from None
+        left_s = None if deadline is None else max(deadline - asyncio.get_running_loop().time(), 0.0)
+        headers = _headers(connection.endpoint, method, left_s, metadata)
+        return Call(connection, method, headers, timeout_s, deadline)
+
+    async def aclose(self) -> None:
+        """Closes all connections and waits for it. Calls that are underway fail, later ones raise RuntimeError."""
+        self._closed = True
+        self._current = None
+        for connection in list(self._connections):
+            await connection.aclose()
+        self._connections.clear()
+
+    # --- connecting ---------------------------------------------------------------------------------------------
+
+    async def _connected(self) -> Connection:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        current = self._current
+        if current is not None and current.usable:
+            return current
+        async with self._connecting:
+            if self._current is None or not self._current.usable:
+                self._current = None
+                self._connections = {connection for connection in self._connections if not connection.lost}
+                self._current = await self._connect()
+                self._connections.add(self._current)
+            return self._current
+
+    async def _connect(self) -> Connection:
+        """To the first endpoint that takes the connection, in order, beginning with the one that worked last."""
+        count = len(self.endpoints)
+        reasons = []
+        for turn in range(count):
+            index = (self._first + turn) % count
+            endpoint = self.endpoints[index]
+            try:
+                async with asyncio.timeout(self._connect_timeout_s):
+                    connection = await self._open(endpoint)
+            except TimeoutError:
+                reasons.append(f"{endpoint.text}: no connection within {self._connect_timeout_s:g} s")
+            except OSError as error:
+                reasons.append(f"{endpoint.text}: {_reason(error)}")
+            else:
+                self._first = index
+                return connection
+        raise ConnectionLost(f"cannot connect to {'; '.join(reasons)}", endpoint=self.endpoints[self._first].text)
+
+    async def _open(self, endpoint: Endpoint) -> Connection:
+        loop = asyncio.get_running_loop()
+        if endpoint.path:
+            _, connection = await loop.create_unix_connection(lambda: Connection(endpoint), endpoint.path)
+        else:
+            context = self._ssl if endpoint.tls else None
+            _, connection = await loop.create_connection(
+                lambda: Connection(endpoint), endpoint.host, endpoint.port, ssl=context
+            )
+        return connection
+
+
+def _headers(
+    endpoint: Endpoint, method: Method, timeout_s: float | None, metadata: Metadata
+) -> list[tuple[bytes, bytes]]:
+    headers = [
+        (b":method", b"POST"),
+        (b":scheme", b"https" if endpoint.tls else b"http"),
+        (b":path", method.path.encode()),
+        (b":authority", endpoint.authority.encode()),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        (b"user-agent", USER_AGENT),
+    ]
+    if timeout_s is not None:
+        headers.append((b"grpc-timeout", format_timeout(timeout_s)))
+    headers += [(name.encode(), value.encode()) for name, value in metadata]
+    return headers
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+
+
+def _reason(error: OSError) -> str:
+    """Why a connection could not be made, without the numbers and quotes that asyncio puts around it."""
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return (error.strerror or str(error)).lower()
+    return os.strerror(error.errno).lower()

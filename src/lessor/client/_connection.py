@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One connection to a server, and the calls on it: asyncio on one side, the sans-IO HTTP/2 connection on the other.
+
+Laws
+- The wire decides what bytes mean; this module moves them, and hands each event to the call that its stream belongs to.
+- A call ends exactly once: with a status of the server, or with the reason why none came. What arrived before is
+  delivered before its end is.
+- Whoever does not read what a call receives loses that call, not the connection: leases are kept alive on it.
+- No task is started here. Everything happens in the caller's task or in asyncio's callbacks.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any, Generic, TypeVar, cast
+
+from google.protobuf.message import DecodeError, Message
+
+from lessor.api.methods import Method
+from lessor.base.errors import Code, EtcdError
+from lessor.client._endpoint import Endpoint
+from lessor.client._errors import CallTimeout, ClientError, ConnectionLost, ServerError
+from lessor.wire import h2
+from lessor.wire.grpc import Deframer, check_encoding, frame, is_grpc, status_of
+from lessor.wire.h2 import ErrorCode
+
+Reply = TypeVar("Reply", bound=Message)
+
+# Received and not yet taken by the caller. Far more than a watcher has waiting unless its owner has stopped reading.
+INBOX_BYTES_MAX = 67_108_864
+# Sent and waiting for the server's window, or for the socket, before send() makes its caller wait.
+SEND_BYTES_MAX = 1_048_576
+# The largest reply. etcd itself sets no bound on what it sends; this is what the length prefix of gRPC could carry in
+# Go's clients too.
+REPLY_BYTES_MAX = 2_147_483_647
+
+# Calls that change nothing, or whose repetition changes nothing more.
+_REPEATABLE = frozenset(
+    {
+        *(
+            "Range",
+            "Watch",
+            "LeaseKeepAlive",
+            "LeaseTimeToLive",
+            "LeaseLeases",
+            "MemberList",
+            "Status",
+            "Hash",
+            "HashKV",
+        ),
+        *("Snapshot", "Defragment", "AuthStatus", "Authenticate", "UserGet", "UserList", "RoleGet", "RoleList"),
+        *("Leader", "Observe", "Check"),
+    }
+)
+
+# The server's no is definite: it was said before anything was done.
+_DEFINITE = frozenset(
+    {
+        *(Code.OK, Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.PERMISSION_DENIED),
+        *(Code.RESOURCE_EXHAUSTED, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE, Code.UNIMPLEMENTED),
+        Code.UNAUTHENTICATED,
+    }
+)
+
+
+class Connection(asyncio.Protocol):
+    """A connection that is up, or was. Made by `Channel`."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.h2 = h2.H2Client()
+        self.calls: set[Call[Any]] = set()
+        self.lost = False
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._writable: asyncio.Event = asyncio.Event()
+        self._writable.set()
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new call can be started."""
+        return not self.lost and self.h2.can_start
+
+    # --- asyncio's callbacks ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        for kind, stream, payload in self.h2.receive(data, self._loop.time()):
+            call: Call[Any] | None = stream.owner
+            if call is not None:
+                call.event(kind, payload)
+        self.flush()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+        self._writable.set()
+        reason = "the server closed the connection" if error is None else f"connection lost ({error})"
+        for call in list(self.calls):
+            call.fail_connection(reason)
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    # --- for the calls ------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Writes what the wire has ready; closes when the wire has given up."""
+        if self._transport is None or self.lost:
+            return
+        if self.h2.has_output:
+            self._transport.write(self.h2.take_output())
+        if self.h2.closing:
+            self._transport.close()
+
+    async def writable(self) -> None:
+        """Waits until the socket takes more."""
+        await self._writable.wait()
+
+    async def aclose(self) -> None:
+        """Says goodbye, closes the socket and waits until it is closed. Live calls fail."""
+        if self._transport is not None and not self.lost:
+            self.h2.close(ErrorCode.NO_ERROR)
+            self.flush()
+        await self._closed
+
+
+class Call(Generic[Reply]):
+    """One remote call with any number of messages each way. Made by `Channel.stream`, used as
+
+        async with channel.stream(method) as call:
+            await call.send(request)
+            async for reply in call: ...
+
+    Leaving the block cancels what is not over. One task may send while another receives.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_deframer",
+        "_end",
+        "_inbox",
+        "_inbox_bytes",
+        "_method",
+        "_over",
+        "_stream",
+        "_timeout_s",
+        "_timer",
+        "_waiter",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        method: Method,
+        headers: list[tuple[bytes, bytes]],
+        timeout_s: float | None,
+        deadline: float | None,
+    ) -> None:
+        self._connection = connection
+        self._method = method
+        self._deframer = Deframer(REPLY_BYTES_MAX)
+        self._inbox: deque[tuple[Reply, int]] = deque()
+        self._inbox_bytes = 0
+        self._over = False
+        self._end: ClientError | None = None  # with `_over`: why; None is a good end
+        self._waiter: asyncio.Future[None] | None = None
+        self._stream = connection.h2.start_request(headers)
+        self._stream.owner = self
+        connection.calls.add(self)
+        self._timeout_s = timeout_s
+        self._timer = None
+        if deadline is not None:
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._timed_out)
+
+    # --- for the caller -----------------------------------------------------------------------------------------
+
+    async def send(self, request: Message, *, last: bool = False) -> None:
+        """Sends one message; `last` says that no more will come. Waits while much is queued for the server.
+
+        Raises the ClientError that ended the call, when it is over.
+        """
+        self._raise_if_failed()
+        self._connection.h2.send_data(self._stream, frame(request.SerializeToString()), last)
+        self._connection.flush()
+        while self._stream.queued_bytes > SEND_BYTES_MAX and not self._over:
+            await self._wait()
+        await self._connection.writable()
+
+    def half_close(self) -> None:
+        """Says that no more messages will come; replies still do."""
+        self._connection.h2.send_data(self._stream, b"", True)
+        self._connection.flush()
+
+    async def receive(self) -> Reply | None:
+        """The next reply, or None when the call has ended well. Raises the ClientError that ended it otherwise."""
+        while not self._inbox:
+            if self._over:
+                self._raise_if_failed()
+                return None
+            await self._wait()
+        reply, size = self._inbox.popleft()
+        self._inbox_bytes -= size
+        return reply
+
+    async def __aiter__(self) -> AsyncIterator[Reply]:
+        while (reply := await self.receive()) is not None:
+            yield reply
+
+    def cancel(self) -> None:
+        """Ends the call now; the server is told. Nothing happens when it is over."""
+        self._give_up(ServerError(Code.CANCELED, "the call was canceled"))
+
+    async def __aenter__(self) -> "Call[Reply]":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    # --- for the connection -------------------------------------------------------------------------------------
+
+    def event(self, kind: int, payload: bytes) -> None:
+        """Something came for this call."""
+        if self._over:
+            return
+        if kind == h2.DATA:
+            self._received(payload)
+        elif kind == h2.HEADERS:
+            self._answered(self._stream.head)
+        elif kind == h2.END:
+            self._ended(*status_of(self._stream.head, self._stream.trailers))
+        elif kind == h2.RESET:
+            self._was_reset(self._stream.error_code)
+        self._wake()
+
+    def fail_connection(self, reason: str) -> None:
+        """The connection is gone."""
+        endpoint = self._connection.endpoint.text
+        text = f"{endpoint}: {reason} before the answer came"
+        self._finish(ConnectionLost(text, endpoint=endpoint, outcome_unknown=self._outcome(True)))
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _answered(self, head: h2.Head | None) -> None:
+        if head is None or head.get(b"grpc-status") is not None:
+            return  # an answer without messages; its end says the rest
+        content_type = head.get(b"content-type")
+        if head.status != b"200":
+            self._give_up(self._refusal(*status_of(head, None)))
+        elif not is_grpc(content_type):
+            said = (content_type or b"none").decode("ascii", "replace")
+            text = f"{self._connection.endpoint.text} is not a gRPC server: content-type {said}"
+            self._give_up(self._refusal(Code.UNKNOWN, text))
+        else:
+            encoding = head.get(b"grpc-encoding")
+            try:
+                check_encoding(encoding)
+            except EtcdError as error:
+                self._give_up(ServerError(error.code, error.message, outcome_unknown=self._outcome(True)))
+            self._deframer = Deframer(REPLY_BYTES_MAX, encoding)
+
+    def _refusal(self, code: Code, text: str) -> ServerError:
+        return ServerError(code, text, outcome_unknown=self._outcome(code not in _DEFINITE))
+
+    def _received(self, payload: bytes) -> None:
+        try:
+            for raw in self._deframer.feed(payload):
+                self._inbox.append((cast(Reply, self._method.response.FromString(raw)), len(raw)))
+                self._inbox_bytes += len(raw)
+        except EtcdError as error:
+            self._give_up(ServerError(error.code, error.message, outcome_unknown=self._outcome(True)))
+        except DecodeError:
+            text = f"the reply to {self._method.name} is not a {self._method.response.DESCRIPTOR.name}"
+            self._give_up(ServerError(Code.INTERNAL, text, outcome_unknown=self._outcome(True)))
+        if self._inbox_bytes > INBOX_BYTES_MAX and len(self._inbox) > 1:
+            endpoint = self._connection.endpoint.text
+            text = f"{endpoint}: {self._inbox_bytes} bytes of replies were not read; {INBOX_BYTES_MAX} is the limit"
+            self._give_up(ConnectionLost(text, endpoint=endpoint, outcome_unknown=self._outcome(True)))
+
+    def _ended(self, code: Code, text: str) -> None:
+        if code == Code.OK:
+            self._finish(None)
+        elif code == Code.DEADLINE_EXCEEDED and self._timer is not None:
+            self._finish(self._timeout())  # the server was told our deadline, and its clock was a little ahead
+        else:
+            self._finish(self._refusal(code, text))
+
+    def _was_reset(self, error_code: int) -> None:
+        if self._stream.trailers is not None:  # the answer was complete; the rest of our request was not wanted
+            self._ended(*status_of(self._stream.head, self._stream.trailers))
+            return
+        refused = error_code == ErrorCode.REFUSED_STREAM  # the one code that promises that nothing was done
+        endpoint = self._connection.endpoint.text
+        name = next((code.name for code in ErrorCode if code == error_code), str(error_code))
+        text = f"{endpoint}: the server reset the call ({name})"
+        self._finish(ConnectionLost(text, endpoint=endpoint, outcome_unknown=self._outcome(not refused)))
+
+    def _timed_out(self) -> None:
+        self._give_up(self._timeout())
+
+    def _timeout(self) -> CallTimeout:
+        timeout_s = self._timeout_s or 0.0
+        text = f"no answer from {self._connection.endpoint.text} within {timeout_s:g} s"
+        return CallTimeout(text, timeout_s=timeout_s, outcome_unknown=self._outcome(True))
+
+    def _outcome(self, unknown: bool) -> bool:
+        return unknown and self._method.name not in _REPEATABLE
+
+    def _give_up(self, error: ClientError) -> None:
+        """Ends the call from our side."""
+        self._finish(error)
+        self._connection.flush()
+
+    def _finish(self, end: ClientError | None) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._end = end
+        # Nothing happens when both sides have ended; otherwise the server should not wait for the rest of the request.
+        self._connection.h2.reset(self._stream, ErrorCode.CANCEL)
+        self._connection.calls.discard(self)
+        self._stream.owner = None  # otherwise call and stream keep each other alive
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake()
+
+    def _raise_if_failed(self) -> None:
+        if self._over and self._end is not None:
+            raise self._end
+
+    async def _wait(self) -> None:
+        """Until something happens. Sender and receiver may wait at the same time, on the same future."""
+        if self._waiter is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._waiter)
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
