@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a sequence of requests on a server and on the model, and compares every reply.
+"""Runs a sequence of requests on servers and on the model, and compares every reply.
 
-A sequence must start from nothing, but starting a server takes a second. So one server is used again: `Session` deletes
+A sequence must start from nothing, but starting a server takes a second. So servers are used again: `Session` deletes
 all keys, revokes all leases, disarms all alarms and compacts; from then on revision `offset + n` of the server is
 revision n of a fresh model. Time is real: the sequences bring long TTLs, and remaining times are compared to a second.
 """
@@ -10,20 +10,26 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
+from hypothesis import HealthCheck, settings
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import EtcdError
 from lessor.testing.model import Model
 from tests.conformance.grpc_peer import Failure, GrpcPeer
-from tests.property.strategies import EVERYTHING, TXN_OPS_MAX
+from tests.property.strategies import EVERYTHING, TXN_OPS_MAX, sequences
 from tests.property.translate import Translator, comparable
+
+# The speed of a server in another process is not what is tested.
+AGAINST_A_SERVER = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # TTLs that do not end while a sequence runs. Clamping is tested apart, by hand.
 LONG_TTLS_S = (100, 101, 102, 3600, 3601, 3602, 9_000_000_000, 9_000_000_001, 2**63 - 1)
+REAL_TIME_SEQUENCES = sequences(ttls=LONG_TTLS_S, time_passes=False)
 
 
 class Server(Protocol):
@@ -146,43 +152,61 @@ def version_of(server: Server) -> str:
         return str(json.load(reply)["etcdserver"])
 
 
-class Session:
-    """One server, made empty, beside a fresh model. `differences`: those that this server is allowed."""
+def differences_of(server: Server) -> list[Difference]:
+    """What this server, by its version, is known to do otherwise."""
+    version = version_of(server)
+    return [known for known in KNOWN_DIFFERENCES if version.startswith(known.versions)]
 
-    def __init__(self, peer: GrpcPeer, min_lease_ttl_s: int, differences: Sequence[Difference] = ()) -> None:
-        self._peer = peer
-        self._differences = differences
-        self._began_s = time.monotonic()
-        self.model = Model(min_lease_ttl_s=min_lease_ttl_s, max_txn_ops=TXN_OPS_MAX)
-        self.model.apply(rpc.CompactionRequest(revision=1), now=0.0)
-        self.numbers = Translator(self.model, offset=self._empty() - 1)
 
-    def _empty(self) -> int:
+class Party:
+    """A server that takes part in a session. `differences`: those from the model that it is allowed."""
+
+    def __init__(self, peer: GrpcPeer, differences: Sequence[Difference] = ()) -> None:
+        self.peer = peer
+        self.differences = differences
+
+    def empty(self) -> int:
         """Leaves the server without keys, leases, alarms and history; returns its revision then."""
-        call: Callable[[Message], Any] = self._peer.call
+        call: Callable[[Message], Any] = self.peer.call
         for raised in call(rpc.AlarmRequest()).alarms:
-            call(
-                rpc.AlarmRequest(action=rpc.AlarmRequest.DEACTIVATE, memberID=raised.memberID, alarm=raised.alarm),
-            )
+            disarm = rpc.AlarmRequest(action=rpc.AlarmRequest.DEACTIVATE, memberID=raised.memberID, alarm=raised.alarm)
+            call(disarm)
         for lease in call(rpc.LeaseLeasesRequest()).leases:
             call(rpc.LeaseRevokeRequest(ID=lease.ID))
         revision = int(call(rpc.DeleteRangeRequest(**EVERYTHING)).header.revision)
         call(rpc.CompactionRequest(revision=revision))  # refused where nothing has happened since the last one
         return revision
 
+
+class Session:
+    """Servers, each made empty, beside one fresh model. The first server is the one that the others are told from."""
+
+    def __init__(self, parties: Sequence[Party], min_lease_ttl_s: int) -> None:
+        self._began_s = time.monotonic()
+        self.model = Model(min_lease_ttl_s=min_lease_ttl_s, max_txn_ops=TXN_OPS_MAX)
+        self.model.apply(rpc.CompactionRequest(revision=1), now=0.0)
+        self._parties = [(party, Translator(self.model, offset=party.empty() - 1)) for party in parties]
+
     def run(self, steps: Sequence[Message]) -> None:
-        """Sends each request to both; AssertionError at the first answer that differs."""
+        """Sends each request to all; AssertionError at the first answer that is not the model's."""
         for number, step in enumerate(steps):
-            request = self.numbers.placed(step)
-            known = [difference for difference in self._differences if difference.concerns(request, self.model)]
-            if any(difference.skip for difference in known):
+            request = self._parties[0][1].placed(step)
+            if any(known.skip and known.concerns(request, self.model) for known in self._all_differences()):
                 continue
+            lenient = [
+                any(known.concerns(request, self.model) for known in party.differences) for party, _ in self._parties
+            ]
             wanted = self._of_model(request)
-            got = self._of_server(request, wanted)
-            if known and isinstance(wanted, Failure) and isinstance(got, Failure):
-                continue
-            assert got == wanted, f"step {number}\n{type(request).__name__} {request}\nserver: {got}\nmodel: {wanted}"
-        self.compare_watch()
+            for (party, numbers), either_error in zip(self._parties, lenient, strict=True):
+                got = self._of_server(party, numbers, request, wanted)
+                if either_error and isinstance(wanted, Failure) and isinstance(got, Failure):
+                    continue
+                assert got == wanted, f"step {number}: {type(request).__name__} {request}\n{got}\nis not\n{wanted}"
+        for party, numbers in self._parties:
+            self._compare_watch(party, numbers)
+
+    def _all_differences(self) -> list[Difference]:
+        return [known for party, _ in self._parties for known in party.differences]
 
     def _of_model(self, request: Message) -> Any:
         try:
@@ -190,21 +214,22 @@ class Session:
         except EtcdError as error:
             return Failure.of(error)
 
-    def _of_server(self, request: Message, wanted: Any) -> Any:
-        got: Any = self._peer.call(self.numbers.request(request))
+    def _of_server(self, party: Party, numbers: Translator, request: Message, wanted: Any) -> Any:
+        """The server's answer in the model's numbers."""
+        got: Any = party.peer.call(numbers.request(request))
         if isinstance(got, Failure):
             return got
         drawn = isinstance(request, rpc.LeaseGrantRequest) and request.ID == 0
         if drawn and not isinstance(wanted, Failure):
             assert got.ID > 0, f"{got.ID} is no id to draw"
             assert got.ID not in self.model.leases, f"{got.ID} exists already"
-            self.numbers.drew(wanted.ID, got.ID)
-        got = self.numbers.reply(got)
+            numbers.drew(wanted.ID, got.ID)
+        got = numbers.reply(got)
         if isinstance(got, rpc.LeaseTimeToLiveResponse) and abs(got.TTL - wanted.TTL) <= 1:
             got.TTL = wanted.TTL  # by the clocks of two processes, a second may have begun in only one of them
         return got
 
-    def compare_watch(self) -> None:
+    def _compare_watch(self, party: Party, numbers: Translator) -> None:
         """Compares what a watch of all keys, from the first revision that is not compacted, sees of the history."""
         start = self.model.compact_revision + 1
         wanted = self.model.events_since(start)
@@ -212,16 +237,10 @@ class Session:
             return
         create = rpc.WatchCreateRequest(start_revision=start, prev_kv=True, **EVERYTHING)
         got: list[Message] = []
-        replies = self._peer.watch(self.numbers.request(rpc.WatchRequest(create_request=create)))
-        for reply in replies:
-            assert not reply.canceled, reply
-            got += [self.numbers.reply(event) for event in reply.events]
-            if len(got) >= len(wanted):
-                replies.close()  # type: ignore[attr-defined]
-                break
+        with closing(party.peer.watch(numbers.request(rpc.WatchRequest(create_request=create)))) as replies:
+            for reply in replies:
+                assert not reply.canceled, reply
+                got += [numbers.reply(event) for event in reply.events]
+                if len(got) >= len(wanted):
+                    break
         assert got == wanted
-
-
-def differences_of(server: Server) -> list[Difference]:
-    version = version_of(server)
-    return [known for known in KNOWN_DIFFERENCES if version.startswith(known.versions)]

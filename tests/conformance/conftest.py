@@ -7,6 +7,7 @@ import pytest
 
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.grpc_peer import GrpcPeer
+from tests.conformance.lessor_server import LessorServer
 from tests.property.strategies import TXN_OPS_MAX
 
 
@@ -23,4 +24,18 @@ def etcd_server() -> Iterator[EtcdServer]:
 def etcd(etcd_server: EtcdServer) -> Iterator[GrpcPeer]:
     """A connection to the real etcd."""
     with GrpcPeer(etcd_server.address) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="session")
+def lessor_server() -> Iterator[LessorServer]:
+    """Lessor in a process of its own."""
+    with LessorServer(flags=[f"--max-txn-ops={TXN_OPS_MAX}"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def lessor(lessor_server: LessorServer) -> Iterator[GrpcPeer]:
+    """A connection to Lessor."""
+    with GrpcPeer(lessor_server.address) as peer:
         yield peer

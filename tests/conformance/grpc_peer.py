@@ -5,7 +5,7 @@ A call returns its reply, or `Failure(code, text)` where the server answered an 
 reached raises.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ class GrpcPeer:
             return Failure(status.code().value[0], status.details())
         return reply
 
-    def watch(self, request: Message) -> Iterator[Any]:
+    def watch(self, request: Message) -> Generator[Any]:
         """Opens a watch stream with one WatchRequest and yields its replies. Closing the iterator ends the stream."""
         replies = self._stub(_WATCH)(iter([request]), timeout=CALL_S_MAX)
         try:
