@@ -639,9 +639,10 @@ def test_end_of_input_inside_a_body_aborts() -> None:
     assert not connection.has_output
 
 
-def test_peer_that_closed_its_side_still_gets_its_replies() -> None:
+@pytest.mark.parametrize("rest", [b"", b"GET /part"])
+def test_peer_that_closed_its_side_still_gets_its_replies(rest: bytes) -> None:
     connection = H1Connection()
-    connection.receive(get("/a") + get("/b") + b"GET /part")
+    connection.receive(get("/a") + get("/b") + rest)
     assert connection.receive_eof() == []
     assert not connection.closing
     assert kinds(connection.reply(200, b"", b"")) == [REQUEST, END]
