@@ -37,7 +37,7 @@ def error_frame(error: EtcdError) -> bytes:
 
 
 def failed_answer(error: EtcdError) -> Answer:
-    """The whole reply of a stream that failed before its first message: the frame of the error, with its HTTP status."""
+    """The whole reply of a stream that failed before its first message: the error's frame under its HTTP status."""
     return Answer(error.http_status, ERROR_HEADERS, error_frame(error))
 
 
