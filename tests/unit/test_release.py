@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The release gate: nothing leaves before its batch is durable, nothing is lost, nothing is reordered for one outlet."""
+"""The release gate: nothing leaves before its batch is durable, is lost, or is reordered for one outlet."""
 
 from typing import Any
 

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One loop turn after the other, on a loop and a clock that the test moves: when batches are sealed and leases end."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import limits
+from lessor.server.committer import Committer
+from lessor.server.release import Gate
+from lessor.server.turn import RECONNECT_S, STALL_S, Turn
+from lessor.state.journal import Batch
+from lessor.state.machine import Identity, StateMachine
+
+
+class Loop:
+    """What Turn uses of an event loop. `run` is one iteration: due timers, then what was scheduled before it."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self._ready: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._timers: list[Timer] = []
+
+    def call_soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        self._ready.append((callback, arguments))
+
+    def call_later(self, delay_s: float, callback: Callable[..., Any], *arguments: Any) -> "Timer":
+        timer = Timer(self.now_s + delay_s, callback, arguments)
+        self._timers.append(timer)
+        return timer
+
+    def run(self, poll: Callable[[], None] = lambda: None) -> None:
+        """`poll` stands for the reading of the sockets, which comes after the callbacks, as in uvloop."""
+        due = [timer for timer in self._timers if timer.due_s <= self.now_s and not timer.cancelled]
+        self._timers = [timer for timer in self._timers if timer not in due and not timer.cancelled]
+        for timer in due:
+            timer.callback(*timer.arguments)
+        ready, self._ready = self._ready, []
+        for callback, arguments in ready:
+            callback(*arguments)
+        poll()
+
+    def settle(self) -> None:
+        """Runs until nothing is scheduled but timers of the future."""
+        while self._ready or any(t.due_s <= self.now_s and not t.cancelled for t in self._timers):
+            self.run()
+
+    @property
+    def next_timer_s(self) -> float | None:
+        return min((timer.due_s for timer in self._timers if not timer.cancelled), default=None)
+
+
+class Timer:
+    def __init__(self, due_s: float, callback: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.due_s, self.callback, self.arguments = due_s, callback, arguments
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Disk:
+    """Stands for the committer: holds the batch in flight until the test says what became of it."""
+
+    def __init__(self) -> None:
+        self.in_flight: Batch | None = None
+        self.batches: list[Batch] = []
+        self.failed = False
+
+    def start(self, loop: Any, on_committed: Callable[[Batch], None], on_failure: Callable[[Any], None]) -> None:
+        self._on_committed, self._on_failure = on_committed, on_failure
+
+    @property
+    def free(self) -> bool:
+        return self.in_flight is None and not self.failed
+
+    def commit(self, batch: Batch) -> None:
+        assert self.free
+        self.in_flight = batch
+        self.batches.append(batch)
+
+    def succeed(self) -> None:
+        batch, self.in_flight = self.in_flight, None
+        assert batch is not None
+        self._on_committed(batch)
+
+    def fail(self) -> None:
+        self.in_flight, self.failed = None, True
+        self._on_failure(OSError("disk full"))
+
+
+class Peer:
+    """An outlet and a connection in one."""
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+        self.flushed = 0
+        self.resumed = 0
+
+    def deliver(self, payload: Any) -> None:
+        self.got.append(payload)
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+    def resume_reading(self) -> None:
+        self.resumed += 1
+
+
+class World:
+    """A turn with everything around it."""
+
+    def __init__(self) -> None:
+        self.loop, self.disk = Loop(), Disk()
+        self.machine = StateMachine(Identity(1, 2, 3))
+        self.gate = Gate(durable=0)
+        self.failures: list[Any] = []
+        self.expired: list[tuple[int, float]] = []
+        world = self
+
+        class Clock:
+            def now_s(self) -> float:
+                return world.loop.now_s
+
+        self.turn = Turn(
+            self.machine,
+            self.gate,
+            cast(Committer, self.disk),
+            Clock(),
+            0.0,
+            lambda leases, late_s: self.expired.append((leases, late_s)),
+        )
+        self.turn.start(cast(asyncio.AbstractEventLoop, self.loop), self.failures.append)
+        self.loop.settle()
+
+    def call(self, request: Any, peer: Peer | None = None) -> Any:
+        """What core.unary does with a request that just came in."""
+        reply = self.machine.apply(request, self.turn.now_s())
+        self.gate.hold(self.machine.journal.newest_with_rows, peer or Peer(), reply)
+        self.turn.schedule()
+        return reply
+
+    def grant(self, ttl_s: int, lease_id: int = 0, peer: Peer | None = None) -> int:
+        return int(self.call(rpc_pb2.LeaseGrantRequest(TTL=ttl_s, ID=lease_id), peer).ID)
+
+    def settle(self) -> None:
+        self.loop.settle()
+        while self.disk.in_flight:
+            self.disk.succeed()
+            self.loop.settle()
+
+    def pass_time(self, seconds: float) -> None:
+        """Lets the clock go on as on an idle machine: to each timer in turn."""
+        end_s = self.loop.now_s + seconds
+        while (timer_s := self.loop.next_timer_s) is not None and timer_s <= end_s:
+            self.loop.now_s = max(self.loop.now_s, timer_s)
+            self.settle()
+        self.loop.now_s = end_s
+        self.settle()
+
+
+def test_a_lone_write_is_sealed_in_its_turn_and_answered_by_its_commit() -> None:
+    world, peer = World(), Peer()
+    world.grant(60, peer=peer)
+    world.loop.run()
+    assert len(world.disk.batches) == 1
+    assert peer.got == []
+    world.disk.succeed()
+    assert len(peer.got) == 1
+
+
+def test_what_comes_during_a_commit_joins_one_batch_that_follows_at_once() -> None:
+    world, first, later = World(), Peer(), Peer()
+    world.grant(60, peer=first)
+    world.loop.settle()
+    for _ in range(3):
+        world.grant(60, peer=later)
+        world.loop.settle()
+    assert len(world.disk.batches) == 1
+    world.disk.succeed()
+    assert (len(first.got), len(later.got)) == (1, 0)
+    assert [len(batch.leases) for batch in world.disk.batches] == [1, 3]
+    world.disk.succeed()
+    assert len(later.got) == 3
+
+
+def test_a_read_waits_for_the_write_that_it_saw() -> None:
+    world, reader = World(), Peer()
+    world.call(rpc_pb2.PutRequest(key=b"k", value=b"v"))
+    world.loop.settle()
+    assert len(world.call(rpc_pb2.RangeRequest(key=b"k"), reader).kvs) == 1
+    world.loop.settle()
+    assert reader.got == []
+    world.disk.succeed()
+    assert len(reader.got) == 1
+
+
+def test_after_a_failed_commit_nobody_is_answered_and_nothing_is_committed() -> None:
+    world, peer = World(), Peer()
+    world.grant(60, peer=peer)
+    world.loop.settle()
+    world.grant(60, peer=peer)
+    world.disk.fail()
+    world.loop.settle()
+    assert len(world.failures) == 1
+    assert peer.got == []
+    assert len(world.disk.batches) == 1
+
+
+def test_a_lease_ends_at_its_deadline_and_not_before() -> None:
+    world = World()
+    lease = world.grant(60)
+    world.settle()
+    world.pass_time(59.999)
+    assert lease in world.machine.leases
+    world.pass_time(0.001)
+    assert lease not in world.machine.leases
+    assert [leases for leases, _ in world.expired] == [1]
+
+
+def test_the_promise_counts_from_the_acknowledgement() -> None:
+    world = World()
+    lease = world.grant(60)
+    world.loop.settle()
+    world.loop.now_s += 5  # a slow disk
+    world.settle()
+    world.pass_time(59.999)
+    assert lease in world.machine.leases
+    world.pass_time(0.001)
+    assert lease not in world.machine.leases
+
+
+def test_a_keepalive_that_is_waiting_to_be_read_wins_against_the_timer() -> None:
+    world = World()
+    lease = world.grant(60)
+    world.settle()
+    world.pass_time(59.9)
+    world.loop.now_s += 0.1 + STALL_S / 2  # the timer is due, and so is a socket
+    unread = [lambda: world.machine.leases.renew(lease, world.turn.now_s())]
+
+    def poll() -> None:
+        if unread:
+            unread.pop()()
+
+    world.loop.run(poll)
+    world.settle()
+    assert lease in world.machine.leases
+    world.pass_time(60)
+    assert lease not in world.machine.leases
+
+
+def test_after_a_stall_clients_get_time_to_reconnect() -> None:
+    world = World()
+    kept, lost = world.grant(60), world.grant(60)
+    world.settle()
+    world.pass_time(1)
+    world.loop.now_s += 600  # the process was stopped
+    world.loop.settle()
+    world.pass_time(RECONNECT_S * 0.9)
+    assert lost in world.machine.leases
+    world.machine.leases.renew(kept, world.turn.now_s())
+    world.pass_time(RECONNECT_S)
+    assert kept in world.machine.leases
+    assert lost not in world.machine.leases
+
+
+def test_a_storm_is_spread_over_turns_so_that_others_get_in_between() -> None:
+    world = World()
+    leases = 2 * limits.EXPIRE_PER_TURN_MAX + 1
+    for _ in range(leases):
+        world.grant(60)
+    world.settle()
+    world.pass_time(61)
+    assert len(world.machine.leases) == 0
+    assert [ended for ended, _ in world.expired] == [limits.EXPIRE_PER_TURN_MAX, limits.EXPIRE_PER_TURN_MAX, 1]
+
+
+def test_served_time_is_saved_while_leases_live_and_only_then() -> None:
+    world = World()
+    world.pass_time(10)
+    assert world.disk.batches == []
+    lease = world.grant(100)
+    world.settle()
+    before = len(world.disk.batches)
+    world.pass_time(10)
+    saved = [batch.now_s for batch in world.disk.batches[before:]]
+    assert 8 <= len(saved) <= 12
+    assert saved[-1] >= world.turn.now_s() - limits.UPTIME_SAVE_S
+    world.call(rpc_pb2.LeaseRevokeRequest(ID=lease))
+    world.settle()
+    before = len(world.disk.batches)
+    world.pass_time(10)
+    assert len(world.disk.batches) - before <= 1
+
+
+def test_a_full_batch_stops_reading_until_it_is_sealed() -> None:
+    world, peer = World(), Peer()
+    world.grant(60)
+    world.loop.settle()  # one batch is in flight, the next one fills
+    for number in range(limits.BATCH_ROWS_MAX + 1):
+        assert not world.turn.overloaded
+        world.call(rpc_pb2.PutRequest(key=b"%d" % number))
+    assert world.turn.overloaded
+    world.turn.pause(peer)
+    world.loop.settle()
+    assert peer.resumed == 0
+    world.disk.succeed()
+    assert peer.resumed == 1
+    assert not world.turn.overloaded
+
+
+def test_output_is_flushed_once_a_turn_and_forgotten_with_its_connection() -> None:
+    world, peer, gone = World(), Peer(), Peer()
+    for _ in range(3):
+        world.turn.flush_later(peer)
+    world.turn.flush_later(gone)
+    world.turn.forget(gone)
+    world.loop.settle()
+    assert (peer.flushed, gone.flushed) == (1, 0)
+
+
+def test_watchers_are_told_when_the_change_is_durable() -> None:
+    from lessor.state.watch_hub import Publication, Watcher
+
+    world, owner = World(), Peer()
+    world.machine.hub.add(Watcher(0, b"k", owner=owner))
+    lease = world.grant(60)
+    world.call(rpc_pb2.PutRequest(key=b"k", lease=lease))
+    world.turn.hold_publications()
+    world.settle()
+    world.loop.now_s += 61
+    world.loop.settle()
+    world.pass_time(RECONNECT_S)
+    told = [payload for payload in owner.got if isinstance(payload, Publication)]
+    assert [event.value for publication in told for event, _ in publication.events] == [b"", None]
+    assert world.turn.durable_revision == told[-1].revision == 3
