@@ -12,6 +12,7 @@ from lessor.wire.h2 import H2Server, encode_headers
 from lessor.wire.h2_limits import RateLimit
 from tests.unit.h2_pair import (
     REQUEST,
+    REQUEST_BLOCK,
     RESPONSE_BLOCK,
     TRAILERS_BLOCK,
     data_frame,
@@ -30,13 +31,18 @@ SETTINGS = frames.settings_frame([(frames.SETTINGS_INITIAL_WINDOW_SIZE, 1)])
 class Opener:
     """Opens a new stream with each call and breaks it off at once."""
 
-    def __init__(self, ending: Callable[[int], bytes]) -> None:
+    def __init__(self, ending: Callable[[int], bytes], block: bytes = REQUEST_BLOCK) -> None:
         self.next_id = 3
         self.ending = ending
+        self.block = block
 
     def __call__(self) -> bytes:
         self.next_id += 2
-        return headers_frame(self.next_id) + self.ending(self.next_id)
+        return headers_frame(self.next_id, False, self.block) + self.ending(self.next_id)
+
+
+# In few bytes more than the list may have: an entry of the table, again and again.
+LONG_BLOCK = REQUEST_BLOCK + b"\x40\x01x\x7f\xa1\x1e" + b"y" * 4_000 + b"\xbe" * 17
 
 
 class Malformer(Opener):
@@ -63,6 +69,10 @@ ATTACKS: dict[str, tuple[Callable[[], Callable[[], bytes]], int]] = {
     ),
     "resets that we are made to send": (
         lambda: Opener(lambda stream_id: frames.window_update_frame(stream_id, 0)),
+        limits.H2_RESETS_PER_S_MAX,
+    ),
+    "header lists that are too large": (
+        lambda: Opener(lambda _: b"", LONG_BLOCK),
         limits.H2_RESETS_PER_S_MAX,
     ),
     "malformed requests": (

@@ -129,6 +129,7 @@ class H2Server(H2Connection):
             self._end_remote(stream, events)
 
     def _answer_too_large(self, stream_id: int, head: Head, end_stream: int) -> None:
+        self._count_misdeed()  # its block was long to decode
         stream = Stream(stream_id, head, 0, 0)
         stream.remote_ended = bool(end_stream)
         self._streams[stream_id] = stream

@@ -408,15 +408,19 @@ class H2Connection(H2Sender):
             self._forget(stream)
 
     def _stream_error(self, stream_id: int, code: ErrorCode, events: list[Event]) -> None:
-        """The peer broke a rule on one stream. Counted with its resets, or provoking errors would be a free reset."""
-        if self._resets.exceeded(self._now_s):
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many stream errors")
+        """The peer broke a rule on one stream."""
+        self._count_misdeed()
         self._reset_id(stream_id, code)
         stream = self._streams.get(stream_id)
         if stream is not None:
             stream.error_code = code
             self._forget(stream)
             events.append((RESET, stream, b""))
+
+    def _count_misdeed(self) -> None:
+        """Counts an error of a stream with the peer's resets, or provoking errors would be a free reset."""
+        if self._resets.exceeded(self._now_s):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many stream errors")
 
     def _frame_on_closed_stream(self, stream_id: int, events: list[Event]) -> None:
         """DATA or HEADERS for a stream that the peer has ended or that is over (section 5.1)."""
