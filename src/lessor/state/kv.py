@@ -21,6 +21,7 @@ from lessor.state.encode import nested, varint
 from lessor.state.leases import Lessor
 from lessor.state.mvcc import Event, Store
 
+_INT64_MAX: Final = (1 << 63) - 1
 _SORT_NONE: Final = 0
 _SORT_DESCEND: Final = 2
 _SORT_ORDERS: Final = range(3)
@@ -109,7 +110,7 @@ def _range_of_many(
     )
     # etcd's rule, observable with a limit, no order and a sort target: only the keys that the limit lets in (and one
     # more) are sorted. With an order or a filter everything is fetched first.
-    fetch_max = limit + 1 if limit > 0 and order == _SORT_NONE and not filtered else None
+    fetch_max = limit + 1 if 0 < limit < _INT64_MAX and order == _SORT_NONE and not filtered else None
     if newest:
         events = store.range(start, end, fetch_max)
         count = len(events) if fetch_max is None or len(events) < fetch_max else store.count(start, end)

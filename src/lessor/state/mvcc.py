@@ -275,8 +275,11 @@ class Store:
         return self._live.get(key) or self._gone.get(key)
 
     def previous_of(self, event: Event) -> Event | None:
-        """What a watcher gets as prev_kv: the key at the revision before the event's, unless that is compacted."""
-        if event.mod_revision <= self.compact_revision:
+        """What a watcher gets as prev_kv: the key at the revision before the event's, unless that is compacted.
+
+        A put that creates the key has none, even when the same write deleted the key before.
+        """
+        if event.mod_revision <= self.compact_revision or event.create_revision == event.mod_revision:
             return None
         previous = event.previous
         while previous is not None and previous.mod_revision == event.mod_revision:
@@ -322,13 +325,12 @@ class Store:
         for event in events:
             previous = event.previous
             if previous is not None:
-                if previous.value is not None:
+                event.previous = None
+                if previous.mod_revision == revision:
+                    superseded.add(previous)
+                    dead.append((revision, previous.sub))
+                elif previous.value is not None:  # an older tombstone was reported at its own turn
                     dead.append((previous.mod_revision, previous.sub))
-                    if previous.mod_revision == revision:
-                        superseded.add(previous)
-                    event.previous = None
-                elif previous.mod_revision < revision:
-                    event.previous = None
             if event.value is None and event.mod_revision < revision:
                 dead.append((event.mod_revision, event.sub))
                 if gone.get(event.key) is event:
