@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -35,6 +35,7 @@ from lessor.api.proto.mvcc_pb2 import Event, KeyValue
 from lessor.base import errors
 
 KeySpace = dict[bytes, KeyValue]
+Reply = TypeVar("Reply")
 
 # The field of a key that a range's sort target or a compare's target means, by the target's number. The operand of a
 # compare has the same name.
@@ -148,17 +149,11 @@ class Model:
         # A plain put asks for the lease first, a put in a transaction for the key first.
         self._check_put_lease(request)
         self._check_put_key(request)
-        draft = Draft(self)
-        reply = draft.put(request)
-        draft.commit()
-        return reply
+        return self._write(lambda draft: draft.put(request))
 
     def _delete_range(self, request: rpc.DeleteRangeRequest, now: float) -> rpc.DeleteRangeResponse:
         _check_key(request.key)
-        draft = Draft(self)
-        reply = draft.delete_range(request)
-        draft.commit()
-        return reply
+        return self._write(lambda draft: draft.delete_range(request))
 
     def _txn(self, request: rpc.TxnRequest, now: float) -> rpc.TxnResponse:
         _check_txn(request, self._max_txn_ops)
@@ -172,9 +167,16 @@ class Model:
                 self._check_put_lease(op.request_put)
             elif op.HasField("request_range") and op.request_range.revision != 0:
                 self._check_revision(op.request_range.revision)
+        return self._write(lambda draft: self._run(request, draft))
+
+    def _write(self, act: "Callable[[Draft], Reply]") -> Reply:
+        """Runs `act` on a copy of the keys; what it changed becomes one revision, unless that is nothing."""
         draft = Draft(self)
-        reply = self._run(request, draft)
-        draft.commit()
+        reply = act(draft)
+        if draft.events:
+            self.revision += 1
+            self.snapshots[self.revision] = draft.keys
+            self.history[self.revision] = draft.events
         return reply
 
     def _operations_taken(self, txn: rpc.TxnRequest) -> Iterator[rpc.RequestOp]:
@@ -230,13 +232,9 @@ class Model:
         if revision < self.compact_revision:
             raise errors.COMPACTED.error()
 
-    def _check_lease(self, lease_id: int) -> None:
-        if lease_id not in self.leases:
-            raise errors.LEASE_NOT_FOUND.error()
-
     def _check_put_lease(self, put: rpc.PutRequest) -> None:
-        if put.lease != 0:
-            self._check_lease(put.lease)
+        if put.lease != 0 and put.lease not in self.leases:
+            raise errors.LEASE_NOT_FOUND.error()
 
     def _check_put_key(self, put: rpc.PutRequest) -> None:
         if (put.ignore_value or put.ignore_lease) and put.key not in self.keys:
@@ -257,16 +255,14 @@ class Model:
         return rpc.LeaseGrantResponse(ID=lease_id, TTL=ttl_s)
 
     def _revoke(self, request: rpc.LeaseRevokeRequest, now: float) -> rpc.LeaseRevokeResponse:
-        self._check_lease(request.ID)
+        if request.ID not in self.leases:
+            raise errors.LEASE_NOT_FOUND.error()
         self._end_lease(request.ID)
         return rpc.LeaseRevokeResponse()
 
     def _end_lease(self, lease_id: int) -> None:
         """Revoke and expiry are the same act: all keys in one revision, in byte order; none, and no revision."""
-        draft = Draft(self)
-        for key in self.attached_keys(lease_id):
-            draft.delete(key)
-        draft.commit()
+        self._write(lambda draft: draft.delete(self.attached_keys(lease_id)))
         del self.leases[lease_id]
 
     def _keep_alive(self, request: rpc.LeaseKeepAliveRequest, now: float) -> rpc.LeaseKeepAliveResponse:
@@ -314,28 +310,22 @@ class Model:
 
 
 class Draft:
-    """The key space as one transaction sees and changes it. What it did becomes one revision, if it did anything."""
+    """The key space as one transaction sees and changes it."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._before = model.keys
-        self._keys = dict(model.keys)
-        self._events: list[Event] = []
+        self.keys = dict(model.keys)
+        self.events: list[Event] = []
 
     @property
     def revision(self) -> int:
         """The revision that a reader inside the transaction is told: one more as soon as something changed."""
-        return self._model.revision + (1 if self._events else 0)
-
-    def commit(self) -> None:
-        if self._events:
-            self._model.revision += 1
-            self._model.snapshots[self._model.revision] = self._keys
-            self._model.history[self._model.revision] = self._events
+        return self._model.revision + (1 if self.events else 0)
 
     def range(self, request: rpc.RangeRequest) -> rpc.RangeResponse:
         """Reads the newest keys (of this transaction), or those of an older revision."""
-        keys = self._model.snapshots[request.revision] if request.revision > 0 else self._keys
+        keys = self._model.snapshots[request.revision] if request.revision > 0 else self.keys
         found = [kv for key, kv in sorted(keys.items()) if in_range(key, request.key, request.range_end)]
         reply = rpc.RangeResponse(count=len(found))
         if request.count_only:
@@ -361,7 +351,7 @@ class Draft:
 
     def put(self, request: rpc.PutRequest) -> rpc.PutResponse:
         """Writes a key. Without `lease` the key becomes permanent, whatever lease held it before."""
-        old = self._keys.get(request.key)
+        old = self.keys.get(request.key)
         if old is None and (request.ignore_value or request.ignore_lease):
             raise errors.KEY_NOT_FOUND.error()  # deleted a moment ago, in this transaction; etcd dies of it
         revision = self._model.revision + 1
@@ -373,19 +363,19 @@ class Draft:
             version=old.version + 1 if old else 1,
             mod_revision=revision,
         )
-        self._keys[request.key] = kv
+        self.keys[request.key] = kv
         self._tell(Event(type=Event.PUT, kv=kv))
         return rpc.PutResponse(prev_kv=old if request.prev_kv else None)
 
     def delete_range(self, request: rpc.DeleteRangeRequest) -> rpc.DeleteRangeResponse:
-        gone = [kv for key, kv in sorted(self._keys.items()) if in_range(key, request.key, request.range_end)]
-        for kv in gone:
-            self.delete(kv.key)
+        gone = [kv for key, kv in sorted(self.keys.items()) if in_range(key, request.key, request.range_end)]
+        self.delete([kv.key for kv in gone])
         return rpc.DeleteRangeResponse(deleted=len(gone), prev_kvs=gone if request.prev_kv else [])
 
-    def delete(self, key: bytes) -> None:
-        del self._keys[key]
-        self._tell(Event(type=Event.DELETE, kv=KeyValue(key=key, mod_revision=self._model.revision + 1)))
+    def delete(self, keys: list[bytes]) -> None:
+        for key in keys:
+            del self.keys[key]
+            self._tell(Event(type=Event.DELETE, kv=KeyValue(key=key, mod_revision=self._model.revision + 1)))
 
     def _tell(self, event: Event) -> None:
         """Remembers a change for watchers. prev_kv is the key as of the revision before; a creating put has none."""
@@ -393,7 +383,7 @@ class Draft:
         creates = event.type == Event.PUT and event.kv.create_revision == event.kv.mod_revision
         if before is not None and not creates:
             event.prev_kv.CopyFrom(before)
-        self._events.append(event)
+        self.events.append(event)
 
 
 # --- checks that need no state ------------------------------------------------------------------------------------
@@ -441,11 +431,8 @@ def _check_txn(txn: rpc.TxnRequest, ops_max: int) -> None:
 
 def _check_duplicates(ops: Sequence[rpc.RequestOp]) -> tuple[set[bytes], list[tuple[bytes, bytes]]]:
     """Refuses a branch that may put a key twice, or put a key that it deletes. Returns its puts and its deletes."""
-    deletes = [
-        (op.request_delete_range.key, op.request_delete_range.range_end)
-        for op in ops
-        if op.HasField("request_delete_range")
-    ]
+    here = [op.request_delete_range for op in ops if op.HasField("request_delete_range")]
+    deletes = [(delete.key, delete.range_end) for delete in here]
     puts: set[bytes] = set()
 
     def deleted(key: bytes) -> bool:
