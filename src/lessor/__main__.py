@@ -1,6 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m lessor` is the `lessor` command."""
+"""The `lessor` command, also as `python -m lessor`: the client commands, and `serve`.
 
-from lessor.cli.main import main
+This is the one place above all floors: the command line and the server are strangers to each other, and only `serve`
+imports the server.
+"""
 
-main()
+import click
+
+from lessor.cli.main import cli, main
+
+
+def _serve() -> click.Command:
+    from lessor.server.command import serve
+
+    return serve
+
+
+cli.loaders["serve"] = ("Serve the etcd v3 API from one data directory.", _serve)
+
+if __name__ == "__main__":
+    main()

@@ -241,3 +241,22 @@ def test_renewing_for_a_day_keeps_one_entry() -> None:
             assert lessor.expire(float(now), 10) == []
             looked += 1
     assert looked <= DAY_S / 40 + 1  # once per TTL or so, not once per renewal
+
+
+def test_a_promise_delayed_by_a_slow_commit_is_saved_again() -> None:
+    """Otherwise a crash after the next saved uptime would end the lease before what the client was told."""
+    journal = Journal()
+    lessor = Lessor(journal)
+    lease = lessor.grant(7, 10, now=0.0)
+    batch = journal.seal(0.0)
+    lessor.acknowledged(batch.leases_touched, now=5.0)  # the disk took five seconds
+    assert lease.deadline_s == 15.0
+    assert journal.seal(5.0).leases == [(7, 10, 15.0, False)]
+
+
+def test_a_promise_of_a_prompt_commit_needs_no_second_row() -> None:
+    journal = Journal()
+    lessor = Lessor(journal)
+    lessor.grant(7, 10, now=0.0)
+    lessor.acknowledged(journal.seal(0.0).leases_touched, now=0.02)
+    assert journal.row_count == 0

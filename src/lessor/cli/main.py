@@ -2,12 +2,11 @@
 """The `lessor` command: reads the line, runs one command, and turns whatever happens into one line and an exit code.
 
 Laws
-- A command's code is imported when it is called. `lessor serve` brings the server with it, and nothing else does.
+- A command's code is imported when it is called. `serve` is the server's own; lessor/__main__.py adds it here.
 - Nobody sees a traceback: a failure is one line on stderr (an internal error too; --debug tells the whole story).
 - Ctrl-C ends quietly with 130, a closed stdout pipe (`lessor watch ... | head`) with 141, as a signal would.
 """
 
-import importlib
 import os
 import sys
 
@@ -47,12 +46,6 @@ def _watch() -> click.Command:
     return watch
 
 
-def _serve() -> click.Command:
-    # By name, because the command line and the server are strangers to each other: only this command needs the server.
-    command: click.Command = importlib.import_module("lessor.server.command").serve
-    return command
-
-
 def _version() -> click.Command:
     from lessor.cli.version import version
 
@@ -63,7 +56,6 @@ cli = Group(
     "lessor",
     help="An etcd v3-compatible lease server and its client.",
     loaders={
-        "serve": ("Serve leases and keys.", _serve),
         "lease": ("Grant, renew, show and end leases.", _lease),
         "put": ("Write a key.", _put),
         "get": ("Print keys.", _get),
@@ -118,7 +110,3 @@ def _stdout_closed() -> int:
     # Otherwise the interpreter finds the pipe closed once more while it goes down, and says so.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return CLOSED_PIPE
-
-
-if __name__ == "__main__":
-    main()

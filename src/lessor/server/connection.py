@@ -149,15 +149,25 @@ class H2Session:
         self._metrics = self.core.metrics
 
     def receive(self, data: bytes) -> None:
+        gathered: list[bytes] = []  # a client's burst on one stream is taken as one piece
+        last: h2.Stream | None = None
         for kind, stream, payload in self._h2.receive(data, self.core.turn.now_s()):
+            if kind == h2.DATA and stream is last:
+                gathered.append(payload)
+                continue
+            if last is not None:
+                last.owner.on_data(b"".join(gathered))
+                last = None
             if kind == h2.DATA:
-                stream.owner.on_data(payload)
+                last, gathered = stream, [payload]
             elif kind == h2.HEADERS:
                 self._open(stream)
             elif kind == h2.END:
                 stream.owner.on_end()
             elif kind == h2.RESET:
                 stream.owner.on_reset()
+        if last is not None:
+            last.owner.on_data(b"".join(gathered))
         if self.waiting_for_drain:
             self.wake_drained()
 
@@ -303,7 +313,7 @@ class H2Exchange:
 
     def on_data(self, data: bytes) -> None:
         self._taken_bytes += len(data)
-        if self._taken_bytes > self._session.message_bytes_max and self._stream is not None:
+        if self._taken_bytes > 2 * self._session.message_bytes_max and self._stream is not None:
             self._body.on_gone()
             self.reply(*_TOO_LARGE)
             return
@@ -363,15 +373,21 @@ class H1Session:
     def _body_bytes_max(self, exchange: h1.Exchange) -> int | None:
         """A stream's body may be without end; its decoder bounds each message in it."""
         found = BY_ROUTE.get(exchange.path)
-        return self.core.options.message_bytes_max if found is None or found.unary else None
+        # Base64 and names make JSON larger than the message, whose own limit is checked when it is known.
+        return 2 * self.core.options.message_bytes_max if found is None or found.unary else None
 
     def receive(self, data: bytes) -> None:
         self._take(self._h1.receive(data))
 
     def eof(self) -> bool:
-        """The peer will send no more. Returns whether a reply to it is still under way."""
+        """The peer will send no more. Returns whether a reply to it is still under way.
+
+        A streaming reply has no end that it could be waiting for: its peer has hung up.
+        """
         self._take(self._h1.receive_eof())
-        return not self._h1.closing
+        exchange = self._h1.exchange
+        streaming = exchange is not None and isinstance(exchange.owner.body, JsonStream)
+        return not (self._h1.closing or streaming)
 
     def _take(self, events: list[h1.Event]) -> None:
         for kind, exchange, payload in events:

@@ -110,6 +110,8 @@ class Core:
         self.metrics = metrics
         self.watch_streams: set[WatchesProgress] = set()
         self.exposition = Exposition(metrics, machine, committer, ETCD_VERSION, lambda: len(self.watch_streams))
+        self._header_revision = -1
+        self._header_field = b""
         self.unary_handlers: dict[Method, UnaryHandler] = {}
         self.stream_handlers: dict[Method, StreamFactory] = {}
 
@@ -134,6 +136,15 @@ class Core:
         """
         log.exception("unexpected error", extra={"method": method.path})
         return EtcdError(Code.INTERNAL, "etcdserver: internal error, see the server's log")
+
+    def durable_header_field(self) -> bytes:
+        """The header of a reply that does not wait at the gate, as its field 1: it names the newest durable revision."""
+        revision = self.turn.durable_revision
+        if revision != self._header_revision:
+            self._header_revision = revision
+            # Every response has its header as field 1, so any of them encodes it the same way.
+            self._header_field = rpc_pb2.LeaseKeepAliveResponse(header=self.header(revision)).SerializeToString()
+        return self._header_field
 
     def header(self, revision: int) -> rpc_pb2.ResponseHeader:
         """A response header as of `revision`."""

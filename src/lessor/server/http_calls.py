@@ -105,6 +105,11 @@ class JsonUnary:
         except EtcdError as error:
             self.deliver(error)
             return
+        size, size_max = request.ByteSize(), self._core.options.message_bytes_max
+        if size > size_max:
+            text = f"grpc: received message larger than max ({size} vs. {size_max})"
+            self.deliver(EtcdError(Code.RESOURCE_EXHAUSTED, text))
+            return
         self._core.unary(self, request)
 
     def on_gone(self) -> None:

@@ -7,6 +7,8 @@ Laws
   mostly that is durable long since and the reply leaves in the same turn. Whatever follows a waiting reply waits too.
 - A missing lease is no error: its reply carries the id and no TTL. It tells that the lease is gone, so it waits for the
   newest batch with rows, which may be the one that ended it.
+- A header names the newest durable revision, not the newest one: a reply that does not wait must not tell of a revision
+  that a crash would take back.
 
 The request of a given lease is always the same bytes, and its reply is always the header followed by the same bytes, so
 both are remembered: `_fast` maps request bytes to the lease and the tail of its reply. `reply_slowly` is the same by
@@ -44,14 +46,15 @@ class KeepAlive:
         renew = core.machine.leases.renew
         durable = core.gate.durable
         fast = self._fast
+        header = core.durable_header_field()
         ready: list[bytes] = []
         for message in messages:
             known = fast.get(message)
             if known is not None and renew(known[0].id, now_s) is known[0]:
                 batch = known[0].batch
-                reply = core.machine.header_field() + known[1]
+                reply = header + known[1]
             else:
-                batch, reply = self.reply_slowly(message, now_s)
+                batch, reply = self.reply_slowly(message, now_s, header)
             if batch <= durable and self._waits_for <= durable:
                 ready.append(reply)
             else:
@@ -61,7 +64,7 @@ class KeepAlive:
             self._call.send(ready)
         core.metrics.renewed += len(messages)
 
-    def reply_slowly(self, message: bytes, now_s: float) -> tuple[int, bytes]:
+    def reply_slowly(self, message: bytes, now_s: float, header: bytes) -> tuple[int, bytes]:
         """Renews by way of protobuf; returns the batch that the reply waits for, and the reply. Remembers the pair."""
         core = self._core
         try:
@@ -70,13 +73,13 @@ class KeepAlive:
             raise EtcdError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message") from None
         lease = core.machine.leases.renew(lease_id, now_s)
         if lease is None:
-            gone = rpc_pb2.LeaseKeepAliveResponse(header=core.machine.header(), ID=lease_id)
-            return core.machine.journal.newest_with_rows, gone.SerializeToString()
+            gone = rpc_pb2.LeaseKeepAliveResponse(ID=lease_id)
+            return core.machine.journal.newest_with_rows, header + gone.SerializeToString()
         tail = rpc_pb2.LeaseKeepAliveResponse(ID=lease_id, TTL=lease.ttl_s).SerializeToString()
         if len(self._fast) >= REMEMBERED_MAX:
             self._fast.clear()
         self._fast[message] = lease, tail
-        return lease.batch, core.machine.header_field() + tail
+        return lease.batch, header + tail
 
     def deliver(self, payload: bytes | None) -> None:
         """What waited at the gate: a reply, or None for the end of the stream."""

@@ -38,6 +38,7 @@ from lessor.state.replay import restore
 log = logging.getLogger("lessor")
 
 EXIT_DISK_FAILED = 74  # sysexits.h: EX_IOERR
+FIRST_TERM = 2  # what a fresh etcd answers too: the term of its first election
 DRAIN_S = 5.0  # how long a stopping server waits for calls in hand
 # The commit thread and the loop take turns with the interpreter; decision 0003 has the measurements.
 SWITCH_INTERVAL_S = 0.0002
@@ -76,7 +77,7 @@ class Server:
 
     def _open(self) -> tuple[StateMachine, float]:
         meta = self._engine.open(_new_identity(self.options))
-        term = meta.term + 1
+        term = max(meta.term + 1, FIRST_TERM)
         loaded = self._engine.load()
         machine = restore(
             Identity(meta.cluster_id, meta.member_id, term),

@@ -12,9 +12,9 @@ mean the same after a restart. A grant saves its exact deadline. The first renew
 a later one, by RENEW_SLACK of the TTL, so the next renewals need no row: a lease renewed at a third of its TTL writes
 about one row per TTL, and a crash can only ever lengthen a lease, never end it early.
 
-Worked example, TTL 10, slack 3.5: granted at 0, saved 10. Renewed at 3: deadline 13 > 10, so a row with 16.5. Renewed
-at 6: deadline 16 <= 16.5, no row. Renewed at 9: deadline 19, a row with 22.5. After a crash at 11 the row says 22.5:
-more than the promised 19, and the boot code cuts what remains to one TTL.
+Worked example, TTL 10, slack 5: granted at 0, saved 10. Renewed at 3: deadline 13 > 10, so a row with 18. Renewed at 6:
+deadline 16 <= 18, no row. Renewed at 9: deadline 19, a row with 24. After a crash at 11 the row says 24: more than the
+promised 19, and the boot code cuts what remains to one TTL.
 
 Does not do: deleting keys (see machine.py, which ends a lease and its keys together), reading clocks.
 """
@@ -28,7 +28,10 @@ from lessor.base import errors, limits
 from lessor.state.expiry_queue import ExpiryQueue
 from lessor.state.journal import Journal
 
-RENEW_SLACK: Final = 0.35  # of a TTL: how far beyond the deadline a renewal's row promises
+# Of a TTL: how far beyond the deadline a renewal's row promises. Half of it lets a client that renews at a third of the
+# TTL, and not to the second, write a row for every other renewal.
+RENEW_SLACK: Final = 0.5
+ACKNOWLEDGE_S: Final = 0.5  # how much later than its row a promise may begin; below what a boot after a crash adds
 _ID_MASK: Final = (1 << 63) - 1
 _NO_KEYS: Final[frozenset[bytes]] = frozenset()  # shared by all leases without keys: most of a lease's memory
 
@@ -184,6 +187,10 @@ class Lessor:
             deadline_s = now + lease.ttl_s
             if deadline_s > lease.deadline_s:
                 lease.deadline_s = deadline_s
+                # A slow commit. The boot rules cover a little; for more the row must follow, in the next batch at the
+                # latest, which is also the first one that could save a later uptime.
+                if not lease.ended and deadline_s > lease.saved_deadline_s + ACKNOWLEDGE_S:
+                    self._save(lease, deadline_s, None)
 
     def checkpoint(self) -> None:
         """Writes the exact deadline of each lease whose saved one differs. Cost: O(n)."""

@@ -11,8 +11,8 @@ key's newest version is hung on its lease. What remains of a lease is its saved 
 clean stop that is exact. After a crash the saved uptime may be too early by what passes between two saves, and so may
 the deadline: that much is added, up to the full TTL. Either way clients get RECONNECT_GRACE_S to come back.
 
-Worked example, TTL 10: renewed at 100, row says 113.5, crash at 104.6, last saved uptime 104.1. What remains is
-min(113.5 - 104.1 + 1, 10) = 10 from a clock that goes on at 104.1: due at 114.1, where 110 was promised.
+Worked example, TTL 10: renewed at 100, row says 115, crash at 104.6, last saved uptime 104.1. What remains is
+min(115 - 104.1 + 1, 10) = 10 from a clock that goes on at 104.1: due at 114.1, where 110 was promised.
 
 Does not do: reading rows from anywhere.
 """
