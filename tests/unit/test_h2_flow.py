@@ -90,6 +90,34 @@ def test_the_connections_window_is_shared_in_turn() -> None:
     assert server.active_streams == 0
 
 
+def test_a_stream_that_waited_for_the_connection_may_find_its_own_window_used_up() -> None:
+    server = raw_server((WINDOW, 70_000))
+    first, second = asked(server, 1), asked(server, 3)
+    server.send_data(first, b"x" * 100_000)
+    server.send_data(second, b"y" * 100_000)
+    assert sum(sizes_of(server)) == frames.WINDOW_BYTES_DEFAULT
+    server.receive(frames.window_update_frame(0, 1_000_000))
+    came = {1: 0, 3: 0}
+    for frame in data_of(server):
+        came[frame.stream_id] += len(frame.payload)
+    assert came == {1: 70_000 - frames.WINDOW_BYTES_DEFAULT, 3: 70_000}
+    server.receive(frames.window_update_frame(3, 50_000))
+    assert sum(sizes_of(server)) == 30_000
+
+
+def test_a_whole_response_waits_for_the_connections_window_too() -> None:
+    server = raw_server((WINDOW, 1_000_000))
+    first = asked(server, 1)
+    server.send_data(first, b"x" * (frames.WINDOW_BYTES_DEFAULT - 2), end_stream=True)
+    server.take_output()
+    second = server.receive(headers_frame(3, True))[0][1]
+    server.send_response(second, RESPONSE_BLOCK, b"abcde", TRAILERS_BLOCK)
+    assert data_of(server) == [(frames.DATA, 0, 3, b"ab")]
+    server.receive(frames.window_update_frame(0, 3))
+    assert data_of(server) == [(frames.DATA, 0, 3, b"cde")]
+    assert server.active_streams == 0
+
+
 def test_a_stream_without_a_window_does_not_hold_up_the_others() -> None:
     server = raw_server((WINDOW, 5))
     slow, quick = asked(server, 1), asked(server, 3)

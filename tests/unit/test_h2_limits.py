@@ -132,6 +132,16 @@ def test_a_ping_after_each_answer_is_free() -> None:
     assert not server.closing
 
 
+def test_an_answer_pays_for_one_ping_only() -> None:
+    server = raw_server()
+    stream = server.receive(headers_frame(1))[0][1]
+    server.send_headers(stream, RESPONSE_BLOCK)
+    server.receive(PING * (limits.H2_PINGS_PER_S_MAX + 1))
+    assert not server.closing
+    server.receive(PING)
+    assert server.closing
+
+
 def test_resets_of_answered_streams_are_not_counted() -> None:
     server = raw_server()
     for number in range(limits.H2_RESETS_PER_S_MAX * 2):
