@@ -4,7 +4,7 @@
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lessor.api.proto import mvcc_pb2, rpc_pb2
@@ -263,6 +263,7 @@ def drive(store: Store, journal: Journal, plan: Iterable[Step]) -> Naive:
     return naive
 
 
+@settings(max_examples=30)
 @given(STEPS)
 def test_every_retained_revision_can_be_read(plan: list[Step]) -> None:
     store, journal = new_store()
@@ -280,6 +281,7 @@ def test_every_retained_revision_can_be_read(plan: list[Step]) -> None:
     assert store.count(b"\0", b"") == len(store) == len(naive.snapshots[naive.revision])
 
 
+@settings(max_examples=30)
 @given(STEPS)
 def test_compaction_reports_each_row_that_nothing_needs_once(plan: list[Step]) -> None:
     store, journal = new_store()
@@ -290,6 +292,7 @@ def test_compaction_reports_each_row_that_nothing_needs_once(plan: list[Step]) -
     assert sorted(set(rows) - set(dead)) == naive.retained()
 
 
+@settings(max_examples=30)
 @given(STEPS)
 def test_a_loaded_store_is_the_same_store(plan: list[Step]) -> None:
     """Whether the dead rows are still there or not, and for later compactions too."""
