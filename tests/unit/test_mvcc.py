@@ -87,6 +87,7 @@ def test_headers_are_protobufs() -> None:
 # --- key index --------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from(KEYS), st.booleans(), st.sampled_from(KEYS), st.sampled_from(ENDS)), max_size=60)
 )
