@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,6 +86,7 @@ def assert_holds(engine: SqliteEngine, committed: list[Batch]) -> None:
     assert loaded.meta.uptime_s == committed[-1].now_s
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(batches(), st.data())
 def test_rows_survive_a_crash(given_batches: list[Batch], data: st.DataObject) -> None:
@@ -138,6 +140,7 @@ def current_keys(rows: list[EventRow]) -> dict[bytes, bytes]:
     return {key: value for key, value in newest.items() if value is not None}
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(transactions, st.data())
 def test_a_collection_cut_off_anywhere_changes_no_key(history: list[Transaction], data: st.DataObject) -> None:

@@ -565,7 +565,7 @@ def test_compaction_shrinks_the_file(engine: SqliteEngine, data_dir: Path) -> No
     full_bytes, full_in_use_bytes = engine.size_bytes(), engine.in_use_bytes()
     dead = [(revision, 0) for revision in range(2, 2 + rows - 100)]
     engine.commit(batch(11, compact_revision=1 + rows, dead=dead))
-    collect_all(engine, dead)
+    assert collect_all(engine, dead) < 100  # 50 of deleting, the rest gives back many pages at once
     assert engine.size_bytes() < full_bytes / 20
     assert (data_dir / "lessor.db").stat().st_size < full_bytes / 20
     assert engine.in_use_bytes() < full_in_use_bytes / 20

@@ -134,3 +134,7 @@ class _FaultyConnection(sqlite3.Connection):
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         run = super().execute
         return self.faults.countdown.run(lambda: run(sql, parameters), self.faults.error)
+
+    def executescript(self, sql: str, /) -> sqlite3.Cursor:
+        run = super().executescript
+        return self.faults.countdown.run(lambda: run(sql), self.faults.error)

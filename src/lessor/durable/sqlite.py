@@ -350,8 +350,10 @@ class SqliteEngine:
         elif self._sweep is not None:
             self._sweep_leases(self._sweep, rows_max)
         elif self._free_pages() > 0:
-            with self._writing() as connection:
-                connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES_MAX})").fetchall()
+            with self._failing_once() as connection:
+                # A script, because this pragma yields a row without columns for each page, and `execute` stops at the
+                # first of those. It is a transaction of its own.
+                connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES_MAX})")
             if self._free_pages() == 0:
                 self._copy_log("TRUNCATE")
         return bool(self._dead) or self._sweep is not None or self._free_pages() > 0

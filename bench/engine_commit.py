@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many rows per second the SQLite engine makes durable, alone and beside a busy event loop, and how fast it loads.
+
+Claims (docs/decisions/0003-sqlite-engine.md): over 40,000 durable rows per second in batches of 200 or more; a loop
+that never rests does not starve the commits; at least 500,000 rows per second loaded at boot.
+
+    python bench/engine_commit.py [--dir DIR] [--rows N] [--repeat N]
+
+Each line is the median of the repetitions. "busy" runs a second thread that holds the interpreter lock whenever it can,
+as an event loop under load does. "row by row" replaces the engine's few large statements by one execution per row, for
+comparison. DIR must be on the disk whose fsync counts: /dev/shm would measure nothing.
+"""
+
+import argparse
+import contextlib
+import platform
+import shutil
+import sqlite3
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lessor.durable import schema
+from lessor.durable.sqlite import SqliteEngine
+from lessor.state.journal import Batch, EventRow
+
+VALUE = b"v" * 64
+
+
+def make_batch(number: int, rows: int, kind: str) -> Batch:
+    first = number * rows
+    events: list[EventRow] = [
+        (first + row, 0, b"/svc/%09d" % (row * 7919), VALUE, first + row, 1, 7) for row in range(rows)
+    ]
+    leases = [(first + row, 60, 60.0, False) for row in range(rows)]
+    return Batch(
+        number,
+        float(number),
+        events=events if kind == "event" else [],
+        leases=leases if kind == "lease" else [],
+        alarms=[],
+        compact_revision=None,
+        dead=[],
+        leases_touched=[],
+        clean=False,
+    )
+
+
+@contextlib.contextmanager
+def busy_loop(busy: bool, switch_s: float) -> Iterator[None]:
+    """A thread that wants the interpreter lock all the time, and how long the others wait before they ask for it."""
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            sum(range(1_000))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(switch_s)
+    thread = threading.Thread(target=spin)
+    if busy:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if busy:
+            thread.join()
+        sys.setswitchinterval(before)
+
+
+def row_by_row(connection: sqlite3.Connection, statement: tuple[str, str], rows: Sequence[schema.Row]) -> None:
+    connection.executemany(schema.rows_sql(statement, 1), rows)
+
+
+@contextlib.contextmanager
+def opened(base: Path) -> Iterator[SqliteEngine]:
+    data_dir = Path(tempfile.mkdtemp(dir=base))
+    engine = SqliteEngine(data_dir)
+    engine.open((1, 2))
+    engine.begin_term(1)
+    try:
+        yield engine
+    finally:
+        engine.close()
+        shutil.rmtree(data_dir)
+
+
+def commit_run(base: Path, kind: str, rows: int, count: int, busy: bool, switch_s: float) -> tuple[float, float, float]:
+    """Rows per second, and the median and 99th percentile of a commit in milliseconds. Upkeep is in the first only."""
+    batches = [make_batch(number, rows, kind) for number in range(1, count + 1)]
+    took_s = []
+    with opened(base) as engine, busy_loop(busy, switch_s):
+        start_s = time.perf_counter()
+        for batch in batches:
+            before_s = time.perf_counter()
+            engine.commit(batch)
+            took_s.append(time.perf_counter() - before_s)
+            engine.settle()
+        total_s = time.perf_counter() - start_s
+    took_s.sort()
+    return rows * count / total_s, took_s[len(took_s) // 2] * 1e3, took_s[len(took_s) * 99 // 100] * 1e3
+
+
+VARIANTS = {"few, large": schema.execute_rows, "row by row": row_by_row}
+
+
+def medians(runs: Sequence[tuple[float, ...]]) -> list[float]:
+    return [statistics.median(column) for column in zip(*runs, strict=True)]
+
+
+def commits(base: Path, total_rows: int, repeat: int) -> None:
+    print(
+        f"{'loop':5} {'switch':>6} {'rows':5} {'batch':>6}  {'statements':11} {'rows/s':>9} {'p50 ms':>7} {'p99 ms':>7}"
+    )
+    for busy, switch_s in ((False, 0.005), (True, 0.005), (True, 0.0002)):
+        for kind in ("lease", "event"):
+            for rows in (1, 200, 1_000):
+                # The slow corner would take minutes, and one-row batches are a matter of latency.
+                total = min(total_rows, rows * 300, 3_000 if busy and switch_s > 0.001 else total_rows)
+                runs: dict[str, list[tuple[float, ...]]] = {name: [] for name in VARIANTS}
+                for _ in range(repeat):  # in turn, so that a noisy machine is noisy for both
+                    for name, function in VARIANTS.items():
+                        schema.execute_rows = function
+                        runs[name].append(commit_run(base, kind, rows, max(total // rows, 3), busy, switch_s))
+                for name in VARIANTS:
+                    rate, p50_ms, p99_ms = medians(runs[name])
+                    print(
+                        f"{'busy' if busy else 'idle':5} {switch_s * 1e3:3.1f} ms {kind:5} {rows:6}"
+                        f"  {name:11} {rate:9,.0f} {p50_ms:7.2f} {p99_ms:7.2f}",
+                        flush=True,
+                    )
+    schema.execute_rows = VARIANTS["few, large"]
+
+
+def loading(base: Path, rows: int, repeat: int) -> None:
+    with opened(base) as engine:
+        for number in range(1, rows // 10_000 + 1):
+            engine.commit(make_batch(number, 10_000, "event"))
+            engine.settle()
+
+        runs = []
+        for _ in range(repeat):
+            start_s = time.perf_counter()
+            count = sum(1 for _ in engine.load().events)
+            runs.append((count / (time.perf_counter() - start_s),))
+        (rate,) = medians(runs)
+        print(f"load: {rate:,.0f} rows/s of {rows:,} events, {engine.size_bytes() / rows:.0f} bytes each on disk")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Durable rows per second of the SQLite engine")
+    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where the databases go; default: here")
+    parser.add_argument("--rows", type=int, default=40_000, help="rows of one run")
+    parser.add_argument("--load-rows", type=int, default=1_000_000, help="rows loaded")
+    parser.add_argument("--repeat", type=int, default=3)
+    options = parser.parse_args()
+    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {platform.system()} {platform.release()},", end=" ")
+    print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}")
+    commits(options.dir, options.rows, options.repeat)
+    loading(options.dir, options.load_rows, options.repeat)
+
+
+if __name__ == "__main__":
+    main()
