@@ -106,7 +106,7 @@ def test_renewals_write_a_row_only_when_the_saved_deadline_is_passed() -> None:
         assert lease.deadline_s == now + 10
         rows.append((lease.batch, journal.seal(now).leases))
     # The second is within what the first one saved, so its reply waits for the first one's batch only.
-    assert rows == [(2, [(1, 10, 16.5, False)]), (2, []), (4, [(1, 10, 22.5, False)])]
+    assert rows == [(2, [(1, 10, 18.0, False)]), (2, []), (4, [(1, 10, 24.0, False)])]
 
 
 def test_a_renewal_in_the_batch_of_the_grant_waits_for_that() -> None:

@@ -179,7 +179,7 @@ def test_without_an_order_only_what_the_limit_lets_in_is_sorted(four: StateMachi
         ({"min_mod_revision": -1}, b"abcd"),
     ],
 )
-def test_filters_do_not_change_the_count(four: StateMachine, filters: dict[str, int], found: bytes) -> None:
+def test_filters_do_not_change_the_count(four: StateMachine, filters: Any, found: bytes) -> None:
     reply = call(four, R(**EVERYTHING, **filters))
     assert (b"".join(keys(reply)), reply.count, reply.more) == (found, 4, False)
     one = call(four, R(**EVERYTHING, **filters, limit=1))
@@ -205,11 +205,14 @@ def test_old_revisions(four: StateMachine) -> None:
 
 
 def test_range_errors(four: StateMachine) -> None:
+    unknown: Any = 9
+    negative: Any = -1
     assert refused(four, R()) == errors.EMPTY_KEY
-    assert refused(four, R(range_end=b"\0", sort_order=9)) == errors.EMPTY_KEY
-    assert refused(four, R(key=b"a", sort_order=9, revision=99)) == errors.INVALID_SORT_OPTION
-    assert refused(four, R(key=b"a", sort_order=-1)) == errors.INVALID_SORT_OPTION
-    assert refused(four, R(key=b"a", sort_target=5)) == errors.INVALID_SORT_OPTION
+    assert refused(four, R(range_end=b"\0", sort_order=unknown)) == errors.EMPTY_KEY
+    assert refused(four, R(key=b"a", sort_order=unknown, revision=99)) == errors.INVALID_SORT_OPTION
+    assert refused(four, R(key=b"a", sort_order=negative)) == errors.INVALID_SORT_OPTION
+    assert refused(four, R(key=b"a", sort_target=unknown)) == errors.INVALID_SORT_OPTION
+    assert refused(four, R(key=b"a", sort_target=negative)) == errors.INVALID_SORT_OPTION
 
 
 # --- Put and DeleteRange ----------------------------------------------------------------------------------------
@@ -464,7 +467,7 @@ def test_no_space() -> None:
     op = rpc_pb2.RequestOp
     a_put = op(request_put=rpc_pb2.PutRequest(key=b"a"))
     t = rpc_pb2.TxnRequest
-    for request in (
+    refusals: list[Any] = [
         rpc_pb2.PutRequest(key=b"a"),
         rpc_pb2.PutRequest(key=b"a", lease=77),
         rpc_pb2.LeaseGrantRequest(ID=1, TTL=9_000_000_001),
@@ -472,11 +475,12 @@ def test_no_space() -> None:
         t(failure=[a_put]),
         t(success=[op(request_txn=t(failure=[a_put]))]),
         t(success=[a_put, op(request_range=R(key=b"a", revision=99))]),
-    ):
+    ]
+    for request in refusals:
         assert refused(machine, request) == errors.NO_SPACE
     assert refused(machine, rpc_pb2.PutRequest()) == errors.EMPTY_KEY
     assert refused(machine, t(failure=[a_put, a_put])) == errors.DUPLICATE_KEY
-    for request in (
+    allowed: list[Any] = [
         R(key=b"a"),
         t(success=[op(request_delete_range=rpc_pb2.DeleteRangeRequest(key=b"x"))]),
         rpc_pb2.LeaseKeepAliveRequest(ID=1),
@@ -485,7 +489,8 @@ def test_no_space() -> None:
         rpc_pb2.CompactionRequest(revision=1),
         rpc_pb2.LeaseRevokeRequest(ID=2),
         rpc_pb2.DeleteRangeRequest(key=b"a"),
-    ):
+    ]
+    for request in allowed:
         call(machine, request)
     assert machine.expire(10.0, 5) == 1
 

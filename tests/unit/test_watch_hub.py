@@ -49,7 +49,7 @@ def delete(machine: StateMachine, key: bytes, end: bytes = b"") -> None:
 
 
 def lines(told: list[Told]) -> list[Line]:
-    return [(event.mod_revision, event.key, event.value, before and before.value) for event, before in told]
+    return [(event.mod_revision, event.key, event.value, before.value if before else None) for event, before in told]
 
 
 def live(machine: StateMachine, watcher: Watcher) -> list[Line]:
