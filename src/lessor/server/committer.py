@@ -31,7 +31,6 @@ class Committer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_committed: Callable[[Batch], None] = lambda batch: None
         self._on_failure: Callable[[BaseException], None] = lambda error: None
-        self._collecting = False
         self.in_flight: Batch | None = None
         self.failed = False
         self.size_bytes = 0
@@ -79,15 +78,17 @@ class Committer:
     def _commit(self, batch: Batch) -> None:
         self._engine.commit(batch)
         # All else comes after the loop has heard of the commit.
-        self._submit(lambda: self._keep_house(batch.dead))
+        if batch.dead or batch.compact_revision is not None:
+            self._submit(lambda: self._collect(batch.dead))
+        self._submit(self._keep_house)
 
-    def _keep_house(self, dead: Sequence[tuple[int, int]]) -> None:
-        """The engine's upkeep, and one step of deleting dead rows; queues the next, so that commits get in between."""
+    def _collect(self, dead: Sequence[tuple[int, int]]) -> None:
+        """One step of deleting what a compaction made superfluous; queues the next, so that commits get in between."""
+        if self._engine.collect(dead):
+            self._submit(lambda: self._collect(()))
+
+    def _keep_house(self) -> None:
         self._engine.settle()
-        if dead or self._collecting:
-            self._collecting = self._engine.collect(dead)
-            if self._collecting:
-                self._submit(lambda: self._keep_house(()))
         self.size_bytes = self._engine.size_bytes()
         self.in_use_bytes = self._engine.in_use_bytes()
 

@@ -138,7 +138,7 @@ class Core:
         return EtcdError(Code.INTERNAL, "etcdserver: internal error, see the server's log")
 
     def durable_header_field(self) -> bytes:
-        """The header of a reply that does not wait at the gate, as its field 1: it names the newest durable revision."""
+        """The header of a reply that does not wait at the gate, as its field 1: it names the durable revision."""
         revision = self.turn.durable_revision
         if revision != self._header_revision:
             self._header_revision = revision
