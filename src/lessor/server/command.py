@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from lessor.base import limits
-from lessor.durable.engine import DataDirError
+from lessor.durable.engine import DataDirError, EngineError
 from lessor.server import logs
 from lessor.server.options import (
     DEFAULT_CLIENT_URL,
@@ -80,7 +80,7 @@ def serve(context: click.Context, /, **values: Any) -> None:
 
     try:
         code = run(options, _stop_on_signals)
-    except (DataDirError, OptionError) as error:
+    except (DataDirError, EngineError, OptionError) as error:
         click.echo(f"lessor: {error}", err=True)
         code = EXIT_CANNOT_SERVE
     sys.exit(code)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A disk that fails under a running server: nobody is told of a write that is lost, and the server goes."""
+
+import itertools
+import logging
+from pathlib import Path
+
+import grpc
+import pytest
+
+from lessor.api.proto import rpc_pb2
+from lessor.durable.engine import EngineError
+from lessor.durable.faulty import FaultyEngine
+from lessor.durable.sqlite import SqliteEngine
+from lessor.server.main import EXIT_DISK_FAILED
+from tests.fault.crash_load import Stubs
+from tests.in_process import InProcess
+
+
+def stubs(address: str) -> Stubs:
+    channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+    grpc.channel_ready_future(channel).result(10)
+    return Stubs(channel)
+
+
+def put_forever(calls: Stubs, acknowledged: list[int]) -> None:
+    for number in itertools.count(1):
+        calls("KV/Put", rpc_pb2.PutRequest(key=b"%d" % number, value=b"v"))
+        acknowledged.append(number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("took_effect", [False, True], ids=["nothing written", "written but not reported"])
+@pytest.mark.parametrize("fail_at", range(2, 9))
+def test_what_was_acknowledged_before_the_disk_failed_is_there(
+    tmp_path: Path, fail_at: int, took_effect: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = FaultyEngine(SqliteEngine(tmp_path), fail_at, took_effect=took_effect, message="lessor.db: disk is full")
+    acknowledged: list[int] = []
+    with caplog.at_level(logging.CRITICAL, "lessor"), InProcess(tmp_path, engine) as failing:
+        calls = stubs(failing.address)
+        with pytest.raises(grpc.RpcError) as failure:
+            put_forever(calls, acknowledged)
+        failing.wait()
+    assert failure.value.code() == grpc.StatusCode.UNAVAILABLE  # the connection was cut; no outcome was invented
+    assert failing.exit_code == EXIT_DISK_FAILED
+    assert "disk is full" in caplog.text or any("disk is full" in str(vars(record)) for record in caplog.records)
+    with InProcess(tmp_path) as again:
+        kvs = stubs(again.address)("KV/Range", rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0")).kvs
+    found = sorted(int(kv.key) for kv in kvs)
+    unknown = len(acknowledged) + 1
+    assert found in (list(range(1, unknown)), list(range(1, unknown + 1)))
+
+
+def test_a_disk_that_fails_at_the_first_write_is_an_error_of_the_start(tmp_path: Path) -> None:
+    engine = FaultyEngine(SqliteEngine(tmp_path), 1, message="lessor.db: disk is full")
+    with pytest.raises(EngineError, match="disk is full"), InProcess(tmp_path, engine):
+        pass
