@@ -124,6 +124,18 @@ def test_key_index_one_by_one_and_all_at_once() -> None:
     assert index.range(b"\0", b"") == wanted
 
 
+def test_key_index_puts_off_only_so_much() -> None:
+    index = KeyIndex()
+    keys = [b"%05d" % (number * 7919 % 10_000) for number in range(10_000)]
+    for key in keys:
+        index.add(key)
+        assert len(index._added) < 2_000
+    for key in keys[:6_000]:
+        index.remove(key)
+        assert len(index._removed) < 2_000
+    assert index.range(b"\0", b"") == sorted(keys[6_000:])
+
+
 # --- store ------------------------------------------------------------------------------------------------------
 
 
