@@ -16,12 +16,13 @@ from typing import Any, Protocol
 
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import EtcdError
 from lessor.testing.model import Model
 from tests.conformance.grpc_peer import Failure, GrpcPeer
-from tests.property.strategies import EVERYTHING, TXN_OPS_MAX, sequences
+from tests.property.strategies import EVERYTHING, TXN_OPS_MAX, reads_and_transactions, sequences
 from tests.property.translate import Translator, comparable
 
 # The speed of a server in another process is not what is tested.
@@ -29,7 +30,7 @@ AGAINST_A_SERVER = settings(deadline=None, suppress_health_check=[HealthCheck.to
 
 # TTLs that do not end while a sequence runs. Clamping is tested apart, by hand.
 LONG_TTLS_S = (100, 101, 102, 3600, 3601, 3602, 9_000_000_000, 9_000_000_001, 2**63 - 1)
-REAL_TIME_SEQUENCES = sequences(ttls=LONG_TTLS_S, time_passes=False)
+REAL_TIME_SEQUENCES = st.one_of(sequences(ttls=LONG_TTLS_S, time_passes=False), reads_and_transactions())
 
 
 class Server(Protocol):

@@ -24,7 +24,7 @@ NEAR = 1 << 20
 NEWEST_LEASE = 1 << 52
 
 EVERYTHING: Any = {"key": b"\0", "range_end": b"\0"}  # the range of all keys
-TXN_OPS_MAX = 4  # of the servers under test: small, so that sequences reach it
+TXN_OPS_MAX = 6  # of the servers under test: small, so that sequences reach it
 UNKNOWN = 9  # a number that none of the enums has
 
 KEYS = (b"\x00", b"a", b"a\x00", b"ab", b"b", b"c", b"\xff", b"\xff\xff")
@@ -51,6 +51,7 @@ values = st.sampled_from((b"", b"x", b"y", b"\x00\xff"))
 flags = mostly(st.just(False), st.just(True), 4)
 # Two leases are met often, so that they hold several keys when they end.
 lease_ids = st.one_of(st.sampled_from((1, 2)), st.sampled_from((1, 2, NEWEST_LEASE)), st.sampled_from(LEASES))
+small_leases = st.sampled_from((0, 0, 1, 2))
 leases_of_puts = st.one_of(st.just(0), st.sampled_from((1, 2)), mostly(st.sampled_from((1, 2)), lease_ids, 3))
 revisions = st.one_of(
     st.integers(CURRENT - 4, CURRENT),
@@ -104,8 +105,8 @@ def compares(draw: st.DrawFn) -> rpc.Compare:
     compare = rpc.Compare(
         key=draw(keys),
         range_end=draw(mostly(st.just(b""), range_ends, 3)),
-        result=draw(_enum([0, 1, 2, 3])),  # type: ignore[arg-type]
-        target=draw(_enum([0, 1, 2, 3, 4])),  # type: ignore[arg-type]
+        result=draw(_enum([0, 1, 2, 3], 8)),  # type: ignore[arg-type]
+        target=draw(_enum([0, 1, 2, 3, 4], 8)),  # type: ignore[arg-type]
     )
     # The operand is chosen apart from the target: none, the one that fits, or another one.
     match draw(st.integers(0, 5)):
@@ -153,6 +154,53 @@ def transactions(draw: st.DrawFn) -> rpc.TxnRequest:
     return _transaction(draw, depth=2)
 
 
+def _clash(draw: st.DrawFn, depth: int) -> rpc.TxnRequest:
+    def branch() -> list[rpc.RequestOp]:
+        operations = []
+        for _ in range(draw(st.sampled_from((0, 1, 1, 2)))):
+            key = draw(st.sampled_from((b"a", b"b")))
+            match draw(st.sampled_from("pppddrttt")):
+                case "p":
+                    operations.append(rpc.RequestOp(request_put=rpc.PutRequest(key=key, lease=draw(small_leases))))
+                case "d":
+                    delete = rpc.DeleteRangeRequest(key=key, range_end=draw(st.sampled_from((b"", b"b", b"c", b"\0"))))
+                    operations.append(rpc.RequestOp(request_delete_range=delete))
+                case "t" if depth > 0:
+                    operations.append(rpc.RequestOp(request_txn=_clash(draw, depth - 1)))
+                case _:
+                    operations.append(rpc.RequestOp(request_range=rpc.RangeRequest(**EVERYTHING)))
+        return operations
+
+    return rpc.TxnRequest(
+        compare=[draw(compares()) for _ in range(draw(st.sampled_from((0, 0, 1))))],
+        success=branch(),
+        failure=branch(),
+    )
+
+
+@st.composite
+def clashing_transactions(draw: st.DrawFn) -> rpc.TxnRequest:
+    """Without other faults, but two keys meet each other all the time: on one level, on several, on both branches."""
+    return _clash(draw, depth=2)
+
+
+@st.composite
+def telling_ranges(draw: st.DrawFn) -> rpc.RangeRequest:
+    """Without faults, over all keys, with one or two of the options whose combinations have rules."""
+    request = rpc.RangeRequest(
+        limit=draw(st.integers(0, 3)), revision=draw(st.sampled_from((0, 0, CURRENT))), **EVERYTHING
+    )
+    if draw(st.booleans()):
+        request.sort_target = draw(st.integers(0, 4))  # type: ignore[assignment]
+        request.sort_order = draw(st.integers(0, 2))  # type: ignore[assignment]
+    if draw(st.booleans()):
+        bound = draw(
+            st.sampled_from(("min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision"))
+        )
+        setattr(request, bound, draw(st.one_of(st.integers(2, 7), st.integers(CURRENT - 4, CURRENT))))
+    return request
+
+
 def grants(ttls: tuple[int, ...] = TTLS) -> st.SearchStrategy[rpc.LeaseGrantRequest]:
     return st.builds(rpc.LeaseGrantRequest, TTL=st.sampled_from(ttls), ID=st.one_of(st.just(0), lease_ids))
 
@@ -196,9 +244,11 @@ def sequences(
     """Lists of up to `length` steps. For a server that lives in real time: no `time_passes`, and no short `ttls`."""
     kinds: list[tuple[int, st.SearchStrategy[Any]]] = [
         (6, puts),
-        (4, ranges),
+        (3, ranges),
+        (4, telling_ranges()),
         (3, deletes),
-        (6, transactions()),
+        (5, transactions()),
+        (4, clashing_transactions()),
         (2, compactions),
         (5, grants(ttls)),
         (2, revokes),
@@ -213,3 +263,10 @@ def sequences(
     # The size is drawn apart: left to itself, hypothesis makes most lists short.
     rest = st.integers(1, length).flatmap(lambda size: st.lists(steps, min_size=size, max_size=size))
     return st.builds(list.__add__, st.sampled_from((WARM_UP, [])), rest)
+
+
+def reads_and_transactions(length: int = 8) -> st.SearchStrategy[list[Any]]:
+    """Short sequences of what has the most rules, on keys that are there."""
+    steps = st.one_of(telling_ranges(), clashing_transactions(), clashing_transactions(), puts)
+    rest = st.integers(1, length).flatmap(lambda size: st.lists(steps, min_size=size, max_size=size))
+    return rest.map(lambda drawn: [*WARM_UP, *drawn])

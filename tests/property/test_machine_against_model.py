@@ -18,7 +18,15 @@ from lessor.base.errors import EtcdError
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.watch_hub import CompactedError, Watcher, event_bytes
 from lessor.testing.model import Model
-from tests.property.strategies import EVERYTHING, INT64_MAX, TXN_OPS_MAX, WARM_UP, Advance, sequences
+from tests.property.strategies import (
+    EVERYTHING,
+    INT64_MAX,
+    TXN_OPS_MAX,
+    WARM_UP,
+    Advance,
+    reads_and_transactions,
+    sequences,
+)
 from tests.property.translate import Translator, comparable
 
 MIN_TTL_S = 2
@@ -194,6 +202,13 @@ def test_known_edges(request_: Message) -> None:
 @given(sequences())
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_same_as_model(steps: list[Any]) -> None:
+    _run(steps)
+
+
+@pytest.mark.slow
+@given(reads_and_transactions())
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+def test_reads_and_transactions_same_as_model(steps: list[Any]) -> None:
     _run(steps)
 
 
