@@ -80,7 +80,9 @@ def main(args: list[str] | None = None) -> None:
 def run(line: list[str]) -> int:
     """Runs one command line and returns its exit code, 0 for success; writes to stdout and stderr."""
     try:
-        cli.main(args=line, prog_name="lessor", standalone_mode=False)
+        # Not click's own main(): it answers Ctrl-C with an empty line, and a closed pipe with its own exit code.
+        with cli.make_context("lessor", list(line)) as ctx:
+            cli.invoke(ctx)
     except Failure as failure:
         return _failed(failure.text, failure.exit_code)
     except click.UsageError as error:
@@ -89,7 +91,7 @@ def run(line: list[str]) -> int:
         return _failed(error.format_message(), error.exit_code)
     except click.exceptions.Exit as end:
         return end.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         return CTRL_C
     except BrokenPipeError:
         return _stdout_closed()

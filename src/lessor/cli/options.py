@@ -12,7 +12,8 @@ that cannot be read is one.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +133,17 @@ def _global_options() -> list[click.Parameter]:
     ]
 
 
-def rewritten(args: list[str], params: list[click.Parameter]) -> list[str]:
+@contextmanager
+def _knowing(ctx: click.Context) -> Iterator[None]:
+    """Sees to it that a complaint about the line knows whose line it is; click does not always say."""
+    try:
+        yield
+    except click.UsageError as error:
+        error.ctx = error.ctx or ctx
+        raise
+
+
+def rewritten(args: list[str], params: list[click.Parameter], ctx: click.Context | None = None) -> list[str]:
     """The line as click reads it: `--flag=true` is `--flag`, `--flag=false` goes away, `-w=json` is `-wjson`."""
     options = {name: param for param in params if isinstance(param, click.Option) for name in param.opts}
     result = []
@@ -155,7 +166,7 @@ def rewritten(args: list[str], params: list[click.Parameter]) -> list[str]:
                 result += [name] if notation.boolean(value) else []
             except ValueError as error:
                 text = f'invalid argument {quote(os.fsencode(value))} for "{name}" flag: {error}'
-                raise Failure(ERROR, text) from None
+                raise Failure(ERROR, f"{text}{hint(ctx)}") from None
     return result
 
 
@@ -168,7 +179,8 @@ class Command(click.Command):
         self.params += _global_options()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, rewritten(args, self.get_params(ctx)))
+        with _knowing(ctx):
+            return super().parse_args(ctx, rewritten(args, self.get_params(ctx), ctx))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         own: list[tuple[str, str]] = []
@@ -208,7 +220,8 @@ class Group(click.Group):
         self.params += _global_options()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, rewritten(args, self.get_params(ctx)))
+        with _knowing(ctx):
+            return super().parse_args(ctx, rewritten(args, self.get_params(ctx), ctx))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self.loaders)

@@ -45,7 +45,10 @@ class Printer(Protocol):
 
 
 class ProtobufPrinter:
-    """Replies as they came over the wire, with nothing between them."""
+    """Replies as they came over the wire, with nothing between them.
+
+    Of a reply about leases etcdctl prints the header alone, an accident of its types; ours is the whole reply.
+    """
 
     def grant(self, reply: rpc.LeaseGrantResponse) -> bytes:
         return reply.SerializeToString()

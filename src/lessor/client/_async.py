@@ -326,7 +326,7 @@ class AsyncClient:
                                 create.start_revision = create.start_revision or response.header.revision + 1
                                 continue
                         elif not response.canceled:
-                            create.start_revision = max(create.start_revision, response.header.revision + 1)
+                            create.start_revision = max(create.start_revision, _seen_until(response) + 1)
                         yield response
                         if response.canceled:
                             return
@@ -376,6 +376,14 @@ def prefix_end(prefix: Bytes) -> bytes:
     """
     raw = _bytes(prefix).rstrip(b"\xff")
     return raw[:-1] + bytes([raw[-1] + 1]) if raw else FROM_KEY
+
+
+def _seen_until(response: rpc.WatchResponse) -> int:
+    """The revision up to which a watch has everything after this response.
+
+    Of one with events the header does not say it: history comes in pieces, whose headers all bear the newest revision.
+    """
+    return response.events[-1].kv.mod_revision if response.events else response.header.revision
 
 
 def _bytes(text: Bytes) -> bytes:

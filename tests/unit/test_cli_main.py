@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line without a server: flags and environment, exit codes, one line for whatever goes wrong."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import click
+import pytest
+
+from lessor.base.errors import Code
+from lessor.cli import main
+from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, Failure
+from lessor.cli.kv import key_range
+from lessor.cli.options import Command, Globals, Group, Settings, rewritten, settings_of
+from lessor.cli.watch import watched
+from lessor.client import CallTimeout, ConnectionLost, ServerError
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("ETCDCTL_"):
+            monkeypatch.delenv(name)
+
+
+def said(capsys: pytest.CaptureFixture[str], *line: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a line."""
+    exit_code = main.run(list(line))
+    captured = capsys.readouterr()
+    return exit_code, captured.out, captured.err
+
+
+def settings_from(*line: str) -> Settings:
+    """What a command sees of the flags for all commands."""
+    seen: list[Settings] = []
+
+    @click.command("probe", cls=Command)
+    @click.pass_context
+    def probe(ctx: click.Context) -> None:
+        seen.append(settings_of(ctx))
+
+    Group("lessor", "", {"probe": ("", lambda: probe)}).main(list(line), standalone_mode=False)
+    return seen[0]
+
+
+def test_defaults() -> None:
+    assert settings_from("probe") == Settings(("127.0.0.1:2379",), 2.0, 5.0, "simple", False, False)
+
+
+def test_flags_stand_before_or_after_the_command_and_the_last_one_wins() -> None:
+    assert settings_from("-w", "json", "probe").output_format == "json"
+    assert settings_from("probe", "-w=fields").output_format == "fields"
+    assert settings_from("-w", "json", "probe", "--write-out=fields").output_format == "fields"
+    assert settings_from("--hex", "probe").hexadecimal
+    assert not settings_from("probe", "--hex=false").hexadecimal
+    assert settings_from("--dial-timeout", "300ms", "probe", "--command-timeout", "1m").dial_timeout_s == 0.3
+
+
+def test_endpoints_are_separated_by_commas_or_given_again() -> None:
+    assert settings_from("probe", "--endpoints", " a:1, b:2 ").endpoints == ("a:1", "b:2")
+    assert settings_from("probe", "--endpoints", "a:1", "--endpoints=b:2").endpoints == ("a:1", "b:2")
+    assert settings_from("probe", "--endpoints", "").endpoints == ()
+
+
+def test_the_environment_stands_in_for_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ETCDCTL_ENDPOINTS", "a:1,b:2")
+    monkeypatch.setenv("ETCDCTL_WRITE_OUT", "json")
+    monkeypatch.setenv("ETCDCTL_COMMAND_TIMEOUT", "1h")
+    monkeypatch.setenv("ETCDCTL_HEX", "true")
+    assert settings_from("probe") == Settings(("a:1", "b:2"), 2.0, 3600.0, "json", True, False)
+    assert settings_from("probe", "--endpoints", "c:3", "-w", "simple").endpoints == ("c:3",)
+    assert settings_from("probe", "-w", "simple").output_format == "simple"
+
+
+def test_a_variable_that_cannot_be_read_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ETCDCTL_DIAL_TIMEOUT", "soon")
+    with pytest.raises(Failure) as caught:
+        Globals().settings()
+    assert caught.value.text == 'invalid value "soon" for ETCDCTL_DIAL_TIMEOUT: time: invalid duration "soon"'
+
+
+def test_a_line_is_rewritten_only_where_click_reads_it_otherwise() -> None:
+    params: list[click.Parameter] = [
+        click.Option(["--prefix"], is_flag=True),
+        click.Option(["--lease"]),
+        click.Option(["-w", "--write-out"]),
+    ]
+    line = [
+        "--prefix=true",
+        "--prefix=F",
+        "-w=json",
+        "--write-out=json",
+        "--lease",
+        "--prefix=true",
+        "a=b",
+        "--other=1",
+    ]
+    expected = ["--prefix", "-wjson", "--write-out=json", "--lease", "--prefix=true", "a=b", "--x=1"]
+    assert rewritten([*line, "--", "--prefix=true"], params) == [*expected, "--", "--prefix=true"]
+    with pytest.raises(Failure, match='invalid argument "maybe" for "--prefix" flag'):
+        rewritten(["--prefix=maybe"], params)
+
+
+@pytest.mark.parametrize(
+    ("line", "exit_code", "error"),
+    [
+        ("lease grant", 128, "lease grant command needs TTL argument"),
+        ("lease grant soon", 128, 'bad TTL (strconv.ParseInt: parsing "soon": invalid syntax)'),
+        ("lease grant 1500ms", 128, "bad TTL (1500ms is not a whole number of seconds, the unit of a TTL)"),
+        (
+            "lease revoke ff --decimal",
+            128,
+            'bad lease ID arg (strconv.ParseInt: parsing "ff": invalid syntax), expecting ID in decimal',
+        ),
+        ("lease grant 5 -w table", 4, "table not supported as output format"),
+        ("lease grant 5 -w xml", 4, "unsupported output format"),
+        ("get k -w xml", 4, "unsupported output format"),
+        ("put", 128, "put command needs 1 argument and input from stdin or 2 arguments"),
+        ("watch", 128, "bad number of arguments"),
+        ("watch a b c", 128, "bad number of arguments"),
+        ("bogus", 1, 'unknown command "bogus" for "lessor" (see \'lessor --help\')'),
+        ("lease re", 2, "endpoint 'x://y': unknown scheme x; use host:port, http:// or unix:///path"),
+        ("--bogus", 1, "unknown flag: --bogus (see 'lessor --help')"),
+        (
+            "get k --limit x",
+            1,
+            'invalid argument "x" for "--limit" flag: strconv.ParseInt: parsing "x": invalid syntax '
+            "(see 'lessor get --help')",
+        ),
+    ],
+)
+def test_a_bad_line_is_refused_in_one_line_before_anything_is_asked(
+    capsys: pytest.CaptureFixture[str], line: str, exit_code: int, error: str
+) -> None:
+    args = ["lease", "re", "1", "--endpoints", "x://y"] if line == "lease re" else line.split()
+    assert said(capsys, *args) == (exit_code, "", f"Error: {error}\n")
+
+
+def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in ((), ("lease",), ("lease", "grant", "-h"), ("--help",), ("watch", "--help")):
+        exit_code, out, err = said(capsys, *line)
+        assert (exit_code, err) == (0, "")
+        assert out.startswith("Usage: lessor")
+    assert "serve" in said(capsys)[1]
+
+
+def failing(error: BaseException) -> Any:
+    def run(coroutine: Any) -> None:
+        coroutine.close()
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "exit_code", "text"),
+    [
+        (ServerError(Code.NOT_FOUND, "etcdserver: no"), "lease revoke 1", 1, "failed to revoke lease (etcdserver: no)"),
+        (ServerError(Code.NOT_FOUND, "etcdserver: no"), "lease grant 1", 1, "failed to grant lease (etcdserver: no)"),
+        (ServerError(Code.NOT_FOUND, "etcdserver: no"), "lease list", 2, "etcdserver: no"),
+        (ServerError(Code.NOT_FOUND, "etcdserver: no"), "lease timetolive 1", 2, "etcdserver: no"),
+        (ServerError(Code.NOT_FOUND, "etcdserver: no"), "lease keep-alive 1 --once", 2, "etcdserver: no"),
+        (ServerError(Code.NOT_FOUND, "etcdserver: no"), "put k v", 1, "etcdserver: no"),
+        (ServerError(Code.UNKNOWN, "two\nlines"), "get k", 1, "two lines"),
+        (
+            ConnectionLost("cannot connect to a:1: no", endpoint="a:1"),
+            "del k",
+            1,
+            "cannot connect to a:1: no; is a server running there? --endpoints names another",
+        ),
+        (
+            ConnectionLost("a:1: gone", endpoint="a:1", outcome_unknown=True),
+            "put k v",
+            1,
+            "a:1: gone; it may have taken effect: look before you repeat it",
+        ),
+        (
+            CallTimeout("no answer from a:1 within 5 s", timeout_s=5),
+            "get k",
+            1,
+            "context deadline exceeded: no answer from a:1 within 5 s; allow more with --command-timeout",
+        ),
+        (TypeError("a bug"), "get k", 1, "internal error: TypeError: a bug (--debug shows where)"),
+    ],
+)
+def test_each_end_of_a_call_has_its_line_and_exit_code(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    line: str,
+    exit_code: int,
+    text: str,
+) -> None:
+    monkeypatch.setattr("lessor.client.run", failing(error))
+    assert said(capsys, *line.split()) == (exit_code, "", f"Error: {text}\n")
+
+
+def test_ctrl_c_and_a_closed_pipe_are_quiet(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lessor.client.run", failing(KeyboardInterrupt()))
+    assert said(capsys, "watch", "k") == (130, "", "")
+    monkeypatch.setattr("lessor.client.run", failing(BrokenPipeError()))
+    monkeypatch.setattr(main, "_stdout_closed", lambda: 141)
+    assert said(capsys, "watch", "k") == (141, "", "")
+
+
+def test_key_ranges() -> None:
+    assert key_range(("a",), prefix=False, from_key=False) == (b"a", b"")
+    assert key_range(("a", "b"), prefix=False, from_key=False) == (b"a", b"b")
+    assert key_range(("a",), prefix=True, from_key=False) == (b"a", b"b")
+    assert key_range(("a",), prefix=False, from_key=True) == (b"a", b"\0")
+    assert key_range(("",), prefix=True, from_key=False) == (b"\0", b"\0")
+    assert key_range(("\udcff",), prefix=True, from_key=False) == (b"\xff", b"\0")  # a byte that is not UTF-8
+    with pytest.raises(Failure, match="too many arguments"):
+        key_range(("a", "b"), prefix=True, from_key=False)
+
+
+def test_what_to_watch_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watched(("a", "b"), prefix=False) == (b"a", b"b")
+    monkeypatch.setenv("ETCDCTL_WATCH_KEY", "k")
+    assert watched((), prefix=True) == (b"k", b"l")
+    monkeypatch.setenv("ETCDCTL_WATCH_RANGE_END", "z")
+    assert watched((), prefix=False) == (b"k", b"z")
+    with pytest.raises(Failure, match="found conflicting environment key"):
+        watched(("a",), prefix=False)
+    monkeypatch.delenv("ETCDCTL_WATCH_KEY")
+    with pytest.raises(Failure) as caught:
+        watched(("a",), prefix=False)
+    assert caught.value.exit_code == BAD_ARGS
+    assert caught.value.text == 'ETCDCTL_WATCH_KEY is empty but got ETCDCTL_WATCH_RANGE_END="z"'
+
+
+def test_no_endpoint_is_a_bad_connection(capsys: pytest.CaptureFixture[str]) -> None:
+    exit_code, _, err = said(capsys, "get", "a", "--endpoints", "")
+    assert exit_code == BAD_CONNECTION
+    assert err == "Error: no endpoint given: write host:port, http://host:port or unix:///path\n"
+
+
+@pytest.mark.slow
+def test_a_client_command_does_not_load_the_server() -> None:
+    script = (
+        "import sys; from lessor.cli.main import run; code = run(['get', 'a', '--endpoints', '127.0.0.1:1']);"
+        "names = [n for n in sys.modules if n.startswith(('lessor.server', 'lessor.state', 'lessor.durable', 'uvloop',"
+        " 'sqlite3', 'prometheus_client'))]; print(code, names)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 []\n"
+
+
+@pytest.mark.slow
+def test_python_m_lessor_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "lessor", "version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("lessor version: ")
+    assert done.stdout.endswith("\nAPI version: 3.6\n")
