@@ -104,8 +104,59 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(50):
         head = decoder.head(encode_headers([*CALL, (b"token", b"%d" % number)]))
         assert head.get(b"token") == b"%d" % number
+        timed = decoder.head(encode_headers([*CALL, (b"token", b"%d" % number), (b"grpc-timeout", b"1S")]))
+        assert timed.get(b"token") == b"%d" % number
         assert len(decoder._heads) <= 4
+        assert len(decoder._templates) <= 4
         assert len(decoder._kinds) <= 4
+
+
+def test_a_call_with_another_deadline_takes_over_verdict_and_route() -> None:
+    decoder, encoder = HeaderDecoder(), hpack.Encoder()
+    first = decoder.head(encoder.encode([*CALL, (b"token", b"a"), (b"grpc-timeout", b"1S")]))
+    first.route = "found"
+    second = decoder.head(encoder.encode([*CALL, (b"token", b"a"), (b"grpc-timeout", b"2S")]))
+    assert fields_of(second) == [*CALL, (b"token", b"a"), (b"grpc-timeout", b"2S")]
+    assert (second.form, second.route, second.get(b"grpc-timeout")) == (REQUEST, "found", b"2S")
+    assert first.get(b"grpc-timeout") == b"1S"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [*CALL, (b"token", b"b"), (b"grpc-timeout", b"2S")],
+        [*CALL, (b"grpc-encoding", b"snappy")],
+        [*CALL[:2], (b":path", b"/y"), CALL[3], (b"token", b"a"), (b"grpc-timeout", b"2S")],
+    ],
+)
+def test_a_call_that_differs_in_anything_else_has_a_route_of_its_own(fields: list[Field]) -> None:
+    decoder, encoder = HeaderDecoder(), hpack.Encoder()
+    decoder.head(encoder.encode([*CALL, (b"token", b"a"), (b"grpc-timeout", b"1S")])).route = "found"
+    decoder.head(encoder.encode([*CALL, (b"grpc-encoding", b"gzip")])).route = "gzip"
+    head = decoder.head(encoder.encode(fields))
+    assert head.route is None
+    assert fields_of(head) == fields
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [*CALL, (b"token", b"a"), (b"grpc-timeout", b" 2S")],
+        [CALL[0], (b"grpc-timeout", b"2S"), *CALL[1:], (b"token", b"a")],
+    ],
+    ids=["bad-value", "before-a-pseudo-header"],
+)
+def test_a_wrong_deadline_is_seen_though_the_rest_is_known(fields: list[Field]) -> None:
+    decoder, encoder = HeaderDecoder(), hpack.Encoder()
+    assert decoder.head(encoder.encode([*CALL, (b"token", b"a"), (b"grpc-timeout", b"1S")])).form == REQUEST
+    assert decoder.head(encoder.encode(fields)).form == MALFORMED
+
+
+def test_a_deadline_among_other_metadata_keeps_its_place() -> None:
+    decoder, encoder = HeaderDecoder(), hpack.Encoder()
+    decoder.head(encoder.encode([*CALL, (b"token", b"a"), (b"grpc-timeout", b"1S"), (b"x", b"y")]))
+    fields = [*CALL, (b"grpc-timeout", b"2S"), (b"token", b"a"), (b"x", b"y")]
+    assert fields_of(decoder.head(encoder.encode(fields))) == fields
 
 
 def test_long_blocks_and_values_are_not_remembered() -> None:

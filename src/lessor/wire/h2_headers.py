@@ -10,9 +10,12 @@ Laws
 
 How it works. A client that repeats a call sends the same few bytes: indexes into a table that it filled with its first
 call. So `HeaderDecoder` keeps a dict from block to finished `Head`. Clients that set deadlines put a new grpc-timeout
-into the table with each call and never hit that cache, so the slow path has to be quick too: one loop over the block
-that copies nothing it does not keep. (`hpack.Decoder` copies the rest of the block for each literal: a block of many
-short ones costs quadratic time.) The Huffman code and the static table are the `hpack` library's.
+into the table with each call, so that all their indexes move and that cache is never hit. For them the slow path has to
+be quick too: one loop over the block that copies nothing it does not keep, and a second dict, from the fields that
+came from the table to a head that had the same ones, whose verdict and route the new one takes over.
+
+(`hpack.Decoder` copies the rest of the block for each literal: a block of many short ones costs quadratic time. The
+Huffman code and the static table are the `hpack` library's.)
 
 Not here: limits on the encoded size and the number of frames (`h2_connection.py`), the meaning of any field.
 """
@@ -42,6 +45,9 @@ _STATIC: tuple[Field, ...] = ((b"", b""), *HeaderTable.STATIC_TABLE)  # counted 
 _STATIC_COUNT = len(HeaderTable.STATIC_TABLE)
 _STATIC_INDEX = {field: index for index, field in reversed(list(enumerate(_STATIC)))}
 _STATIC_NAME_INDEX = {field[0]: index for index, field in reversed(list(enumerate(_STATIC)))}
+_FIELDS_CEILING = limits.H2_HEADER_LIST_BYTES_CEILING // _FIELD_OVERHEAD_BYTES  # even empty ones are too many then
+# So many fields of a short block cannot exceed the limit on lists, since none is larger than the table: not measured.
+_SURELY_SHORT_FIELDS = limits.H2_HEADER_LIST_BYTES_MAX // HEADER_TABLE_BYTES_DEFAULT - 2
 _INTEGER_SHIFT_MAX = 28  # five bytes carry 2^32, more than anything here may be
 
 _NAME = re.compile(rb":?[^\x00-\x20A-Z:\x7f-\xff]+")
@@ -51,11 +57,17 @@ _STATUS = re.compile(rb"[1-9][0-9]{2}")
 _CONNECTION_SPECIFIC = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"},
 )
+# Fields whose values change from call to call. They decide nothing here, and must not decide what an owner keeps in
+# `Head.route`, which heads that differ in nothing else share.
+PER_CALL_FIELDS = frozenset({b"grpc-timeout", b"traceparent", b"tracestate", b"x-request-id"})
 _REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 
 
 class Head:
     """A decoded header list. Shared and immutable, except for `route`, where its owner may keep what it looked up.
+
+    `route` may depend on all fields but PER_CALL_FIELDS: a head that differs from an earlier one in nothing else begins
+    with the route of that one.
 
     form             REQUEST, RESPONSE, TRAILERS (no pseudo-header), MALFORMED or TOO_LARGE
     method, scheme, path, authority, status   the pseudo-headers, b"" when absent; authority falls back to `host`
@@ -96,6 +108,21 @@ class Head:
         if first is None:
             first = self._first = dict(reversed(self.headers))
         return first.get(name)
+
+    def with_headers(self, headers: tuple[Field, ...]) -> "Head":
+        """The same head with other fields of PER_CALL_FIELDS."""
+        head = Head.__new__(Head)
+        head.form = self.form
+        head.method = self.method
+        head.scheme = self.scheme
+        head.path = self.path
+        head.status = self.status
+        head.authority = self.authority
+        head.content_length = self.content_length
+        head.route = self.route
+        head.headers = headers
+        head._first = None
+        return head
 
     def __repr__(self) -> str:
         return f"Head({self.form}, {self.method!r}, {self.path!r}, {self.status!r}, {self.headers!r})"
@@ -194,10 +221,11 @@ class HeaderDecoder:
     limits.H2_FIELD_CACHE_*.
     """
 
-    __slots__ = ("_dynamic", "_heads", "_kinds", "_size_bytes", "_size_bytes_max")
+    __slots__ = ("_dynamic", "_heads", "_kinds", "_size_bytes", "_size_bytes_max", "_templates")
 
     def __init__(self) -> None:
         self._heads: dict[bytes, Head] = {}
+        self._templates: dict[tuple[Field, ...], Head] = {}  # by all fields but one of PER_CALL_FIELDS
         self._kinds: dict[Field, int] = {}  # fields seen lately and what they are: most of a new block is known
         self._dynamic: deque[Field] = deque()  # newest first; index 62 is its first entry
         self._size_bytes = 0
@@ -209,21 +237,47 @@ class HeaderDecoder:
         if head is not None:
             return head
         try:
-            fields, size_bytes, changed = self._decode(block)
+            fields, fresh, changed = self._decode(block)
         except (IndexError, HPACKError) as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "header block cannot be decoded") from error
-        head = head_of(fields, self._kinds) if size_bytes <= limits.H2_HEADER_LIST_BYTES_MAX else _TOO_LARGE_HEAD
         heads = self._heads
         if changed:
             heads.clear()
-        elif head.form != TOO_LARGE and len(block) <= limits.H2_HEAD_CACHE_BLOCK_BYTES_MAX:
+        short = len(block) <= limits.H2_HEAD_CACHE_BLOCK_BYTES_MAX
+        if not short or len(fields) > _SURELY_SHORT_FIELDS:
+            size_bytes = header_list_bytes(fields)
+            if size_bytes > limits.H2_HEADER_LIST_BYTES_CEILING:
+                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
+            if size_bytes > limits.H2_HEADER_LIST_BYTES_MAX:
+                return _TOO_LARGE_HEAD
+        if short and fresh >= 0 and fields[fresh][0] in PER_CALL_FIELDS:
+            head = self._head_with(fields, fresh)
+        else:
+            head = head_of(fields, self._kinds)
+        if short and not changed:
             if len(heads) >= limits.H2_HEAD_CACHE_MAX:
                 heads.clear()
             heads[block] = head
         return head
 
+    def _head_with(self, fields: list[Field], fresh: int) -> Head:
+        """The head of `fields`, by a template that has the same fields without number `fresh`."""
+        per_call = fields[fresh]
+        key = (*fields[:fresh], *fields[fresh + 1 :])
+        template = self._templates.get(key)
+        if template is not None and _BAD_VALUE.search(per_call[1]) is None:
+            first = len(fields) - len(template.headers)
+            if fresh >= first:
+                return template.with_headers(tuple(fields[first:]))
+        head = head_of(fields, self._kinds)
+        if head.form != MALFORMED:
+            if len(self._templates) >= limits.H2_HEAD_CACHE_MAX:
+                self._templates.clear()
+            self._templates[key] = head
+        return head
+
     def _decode(self, block: bytes) -> tuple[list[Field], int, bool]:
-        """(fields, their size as RFC 9113 10.5.1 counts it, whether the table changed).
+        """(fields, which of them is the last literal or -1, whether the table changed).
 
         Raises IndexError when the block ends early or names an entry that does not exist, HPACKError for bad Huffman
         code, ConnectionFault otherwise.
@@ -231,7 +285,7 @@ class HeaderDecoder:
         fields: list[Field] = []
         dynamic = self._dynamic
         position = 0
-        size_bytes = 0
+        fresh = -1
         changed = False
         block_end = len(block)
         while position < block_end:
@@ -264,14 +318,14 @@ class HeaderDecoder:
                     name, position = _string(block, position)
                 value, position = _string(block, position)
                 field = (name, value)
+                fresh = len(fields)
                 if byte & 0x40:
                     self._enter(field)
                     changed = True
             fields.append(field)
-            size_bytes += len(field[0]) + len(field[1]) + _FIELD_OVERHEAD_BYTES
-            if size_bytes > limits.H2_HEADER_LIST_BYTES_CEILING:
+            if len(fields) > _FIELDS_CEILING:
                 raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
-        return fields, size_bytes, changed
+        return fields, fresh, changed
 
     def _enter(self, field: Field) -> None:
         size_bytes = len(field[0]) + len(field[1]) + _FIELD_OVERHEAD_BYTES
