@@ -221,7 +221,8 @@ STEPS = st.lists(
         st.lists(st.sampled_from(KEYS), max_size=4),
         st.integers(0, 9),
     ),
-    max_size=40,
+    min_size=5,
+    max_size=25,
 )
 
 
@@ -252,7 +253,7 @@ def drive(store: Store, journal: Journal, plan: Iterable[Step]) -> Naive:
     naive = Naive()
     for what, keys, number in plan:
         if what == "compact":
-            revision = max(naive.revision - number, 0)
+            revision = max(naive.revision - number % 4, 0)
             if revision > naive.compact_revision:
                 store.compact(revision)
                 naive.compact_revision = revision
@@ -276,7 +277,7 @@ def drive(store: Store, journal: Journal, plan: Iterable[Step]) -> Naive:
     return naive
 
 
-@settings(max_examples=30)
+@settings(max_examples=50)
 @given(STEPS)
 def test_every_retained_revision_can_be_read(plan: list[Step]) -> None:
     store, journal = new_store()
@@ -294,7 +295,7 @@ def test_every_retained_revision_can_be_read(plan: list[Step]) -> None:
     assert store.count(b"\0", b"") == len(store) == len(naive.snapshots[naive.revision])
 
 
-@settings(max_examples=30)
+@settings(max_examples=50)
 @given(STEPS)
 def test_compaction_reports_each_row_that_nothing_needs_once(plan: list[Step]) -> None:
     store, journal = new_store()
@@ -305,7 +306,7 @@ def test_compaction_reports_each_row_that_nothing_needs_once(plan: list[Step]) -
     assert sorted(set(rows) - set(dead)) == naive.retained()
 
 
-@settings(max_examples=30)
+@settings(max_examples=50)
 @given(STEPS)
 def test_a_loaded_store_is_the_same_store(plan: list[Step]) -> None:
     """Whether the dead rows are still there or not, and for later compactions too."""
