@@ -10,7 +10,7 @@ from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.against_model import AGAINST_A_SERVER, REAL_TIME_SEQUENCES, Party, Session, differences_of
 from tests.conformance.etcd_server import EtcdServer
 from tests.conformance.grpc_peer import GrpcPeer
-from tests.property.strategies import INT64_MIN
+from tests.property.strategies import EDGES, INT64_MIN, WARM_UP
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 
@@ -19,6 +19,12 @@ pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 @settings(AGAINST_A_SERVER, max_examples=60)
 def test_every_reply_is_the_models(etcd_server: EtcdServer, etcd: GrpcPeer, steps: list[Any]) -> None:
     Session([Party(etcd, differences_of(etcd_server))], etcd_server.min_lease_ttl_s).run(steps)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_edges(etcd_server: EtcdServer, etcd: GrpcPeer, edge: str) -> None:
+    session = Session([Party(etcd, differences_of(etcd_server))], etcd_server.min_lease_ttl_s)
+    session.run([*WARM_UP, EDGES[edge], rpc.PutRequest(key=b"b", value=b"z")])
 
 
 def test_short_ttls_are_raised(etcd_server: EtcdServer, etcd: GrpcPeer) -> None:

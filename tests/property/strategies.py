@@ -205,7 +205,7 @@ def grants(ttls: tuple[int, ...] = TTLS) -> st.SearchStrategy[rpc.LeaseGrantRequ
     return st.builds(rpc.LeaseGrantRequest, TTL=st.sampled_from(ttls), ID=st.one_of(st.just(0), lease_ids))
 
 
-any_lease = mostly(lease_ids, st.just(0), 20)
+any_lease = mostly(st.one_of(st.sampled_from((1, 2)), lease_ids), st.just(0), 20)
 revokes = st.builds(rpc.LeaseRevokeRequest, ID=any_lease)
 keepalives = st.builds(rpc.LeaseKeepAliveRequest, ID=any_lease)
 times_to_live = st.builds(rpc.LeaseTimeToLiveRequest, ID=any_lease, keys=st.booleans())
@@ -226,7 +226,7 @@ advances = st.builds(
 Step = Message | Advance
 
 # Brings a fresh store to where something can go wrong: leases with keys, a key with versions, a deleted key.
-WARM_UP: list[Step] = [
+WARM_UP: list[Message] = [
     rpc.LeaseGrantRequest(ID=1, TTL=100),
     rpc.LeaseGrantRequest(ID=2, TTL=3600),
     rpc.PutRequest(key=b"a", value=b"x", lease=1),
@@ -251,7 +251,7 @@ def sequences(
         (4, clashing_transactions()),
         (2, compactions),
         (5, grants(ttls)),
-        (2, revokes),
+        (4, revokes),
         (2, keepalives),
         (2, times_to_live),
         (1, listings),
@@ -266,7 +266,54 @@ def sequences(
 
 
 def reads_and_transactions(length: int = 8) -> st.SearchStrategy[list[Any]]:
-    """Short sequences of what has the most rules, on keys that are there."""
-    steps = st.one_of(telling_ranges(), clashing_transactions(), clashing_transactions(), puts)
+    """Short sequences of what has the most rules, on keys and leases that are there."""
+    steps = st.one_of(
+        telling_ranges(), telling_ranges(), clashing_transactions(), clashing_transactions(), puts, revokes
+    )
     rest = st.integers(1, length).flatmap(lambda size: st.lists(steps, min_size=size, max_size=size))
     return rest.map(lambda drawn: [*WARM_UP, *drawn])
+
+
+def _txn(*operations: Message) -> rpc.TxnRequest:
+    fields = {
+        rpc.RangeRequest: "request_range",
+        rpc.PutRequest: "request_put",
+        rpc.DeleteRangeRequest: "request_delete_range",
+        rpc.TxnRequest: "request_txn",
+    }
+    named: list[dict[str, Any]] = [{fields[type(operation)]: operation} for operation in operations]
+    return rpc.TxnRequest(success=[rpc.RequestOp(**one) for one in named])
+
+
+_PUT_A = rpc.PutRequest(key=b"a")
+_DELETE_ALL = rpc.DeleteRangeRequest(**EVERYTHING)
+
+# Where random sequences come too rarely to rely on them. Each is sent after WARM_UP.
+EDGES: dict[str, Message] = {
+    # One more than the limit does not fit into 64 bits.
+    "limit": rpc.RangeRequest(limit=INT64_MAX, **EVERYTHING),
+    "limit in txn": _txn(_PUT_A, rpc.RangeRequest(limit=INT64_MAX, **EVERYTHING)),
+    # Without an order, only limit + 1 keys are sorted by the target.
+    "limit, target": rpc.RangeRequest(limit=1, sort_target=rpc.RangeRequest.CREATE, **EVERYTHING),
+    "limit, target, down": rpc.RangeRequest(limit=1, sort_target=rpc.RangeRequest.MOD, sort_order=2, **EVERYTHING),  # type: ignore[arg-type]
+    "limit, target, filter": rpc.RangeRequest(
+        limit=1, sort_target=rpc.RangeRequest.VALUE, min_mod_revision=1, **EVERYTHING
+    ),
+    # A key deleted and put again in one revision is a new key for watchers: its put has no prev_kv.
+    "put again": _txn(_DELETE_ALL, _PUT_A),
+    "put and deleted": _txn(_PUT_A, _DELETE_ALL),
+    # The put's key has gone when its turn comes. etcd dies of it; we refuse, and nothing is done.
+    "put of nothing": _txn(_DELETE_ALL, rpc.PutRequest(key=b"a", ignore_value=True)),
+    # Deletes of a nested transaction are compared with the puts of later ones, not with those of earlier ones.
+    "nested put, nested delete": _txn(_txn(_PUT_A), _txn(rpc.DeleteRangeRequest(key=b"a"))),
+    "nested delete, nested put": _txn(_txn(rpc.DeleteRangeRequest(key=b"a")), _txn(_PUT_A)),
+    "put, nested delete": _txn(_PUT_A, _txn(rpc.DeleteRangeRequest(key=b"a"))),
+    # The first faulty operation is told, whatever its kind.
+    "future range, faulty put": _txn(
+        rpc.RangeRequest(key=b"a", revision=CURRENT + 9), rpc.PutRequest(key=b"a", lease=9)
+    ),
+    "faulty put, future range": _txn(
+        rpc.PutRequest(key=b"a", lease=9), rpc.RangeRequest(key=b"a", revision=CURRENT + 9)
+    ),
+    "ends with its keys": rpc.LeaseRevokeRequest(ID=1),
+}

@@ -19,8 +19,8 @@ from lessor.state.machine import Identity, StateMachine
 from lessor.state.watch_hub import CompactedError, Watcher, event_bytes
 from lessor.testing.model import Model
 from tests.property.strategies import (
+    EDGES,
     EVERYTHING,
-    INT64_MAX,
     TXN_OPS_MAX,
     WARM_UP,
     Advance,
@@ -165,37 +165,9 @@ def _run(steps: list[Any]) -> None:
     pair.compare_state()
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        # Where random sequences come too rarely to rely on them.
-        rpc.RangeRequest(limit=INT64_MAX, **EVERYTHING),
-        rpc.RangeRequest(limit=INT64_MAX, sort_target=rpc.RangeRequest.MOD, keys_only=True, **EVERYTHING),
-        rpc.TxnRequest(
-            success=[
-                rpc.RequestOp(request_put=rpc.PutRequest(key=b"d")),
-                rpc.RequestOp(request_range=rpc.RangeRequest(limit=INT64_MAX, **EVERYTHING)),
-            ]
-        ),
-        # A key deleted and put again in one revision is a new key for watchers: its put has no prev_kv.
-        rpc.TxnRequest(
-            success=[
-                rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(**EVERYTHING)),
-                rpc.RequestOp(request_put=rpc.PutRequest(key=b"a")),
-            ]
-        ),
-        # The put's key has gone when its turn comes. etcd dies of it; we refuse, and nothing is done.
-        rpc.TxnRequest(
-            success=[
-                rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(**EVERYTHING)),
-                rpc.RequestOp(request_put=rpc.PutRequest(key=b"a", ignore_value=True)),
-            ]
-        ),
-    ],
-    ids=["limit", "limit-and-sort", "limit-in-txn", "put-again", "put-of-nothing"],
-)
-def test_known_edges(request_: Message) -> None:
-    _run([*WARM_UP, request_, rpc.PutRequest(key=b"b", value=b"z")])
+@pytest.mark.parametrize("edge", EDGES)
+def test_edges(edge: str) -> None:
+    _run([*WARM_UP, EDGES[edge], rpc.PutRequest(key=b"b", value=b"z")])
 
 
 @pytest.mark.slow
