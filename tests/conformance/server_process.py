@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,7 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) 
     raise RuntimeError(f"{process.args!r} does not serve {url}:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-class ServerProcess:
+class ServerProcess(ABC):
     """Started and healthy from the moment the `with` block begins; its data is gone afterwards.
 
     A subclass says the command. `data_dir` and `client_url` are chosen here. No ETCD_ or LESSOR_ variable of the
@@ -54,8 +55,9 @@ class ServerProcess:
         self.folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def command(self) -> list[str]:
-        raise NotImplementedError  # the subclass's to say
+        """The program and its arguments; to serve `client_url` from `data_dir`."""
 
     @property
     def address(self) -> str:
