@@ -149,9 +149,12 @@ class Turn:
             return
         cutoff_s, self._cutoff_s = self._cutoff_s, 0.0
         self._expiring = False
+        # The queue's head comes due at its time, be it a lease to end or one that was renewed since: what it is late by,
+        # the leases that end now are late by.
+        head_s = self.machine.next_deadline()
         ended = self.machine.expire(cutoff_s, limits.EXPIRE_PER_TURN_MAX)
-        if ended:
-            self._on_expired(ended, cutoff_s)
+        if ended and head_s is not None:
+            self._on_expired(ended, self.now_s() - head_s)
 
     def hold_publications(self) -> None:
         """Sends what watchers are to see through the gate; called after every change that may concern one."""
