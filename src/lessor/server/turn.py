@@ -149,8 +149,8 @@ class Turn:
             return
         cutoff_s, self._cutoff_s = self._cutoff_s, 0.0
         self._expiring = False
-        # The queue's head comes due at its time, be it a lease to end or one that was renewed since: what it is late by,
-        # the leases that end now are late by.
+        # The queue's head comes due at its time, be it a lease to end or one that was renewed since: as late as it is,
+        # the leases that end now are.
         head_s = self.machine.next_deadline()
         ended = self.machine.expire(cutoff_s, limits.EXPIRE_PER_TURN_MAX)
         if ended and head_s is not None:
