@@ -205,7 +205,7 @@ class H2Session:
             return error
         path = head.path.decode("latin-1")
         method = BY_PATH.get(path)
-        if method is None or (method not in self.core.unary_handlers and method not in self.core.stream_handlers):
+        if method is None or not self.core.serves(method):
             return method_error(path)
         return method
 

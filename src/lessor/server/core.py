@@ -31,6 +31,7 @@ class UnaryCall(Protocol):
     """A call that takes one reply."""
 
     method: Method
+    waiting: "Waiting | None"  # what the reply is waited for from, in a call of Core.waiting_handlers
 
     def encode(self, reply: bytes) -> Any:
         """A serialized reply, as it will be sent. Made before the gate, while the commit is under way."""
@@ -38,6 +39,14 @@ class UnaryCall(Protocol):
 
     def deliver(self, payload: Any) -> None:
         """Sends what `encode` made, or an EtcdError, and ends the call."""
+        ...
+
+
+class Waiting(Protocol):
+    """A unary call whose reply comes later: a lock that is not free, a password that is being hashed."""
+
+    def on_gone(self) -> None:
+        """The peer went away, or its deadline passed: nobody waits any more. Not called once `Core.finish` was."""
         ...
 
 
@@ -87,6 +96,8 @@ class WatchesProgress(Protocol):
 
 
 UnaryHandler = Callable[["Core", Any], bytes]
+# Begins a call that answers by `Core.finish`, perhaps at once. Raises EtcdError to answer with that.
+WaitingHandler = Callable[["Core", UnaryCall, Any], "Waiting | None"]
 StreamFactory = Callable[["Core", StreamCall], StreamHandler]
 
 
@@ -113,21 +124,36 @@ class Core:
         self._header_revision = -1
         self._header_field = b""
         self.unary_handlers: dict[Method, UnaryHandler] = {}
+        self.waiting_handlers: dict[Method, WaitingHandler] = {}
         self.stream_handlers: dict[Method, StreamFactory] = {}
 
     def unary(self, call: UnaryCall, request: Message) -> None:
         """Runs the call's handler and holds its outcome until no crash can take it back."""
-        machine = self.machine
-        payload: Any
+        handler = self.unary_handlers.get(call.method)
+        outcome: bytes | EtcdError
         try:
-            payload = call.encode(self.unary_handlers[call.method](self, request))
+            if handler is None:
+                call.waiting = self.waiting_handlers[call.method](self, call, request)
+                return
+            outcome = handler(self, request)
         except EtcdError as error:
-            payload = error
+            outcome = error
         except Exception:
-            payload = self._bug(call.method)
-        if machine.hub.outbox:
+            outcome = self._bug(call.method)
+        self.finish(call, outcome)
+
+    def finish(self, call: UnaryCall, outcome: bytes | EtcdError) -> None:
+        """Answers a unary call with a serialized reply or an error, once no crash can take back what led to it."""
+        call.waiting = None
+        if self.machine.hub.outbox:
             self.turn.hold_publications()
-        self.gate.hold(machine.journal.newest_with_rows, call, payload)
+        payload = outcome if isinstance(outcome, EtcdError) else call.encode(outcome)
+        self.gate.hold(self.machine.journal.newest_with_rows, call, payload)
+        self.turn.schedule()
+
+    def serves(self, method: Method) -> bool:
+        """Whether there is a handler of any kind."""
+        return method in self.unary_handlers or method in self.stream_handlers or method in self.waiting_handlers
 
     def _bug(self, method: Method) -> EtcdError:
         """An exception that no rule foresees: the client is told, and the log gets the traceback.

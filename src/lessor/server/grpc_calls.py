@@ -17,6 +17,7 @@ from lessor.wire.h2 import Stream
 
 if TYPE_CHECKING:
     from lessor.server.connection import H2Session
+    from lessor.server.core import Waiting
 
 _EXACTLY_ONE = EtcdError(Code.INTERNAL, "grpc: a unary call takes exactly one message")
 
@@ -24,7 +25,7 @@ _EXACTLY_ONE = EtcdError(Code.INTERNAL, "grpc: a unary call takes exactly one me
 class GrpcUnary:
     """One unary call. The hot path of grants, puts and ranges."""
 
-    __slots__ = ("_deframer", "_session", "_stream", "deadline_s", "message", "method")
+    __slots__ = ("_deframer", "_session", "_stream", "_timer", "deadline_s", "message", "method", "waiting")
 
     def __init__(self, session: "H2Session", stream: Stream, method: Method) -> None:
         self._session = session
@@ -33,6 +34,8 @@ class GrpcUnary:
         self.method = method
         self.message: bytes | None = None
         self.deadline_s: float | None = None  # set where the peer named a timeout
+        self.waiting: Waiting | None = None
+        self._timer: Any = None
 
     def on_data(self, data: bytes) -> None:
         size = len(data) - 5
@@ -72,15 +75,33 @@ class GrpcUnary:
             self.fail(EtcdError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message"))
             return
         core.unary(self, request)
+        if self.waiting is not None and self.deadline_s is not None:
+            left_s = self.deadline_s - core.turn.now_s()
+            self._timer = self._session.loop.call_later(left_s, self._out_of_time)
+
+    def _out_of_time(self) -> None:
+        if self.waiting is not None:
+            self._stop_waiting()
+            self.fail(errors.DEADLINE_EXCEEDED.error())
+
+    def _stop_waiting(self) -> None:
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            waiting.on_gone()
 
     def on_reset(self) -> None:
         self._stream = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._stop_waiting()
 
     def encode(self, reply: bytes) -> bytes:
         return grpc.frame(reply)
 
     def deliver(self, payload: Any) -> None:
         stream = self._stream
+        if self._timer is not None:
+            self._timer.cancel()
         if stream is None:
             return
         if isinstance(payload, EtcdError):

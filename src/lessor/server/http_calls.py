@@ -12,7 +12,7 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec, routes, stream
 from lessor.gateway.routes import Headers
-from lessor.server.core import Core
+from lessor.server.core import Core, Waiting
 from lessor.server.pages import page
 
 
@@ -61,10 +61,8 @@ def answer(core: Core, exchange: Exchange) -> Body:
     found = routes.match(exchange.method, exchange.path)
     if not isinstance(found, Method):
         return Plain(exchange, found)
-    if found.unary and found in core.unary_handlers:
-        return JsonUnary(core, exchange, found)
-    if found in core.stream_handlers:
-        return JsonStream(core, exchange, found)
+    if core.serves(found):
+        return JsonUnary(core, exchange, found) if found.unary else JsonStream(core, exchange, found)
     core.metrics.started[found] += 1
     core.metrics.handled[found, Code.UNIMPLEMENTED] += 1
     error = EtcdError(Code.UNIMPLEMENTED, f"unknown method {found.name} for service {found.service}")
@@ -94,6 +92,7 @@ class JsonUnary:
         self._exchange: Exchange | None = exchange
         self._body: list[bytes] = []
         self.method = method
+        self.waiting: Waiting | None = None
         core.metrics.started[method] += 1
 
     def on_body(self, data: bytes) -> None:
@@ -114,6 +113,9 @@ class JsonUnary:
 
     def on_gone(self) -> None:
         self._exchange = None
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            waiting.on_gone()
 
     def encode(self, reply: bytes) -> bytes:
         return json_codec.encode(self.method.response.FromString(reply))
