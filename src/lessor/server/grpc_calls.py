@@ -121,7 +121,7 @@ class GrpcUnary:
 class GrpcStream:
     """One streaming call, between its stream and its handler."""
 
-    __slots__ = ("_deframer", "_handler", "_session", "_started", "_stream", "_timer", "method")
+    __slots__ = ("_deframer", "_failed", "_handler", "_session", "_started", "_stream", "_timer", "method")
 
     def __init__(self, session: "H2Session", stream: Stream, method: Method) -> None:
         self.method = method
@@ -129,6 +129,7 @@ class GrpcStream:
         self._stream: Stream | None = stream
         self._deframer = session.deframer(stream)
         self._started = False
+        self._failed = False  # a request was malformed; those after it are not looked at
         self._timer: Any = None
         self._handler = session.core.stream_handlers[method](session.core, self)
 
@@ -137,15 +138,24 @@ class GrpcStream:
         self._timer = self._session.loop.call_later(timeout_s, self.finish, errors.DEADLINE_EXCEEDED.error())
 
     def on_data(self, data: bytes) -> None:
+        if self._failed:
+            return
         try:
             messages = self._deframer.feed(data)
             if messages and self._stream is not None:
                 self._handler.on_messages(messages)
         except EtcdError as error:
-            self.finish(error)
+            # The replies to the requests before it may still wait at the gate: the end comes after them.
+            self._failed = True
+            core = self._session.core
+            core.gate.hold(core.machine.journal.newest_with_rows, self, error)
+
+    def deliver(self, payload: EtcdError) -> None:
+        """The gate has let out whatever came before this end."""
+        self.finish(payload)
 
     def on_end(self) -> None:
-        if self._stream is not None:
+        if self._stream is not None and not self._failed:
             self._handler.on_requests_end()
 
     def on_reset(self) -> None:

@@ -149,19 +149,23 @@ class JsonStream:
             if messages and self._exchange is not None:
                 self._handler.on_messages(messages)
         except EtcdError as error:
-            self.finish(error)
+            self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, error)
         self._check()
 
     def on_end(self) -> None:
         self._decoder.finish()
         self._check()
-        if self._exchange is not None:
+        if self._exchange is not None and self._decoder.error is None:
             self._handler.on_requests_end()
 
     def _check(self) -> None:
-        """A malformed request ends the call, after the replies to those before it."""
+        """A malformed request ends the call, after the replies to those before it, which may wait at the gate."""
         if self._decoder.error is not None:
-            self.finish(self._decoder.error)
+            self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, self._decoder.error)
+
+    def deliver(self, payload: EtcdError) -> None:
+        """The gate has let out whatever came before this end."""
+        self.finish(payload)
 
     def on_gone(self) -> None:
         self._close(errors.REQUEST_CANCELED.error())

@@ -48,20 +48,22 @@ class KeepAlive:
         fast = self._fast
         header = core.durable_header_field()
         ready: list[bytes] = []
-        for message in messages:
-            known = fast.get(message)
-            if known is not None and renew(known[0].id, now_s) is known[0]:
-                batch = known[0].batch
-                reply = header + known[1]
-            else:
-                batch, reply = self.reply_slowly(message, now_s, header)
-            if batch <= durable and self._waits_for <= durable:
-                ready.append(reply)
-            else:
-                self._waits_for = max(self._waits_for, batch)
-                core.gate.hold(self._waits_for, self, reply)
-        if ready:
-            self._call.send(ready)
+        try:
+            for message in messages:
+                known = fast.get(message)
+                if known is not None and renew(known[0].id, now_s) is known[0]:
+                    batch = known[0].batch
+                    reply = header + known[1]
+                else:
+                    batch, reply = self.reply_slowly(message, now_s, header)
+                if batch <= durable and self._waits_for <= durable:
+                    ready.append(reply)
+                else:
+                    self._waits_for = max(self._waits_for, batch)
+                    core.gate.hold(self._waits_for, self, reply)
+        finally:  # a malformed request takes none of the replies before it along
+            if ready:
+                self._call.send(ready)
         core.metrics.renewed += len(messages)
 
     def reply_slowly(self, message: bytes, now_s: float, header: bytes) -> tuple[int, bytes]:

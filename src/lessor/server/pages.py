@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from lessor.api.proto import rpc_pb2
-from lessor.gateway.routes import Answer, wrong_verb
+from lessor.gateway.routes import CORS_HEADERS, TEXT_HEADERS, Answer, wrong_verb
 from lessor.server import metrics
 from lessor.server.version import ETCD_VERSION
 
 if TYPE_CHECKING:
     from lessor.server.core import Core
 
-_TEXT = ((b"content-type", b"text/plain; charset=utf-8"),)
-_JSON = ((b"content-type", b"application/json"),)
-_METRICS = ((b"content-type", metrics.CONTENT_TYPE),)
+_TEXT = (*CORS_HEADERS, (b"content-type", b"text/plain; charset=utf-8"))
+_JSON = (*CORS_HEADERS, (b"content-type", b"application/json"))
+_METRICS = (*CORS_HEADERS, (b"content-type", metrics.CONTENT_TYPE))
 
 
 def page(core: "Core", method: str, path: str, query: str) -> Answer | None:
@@ -41,4 +41,4 @@ def _health(core: "Core", query: str) -> Answer:
         return Answer(200, _TEXT, b'{"health":"true","reason":""}')
     core.metrics.health_failures += 1
     reason = json.dumps({"health": "false", "reason": f"ALARM {min(raised)}"}, separators=(",", ":"))
-    return Answer(503, _TEXT, reason.encode() + b"\n")
+    return Answer(503, TEXT_HEADERS, reason.encode() + b"\n")
