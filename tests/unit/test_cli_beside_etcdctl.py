@@ -58,8 +58,8 @@ class Scene:
             await client.put("a/2", "old")
             await client.put("a/2", "new")
             await client.put("a/3", b"")
-            await client.put(b'odd\x01\xff"\n<', b"v\x80&\xe2\x80\xa8")
             await client.put("leased", "l", lease_id=LEASE_ID)
+            await client.put(b'odd\x01\xff"\n<', b"v\x80&\xe2\x80\xa8")
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
@@ -190,8 +190,6 @@ LINES = [
     "get missing",
     "del",
     "del a b c",
-    "del a/1 a/3 --range --prev-kv",
-    "del a/1 a/3",
     "del a --prefix --from-key",
     "del a b --prefix",
     "del a --from-key",
@@ -200,10 +198,12 @@ LINES = [
     "watch a --",
     "watch z a",
     "watch z a -w json",
-    "watch z a -w fields",
     "watch a -w xml",
 ]
 ONLY_36 = [
+    "watch z a -w fields",
+    "del a/1 a/3",
+    "del a/1 a/3 --range --prev-kv",
     "get leased -w fields --hex",
     "lease list -w fields --hex",
     "lease grant 61 -w fields --hex",
@@ -305,7 +305,8 @@ def test_a_compacted_watch(scene: Scene) -> None:
 
     scene.set()
     run(compact())
-    for output_format in ("simple", "json", "fields"):
+    formats = ["simple", "json"] if scene.etcdctl_version < (3, 6) else ["simple", "json", "fields"]
+    for output_format in formats:
         line = ["watch", "a", "--rev", str(scene.base - 1), "-w", output_format]
         theirs = scene.outcome([str(scene.etcdctl)], line, b"")
         assert theirs[0] == 5

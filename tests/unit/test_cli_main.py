@@ -95,7 +95,7 @@ def test_a_line_is_rewritten_only_where_click_reads_it_otherwise() -> None:
         "--lease",
         "--prefix=true",
         "a=b",
-        "--other=1",
+        "--x=1",
     ]
     expected = ["--prefix", "-wjson", "--write-out=json", "--lease", "--prefix=true", "a=b", "--x=1"]
     assert rewritten([*line, "--", "--prefix=true"], params) == [*expected, "--", "--prefix=true"]
