@@ -29,7 +29,7 @@ REMEMBERED_MAX = 65_536
 class KeepAlive:
     """One keepalive stream."""
 
-    __slots__ = ("_call", "_core", "_ended", "_waits_for")
+    __slots__ = ("_call", "_core", "_waits_for")
 
     # Shared by all streams of the process: a lease's Lease object is part of the entry, so that nothing stale matches.
     _fast: dict[bytes, tuple[Lease, bytes]] = {}  # noqa: RUF012 - a cache shared on purpose
@@ -38,7 +38,6 @@ class KeepAlive:
         self._core = core
         self._call = call
         self._waits_for = 0  # the newest batch that a reply of this stream has waited for
-        self._ended = False
 
     def on_messages(self, messages: list[bytes]) -> None:
         core = self._core
@@ -93,5 +92,4 @@ class KeepAlive:
     def on_requests_end(self) -> None:
         self._core.gate.hold(self._waits_for, self, None)
 
-    def on_gone(self) -> None:
-        self._ended = True
+    def on_gone(self) -> None: ...

@@ -8,10 +8,12 @@ server in their own process.
 """
 
 import asyncio
+import contextlib
 import gc
 import hashlib
 import logging
 import os
+import resource
 import sys
 import uuid
 from collections.abc import Callable
@@ -220,9 +222,18 @@ def _remove_stale_socket(path: str) -> None:
                 os.unlink(path)
 
 
+def _raise_file_limit() -> None:
+    """Each connection is an open file, and a soft limit of 1,024 is soon reached: take what the hard one gives."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems name a hard limit that they do not give
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, Server], None]) -> int:
     """Serves until told to stop; returns the exit code. Raises DataDirError or OptionError before it serves."""
     import uvloop
+
+    _raise_file_limit()
 
     async def main() -> int:
         server = Server(options)
