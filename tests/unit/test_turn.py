@@ -278,6 +278,23 @@ def test_a_storm_is_spread_over_turns_so_that_others_get_in_between() -> None:
     assert [ended for ended, _ in world.expired] == [limits.EXPIRE_PER_TURN_MAX, limits.EXPIRE_PER_TURN_MAX, 1]
 
 
+def test_a_storm_that_takes_long_is_not_taken_for_a_stall() -> None:
+    world = World()
+    for _ in range(3 * limits.EXPIRE_PER_TURN_MAX):
+        world.grant(60)
+    world.settle()
+    begun_s = world.loop.now_s
+    ended_s: list[float] = []
+
+    def on_expired(_leases: int, _late_s: float) -> None:
+        world.loop.now_s += 2 * STALL_S  # so long does each turn of this storm take
+        ended_s.append(world.loop.now_s - begun_s)
+
+    world.turn._on_expired = on_expired
+    world.pass_time(70)
+    assert ended_s == [pytest.approx(60 + turn * 2 * STALL_S) for turn in (1, 2, 3)]
+
+
 def test_served_time_is_saved_while_leases_live_and_only_then() -> None:
     world = World()
     world.pass_time(10)

@@ -77,7 +77,7 @@ class Turn:
         self._paused: set[Flushable] = set()
         self._behind: set[CatchUp] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_deadline_s = 0.0
+        self._timer_due_s = 0.0
         self._expiring = False
         self._cutoff_s = 0.0  # leases due until here may end in this turn
         self._uptime_saved_s = uptime_s
@@ -218,11 +218,13 @@ class Turn:
         if self._committer.free:
             deadline_s = min(deadline_s, self._uptime_saved_s + limits.UPTIME_SAVE_S)
         if self._timer is not None:
-            if self._timer_deadline_s <= deadline_s:
+            if self._timer_due_s <= deadline_s:
                 return
             self._timer.cancel()
-        self._timer_deadline_s = deadline_s
-        self._timer = self._loop.call_later(max(deadline_s - self.now_s(), 0.0), self._timer_fired)
+        now_s = self.now_s()
+        # In a storm the earliest deadline is long past: the timer is late against the moment it could come at.
+        self._timer_due_s = max(deadline_s, now_s)
+        self._timer = self._loop.call_later(self._timer_due_s - now_s, self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
@@ -232,7 +234,7 @@ class Turn:
             self.schedule()
             return
         self._expiring = True
-        if now_s - self._timer_deadline_s > STALL_S:
+        if now_s - self._timer_due_s > STALL_S:
             self._loop.call_later(RECONNECT_S, self._before_poll, now_s + RECONNECT_S)
         else:
             self._before_poll(now_s)
