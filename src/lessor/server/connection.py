@@ -199,6 +199,10 @@ class H2Session:
         """The method that a head calls, the error it gets, or "http" for what is not gRPC."""
         if not grpc.is_grpc(head.get(b"content-type")):
             return "http"
+        if head.method != b"POST":
+            verb = head.method.decode("latin-1")
+            text = f'Received a HEADERS frame with :method "{verb}" which should be POST'
+            return EtcdError(Code.INTERNAL, text)
         try:
             grpc.check_encoding(head.get(b"grpc-encoding"))
         except EtcdError as error:

@@ -5,6 +5,7 @@ A stream's owner is one of the two classes here. `GrpcUnary` gathers one request
 joins a streaming call to its handler. Both survive their stream: what the gate delivers after a reset goes nowhere.
 """
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
@@ -207,9 +208,11 @@ REFUSED = GrpcRefused()
 
 def method_error(path: str) -> EtcdError:
     """What a call to something that does not exist is told, in the words of grpc-go."""
-    service, _, name = path.lstrip("/").rpartition("/")
     from lessor.api import methods
 
+    service, slash, name = path.removeprefix("/").rpartition("/")
+    if not slash:
+        return EtcdError(Code.UNIMPLEMENTED, f"malformed method name: {json.dumps(path)}")
     if service in methods.SERVICES:
         return EtcdError(Code.UNIMPLEMENTED, f"unknown method {name} for service {service}")
     return EtcdError(Code.UNIMPLEMENTED, f"unknown service {service}")
