@@ -218,7 +218,8 @@ def test_a_lease_ends_at_its_deadline_and_not_before() -> None:
     assert lease in world.machine.leases
     world.pass_time(0.001)
     assert lease not in world.machine.leases
-    assert world.expired == [(1, pytest.approx(0.0, abs=1e-6))]
+    ((leases, late_s),) = world.expired
+    assert (leases, late_s) == (1, pytest.approx(0.0, abs=1e-6))
 
 
 def test_the_promise_counts_from_the_acknowledgement() -> None:
