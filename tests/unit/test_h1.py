@@ -673,3 +673,18 @@ def test_an_aborted_reply_has_no_end() -> None:
     assert connection.closing
     with pytest.raises(http.client.IncompleteRead):
         read_reply(connection.take_output())
+
+
+@pytest.mark.parametrize("first", [b"\x16\x03\x01\x00\xc8", b"\x00", b"\n", b"{", b"\r\n\x80"])
+def test_what_cannot_become_a_request_is_refused_before_its_end(first: bytes) -> None:
+    connection = H1Connection()
+    assert connection.receive(first) == []
+    assert connection.closing
+    assert read_reply(connection.take_output())[0] == 400
+
+
+@pytest.mark.parametrize("first", [b"G", b"\r", b"\r\n", b"\r\n\r"])
+def test_the_beginning_of_a_request_is_waited_for(first: bytes) -> None:
+    connection = H1Connection()
+    assert connection.receive(first) == []
+    assert not connection.closing

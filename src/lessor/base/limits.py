@@ -37,7 +37,7 @@ H2_SETTINGS_PER_S_MAX = 50
 H2_EMPTY_FRAMES_PER_S_MAX = 1_000  # empty DATA frames without END_STREAM: they cost us work and the peer nothing
 H2_STREAM_SEND_BYTES_MAX = 4_194_304  # replies that wait on one stream for the peer's window before its watches lag
 GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers
-HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has said which protocol it speaks
+HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 preface or a whole HTTP/1 head
 
 # --- HTTP/1.1 ---------------------------------------------------------------------------------------------------
 H1_HEAD_BYTES_MAX = 65_536  # request line and headers together
@@ -45,6 +45,7 @@ H1_PIPELINE_MAX = 64  # requests waiting on one connection; reading pauses beyon
 
 # --- the core ---------------------------------------------------------------------------------------------------
 BATCH_ROWS_MAX = 20_000  # rows in the open batch; beyond it the sockets that bring more are not read
+LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one in its turn
 CONNECTION_SEND_BYTES_MAX = 16_777_216  # replies waiting in one connection; beyond it we stop reading from it
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
 UPTIME_SAVE_S = 1.0  # how often the served time is saved while leases live; a crash forgets at most this much of it

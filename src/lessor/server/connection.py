@@ -4,6 +4,8 @@
 Laws
 - Whatever arrives is processed at once; nothing is written to a socket except by `flush`, which the turn calls.
 - A peer that does not read is not read from: beyond CONNECTION_SEND_BYTES_MAX unwritten bytes its socket pauses.
+- A connection gets one large read per turn. libuv goes on reading a socket that a peer fills as fast as it is emptied,
+  32 times over, and everybody else would wait for seconds.
 - When the open batch is full, a connection that brings more pauses until the batch is sealed (turn.py).
 - A connection that goes takes its calls along: each owner of a stream is told once.
 
@@ -49,6 +51,7 @@ class Connection(asyncio.Protocol):
         self._handshake: asyncio.TimerHandle | None = None
         self._batch_full = False
         self._peer_slow = False
+        self._had_its_turn = False
         self._reading = True
 
     # --- asyncio's callbacks ---
@@ -69,14 +72,16 @@ class Connection(asyncio.Protocol):
                 return
             self._session = H2Session(self) if kind == "h2" else H1Session(self)
             data, self._first_bytes = self._first_bytes, b""
-            if self._handshake is not None:
-                self._handshake.cancel()
         self._session.receive(data)
+        if self._handshake is not None and self._session.begun:
+            self._handshake.cancel()
+            self._handshake = None
         turn = self.core.turn
         turn.flush_later(self)
         if turn.overloaded and not self._batch_full:
             self._batch_full = True
             turn.pause(self)
+        self._had_its_turn = self._had_its_turn or len(data) >= limits.LARGE_READ_BYTES
         self._read_or_pause()
 
     def eof_received(self) -> bool:
@@ -99,7 +104,9 @@ class Connection(asyncio.Protocol):
         self._read_or_pause()
 
     def _read_or_pause(self) -> None:
-        wanted = not (self._batch_full or self._peer_slow or (self._session is not None and self._session.paused))
+        session = self._session
+        hold = self._batch_full or self._peer_slow or self._had_its_turn or (session is not None and session.paused)
+        wanted = not hold
         if wanted is not self._reading and not self.transport.is_closing():
             self._reading = wanted
             self.transport.resume_reading() if wanted else self.transport.pause_reading()
@@ -116,6 +123,7 @@ class Connection(asyncio.Protocol):
     # --- the server's ---
 
     def flush(self) -> None:
+        self._had_its_turn = False
         session = self._session
         if session is None or self.transport.is_closing():
             return
@@ -137,6 +145,8 @@ class Connection(asyncio.Protocol):
 
 class H2Session:
     """The HTTP/2 half: streams of gRPC calls and of plain HTTP requests."""
+
+    begun = True  # its preface is more than a stray peer sends
 
     def __init__(self, connection: Connection) -> None:
         self.core = connection.core
@@ -372,7 +382,7 @@ class H1Session:
         self.connection = connection
         self.waiting_for_drain: set[Any] = set()
         self._h1 = h1.H1Connection(self._body_bytes_max)
-        self._taking = False
+        self.begun = False  # whether a request's head has come in whole
 
     def _body_bytes_max(self, exchange: h1.Exchange) -> int | None:
         """A stream's body may be without end; its decoder bounds each message in it."""
@@ -396,6 +406,7 @@ class H1Session:
     def _take(self, events: list[h1.Event]) -> None:
         for kind, exchange, payload in events:
             if kind == h1.REQUEST:
+                self.begun = True
                 exchange.owner = H1Exchange(self, self._h1, exchange)
                 self._h1.accept_body()
             elif kind == h1.BODY:

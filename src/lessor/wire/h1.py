@@ -51,6 +51,8 @@ _NOT_STARTED, _STARTED, _FINISHED = range(3)
 
 # An empty line by the looser rule that some readers follow. It ends a head here too, and httptools then refuses it.
 _LOOSE_END = re.compile(rb"\n\r?\n")
+# The beginning of what cannot become a request line; a lone CR may still become an empty line.
+_NO_METHOD = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z\r-]")
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 _STATUS_LINES = {
@@ -279,6 +281,9 @@ class H1Connection:
         if self._late:
             self._join()
             return True
+        if _NO_METHOD.match(self._input, at):
+            # A peer of another protocol, TLS say, waits for an answer and never sends the end of a head.
+            raise RefusedError(400, "malformed request line")
         if len(self._input) - at > limits.H1_HEAD_BYTES_MAX:
             raise RefusedError(431, f"request head of more than {limits.H1_HEAD_BYTES_MAX} bytes")
         if self._eof:
@@ -439,9 +444,7 @@ class H1Connection:
         elif not http_1_1:
             framing += b"Connection: keep-alive\r\n"
         block = headers if isinstance(headers, bytes) else encode_headers(headers)
-        self._out.append(
-            b"%b%b%b%b\r\n" % (_STATUS_LINES[http_1_1][status], self._shared.block, block, framing)
-        )
+        self._out.append(b"%b%b%b%b\r\n" % (_STATUS_LINES[http_1_1][status], self._shared.block, block, framing))
 
     def write(self, data: bytes) -> None:
         """Bytes of the reply's body, any number of times. Raises ValueError beyond the length that was announced."""
