@@ -50,7 +50,7 @@ class Connection(asyncio.Protocol):
         self._first_bytes = b""
         self._handshake: asyncio.TimerHandle | None = None
         self._batch_full = False
-        self._peer_slow = False
+        self._unsent = False  # whether the transport's buffer is filling
         self._had_its_turn = False
         self._reading = True
 
@@ -58,7 +58,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
-        transport.set_write_buffer_limits(high=limits.CONNECTION_SEND_BYTES_MAX)
+        # The bound of a stream's backlog, not the larger one of the connection: a watch that has stopped there waits to
+        # hear that the buffer has drained, and the transport tells only of what it once called full.
+        transport.set_write_buffer_limits(high=limits.H2_STREAM_SEND_BYTES_MAX)
         self._connections.add(self)
         self.core.metrics.connections += 1
         loop = asyncio.get_running_loop()
@@ -89,11 +91,11 @@ class Connection(asyncio.Protocol):
         return self._session is not None and self._session.eof()
 
     def pause_writing(self) -> None:
-        self._peer_slow = True
+        self._unsent = True
         self._read_or_pause()
 
     def resume_writing(self) -> None:
-        self._peer_slow = False
+        self._unsent = False
         self._read_or_pause()
         if self._session is not None:
             self._session.wake_drained()
@@ -105,8 +107,8 @@ class Connection(asyncio.Protocol):
 
     def _read_or_pause(self) -> None:
         session = self._session
-        hold = self._batch_full or self._peer_slow or self._had_its_turn or (session is not None and session.paused)
-        wanted = not hold
+        peer_slow = self._unsent and self.transport.get_write_buffer_size() > limits.CONNECTION_SEND_BYTES_MAX
+        wanted = not (peer_slow or self._batch_full or self._had_its_turn or (session is not None and session.paused))
         if wanted is not self._reading and not self.transport.is_closing():
             self._reading = wanted
             self.transport.resume_reading() if wanted else self.transport.pause_reading()
