@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Holds the documents to the tree: what they name exists.
 
-Laws: every file, folder and test that README.md and docs/ name between backticks is there, and every link to a file leads
-somewhere.
+Laws: every file, folder and test that README.md and docs/ name between backticks is there, and every link to a file
+leads somewhere.
 """
 
 import re
