@@ -11,7 +11,7 @@ Laws
 - The stream outlives its watchers and the peer's half-close; only a cancel, a disconnect or a shutdown ends it.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -33,6 +33,14 @@ from lessor.state.watch_hub import (
 _EVENTS_TAG = b"\x5a"  # field 11, length-delimited
 
 
+class _Progress(NamedTuple):
+    """A response that says how far a watcher has got, or all of them (None), when nobody has fallen behind since."""
+
+    response: bytes
+    watcher: Watcher | None
+    falls: int
+
+
 class WatchStream:
     """One watch stream: the owner of its watchers."""
 
@@ -41,9 +49,11 @@ class WatchStream:
         self._call = call
         self._watchers: dict[int, Watcher] = {}
         self._behind: set[Watcher] = set()  # those that history is being sent to
+        self._falls = 0  # how often a watcher fell behind
         # Where history left off: what still waits at the gate from before that was told by history already.
         self._history_told: dict[Watcher, int] = {}
         self._next_id = 0
+        self._waits_for = 0  # the newest batch that a response of this stream has waited for
         self._silent_since: dict[int, int] = {}  # progress_notify watchers: revision of their last notification
         core.watch_streams.add(self)
 
@@ -141,28 +151,41 @@ class WatchStream:
         revision = self._core.machine.revision
         if self._watchers and not any(w.lagging or w.next_revision > revision + 1 for w in self._watchers.values()):
             response = rpc_pb2.WatchResponse(header=self._core.machine.header(), watch_id=-1)
-            self._hold((response.SerializeToString(), None))
+            self._hold(_Progress(response.SerializeToString(), None, self._falls))
 
     def notify_progress(self) -> None:
         """Tells the watchers that asked for it, and that heard nothing since the last call, how far they have got."""
         revision = self._core.turn.durable_revision
         for watch_id, silent_since in self._silent_since.items():
             watcher = self._watchers[watch_id]
-            if not watcher.lagging and watcher.next_revision <= silent_since + 1:
+            # Neither behind, nor with an event waiting at the gate, nor waiting for the future.
+            up_to_date = not watcher.lagging and watcher.next_revision <= revision + 1
+            if up_to_date and watcher.next_revision <= silent_since + 1:
                 response = rpc_pb2.WatchResponse(header=self._core.header(revision), watch_id=watch_id)
-                self._call.send([response.SerializeToString()])
+                self._follow(_Progress(response.SerializeToString(), watcher, self._falls))
             self._silent_since[watch_id] = max(watcher.next_revision - 1, silent_since)
 
     # --- what the gate lets through ---
 
-    def _hold(self, payload: tuple[bytes, Watcher | None]) -> None:
+    def _hold(self, payload: tuple[bytes, Watcher | None] | _Progress) -> None:
+        """Sends when all that has been applied until now is durable."""
         self._core.turn.hold_publications()
-        self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, payload)
+        self._waits_for = self._core.machine.journal.newest_with_rows
+        self._follow(payload)
+
+    def _follow(self, payload: tuple[bytes, Watcher | None] | _Progress) -> None:
+        """Sends what is durable already: at once, or after what the stream has waiting at the gate."""
+        self._core.gate.hold(self._waits_for, self, payload)
 
     def deliver(self, payload: Any) -> None:
-        """A publication of the hub, or (response, watcher that begins with it)."""
+        """A publication of the hub, (response, watcher that begins with it), or a report of progress."""
         if isinstance(payload, Publication):
             self._deliver_live(payload)
+            return
+        if isinstance(payload, _Progress):
+            # What it speaks of may have passed a peer by that does not read; then it would be a lie.
+            if payload.falls == self._falls and (payload.watcher is None or not payload.watcher.cancelled):
+                self._call.send([payload.response])
             return
         response, begins = payload
         self._call.send([response])
@@ -180,6 +203,7 @@ class WatchStream:
         self._call.send(self._responses(watcher, publication.events, revision))
 
     def _fall_behind(self, watcher: Watcher) -> None:
+        self._falls += 1
         self._behind.add(watcher)
         self._core.turn.catch_up_later(self)
 
@@ -207,11 +231,9 @@ class WatchStream:
         if not changes:
             return
         responses = self._responses(watcher, changes, upto)
-        if upto == durable:
-            self._call.send(responses)
-        else:
-            for response in responses:
-                self._hold((response, None))
+        send = self._follow if upto == durable else self._hold
+        for response in responses:
+            send((response, None))
 
     def _lost_to_compaction(self, watcher: Watcher, compact_revision: int) -> None:
         self._drop(watcher)
@@ -219,7 +241,7 @@ class WatchStream:
         response = rpc_pb2.WatchResponse(
             header=header, watch_id=watcher.watch_id, canceled=True, compact_revision=compact_revision
         )
-        self._call.send([response.SerializeToString()])
+        self._follow((response.SerializeToString(), None))
 
     def _responses(self, watcher: Watcher, changes: list[Told], revision: int) -> list[bytes]:
         """The response that tells of the changes, which the hub has filtered for this watcher; or its fragments."""

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A watch stream never loses an event, never repeats one and never tells of one that is not on disk.
+
+The real state machine, gate and turn run under the real WatchStream; the disk, the loop and the peer are the test's.
+Random writes, commits, ends of turns, slow and quick phases of the peer, compactions, creates and cancels come in any
+order. What the peer got is held against a log of the writes. The limits are small, so that watchers fall behind and
+history comes in pieces all the time.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lessor.api.proto import mvcc_pb2
+from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base import limits
+from lessor.base.errors import EtcdError
+from lessor.server.committer import Committer
+from lessor.server.core import Core
+from lessor.server.release import Gate
+from lessor.server.turn import Turn
+from lessor.server.watch import WatchStream
+from lessor.state import watch_hub
+from lessor.state.journal import Batch
+from lessor.state.machine import Identity, StateMachine
+
+BACKLOG_BYTES_MAX = 10
+PIECE_BYTES_MAX = 60  # of a response to a watcher that asked for fragments: two or three events
+KEYS = [b"a", b"b", b"c", b"d"]
+RANGES = [(b"a", b""), (b"b", b""), (b"a", b"\0"), (b"b", b"d"), (b"c", b"\0"), (b"\0", b"\0")]
+
+Told = tuple[int, bytes, int]
+
+
+class Loop:
+    """What Turn uses of an event loop, for a server without leases: no timers."""
+
+    def __init__(self) -> None:
+        self.ready: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+
+    def call_soon(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        self.ready.append((callback, arguments))
+
+    def run(self) -> None:
+        ready, self.ready = self.ready, []
+        for callback, arguments in ready:
+            callback(*arguments)
+
+
+class Disk:
+    """Stands for the committer: a batch is on disk when the test says so."""
+
+    def __init__(self) -> None:
+        self.in_flight: Batch | None = None
+
+    def start(self, loop: Any, on_committed: Callable[[Batch], None], on_failure: Any) -> None:
+        self._on_committed = on_committed
+
+    @property
+    def free(self) -> bool:
+        return self.in_flight is None
+
+    def commit(self, batch: Batch) -> None:
+        assert self.in_flight is None
+        self.in_flight = batch
+
+    def finish(self) -> None:
+        batch, self.in_flight = self.in_flight, None
+        if batch is not None:
+            self._on_committed(batch)
+
+
+class Peer:
+    """The call of the stream: takes responses, and may be slow."""
+
+    method = None
+
+    def __init__(self) -> None:
+        self.slow = False
+        self.on_response: Callable[[rpc.WatchResponse], None]
+        self.woken_by: list[Any] = []
+
+    def send(self, replies: list[bytes]) -> None:
+        for reply in replies:
+            self.on_response(rpc.WatchResponse.FromString(reply))
+
+    def finish(self, error: EtcdError | None = None) -> None:
+        raise AssertionError(f"the stream was ended: {error}")
+
+    @property
+    def backlog_bytes(self) -> int:
+        return BACKLOG_BYTES_MAX + 1 if self.slow else 0
+
+    def wake_when_drained(self, stream: Any) -> None:
+        self.woken_by.append(stream)
+
+
+class Expected:
+    """One watcher as the test sees it. `start`: the first revision it has to be told."""
+
+    def __init__(self, request: rpc.WatchCreateRequest) -> None:
+        self.request = request
+        self.start = 0
+        self.created = False
+        self.given_up = False  # the peer has cancelled it; what was under way may be dropped
+        self.over = False  # cancelled, by whomever
+        self.lost_at = 0  # the compact revision that ended it
+        self.told: list[Told] = []
+        self.pieces: list[Told] = []  # of fragments whose last one has not come
+
+    def covers(self, key: bytes) -> bool:
+        low, end = self.request.key, self.request.range_end
+        return key == low if not end else low <= key and (end == b"\0" or key < end)
+
+    def wants(self, kind: int) -> bool:
+        return kind not in self.request.filters  # NOPUT is 0 as PUT is, NODELETE is 1 as DELETE is
+
+
+class World:
+    """One server with one watch stream, and what happened to it."""
+
+    def __init__(self) -> None:
+        self.machine = StateMachine(Identity(1, 2, 3))
+        self.gate = Gate(durable=0)
+        self.disk = Disk()
+        self.loop = Loop()
+        clock = SimpleNamespace(now_s=lambda: 0.0)
+        committer = cast(Committer, self.disk)
+        self.turn = Turn(self.machine, self.gate, committer, cast(Any, clock), 0.0, lambda ended, cutoff_s: None)
+        self.turn.start(cast(Any, self.loop), lambda error: None)
+        self.peer = Peer()
+        self.peer.on_response = self._on_response
+        self.core = SimpleNamespace(
+            machine=self.machine,
+            gate=self.gate,
+            turn=self.turn,
+            options=SimpleNamespace(max_request_bytes=PIECE_BYTES_MAX),
+            metrics=SimpleNamespace(watchers=0),
+            watch_streams=set(),
+            header=self._header,
+        )
+        self.stream = WatchStream(cast(Core, self.core), cast(Any, self.peer))
+        self.log: list[Told] = []
+        self.watchers: dict[int, Expected] = {}
+        self.asked: list[Expected] = []
+
+    def _header(self, revision: int) -> rpc.ResponseHeader:
+        header = self.machine.header()
+        header.revision = revision
+        return header
+
+    # --- what the peer gets ---
+
+    def _on_response(self, response: rpc.WatchResponse) -> None:
+        revision = response.header.revision
+        assert revision <= self.turn.durable_revision, "told of what a crash would take back"
+        if response.watch_id == -1:
+            self._on_progress(revision)
+            return
+        watcher = self.watchers[response.watch_id]
+        assert not watcher.over, "told after the end"
+        if response.created:
+            assert not watcher.created
+            assert not response.events
+            watcher.created = True
+            watcher.start = watcher.request.start_revision or revision + 1
+        elif response.canceled:
+            assert watcher.created
+            watcher.over = True
+            watcher.lost_at = response.compact_revision
+        elif not response.events:
+            assert watcher.created
+            assert watcher.given_up or watcher.told == self.expected(watcher, revision), "it overtook events"
+        else:
+            self._on_events(watcher, response, revision)
+
+    def _on_events(self, watcher: Expected, response: rpc.WatchResponse, revision: int) -> None:
+        assert watcher.created
+        watcher.pieces += [(event.type, event.kv.key, event.kv.mod_revision) for event in response.events]
+        if response.fragment:
+            assert watcher.request.fragment
+            return
+        before = watcher.told[-1][2] if watcher.told else 0
+        assert before < watcher.pieces[0][2], "a revision was told twice, or in two responses"
+        assert watcher.pieces[-1][2] <= revision
+        watcher.told += watcher.pieces
+        watcher.pieces = []
+
+    def _on_progress(self, revision: int) -> None:
+        for watcher in self.watchers.values():
+            if watcher.created and not watcher.over and not watcher.given_up:
+                assert watcher.told == self.expected(watcher, revision), "progress overtook events"
+
+    def expected(self, watcher: Expected, upto: int) -> list[Told]:
+        return [
+            (kind, key, revision)
+            for kind, key, revision in self.log
+            if watcher.start <= revision <= upto and watcher.covers(key) and watcher.wants(kind)
+        ]
+
+    # --- what happens ---
+
+    def put(self, keys: list[bytes]) -> None:
+        ops = [rpc.RequestOp(request_put=rpc.PutRequest(key=key)) for key in keys]
+        revision = self.machine.revision + 1
+        # The log is first: a publication may leave at once.
+        self.log += [(mvcc_pb2.Event.PUT, key, revision) for key in keys]
+        self.machine.apply(rpc.TxnRequest(success=ops), 0.0)
+        self.turn.hold_publications()
+        self.turn.schedule()
+
+    def delete(self, key: bytes) -> None:
+        revision = self.machine.revision + 1
+        reply: Any = self.machine.apply(rpc.DeleteRangeRequest(key=key, range_end=b"\0", prev_kv=True), 0.0)
+        self.log += [(mvcc_pb2.Event.DELETE, kv.key, revision) for kv in reply.prev_kvs]
+        self.turn.hold_publications()
+        self.turn.schedule()
+
+    def compact(self, back: int) -> None:
+        revision = self.machine.revision - back
+        if revision > max(self.machine.compact_revision, 0):
+            self.machine.apply(rpc.CompactionRequest(revision=revision), 0.0)
+            self.turn.schedule()
+
+    def create(self, where: int, start: int, filters: list[int], fragment: bool, prev_kv: bool) -> None:
+        key, end = RANGES[where]
+        begin = 0 if start == 0 else max(1, self.machine.revision + 4 - start)
+        request = rpc.WatchCreateRequest(
+            key=key, range_end=end, start_revision=begin, filters=cast(Any, filters), fragment=fragment, prev_kv=prev_kv
+        )
+        request.progress_notify = True
+        request.watch_id = len(self.asked) + 1
+        watcher = Expected(request)
+        self.asked.append(watcher)
+        self.watchers[request.watch_id] = watcher
+        self._ask(rpc.WatchRequest(create_request=request))
+
+    def cancel(self, number: int) -> None:
+        if self.asked:
+            watch_id = number % len(self.asked) + 1
+            self.watchers[watch_id].given_up = True
+            self._ask(rpc.WatchRequest(cancel_request=rpc.WatchCancelRequest(watch_id=watch_id)))
+
+    def progress(self) -> None:
+        self._ask(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
+
+    def notify(self) -> None:
+        self.stream.notify_progress()
+
+    def _ask(self, request: rpc.WatchRequest) -> None:
+        self.stream.on_messages([request.SerializeToString()])
+        self.turn.schedule()
+
+    def peer_is(self, slow: bool) -> None:
+        self.peer.slow = slow
+        if not slow:
+            woken, self.peer.woken_by = self.peer.woken_by, []
+            for stream in woken:
+                self.turn.catch_up_later(stream)
+
+    def end_turn(self) -> None:
+        self.loop.run()
+
+    def commit(self) -> None:
+        self.disk.finish()
+
+    def settle(self) -> None:
+        """Everything that is under way arrives."""
+        self.peer_is(slow=False)
+        for _ in range(10_000):
+            if not self.loop.ready and self.disk.free:
+                return
+            self.loop.run()
+            self.disk.finish()
+        raise AssertionError("the stream never comes to rest")
+
+    def check(self) -> None:
+        for watcher in self.asked:
+            assert watcher.created
+            assert not watcher.pieces
+            wanted = self.expected(watcher, self.machine.revision)
+            if not watcher.over:
+                assert watcher.told == wanted
+                continue
+            assert watcher.told == wanted[: len(watcher.told)]
+            if watcher.lost_at:
+                # What was lost is older than the compaction, so there was no way to tell it.
+                seen = watcher.told[-1][2] if watcher.told else watcher.start - 1
+                assert seen < watcher.lost_at - 1
+        alive = sum(not watcher.over for watcher in self.asked)
+        assert self.core.metrics.watchers == len(self.machine.hub) == alive
+
+
+@contextmanager
+def small_limits() -> Iterator[None]:
+    with (
+        mock.patch.object(limits, "H2_STREAM_SEND_BYTES_MAX", BACKLOG_BYTES_MAX),
+        mock.patch.object(limits, "WATCH_REPLAY_REVISIONS_MAX", 2),
+        mock.patch.object(limits, "REQUEST_OVERHEAD_BYTES", 0),
+        mock.patch.object(watch_hub, "_SCAN_EVENTS_MAX", 3),
+        mock.patch.object(watch_hub, "_CHAIN_KEYS_MAX", 2),
+    ):
+        yield
+
+
+Step = tuple[Callable[..., None], tuple[Any, ...]]
+
+
+def _step(action: Callable[..., None], *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Step]:
+    return st.tuples(st.just(action), st.tuples(*arguments))
+
+
+STEPS = st.one_of(
+    _step(World.put, st.lists(st.sampled_from(KEYS), min_size=1, max_size=3, unique=True)),
+    _step(World.put, st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True)),
+    _step(World.delete, st.sampled_from(KEYS)),
+    _step(World.end_turn),
+    _step(World.end_turn),
+    _step(World.commit),
+    _step(World.commit),
+    _step(World.peer_is, st.booleans()),
+    _step(
+        World.create,
+        st.integers(0, len(RANGES) - 1),
+        st.integers(0, 12),
+        st.lists(st.integers(0, 1), max_size=1),
+        st.booleans(),
+        st.booleans(),
+    ),
+    _step(World.cancel, st.integers(0, 9)),
+    _step(World.progress),
+    _step(World.notify),
+    _step(World.compact, st.integers(0, 6)),
+)
+
+
+PUT_A: Step = (World.put, ([b"a"],))
+WATCH_A: Step = (World.create, (0, 0, [], False, False))
+END_TURN: Step = (World.end_turn, ())
+COMMIT: Step = (World.commit, ())
+SLOW: Step = (World.peer_is, (True,))
+PROGRESS: Step = (World.progress, ())
+NOTIFY: Step = (World.notify, ())
+
+
+@pytest.mark.slow
+# A report of progress waits at the gate while the event before it passes a slow peer by; then with compaction on top.
+@example(steps=[PUT_A, END_TURN, PUT_A, WATCH_A, PUT_A, END_TURN, COMMIT, SLOW, PROGRESS, COMMIT])
+@example(steps=[WATCH_A, PUT_A, END_TURN, SLOW, *[PUT_A] * 6, PROGRESS, (World.compact, (0,)), COMMIT])
+# The end of history waits at the gate for a later batch than its own, and a notification comes first.
+@example(
+    steps=[
+        *[PUT_A] * 7,
+        END_TURN,
+        PUT_A,
+        (World.create, (0, 4, [], False, False)),
+        *[END_TURN, COMMIT, PROGRESS, PUT_A, COMMIT, PUT_A, END_TURN, COMMIT, NOTIFY, NOTIFY],
+    ]
+)
+@given(steps=st.lists(STEPS, min_size=20, max_size=100))
+@settings(max_examples=300, deadline=None)
+def test_every_event_is_told_once_in_order_and_only_when_durable(steps: list[Step]) -> None:
+    with small_limits():
+        world = World()
+        for action, arguments in steps:
+            action(world, *arguments)
+        world.settle()
+        world.check()
+        # The stream is live again: one more write is told to everyone who watches it, in a response of its own.
+        world.put([b"c"])
+        world.settle()
+        world.check()
+
+
+def test_a_stream_that_goes_takes_its_watchers_along() -> None:
+    world = World()
+    for where in range(len(RANGES)):
+        world.create(where, 0, [], False, False)
+    world.settle()
+    assert len(world.machine.hub) == len(RANGES)
+    world.stream.on_gone()
+    assert len(world.machine.hub) == world.core.metrics.watchers == 0
+    assert world.core.watch_streams == set()
