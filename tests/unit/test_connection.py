@@ -2,16 +2,20 @@
 """When a connection reads, pauses and gives up a peer. Transport and turn are stand-ins, the protocols are real."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base import limits
 from lessor.server.connection import Connection
 from lessor.server.core import Core
 from lessor.wire import frames
+from lessor.wire.frames import ErrorCode
+from lessor.wire.h2 import encode_headers
 
 
 class Transport:
@@ -34,6 +38,9 @@ class Transport:
 
     def write(self, data: bytes) -> None:
         self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
 
     def close(self) -> None:
         self.closed = True
@@ -152,5 +159,109 @@ def test_a_peer_that_has_said_what_it_wants_is_not(monkeypatch: pytest.MonkeyPat
         for _ in range(3):
             await asyncio.sleep(0)
         assert not peer.transport.closed
+
+    run(steps)
+
+
+LARGE = rpc_pb2.RangeResponse(
+    kvs=[mvcc_pb2.KeyValue(value=bytes(limits.CONNECTION_SEND_BYTES_MAX // 3))]
+).SerializeToString()
+REQUESTS = 20
+
+
+def serve_large_replies(peer: Accepted, held: list[Any] | None = None) -> list[Any]:
+    """Lets each unary call be answered by LARGE: at once, or when the test delivers what is in `held`."""
+    asked: list[Any] = []
+
+    def unary(call: Any, request: Any) -> None:
+        asked.append(request)
+        payload = call.encode(LARGE)
+        if held is None:
+            call.deliver(payload)
+        else:
+            held.append((call, payload))
+
+    core = cast(Any, peer.connection.core)
+    core.unary = unary
+    core.serves = lambda method: True
+    core.metrics.started = Counter()
+    core.metrics.handled = Counter()
+    return asked
+
+
+def grpc_request(stream_id: int) -> bytes:
+    head = encode_headers(
+        [
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", b"/etcdserverpb.KV/Range"),
+            (b"content-type", b"application/grpc"),
+        ]
+    )
+    at = stream_id.to_bytes(4, "big")
+    return len(head).to_bytes(3, "big") + b"\x01\x04" + at + head + b"\0\0\x05\0\x01" + at + bytes(5)
+
+
+def resets(output: bytes) -> list[int]:
+    """The error codes of the RST_STREAM frames."""
+    codes = []
+    at = 0
+    while at < len(output):
+        if output[at + 3] == frames.RST_STREAM:
+            codes.append(int.from_bytes(output[at + 9 : at + 13], "big"))
+        at += 9 + int.from_bytes(output[at : at + 3], "big")
+    return codes
+
+
+@pytest.mark.parametrize("window", [65_535, 2**31 - 1], ids=["no window", "any window"])
+def test_a_burst_of_requests_for_large_replies_is_bounded(window: int) -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked = serve_large_replies(peer)
+        initial_window = b"\0\0\x06\x04\0\0\0\0\0\0\x04" + window.to_bytes(4, "big")
+        more = b"\0\0\x04\x08\0\0\0\0\0" + (window - 65_535).to_bytes(4, "big") if window > 65_535 else b""
+        burst = b"".join(grpc_request(2 * number + 1) for number in range(REQUESTS))
+        peer.receive(frames.PREFACE + initial_window + more + burst)
+        peer.turn.end()
+        assert 1 < len(asked) <= 4  # what is one too many is noticed when it is there
+        assert resets(peer.transport.written) == [ErrorCode.REFUSED_STREAM] * (REQUESTS - len(asked))
+
+    run(steps)
+
+
+def test_replies_that_wait_at_the_gate_count_and_then_leave() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        held: list[Any] = []
+        asked = serve_large_replies(peer, held)
+        initial_window = b"\0\0\x06\x04\0\0\0\0\0\0\x04" + (2**31 - 1).to_bytes(4, "big")
+        more = b"\0\0\x04\x08\0\0\0\0\0" + (2**31 - 1 - 65_535).to_bytes(4, "big")
+        burst = b"".join(grpc_request(2 * number + 1) for number in range(REQUESTS))
+        peer.receive(frames.PREFACE + initial_window + more + burst)
+        first = len(asked)
+        assert 1 < first <= 4
+        for call, payload in held:
+            call.deliver(payload)
+        peer.turn.end()
+        held.clear()
+        peer.receive(grpc_request(2 * REQUESTS + 1))
+        assert len(asked) == first + 1
+
+    run(steps)
+
+
+@pytest.mark.slow
+def test_a_pipeline_waits_until_the_peer_takes_the_replies() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked = serve_large_replies(peer)
+        peer.receive(b"POST /v3/kv/range HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}" * REQUESTS)
+        for _ in range(REQUESTS):
+            peer.turn.end()
+            await asyncio.sleep(0)
+        assert len(asked) == 1
+        peer.transport.written = b""
+        peer.connection.resume_writing()
+        assert len(asked) == 2
 
     run(steps)

@@ -3,7 +3,9 @@
 
 Laws
 - Whatever arrives is processed at once; nothing is written to a socket except by `flush`, which the turn calls.
-- A peer that does not read is not read from: beyond CONNECTION_SEND_BYTES_MAX unwritten bytes its socket pauses.
+- A peer that does not read is not read from: beyond CONNECTION_SEND_BYTES_MAX unwritten bytes its socket pauses. What
+  one read has brought by then is refused (HTTP/2) or waits (HTTP/1.1), so that a few small requests for large replies
+  cannot fill the memory.
 - A connection gets one large read per turn. libuv goes on reading a socket that a peer fills as fast as it is emptied,
   32 times over, and everybody else would wait for seconds.
 - When the open batch is full, a connection that brings more pauses until the batch is sealed (turn.py).
@@ -25,6 +27,7 @@ from lessor.server.core import Core
 from lessor.server.grpc_calls import REFUSED, GrpcStream, GrpcUnary, method_error
 from lessor.server.http_calls import JsonStream, answer
 from lessor.wire import grpc, h1, h2, sniff
+from lessor.wire.frames import ErrorCode
 
 _TOO_LARGE = routes.page(413, "request body too large")
 
@@ -156,6 +159,9 @@ class H2Session:
         self.message_bytes_max = self.core.options.message_bytes_max
         self.streaming: set[GrpcStream] = set()
         self.waiting_for_drain: set[Any] = set()
+        # Replies that are in no other count yet: those that wait at the gate, and those of this turn.
+        self.held_bytes = 0
+        self._unflushed_bytes = 0
         self._connection = connection
         self._h2 = h2.H2Server()
         self._metrics = self.core.metrics
@@ -242,6 +248,7 @@ class H2Session:
     def respond(self, method: Method, stream: h2.Stream, framed: bytes) -> None:
         """The whole successful reply of a unary call."""
         self._metrics.handled[method, Code.OK] += 1
+        self._unflushed_bytes += len(framed)
         self._h2.send_response(stream, grpc.RESPONSE_HEADERS, framed, grpc.TRAILERS_OK)
         self.core.turn.flush_later(self._connection)
 
@@ -274,7 +281,19 @@ class H2Session:
         self.core.turn.flush_later(self._connection)
 
     def write_http(self, stream: h2.Stream, data: bytes, end: bool) -> None:
+        self._unflushed_bytes += len(data)
         self._h2.send_data(stream, data, end_stream=end)
+        self.core.turn.flush_later(self._connection)
+
+    @property
+    def overfull(self) -> bool:
+        """Whether the peer has asked for more than it takes: what it asks now is refused, unseen, with `refuse`."""
+        return self.held_bytes + self._unflushed_bytes + self._h2.queued_bytes > limits.CONNECTION_SEND_BYTES_MAX
+
+    def refuse(self, stream: h2.Stream) -> None:
+        """The request was not looked at, and the peer may send it again: that is what REFUSED_STREAM says."""
+        stream.owner = REFUSED
+        self._h2.reset(stream, ErrorCode.REFUSED_STREAM)
         self.core.turn.flush_later(self._connection)
 
     # --- the connection's ---
@@ -289,6 +308,7 @@ class H2Session:
             self.core.turn.catch_up_later(stream)
 
     def take_output(self) -> bytes:
+        self._unflushed_bytes = 0
         return self._h2.take_output()
 
     @property
@@ -336,7 +356,13 @@ class H2Exchange:
         self._body.on_body(data)
 
     def on_end(self) -> None:
-        if self._stream is not None:
+        stream = self._stream
+        if stream is None:
+            return
+        if self._session.overfull:
+            self.on_reset()
+            self._session.refuse(stream)
+        else:
             self._body.on_end()
 
     def on_reset(self) -> None:
@@ -385,6 +411,7 @@ class H1Session:
         self.waiting_for_drain: set[Any] = set()
         self._h1 = h1.H1Connection(self._body_bytes_max)
         self.begun = False  # whether a request's head has come in whole
+        self._postponed: list[h1.Event] = []
 
     def _body_bytes_max(self, exchange: h1.Exchange) -> int | None:
         """A stream's body may be without end; its decoder bounds each message in it."""
@@ -402,7 +429,7 @@ class H1Session:
         """
         self._take(self._h1.receive_eof())
         exchange = self._h1.exchange
-        streaming = exchange is not None and isinstance(exchange.owner.body, JsonStream)
+        streaming = exchange is not None and exchange.owner and isinstance(exchange.owner.body, JsonStream)
         return not (self._h1.closing or streaming)
 
     def _take(self, events: list[h1.Event]) -> None:
@@ -424,7 +451,14 @@ class H1Session:
         self.core.turn.flush_later(self.connection)
         if next_events:
             # Not from here: a long pipeline of cheap requests would nest as deep as it is long.
-            asyncio.get_running_loop().call_soon(self._take, next_events)
+            asyncio.get_running_loop().call_soon(self._take_next, next_events)
+
+    def _take_next(self, events: list[h1.Event]) -> None:
+        """The next request of a pipeline: now, or when the peer has taken the replies to those before it."""
+        if self.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            self._postponed = events
+        else:
+            self._take(events)
 
     @property
     def paused(self) -> bool:
@@ -435,6 +469,9 @@ class H1Session:
         return self.connection.transport.get_write_buffer_size()
 
     def wake_drained(self) -> None:
+        postponed, self._postponed = self._postponed, []
+        if postponed:
+            self._take(postponed)
         waiting, self.waiting_for_drain = self.waiting_for_drain, set()
         for stream in waiting:
             self.core.turn.catch_up_later(stream)
@@ -449,7 +486,7 @@ class H1Session:
     def drain(self, error: EtcdError) -> None:
         exchange = self._h1.exchange
         self._h1.drain()
-        if exchange is not None:
+        if exchange is not None and exchange.owner is not None:
             exchange.owner.end_stream(error)
 
     def lost(self) -> None:

@@ -65,6 +65,9 @@ class GrpcUnary:
             self.message = message
 
     def on_end(self) -> None:
+        if self._session.overfull:
+            self._refuse()
+            return
         message = self.message
         if message is None or (self._deframer is not None and self._deframer.incomplete):
             self.fail(_EXACTLY_ONE)
@@ -79,6 +82,12 @@ class GrpcUnary:
         if self.waiting is not None and self.deadline_s is not None:
             left_s = self.deadline_s - core.turn.now_s()
             self._timer = self._session.loop.call_later(left_s, self._out_of_time)
+
+    def _refuse(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            self._session.core.metrics.handled[self.method, Code.UNAVAILABLE] += 1
+            self._session.refuse(stream)
 
     def _out_of_time(self) -> None:
         if self.waiting is not None:
@@ -97,9 +106,13 @@ class GrpcUnary:
         self._stop_waiting()
 
     def encode(self, reply: bytes) -> bytes:
-        return grpc.frame(reply)
+        framed = grpc.frame(reply)
+        self._session.held_bytes += len(framed)
+        return framed
 
     def deliver(self, payload: Any) -> None:
+        if not isinstance(payload, EtcdError):
+            self._session.held_bytes -= len(payload)
         stream = self._stream
         if self._timer is not None:
             self._timer.cancel()
