@@ -29,6 +29,8 @@ from lessor.server.http_calls import JsonStream, answer
 from lessor.wire import grpc, h1, h2, sniff
 from lessor.wire.frames import ErrorCode
 
+LINGER_S = 1.0
+
 _TOO_LARGE = routes.page(413, "request body too large")
 
 
@@ -52,6 +54,7 @@ class Connection(asyncio.Protocol):
         self._session: H2Session | H1Session | None = None
         self._first_bytes = b""
         self._handshake: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         self._batch_full = False
         self._unsent = False  # whether the transport's buffer is filling
         self._had_its_turn = False
@@ -117,8 +120,9 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading() if wanted else self.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._handshake is not None:
-            self._handshake.cancel()
+        for timer in (self._handshake, self._lingering):
+            if timer is not None:
+                timer.cancel()
         self.core.turn.forget(self)
         self._connections.discard(self)
         self.core.metrics.connections -= 1
@@ -137,7 +141,19 @@ class Connection(asyncio.Protocol):
             self.transport.write(output)
         self._read_or_pause()
         if session.closing:
+            self._hang_up(session.cut_off)
+
+    def _hang_up(self, cut_off: bool) -> None:
+        """Ends the connection after its last bytes.
+
+        Closing a socket that holds unread bytes resets it, and the peer loses the reply that says what was wrong. So a
+        peer that was cut off while it was sending gets LINGER_S to stop and read; what it sends is dropped.
+        """
+        if not cut_off:
             self.transport.close()
+        elif self._lingering is None:
+            self.transport.write_eof()
+            self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self.transport.close)
 
     def drain(self, error: EtcdError) -> None:
         """Lets the calls in hand finish, ends the streaming ones with `error`, takes no new ones."""
@@ -164,6 +180,7 @@ class H2Session:
         self._unflushed_bytes = 0
         self._connection = connection
         self._h2 = h2.H2Server()
+        self.cut_off = False
         self._metrics = self.core.metrics
 
     def receive(self, data: bytes) -> None:
@@ -410,6 +427,7 @@ class H1Session:
         self.connection = connection
         self.waiting_for_drain: set[Any] = set()
         self._h1 = h1.H1Connection(self._body_bytes_max)
+        self.cut_off = False  # closed for what the peer sent, while it may be sending more
         self.begun = False  # whether a request's head has come in whole
         self._postponed: list[h1.Event] = []
 
@@ -420,7 +438,10 @@ class H1Session:
         return 2 * self.core.options.message_bytes_max if found is None or found.unary else None
 
     def receive(self, data: bytes) -> None:
+        was_open = not self._h1.closing
         self._take(self._h1.receive(data))
+        if was_open and self._h1.closing:
+            self.cut_off = True
 
     def eof(self) -> bool:
         """The peer will send no more. Returns whether a reply to it is still under way.
