@@ -46,7 +46,7 @@ class Pair:
         self.gate = Gate(durable=0)
         self.wire = Wire()
         # All is as in a running server but the header, which names the newest revision here, as the twin's does.
-        turn = SimpleNamespace(now_s=lambda: self.now_s)
+        turn = SimpleNamespace(now_s=lambda: self.now_s, renewed=[])
         core = SimpleNamespace(
             machine=self.machine,
             gate=self.gate,

@@ -80,6 +80,7 @@ class Connection(asyncio.Protocol):
                 return
             self._session = H2Session(self) if kind == "h2" else H1Session(self)
             data, self._first_bytes = self._first_bytes, b""
+        self.core.turn.schedule()
         self._session.receive(data)
         if self._handshake is not None and self._session.begun:
             self._handshake.cancel()

@@ -47,26 +47,34 @@ class KeepAlive:
         fast = self._fast
         header = core.durable_header_field()
         ready: list[bytes] = []
+        told: list[Lease] = []
         try:
             for message in messages:
                 known = fast.get(message)
                 if known is not None and renew(known[0].id, now_s) is known[0]:
+                    lease: Lease | None = known[0]
                     batch = known[0].batch
                     reply = header + known[1]
                 else:
-                    batch, reply = self.reply_slowly(message, now_s, header)
-                if batch <= durable and self._waits_for <= durable:
-                    ready.append(reply)
-                else:
+                    lease, batch, reply = self.reply_slowly(message, now_s, header)
+                if batch > durable or self._waits_for > durable:
                     self._waits_for = max(self._waits_for, batch)
-                    core.gate.hold(self._waits_for, self, reply)
+                    core.gate.hold(self._waits_for, self, (reply, lease))
+                    continue
+                ready.append(reply)
+                if lease is not None:
+                    told.append(lease)
         finally:  # a malformed request takes none of the replies before it along
             if ready:
                 self._call.send(ready)
+                core.turn.renewed += told
         core.metrics.renewed += len(messages)
 
-    def reply_slowly(self, message: bytes, now_s: float, header: bytes) -> tuple[int, bytes]:
-        """Renews by way of protobuf; returns the batch that the reply waits for, and the reply. Remembers the pair."""
+    def reply_slowly(self, message: bytes, now_s: float, header: bytes) -> tuple[Lease | None, int, bytes]:
+        """Renews by way of protobuf; returns the lease, the batch that the reply waits for, and the reply.
+
+        Remembers lease and reply for the short cut.
+        """
         core = self._core
         try:
             lease_id = rpc_pb2.LeaseKeepAliveRequest.FromString(message).ID
@@ -75,19 +83,24 @@ class KeepAlive:
         lease = core.machine.leases.renew(lease_id, now_s)
         if lease is None:
             gone = rpc_pb2.LeaseKeepAliveResponse(ID=lease_id)
-            return core.machine.journal.newest_with_rows, header + gone.SerializeToString()
+            return None, core.machine.journal.newest_with_rows, header + gone.SerializeToString()
         tail = rpc_pb2.LeaseKeepAliveResponse(ID=lease_id, TTL=lease.ttl_s).SerializeToString()
         if len(self._fast) >= REMEMBERED_MAX:
             self._fast.clear()
         self._fast[message] = lease, tail
-        return lease.batch, header + tail
+        return lease, lease.batch, header + tail
 
-    def deliver(self, payload: bytes | None) -> None:
-        """What waited at the gate: a reply, or None for the end of the stream."""
+    def deliver(self, payload: tuple[bytes, Lease | None] | None) -> None:
+        """What waited at the gate: a reply and the lease it renewed, or None for the end of the stream."""
         if payload is None:
             self._call.finish()
-        else:
-            self._call.send([payload])
+            return
+        reply, lease = payload
+        self._call.send([reply])
+        if lease is not None:
+            turn = self._core.turn
+            self._core.machine.leases.acknowledged((lease,), turn.now_s())
+            turn.renewed.append(lease)
 
     def on_requests_end(self) -> None:
         self._core.gate.hold(self._waits_for, self, None)

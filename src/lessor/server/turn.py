@@ -19,6 +19,9 @@ When leases expire
   polled. If the timer comes so late that the process must have stood still, clients get RECONNECT_S more to get
   through.
 - At most EXPIRE_PER_TURN_MAX leases end per turn; the rest goes to the next turn, keepalives get in between.
+- A promise counts from the moment its reply leaves, not from when it was made. Replies leave at the end of a turn, so
+  after a turn that took longer than MARGIN_S can hide, the leases renewed in it get their deadline once more.
+- While a commit hangs, nothing expires: a lease whose grant or renewal nobody was told of yet must not end before that.
 """
 
 import asyncio
@@ -30,10 +33,17 @@ from lessor.base.clock import Clock
 from lessor.server.committer import Committer
 from lessor.server.release import Gate
 from lessor.state.journal import Batch
+from lessor.state.leases import Lease
 from lessor.state.machine import StateMachine
 
 STALL_S = 0.25  # a timer that comes later than this tells of a stopped process, not of a busy one
 RECONNECT_S = 0.5  # what clients get after such a stall before anything expires
+# How much later than its deadline a lease ends at least: covers the way of a reply from the loop to the socket. A turn
+# may take half of it before deadlines are set again.
+MARGIN_S = 0.001
+# A commit that takes longer holds up expiry. A reply waits for two commits at the most, so with the least TTL of 1 s no
+# lease comes due before its reply has left.
+SLOW_COMMIT_S = 0.25
 
 
 class Flushable(Protocol):
@@ -80,6 +90,9 @@ class Turn:
         self._timer_due_s = 0.0
         self._expiring = False
         self._cutoff_s = 0.0  # leases due until here may end in this turn
+        self._began_s = 0.0  # when this turn read its first bytes
+        self._commit_began_s = 0.0
+        self.renewed: list[Lease] = []  # leases whose renewal is told in this turn
         self._uptime_saved_s = uptime_s
         # The newest revision that is on disk: history is shown up to here. `_sealed_revision` is that of the last
         # batch.
@@ -99,9 +112,13 @@ class Turn:
     # --- what the other parts ask for ---
 
     def schedule(self) -> None:
-        """Asks for an end of turn, once all sockets that are readable now have been read. Cheap to repeat."""
+        """Asks for an end of turn, once all sockets that are readable now have been read. Cheap to repeat.
+
+        Called before the first bytes of a turn are looked at: the turn is as long as what follows.
+        """
         if not self._scheduled:
             self._scheduled = True
+            self._began_s = self.now_s()
             self._loop.call_soon(self._end_of_turn)
 
     def flush_later(self, connection: Flushable) -> None:
@@ -142,11 +159,14 @@ class Turn:
         self._seal()
         self._send_history()
         self._flush()
+        self._count_promises()
         self._arm_timer()
 
     def _expire_due(self) -> None:
         if self._cutoff_s == 0.0 or self.overloaded or self._halted:
             return
+        if self._committer.in_flight is not None and self.now_s() - self._commit_began_s > SLOW_COMMIT_S:
+            return  # the cutoff stays for the turn that follows the commit
         cutoff_s, self._cutoff_s = self._cutoff_s, 0.0
         self._expiring = False
         # The queue's head comes due at its time, be it a lease to end or one that was renewed since: as late as it is,
@@ -177,6 +197,7 @@ class Turn:
         self._uptime_saved_s = now_s
         batch = journal.seal(now_s)
         self._sealed_revision = self.machine.revision
+        self._commit_began_s = now_s
         self._committer.commit(batch)
         if self._paused:
             for connection in self._paused:
@@ -187,7 +208,11 @@ class Turn:
 
     def _committed(self, batch: Batch) -> None:
         """The batch is on disk: the promises in it begin to count now, and what waited for it leaves."""
-        self.machine.leases.acknowledged(batch.leases_touched, self.now_s())
+        now_s = self.now_s()
+        if not self._scheduled:
+            self._began_s = now_s
+        self.machine.leases.acknowledged(batch.leases_touched, now_s)
+        self.renewed += batch.leases_touched
         self.durable_revision = self._sealed_revision
         self.gate.committed(batch.number)
         self.on_committed(batch)
@@ -208,6 +233,14 @@ class Turn:
             for connection in to_flush:
                 connection.flush()
 
+    def _count_promises(self) -> None:
+        """The replies have left: what they promise counts from now, if the turn took noticeably long."""
+        if self.renewed:
+            now_s = self.now_s()
+            if now_s - self._began_s > MARGIN_S / 2:
+                self.machine.leases.acknowledged(self.renewed, now_s)
+            self.renewed.clear()
+
     # --- the expiry timer ---
 
     def _arm_timer(self) -> None:
@@ -215,6 +248,7 @@ class Turn:
         deadline_s = self.machine.next_deadline()
         if deadline_s is None or self._expiring:
             return
+        deadline_s += MARGIN_S
         if self._committer.free:
             deadline_s = min(deadline_s, self._uptime_saved_s + limits.UPTIME_SAVE_S)
         if self._timer is not None:
@@ -230,14 +264,14 @@ class Turn:
         self._timer = None
         now_s = self.now_s()
         deadline_s = self.machine.next_deadline()
-        if deadline_s is None or deadline_s > now_s:
+        if deadline_s is None or deadline_s + MARGIN_S > now_s:
             self.schedule()
             return
         self._expiring = True
         if now_s - self._timer_due_s > STALL_S:
-            self._loop.call_later(RECONNECT_S, self._before_poll, now_s + RECONNECT_S)
+            self._loop.call_later(RECONNECT_S, self._before_poll, now_s + RECONNECT_S - MARGIN_S)
         else:
-            self._before_poll(now_s)
+            self._before_poll(now_s - MARGIN_S)
 
     def _before_poll(self, cutoff_s: float) -> None:
         # uvloop runs timers, then what is scheduled, then polls the sockets; asyncio polls first and runs what it read
