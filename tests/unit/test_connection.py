@@ -55,6 +55,8 @@ class Turn:
     def now_s(self) -> float:
         return 0.0
 
+    def schedule(self) -> None: ...
+
     def flush_later(self, connection: Connection) -> None:
         self.to_flush.append(connection)
 
