@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lessor.server.release import Gate
@@ -50,6 +50,7 @@ _STEPS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)) | st.none(), m
 
 
 @given(_STEPS)
+@example([(2, 0), (1, 1), None, (0, 1)])
 def test_no_payload_leaves_early_is_lost_or_overtakes(steps: list[tuple[int, int] | None]) -> None:
     gate = Gate(durable=0)
     outlets = [Collector() for _ in range(3)]

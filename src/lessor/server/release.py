@@ -50,11 +50,19 @@ class Gate:
             held[-1][1].append((outlet, payload))
         elif not held or held[-1][0] < batch:
             held.append((batch, [(outlet, payload)]))
-        else:  # an older batch than the newest waited for: a keepalive on a lease whose own batch is in flight
-            for number, waiting in held:
-                if number >= batch:
-                    waiting.append((outlet, payload))
-                    return
+        else:
+            self._hold_older(batch, outlet, payload)
+
+    def _hold_older(self, batch: int, outlet: Outlet, payload: Any) -> None:
+        """Something newer is waited for already: this is a keepalive on a lease whose own batch is in flight."""
+        for index, (number, waiting) in enumerate(self._held):
+            if number == batch:
+                waiting.append((outlet, payload))
+                return
+            if number > batch:
+                # An entry of its own: with the newer one it would leave too late, and behind what follows it.
+                self._held.insert(index, (batch, [(outlet, payload)]))
+                return
 
     def committed(self, batch: int) -> None:
         """`batch` and all before it are durable: delivers what waited for them, oldest first."""
