@@ -156,8 +156,8 @@ class World:
         """Lets the clock go on as on an idle machine: to each timer in turn."""
         end_s = self.loop.now_s + seconds
         while (timer_s := self.loop.next_timer_s) is not None and timer_s <= end_s:
-            # A real clock has moved on a little whenever it is read; with one that does not, what rounds to "just before
-            # the timer" would stay there for ever.
+            # A real clock has moved on a little whenever it is read. With one that does not, an instant that rounds to
+            # just before the timer would stay there for ever.
             self.loop.now_s = max(self.loop.now_s, timer_s) + 1e-9
             self.settle()
         self.loop.now_s = max(self.loop.now_s, end_s)

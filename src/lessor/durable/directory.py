@@ -40,6 +40,14 @@ def prepare(data_dir: Path) -> None:
         raise cannot_use(data_dir, error) from None
 
 
+def refuse_etcd(data_dir: Path, database: Path) -> None:
+    """Raises DataDirError for an etcd's data directory: starting empty beside its data would look like their loss."""
+    if (data_dir / "member").is_dir() and not database.exists():
+        raise DataDirError(
+            f"{data_dir}: holds the data of an etcd, which Lessor cannot read: give --data-dir another path"
+        )
+
+
 def lock(data_dir: Path) -> int:
     """Takes the directory for this process; returns the open lock file. Raises `DataDirError` when it is taken.
 

@@ -80,6 +80,7 @@ class SqliteEngine:
 
     def open(self, new_identity: tuple[int, int]) -> Meta:
         assert self._open is None, "open once"
+        directory.refuse_etcd(self._dir, self._path)
         directory.prepare(self._dir)
         self._lock = directory.lock(self._dir)
         try:

@@ -6,6 +6,8 @@ so that nobody wonders which one won.
 """
 
 import asyncio
+import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -21,10 +23,13 @@ from lessor.server.options import (
     DEFAULT_CLIENT_URL,
     OptionError,
     Options,
+    check_advertised_url,
     parse_duration_s,
     parse_listen_url,
     parse_retention,
 )
+
+log = logging.getLogger("lessor")
 
 EXIT_CANNOT_SERVE = 1
 
@@ -63,7 +68,7 @@ def _flag(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable
 @_flag(
     "min-lease-ttl",
     default=limits.LEASE_TTL_S_MIN,
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=limits.LEASE_TTL_S_MAX),
     help="Shortest TTL granted, in seconds.",
 )
 @_flag("log-level", default="info", type=click.Choice(logs.LEVELS), help="Least severe messages to log.")
@@ -76,6 +81,7 @@ def serve(context: click.Context, /, **values: Any) -> None:
     except OptionError as error:
         raise click.UsageError(str(error)) from None
     logs.set_up(options.log_level)
+    _name_strangers(context)
     from lessor.server.main import run
 
     try:
@@ -94,6 +100,14 @@ def _refuse_doubles(context: click.Context) -> None:
             raise OptionError(f"both {parameter.opts[0]} and {variable} are set; unset one of them")
 
 
+def _name_strangers(context: click.Context) -> None:
+    """Somebody who sets ETCD_CERT_FILE where it means nothing believes to be safe: says so in the log, as etcd does."""
+    known = {getattr(parameter, "envvar", None) for parameter in context.command.params}
+    for variable in sorted(os.environ):
+        if variable.startswith("ETCD_") and variable not in known:
+            log.warning("unrecognized environment variable", extra={"environment-variable": variable})
+
+
 def build(values: dict[str, Any]) -> Options:
     """Checks the flags' values, by their Python names, and makes Options of them. Raises OptionError."""
     listen = tuple(parse_listen_url(url.strip()) for url in values["listen_client_urls"].split(","))
@@ -106,6 +120,11 @@ def build(values: dict[str, Any]) -> Options:
         raise OptionError("--watch-progress-notify-interval: 100ms is the least")
     if values["quota_backend_bytes"] < 0:
         raise OptionError("--quota-backend-bytes: must not be negative; 0 means 2 GiB")
+    if not values["name"] or "/" in values["name"]:
+        raise OptionError(f"--name: {values['name']!r} must not be empty and hold no /")
+    if advertised:
+        for url in advertised.split(","):
+            check_advertised_url(url)
     mode = values["auto_compaction_mode"]
     return Options(
         name=values["name"],

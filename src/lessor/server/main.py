@@ -9,6 +9,7 @@ server in their own process.
 
 import asyncio
 import contextlib
+import errno
 import gc
 import hashlib
 import logging
@@ -120,8 +121,9 @@ class Server:
                 server = await loop.create_server(accept, listen.host, listen.port, backlog=4096)
                 self.addresses.extend(socket.getsockname()[:2] for socket in server.sockets)
         except OSError as error:
-            reason = error.strerror or error
-            raise OptionError(f"cannot listen on {listen.url}: {reason}; free it or choose another address") from None
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            advice = "stop what uses it, or listen elsewhere" if error.errno == errno.EADDRINUSE else "listen elsewhere"
+            raise OptionError(f"--listen-client-urls: cannot listen on {listen.url}: {reason}; {advice}") from None
         self._listeners.append(server)
         log.info("serving client traffic", extra={"address": listen.url})
 
@@ -150,6 +152,14 @@ class Server:
             Path(path).unlink(missing_ok=True)
         self._committer.close()
         log.info("stopped", extra={"exit_code": self.exit_code})
+
+    def abandon(self) -> None:
+        """Lets everything go after a `start` that failed: nobody was served, so there is nothing to save."""
+        for server in self._listeners:
+            server.close()
+        for path in self._sockets:
+            Path(path).unlink(missing_ok=True)
+        self._committer.close()
 
     async def _drain(self) -> None:
         for connection in list(self._connections):
@@ -242,7 +252,7 @@ def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, 
         try:
             await server.start()
         except OptionError:
-            await server.stop()
+            server.abandon()
             raise
         return await server.serve()
 

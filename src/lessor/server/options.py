@@ -63,10 +63,17 @@ def parse_listen_url(url: str) -> Listen:
     try:
         port = parts.port
     except ValueError:
-        port = None
+        raise OptionError(f"--listen-client-urls: {url!r} has no port between 0 and 65535") from None
     if not parts.hostname or port is None or parts.path not in ("", "/"):
         raise OptionError(f"--listen-client-urls: {url!r} must be http://host:port, with nothing behind it")
     return Listen(url, host=parts.hostname, port=port)
+
+
+def check_advertised_url(url: str) -> None:
+    """Raises OptionError for what no client could use as an address."""
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https", "unix", "unixs") or not (parts.netloc or parts.path):
+        raise OptionError(f"--advertise-client-urls: {url!r} must be a URL like http://host:port")
 
 
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
@@ -87,6 +94,8 @@ def parse_retention(mode: str, text: str) -> float:
     """--auto-compaction-retention: revisions in mode `revision`; a duration or a bare number of hours in `periodic`."""
     try:
         if mode == "revision":
+            if not text.lstrip("-").isdigit():
+                raise ValueError(f"{text!r} is no number of revisions; a time wants --auto-compaction-mode periodic")
             retention = float(int(text))
         else:
             retention = float(int(text)) * 3600 if text.lstrip("-").isdigit() else parse_duration_s(text)
