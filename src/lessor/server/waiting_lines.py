@@ -154,8 +154,6 @@ class Line:
 
     def on_publication(self, publication: Publication) -> None:
         """Takes in what one revision changed, and answers the calls whose wait it ends."""
-        if self.watcher.cancelled:
-            return
         keys = self._keys
         settled: list[Claim] = []
         for event, _ in publication.events:
