@@ -121,6 +121,19 @@ def test_an_observer_that_does_not_read_is_shown_the_leader_of_then(world: LockW
     assert slow.take() == [(b"e/a", b"10")]
 
 
+def test_what_waits_at_the_gate_while_an_observer_catches_up_is_shown_once(world: LockWorld) -> None:
+    leader = world.campaign(b"e", 0xA, b"0").outcome.leader
+    slow = world.observe(b"e")
+    slow.take()
+    slow.backlog_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
+    world.do(election_pb2.ProclaimRequest(leader=leader, value=b"1"))
+    world.begin(election_pb2.ProclaimRequest(leader=leader, value=b"2"))
+    slow.read()
+    world.loop.settle()
+    world.settle()
+    assert slow.take() == [(b"e/a", b"2")]
+
+
 def test_a_slow_observer_that_goes_is_forgotten(world: LockWorld) -> None:
     world.campaign(b"e", 0xA)
     slow = world.observe(b"e")

@@ -19,6 +19,7 @@ from lessor.base import limits
 from lessor.base.errors import Code, ErrorText, EtcdError
 from lessor.server.core import Core, StreamCall, UnaryCall, Waiting
 from lessor.server.waiting_lines import WaitingLines, created_at, key_of, prefix_of
+from lessor.state.mvcc import Event
 
 NOT_LEADER = ErrorText(Code.UNKNOWN, "election: not leader")
 NO_LEADER = ErrorText(Code.UNKNOWN, "election: no leader")
@@ -95,13 +96,14 @@ def leader(core: Core, request: election_pb2.LeaderRequest) -> bytes:
 class Observe:
     """Observe: one stream that is shown the leader of one election."""
 
-    __slots__ = ("_behind", "_call", "_core", "_prefix")
+    __slots__ = ("_behind", "_call", "_core", "_prefix", "_told")
 
     def __init__(self, core: Core, call: StreamCall) -> None:
         self._core = core
         self._call = call
         self._prefix: bytes | None = None  # until the request has come
         self._behind = False  # whether something was passed over since the peer last took all
+        self._told: Event | None = None  # the last that was sent
 
     def on_messages(self, messages: list[bytes]) -> None:
         try:
@@ -124,18 +126,20 @@ class Observe:
             self._core.waiting_lines.unobserve(self._prefix, self)
             self._prefix = None
 
-    def show(self, response: bytes) -> None:
-        self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, response)
+    def show(self, leader: Event, response: bytes) -> None:
+        self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, (leader, response))
 
-    def deliver(self, payload: bytes) -> None:
-        """What the gate lets through."""
-        if self._prefix is None or self._behind:
+    def deliver(self, payload: tuple[Event, bytes]) -> None:
+        """What the gate lets through. Something that waited there may have been caught up with meanwhile."""
+        leader, response = payload
+        if self._prefix is None or self._behind or leader is self._told:
             return
         if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
             self._behind = True
             self._call.wake_when_drained(self)
         else:
-            self._call.send([payload])
+            self._told = leader
+            self._call.send([response])
 
     def catch_up(self) -> bool:
         """The peer has read: it is shown the leader of now in place of all that was passed over."""
@@ -146,5 +150,5 @@ class Observe:
             self._behind = False
             found = self._core.waiting_lines.leader(self._prefix)
             if found is not None:
-                self.show(self._core.waiting_lines.leader_response(found))
+                self.show(found, self._core.waiting_lines.leader_response(found))
         return False

@@ -56,8 +56,8 @@ def key_of(name: bytes, lease_id: int) -> bytes:
 class Observer(Protocol):
     """Wants to know who is first."""
 
-    def show(self, response: bytes) -> None:
-        """The encoded response that tells of the one who is first now, or of its new value."""
+    def show(self, leader: Event, response: bytes) -> None:
+        """Who is first now, or its new value, and the encoded response that tells of it."""
         ...
 
 
@@ -178,7 +178,7 @@ class Line:
             if leader is not None:
                 response = self._lines.leader_response(leader)
                 for observer in list(self.observers):
-                    observer.show(response)
+                    observer.show(leader, response)
 
     def observe(self, observer: Observer) -> None:
         """Begins to show who is first, beginning with who is now."""
@@ -186,7 +186,7 @@ class Line:
             self._shown = self.leader()
         self.observers[observer] = None
         if self._shown is not None:
-            observer.show(self._lines.leader_response(self._shown))
+            observer.show(self._shown, self._lines.leader_response(self._shown))
 
 
 class WaitingLines:
