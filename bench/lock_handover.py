@@ -7,6 +7,7 @@ ends one TTL after the server took the last renewal, which was between its sendi
 come earlier than one TTL after the sending, and is late by what it comes after one TTL after the reply.
 
 `python -m bench.lock_handover` runs ours and etcd in turn, and fails when ours is early or later than LATE_S_MAX.
+On a machine so busy that the server stands still for STALL_S a round may be RECONNECT_S later: see server/turn.py.
 """
 
 import argparse
