@@ -25,7 +25,7 @@ from lessor.gateway import routes
 from lessor.gateway.routes import Headers
 from lessor.server.core import Core
 from lessor.server.grpc_calls import REFUSED, GrpcStream, GrpcUnary, method_error
-from lessor.server.http_calls import JsonStream, answer
+from lessor.server.http_calls import JsonStream, JsonUnary, answer
 from lessor.wire import grpc, h1, h2, sniff
 from lessor.wire.frames import ErrorCode
 
@@ -447,12 +447,14 @@ class H1Session:
     def eof(self) -> bool:
         """The peer will send no more. Returns whether a reply to it is still under way.
 
-        A streaming reply has no end that it could be waiting for: its peer has hung up.
+        A streaming reply has no end that it could be waiting for, and a call that waits for its turn may wait for long:
+        their peers have hung up.
         """
         self._take(self._h1.receive_eof())
         exchange = self._h1.exchange
-        streaming = exchange is not None and exchange.owner and isinstance(exchange.owner.body, JsonStream)
-        return not (self._h1.closing or streaming)
+        body = exchange.owner.body if exchange is not None and exchange.owner else None
+        hung_up = isinstance(body, JsonStream) or (isinstance(body, JsonUnary) and body.waiting is not None)
+        return not (self._h1.closing or hung_up)
 
     def _take(self, events: list[h1.Event]) -> None:
         for kind, exchange, payload in events:

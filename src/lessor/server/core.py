@@ -22,6 +22,7 @@ from lessor.server.options import Options
 from lessor.server.release import Gate
 from lessor.server.turn import Turn
 from lessor.server.version import ETCD_VERSION
+from lessor.server.waiting_lines import WaitingLines
 from lessor.state.machine import StateMachine
 
 log = logging.getLogger("lessor")
@@ -120,6 +121,7 @@ class Core:
         self.committer = committer
         self.metrics = metrics
         self.watch_streams: set[WatchesProgress] = set()
+        self.waiting_lines = WaitingLines(self)
         self.exposition = Exposition(metrics, machine, committer, ETCD_VERSION, lambda: len(self.watch_streams))
         self._header_revision = -1
         self._header_field = b""

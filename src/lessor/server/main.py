@@ -76,6 +76,7 @@ class Server:
         turn = Turn(machine, gate, self._committer, self._clock, uptime_s, metrics.expiry)
         self.core = Core(self.options, machine, gate, turn, self._committer, metrics)
         self.core.unary_handlers = services.UNARY
+        self.core.waiting_handlers = services.WAITING
         self.core.stream_handlers = services.STREAMS
 
     def _open(self) -> tuple[StateMachine, float]:
@@ -162,6 +163,7 @@ class Server:
         self._committer.close()
 
     async def _drain(self) -> None:
+        self.core.waiting_lines.stop(errors.SERVER_STOPPED)
         for connection in list(self._connections):
             connection.drain(errors.SERVER_STOPPED.error())
         deadline = asyncio.get_running_loop().time() + DRAIN_S

@@ -2,7 +2,7 @@
 """Which method is served by what: the checks that belong to the server, then the state machine.
 
 Law: no state here. What a call decides lives in state/machine.py; what a stream remembers lives in keepalive.py and
-watch.py. A method that is absent from the two tables below answers UNIMPLEMENTED.
+watch.py. A method that is absent from the tables below answers UNIMPLEMENTED.
 """
 
 from typing import Any
@@ -13,7 +13,8 @@ from lessor.api.methods import BY_PATH, Method
 from lessor.api.proto import health_pb2, rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
-from lessor.server.core import Core, StreamCall, StreamFactory, UnaryHandler
+from lessor.server import elections, locks
+from lessor.server.core import Core, StreamCall, StreamFactory, UnaryHandler, WaitingHandler
 from lessor.server.keepalive import KeepAlive
 from lessor.server.version import ETCD_VERSION
 from lessor.server.watch import WatchStream
@@ -102,6 +103,16 @@ UNARY: dict[Method, UnaryHandler] = _by_method(
         "/etcdserverpb.Maintenance/Status": status,
         "/etcdserverpb.Cluster/MemberList": member_list,
         "/grpc.health.v1.Health/Check": health_check,
+        "/v3lockpb.Lock/Unlock": locks.unlock,
+        "/v3electionpb.Election/Proclaim": elections.proclaim,
+        "/v3electionpb.Election/Leader": elections.leader,
+        "/v3electionpb.Election/Resign": elections.resign,
+    }
+)
+WAITING: dict[Method, WaitingHandler] = _by_method(
+    {
+        "/v3lockpb.Lock/Lock": locks.lock,
+        "/v3electionpb.Election/Campaign": elections.campaign,
     }
 )
 STREAMS: dict[Method, StreamFactory] = _by_method(
@@ -109,5 +120,6 @@ STREAMS: dict[Method, StreamFactory] = _by_method(
         "/etcdserverpb.Lease/LeaseKeepAlive": KeepAlive,
         "/etcdserverpb.Watch/Watch": WatchStream,
         "/grpc.health.v1.Health/Watch": HealthWatch,
+        "/v3electionpb.Election/Observe": elections.Observe,
     }
 )

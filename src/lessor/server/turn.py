@@ -177,12 +177,19 @@ class Turn:
             self._on_expired(ended, self.now_s() - head_s)
 
     def hold_publications(self) -> None:
-        """Sends what watchers are to see through the gate; called after every change that may concern one."""
+        """Sends what watchers are to see through the gate; called after every change that may concern one.
+
+        Those who only decide what others are to see (waiting_lines.py) are told at once.
+        """
         hub = self.machine.hub
         if hub.outbox:
             batch = self.machine.journal.newest_with_rows
             for publication in hub.take_outbox():
-                self.gate.hold(batch, publication.watcher.owner, publication)
+                watcher = publication.watcher
+                if watcher.at_once:
+                    watcher.owner.on_publication(publication)
+                else:
+                    self.gate.hold(batch, watcher.owner, publication)
 
     def _seal(self) -> None:
         journal = self.machine.journal

@@ -48,6 +48,7 @@ class Watcher:
     """One watch. The hub reads and writes `next_revision` and `lagging`; the rest belongs to the owner."""
 
     __slots__ = (
+        "at_once",
         "cancelled",
         "end",
         "filters",
@@ -72,9 +73,13 @@ class Watcher:
         prev_kv: bool = False,
         fragment: bool = False,
         progress_notify: bool = False,
+        at_once: bool = False,
         owner: Any = None,
     ) -> None:
-        """`end`: None - one key; b"" - no upper bound. `start_revision` 0: from now on."""
+        """`end`: None - one key; b"" - no upper bound. `start_revision` 0: from now on.
+
+        `at_once`: the owner is part of the server and takes publications before they are durable.
+        """
         self.watch_id = watch_id
         self.key = key
         self.end = end
@@ -82,6 +87,7 @@ class Watcher:
         self.prev_kv = prev_kv
         self.fragment = fragment
         self.progress_notify = progress_notify
+        self.at_once = at_once
         self.next_revision = start_revision  # no event before it will be told
         self.lagging = False
         self.cancelled = False
