@@ -533,3 +533,23 @@ def test_a_refusal_leaves_no_trace(requests: list[Any]) -> None:
             machine.apply(request, float(now))
         except EtcdError:
             assert trace(machine) == before
+
+
+def test_an_alarm_that_nobody_could_name_is_not_kept() -> None:
+    machine = StateMachine(Identity(1, 2, 3))
+    request = rpc_pb2.AlarmRequest(action=rpc_pb2.AlarmRequest.ACTIVATE, memberID=5)
+    request.MergeFromString(b"\x18\x4d")  # alarm 77
+    machine.apply(request, 0.0)
+    assert machine.alarms == set()
+    assert machine.journal.row_count == 0
+
+
+def test_an_ended_lease_lets_its_keys_go() -> None:
+    machine = StateMachine(Identity(1, 2, 3))
+    machine.apply(rpc_pb2.LeaseGrantRequest(ID=7, TTL=10), 0.0)
+    machine.apply(rpc_pb2.PutRequest(key=b"k", lease=7), 0.0)
+    lease = machine.leases.get(7)
+    assert lease is not None
+    assert lease.keys == {b"k"}
+    machine.apply(rpc_pb2.LeaseRevokeRequest(ID=7), 0.0)
+    assert not lease.keys

@@ -252,6 +252,20 @@ def test_a_promise_counts_from_the_end_of_a_long_turn() -> None:
     assert lease not in world.machine.leases
 
 
+def test_a_batch_saves_the_clock_of_before_its_first_row() -> None:
+    """After a crash a lease gets its deadline less that clock, and it was told a full TTL at the commit."""
+    world = World()
+    world.call(rpc_pb2.PutRequest(key=b"k"))
+    world.loop.settle()  # this batch is in flight for long
+    world.loop.now_s += 1
+    world.grant(60)
+    world.loop.settle()
+    world.loop.now_s += 10
+    world.disk.succeed()
+    ((_, _, deadline_s, _),) = world.disk.batches[-1].leases
+    assert deadline_s - world.disk.batches[-1].now_s >= 60
+
+
 def test_a_lease_does_not_end_before_its_grant_is_told() -> None:
     """The disk hangs for longer than the TTL: success is answered afterwards, so the lease has to be there."""
     world, peer = World(), Peer()

@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import resource
+import socket
 import sys
 import uuid
 from collections.abc import Callable
@@ -41,6 +42,8 @@ from lessor.state.replay import restore
 log = logging.getLogger("lessor")
 
 EXIT_DISK_FAILED = 74  # sysexits.h: EX_IOERR
+EXIT_AT_ONCE = 130  # as after Ctrl-C
+LAST_COMMIT_S = 30.0  # how long a stopping server waits for a commit that hangs
 FIRST_TERM = 2  # what a fresh etcd answers too: the term of its first election
 DRAIN_S = 5.0  # how long a stopping server waits for calls in hand
 # The commit thread and the loop take turns with the interpreter; decision 0003 has the measurements.
@@ -59,7 +62,7 @@ class Server:
         self._committer = Committer(self._engine)
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
-        self._sockets: list[str] = []
+        self._sockets: list[tuple[str, int]] = []  # path and inode of each socket file that is ours
         self._stopping = asyncio.Event()
         self.addresses: list[tuple[str, int] | str] = []
 
@@ -114,13 +117,13 @@ class Server:
 
         try:
             if listen.unix_path:
-                _remove_stale_socket(listen.unix_path)
+                _refuse_served_socket(listen)
                 server = await loop.create_unix_server(accept, listen.unix_path)
-                self._sockets.append(listen.unix_path)
+                self._sockets.append((listen.unix_path, os.stat(listen.unix_path).st_ino))
                 self.addresses.append(listen.unix_path)
             else:
                 server = await loop.create_server(accept, listen.host, listen.port, backlog=4096)
-                self.addresses.extend(socket.getsockname()[:2] for socket in server.sockets)
+                self.addresses.extend(each.getsockname()[:2] for each in server.sockets)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             advice = "stop what uses it, or listen elsewhere" if error.errno == errno.EADDRINUSE else "listen elsewhere"
@@ -135,7 +138,13 @@ class Server:
         return self.exit_code
 
     def request_stop(self) -> None:
-        """Ends `serve`. Safe in a signal handler of the loop; repeating it does nothing."""
+        """Ends `serve`. Safe in a signal handler of the loop. Asked a second time, it ends the process at once.
+
+        That loses nothing which was acknowledged; only the exact remaining times of leases are not saved.
+        """
+        if self._stopping.is_set():
+            log.warning("asked twice to stop; going at once")
+            os._exit(EXIT_AT_ONCE)
         self._stopping.set()
 
     async def stop(self) -> None:
@@ -149,8 +158,7 @@ class Server:
             await self._save()
         for connection in list(self._connections):
             connection.transport.abort()
-        for path in self._sockets:
-            Path(path).unlink(missing_ok=True)
+        self._remove_sockets()
         self._committer.close()
         log.info("stopped", extra={"exit_code": self.exit_code})
 
@@ -158,9 +166,15 @@ class Server:
         """Lets everything go after a `start` that failed: nobody was served, so there is nothing to save."""
         for server in self._listeners:
             server.close()
-        for path in self._sockets:
-            Path(path).unlink(missing_ok=True)
+        self._remove_sockets()
         self._committer.close()
+
+    def _remove_sockets(self) -> None:
+        """Removes our socket files; one that another server has put in its place meanwhile stays."""
+        for path, inode in self._sockets:
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
 
     async def _drain(self) -> None:
         self.core.waiting_lines.stop(errors.SERVER_STOPPED)
@@ -175,7 +189,11 @@ class Server:
         turn = self.core.turn
         turn.halt()
         machine = self.core.machine
+        give_up_s = asyncio.get_running_loop().time() + LAST_COMMIT_S
         while not self._committer.free and not self._committer.failed:
+            if asyncio.get_running_loop().time() > give_up_s:
+                log.critical("a commit hangs; going without it", extra={"waited_s": LAST_COMMIT_S})
+                os._exit(EXIT_DISK_FAILED)  # the engine's thread cannot be stopped
             await asyncio.sleep(0.001)
         if self._committer.failed:
             return
@@ -195,7 +213,7 @@ class Server:
         self.exit_code = EXIT_DISK_FAILED
         for connection in list(self._connections):
             connection.transport.abort()
-        self.request_stop()
+        self._stopping.set()
 
     def _watch_quota(self, _batch: Batch) -> None:
         """Raises the NOSPACE alarm when the data outgrows --quota-backend-bytes."""
@@ -222,16 +240,14 @@ def _new_identity(options: Options) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "big") | 1, int.from_bytes(digest[8:16], "big") | 1
 
 
-def _remove_stale_socket(path: str) -> None:
-    """A socket file that a killed server left behind would make the address look taken."""
-    if Path(path).is_socket():
-        import socket
-
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(path)
-            except OSError:
-                os.unlink(path)
+def _refuse_served_socket(listen: Listen) -> None:
+    """The loop replaces a socket file that is there. That is right for one that a killed server left behind only."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(listen.unix_path)
+        except OSError:
+            return
+    raise OptionError(f"--listen-client-urls: {listen.url} is served by another process; stop it, or listen elsewhere")
 
 
 def _raise_file_limit() -> None:
@@ -253,7 +269,7 @@ def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, 
         install_signals(asyncio.get_running_loop(), server)
         try:
             await server.start()
-        except OptionError:
+        except BaseException:  # a signal that comes now cancels us
             server.abandon()
             raise
         return await server.serve()

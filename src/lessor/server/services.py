@@ -7,7 +7,7 @@ watch.py. A method that is absent from the tables below answers UNIMPLEMENTED.
 
 from typing import Any
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from lessor.api.methods import BY_PATH, Method
 from lessor.api.proto import health_pb2, rpc_pb2
@@ -28,6 +28,7 @@ def small(core: Core, request: Message) -> bytes:
 def sized(core: Core, request: Message) -> bytes:
     """Applies a request that carries keys and values, within --max-request-bytes."""
     if request.ByteSize() > core.options.max_request_bytes:
+        core.machine.check_form(request)  # as in etcd, what is wrong by itself is told first
         raise errors.REQUEST_TOO_LARGE.error()
     return core.machine.apply_encoded(request, core.turn.now_s())
 
@@ -74,7 +75,10 @@ class HealthWatch:
         self._call = call
 
     def on_messages(self, messages: list[bytes]) -> None:
-        asked = health_pb2.HealthCheckRequest.FromString(messages[0]).service
+        try:
+            asked = health_pb2.HealthCheckRequest.FromString(messages[0]).service
+        except DecodeError:
+            raise EtcdError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message") from None
         kinds = health_pb2.HealthCheckResponse
         status = kinds(status=kinds.SERVICE_UNKNOWN if asked else kinds.SERVING)
         self._call.send([status.SerializeToString()])

@@ -92,6 +92,7 @@ class Turn:
         self._cutoff_s = 0.0  # leases due until here may end in this turn
         self._began_s = 0.0  # when this turn read its first bytes
         self._commit_began_s = 0.0
+        self._opened_s = uptime_s  # not later than the first row of the open batch
         self.renewed: list[Lease] = []  # leases whose renewal is told in this turn
         self._uptime_saved_s = uptime_s
         # The newest revision that is on disk: history is shown up to here. `_sealed_revision` is that of the last
@@ -119,6 +120,8 @@ class Turn:
         if not self._scheduled:
             self._scheduled = True
             self._began_s = self.now_s()
+            if not self.machine.journal.row_count:
+                self._opened_s = self._began_s
             self._loop.call_soon(self._end_of_turn)
 
     def flush_later(self, connection: Flushable) -> None:
@@ -201,8 +204,11 @@ class Turn:
             not len(self.machine.leases) or now_s - self._uptime_saved_s < limits.UPTIME_SAVE_S
         ):
             return
-        self._uptime_saved_s = now_s
-        batch = journal.seal(now_s)
+        # With rows, the clock of before the first of them is saved: a deadline beside a later clock would take from the
+        # lease, after a crash, what the batch had waited for the disk.
+        clock_s = max(self._opened_s, self._uptime_saved_s) if journal.row_count else now_s
+        self._uptime_saved_s = clock_s
+        batch = journal.seal(clock_s)
         self._sealed_revision = self.machine.revision
         self._commit_began_s = now_s
         self._committer.commit(batch)
@@ -211,7 +217,9 @@ class Turn:
                 connection.resume_reading()
             self._paused.clear()
         if self._cutoff_s:
-            self.schedule()  # the full batch has held up expiry until now
+            # The full batch has held up expiry, and reading: what waits in the sockets comes first.
+            cutoff_s, self._cutoff_s = self._cutoff_s, 0.0
+            self._before_poll(cutoff_s)
 
     def _committed(self, batch: Batch) -> None:
         """The batch is on disk: the promises in it begin to count now, and what waited for it leaves."""

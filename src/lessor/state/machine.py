@@ -36,6 +36,7 @@ from lessor.state.watch_hub import WatchHub
 
 _ALARM_NONE: Final = 0
 _ALARM_NO_SPACE: Final = 1
+_ALARMS: Final = (_ALARM_NO_SPACE, 2)  # the second: CORRUPT
 _ALARM_GET: Final = 0
 _ALARM_ACTIVATE: Final = 1
 _ALARM_DEACTIVATE: Final = 2
@@ -154,6 +155,15 @@ class StateMachine:
             raise TypeError(f"the state machine does not serve {type(request).__name__}")
         return handler(request, now)
 
+    def check_form(self, request: Message) -> None:
+        """Raises what is wrong with a write by itself, whatever the state; changes nothing."""
+        if isinstance(request, rpc_pb2.PutRequest):
+            kv.read_put(request)
+        elif isinstance(request, rpc_pb2.DeleteRangeRequest):
+            kv.check_delete(request)
+        elif isinstance(request, rpc_pb2.TxnRequest):
+            txn.read_txn(request, self._max_txn_ops)
+
     def expire(self, now: float, leases_max: int) -> int:
         """Ends leases that are due, earliest deadline first, each with its keys in a revision of its own.
 
@@ -180,7 +190,7 @@ class StateMachine:
 
     def state_for_alarm(self, member_id: int, alarm: int, active: bool) -> None:
         """Takes in an alarm row at boot, without a row of its own."""
-        if active:
+        if active and alarm in _ALARMS:
             self.alarms.add((member_id, alarm))
         else:
             self.alarms.discard((member_id, alarm))
@@ -256,6 +266,7 @@ class StateMachine:
         delete = self.store.delete
         for key in sorted(lease.keys):
             delete(key)
+        lease.keys = frozenset()  # somebody may hold on to the lease for a while
         self._finish()
 
     def _keep_alive(self, request: rpc_pb2.LeaseKeepAliveRequest, now: float) -> bytes:
@@ -288,7 +299,7 @@ class StateMachine:
         if request.action == _ALARM_GET:
             shown = sorted(alarm for alarm in self.alarms if kind in (_ALARM_NONE, alarm[1]))
         elif request.action == _ALARM_ACTIVATE:
-            if kind != _ALARM_NONE:
+            if kind in _ALARMS:  # others would be kept, and nobody could name them
                 shown = [(member_id, kind)]
                 self._set_alarm(member_id, kind, active=True)
         elif request.action == _ALARM_DEACTIVATE and (member_id, kind) in self.alarms:
