@@ -153,10 +153,13 @@ def test_malformed_protobuf_costs_its_call(raw: RawH2, garbage: bytes) -> None:
     assert raw.call(LEASE + "LeaseGrant", framed(GRANT)).status[0] == 0
 
 
-def test_a_malformed_request_of_a_stream_ends_it_after_the_replies_before(subject: Subject, raw: RawH2) -> None:
+@pytest.mark.parametrize("bad", [framed(b"\xff\xff"), framed(b"", flag=2)], ids=["no protobuf", "no frame"])
+def test_a_malformed_request_of_a_stream_ends_it_after_the_replies_before(
+    subject: Subject, raw: RawH2, bad: bytes
+) -> None:
     lease_id = subject.grant(100)
     request = framed(rpc.LeaseKeepAliveRequest(ID=lease_id))
-    outcome = raw.call(LEASE + "LeaseKeepAlive", request + request + framed(b"\xff\xff") + request)
+    outcome = raw.call(LEASE + "LeaseKeepAlive", request + request + bad + request)
     assert outcome.status[0] == 13
     size = len(outcome.data) // 2
     assert rpc.LeaseKeepAliveResponse.FromString(outcome.data[5:size]).TTL == 100

@@ -63,6 +63,24 @@ def test_the_largest_message_passes_and_one_byte_more_is_refused_before_it_has_c
     assert caught.value.code == Code.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.parametrize(
+    ("bad", "code"),
+    [(b"\x02" + bytes(4), Code.INTERNAL), (grpc.frame(b"x" * 11), Code.RESOURCE_EXHAUSTED)],
+    ids=["unknown-flag", "too-large"],
+)
+def test_what_is_no_message_takes_none_of_those_before_it_along(bad: bytes, code: Code) -> None:
+    good = grpc.frame(b"one") + grpc.frame(b"two")
+    body = good + bad + grpc.frame(b"three")
+    for cut in range(len(good)):
+        deframer = grpc.Deframer(10)
+        assert deframer.feed(body[:cut]) + deframer.feed(body[cut:]) == [b"one", b"two"]
+        assert deframer.error is not None
+        assert deframer.error.code == code
+        with pytest.raises(EtcdError) as caught:
+            deframer.feed(grpc.frame(b"four"))
+        assert caught.value.code == code
+
+
 def test_gzip_is_accepted_also_next_to_plain_messages() -> None:
     deframer = grpc.Deframer(1000, b"gzip")
     body = compressed(b"small") + grpc.frame(b"plain") + compressed(b"") + compressed(b"x" * 1000)

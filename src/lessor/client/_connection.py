@@ -275,6 +275,8 @@ class Call(Generic[Reply]):
             for raw in self._deframer.feed(payload):
                 self._inbox.append((cast(Reply, self._method.response.FromString(raw)), len(raw)))
                 self._inbox_bytes += len(raw)
+            if self._deframer.error is not None:
+                raise self._deframer.error
         except EtcdError as error:
             self._give_up(ServerError(error.code, error.message, outcome_unknown=self._outcome(True)))
         except DecodeError:

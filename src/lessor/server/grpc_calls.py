@@ -63,6 +63,8 @@ class GrpcUnary:
                 self.fail(_EXACTLY_ONE)
                 return
             self.message = message
+        if self._deframer.error is not None:
+            self.fail(self._deframer.error)
 
     def on_end(self) -> None:
         if self._session.overfull:
@@ -158,7 +160,10 @@ class GrpcStream:
             messages = self._deframer.feed(data)
             if messages and self._stream is not None:
                 self._handler.on_messages(messages)
-        except EtcdError as error:
+            error = self._deframer.error  # in what came after these
+        except EtcdError as raised:
+            error = raised
+        if error is not None:
             # The replies to the requests before it may still wait at the gate: the end comes after them.
             self._failed = True
             core = self._session.core

@@ -29,7 +29,6 @@ CONTENT_TYPE = b"application/grpc"
 _HEADERS: list[Field] = [(b":status", b"200"), (b"content-type", CONTENT_TYPE)]
 RESPONSE_HEADERS = encode_headers(_HEADERS)
 TRAILERS_OK = encode_headers([(b"grpc-status", b"0")])
-UNSUPPORTED_MEDIA_TYPE = encode_headers([(b":status", b"415")])  # for a content-type that is not gRPC's
 
 _UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
@@ -63,16 +62,17 @@ class Deframer:
     """Cuts one direction of a call into messages.
 
     `message_bytes_max`: the largest message, before and after inflating. `encoding`: the call's grpc-encoding; take it
-    through `check_encoding` first.
+    through `check_encoding` first. `error` is set for good when something came that is no message.
     """
 
-    __slots__ = ("_buffer", "_bytes_max", "_gzip", "_needed_bytes")
+    __slots__ = ("_buffer", "_bytes_max", "_gzip", "_needed_bytes", "error")
 
     def __init__(self, message_bytes_max: int, encoding: bytes | None = None) -> None:
         self._bytes_max = message_bytes_max
         self._gzip = encoding == b"gzip"
         self._buffer = bytearray()
         self._needed_bytes = PREFIX_BYTES
+        self.error: EtcdError | None = None
 
     @property
     def incomplete(self) -> bool:
@@ -80,19 +80,34 @@ class Deframer:
         return bool(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that `data` completes. Raises EtcdError for one that is too large or wrongly compressed, after
-        which the call is over. Cost: no copy but the payload when `data` is whole messages.
+        """The messages that `data` completes. Cost: no copy but the payload when `data` is whole messages.
+
+        Raises EtcdError for a message that is too large or wrongly compressed; the call is over then. Where good ones
+        came before it in `data`, those are returned first: look at `error` when they are dealt with. Each later call
+        raises it.
         """
+        if self.error is not None:
+            raise self.error
+        messages: list[bytes] = []
+        try:
+            self._cut(data, messages)
+        except EtcdError as error:
+            self.error = error
+            self._buffer.clear()
+            if not messages:
+                raise
+        return messages
+
+    def _cut(self, data: bytes, messages: list[bytes]) -> None:
         buffer = self._buffer
         if buffer:
             buffer += data
             if len(buffer) < self._needed_bytes:
-                return []
+                return
             data = bytes(buffer)
             buffer.clear()
         size = len(data)
         position = 0
-        messages: list[bytes] = []
         while size - position >= PREFIX_BYTES:
             flag, length = _PREFIX.unpack_from(data, position)
             if length > self._bytes_max:
@@ -111,7 +126,6 @@ class Deframer:
             self._needed_bytes = PREFIX_BYTES
             if size - position >= PREFIX_BYTES:
                 self._needed_bytes += _PREFIX.unpack_from(data, position)[1]
-        return messages
 
     def _inflated(self, flag: int, payload: bytes) -> bytes:
         if flag != 1:
