@@ -32,7 +32,7 @@ from lessor.api.proto.rpc_pb2 import (
 )
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway.json_codec import NESTED_MESSAGES_MAX, decode, encode, quoted
-from lessor.gateway.stream import StreamDecoder, error_frame, failed_answer, result_frame
+from lessor.gateway.stream import StreamDecoder, error_frame, result_frame
 
 
 def refused(message_class: type[Message], body: bytes) -> str:
@@ -315,13 +315,6 @@ def test_frames() -> None:
     assert error_frame(EtcdError(Code.DEADLINE_EXCEEDED, "context deadline exceeded")) == (
         b'{"error":{"code":4,"message":"context deadline exceeded"}}\n'
     )
-
-
-def test_a_stream_that_fails_at_once_has_its_status() -> None:
-    answer = failed_answer(EtcdError(Code.DEADLINE_EXCEEDED, "context deadline exceeded"))
-    assert answer.status == 504
-    assert answer.body == b'{"error":{"code":4,"message":"context deadline exceeded"}}\n'
-    assert dict(answer.headers)[b"content-type"] == b"application/json"
 
 
 def ids(messages: list[Any]) -> list[int]:

@@ -41,7 +41,6 @@ HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 pr
 
 # --- HTTP/1.1 ---------------------------------------------------------------------------------------------------
 H1_HEAD_BYTES_MAX = 65_536  # request line and headers together
-H1_PIPELINE_MAX = 64  # requests waiting on one connection; reading pauses beyond it
 
 # --- the core ---------------------------------------------------------------------------------------------------
 BATCH_ROWS_MAX = 20_000  # rows in the open batch; beyond it the sockets that bring more are not read

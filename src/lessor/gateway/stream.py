@@ -17,7 +17,6 @@ from google.protobuf.message import Message
 
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec
-from lessor.gateway.routes import ERROR_HEADERS, Answer
 
 _BRACKET_OR_QUOTE = re.compile(rb'["{}\[\]]')
 _QUOTE_OR_ESCAPE = re.compile(rb'["\\]')
@@ -34,11 +33,6 @@ def result_frame(message: Message) -> bytes:
 def error_frame(error: EtcdError) -> bytes:
     """The end of a streaming reply that failed."""
     return b'{"error":%b}\n' % status_object(error.code, error.message)
-
-
-def failed_answer(error: EtcdError) -> Answer:
-    """The whole reply of a stream that failed before its first message: the error's frame under its HTTP status."""
-    return Answer(error.http_status, ERROR_HEADERS, error_frame(error))
 
 
 def status_object(code: int, message: str) -> bytes:

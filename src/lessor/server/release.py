@@ -71,8 +71,3 @@ class Gate:
         while held and held[0][0] <= batch:
             for outlet, payload in held.popleft()[1]:
                 outlet.deliver(payload)
-
-    @property
-    def waiting(self) -> int:
-        """How many payloads are held, for metrics and for the drain at shutdown."""
-        return sum(len(waiting) for _, waiting in self._held)

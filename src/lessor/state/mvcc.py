@@ -292,9 +292,6 @@ class Store:
         """Where the events of a revision, or of the first one after it, begin in the log. Cost: O(log n)."""
         return bisect_left(self._log, revision, key=_mod_revision)
 
-    def log_length(self) -> int:
-        return len(self._log)
-
     def log_slice(self, first: int, last: int) -> Sequence[Event]:
         return self._log[first:last]
 
