@@ -76,6 +76,17 @@ def test_event_bytes_are_protobufs(key: bytes, value: bytes | None, revision: in
     assert mvcc_pb2.KeyValue.FromString(event.kv_bytes_without_value()) == kv
 
 
+def test_only_short_encodings_are_kept() -> None:
+    for size, kept in ((0, True), (64, True), (1024, True), (2048, False), (1_500_000, False)):
+        event = Event(b"/svc/instances/00000001", b"v" * size, 5, 7, 0, 6, 3, None)
+        assert (event.kv_bytes() is event.kv_bytes()) is kept
+        assert (event.event_bytes() is event.event_bytes()) is kept
+        again = mvcc_pb2.Event.FromString(event.event_bytes())
+        assert again.kv == mvcc_pb2.KeyValue.FromString(event.kv_bytes())
+        assert again.kv.value == b"v" * size
+        assert (again.kv.mod_revision, again.kv.lease) == (7, 3)
+
+
 def test_headers_are_protobufs() -> None:
     whole = rpc_pb2.PutResponse.FromString(HeaderEncoder(2**64 - 1, 3, 2).field(300)).header
     assert whole == rpc_pb2.ResponseHeader(cluster_id=2**64 - 1, member_id=3, revision=300, raft_term=2)

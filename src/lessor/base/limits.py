@@ -37,6 +37,9 @@ H2_SETTINGS_PER_S_MAX = 50
 H2_EMPTY_FRAMES_PER_S_MAX = 1_000  # empty DATA frames without END_STREAM: they cost us work and the peer nothing
 H2_STREAM_SEND_BYTES_MAX = 4_194_304  # replies that wait on one stream for the peer's window before its watches lag
 GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers
+TCP_KEEPALIVE_IDLE_S = 60  # silence after which the kernel asks whether a peer is still there; costs one packet
+TCP_KEEPALIVE_INTERVAL_S = 20  # between such questions
+TCP_KEEPALIVE_PROBES = 3  # unanswered ones that end the connection: a peer that vanished holds its watches two minutes
 HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 preface or a whole HTTP/1 head
 
 # --- HTTP/1.1 ---------------------------------------------------------------------------------------------------
@@ -47,4 +50,8 @@ BATCH_ROWS_MAX = 20_000  # rows in the open batch; beyond it the sockets that br
 LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one in its turn
 CONNECTION_SEND_BYTES_MAX = 16_777_216  # replies waiting in one connection; beyond it we stop reading from it
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
+WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from history; clients take 4 MiB
+# An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger
+# ones the copies would be most of the memory, and making them again costs little beside sending them.
+EVENT_ENCODING_KEPT_BYTES_MAX = 1_152
 UPTIME_SAVE_S = 1.0  # how often the served time is saved while leases live; a crash forgets at most this much of it

@@ -39,8 +39,9 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Final
 
+from lessor.base.limits import EVENT_ENCODING_KEPT_BYTES_MAX
 from lessor.base.revision import FIRST_REVISION, NOTHING_COMPACTED
-from lessor.state.encode import nested, number_field
+from lessor.state.encode import nested, number_field, varint
 from lessor.state.journal import EventRow, Journal
 from lessor.state.key_index import KeyIndex
 from lessor.state.leases import Lessor
@@ -92,14 +93,20 @@ class Event:
         return f"<{what} {self.key!r} at {self.mod_revision}.{self.sub}>"
 
     def kv_bytes(self) -> bytes:
-        """The encoded mvccpb.KeyValue, made once. Of a tombstone: key and mod_revision only, as watchers get it."""
+        """The encoded mvccpb.KeyValue. Of a tombstone: key and mod_revision only, as watchers get it.
+
+        Made once, up to EVENT_ENCODING_KEPT_BYTES_MAX; larger ones each time.
+        """
         encoded = self._kv_bytes
         if encoded is None:
             encoded = self.kv_bytes_without_value()
-            if self.value:
-                # Field 5 goes before field 6 only by custom; parsers take any order, so the value may come last.
-                encoded += nested(b"\x2a", self.value)
-            self._kv_bytes = encoded
+            value = self.value
+            if value:
+                # Field 5 goes before field 6 only by custom; parsers take any order, so the value may come last. What
+                # may be long comes last in the sum as well: it is copied once.
+                encoded = encoded + b"\x2a" + varint(len(value)) + value
+            if len(encoded) <= EVENT_ENCODING_KEPT_BYTES_MAX:
+                self._kv_bytes = encoded
         return encoded
 
     def kv_bytes_without_value(self) -> bytes:
@@ -113,13 +120,14 @@ class Event:
         )
 
     def event_bytes(self) -> bytes:
-        """The encoded mvccpb.Event without prev_kv, made once."""
+        """The encoded mvccpb.Event without prev_kv; kept as `kv_bytes` is."""
         encoded = self._event_bytes
         if encoded is None:
             encoded = nested(b"\x12", self.kv_bytes())
             if self.value is None:
                 encoded = _DELETE + encoded
-            self._event_bytes = encoded
+            if len(encoded) <= EVENT_ENCODING_KEPT_BYTES_MAX:
+                self._event_bytes = encoded
         return encoded
 
 
