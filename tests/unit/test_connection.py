@@ -2,12 +2,14 @@
 """When a connection reads, pauses and gives up a peer. Transport and turn are stand-ins, the protocols are real."""
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import uvloop
 
 from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base import limits
@@ -26,6 +28,9 @@ class Transport:
 
     def set_write_buffer_limits(self, high: int) -> None:
         pass
+
+    def get_extra_info(self, name: str) -> None:
+        """There is no socket."""
 
     def pause_reading(self) -> None:
         self.reading = False
@@ -267,3 +272,31 @@ def test_a_pipeline_waits_until_the_peer_takes_the_replies() -> None:
         assert len(asked) == 2
 
     run(steps)
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_the_kernel_finds_out_about_peers_that_vanished(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def steps() -> None:
+        loop = asyncio.get_running_loop()
+        made: asyncio.Future[Connection] = loop.create_future()
+
+        class Accept(Connection):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                super().connection_made(transport)
+                made.set_result(self)
+
+        core = SimpleNamespace(metrics=SimpleNamespace(connections=0), turn=SimpleNamespace(forget=lambda one: None))
+        server = await loop.create_server(lambda: Accept(cast(Core, core), set()), "127.0.0.1", 0)
+        peer, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+        connection = await made
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        timing = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+        assert [accepted.getsockopt(socket.IPPROTO_TCP, option) for option in timing] == [60, 20, 3]
+        peer.close()
+        connection.transport.close()
+        server.close()
+        await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(steps())
