@@ -39,6 +39,12 @@ H2_STREAM_SEND_BYTES_MAX = 4_194_304  # replies that wait on one stream for the 
 GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers
 HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 preface or a whole HTTP/1 head
 
+# --- TLS --------------------------------------------------------------------------------------------------------
+TLS_HANDSHAKE_S_MAX = 10.0  # from the socket to the end of the handshake; etcd's bound too
+TLS_HANDSHAKES_MAX = 1_000  # under way at once; beyond it the oldest is dropped
+TLS_LINGER_S = 1.0  # for a refused client to read why
+TLS_REFUSALS_LOGGED_PER_S_MAX = 10  # a scan must not fill the log
+
 # --- HTTP/1.1 ---------------------------------------------------------------------------------------------------
 H1_HEAD_BYTES_MAX = 65_536  # request line and headers together
 H1_PIPELINE_MAX = 64  # requests waiting on one connection; reading pauses beyond it

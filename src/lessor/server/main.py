@@ -32,6 +32,8 @@ from lessor.server.core import Core
 from lessor.server.metrics import Metrics
 from lessor.server.options import Listen, OptionError, Options
 from lessor.server.release import Gate
+from lessor.server.tls.listeners import tls_for
+from lessor.server.tls.secure import Handshakes
 from lessor.server.turn import Turn
 from lessor.state.journal import Batch
 from lessor.state.machine import Identity, StateMachine
@@ -59,14 +61,20 @@ class Server:
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[str] = []
+        self.handshakes: Handshakes | None = None  # where there are URLs with TLS
         self._stopping = asyncio.Event()
         self.addresses: list[tuple[str, int] | str] = []
 
     def boot(self) -> None:
-        """Opens the data and replays it. Blocks; raises DataDirError when the directory cannot be served."""
+        """Opens the data and replays it. Blocks.
+
+        Raises DataDirError when the directory cannot be served, OptionError when the certificates cannot.
+        """
         try:
             # The engine belongs to its thread from the first call on.
             machine, uptime_s = self._committer.call(self._open)
+            # After that: --auto-tls keeps its certificate with the data.
+            self.handshakes = tls_for(self.options)
         except BaseException:
             self._committer.close()
             raise
@@ -107,9 +115,12 @@ class Server:
         gc.freeze()
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen) -> None:
-        def accept() -> Connection:
+        def accept() -> asyncio.Protocol:
             return Connection(self.core, self._connections)
 
+        if listen.tls:
+            assert self.handshakes is not None
+            accept = self.handshakes.secured(accept)
         try:
             if listen.unix_path:
                 _remove_stale_socket(listen.unix_path)
@@ -123,7 +134,8 @@ class Server:
             reason = error.strerror or error
             raise OptionError(f"cannot listen on {listen.url}: {reason}; free it or choose another address") from None
         self._listeners.append(server)
-        log.info("serving client traffic", extra={"address": listen.url})
+        traffic = "serving client traffic securely" if listen.tls else "serving client traffic"
+        log.info(traffic, extra={"address": listen.url})
 
     async def serve(self) -> int:
         """Serves until `request_stop` or a failing disk; returns the exit code."""
@@ -139,6 +151,8 @@ class Server:
         """Drains the connections, saves each lease's remaining time, closes the data. Not after a disk failure."""
         for server in self._listeners:
             server.close()
+        if self.handshakes is not None:
+            self.handshakes.close()
         if not self._committer.failed:
             log.info("stopping", extra={"connections": len(self._connections)})
             await self._drain()
