@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Certificates for the tests, made while they run: nothing secret lies in the repository and nothing in it expires.
 
-    authority = Authority("clients")
-    files = authority.issue(folder, "alice")          # Files(certificate=..., key=...)
-    authority.write(folder / "ca.pem")
+authority = Authority("clients")
+files = authority.issue(folder, "alice")          # Files(certificate=..., key=...)
+authority.write(folder / "ca.pem")
 """
 
 from datetime import UTC, datetime, timedelta

@@ -47,12 +47,12 @@ def _h2_block(status: int, headers: Headers) -> bytes:
 class Connection(asyncio.Protocol):
     """One accepted socket."""
 
-    def __init__(self, core: Core, connections: "set[Connection]") -> None:
+    def __init__(self, core: Core, connections: "set[Connection]", peer_common_name: str | None = None) -> None:
         self.core = core
         self._connections = connections
         self.transport: asyncio.Transport
         # Of the client's certificate, verified, under --client-cert-auth: the user that gRPC calls come from.
-        self.peer_common_name: str | None = None
+        self.peer_common_name = peer_common_name
         self._session: H2Session | H1Session | None = None
         self._first_bytes = b""
         self._handshake: asyncio.TimerHandle | None = None
@@ -69,7 +69,6 @@ class Connection(asyncio.Protocol):
         # The bound of a stream's backlog, not the larger one of the connection: a watch that has stopped there waits to
         # hear that the buffer has drained, and the transport tells only of what it once called full.
         transport.set_write_buffer_limits(high=limits.H2_STREAM_SEND_BYTES_MAX)
-        self.peer_common_name = transport.get_extra_info("peer_common_name")
         self._connections.add(self)
         self.core.metrics.connections += 1
         loop = asyncio.get_running_loop()

@@ -115,12 +115,13 @@ class Server:
         gc.freeze()
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen) -> None:
-        def accept() -> asyncio.Protocol:
-            return Connection(self.core, self._connections)
+        def connection(peer_common_name: str | None = None) -> asyncio.Protocol:
+            return Connection(self.core, self._connections, peer_common_name)
 
+        accept: Callable[[], asyncio.Protocol] = connection
         if listen.tls:
             assert self.handshakes is not None
-            accept = self.handshakes.secured(accept)
+            accept = self.handshakes.secured(connection)
         try:
             if listen.unix_path:
                 _remove_stale_socket(listen.unix_path)

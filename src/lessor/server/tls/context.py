@@ -16,6 +16,7 @@ import ssl
 from pathlib import Path
 from typing import NamedTuple
 
+from lessor.base.tls_errors import reason_of
 from lessor.server.options import OptionError, TlsOptions
 from lessor.server.tls import ciphers, revocation
 
@@ -114,9 +115,9 @@ def _no_password() -> str:
 
 def _load_certificate(context: ssl.SSLContext, options: TlsOptions) -> None:
     cert_file, key_file = options.cert_file, options.key_file
-    if b"-----BEGIN" not in _content("cert-file", cert_file):
+    if b"CERTIFICATE-----" not in _content("cert-file", cert_file):
         raise OptionError(f"--cert-file: {cert_file}: tls: failed to find any PEM data in certificate input")
-    if b"-----BEGIN" not in _content("key-file", key_file):
+    if b"PRIVATE KEY-----" not in _content("key-file", key_file):
         raise OptionError(f"--key-file: {key_file}: tls: failed to find any PEM data in key input")
     try:
         context.load_cert_chain(cert_file, key_file, _no_password)
@@ -137,15 +138,10 @@ def _load_authorities(context: ssl.SSLContext, options: TlsOptions) -> None:
         context.load_default_certs(ssl.Purpose.CLIENT_AUTH)  # --client-cert-auth alone: those that the machine trusts
         return
     text = _content("trusted-ca-file", options.trusted_ca_file).decode("ascii", "ignore")
+    if "CERTIFICATE-----" not in text:
+        raise OptionError(f"--trusted-ca-file: no certificates in {options.trusted_ca_file} (PEM is wanted)")
     try:
         context.load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError) as error:
         reason = reason_of(error) if isinstance(error, ssl.SSLError) else str(error)
-        raise OptionError(f"--trusted-ca-file: no certificates in {options.trusted_ca_file}: {reason}") from None
-
-
-def reason_of(error: ssl.SSLError) -> str:
-    """What OpenSSL has to say, as words."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate verify failed: {error.verify_message}"
-    return error.reason.lower().replace("_", " ") if error.reason else str(error)
+        raise OptionError(f"--trusted-ca-file: cannot use {options.trusted_ca_file}: {reason}") from None

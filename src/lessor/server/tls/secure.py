@@ -25,8 +25,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from lessor.base import limits
+from lessor.base.tls_errors import reason_of
 from lessor.server.tls import peer
-from lessor.server.tls.context import CredentialFiles, reason_of
+from lessor.server.tls.context import CredentialFiles
 
 log = logging.getLogger("lessor")
 
@@ -48,8 +49,11 @@ class Handshakes:
         self._log_from_s = 0.0
         self._logged = 0
 
-    def secured(self, accept: Callable[[], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
-        """The same factory of connections, with TLS in front of each."""
+    def secured(self, accept: Callable[[str | None], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
+        """A factory of connections with TLS in front of those that `accept` makes.
+
+        `accept` gets the common name of the client's verified certificate; None without --client-cert-auth.
+        """
         return lambda: SecureTransport(self, accept)
 
     def close(self) -> None:
@@ -99,7 +103,7 @@ class Handshakes:
 class SecureTransport(asyncio.Protocol, asyncio.Transport):
     """One accepted socket: its protocol, and the transport of the connection behind it."""
 
-    def __init__(self, handshakes: Handshakes, accept: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(self, handshakes: Handshakes, accept: Callable[[str | None], asyncio.Protocol]) -> None:
         super().__init__()
         self._handshakes = handshakes
         self._accept = accept
@@ -110,7 +114,6 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         self._outgoing = ssl.MemoryBIO()
         self._tls: ssl.SSLObject | None = None
         self._revoked = frozenset[int]()
-        self._peer_common_name: str | None = None
         self._closing = False
 
     # --- the socket's callbacks ---
@@ -175,10 +178,8 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         except (peer.RefusedError, ValueError) as error:
             self._refuse(str(error))
             return
-        if self._handshakes.name_clients:
-            self._peer_common_name = name
         self._end_handshake()
-        self._connection = self._accept()
+        self._connection = self._accept(name if self._handshakes.name_clients else None)
         self._connection.connection_made(self)
         self._socket.resume_reading()
         if self._incoming.pending:
@@ -195,8 +196,8 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         self._end_handshake()
         self._closing = True
         self._send()
-        # A client of TLS 1.3 has sent its first request by now. Closing a socket with unread data resets it, and a reset
-        # overtakes the alert: what comes is read and dropped until the client closes as well.
+        # A client of TLS 1.3 has sent its first request by now. Closing a socket with unread data resets it, and a
+        # reset overtakes the alert: what comes is read and dropped until the client closes as well.
         self._socket.write_eof()
         self._socket.resume_reading()
         self._timer = asyncio.get_running_loop().call_later(limits.TLS_LINGER_S, self._socket.abort)
@@ -291,7 +292,4 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         return self._socket.get_write_buffer_size()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Besides what the socket knows: `ssl_object`, and `peer_common_name` of a verified client (str or None)."""
-        if name == "peer_common_name":
-            return self._peer_common_name
         return self._tls if name == "ssl_object" else self._socket.get_extra_info(name, default)
