@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenSSL's errors in words, for logs and messages. No connection is made here."""
+"""OpenSSL's errors in words, for logs and messages."""
 
 import re
-import ssl
 
 
-def reason_of(error: ssl.SSLError) -> str:
-    """What OpenSSL has to say, without the names and line numbers around it."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"certificate verify failed: {error.verify_message}"
-    if error.reason:
-        return error.reason.lower().replace("_", " ")
+def reason_of(error: OSError) -> str:
+    """What OpenSSL has to say in an ssl.SSLError, without the names and line numbers around it."""
+    verify_message = getattr(error, "verify_message", None)
+    if verify_message:
+        return f"certificate verify failed: {verify_message}"
+    reason: str | None = getattr(error, "reason", None)
+    if reason:
+        return reason.lower().replace("_", " ")
     return re.sub(r"^\[\w+\] |\s*\(_ssl\.c:\d+\)$", "", str(error.strerror or error))

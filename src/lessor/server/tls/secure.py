@@ -217,9 +217,11 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         ended = False
         try:
             while incoming.pending and not ended:
-                piece = tls.read(min(incoming.pending, _RECORD_BYTES))
-                pieces.append(piece)
-                ended = not piece
+                piece = tls.read(_RECORD_BYTES)  # never less: what is left of a record would not be asked for again
+                if piece:
+                    pieces.append(piece)
+                else:
+                    ended = True  # the peer ends TLS
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
