@@ -131,7 +131,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     async def heard(self) -> None:
-        """Waits for the server's first words, which it says unasked. Raises OSError when it goes away instead."""
+        """Waits for the server's first words, its answer to our preface. Raises OSError when it goes away instead."""
         await self._heard.wait()
         if self.lost:
             if isinstance(self._lost_by, OSError):

@@ -195,6 +195,8 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         self._handshakes.refused(self._socket.get_extra_info("peername"), reason)
         self._end_handshake()
         self._closing = True
+        if self._socket.is_closing():
+            return
         self._send()
         # A client of TLS 1.3 has sent its first request by now. Closing a socket with unread data resets it, and a
         # reset overtakes the alert: what comes is read and dropped until the client closes as well.
