@@ -346,7 +346,8 @@ def by_openssl(port: int, pki: Pki, version: str, key: str, said: str) -> str:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl program")
 @pytest.mark.parametrize("key", ["k", "K"], ids=["its own keys", "both keys"])
-def test_a_peer_may_change_its_keys(port: int, pki: Pki, key: str) -> None:
+def test_a_peer_may_change_its_keys(kind: str, port: int, pki: Pki, key: str) -> None:
+    skip_before_3_6(kind)  # etcd 3.5.1 speaks no TLS 1.3
     assert "etcdserver" in by_openssl(port, pki, "-tls1_3", key, "KEYUPDATE")
 
 
