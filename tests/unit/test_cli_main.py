@@ -121,7 +121,11 @@ def test_a_line_is_rewritten_only_where_click_reads_it_otherwise() -> None:
         ("watch", 128, "bad number of arguments"),
         ("watch a b c", 128, "bad number of arguments"),
         ("bogus", 1, 'unknown command "bogus" for "lessor" (see \'lessor --help\')'),
-        ("lease re", 2, "endpoint 'x://y': unknown scheme x; use host:port, http:// or unix:///path"),
+        (
+            "lease re",
+            2,
+            "endpoint 'x://y': unknown scheme x; use host:port, http://, https://, unix:/// or unixs:///path",
+        ),
         ("--bogus", 1, "unknown flag: --bogus (see 'lessor --help')"),
         (
             "get k --limit x",

@@ -9,7 +9,7 @@ import pytest
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import Code
-from lessor.client import CallTimeout, ClientError, ConnectionLost, InvalidEndpoint, ServerError
+from lessor.client import CallTimeout, ClientError, ConnectionLost, ServerError
 from lessor.client._connection import INBOX_BYTES_MAX
 from lessor.wire.grpc import frame, parse_timeout
 from lessor.wire.h2 import ErrorCode
@@ -445,8 +445,3 @@ def test_who_does_not_read_loses_the_call_not_the_connection() -> None:
 
     run(main())
     assert len(peer.connections) == 1
-
-
-def test_an_https_endpoint_wants_a_context() -> None:
-    with pytest.raises(InvalidEndpoint, match="wants TLS"):
-        Peer(silent).channel("https://a:1")

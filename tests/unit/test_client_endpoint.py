@@ -19,6 +19,8 @@ from lessor.client import InvalidEndpoint, parse_endpoint, parse_endpoints, pref
         ("http://[fe80::1]", "fe80::1", 2379, "", False, "[fe80::1]:2379"),
         ("unix:///run/lessor.sock", "", 0, "/run/lessor.sock", False, "localhost"),
         ("unix:run.sock", "", 0, "run.sock", False, "localhost"),
+        ("unixs:///run/lessor.sock", "", 0, "/run/lessor.sock", True, "localhost"),
+        ("unixs:run.sock", "", 0, "run.sock", True, "localhost"),
     ],
 )
 def test_an_endpoint_is_read(text: str, host: str, port: int, path: str, tls: bool, authority: str) -> None:
@@ -40,6 +42,8 @@ def test_an_endpoint_is_read(text: str, host: str, port: int, path: str, tls: bo
         "u@h:1",
         "unix:",
         "unix://",
+        "unixs:",
+        "unixs://",
         "[::1:5",
         "h:1?x",
         "h:1#x",

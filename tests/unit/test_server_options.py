@@ -57,7 +57,7 @@ def test_flags_and_environment_mean_the_same(options_of: Callable[..., Options])
     ("words", "environment", "said"),
     [
         (["--name", "a"], {"ETCD_NAME": "b"}, "both --name and ETCD_NAME are set"),
-        (["--listen-client-urls", "https://x:1"], {}, "must start with http:// or unix://"),
+        (["--listen-client-urls", "ftp://x:1"], {}, "must start with http://, https://, unix:// or unixs://"),
         (["--listen-client-urls", "http://x"], {}, "must be http://host:port"),
         (["--listen-client-urls", "http://x:99999"], {}, "has no port between 0 and 65535"),
         (["--advertise-client-urls", "zzz"], {}, "must be a URL like http://host:port"),

@@ -42,6 +42,12 @@ TCP_KEEPALIVE_INTERVAL_S = 20  # between such questions
 TCP_KEEPALIVE_PROBES = 3  # unanswered ones that end the connection: a peer that vanished holds its watches two minutes
 HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 preface or a whole HTTP/1 head
 
+# --- TLS --------------------------------------------------------------------------------------------------------
+TLS_HANDSHAKE_S_MAX = 10.0  # from the socket to the end of the handshake; etcd's bound too
+TLS_HANDSHAKES_MAX = 1_000  # under way at once; beyond it the oldest is dropped
+TLS_LINGER_S = 1.0  # for a refused client to read why
+TLS_REFUSALS_LOGGED_PER_S_MAX = 10  # a scan must not fill the log
+
 # --- HTTP/1.1 ---------------------------------------------------------------------------------------------------
 H1_HEAD_BYTES_MAX = 65_536  # request line and headers together
 

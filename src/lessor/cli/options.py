@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from lessor.cli import notation
-from lessor.cli.failure import ERROR, Failure
+from lessor.cli.failure import BAD_ARGS, ERROR, Failure
 from lessor.cli.notation import quote
 
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
@@ -37,6 +37,11 @@ class Settings:
     output_format: str
     hexadecimal: bool
     debug: bool
+    cacert: str = ""
+    cert: str = ""
+    key: str = ""
+    insecure_skip_tls_verify: bool = False
+    insecure_transport: bool = True
 
 
 class Globals:
@@ -54,6 +59,11 @@ class Globals:
             output_format=self._value("write_out", str, "simple"),
             hexadecimal=self._value("hex", notation.boolean, False),
             debug=self._value("debug", notation.boolean, False),
+            cacert=self._value("cacert", str, ""),
+            cert=self._value("cert", str, ""),
+            key=self._value("key", str, ""),
+            insecure_skip_tls_verify=self._value("insecure_skip_tls_verify", notation.boolean, False),
+            insecure_transport=self._value("insecure_transport", notation.boolean, True),
         )
 
     def _value(self, name: str, read: Callable[[str], Any], default: Any) -> Any:
@@ -91,8 +101,20 @@ class GoValue(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gene
             raise Failure(ERROR, f"{text}{hint(ctx)}") from None
 
 
+class FileName(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in newer versions of click
+    """The name of a file, which is not opened here."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            raise Failure(BAD_ARGS, f"empty string is passed to {param.opts[0] if param else 'the'} option")
+        return value
+
+
 INT64 = GoValue("int", lambda text: notation.int64(text, 10))
 DURATION = GoValue("duration", notation.duration_s)
+FILE = FileName()
 
 
 def hint(ctx: click.Context | None) -> str:
@@ -122,11 +144,20 @@ def _global_options() -> list[click.Parameter]:
             multiple=True,
             callback=_gather_endpoints,
             metavar="LIST",
-            help=f"Servers, comma-separated, tried in this order: host:port, http://host:port or unix:///path "
+            help="Servers, comma-separated, tried in this order: host:port, http(s)://host:port or unix(s):///path "
             f"(default {DEFAULT_ENDPOINT}).",
         ),
         option("--dial-timeout", type=DURATION, help="Longest wait for a connection, per endpoint (default 2s)."),
         option("--command-timeout", type=DURATION, help="Longest wait for an answer (default 5s)."),
+        option("--cacert", type=FILE, help="CA certificates (PEM) that the server's must come from."),
+        option("--cert", type=FILE, help="The client's own certificate (PEM), for servers that ask for one."),
+        option("--key", type=FILE, help="The key of that certificate (PEM)."),
+        option("--insecure-skip-tls-verify", is_flag=True, help="Believe any server. For trials only."),
+        option(
+            "--insecure-transport/--no-insecure-transport",
+            default=True,
+            help="Without other flags for TLS, speak none to endpoints that do not say https:// (default true).",
+        ),
         option("-w", "--write-out", metavar="FORMAT", help="simple, json, fields or protobuf (default simple)."),
         option("--hex", is_flag=True, help="Print byte strings, and the ids of the fields format, in hexadecimal."),
         option("--debug", is_flag=True, help="Print the settings, and the whole story of an internal error."),
@@ -163,7 +194,7 @@ def rewritten(args: list[str], params: list[click.Parameter], ctx: click.Context
             result.append(argument if name.startswith("--") else name + value)
         else:
             try:
-                result += [name] if notation.boolean(value) else []
+                result += [name] if notation.boolean(value) else option.secondary_opts[:1]
             except ValueError as error:
                 text = f'invalid argument {quote(os.fsencode(value))} for "{name}" flag: {error}'
                 raise Failure(ERROR, f"{text}{hint(ctx)}") from None

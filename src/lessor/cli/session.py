@@ -8,10 +8,12 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from lessor.cli.failure import BAD_CONNECTION, ERROR, Failure
+from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, ERROR, Failure
 from lessor.cli.options import Settings
 
 if TYPE_CHECKING:
+    import ssl
+
     from lessor.client import AsyncClient, ClientError
 
 T = TypeVar("T")
@@ -30,12 +32,12 @@ def ask(
     what did not work ("grant lease").
     """
     # The one import that costs something: a command that is refused for its arguments does not wait for it.
-    from lessor.client import AsyncClient, ClientError, InvalidEndpoint, run
+    from lessor.client import AsyncClient, ClientError, InvalidCertificate, InvalidEndpoint, run
 
     async def session() -> T:
         timeout_s = settings.command_timeout_s
         async with AsyncClient(
-            settings.endpoints, connect_timeout_s=settings.dial_timeout_s, timeout_s=timeout_s
+            settings.endpoints, connect_timeout_s=settings.dial_timeout_s, timeout_s=timeout_s, ssl=_tls(settings)
         ) as client:
             return await question(client)
 
@@ -43,11 +45,24 @@ def ask(
         print(settings, file=sys.stderr)
     try:
         return run(session())
+    except InvalidCertificate as error:
+        raise Failure(BAD_ARGS, str(error)) from None
     except InvalidEndpoint as error:
         raise Failure(BAD_CONNECTION, str(error)) from None
     except ClientError as error:
         text = words(error)
         raise Failure(exit_code, f"failed to {failed_to} ({text})" if failed_to else text) from error
+
+
+def _tls(settings: Settings) -> "ssl.SSLContext | None":
+    """How to speak TLS, or None when no flag asks for it: then https:// endpoints get the machine's own trust."""
+    from lessor.client import tls_context
+
+    files = (settings.cacert, settings.cert, settings.key)
+    if not any(files) and settings.insecure_transport and not settings.insecure_skip_tls_verify:
+        return None
+    cacert, cert, key = files
+    return tls_context(ca_file=cacert, cert_file=cert, key_file=key, verify=not settings.insecure_skip_tls_verify)
 
 
 def words(error: "ClientError") -> str:

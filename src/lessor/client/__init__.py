@@ -19,7 +19,15 @@ from lessor.client._async import FROM_KEY, AsyncClient, prefix_end
 from lessor.client._channel import Channel
 from lessor.client._connection import Call
 from lessor.client._endpoint import Endpoint, parse_endpoint, parse_endpoints
-from lessor.client._errors import CallTimeout, ClientError, ConnectionLost, InvalidEndpoint, ServerError
+from lessor.client._errors import (
+    CallTimeout,
+    ClientError,
+    ConnectionLost,
+    InvalidCertificate,
+    InvalidEndpoint,
+    ServerError,
+)
+from lessor.client._tls import tls_context
 
 __all__ = [
     "FROM_KEY",
@@ -30,12 +38,14 @@ __all__ = [
     "ClientError",
     "ConnectionLost",
     "Endpoint",
+    "InvalidCertificate",
     "InvalidEndpoint",
     "ServerError",
     "parse_endpoint",
     "parse_endpoints",
     "prefix_end",
     "run",
+    "tls_context",
 ]
 
 T = TypeVar("T")

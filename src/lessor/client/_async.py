@@ -54,10 +54,11 @@ Timeout = float | None | _Default
 class AsyncClient:
     """A client for one etcd-compatible service. Connects at the first call; close it with `aclose` or `async with`.
 
-    endpoints          "host:port", "http://host:port" or "unix:///path", tried in order; a list, or separated by commas
+    endpoints          "host:port", "http(s)://host:port" or "unix(s):///path", tried in order; a list, or separated by
+                       commas
     connect_timeout_s  longest wait for one endpoint to take the connection
     timeout_s          longest wait for the answer to a call, unless the call says otherwise; None: no limit
-    ssl                how to speak TLS to https:// endpoints
+    ssl                how to speak TLS; see `tls_context` and `Channel`
 
     Raises InvalidEndpoint. For tasks of one event loop; not for several threads.
     """

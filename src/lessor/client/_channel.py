@@ -16,17 +16,21 @@ import socket
 import ssl as tls
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from google.protobuf.message import Message
 
 from lessor import __version__
 from lessor.api.methods import Method
 from lessor.base.errors import Code
+from lessor.base.tls_errors import reason_of
 from lessor.client._connection import Call, Connection
 from lessor.client._endpoint import Endpoint, parse_endpoints
-from lessor.client._errors import CallTimeout, ConnectionLost, InvalidEndpoint, ServerError
+from lessor.client._errors import CallTimeout, ConnectionLost, ServerError
+from lessor.client._tls import tls_context
 from lessor.wire.grpc import format_timeout
 
+SHUTDOWN_S_MAX = 2.0  # wait for the end of TLS from a server that we leave
 USER_AGENT = f"lessor/{__version__}".encode()
 Metadata = Iterable[tuple[str, str]]
 
@@ -34,18 +38,20 @@ Metadata = Iterable[tuple[str, str]]
 class Channel:
     """Calls to one service. Safe for any number of tasks of one event loop.
 
-    endpoints          "host:port", "http://host:port", "unix:///path"; several as a list or separated by commas
+    endpoints          "host:port", "http(s)://host:port", "unix(s):///path"; a list, or separated by commas
     connect_timeout_s  longest wait for one endpoint to take the connection
-    ssl                how to speak TLS to https:// endpoints; without it they are refused
+    ssl                how to speak TLS; see `tls_context`. Endpoints without a scheme, and unix: ones, then speak it
+                       too. None: https:// and unixs:// servers need a certificate that the machine trusts
     """
 
     def __init__(
         self, endpoints: str | Iterable[str], *, connect_timeout_s: float = 2.0, ssl: tls.SSLContext | None = None
     ) -> None:
         self.endpoints = parse_endpoints(endpoints)
-        for endpoint in self.endpoints:
-            if endpoint.tls and ssl is None:
-                raise InvalidEndpoint(f"endpoint {endpoint.text} wants TLS: give an ssl context")
+        if ssl is not None:
+            self.endpoints = tuple(each._replace(tls=each.tls or each.tls_optional) for each in self.endpoints)
+        elif any(endpoint.tls for endpoint in self.endpoints):
+            ssl = tls_context()
         if ssl is not None:
             ssl.set_alpn_protocols(["h2"])
         self._ssl = ssl
@@ -159,13 +165,17 @@ class Channel:
 
     async def _open(self, endpoint: Endpoint) -> Connection:
         loop = asyncio.get_running_loop()
+        secure: dict[str, Any] = {}
+        if endpoint.tls:
+            secure = {"ssl": self._ssl, "server_hostname": endpoint.server_name, "ssl_shutdown_timeout": SHUTDOWN_S_MAX}
         if endpoint.path:
-            _, connection = await loop.create_unix_connection(lambda: Connection(endpoint), endpoint.path)
+            _, connection = await loop.create_unix_connection(lambda: Connection(endpoint), endpoint.path, **secure)
         else:
-            context = self._ssl if endpoint.tls else None
             _, connection = await loop.create_connection(
-                lambda: Connection(endpoint), endpoint.host, endpoint.port, ssl=context
+                lambda: Connection(endpoint), endpoint.host, endpoint.port, **secure
             )
+        if endpoint.tls:
+            await connection.heard()  # a server refuses our certificate only after the handshake
         return connection
 
 
@@ -193,6 +203,8 @@ def _deadline(timeout_s: float | None) -> float | None:
 
 def _reason(error: OSError) -> str:
     """Why a connection could not be made, without the numbers and quotes that asyncio puts around it."""
+    if isinstance(error, tls.SSLError):
+        return reason_of(error)
     if isinstance(error, socket.gaierror) or not error.errno:
         return (error.strerror or str(error)).lower()
     return os.strerror(error.errno).lower()

@@ -10,6 +10,8 @@ Laws
 """
 
 import asyncio
+import errno
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any, Generic, TypeVar, cast
@@ -18,6 +20,7 @@ from google.protobuf.message import DecodeError, Message
 
 from lessor.api.methods import Method
 from lessor.base.errors import Code, EtcdError
+from lessor.base.tls_errors import reason_of
 from lessor.client._endpoint import Endpoint
 from lessor.client._errors import CallTimeout, ClientError, ConnectionLost, ServerError
 from lessor.wire import h2
@@ -74,6 +77,8 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._heard = asyncio.Event()  # the server has said something, or is gone
+        self._lost_by: Exception | None = None
         self._writable: asyncio.Event = asyncio.Event()
         self._writable.set()
 
@@ -89,6 +94,7 @@ class Connection(asyncio.Protocol):
         self.flush()
 
     def data_received(self, data: bytes) -> None:
+        self._heard.set()
         for kind, stream, payload in self.h2.receive(data, self._loop.time()):
             call: Call[Any] | None = stream.owner
             if call is not None:
@@ -103,8 +109,11 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
+        self._lost_by = error
+        self._heard.set()
         self._writable.set()
-        reason = "the server closed the connection" if error is None else f"connection lost ({error})"
+        words = reason_of(error) if isinstance(error, ssl.SSLError) else error
+        reason = "the server closed the connection" if error is None else f"connection lost ({words})"
         for call in list(self.calls):
             call.fail_connection(reason)
         if not self._closed.done():
@@ -120,6 +129,14 @@ class Connection(asyncio.Protocol):
             self._transport.write(self.h2.take_output())
         if self.h2.closing:
             self._transport.close()
+
+    async def heard(self) -> None:
+        """Waits for the server's first words, its answer to our preface. Raises OSError when it goes away instead."""
+        await self._heard.wait()
+        if self.lost:
+            if isinstance(self._lost_by, OSError):
+                raise self._lost_by
+            raise ConnectionResetError(errno.ECONNRESET, "the server closed the connection")
 
     async def writable(self) -> None:
         """Waits until the socket takes more."""

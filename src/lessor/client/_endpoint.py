@@ -22,6 +22,7 @@ class Endpoint(NamedTuple):
     port: int
     path: str
     tls: bool
+    tls_optional: bool = False  # nothing is said about TLS: it is spoken when the client has been told how
 
     @property
     def authority(self) -> str:
@@ -30,23 +31,30 @@ class Endpoint(NamedTuple):
             return "localhost"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def server_name(self) -> str:
+        """What the server's certificate must name: the host; of a socket, as in etcd's clients, the file's name."""
+        return self.host or self.path.rpartition("/")[2].partition(":")[0]
+
 
 def parse_endpoint(text: str) -> Endpoint:
-    """Reads host:port, host, [v6]:port, http://host:port, https://host:port, unix:///path or unix:path.
+    """Reads host:port, host, [v6]:port, http(s)://host:port, unix(s):///path or unix(s):path.
 
     Without a port it is etcd's, 2379. Raises InvalidEndpoint for anything else.
     """
     written = text.strip()
-    if written.startswith("unix:"):
-        path = written.removeprefix("unix:").removeprefix("//")
+    if written.startswith(("unix:", "unixs:")):
+        scheme, _, rest = written.partition(":")
+        path = rest.removeprefix("//")
         if not path:
-            raise InvalidEndpoint(f"endpoint {text!r} names no socket: write unix:///path/to/socket")
-        return Endpoint(written, "", 0, path, False)
+            raise InvalidEndpoint(f"endpoint {text!r} names no socket: write {scheme}:///path/to/socket")
+        return Endpoint(written, "", 0, path, scheme == "unixs", scheme == "unix")
     scheme, separator, rest = written.partition("://")
     if not separator:
-        scheme, rest = "http", written
-    if scheme not in ("http", "https"):
-        raise InvalidEndpoint(f"endpoint {text!r}: unknown scheme {scheme}; use host:port, http:// or unix:///path")
+        scheme, rest = "", written
+    if scheme not in ("", "http", "https"):
+        known = "host:port, http://, https://, unix:/// or unixs:///path"
+        raise InvalidEndpoint(f"endpoint {text!r}: unknown scheme {scheme}; use {known}")
     try:
         parts = urlsplit(f"//{rest}")
         host, port = parts.hostname, parts.port
@@ -54,7 +62,7 @@ def parse_endpoint(text: str) -> Endpoint:
         raise InvalidEndpoint(f"endpoint {text!r}: {error}") from None
     if not host or parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None:
         raise InvalidEndpoint(f"endpoint {text!r} is not an address: write host:port, http://host:port or unix:///path")
-    return Endpoint(written, host, PORT if port is None else port, "", scheme == "https")
+    return Endpoint(written, host, PORT if port is None else port, "", scheme == "https", not scheme)
 
 
 def parse_endpoints(endpoints: str | Iterable[str]) -> tuple[Endpoint, ...]:

@@ -3,6 +3,7 @@
 
     ClientError
       InvalidEndpoint    the caller: an address that cannot be read
+      InvalidCertificate the caller: a certificate or key file that cannot be used
       ServerError        the server answered, and the answer is no; nothing took effect, except where said below
       ConnectionLost     the network, or a server that is not there
       CallTimeout        the caller's patience ended first
@@ -23,7 +24,11 @@ class ClientError(Exception):
 
 
 class InvalidEndpoint(ClientError, ValueError):  # noqa: N818 - it says what happened
-    """An endpoint that is neither host:port, http://host:port nor unix:///path. Nothing was sent."""
+    """An endpoint that is neither host:port, http(s)://host:port nor unix(s):///path. Nothing was sent."""
+
+
+class InvalidCertificate(ClientError, ValueError):  # noqa: N818 - it says what happened
+    """A file for TLS that is missing, unreadable, or not what it should be. Nothing was sent."""
 
 
 class ServerError(ClientError):

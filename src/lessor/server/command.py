@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -28,6 +28,7 @@ from lessor.server.options import (
     parse_listen_url,
     parse_retention,
 )
+from lessor.server.tls import flags as tls_flags
 
 log = logging.getLogger("lessor")
 
@@ -40,15 +41,27 @@ def _flag(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable
     return click.option(f"--{name}", envvar=variable, show_envvar=True, show_default=True, **settings)
 
 
+def _flags(flags: Iterable[tuple[str, dict[str, Any]]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Several flags, in the order in which the help names them."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name, settings in reversed(list(flags)):
+            function = _flag(name, **settings)(function)
+        return function
+
+    return add
+
+
 @click.command(context_settings={"max_content_width": 120})
 @_flag("name", default="default", help="Name of this member.")
 @_flag("data-dir", default=None, help="Directory that holds the data.  [default: NAME.lessor]")
 @_flag(
     "listen-client-urls",
     default=DEFAULT_CLIENT_URL,
-    help="URLs to listen on, with commas: http://host:port, unix://path.",
+    help="URLs to listen on, with commas: http(s)://host:port, unix(s)://path.",
 )
 @_flag("advertise-client-urls", default=None, help="URLs that clients are told to use.  [default: those listened on]")
+@_flags(tls_flags.FLAGS)
 @_flag("max-txn-ops", default=limits.TXN_OPS_MAX, type=click.IntRange(min=1), help="Operations allowed in one txn.")
 @_flag(
     "max-request-bytes",
@@ -138,6 +151,7 @@ def build(values: dict[str, Any]) -> Options:
         auto_compaction_retention=parse_retention(mode, values["auto_compaction_retention"]),
         watch_progress_notify_interval_s=notify_s,
         min_lease_ttl_s=values["min_lease_ttl"],
+        tls=tls_flags.read(values, listen),
         log_level=values["log_level"],
     )
 

@@ -67,10 +67,12 @@ def _ask_silent_peers(transport: asyncio.Transport) -> None:
 class Connection(asyncio.Protocol):
     """One accepted socket."""
 
-    def __init__(self, core: Core, connections: "set[Connection]") -> None:
+    def __init__(self, core: Core, connections: "set[Connection]", peer_common_name: str | None = None) -> None:
         self.core = core
         self._connections = connections
         self.transport: asyncio.Transport
+        # Of the client's certificate, verified, under --client-cert-auth: the user that gRPC calls come from.
+        self.peer_common_name = peer_common_name
         self._session: H2Session | H1Session | None = None
         self._first_bytes = b""
         self._handshake: asyncio.TimerHandle | None = None
@@ -193,6 +195,7 @@ class H2Session:
 
     def __init__(self, connection: Connection) -> None:
         self.core = connection.core
+        self.peer_common_name = connection.peer_common_name
         self.loop = asyncio.get_running_loop()
         self.message_bytes_max = self.core.options.message_bytes_max
         self.streaming: set[GrpcStream] = set()

@@ -34,6 +34,8 @@ from lessor.server.core import Core
 from lessor.server.metrics import Metrics
 from lessor.server.options import Listen, OptionError, Options
 from lessor.server.release import Gate
+from lessor.server.tls.listeners import tls_for
+from lessor.server.tls.secure import Handshakes
 from lessor.server.turn import Turn
 from lessor.state.journal import Batch
 from lessor.state.machine import Identity, StateMachine
@@ -63,14 +65,20 @@ class Server:
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[tuple[str, int]] = []  # path and inode of each socket file that is ours
+        self.handshakes: Handshakes | None = None  # where there are URLs with TLS
         self._stopping = asyncio.Event()
         self.addresses: list[tuple[str, int] | str] = []
 
     def boot(self) -> None:
-        """Opens the data and replays it. Blocks; raises DataDirError when the directory cannot be served."""
+        """Opens the data and replays it. Blocks.
+
+        Raises DataDirError when the directory cannot be served, OptionError when the certificates cannot.
+        """
         try:
             # The engine belongs to its thread from the first call on.
             machine, uptime_s = self._committer.call(self._open)
+            # After that: --auto-tls keeps its certificate with the data.
+            self.handshakes = tls_for(self.options)
         except BaseException:
             self._committer.close()
             raise
@@ -112,9 +120,13 @@ class Server:
         gc.freeze()
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen) -> None:
-        def accept() -> Connection:
-            return Connection(self.core, self._connections)
+        def connection(peer_common_name: str | None = None) -> asyncio.Protocol:
+            return Connection(self.core, self._connections, peer_common_name)
 
+        accept: Callable[[], asyncio.Protocol] = connection
+        if listen.tls:
+            assert self.handshakes is not None
+            accept = self.handshakes.secured(connection)
         try:
             if listen.unix_path:
                 _refuse_served_socket(listen)
@@ -129,7 +141,8 @@ class Server:
             advice = "stop what uses it, or listen elsewhere" if error.errno == errno.EADDRINUSE else "listen elsewhere"
             raise OptionError(f"--listen-client-urls: cannot listen on {listen.url}: {reason}; {advice}") from None
         self._listeners.append(server)
-        log.info("serving client traffic", extra={"address": listen.url})
+        traffic = "serving client traffic securely" if listen.tls else "serving client traffic"
+        log.info(traffic, extra={"address": listen.url})
 
     async def serve(self) -> int:
         """Serves until `request_stop` or a failing disk; returns the exit code."""
@@ -151,6 +164,8 @@ class Server:
         """Drains the connections, saves each lease's remaining time, closes the data. Not after a disk failure."""
         for server in self._listeners:
             server.close()
+        if self.handshakes is not None:
+            self.handshakes.close()
         if not self._committer.failed:
             log.info("stopping", extra={"connections": len(self._connections)})
             await self._drain()

@@ -5,6 +5,7 @@
 """
 
 import re
+import ssl
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -25,6 +26,29 @@ class Listen:
     host: str = ""
     port: int = 0
     unix_path: str = ""
+    tls: bool = False
+
+
+@dataclass(frozen=True)
+class TlsOptions:
+    """How https:// and unixs:// URLs are served. Files are named, not read; "" is for a file that was not given."""
+
+    cert_file: str = ""
+    key_file: str = ""
+    trusted_ca_file: str = ""
+    client_cert_auth: bool = False
+    client_crl_file: str = ""
+    client_cert_allowed_hostnames: tuple[str, ...] = ()
+    auto: bool = False
+    self_signed_validity_years: int = 1
+    cipher_suites: tuple[str, ...] = ()
+    min_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
+    max_version: ssl.TLSVersion | None = None
+
+    @property
+    def asks_clients(self) -> bool:
+        """Whether clients must show a certificate. As in etcd, naming an authority for them is enough."""
+        return self.client_cert_auth or bool(self.trusted_ca_file)
 
 
 @dataclass(frozen=True)
@@ -42,6 +66,7 @@ class Options:
     auto_compaction_retention: float = 0  # seconds (periodic) or revisions (revision); 0 turns it off
     watch_progress_notify_interval_s: float = 600.0
     min_lease_ttl_s: int = limits.LEASE_TTL_S_MIN
+    tls: TlsOptions = field(default_factory=TlsOptions)
     log_level: str = "info"
 
     @property
@@ -51,22 +76,22 @@ class Options:
 
 
 def parse_listen_url(url: str) -> Listen:
-    """Checks one URL of --listen-client-urls: http://host:port or unix://path."""
+    """Checks one URL of --listen-client-urls: http(s)://host:port or unix(s)://path."""
     parts = urlsplit(url)
-    if parts.scheme == "unix":
+    if parts.scheme in ("unix", "unixs"):
         path = parts.netloc + parts.path
         if not path:
-            raise OptionError(f"--listen-client-urls: {url!r} names no socket; write unix:///path/to/socket")
-        return Listen(url, unix_path=path)
-    if parts.scheme != "http":
-        raise OptionError(f"--listen-client-urls: {url!r} must start with http:// or unix://")
+            raise OptionError(f"--listen-client-urls: {url!r} names no socket; write {parts.scheme}:///path/to/socket")
+        return Listen(url, unix_path=path, tls=parts.scheme == "unixs")
+    if parts.scheme not in ("http", "https"):
+        raise OptionError(f"--listen-client-urls: {url!r} must start with http://, https://, unix:// or unixs://")
     try:
         port = parts.port
     except ValueError:
         raise OptionError(f"--listen-client-urls: {url!r} has no port between 0 and 65535") from None
     if not parts.hostname or port is None or parts.path not in ("", "/"):
-        raise OptionError(f"--listen-client-urls: {url!r} must be http://host:port, with nothing behind it")
-    return Listen(url, host=parts.hostname, port=port)
+        raise OptionError(f"--listen-client-urls: {url!r} must be {parts.scheme}://host:port, with nothing behind it")
+    return Listen(url, host=parts.hostname, port=port, tls=parts.scheme == "https")
 
 
 def check_advertised_url(url: str) -> None:

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenSSL's errors in words, for logs and messages."""
+
+import re
+
+
+def reason_of(error: OSError) -> str:
+    """What OpenSSL has to say in an ssl.SSLError, without the names and line numbers around it."""
+    verify_message = getattr(error, "verify_message", None)
+    if verify_message:
+        return f"certificate verify failed: {verify_message}"
+    reason: str | None = getattr(error, "reason", None)
+    if reason:
+        return reason.lower().replace("_", " ")
+    return re.sub(r"^\[\w+\] |\s*\(_ssl\.c:\d+\)$", "", str(error.strerror or error))

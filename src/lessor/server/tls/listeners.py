@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server's listeners need to know of TLS, made of the options when the server starts."""
+
+import dataclasses
+import logging
+
+from lessor.server.options import Options
+from lessor.server.tls import self_signed
+from lessor.server.tls.context import CredentialFiles
+from lessor.server.tls.secure import Handshakes
+
+log = logging.getLogger("lessor")
+
+
+def tls_for(options: Options) -> Handshakes | None:
+    """Reads the certificates, or makes one for --auto-tls. None when no URL wants TLS.
+
+    Raises OptionError when a file cannot be used. Logs what etcd logs about URLs without TLS beside certificates.
+    """
+    tls = options.tls
+    given = bool(tls.cert_file or tls.key_file)
+    for listen in options.listen_client_urls:
+        if not listen.tls and (given or tls.auto):
+            text = "scheme is http or unix while key and cert files are present; ignoring key and cert files"
+            log.warning(text, extra={"client-url": listen.url})
+        if not listen.tls and tls.client_cert_auth:
+            text = "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL"
+            log.warning(text, extra={"client-url": listen.url})
+    if not any(listen.tls for listen in options.listen_client_urls):
+        return None
+    if tls.auto and given:
+        log.warning("ignoring client auto TLS since certs given")
+    elif tls.auto:
+        cert_file, key_file = self_signed.files(options)
+        tls = dataclasses.replace(tls, cert_file=cert_file, key_file=key_file)
+    return Handshakes(CredentialFiles(tls), tls.client_cert_allowed_hostnames, tls.client_cert_auth)
