@@ -195,6 +195,8 @@ class H2Session:
         self.core = connection.core
         self.loop = asyncio.get_running_loop()
         self.message_bytes_max = self.core.options.message_bytes_max
+        # Of the client's certificate, where TLS verified one: who calls when a call has no token. Never for JSON calls.
+        self.peer_common_name: str | None = None
         self.streaming: set[GrpcStream] = set()
         self.waiting_for_drain: set[Any] = set()
         # Replies that are in no other count yet: those that wait at the gate, and those of this turn.
@@ -381,8 +383,12 @@ class H2Exchange:
         assert head is not None
         self.method = head.method.decode("latin-1")
         self.path, _, self.query = head.path.decode("latin-1").partition("?")
+        self._head = head
         self._taken_bytes = 0
         self._body = answer(session.core, self)
+
+    def header(self, name: bytes) -> bytes | None:
+        return self._head.get(name)
 
     # from the stream
 
@@ -550,6 +556,7 @@ class H1Exchange:
         self.method = exchange.method
         self.path = exchange.path
         self.query = exchange.query
+        self.header = exchange.get
         self.body = answer(session.core, self)
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from lessor.server.connection import H2Session
     from lessor.server.core import Waiting
 
+
+def token_of(stream: Stream | None) -> bytes | None:
+    """The token in a call's metadata; None also when the call is gone."""
+    head = stream.head if stream is not None else None
+    if head is None:
+        return None
+    token = head.get(b"token")
+    return token if token is not None else head.get(b"authorization")
+
+
 _EXACTLY_ONE = EtcdError(Code.INTERNAL, "grpc: a unary call takes exactly one message")
 
 
@@ -37,6 +47,14 @@ class GrpcUnary:
         self.deadline_s: float | None = None  # set where the peer named a timeout
         self.waiting: Waiting | None = None
         self._timer: Any = None
+
+    @property
+    def token(self) -> bytes | None:
+        return token_of(self._stream)
+
+    @property
+    def peer_common_name(self) -> str | None:
+        return self._session.peer_common_name
 
     def on_data(self, data: bytes) -> None:
         size = len(data) - 5
@@ -153,12 +171,23 @@ class GrpcStream:
         """Ends the call with DEADLINE_EXCEEDED when the peer's grpc-timeout has passed."""
         self._timer = self._session.loop.call_later(timeout_s, self.finish, errors.DEADLINE_EXCEEDED.error())
 
+    @property
+    def token(self) -> bytes | None:
+        return token_of(self._stream)
+
+    @property
+    def peer_common_name(self) -> str | None:
+        return self._session.peer_common_name
+
     def on_data(self, data: bytes) -> None:
         if self._failed:
             return
         try:
             messages = self._deframer.feed(data)
             if messages and self._stream is not None:
+                core = self._session.core
+                if core.auth.enabled:
+                    core.permit_messages(self, messages)
                 self._handler.on_messages(messages)
             error = self._deframer.error  # in what came after these
         except EtcdError as raised:
