@@ -29,7 +29,7 @@ from tests.conformance.auth_peer import (
 )
 from tests.conformance.etcd_server import etcd_binary
 from tests.conformance.grpc_peer import Failure
-from tests.conformance.subject import Subject, end_of, new_lease_id, read_line, running
+from tests.conformance.subject import end_of, new_lease_id, read_line, running
 
 MANAGEMENT = Failure(3, "etcdserver: invalid auth management")
 USER_NOT_FOUND = Failure(9, "etcdserver: user name not found")

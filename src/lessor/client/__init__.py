@@ -19,7 +19,7 @@ from lessor.client._async import FROM_KEY, AsyncClient, prefix_end
 from lessor.client._channel import Channel
 from lessor.client._connection import Call
 from lessor.client._endpoint import Endpoint, parse_endpoint, parse_endpoints
-from lessor.client._errors import CallTimeout, ClientError, ConnectionLost, InvalidEndpoint, ServerError
+from lessor.client._errors import CallTimeout, ClientError, ConnectionLost, InvalidEndpoint, LoginFailed, ServerError
 
 __all__ = [
     "FROM_KEY",
@@ -31,6 +31,7 @@ __all__ = [
     "ConnectionLost",
     "Endpoint",
     "InvalidEndpoint",
+    "LoginFailed",
     "ServerError",
     "parse_endpoint",
     "parse_endpoints",
