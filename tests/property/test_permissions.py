@@ -57,7 +57,11 @@ _NAMES = {
 
 
 def operations(inner: st.SearchStrategy[Message]) -> st.SearchStrategy[list[rpc.RequestOp]]:
-    return st.lists(inner.map(lambda request: rpc.RequestOp(**{_NAMES[type(request)]: request})), max_size=2)
+    def wrap(request: Message) -> rpc.RequestOp:
+        wrapped: dict[str, Any] = {_NAMES[type(request)]: request}
+        return rpc.RequestOp(**wrapped)
+
+    return st.lists(inner.map(wrap), max_size=2)
 
 
 def txns(inner: st.SearchStrategy[Message]) -> st.SearchStrategy[Message]:

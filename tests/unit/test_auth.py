@@ -4,6 +4,8 @@
 What calls answer is stated in tests/conformance/test_auth.py.
 """
 
+from collections.abc import Callable
+
 import pytest
 
 from lessor.api.proto import rpc_pb2
@@ -51,7 +53,7 @@ def test_a_batch_without_auth_has_no_auth_rows() -> None:
 def test_each_change_raises_the_revision_by_one() -> None:
     auth, _ = rooted()
     revision = auth.revision
-    steps = [
+    steps: list[Callable[[], None]] = [
         lambda: auth.add_role("r"),
         lambda: auth.grant_permission("r", (b"a", b"", READ)),
         lambda: auth.grant_permission("r", (b"a", b"", READ)),  # etcd counts this one too
@@ -80,7 +82,7 @@ def test_a_refusal_changes_nothing_and_leaves_no_row() -> None:
     auth.enable()
     journal.seal(0.0)
     revision = auth.revision
-    refused: list[tuple[object, ErrorText]] = [
+    refused: list[tuple[Callable[[], None], ErrorText]] = [
         (lambda: auth.add_user("", b"", no_password=False), errors.USER_EMPTY),
         (lambda: auth.add_user(ROOT, b"", no_password=False), errors.USER_EXISTS),
         (lambda: auth.add_role(""), errors.ROLE_EMPTY),
@@ -99,7 +101,7 @@ def test_a_refusal_changes_nothing_and_leaves_no_row() -> None:
     ]
     for step, known in refused:
         with pytest.raises(EtcdError) as raised:
-            step()  # type: ignore[operator]
+            step()
         assert raised.value.message == known.message
     assert auth.revision == revision
     assert journal.row_count == 0

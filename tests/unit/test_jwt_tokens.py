@@ -117,7 +117,7 @@ def test_only_the_one_method_and_key_count(keys: dict[str, Path]) -> None:
     claims = {"username": "root", "revision": 1}
     other_key = jwt.encode(claims, keys["rsa2"].read_bytes(), algorithm="RS256")
     other_method = jwt.encode(claims, keys["rsa"].read_bytes(), algorithm="RS512")
-    unsigned = jwt.encode(claims, None, algorithm="none")
+    unsigned = jwt.encode(claims, "", algorithm="none")
     right = jwt.encode(claims, keys["rsa"].read_bytes(), algorithm="RS256")
     head, body, signature = right.split(".")
     # The old trick: HMAC, with the public key as the secret.
@@ -155,7 +155,7 @@ def test_only_the_one_method_and_key_count(keys: dict[str, Path]) -> None:
 )
 def test_bad_settings_say_what_is_wrong_in_one_line(keys: dict[str, Path], settings: dict[str, str], says: str) -> None:
     with pytest.raises(OptionError) as raised:
-        tokens_with(keys, **settings)
+        tokens_with(keys, None, **settings)
     text = str(raised.value)
     assert text.startswith("--auth-token: ")
     assert says in text

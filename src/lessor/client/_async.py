@@ -77,7 +77,7 @@ class AsyncClient:
     ) -> None:
         self.channel = Channel(endpoints, connect_timeout_s=connect_timeout_s, ssl=ssl)
         self._timeout_s = timeout_s
-        self._login = Login(self.channel, user, password)
+        self._login = Login(user, password)
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -104,14 +104,14 @@ class AsyncClient:
 
     async def _with_token(self, attempt: Callable[[Token], Awaitable[R]], timeout_s: float | None) -> R:
         """Runs `attempt` with the user's token; once more with a new one when that is refused."""
-        token = await self._login.token(timeout_s)
+        token = await self._login.token(self.channel, timeout_s)
         try:
             return await attempt(token)
         except ServerError as error:
             if self._login.anonymous or not token_refused(error):
                 raise
             self._login.forget(token)
-        return await attempt(await self._login.token(timeout_s))
+        return await attempt(await self._login.token(self.channel, timeout_s))
 
     # --- leases -------------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class AsyncClient:
         while True:
             token: Token = ()
             try:
-                token = await self._login.token(self._timeout_s)
+                token = await self._login.token(self.channel, self._timeout_s)
                 async with self.channel.stream(_LEASE_KEEP_ALIVE, metadata=(*_HAS_LEADER, *token)) as call:
                     while True:
                         sent_at = loop.time()
@@ -350,7 +350,7 @@ class AsyncClient:
         backoff = _Backoff()
         while True:
             try:
-                token = await self._login.token(self._timeout_s)
+                token = await self._login.token(self.channel, self._timeout_s)
                 async with aclosing(self._watch_once(create, token)) as responses:
                     async for response in responses:
                         if watch_refused(response) and not self._login.anonymous and not new_token:

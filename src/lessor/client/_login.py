@@ -37,8 +37,7 @@ def watch_refused(response: rpc.WatchResponse) -> bool:
 class Login:
     """One user at one service. Without a name: nobody, who has no token and needs none."""
 
-    def __init__(self, channel: Channel, user: str, password: str) -> None:
-        self._channel = channel
+    def __init__(self, user: str, password: str) -> None:
         self._user = user
         self._password = password
         self._token: Token | None = None
@@ -48,7 +47,7 @@ class Login:
     def anonymous(self) -> bool:
         return not self._user
 
-    async def token(self, timeout_s: float | None) -> Token:
+    async def token(self, channel: Channel, timeout_s: float | None) -> Token:
         """The metadata that calls carry. Raises LoginFailed, or as any call."""
         if self.anonymous:
             return ()
@@ -56,7 +55,7 @@ class Login:
             if self._token is None:
                 request = rpc.AuthenticateRequest(name=self._user, password=self._password)
                 try:
-                    reply = await self._channel.unary(_AUTHENTICATE, request, timeout_s=timeout_s)
+                    reply = await channel.unary(_AUTHENTICATE, request, timeout_s=timeout_s)
                     self._token = (("token", cast(rpc.AuthenticateResponse, reply).token),)
                 except ServerError as error:
                     if error.message != errors.AUTH_NOT_ENABLED.message:
