@@ -61,9 +61,8 @@ class Guard:
             call.finish()
 
 
-def client_of(guard: Guard, **login: str) -> AsyncClient:
-    peer = Peer(guard)
-    return peer.client(**({"user": "ann", "password": "secret"} | login))
+def client_of(guard: Guard, user: str = "ann", password: str = "secret") -> AsyncClient:
+    return Peer(guard).client(user=user, password=password)
 
 
 def test_it_logs_in_once_and_shows_the_token() -> None:
