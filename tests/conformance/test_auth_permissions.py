@@ -120,10 +120,10 @@ def guessing(key: bytes, range_end: bytes = b"") -> rpc.Compare:
     return rpc.Compare(key=key, range_end=range_end, target=rpc.Compare.VALUE, result=rpc.Compare.GREATER, value=b"m")
 
 
-def test_txns_are_checked_whole(root: As, nobody: As, prefix: bytes) -> None:
+def test_txns_are_checked_whole(newest: As, nobody: As, prefix: bytes) -> None:
     mine, theirs, only_write = prefix + b"mine", prefix + b"theirs", prefix + b"only-write"
-    root.do(rpc.PutRequest(key=theirs, value=b"secret"))
-    user = root.user_with((BOTH, mine, b""), (WRITE, only_write, b""))
+    newest.do(rpc.PutRequest(key=theirs, value=b"secret"))
+    user = newest.user_with((BOTH, mine, b""), (WRITE, only_write, b""))
     fine = op(request_put=rpc.PutRequest(key=mine))
     bad_ops = [
         op(request_range=rpc.RangeRequest(key=theirs)),

@@ -149,7 +149,7 @@ GUARDED = [
     "put c v --prev-kv --user ann:annpw",
     "lease list --user ann:annpw",
     "lease timetolive 4d2 --user ann:annpw -w json",
-    "lease timetolive 4d2 --keys --user ann:annpw",
+    "lease timetolive 4d2 --keys --user ann:annpw -w json",
     "lease timetolive 4d2",
     "lease keep-alive 4d2 --once --user root:rootpw",
     "lease keep-alive 4d2 --once",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Users and roles as data: what changes, what does not, and which rows that leaves.
 
-What calls answer is stated in tests/conformance/test_auth.py.
+What calls answer is stated in tests/conformance/test_auth_users.py.
 """
 
 from collections.abc import Callable
