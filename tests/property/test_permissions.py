@@ -174,6 +174,7 @@ def distinct(granted: list[tuple[Range, int]]) -> list[tuple[Range, int]]:
     return [(where, kind) for (_, where), kind in kept.items()]
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(permission_lists, st.lists(lease_ids, min_size=len(KEYS), max_size=len(KEYS)), requests)
 def test_the_checker_agrees_with_the_oracle(
@@ -191,6 +192,7 @@ def test_the_checker_agrees_with_the_oracle(
     assert (machine.revision, machine.journal.row_count) == before
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(requests)
 def test_nobody_gets_nothing(request: Message) -> None:
@@ -205,6 +207,7 @@ def test_nobody_gets_nothing(request: Message) -> None:
     assert bad == errors.INVALID_AUTH_TOKEN.message
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(requests)
 def test_an_old_token_opens_no_key(request: Message) -> None:
