@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lessor.api.proto import election_pb2 as election
 from lessor.api.proto import lock_pb2 as lock
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.auth_peer import BAD_TOKEN, BOTH, DENIED, NOBODY, READ, WRITE, As
@@ -322,18 +323,81 @@ def test_watching_over_http(newest: As) -> None:
         assert read_line(reply)["result"]["cancel_reason"].endswith("user name is empty")
 
 
-# --- locks ------------------------------------------------------------------------------------------------------------
+# --- locks and elections ----------------------------------------------------------------------------------------------
+
+CODELESS = Failure(2, DENIED.text)
 
 
-def test_locks_are_keys(newest: As, nobody: As, prefix: bytes) -> None:
-    if newest.subject.is_lessor and newest.call(lock.UnlockRequest(key=prefix)).code == 12:
-        pytest.skip("this Lessor serves no locks")
+@pytest.mark.parametrize("lease_id", [0x7B, -5])
+def test_locks_are_keys(newest: As, nobody: As, prefix: bytes, lease_id: int) -> None:
     name = prefix + b"lock"
     user = newest.user_with((BOTH, name + b"/", name + b"0"))
-    lease_id = user.do(rpc.LeaseGrantRequest(TTL=600)).ID
-    codeless = Failure(2, DENIED.text)
-    assert newest.user_with((BOTH, name, b"")).call(lock.LockRequest(name=name, lease=lease_id)) == codeless
+    user.do(rpc.LeaseGrantRequest(ID=lease_id, TTL=600))
+    assert newest.user_with((BOTH, name, b"")).call(lock.LockRequest(name=name, lease=lease_id)) == CODELESS
+    assert newest.user_with((READ, b"\0", b"\0")).call(lock.LockRequest(name=name, lease=lease_id)) == CODELESS
+    assert newest.user_with((WRITE, b"\0", b"\0")).call(lock.LockRequest(name=name, lease=lease_id)) == CODELESS
     assert nobody.call(lock.LockRequest(name=name, lease=lease_id)) == Failure(2, NOBODY.text)
+    assert As(newest.subject, "bad.1").call(lock.LockRequest(name=name, lease=lease_id)) == Failure(2, BAD_TOKEN.text)
+    own_key = newest.user_with((BOTH, name + b"/%x" % lease_id, b""))
+    assert own_key.call(lock.LockRequest(name=name, lease=lease_id)) == CODELESS  # the others' keys count too
     key = user.do(lock.LockRequest(name=name, lease=lease_id)).key
-    assert newest.user_with((READ, b"\0", b"\0")).call(lock.UnlockRequest(key=key)) == codeless
+    assert newest.user_with((READ, b"\0", b"\0")).call(lock.UnlockRequest(key=key)) == CODELESS
+    assert nobody.call(lock.UnlockRequest(key=key)) == Failure(2, NOBODY.text)
     user.do(lock.UnlockRequest(key=key))
+    user.do(rpc.LeaseRevokeRequest(ID=lease_id))
+
+
+def test_a_lock_without_a_lease_of_ones_own(newest: As, prefix: bytes) -> None:
+    name = prefix + b"lock"
+    assert newest.user_with((BOTH, name, b"")).call(lock.LockRequest(name=name)) == CODELESS
+    user = newest.user_with((BOTH, name + b"/", name + b"0"))
+    user.do(lock.UnlockRequest(key=user.do(lock.LockRequest(name=name)).key))
+
+
+def test_elections_are_keys(newest: As, nobody: As, prefix: bytes) -> None:
+    name = prefix + b"election"
+    user = newest.user_with((BOTH, name + b"/", name + b"0"))
+    reader, writer = newest.user_with((READ, b"\0", b"\0")), newest.user_with((WRITE, b"\0", b"\0"))
+    lease_id = user.do(rpc.LeaseGrantRequest(TTL=600)).ID
+    campaign = election.CampaignRequest(name=name, lease=lease_id, value=b"v")
+    for other in (reader, writer):
+        assert other.call(campaign) == CODELESS
+    assert nobody.call(campaign) == Failure(2, NOBODY.text)
+    leader = user.do(campaign).leader
+    proclaim, resign = election.ProclaimRequest(leader=leader, value=b"w"), election.ResignRequest(leader=leader)
+    for other in (reader, writer):
+        assert other.call(proclaim) == CODELESS
+        assert other.call(resign) == CODELESS
+    assert nobody.call(proclaim) == Failure(2, NOBODY.text)
+    user.do(proclaim)
+    look = election.LeaderRequest(name=name)
+    assert user.do(look).kv.value == reader.do(look).kv.value == b"w"
+    assert writer.call(look) == CODELESS
+    assert nobody.call(look) == Failure(2, NOBODY.text)
+    user.do(resign)
+
+
+def test_observing_needs_the_right_to_read(newest: As, nobody: As, prefix: bytes) -> None:
+    user = newest.user_with((BOTH, prefix + b"/", prefix + b"0"))
+    leader = user.do(election.CampaignRequest(name=prefix, value=b"v")).leader
+    stream = user.conversation("v3electionpb.Election/Observe")
+    stream.send(election.LeaderRequest(name=prefix))
+    stream.half_close()
+    assert stream.read().kv.value == b"v"
+    stream.cancel()
+    for other, why in ((newest.user_with((WRITE, b"\0", b"\0")), CODELESS), (nobody, Failure(2, NOBODY.text))):
+        stream = other.conversation("v3electionpb.Election/Observe")
+        stream.send(election.LeaderRequest(name=prefix))
+        stream.half_close()
+        assert stream.read() == (why if newest.subject.is_lessor else None)  # etcd ends the stream without a word
+    user.do(election.ResignRequest(leader=leader))
+
+
+def test_a_request_that_is_not_sent_opens_nothing(newest: As, nobody: As) -> None:
+    """Over HTTP an empty body is an empty request: the election without a name."""
+    leader = newest.do(election.CampaignRequest(value=b"secret")).leader
+    for body in ("", "{}"):
+        refused = nobody.post("/v3/election/observe", body)
+        assert refused.status == (500 if newest.subject.is_lessor else 200)
+        assert b"c2VjcmV0" not in refused.body
+    newest.do(election.ResignRequest(leader=leader))

@@ -183,7 +183,10 @@ class Core:
         permissions.check(self.machine, claimed, request, self.options.max_request_bytes)
 
     def permit_messages(self, call: StreamCall, messages: list[bytes]) -> None:
-        """`permit` for the requests of a stream, before its handler sees them."""
+        """`permit` for the requests of a stream, before its handler sees them.
+
+        A peer that ends its side without any may still be served, as if it had sent an empty one.
+        """
         if call.method.path not in _ASK_THEMSELVES:
             for message in messages:
                 try:

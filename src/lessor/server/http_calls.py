@@ -162,6 +162,8 @@ class JsonStream:
         self._exchange: Exchange | None = exchange
         self._decoder = stream.StreamDecoder(method.request, core.options.message_bytes_max)
         self._started = False
+        self._asked = False  # whether a request has come
+        self._failed = False  # a request was refused; those after it are not looked at
         self._handler = core.stream_handlers[method](core, self)
         core.metrics.started[method] += 1
 
@@ -170,21 +172,36 @@ class JsonStream:
         return _token_of(self._exchange)
 
     def on_body(self, data: bytes) -> None:
+        if self._failed:
+            return
         messages = [message.SerializeToString() for message in self._decoder.feed(data)]
         try:
             if messages and self._exchange is not None:
+                self._asked = True
                 if self._core.auth.enabled:
                     self._core.permit_messages(self, messages)
                 self._handler.on_messages(messages)
         except EtcdError as error:
-            self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, error)
+            self._fail(error)
         self._check()
+
+    def _fail(self, error: EtcdError) -> None:
+        """Ends the call, after the replies to earlier requests, which may still wait at the gate."""
+        self._failed = True
+        self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, error)
 
     def on_end(self) -> None:
         self._decoder.finish()
         self._check()
-        if self._exchange is not None and self._decoder.error is None:
-            self._handler.on_requests_end()
+        if self._exchange is None or self._failed or self._decoder.error is not None:
+            return
+        if self._core.auth.enabled and not self._asked:
+            try:
+                self._core.permit_messages(self, [b""])
+            except EtcdError as error:
+                self._fail(error)
+                return
+        self._handler.on_requests_end()
 
     def _check(self) -> None:
         """A malformed request ends the call, after the replies to those before it, which may wait at the gate."""

@@ -263,7 +263,7 @@ def _contend(check: _Check, name: bytes, lease_id: int) -> None:
     check.signed_in()
     below = name + b"/"
     if lease_id:
-        key = below + b"%x" % (lease_id & (1 << 64) - 1)
+        key = below + b"%x" % lease_id
         check.read(key)
         check.write(key)
         check.write_keys_of(lease_id)
