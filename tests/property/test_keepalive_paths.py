@@ -49,6 +49,7 @@ class Pair:
         turn = SimpleNamespace(now_s=lambda: self.now_s, renewed=[])
         core = SimpleNamespace(
             machine=self.machine,
+            auth=self.machine.auth,
             gate=self.gate,
             turn=turn,
             metrics=Metrics(),

@@ -138,6 +138,7 @@ class World:
         self.peer.on_response = self._on_response
         self.core = SimpleNamespace(
             machine=self.machine,
+            auth=self.machine.auth,
             gate=self.gate,
             turn=self.turn,
             options=SimpleNamespace(max_request_bytes=PIECE_BYTES_MAX),

@@ -127,8 +127,10 @@ class Peer:
     def channel(self, endpoints: str = "127.0.0.1:1") -> Channel:
         return _MemoryChannel(self, endpoints)
 
-    def client(self, endpoints: str = "127.0.0.1:1", timeout_s: float | None = 5.0) -> AsyncClient:
-        client = AsyncClient(endpoints, timeout_s=timeout_s)
+    def client(
+        self, endpoints: str = "127.0.0.1:1", timeout_s: float | None = 5.0, user: str = "", password: str = ""
+    ) -> AsyncClient:
+        client = AsyncClient(endpoints, timeout_s=timeout_s, user=user, password=password)
         client.channel = self.channel(endpoints)
         return client
 

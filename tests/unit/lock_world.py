@@ -22,6 +22,9 @@ OBSERVE = next(method for method in METHODS if method.name == "Observe")
 class Call:
     """A unary call; `outcome` is its reply or its EtcdError once that has left the server."""
 
+    token: bytes | None = None
+    peer_common_name: str | None = None
+
     def __init__(self, request: Message) -> None:
         self.method: Method = _BY_REQUEST[type(request)]
         self.request = request
@@ -54,6 +57,9 @@ class Call:
 
 class Stream:
     """A streaming call. `backlog_bytes` is the test's to set; `read` is what the peer does about it."""
+
+    token: bytes | None = None
+    peer_common_name: str | None = None
 
     def __init__(self, world: "LockWorld", request: Message) -> None:
         self.method = OBSERVE

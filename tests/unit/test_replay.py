@@ -12,7 +12,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import limits
 from lessor.base.errors import EtcdError
 from lessor.state.digest import hash_kv
-from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
+from lessor.state.journal import AlarmRow, AuthRows, Batch, EventRow, LeaseRow
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import RECONNECT_GRACE_S, restore
 from lessor.state.watch_hub import Watcher
@@ -34,6 +34,7 @@ class Rows:
         self.table: dict[tuple[int, int], EventRow] = {}
         self.lease_table: dict[int, LeaseRow] = {}
         self.alarm_table: dict[tuple[int, int], AlarmRow] = {}
+        self.auth = AuthRows()
         self.meta = Meta(-1, 0, 0.0, False)
         self.dead: list[tuple[int, int]] = []
 
@@ -45,6 +46,10 @@ class Rows:
             self.lease_table[lease[0]] = lease
         for alarm in batch.alarms:
             self.alarm_table[alarm[0], alarm[1]] = alarm
+        if batch.auth is not None:
+            self.auth.users |= batch.auth.users
+            self.auth.roles |= batch.auth.roles
+            self.auth.switch = batch.auth.switch or self.auth.switch
         compact_revision = self.meta.compact_revision if batch.compact_revision is None else batch.compact_revision
         self.meta = Meta(compact_revision, batch.number, batch.now_s, batch.clean)
         self.dead += batch.dead

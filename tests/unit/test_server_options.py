@@ -41,6 +41,7 @@ def test_defaults(options_of: Callable[..., Options]) -> None:
     assert (options.max_txn_ops, options.max_request_bytes) == (128, 1_572_864)
     assert options.min_lease_ttl_s == limits.LEASE_TTL_S_MIN == 1
     assert options.auto_compaction_retention == 0
+    assert (options.auth_token, options.auth_token_ttl_s, options.bcrypt_cost) == ("simple", 300, 10)
 
 
 def test_flags_and_environment_mean_the_same(options_of: Callable[..., Options]) -> None:
@@ -58,6 +59,9 @@ def test_flags_and_environment_mean_the_same(options_of: Callable[..., Options])
     [
         (["--name", "a"], {"ETCD_NAME": "b"}, "both --name and ETCD_NAME are set"),
         (["--listen-client-urls", "ftp://x:1"], {}, "must start with http://, https://, unix:// or unixs://"),
+        (["--bcrypt-cost", "3"], {}, "--bcrypt-cost"),
+        (["--bcrypt-cost", "32"], {}, "--bcrypt-cost"),
+        (["--auth-token-ttl", "-1"], {}, "--auth-token-ttl"),
         (["--listen-client-urls", "http://x"], {}, "must be http://host:port"),
         (["--listen-client-urls", "http://x:99999"], {}, "has no port between 0 and 65535"),
         (["--advertise-client-urls", "zzz"], {}, "must be a URL like http://host:port"),

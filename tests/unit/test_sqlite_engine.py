@@ -449,10 +449,10 @@ def test_a_migration_runs_once_and_keeps_the_data(
     engine.close()
     second = "CREATE TABLE note (text);\nINSERT INTO note VALUES ('a; b');\n"
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, second))
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
     for _ in range(2):
         engine = SqliteEngine(data_dir)
-        assert engine.open(IDENTITY).schema_version == 2
+        assert engine.open(IDENTITY).schema_version == schema.SCHEMA_VERSION
         assert list(engine.load().leases) == [(7, 60, 61.0, False)]
         engine.close()
     with sqlite3.connect(data_dir / "lessor.db") as person:
@@ -462,9 +462,9 @@ def test_a_migration_runs_once_and_keeps_the_data(
 
 def test_a_new_directory_gets_every_migration(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE note (text);\n"))
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
     engine = SqliteEngine(data_dir)
-    assert engine.open(IDENTITY).schema_version == 2
+    assert engine.open(IDENTITY).schema_version == schema.SCHEMA_VERSION
     engine.close()
     with sqlite3.connect(data_dir / "lessor.db") as person:
         assert person.execute("SELECT * FROM note").fetchall() == []
@@ -479,10 +479,10 @@ def test_a_migration_that_fails_changes_nothing(
     with monkeypatch.context() as patch:
         bad = "CREATE TABLE note (text);\nCREATE TABLE note (text);\n"
         patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, bad))
-        patch.setattr(schema, "SCHEMA_VERSION", 2)
+        patch.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
         refusal(data_dir)
     engine = SqliteEngine(data_dir)
-    assert engine.open(IDENTITY).schema_version == 1
+    assert engine.open(IDENTITY).schema_version == schema.SCHEMA_VERSION
     assert list(engine.load().leases) == [(7, 60, 61.0, False)]
     engine.close()
 

@@ -65,6 +65,11 @@ class EtcdError(Exception):
     def http_status(self) -> int:
         return HTTP_STATUS[self.code]
 
+    @property
+    def go_text(self) -> str:
+        """The error as Go's gRPC prints it: what a watch that is refused carries as its reason."""
+        return f"rpc error: code = {self.code.name.title().replace('_', '')} desc = {self.message}"
+
 
 @dataclass(frozen=True)
 class ErrorText:
@@ -97,9 +102,30 @@ NO_SPACE = _server(Code.RESOURCE_EXHAUSTED, "mvcc: database space exceeded")
 LEASE_NOT_FOUND = _server(Code.NOT_FOUND, "requested lease not found")
 MEMBER_NOT_FOUND = _server(Code.NOT_FOUND, "member not found")
 LEASE_EXISTS = _server(Code.FAILED_PRECONDITION, "lease already exists")
+USER_EMPTY = _server(Code.INVALID_ARGUMENT, "user name is empty")
+ROLE_EMPTY = _server(Code.INVALID_ARGUMENT, "role name is empty")
+AUTH_FAILED = _server(Code.INVALID_ARGUMENT, "authentication failed, invalid user ID or password")
+PERMISSION_NOT_GIVEN = _server(Code.INVALID_ARGUMENT, "permission not given")
+INVALID_AUTH_MANAGEMENT = _server(Code.INVALID_ARGUMENT, "invalid auth management")
+OLD_AUTH_REVISION = _server(Code.INVALID_ARGUMENT, "revision of auth store is old")
+ROOT_USER_MISSING = _server(Code.FAILED_PRECONDITION, "root user does not exist")
+ROOT_ROLE_MISSING = _server(Code.FAILED_PRECONDITION, "root user does not have root role")
+USER_EXISTS = _server(Code.FAILED_PRECONDITION, "user name already exists")
+USER_NOT_FOUND = _server(Code.FAILED_PRECONDITION, "user name not found")
+ROLE_EXISTS = _server(Code.FAILED_PRECONDITION, "role name already exists")
+ROLE_NOT_FOUND = _server(Code.FAILED_PRECONDITION, "role name not found")
+ROLE_NOT_GRANTED = _server(Code.FAILED_PRECONDITION, "role is not granted to the user")
+PERMISSION_NOT_GRANTED = _server(Code.FAILED_PRECONDITION, "permission is not granted to the role")
+PERMISSION_DENIED = _server(Code.PERMISSION_DENIED, "permission denied")
+TOO_MANY_REQUESTS = _server(Code.RESOURCE_EXHAUSTED, "too many requests")
 AUTH_NOT_ENABLED = _server(Code.FAILED_PRECONDITION, "authentication is not enabled")
+# These three reach clients as etcd's own libraries word them, without a code.
+NO_PASSWORD_USER = ErrorText(Code.UNKNOWN, "auth: authentication failed, password was given for no password user")
+VERIFY_ONLY_KEY = ErrorText(Code.UNKNOWN, "auth: token signing attempted with verify-only key")
+PASSWORD_TOO_LONG = ErrorText(Code.UNKNOWN, "bcrypt: password length exceeds 72 bytes")
 INVALID_AUTH_TOKEN = _server(Code.UNAUTHENTICATED, "invalid auth token")
 SERVER_STOPPED = _server(Code.UNAVAILABLE, "server stopped")
 WATCH_CANCELED = _server(Code.CANCELED, "watch canceled")
 REQUEST_CANCELED = _server(Code.CANCELED, "request canceled")
+MALFORMED_MESSAGE = ErrorText(Code.INTERNAL, "grpc: error unmarshalling request: malformed message")
 DEADLINE_EXCEEDED = ErrorText(Code.DEADLINE_EXCEEDED, "context deadline exceeded")

@@ -51,6 +51,13 @@ TLS_REFUSALS_LOGGED_PER_S_MAX = 10  # a scan must not fill the log
 # --- HTTP/1.1 ---------------------------------------------------------------------------------------------------
 H1_HEAD_BYTES_MAX = 65_536  # request line and headers together
 
+# --- auth -------------------------------------------------------------------------------------------------------
+AUTH_TOKEN_TTL_S = 300  # default of --auth-token-ttl: how long a simple token lives after its last use
+BCRYPT_COST = 10  # default of --bcrypt-cost: about 50 ms for each password hashed or checked
+PASSWORD_BYTES_MAX = 72  # bcrypt looks at no more
+PASSWORDS_WAITING_MAX = 1_000  # calls waiting for a hash; beyond it they are refused
+HASH_THREADS = 2  # hashing gives up the interpreter, so it takes whole cores
+
 # --- the core ---------------------------------------------------------------------------------------------------
 BATCH_ROWS_MAX = 20_000  # rows in the open batch; beyond it the sockets that bring more are not read
 LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one in its turn

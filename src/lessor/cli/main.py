@@ -22,6 +22,24 @@ def _lease() -> click.Command:
     return lease
 
 
+def _auth() -> click.Command:
+    from lessor.cli.auth import auth
+
+    return auth
+
+
+def _user() -> click.Command:
+    from lessor.cli.user import user
+
+    return user
+
+
+def _role() -> click.Command:
+    from lessor.cli.role import role
+
+    return role
+
+
 def _put() -> click.Command:
     from lessor.cli.kv import put
 
@@ -61,6 +79,9 @@ cli = Group(
         "get": ("Print keys.", _get),
         "del": ("Delete keys.", _del),
         "watch": ("Print changes as they happen.", _watch),
+        "auth": ("Switch authentication on and off.", _auth),
+        "user": ("Manage users.", _user),
+        "role": ("Manage roles and what they may do.", _role),
         "version": ("Print the version.", _version),
     },
 )

@@ -10,11 +10,12 @@ Unlike etcdctl, a flag and an environment variable for the same thing are not an
 that cannot be read is one.
 """
 
+import getpass
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
@@ -42,6 +43,8 @@ class Settings:
     key: str = ""
     insecure_skip_tls_verify: bool = False
     insecure_transport: bool = True
+    user: str = ""
+    password: str = field(default="", repr=False)
 
 
 class Globals:
@@ -52,6 +55,7 @@ class Globals:
 
     def settings(self) -> Settings:
         """Adds the environment and the defaults. Failure for a variable that cannot be read."""
+        user, password = self._credentials()
         return Settings(
             endpoints=self._value("endpoints", _endpoints, (DEFAULT_ENDPOINT,)),
             dial_timeout_s=self._value("dial_timeout", notation.duration_s, 2.0),
@@ -64,7 +68,18 @@ class Globals:
             key=self._value("key", str, ""),
             insecure_skip_tls_verify=self._value("insecure_skip_tls_verify", notation.boolean, False),
             insecure_transport=self._value("insecure_transport", notation.boolean, True),
+            user=user,
+            password=password,
         )
+
+    def _credentials(self) -> tuple[str, str]:
+        """--user is NAME or NAME:PASSWORD; with --password it is the name alone. Asks for a missing password."""
+        user = self._value("user", str, "")
+        password = self._value("password", str, "")
+        if not user or password:
+            return user, password
+        name, colon, password = user.partition(":")
+        return (name, password) if colon else (user, getpass.getpass("Password: "))
 
     def _value(self, name: str, read: Callable[[str], Any], default: Any) -> Any:
         if name in self.given:
@@ -160,6 +175,8 @@ def _global_options() -> list[click.Parameter]:
         ),
         option("-w", "--write-out", metavar="FORMAT", help="simple, json, fields or protobuf (default simple)."),
         option("--hex", is_flag=True, help="Print byte strings, and the ids of the fields format, in hexadecimal."),
+        option("--user", metavar="NAME[:PASSWORD]", help="Log in as this user (asks for a password that is missing)."),
+        option("--password", metavar="PASSWORD", help="The user's password; --user is the name alone then."),
         option("--debug", is_flag=True, help="Print the settings, and the whole story of an internal error."),
     ]
 

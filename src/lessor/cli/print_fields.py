@@ -18,20 +18,20 @@ class FieldsPrinter:
         self._decimal = decimal
 
     def grant(self, reply: rpc.LeaseGrantResponse) -> bytes:
-        return _lines(*self._header(reply.header), self._id(reply.ID), f'"TTL" : {reply.TTL}')
+        return _lines(*self.header(reply.header), self._id(reply.ID), f'"TTL" : {reply.TTL}')
 
     def revoke(self, lease_id: int, reply: rpc.LeaseRevokeResponse) -> bytes:
-        return _lines(*self._header(reply.header))
+        return _lines(*self.header(reply.header))
 
     def keep_alive(self, reply: rpc.LeaseKeepAliveResponse) -> bytes:
-        return _lines(*self._header(reply.header), self._id(reply.ID), f'"TTL" : {reply.TTL}')
+        return _lines(*self.header(reply.header), self._id(reply.ID), f'"TTL" : {reply.TTL}')
 
     def lease_gone(self, lease_id: int) -> bytes:
         return b""
 
     def time_to_live(self, reply: rpc.LeaseTimeToLiveResponse, keys: bool) -> bytes:
         return _lines(
-            *self._header(reply.header),
+            *self.header(reply.header),
             self._id(reply.ID),
             f'"TTL" : {reply.TTL}',
             f'"GrantedTTL" : {reply.grantedTTL}',
@@ -39,15 +39,15 @@ class FieldsPrinter:
         )
 
     def leases(self, reply: rpc.LeaseLeasesResponse) -> bytes:
-        return _lines(*self._header(reply.header), *(self._id(lease.ID) for lease in reply.leases))
+        return _lines(*self.header(reply.header), *(self._id(lease.ID) for lease in reply.leases))
 
     def put(self, reply: rpc.PutResponse) -> bytes:
         previous = self._pair("Prev", reply.prev_kv) if reply.HasField("prev_kv") else ()
-        return _lines(*self._header(reply.header), *previous)
+        return _lines(*self.header(reply.header), *previous)
 
     def get(self, reply: rpc.RangeResponse, value_only: bool = False) -> bytes:
         return _lines(
-            *self._header(reply.header),
+            *self.header(reply.header),
             *(line for pair in reply.kvs for line in self._pair("", pair)),
             f'"More" : {str(reply.more).lower()}',
             f'"Count" : {reply.count}',
@@ -55,13 +55,13 @@ class FieldsPrinter:
 
     def delete(self, reply: rpc.DeleteRangeResponse) -> bytes:
         return _lines(
-            *self._header(reply.header),
+            *self.header(reply.header),
             f'"Deleted" : {reply.deleted}',
             *(line for pair in reply.prev_kvs for line in self._pair("Prev", pair)),
         )
 
     def watch(self, reply: rpc.WatchResponse) -> bytes:
-        lines = [*self._header(reply.header)]
+        lines = [*self.header(reply.header)]
         for event in reply.events:
             lines.append(f'"Type" : {mvcc.Event.EventType.Name(event.type)}')
             if event.HasField("prev_kv"):
@@ -69,7 +69,7 @@ class FieldsPrinter:
             lines += self._pair("", event.kv)
         return _lines(*lines)
 
-    def _header(self, header: rpc.ResponseHeader) -> Iterator[str]:
+    def header(self, header: rpc.ResponseHeader) -> Iterator[str]:
         # The ids of a cluster and its members are unsigned and not padded; those of leases are.
         number = "{:x}" if self._hexadecimal else "{}"
         yield '"ClusterID" : ' + number.format(header.cluster_id)

@@ -17,13 +17,13 @@ from lessor.api.proto import rpc_pb2 as rpc
 
 class JsonPrinter:
     def grant(self, reply: rpc.LeaseGrantResponse) -> bytes:
-        return _line({**plain(reply.header), "ID": reply.ID, "TTL": reply.TTL, "Error": reply.error})
+        return line({**plain(reply.header), "ID": reply.ID, "TTL": reply.TTL, "Error": reply.error})
 
     def revoke(self, lease_id: int, reply: rpc.LeaseRevokeResponse) -> bytes:
-        return _line(plain(reply))
+        return line(plain(reply))
 
     def keep_alive(self, reply: rpc.LeaseKeepAliveResponse) -> bytes:
-        return _line({**plain(reply.header), "ID": reply.ID, "TTL": reply.TTL})
+        return line({**plain(reply.header), "ID": reply.ID, "TTL": reply.TTL})
 
     def lease_gone(self, lease_id: int) -> bytes:
         return b""
@@ -31,22 +31,22 @@ class JsonPrinter:
     def time_to_live(self, reply: rpc.LeaseTimeToLiveResponse, keys: bool) -> bytes:
         own = {"id": reply.ID, "ttl": reply.TTL, "granted-ttl": reply.grantedTTL}
         attached = [_base64(key) for key in reply.keys]
-        return _line({**plain(reply.header), **own, "keys": attached or None})
+        return line({**plain(reply.header), **own, "keys": attached or None})
 
     def leases(self, reply: rpc.LeaseLeasesResponse) -> bytes:
-        return _line({**plain(reply.header), "leases": [{"id": lease.ID} for lease in reply.leases]})
+        return line({**plain(reply.header), "leases": [{"id": lease.ID} for lease in reply.leases]})
 
     def put(self, reply: rpc.PutResponse) -> bytes:
-        return _line(plain(reply))
+        return line(plain(reply))
 
     def get(self, reply: rpc.RangeResponse, value_only: bool = False) -> bytes:
-        return _line(plain(reply))
+        return line(plain(reply))
 
     def delete(self, reply: rpc.DeleteRangeResponse) -> bytes:
-        return _line(plain(reply))
+        return line(plain(reply))
 
     def watch(self, reply: rpc.WatchResponse) -> bytes:
-        return _line(
+        return line(
             {
                 "Header": plain(reply.header),
                 # A watch that never began has neither; Go prints the difference between no list and an empty one.
@@ -86,7 +86,7 @@ def _base64(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
 
 
-def _line(data: dict[str, Any]) -> bytes:
+def line(data: dict[str, Any]) -> bytes:
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     # Go escapes these five, for the sake of JSON inside HTML and JavaScript.
     for char in "<>&\u2028\u2029":

@@ -32,12 +32,17 @@ def ask(
     what did not work ("grant lease").
     """
     # The one import that costs something: a command that is refused for its arguments does not wait for it.
-    from lessor.client import AsyncClient, ClientError, InvalidCertificate, InvalidEndpoint, run
+    from lessor.client import AsyncClient, ClientError, InvalidCertificate, InvalidEndpoint, LoginFailed, run
 
     async def session() -> T:
         timeout_s = settings.command_timeout_s
         async with AsyncClient(
-            settings.endpoints, connect_timeout_s=settings.dial_timeout_s, timeout_s=timeout_s, ssl=_tls(settings)
+            settings.endpoints,
+            connect_timeout_s=settings.dial_timeout_s,
+            timeout_s=timeout_s,
+            ssl=_tls(settings),
+            user=settings.user,
+            password=settings.password,
         ) as client:
             return await question(client)
 
@@ -49,6 +54,8 @@ def ask(
         raise Failure(BAD_ARGS, str(error)) from None
     except InvalidEndpoint as error:
         raise Failure(BAD_CONNECTION, str(error)) from None
+    except LoginFailed as error:
+        raise Failure(BAD_CONNECTION, words(error)) from None
     except ClientError as error:
         text = words(error)
         raise Failure(exit_code, f"failed to {failed_to} ({text})" if failed_to else text) from error

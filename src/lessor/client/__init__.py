@@ -25,6 +25,7 @@ from lessor.client._errors import (
     ConnectionLost,
     InvalidCertificate,
     InvalidEndpoint,
+    LoginFailed,
     ServerError,
 )
 from lessor.client._tls import tls_context
@@ -40,6 +41,7 @@ __all__ = [
     "Endpoint",
     "InvalidCertificate",
     "InvalidEndpoint",
+    "LoginFailed",
     "ServerError",
     "parse_endpoint",
     "parse_endpoints",

@@ -18,7 +18,7 @@ Laws
 import asyncio
 import random
 import ssl as tls
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Final, TypeVar, cast
@@ -30,9 +30,11 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import LEASE_NOT_FOUND, Code
 from lessor.client._channel import Channel
 from lessor.client._errors import ConnectionLost, ServerError
+from lessor.client._login import Login, Token, token_refused, watch_refused
 
 Bytes = bytes | str
 M = TypeVar("M", bound=Message)
+R = TypeVar("R")
 
 FROM_KEY: Final = b"\0"  # as a range end: all keys from the first one on
 RECONNECT_FIRST_S = 0.1  # wait before the second attempt to get a lost stream back; doubled each time ...
@@ -59,6 +61,7 @@ class AsyncClient:
     connect_timeout_s  longest wait for one endpoint to take the connection
     timeout_s          longest wait for the answer to a call, unless the call says otherwise; None: no limit
     ssl                how to speak TLS; see `tls_context` and `Channel`
+    user, password     who calls, where the service wants to know; logs in at the first call, and again when need be
 
     Raises InvalidEndpoint. For tasks of one event loop; not for several threads.
     """
@@ -70,9 +73,12 @@ class AsyncClient:
         connect_timeout_s: float = 2.0,
         timeout_s: float | None = 5.0,
         ssl: tls.SSLContext | None = None,
+        user: str = "",
+        password: str = "",
     ) -> None:
         self.channel = Channel(endpoints, connect_timeout_s=connect_timeout_s, ssl=ssl)
         self._timeout_s = timeout_s
+        self._login = Login(user, password)
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -93,7 +99,20 @@ class AsyncClient:
         """
         known = BY_PATH[method] if isinstance(method, str) else method
         limit_s = self._timeout_s if isinstance(timeout_s, _Default) else timeout_s
-        return await self.channel.unary(known, request, timeout_s=limit_s)
+        return await self._with_token(
+            lambda token: self.channel.unary(known, request, timeout_s=limit_s, metadata=token), limit_s
+        )
+
+    async def _with_token(self, attempt: Callable[[Token], Awaitable[R]], timeout_s: float | None) -> R:
+        """Runs `attempt` with the user's token; once more with a new one when that is refused."""
+        token = await self._login.token(self.channel, timeout_s)
+        try:
+            return await attempt(token)
+        except ServerError as error:
+            if self._login.anonymous or not token_refused(error):
+                raise
+            self._login.forget(token)
+        return await attempt(await self._login.token(self.channel, timeout_s))
 
     # --- leases -------------------------------------------------------------------------------------------------
 
@@ -129,9 +148,14 @@ class AsyncClient:
         """Renews a lease once, to its full TTL. ServerError NotFound: it is gone."""
         limit_s = self._timeout_s if isinstance(timeout_s, _Default) else timeout_s
         request = rpc.LeaseKeepAliveRequest(ID=lease_id)
-        async with self.channel.stream(_LEASE_KEEP_ALIVE, timeout_s=limit_s, metadata=_HAS_LEADER) as call:
-            await call.send(request, last=True)
-            reply = cast(rpc.LeaseKeepAliveResponse | None, await call.receive())
+
+        async def renew(token: Token) -> rpc.LeaseKeepAliveResponse | None:
+            metadata = (*_HAS_LEADER, *token)
+            async with self.channel.stream(_LEASE_KEEP_ALIVE, timeout_s=limit_s, metadata=metadata) as call:
+                await call.send(request, last=True)
+                return cast(rpc.LeaseKeepAliveResponse | None, await call.receive())
+
+        reply = await self._with_token(renew, limit_s)
         if reply is None or reply.TTL <= 0:
             raise ServerError(LEASE_NOT_FOUND.code, LEASE_NOT_FOUND.message)
         return reply
@@ -146,9 +170,12 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time()
         backoff = _Backoff()
+        new_token = False  # whether the token is one that was got because the last was refused
         while True:
+            token: Token = ()
             try:
-                async with self.channel.stream(_LEASE_KEEP_ALIVE, metadata=_HAS_LEADER) as call:
+                token = await self._login.token(self.channel, self._timeout_s)
+                async with self.channel.stream(_LEASE_KEEP_ALIVE, metadata=(*_HAS_LEADER, *token)) as call:
                     while True:
                         sent_at = loop.time()
                         await call.send(rpc.LeaseKeepAliveRequest(ID=lease_id))
@@ -160,13 +187,19 @@ class AsyncClient:
                             return
                         give_up_at = sent_at + reply.TTL
                         backoff.reset()
+                        new_token = False
                         yield reply
                         await asyncio.sleep(sent_at + reply.TTL / RENEWALS_PER_TTL - loop.time())
             except TimeoutError:
                 error: Exception = ConnectionLost(f"no answer to keepalives of lease {lease_id:016x}", endpoint="")
             except (ConnectionLost, ServerError) as lost:
-                if isinstance(lost, ServerError) and not _passing(lost):
-                    raise
+                if isinstance(lost, ServerError):
+                    if token_refused(lost) and not self._login.anonymous and not new_token:
+                        self._login.forget(token)
+                        new_token = True
+                        continue
+                    if not _passing(lost):
+                        raise
                 error = lost
             else:
                 error = ConnectionLost(f"the server ended the keepalives of lease {lease_id:016x}", endpoint="")
@@ -314,11 +347,18 @@ class AsyncClient:
             fragment=True,
         )
         created = False
+        new_token = False  # whether the token is one that was got because the last was refused
         backoff = _Backoff()
         while True:
             try:
-                async with aclosing(self._watch_once(create)) as responses:
+                token = await self._login.token(self.channel, self._timeout_s)
+                async with aclosing(self._watch_once(create, token)) as responses:
                     async for response in responses:
+                        if watch_refused(response) and not self._login.anonymous and not new_token:
+                            self._login.forget(token)
+                            new_token = True
+                            break
+                        new_token = False
                         backoff.reset()
                         if response.created:
                             created = True
@@ -336,10 +376,12 @@ class AsyncClient:
                     raise
             await asyncio.sleep(backoff.next_s())
 
-    async def _watch_once(self, create: rpc.WatchCreateRequest) -> AsyncGenerator[rpc.WatchResponse, None]:
+    async def _watch_once(
+        self, create: rpc.WatchCreateRequest, token: Token
+    ) -> AsyncGenerator[rpc.WatchResponse, None]:
         """The responses of one stream, each whole: what the server has cut into fragments is put together again."""
         whole: rpc.WatchResponse | None = None
-        async with self.channel.stream(_WATCH, metadata=_HAS_LEADER) as call:
+        async with self.channel.stream(_WATCH, metadata=(*_HAS_LEADER, *token)) as call:
             await call.send(rpc.WatchRequest(create_request=create))
             async for message in call:
                 response = cast(rpc.WatchResponse, message)

@@ -5,6 +5,7 @@
       InvalidEndpoint    the caller: an address that cannot be read
       InvalidCertificate the caller: a certificate or key file that cannot be used
       ServerError        the server answered, and the answer is no; nothing took effect, except where said below
+        LoginFailed      the no was to the user and password, before the call itself
       ConnectionLost     the network, or a server that is not there
       CallTimeout        the caller's patience ended first
 
@@ -46,6 +47,10 @@ class ServerError(ClientError):
 
     def __repr__(self) -> str:
         return f"ServerError({self.code.name}, {self.message!r})"
+
+
+class LoginFailed(ServerError):  # noqa: N818 - it says what happened
+    """The server knows no such user, or not with this password. The call itself was not made."""
 
 
 class ConnectionLost(ClientError):  # noqa: N818 - it says what happened

@@ -15,11 +15,11 @@ It does not: read clocks, retry, log, or run on the event loop. Every call block
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
+from lessor.state.journal import AlarmRow, AuthRows, Batch, EventRow, LeaseRow
 
 COLLECT_ROWS_MAX = 2_000  # rows that one `collect` step looks at: about as long as a commit
 
@@ -59,6 +59,7 @@ class Loaded:
     events: Iterator[EventRow]  # ordered by (revision, sub); may hold rows that a compaction named dead
     leases: Iterator[LeaseRow]  # those that have not ended, ordered by id
     alarms: Iterator[AlarmRow]  # those that are active
+    auth: AuthRows = field(default_factory=AuthRows)  # read at once: it is little
 
 
 class Engine(Protocol):

@@ -75,7 +75,39 @@ CREATE VIEW live_leases AS       -- id as etcdctl prints it; the true remaining 
      ORDER BY deadline_s;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+_AUTH = """
+CREATE TABLE auth_user (
+    name        TEXT PRIMARY KEY,
+    password    BLOB NOT NULL,     -- its bcrypt hash; empty: no password opens the door
+    no_password INTEGER NOT NULL,  -- 1: by intent; the user comes with a client certificate
+    deleted     INTEGER NOT NULL,  -- 1: the row stays until a compaction
+    batch       INTEGER NOT NULL   -- that wrote the row and the roles that belong to it
+) WITHOUT ROWID;
+
+CREATE TABLE auth_user_role (      -- which roles a user has
+    user TEXT NOT NULL,
+    role TEXT NOT NULL,
+    PRIMARY KEY (user, role)
+) WITHOUT ROWID;
+
+CREATE TABLE auth_role (
+    name    TEXT PRIMARY KEY,
+    deleted INTEGER NOT NULL,  -- 1: the row stays until a compaction
+    batch   INTEGER NOT NULL   -- that wrote the row and the permissions that belong to it
+) WITHOUT ROWID;
+
+CREATE TABLE auth_permission (     -- what a role may do
+    role      TEXT NOT NULL,
+    key       BLOB NOT NULL,
+    range_end BLOB NOT NULL,     -- empty: the key alone; one zero byte: no upper bound
+    type      INTEGER NOT NULL,  -- 0: read, 1: write, 2: both
+    PRIMARY KEY (role, key, range_end)
+) WITHOUT ROWID;
+
+INSERT INTO meta VALUES ('auth_enabled', 0), ('auth_revision', 1);
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _AUTH)
 
 SCHEMA_VERSION = len(MIGRATIONS)
 
@@ -88,6 +120,10 @@ Row = Sequence[object]
 EVENTS = ("INSERT INTO event VALUES {}", "(?, ?, ?, ?, ?, ?, ?, ?)")
 LEASES = ("REPLACE INTO lease VALUES {}", "(?, ?, ?, ?, ?)")
 ALARMS = ("REPLACE INTO alarm VALUES {}", "(?, ?, ?, ?)")
+AUTH_USERS = ("REPLACE INTO auth_user VALUES {}", "(?, ?, ?, ?, ?)")
+AUTH_USER_ROLES = ("INSERT INTO auth_user_role VALUES {}", "(?, ?)")
+AUTH_ROLES = ("REPLACE INTO auth_role VALUES {}", "(?, ?, ?)")
+AUTH_PERMISSIONS = ("INSERT INTO auth_permission VALUES {}", "(?, ?, ?, ?)")
 META = ("REPLACE INTO meta VALUES {}", "(?, ?)")
 # Written with SELECT because `IN (VALUES ...)` makes SQLite look at every row of the table.
 DEAD_EVENTS = ("DELETE FROM event WHERE (revision, sub) IN (SELECT column1, column2 FROM (VALUES {}))", "(?, ?)")

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lessor.durable import directory, schema
+from lessor.durable import auth_tables, directory, schema
 from lessor.durable.engine import COLLECT_ROWS_MAX, DataDirError, EngineError, Loaded, Meta
 from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
 
@@ -250,7 +250,14 @@ class SqliteEngine:
     def load(self) -> Loaded:
         with self._explained():
             meta = self._read_meta(self._connection)
-        return Loaded(meta=meta, events=self._load_events(), leases=self._load_leases(), alarms=self._load_alarms())
+            auth = auth_tables.load(self._connection, self._path)
+        return Loaded(
+            meta=meta,
+            events=self._load_events(),
+            leases=self._load_leases(),
+            alarms=self._load_alarms(),
+            auth=auth,
+        )
 
     def _load_events(self) -> Iterator[EventRow]:
         yield from self._stream(
@@ -320,6 +327,8 @@ class SqliteEngine:
             meta: list[tuple[str, object]] = [("batch", number), ("uptime_s", batch.now_s), ("clean", int(batch.clean))]
             if batch.compact_revision is not None:
                 meta.append(("compact_revision", batch.compact_revision))
+            if batch.auth is not None:
+                meta += auth_tables.write(connection, batch.auth, number)
             schema.execute_rows(connection, schema.META, meta)
         self._batch = number
         if batch.compact_revision is not None:
@@ -373,6 +382,8 @@ class SqliteEngine:
                     (sweep.swept_id, upto_id, sweep.before_batch),
                 )
                 sweep.swept_id = upto_id
+            if upto_id is None or upto_id == sweep.last_id:
+                auth_tables.sweep(connection, sweep.before_batch)
         if upto_id is None or upto_id == sweep.last_id:
             self._sweep = None
 

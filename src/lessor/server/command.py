@@ -84,6 +84,21 @@ def _flags(flags: Iterable[tuple[str, dict[str, Any]]]) -> Callable[[Callable[..
     type=click.IntRange(min=1, max=limits.LEASE_TTL_S_MAX),
     help="Shortest TTL granted, in seconds.",
 )
+@_flag(
+    "auth-token", default="simple", help="Tokens of users: simple, or jwt,sign-method=RS256,pub-key=FILE,priv-key=FILE."
+)
+@_flag(
+    "auth-token-ttl",
+    default=limits.AUTH_TOKEN_TTL_S,
+    type=click.IntRange(min=0),
+    help="Seconds that a simple token lives after its last use; 0 means the default.",
+)
+@_flag(
+    "bcrypt-cost",
+    default=limits.BCRYPT_COST,
+    type=click.IntRange(4, 31),
+    help="Cost of hashing a password; each step doubles it.",
+)
 @_flag("log-level", default="info", type=click.Choice(logs.LEVELS), help="Least severe messages to log.")
 @click.pass_context
 def serve(context: click.Context, /, **values: Any) -> None:
@@ -153,6 +168,9 @@ def build(values: dict[str, Any]) -> Options:
         min_lease_ttl_s=values["min_lease_ttl"],
         tls=tls_flags.read(values, listen),
         log_level=values["log_level"],
+        auth_token=values["auth_token"],
+        auth_token_ttl_s=values["auth_token_ttl"] or limits.AUTH_TOKEN_TTL_S,
+        bcrypt_cost=values["bcrypt_cost"],
     )
 
 

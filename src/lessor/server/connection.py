@@ -384,8 +384,12 @@ class H2Exchange:
         assert head is not None
         self.method = head.method.decode("latin-1")
         self.path, _, self.query = head.path.decode("latin-1").partition("?")
+        self._head = head
         self._taken_bytes = 0
         self._body = answer(session.core, self)
+
+    def header(self, name: bytes) -> bytes | None:
+        return self._head.get(name)
 
     # from the stream
 
@@ -553,6 +557,7 @@ class H1Exchange:
         self.method = exchange.method
         self.path = exchange.path
         self.query = exchange.query
+        self.header = exchange.get
         self.body = answer(session.core, self)
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:

@@ -11,24 +11,43 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from lessor.api.methods import Method
 from lessor.api.proto import rpc_pb2
+from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.server.committer import Committer
 from lessor.server.metrics import Exposition, Metrics
 from lessor.server.options import Options
+from lessor.server.passwords import Passwords
 from lessor.server.release import Gate
+from lessor.server.tokens import Tokens
 from lessor.server.turn import Turn
 from lessor.server.version import ETCD_VERSION
 from lessor.server.waiting_lines import WaitingLines
+from lessor.state import permissions
 from lessor.state.machine import StateMachine
+from lessor.state.permissions import Caller, Claimed
 
 log = logging.getLogger("lessor")
 
 
-class UnaryCall(Protocol):
+class Credentials(Protocol):
+    """What a call says about who makes it."""
+
+    @property
+    def token(self) -> bytes | None:
+        """The metadata or header field with the caller's token, as it came."""
+        ...
+
+    @property
+    def peer_common_name(self) -> str | None:
+        """The common name in the client certificate of the connection, where that was verified and counts."""
+        ...
+
+
+class UnaryCall(Credentials, Protocol):
     """A call that takes one reply."""
 
     method: Method
@@ -51,7 +70,7 @@ class Waiting(Protocol):
         ...
 
 
-class StreamCall(Protocol):
+class StreamCall(Credentials, Protocol):
     """A call that takes any number of replies."""
 
     method: Method
@@ -90,6 +109,10 @@ class StreamHandler(Protocol):
         ...
 
 
+# Their handlers ask for permission themselves: for each watch and each keepalive, when its turn comes.
+_ASK_THEMSELVES = frozenset({"/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"})
+
+
 class WatchesProgress(Protocol):
     """A watch stream, as the timer of progress notifications sees it."""
 
@@ -116,6 +139,9 @@ class Core:
     ) -> None:
         self.options = options
         self.machine = machine
+        self.auth = machine.auth
+        self.tokens: Tokens
+        self.passwords: Passwords
         self.gate = gate
         self.turn = turn
         self.committer = committer
@@ -134,6 +160,8 @@ class Core:
         handler = self.unary_handlers.get(call.method)
         outcome: bytes | EtcdError
         try:
+            if self.auth.enabled:
+                self.permit(call, request)
             if handler is None:
                 call.waiting = self.waiting_handlers[call.method](self, call, request)
                 return
@@ -143,6 +171,38 @@ class Core:
         except Exception:
             outcome = self._bug(call.method)
         self.finish(call, outcome)
+
+    # --- who may do what: the one place where calls meet state/permissions.py ---
+
+    def permit(self, call: Credentials, request: Message) -> None:
+        """Raises EtcdError unless the caller may make the request. Ask only while `auth.enabled`, to save the cost."""
+        self.permit_claimed(self.claimed(call), request)
+
+    def permit_claimed(self, claimed: Claimed, request: Message) -> None:
+        """The same for a caller who was found before, for what goes on after a while."""
+        permissions.check(self.machine, claimed, request, self.options.max_request_bytes)
+
+    def permit_messages(self, call: StreamCall, messages: list[bytes]) -> None:
+        """`permit` for the requests of a stream, before its handler sees them.
+
+        A peer that ends its side without any may still be served, as if it had sent an empty one.
+        """
+        if call.method.path not in _ASK_THEMSELVES:
+            for message in messages:
+                try:
+                    request = call.method.request.FromString(message)
+                except DecodeError:
+                    raise errors.MALFORMED_MESSAGE.error() from None
+                self.permit(call, request)
+
+    def claimed(self, call: Credentials) -> Claimed:
+        """Who makes the call: by its token, or else by the client's certificate. An EtcdError for a bad token."""
+        token = call.token
+        if token is not None:
+            text = token.decode("latin-1").removeprefix("Bearer ")
+            return self.tokens.caller(text, self.auth.revision) or errors.INVALID_AUTH_TOKEN.error()
+        name = call.peer_common_name
+        return None if name is None else Caller(name, self.auth.revision)
 
     def finish(self, call: UnaryCall, outcome: bytes | EtcdError) -> None:
         """Answers a unary call with a serialized reply or an error, once no crash can take back what led to it."""

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from lessor.server.connection import H2Session
     from lessor.server.core import Waiting
 
+
+def token_of(stream: Stream | None) -> bytes | None:
+    """The token in a call's metadata; None also when the call is gone."""
+    head = stream.head if stream is not None else None
+    if head is None:
+        return None
+    token = head.get(b"token")
+    return token if token is not None else head.get(b"authorization")
+
+
 _EXACTLY_ONE = EtcdError(Code.INTERNAL, "grpc: a unary call takes exactly one message")
 
 
@@ -37,6 +47,14 @@ class GrpcUnary:
         self.deadline_s: float | None = None  # set where the peer named a timeout
         self.waiting: Waiting | None = None
         self._timer: Any = None
+
+    @property
+    def token(self) -> bytes | None:
+        return token_of(self._stream)
+
+    @property
+    def peer_common_name(self) -> str | None:
+        return self._session.peer_common_name
 
     def on_data(self, data: bytes) -> None:
         size = len(data) - 5
@@ -137,7 +155,7 @@ class GrpcUnary:
 class GrpcStream:
     """One streaming call, between its stream and its handler."""
 
-    __slots__ = ("_deframer", "_failed", "_handler", "_session", "_started", "_stream", "_timer", "method")
+    __slots__ = ("_asked", "_deframer", "_failed", "_handler", "_session", "_started", "_stream", "_timer", "method")
 
     def __init__(self, session: "H2Session", stream: Stream, method: Method) -> None:
         self.method = method
@@ -145,7 +163,8 @@ class GrpcStream:
         self._stream: Stream | None = stream
         self._deframer = session.deframer(stream)
         self._started = False
-        self._failed = False  # a request was malformed; those after it are not looked at
+        self._asked = False  # whether a request has come
+        self._failed = False  # a request was malformed or refused; those after it are not looked at
         self._timer: Any = None
         self._handler = session.core.stream_handlers[method](session.core, self)
 
@@ -153,29 +172,52 @@ class GrpcStream:
         """Ends the call with DEADLINE_EXCEEDED when the peer's grpc-timeout has passed."""
         self._timer = self._session.loop.call_later(timeout_s, self.finish, errors.DEADLINE_EXCEEDED.error())
 
+    @property
+    def token(self) -> bytes | None:
+        return token_of(self._stream)
+
+    @property
+    def peer_common_name(self) -> str | None:
+        return self._session.peer_common_name
+
     def on_data(self, data: bytes) -> None:
         if self._failed:
             return
         try:
             messages = self._deframer.feed(data)
             if messages and self._stream is not None:
+                self._asked = True
+                core = self._session.core
+                if core.auth.enabled:
+                    core.permit_messages(self, messages)
                 self._handler.on_messages(messages)
             error = self._deframer.error  # in what came after these
         except EtcdError as raised:
             error = raised
         if error is not None:
-            # The replies to the requests before it may still wait at the gate: the end comes after them.
-            self._failed = True
-            core = self._session.core
-            core.gate.hold(core.machine.journal.newest_with_rows, self, error)
+            self._fail(error)
+
+    def _fail(self, error: EtcdError) -> None:
+        """Ends the call, after the replies to earlier requests, which may still wait at the gate."""
+        self._failed = True
+        core = self._session.core
+        core.gate.hold(core.machine.journal.newest_with_rows, self, error)
 
     def deliver(self, payload: EtcdError) -> None:
         """The gate has let out whatever came before this end."""
         self.finish(payload)
 
     def on_end(self) -> None:
-        if self._stream is not None and not self._failed:
-            self._handler.on_requests_end()
+        if self._stream is None or self._failed:
+            return
+        core = self._session.core
+        if core.auth.enabled and not self._asked:
+            try:
+                core.permit_messages(self, [b""])
+            except EtcdError as error:
+                self._fail(error)
+                return
+        self._handler.on_requests_end()
 
     def on_reset(self) -> None:
         self._close()

@@ -23,6 +23,10 @@ class Exchange(Protocol):
     path: str
     query: str
 
+    def header(self, name: bytes, /) -> bytes | None:
+        """The value of the request's first header of that name (in lower case)."""
+        ...
+
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole reply in one piece."""
         ...
@@ -84,8 +88,19 @@ class Plain:
     def on_gone(self) -> None: ...
 
 
+def _token_of(exchange: Exchange | None) -> bytes | None:
+    """The token in a request's headers; as in etcd's gateway, Grpc-Metadata-X is the metadata field X."""
+    if exchange is None:
+        return None
+    token = exchange.header(b"grpc-metadata-token")
+    return token if token is not None else exchange.header(b"authorization")
+
+
 class JsonUnary:
     """A unary call in JSON."""
+
+    # Proxies hold certificates of their own, so that of an HTTP client says nothing about who calls, as in etcd.
+    peer_common_name = None
 
     def __init__(self, core: Core, exchange: Exchange, method: Method) -> None:
         self._core = core
@@ -94,6 +109,10 @@ class JsonUnary:
         self.method = method
         self.waiting: Waiting | None = None
         core.metrics.started[method] += 1
+
+    @property
+    def token(self) -> bytes | None:
+        return _token_of(self._exchange)
 
     def on_body(self, data: bytes) -> None:
         self._body.append(data)
@@ -134,29 +153,55 @@ class JsonUnary:
 class JsonStream:
     """A streaming call in JSON: the request body is a row of JSON objects, the reply a row of result lines."""
 
+    # Proxies hold certificates of their own, so that of an HTTP client says nothing about who calls, as in etcd.
+    peer_common_name = None
+
     def __init__(self, core: Core, exchange: Exchange, method: Method) -> None:
         self.method = method
         self._core = core
         self._exchange: Exchange | None = exchange
         self._decoder = stream.StreamDecoder(method.request, core.options.message_bytes_max)
         self._started = False
+        self._asked = False  # whether a request has come
+        self._failed = False  # a request was refused; those after it are not looked at
         self._handler = core.stream_handlers[method](core, self)
         core.metrics.started[method] += 1
 
+    @property
+    def token(self) -> bytes | None:
+        return _token_of(self._exchange)
+
     def on_body(self, data: bytes) -> None:
+        if self._failed:
+            return
         messages = [message.SerializeToString() for message in self._decoder.feed(data)]
         try:
             if messages and self._exchange is not None:
+                self._asked = True
+                if self._core.auth.enabled:
+                    self._core.permit_messages(self, messages)
                 self._handler.on_messages(messages)
         except EtcdError as error:
-            self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, error)
+            self._fail(error)
         self._check()
+
+    def _fail(self, error: EtcdError) -> None:
+        """Ends the call, after the replies to earlier requests, which may still wait at the gate."""
+        self._failed = True
+        self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, error)
 
     def on_end(self) -> None:
         self._decoder.finish()
         self._check()
-        if self._exchange is not None and self._decoder.error is None:
-            self._handler.on_requests_end()
+        if self._exchange is None or self._failed or self._decoder.error is not None:
+            return
+        if self._core.auth.enabled and not self._asked:
+            try:
+                self._core.permit_messages(self, [b""])
+            except EtcdError as error:
+                self._fail(error)
+                return
+        self._handler.on_requests_end()
 
     def _check(self) -> None:
         """A malformed request ends the call, after the replies to those before it, which may wait at the gate."""

@@ -18,7 +18,8 @@ protobuf; tests/property/test_keepalive_paths.py holds the two equal.
 from google.protobuf.message import DecodeError
 
 from lessor.api.proto import rpc_pb2
-from lessor.base.errors import Code, EtcdError
+from lessor.base import errors
+from lessor.base.errors import EtcdError
 from lessor.server.core import Core, StreamCall
 from lessor.state.leases import Lease
 
@@ -29,7 +30,7 @@ REMEMBERED_MAX = 65_536
 class KeepAlive:
     """One keepalive stream."""
 
-    __slots__ = ("_call", "_core", "_waits_for")
+    __slots__ = ("_call", "_core", "_ended", "_waits_for")
 
     # Shared by all streams of the process: a lease's Lease object is part of the entry, so that nothing stale matches.
     _fast: dict[bytes, tuple[Lease, bytes]] = {}  # noqa: RUF012 - a cache shared on purpose
@@ -38,9 +39,13 @@ class KeepAlive:
         self._core = core
         self._call = call
         self._waits_for = 0  # the newest batch that a reply of this stream has waited for
+        self._ended = False  # nothing more is renewed: the call is over, or a refusal is on its way
 
     def on_messages(self, messages: list[bytes]) -> None:
         core = self._core
+        if core.auth.enabled:
+            self._on_messages_asking(messages)
+            return
         now_s = core.turn.now_s()
         renew = core.machine.leases.renew
         durable = core.gate.durable
@@ -70,16 +75,32 @@ class KeepAlive:
                 core.turn.renewed += told
         core.metrics.renewed += len(messages)
 
+    def _on_messages_asking(self, messages: list[bytes]) -> None:
+        """While auth is on: each renewal needs the caller's right to write all keys of the lease."""
+        core = self._core
+        for message in messages:
+            if self._ended:
+                return
+            try:
+                core.permit(self._call, _parse(message))
+                lease, batch, reply = self.reply_slowly(message, core.turn.now_s(), core.durable_header_field())
+            except EtcdError as error:
+                # Behind the replies to what came before it.
+                self._ended = True
+                self._waits_for = max(self._waits_for, core.machine.journal.newest_with_rows)
+                core.gate.hold(self._waits_for, self, error)
+                return
+            self._waits_for = max(self._waits_for, batch)
+            core.gate.hold(self._waits_for, self, (reply, lease))
+            core.metrics.renewed += 1
+
     def reply_slowly(self, message: bytes, now_s: float, header: bytes) -> tuple[Lease | None, int, bytes]:
         """Renews by way of protobuf; returns the lease, the batch that the reply waits for, and the reply.
 
         Remembers lease and reply for the short cut.
         """
         core = self._core
-        try:
-            lease_id = rpc_pb2.LeaseKeepAliveRequest.FromString(message).ID
-        except DecodeError:
-            raise EtcdError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message") from None
+        lease_id = _parse(message).ID
         lease = core.machine.leases.renew(lease_id, now_s)
         if lease is None:
             gone = rpc_pb2.LeaseKeepAliveResponse(ID=lease_id)
@@ -90,10 +111,10 @@ class KeepAlive:
         self._fast[message] = lease, tail
         return lease, lease.batch, header + tail
 
-    def deliver(self, payload: tuple[bytes, Lease | None] | None) -> None:
-        """What waited at the gate: a reply and the lease it renewed, or None for the end of the stream."""
-        if payload is None:
-            self._call.finish()
+    def deliver(self, payload: tuple[bytes, Lease | None] | EtcdError | None) -> None:
+        """What waited at the gate: a reply and the lease it renewed; or the end of the stream, None for a good one."""
+        if payload is None or isinstance(payload, EtcdError):
+            self._call.finish(payload)
             return
         reply, lease = payload
         self._call.send([reply])
@@ -105,4 +126,12 @@ class KeepAlive:
     def on_requests_end(self) -> None:
         self._core.gate.hold(self._waits_for, self, None)
 
-    def on_gone(self) -> None: ...
+    def on_gone(self) -> None:
+        self._ended = True
+
+
+def _parse(message: bytes) -> rpc_pb2.LeaseKeepAliveRequest:
+    try:
+        return rpc_pb2.LeaseKeepAliveRequest.FromString(message)
+    except DecodeError:
+        raise errors.MALFORMED_MESSAGE.error() from None

@@ -32,10 +32,12 @@ from lessor.server.compactor import Compactor
 from lessor.server.connection import Connection
 from lessor.server.core import Core
 from lessor.server.metrics import Metrics
-from lessor.server.options import Listen, OptionError, Options
+from lessor.server.options import Listen, OptionError, Options, parse_auth_token
+from lessor.server.passwords import Passwords
 from lessor.server.release import Gate
 from lessor.server.tls.listeners import tls_for
 from lessor.server.tls.secure import Handshakes
+from lessor.server.tokens import SimpleTokens, Tokens
 from lessor.server.turn import Turn
 from lessor.state.journal import Batch
 from lessor.state.machine import Identity, StateMachine
@@ -60,6 +62,7 @@ class Server:
         self.core: Core
         self.exit_code = 0
         self._clock = clock or MonotonicClock()
+        self._tokens = self._make_tokens()
         self._engine = engine or SqliteEngine(Path(options.data_dir))
         self._committer = Committer(self._engine)
         self._connections: set[Connection] = set()
@@ -86,9 +89,20 @@ class Server:
         metrics = Metrics()
         turn = Turn(machine, gate, self._committer, self._clock, uptime_s, metrics.expiry)
         self.core = Core(self.options, machine, gate, turn, self._committer, metrics)
+        self.core.tokens = self._tokens
+        self.core.passwords = Passwords(self.options.bcrypt_cost)
         self.core.unary_handlers = services.UNARY
         self.core.waiting_handlers = services.WAITING
         self.core.stream_handlers = services.STREAMS
+
+    def _make_tokens(self) -> Tokens:
+        """Raises OptionError, before any data is opened, for tokens that cannot be had."""
+        kind, settings = parse_auth_token(self.options.auth_token)
+        if kind == "jwt":
+            from lessor.server.jwt_tokens import JwtTokens
+
+            return JwtTokens(settings, wall_clock_ms)
+        return SimpleTokens(self._clock, self.options.auth_token_ttl_s, lambda: self.core.machine.journal.number)
 
     def _open(self) -> tuple[StateMachine, float]:
         meta = self._engine.open(_new_identity(self.options))
@@ -174,6 +188,7 @@ class Server:
         for connection in list(self._connections):
             connection.transport.abort()
         self._remove_sockets()
+        self.core.passwords.close()
         self._committer.close()
         log.info("stopped", extra={"exit_code": self.exit_code})
 

@@ -110,6 +110,7 @@ class Exposition:
             "etcd_debugging_mvcc_compact_revision": ("The compacted revision.", machine.compact_revision),
             "etcd_debugging_mvcc_watch_stream_total": ("Watch streams.", self._watch_streams()),
             "etcd_debugging_mvcc_watcher_total": ("Watchers.", metrics.watchers),
+            "etcd_debugging_auth_revision": ("Revision of users and roles.", machine.auth.revision),
             "etcd_server_has_leader": ("Whether there is a leader.", 1),
             "etcd_server_is_leader": ("Whether this member leads.", 1),
             "lessor_connections": ("Client connections.", metrics.connections),

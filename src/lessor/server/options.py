@@ -68,6 +68,9 @@ class Options:
     min_lease_ttl_s: int = limits.LEASE_TTL_S_MIN
     tls: TlsOptions = field(default_factory=TlsOptions)
     log_level: str = "info"
+    auth_token: str = "simple"  # or "jwt" and its settings, with commas
+    auth_token_ttl_s: int = limits.AUTH_TOKEN_TTL_S  # of simple tokens
+    bcrypt_cost: int = limits.BCRYPT_COST
 
     @property
     def message_bytes_max(self) -> int:
@@ -99,6 +102,20 @@ def check_advertised_url(url: str) -> None:
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https", "unix", "unixs") or not (parts.netloc or parts.path):
         raise OptionError(f"--advertise-client-urls: {url!r} must be a URL like http://host:port")
+
+
+def parse_auth_token(text: str) -> tuple[str, dict[str, str]]:
+    """--auth-token: the kind of token, "simple" or "jwt", and its settings. Raises OptionError."""
+    kind, *pairs = text.split(",")
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not value or "=" in value or name in settings:
+            raise OptionError(f"--auth-token: {pair!r} must be a name=value that comes once")
+        settings[name] = value
+    if kind not in ("simple", "jwt"):
+        raise OptionError(f"--auth-token: {kind!r} is not a kind of token; choose simple or jwt")
+    return kind, settings
 
 
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")

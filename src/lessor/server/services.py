@@ -13,7 +13,7 @@ from lessor.api.methods import BY_PATH, Method
 from lessor.api.proto import health_pb2, rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
-from lessor.server import elections, locks
+from lessor.server import auth, elections, locks
 from lessor.server.core import Core, StreamCall, StreamFactory, UnaryHandler, WaitingHandler
 from lessor.server.keepalive import KeepAlive
 from lessor.server.version import ETCD_VERSION
@@ -106,6 +106,20 @@ UNARY: dict[Method, UnaryHandler] = _by_method(
         "/etcdserverpb.Maintenance/Alarm": small,
         "/etcdserverpb.Maintenance/Status": status,
         "/etcdserverpb.Cluster/MemberList": member_list,
+        "/etcdserverpb.Auth/AuthEnable": auth.manage,
+        "/etcdserverpb.Auth/AuthDisable": auth.manage,
+        "/etcdserverpb.Auth/AuthStatus": auth.manage,
+        "/etcdserverpb.Auth/UserGet": auth.manage,
+        "/etcdserverpb.Auth/UserList": auth.manage,
+        "/etcdserverpb.Auth/UserDelete": auth.manage,
+        "/etcdserverpb.Auth/UserGrantRole": auth.manage,
+        "/etcdserverpb.Auth/UserRevokeRole": auth.manage,
+        "/etcdserverpb.Auth/RoleAdd": auth.manage,
+        "/etcdserverpb.Auth/RoleGet": auth.manage,
+        "/etcdserverpb.Auth/RoleList": auth.manage,
+        "/etcdserverpb.Auth/RoleDelete": auth.manage,
+        "/etcdserverpb.Auth/RoleGrantPermission": auth.manage,
+        "/etcdserverpb.Auth/RoleRevokePermission": auth.manage,
         "/grpc.health.v1.Health/Check": health_check,
         "/v3lockpb.Lock/Unlock": locks.unlock,
         "/v3electionpb.Election/Proclaim": elections.proclaim,
@@ -117,6 +131,9 @@ WAITING: dict[Method, WaitingHandler] = _by_method(
     {
         "/v3lockpb.Lock/Lock": locks.lock,
         "/v3electionpb.Election/Campaign": elections.campaign,
+        "/etcdserverpb.Auth/Authenticate": auth.authenticate,
+        "/etcdserverpb.Auth/UserAdd": auth.add_user,
+        "/etcdserverpb.Auth/UserChangePassword": auth.change_password,
     }
 )
 STREAMS: dict[Method, StreamFactory] = _by_method(

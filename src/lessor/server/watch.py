@@ -90,6 +90,13 @@ class WatchStream:
         if request.start_revision < 0:
             self._refuse(errors.COMPACTED.message)
             return
+        if self._core.auth.enabled:
+            # Asked once, when the watch begins: as in etcd, what is revoked later ends no watch that is under way.
+            try:
+                self._core.permit(self._call, request)
+            except EtcdError as error:
+                self._refuse(error.go_text)
+                return
         key, end = watch_range(request.key, request.range_end)
         if range_is_empty(key, end):
             self._refuse("mvcc: watcher range is empty")

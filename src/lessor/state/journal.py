@@ -15,6 +15,7 @@ Does not do: I/O, ordering of commits, knowing what is durable.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,12 +27,46 @@ EventRow = tuple[int, int, bytes, bytes | None, int, int, int]
 LeaseRow = tuple[int, int, float, bool]
 # member_id, alarm type, active
 AlarmRow = tuple[int, int, bool]
+# name, password hash (b"": none), whether the user has no password by intent, roles, deleted
+UserRow = tuple[str, bytes, bool, tuple[str, ...], bool]
+# key, range_end as requests have it (b"": one key, b"\0": no upper bound), type (0 read, 1 write, 2 both)
+PermissionRow = tuple[bytes, bytes, int]
+# name, permissions, deleted
+RoleRow = tuple[str, tuple[PermissionRow, ...], bool]
+
+
+class AuthRows:
+    """Users, roles and the switch, as rows: those that a batch changes, or all that there are."""
+
+    __slots__ = ("roles", "switch", "users")
+
+    def __init__(
+        self, users: Iterable[UserRow] = (), roles: Iterable[RoleRow] = (), switch: tuple[bool, int] | None = None
+    ) -> None:
+        self.users = {row[0]: row for row in users}  # the last row of each counts
+        self.roles = {row[0]: row for row in roles}
+        self.switch = switch  # (enabled, revision of the auth data), None when it did not change
+
+    @property
+    def row_count(self) -> int:
+        return len(self.users) + sum(1 + len(row[1]) for row in self.roles.values()) + (self.switch is not None)
 
 
 class Batch:
     """A sealed set of rows. Read-only from here on."""
 
-    __slots__ = ("alarms", "clean", "compact_revision", "dead", "events", "leases", "leases_touched", "now_s", "number")
+    __slots__ = (
+        "alarms",
+        "auth",
+        "clean",
+        "compact_revision",
+        "dead",
+        "events",
+        "leases",
+        "leases_touched",
+        "now_s",
+        "number",
+    )
 
     def __init__(
         self,
@@ -45,6 +80,7 @@ class Batch:
         dead: list[tuple[int, int]],
         leases_touched: list[Lease],
         clean: bool,
+        auth: AuthRows | None = None,
     ) -> None:
         self.number = number
         self.now_s = now_s  # uptime at the seal
@@ -54,6 +90,7 @@ class Batch:
         self.compact_revision = compact_revision  # the new one, or None when no compaction happened in this batch
         self.dead = dead  # (revision, sub) of event rows that nothing needs any more
         self.leases_touched = leases_touched  # live leases that were granted, or renewed with a row, in this batch
+        self.auth = auth  # None in nearly every batch
         self.clean = clean  # the last batch of an orderly stop: all deadlines in the rows are exact
 
     @property
@@ -63,6 +100,7 @@ class Batch:
             len(self.events)
             + len(self.leases)
             + len(self.alarms)
+            + (self.auth.row_count if self.auth is not None else 0)
             + (1 if self.compact_revision is not None else 0)
             + (1 if self.clean else 0)
         )
@@ -73,6 +111,7 @@ class Journal:
 
     __slots__ = (
         "_alarms",
+        "_auth",
         "_clean",
         "_compact_revision",
         "_dead",
@@ -96,6 +135,7 @@ class Journal:
         self._leases: dict[int, LeaseRow] = {}
         self._touched: dict[int, Lease] = {}
         self._alarms: dict[tuple[int, int], AlarmRow] = {}
+        self._auth: AuthRows | None = None
         self._compact_revision: int | None = None
         self._dead: list[tuple[int, int]] = []
         self._clean = False
@@ -107,6 +147,7 @@ class Journal:
             len(self.events)
             + len(self._leases)
             + len(self._alarms)
+            + (self._auth.row_count if self._auth is not None else 0)
             + (1 if self._compact_revision is not None else 0)
             + (1 if self._clean else 0)
         )
@@ -132,6 +173,17 @@ class Journal:
     def alarm(self, row: AlarmRow) -> None:
         """Adds the state of one member's alarm."""
         self._alarms[row[0], row[1]] = row
+        self.newest_with_rows = self.number
+
+    def auth(self, rows: AuthRows) -> None:
+        """Adds changed users, roles or the switch, over earlier rows of the same ones in this batch."""
+        gathered = self._auth
+        if gathered is None:
+            self._auth = rows
+        else:
+            gathered.users |= rows.users
+            gathered.roles |= rows.roles
+            gathered.switch = rows.switch or gathered.switch
         self.newest_with_rows = self.number
 
     def compact(self, revision: int, dead: list[tuple[int, int]]) -> None:
@@ -161,6 +213,7 @@ class Journal:
             dead=self._dead,
             leases_touched=list(self._touched.values()),
             clean=self._clean,
+            auth=self._auth,
         )
         self.number += 1
         self._open()

@@ -14,7 +14,8 @@ Theory of operation. `apply_encoded` finds the handler by the type of the reques
 parses that into the reply's class for callers who want to look at it. Replies are pasted together from bytes: the
 header, encoded once per revision, and the versions of keys, each encoded once.
 
-Does not do: request sizes, auth, watch streams (the hub only collects what to tell), Status and other members' affairs.
+Does not do: request sizes, permissions (permissions.py, before a request comes here), watch streams (the hub only
+collects what to tell), Status and other members' affairs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from google.protobuf.message import Message
 from lessor.api.methods import METHODS
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
-from lessor.state import kv, txn
+from lessor.state import auth_requests, kv, txn
+from lessor.state.auth import Auth
 from lessor.state.encode import HeaderEncoder, nested, number_field, varint
 from lessor.state.journal import Journal
 from lessor.state.leases import Lease, Lessor
@@ -64,6 +66,7 @@ class StateMachine:
         "_header_revision",
         "_max_txn_ops",
         "alarms",
+        "auth",
         "hub",
         "identity",
         "journal",
@@ -91,6 +94,7 @@ class StateMachine:
         self.leases = Lessor(self.journal, min_ttl_s=min_lease_ttl_s, id_seed=lease_id_seed)
         self.store = Store(self.journal, self.leases)
         self.hub = WatchHub(self.store)
+        self.auth = Auth(self.journal)
         self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the active ones; change by requests only
         self.no_space = False  # whether a NOSPACE alarm is active
         self._max_txn_ops = max_txn_ops
@@ -110,6 +114,7 @@ class StateMachine:
             rpc_pb2.LeaseLeasesRequest: self._leases,
             rpc_pb2.AlarmRequest: self._alarm,
         }
+        self._handlers |= {kind: self._headed(handler) for kind, handler in auth_requests.handlers(self.auth).items()}
 
     # --- the surface --------------------------------------------------------------------------------------------
 
@@ -121,6 +126,15 @@ class StateMachine:
     def compact_revision(self) -> int:
         """Reads and watches below it are refused; -1 when nothing was compacted yet."""
         return self.store.compact_revision
+
+    @property
+    def max_txn_ops(self) -> int:
+        """How many operations a txn may have."""
+        return self._max_txn_ops
+
+    def _headed(self, handler: Callable[[Any], bytes]) -> Handler:
+        """The handler of a request that touches neither keys nor leases."""
+        return lambda request, now: self.header_field() + handler(request)
 
     def header(self) -> rpc_pb2.ResponseHeader:
         """A reply header as of now."""

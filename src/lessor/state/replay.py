@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 from lessor.base import limits
-from lessor.state.journal import AlarmRow, EventRow, LeaseRow
+from lessor.state.journal import AlarmRow, AuthRows, EventRow, LeaseRow
 from lessor.state.machine import Identity, StateMachine
 
 RECONNECT_GRACE_S: Final = 2.0  # what every lease has left at boot, at least
@@ -53,6 +53,8 @@ class Loaded(Protocol):
     def leases(self) -> Iterable[LeaseRow]: ...
     @property
     def alarms(self) -> Iterable[AlarmRow]: ...
+    @property
+    def auth(self) -> AuthRows: ...
 
 
 def restore(
@@ -90,4 +92,5 @@ def restore(
     machine.store.attach_loaded()
     for member_id, alarm, active in loaded.alarms:
         machine.state_for_alarm(member_id, alarm, active)
+    machine.auth.load(loaded.auth)
     return machine

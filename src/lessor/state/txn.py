@@ -33,10 +33,10 @@ from lessor.state.encode import nested, revision_header
 from lessor.state.leases import Lessor
 from lessor.state.mvcc import Event, Store
 
-_RANGE: Final = "request_range"
-_PUT: Final = "request_put"
-_DELETE: Final = "request_delete_range"
-_TXN: Final = "request_txn"
+RANGE: Final = "request_range"
+PUT: Final = "request_put"
+DELETE: Final = "request_delete_range"
+TXN: Final = "request_txn"
 
 _VALUE_TARGET: Final = 3
 # By target: the name of the compare's field and of the event's attribute alike.
@@ -73,7 +73,7 @@ def read_txn(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
     node = _read(request, ops_max)
     for operations in (node.success, node.failure):
         # One operation alone overlaps nothing, unless it is a txn.
-        if len(operations) > 1 or (operations and operations[0][0] == _TXN):
+        if len(operations) > 1 or (operations and operations[0][0] == TXN):
             _check_overlaps(operations)
     return node
 
@@ -94,18 +94,18 @@ def _read(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
 
 def _read_op(op: rpc_pb2.RequestOp, ops_max: int) -> Operation:
     # HasField costs half of what WhichOneof does, and puts and ranges are nearly all that comes.
-    if op.HasField(_PUT):
-        return _PUT, kv.read_put(op.request_put)
-    if op.HasField(_RANGE):
+    if op.HasField(PUT):
+        return PUT, kv.read_put(op.request_put)
+    if op.HasField(RANGE):
         range_ = op.request_range
         kv.check_range(range_)
-        return _RANGE, range_
-    if op.HasField(_DELETE):
+        return RANGE, range_
+    if op.HasField(DELETE):
         delete = op.request_delete_range
         kv.check_delete(delete)
-        return _DELETE, delete
-    if op.HasField(_TXN):
-        return _TXN, _read(op.request_txn, ops_max)
+        return DELETE, delete
+    if op.HasField(TXN):
+        return TXN, _read(op.request_txn, ops_max)
     raise errors.KEY_NOT_FOUND.error()
 
 
@@ -129,14 +129,14 @@ class _Deletes:
 def _check_overlaps(operations: list[Operation]) -> tuple[set[bytes], _Deletes]:
     deletes = _Deletes()
     for kind, request in operations:
-        if kind == _DELETE:
+        if kind == DELETE:
             if request.range_end:
                 deletes.ranges.append((request.key, request.range_end))
             else:
                 deletes.keys.add(request.key)
     puts: set[bytes] = set()
     for kind, node in operations:
-        if kind == _TXN:
+        if kind == TXN:
             then_puts, then_deletes = _check_overlaps(node.success)
             else_puts, else_deletes = _check_overlaps(node.failure)
             _refuse_overlap(then_puts, puts, deletes)
@@ -146,7 +146,7 @@ def _check_overlaps(operations: list[Operation]) -> tuple[set[bytes], _Deletes]:
             deletes.add(then_deletes)
             deletes.add(else_deletes)
     for kind, request in operations:
-        if kind == _PUT:
+        if kind == PUT:
             key = request[0]
             if key in puts or deletes.cover(key):
                 raise errors.DUPLICATE_KEY.error()
@@ -162,7 +162,7 @@ def _refuse_overlap(news: Iterable[bytes], puts: set[bytes], deletes: _Deletes) 
 def has_put(node: Node) -> bool:
     """Whether any branch, taken or not, nested or not, may put."""
     return any(
-        kind == _PUT or (kind == _TXN and has_put(request))
+        kind == PUT or (kind == TXN and has_put(request))
         for operations in (node.success, node.failure)
         for kind, request in operations
     )
@@ -179,7 +179,7 @@ def choose(store: Store, node: Node) -> None:
             node.succeeded = False
             break
     for kind, request in node.taken:
-        if kind == _TXN:
+        if kind == TXN:
             choose(store, request)
 
 
@@ -232,15 +232,15 @@ def verify(store: Store, lessor: Lessor, node: Node) -> None:
 def _verify(store: Store, lessor: Lessor, node: Node, emptied_from: bytes | None) -> bytes | None:
     """`emptied_from`: keys from here on are gone when the node begins, thanks to the rule's blind spot for "\\0"."""
     for kind, request in node.taken:
-        if kind == _PUT:
+        if kind == PUT:
             kv.verify_put_in_txn(store, lessor, request)
             key, _, _, _, ignore_value, ignore_lease = request
             if emptied_from is not None and key >= emptied_from and (ignore_value or ignore_lease):
                 # The key exists now, but not when its turn comes. (etcd passes this and then stops itself.)
                 raise errors.KEY_NOT_FOUND.error()
-        elif kind == _RANGE:
+        elif kind == RANGE:
             kv.verify_range_in_txn(store, request)
-        elif kind == _DELETE:
+        elif kind == DELETE:
             if request.range_end == b"\0":
                 emptied_from = request.key if emptied_from is None else min(emptied_from, request.key)
         else:
@@ -252,12 +252,12 @@ def execute(store: Store, node: Node) -> bytes:
     """Runs the branch taken; returns the reply's fields after the header. Does not raise."""
     parts = [b"\x10\x01"] if node.succeeded else []
     for kind, request in node.taken:
-        if kind == _PUT:
+        if kind == PUT:
             rest = kv.do_put(store, request)
             reply = nested(b"\x12", revision_header(store.revision_inside) + rest)
-        elif kind == _RANGE:
+        elif kind == RANGE:
             reply = nested(b"\x0a", kv.range_reply(store, request, revision_header(store.revision_inside)))
-        elif kind == _DELETE:
+        elif kind == DELETE:
             rest = kv.delete_range(store, request)
             reply = nested(b"\x1a", revision_header(store.revision_inside) + rest)
         else:

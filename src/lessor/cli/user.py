@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lessor user`: add, delete, get, list, passwd, grant-role, revoke-role. Arguments, outputs, exit codes as etcdctl.
+
+A password is asked for on the terminal, twice, unless a flag says where else it is: in the name (`add ann:secret`), in
+--new-user-password, or in a line of stdin (--interactive=false).
+"""
+
+import getpass
+import sys
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from lessor.cli import printing
+from lessor.cli.failure import BAD_ARGS, Failure
+from lessor.cli.options import Command, Group, Settings, settings_of
+from lessor.cli.print_auth import check_format, permission_lines, show
+from lessor.cli.session import ask
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from lessor.api.proto import rpc_pb2 as rpc
+    from lessor.client import AsyncClient
+
+_SERVICE = "/etcdserverpb.Auth/"
+
+one_name = click.argument("args", nargs=-1, metavar="NAME")
+name_and_role = click.argument("args", nargs=-1, metavar="NAME ROLE")
+interactive_option = click.option(
+    "--interactive",
+    default="true",
+    metavar="BOOL",
+    help="true: ask for the password on the terminal; false: read it from stdin.",
+)
+
+
+def _only(args: tuple[str, ...], count: int, complaint: str) -> None:
+    if len(args) != count:
+        raise Failure(BAD_ARGS, complaint)
+
+
+def _call(settings: Settings, method: str, request: "Message") -> Any:
+    return ask(settings, lambda client: client.call(_SERVICE + method, request))
+
+
+def _asked_twice(name: str) -> str:
+    try:
+        first = getpass.getpass(f"Password of {name}: ")
+        if not first:
+            raise Failure(BAD_ARGS, "empty password")
+        if getpass.getpass(f"Type password of {name} again for confirmation: ") != first:
+            raise Failure(BAD_ARGS, "given passwords are different")
+    except EOFError:
+        raise Failure(BAD_ARGS, "failed to ask password: EOF") from None
+    return first
+
+
+def _password(name: str, interactive: str) -> str:
+    from lessor.cli import notation
+
+    try:
+        on_terminal = notation.boolean(interactive)
+    except ValueError as error:
+        raise Failure(1, f'invalid argument "{interactive}" for "--interactive" flag: {error}') from None
+    if on_terminal:
+        return _asked_twice(name)
+    words = sys.stdin.readline().split()
+    return words[0] if words else ""
+
+
+@click.command("add", cls=Command)
+@click.argument("args", nargs=-1, metavar="NAME[:PASSWORD]")
+@interactive_option
+@click.option("--new-user-password", default="", metavar="PASSWORD", help="The new user's password.")
+@click.option("--no-password", is_flag=True, help="The user has none and comes with a client certificate.")
+@click.pass_context
+def add(ctx: click.Context, args: tuple[str, ...], interactive: str, new_user_password: str, no_password: bool) -> None:
+    """Add a user."""
+    from lessor.api.proto import auth_pb2, rpc_pb2
+
+    _only(args, 1, "user add command requires user name as its argument")
+    name, colon, password = args[0].partition(":")
+    if no_password or new_user_password:
+        name, password = args[0], new_user_password
+    elif not colon:
+        password = _password(name, interactive)
+    elif not name:
+        raise Failure(BAD_ARGS, "empty user name is not allowed")
+    settings = settings_of(ctx)
+    check_format(settings)
+    options = auth_pb2.UserAddOptions(no_password=no_password)
+    request = rpc_pb2.AuthUserAddRequest(name=name, password="" if no_password else password, options=options)
+    reply = _call(settings, "UserAdd", request)
+    printing.write(show(settings, reply, f"User {name} created\n".encode()))
+
+
+@click.command("delete", cls=Command)
+@one_name
+@click.pass_context
+def delete(ctx: click.Context, args: tuple[str, ...]) -> None:
+    """Delete a user; its tokens end."""
+    from lessor.api.proto import rpc_pb2
+
+    _only(args, 1, "user delete command requires user name as its argument")
+    settings = settings_of(ctx)
+    check_format(settings)
+    reply = _call(settings, "UserDelete", rpc_pb2.AuthUserDeleteRequest(name=args[0]))
+    printing.write(show(settings, reply, f"User {args[0]} deleted\n".encode()))
+
+
+@click.command("get", cls=Command)
+@one_name
+@click.option("--detail", is_flag=True, help="Show the permissions of the user's roles too.")
+@click.pass_context
+def get(ctx: click.Context, args: tuple[str, ...], detail: bool) -> None:
+    """Show a user's roles."""
+    from lessor.api.proto import rpc_pb2
+
+    _only(args, 1, "user get command requires user name as its argument")
+    name = args[0]
+    settings = settings_of(ctx)
+    check_format(settings, fields=False)
+    if detail:
+        printing.write(ask(settings, lambda client: _detail(client, name)))
+        return
+    reply = cast("rpc.AuthUserGetResponse", _call(settings, "UserGet", rpc_pb2.AuthUserGetRequest(name=name)))
+    roles = "".join(f" {role}" for role in reply.roles)
+    printing.write(show(settings, reply, f"User: {name}\nRoles:{roles}\n".encode()))
+
+
+async def _detail(client: "AsyncClient", name: str) -> bytes:
+    from lessor.api.proto import rpc_pb2
+
+    text = f"User: {name}\n".encode()
+    user: Any = await client.call(f"{_SERVICE}UserGet", rpc_pb2.AuthUserGetRequest(name=name))
+    for role in user.roles:
+        reply: Any = await client.call(f"{_SERVICE}RoleGet", rpc_pb2.AuthRoleGetRequest(role=role))
+        text += b"\n" + permission_lines(role.encode(), reply.perm)
+    return text
+
+
+@click.command("list", cls=Command)
+@click.argument("args", nargs=-1, metavar="")
+@click.pass_context
+def list_(ctx: click.Context, args: tuple[str, ...]) -> None:
+    """List all users."""
+    from lessor.api.proto import rpc_pb2
+
+    _only(args, 0, "user list command requires no arguments")
+    settings = settings_of(ctx)
+    check_format(settings, fields=False)
+    reply = cast("rpc.AuthUserListResponse", _call(settings, "UserList", rpc_pb2.AuthUserListRequest()))
+    printing.write(show(settings, reply, "".join(f"{name}\n" for name in reply.users).encode()))
+
+
+@click.command("passwd", cls=Command)
+@one_name
+@interactive_option
+@click.pass_context
+def passwd(ctx: click.Context, args: tuple[str, ...], interactive: str) -> None:
+    """Change a user's password; its tokens end."""
+    from lessor.api.proto import rpc_pb2
+
+    _only(args, 1, "user passwd command requires user name as its argument")
+    password = _password(args[0], interactive)
+    settings = settings_of(ctx)
+    check_format(settings)
+    request = rpc_pb2.AuthUserChangePasswordRequest(name=args[0], password=password)
+    reply = _call(settings, "UserChangePassword", request)
+    printing.write(show(settings, reply, b"Password updated\n"))
+
+
+@click.command("grant-role", cls=Command)
+@name_and_role
+@click.pass_context
+def grant_role(ctx: click.Context, args: tuple[str, ...]) -> None:
+    """Grant a role to a user."""
+    from lessor.api.proto import rpc_pb2
+
+    _only(args, 2, "user grant command requires user name and role name as its argument")
+    name, role = args
+    settings = settings_of(ctx)
+    check_format(settings)
+    reply = _call(settings, "UserGrantRole", rpc_pb2.AuthUserGrantRoleRequest(user=name, role=role))
+    printing.write(show(settings, reply, f"Role {role} is granted to user {name}\n".encode()))
+
+
+@click.command("revoke-role", cls=Command)
+@name_and_role
+@click.pass_context
+def revoke_role(ctx: click.Context, args: tuple[str, ...]) -> None:
+    """Revoke a role from a user."""
+    from lessor.api.proto import rpc_pb2
+
+    _only(args, 2, "user revoke-role requires user name and role name as its argument")
+    name, role = args
+    settings = settings_of(ctx)
+    check_format(settings)
+    reply = _call(settings, "UserRevokeRole", rpc_pb2.AuthUserRevokeRoleRequest(name=name, role=role))
+    printing.write(show(settings, reply, f"Role {role} is revoked from user {name}\n".encode()))
+
+
+user = Group(
+    "user",
+    help="Manage users.",
+    loaders={
+        "add": ("Add a user.", lambda: add),
+        "delete": ("Delete a user.", lambda: delete),
+        "get": ("Show a user's roles.", lambda: get),
+        "list": ("List all users.", lambda: list_),
+        "passwd": ("Change a user's password.", lambda: passwd),
+        "grant-role": ("Grant a role to a user.", lambda: grant_role),
+        "revoke-role": ("Revoke a role from a user.", lambda: revoke_role),
+    },
+)

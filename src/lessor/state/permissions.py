@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which request needs which permission. While auth is enabled, nothing is served that did not pass `check`.
+
+Laws
+- `check` is a function of the state, the caller and the request; it changes nothing and tells nothing but its verdict.
+- A request without a rule here may be made by root alone.
+- A txn is checked whole: its compares, both branches, and what is nested in them, whichever would run.
+- What hangs on a lease guards it: who may not write all of a lease's keys neither renews nor revokes it nor hangs
+  another key on it; who may not read them is not told of them.
+- Errors come in etcd's order: a malformed KV request, a bad token, a request too large, no space, then permissions.
+
+Theory of operation. A caller is who the server has found behind a call: a name and the auth revision that its token is
+as good as. Checks on keys refuse a caller whose revision is old, because a token that carries its own revision (JWT)
+may have been given to somebody who has been deleted since. Checks for root and for being logged in do not, as in etcd.
+
+Cost: a check on a range is a binary search in the caller's merged permissions. A request on a lease costs one for each
+key on the lease, unless root asks.
+
+Does not do: finding out who calls (the server's tokens do), expiry, which nobody asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from google.protobuf.message import Message
+
+from lessor.api.proto import election_pb2, health_pb2, lock_pb2, rpc_pb2
+from lessor.base import errors
+from lessor.base.errors import Code, EtcdError
+from lessor.state import kv, txn
+from lessor.state.auth import OPEN_END
+from lessor.state.leases import Lease
+
+if TYPE_CHECKING:
+    from lessor.state.machine import StateMachine
+
+
+class Caller(NamedTuple):
+    """Who makes a request."""
+
+    name: str
+    revision: int  # of the auth data, as of the caller's token
+
+
+# Nobody in particular (no token), or the error that a bad token gets when its turn comes.
+Claimed = Caller | EtcdError | None
+
+
+def check(machine: StateMachine, claimed: Claimed, request: Message, request_bytes_max: int) -> None:
+    """Returns when the caller may make the request, or while auth is off. Raises EtcdError with etcd's reason.
+
+    `request_bytes_max`: of a request that writes keys; a larger one is refused as too large.
+    """
+    if machine.auth.enabled:
+        _RULES.get(type(request), _root_only)(_Check(machine, claimed, request_bytes_max), request)
+
+
+class _Check:
+    """One check under way."""
+
+    __slots__ = ("auth", "claimed", "machine", "request_bytes_max")
+
+    def __init__(self, machine: StateMachine, claimed: Claimed, request_bytes_max: int) -> None:
+        self.machine = machine
+        self.auth = machine.auth
+        self.claimed = claimed
+        self.request_bytes_max = request_bytes_max
+
+    def caller(self) -> Caller | None:
+        """Raises what a bad token gets."""
+        if isinstance(self.claimed, EtcdError):
+            raise self.claimed
+        return self.claimed
+
+    def signed_in(self) -> Caller:
+        caller = self.caller()
+        if caller is None:
+            raise errors.USER_EMPTY.error()
+        return caller
+
+    def is_root(self) -> bool:
+        caller = self.caller()
+        return caller is not None and self.auth.is_root(caller.name)
+
+    def root(self) -> None:
+        caller = self.signed_in()
+        if not caller.name:
+            raise errors.USER_EMPTY.error()
+        if caller.name not in self.auth.users:
+            raise errors.USER_NOT_FOUND.error()
+        if not self.auth.is_root(caller.name):
+            raise errors.PERMISSION_DENIED.error()
+
+    def sized(self, request: Message) -> None:
+        self.caller()
+        if request.ByteSize() > self.request_bytes_max:
+            raise errors.REQUEST_TOO_LARGE.error()
+
+    def read(self, key: bytes, range_end: bytes = b"") -> None:
+        self._keys(key, range_end, write=False)
+
+    def write(self, key: bytes, range_end: bytes = b"") -> None:
+        self._keys(key, range_end, write=True)
+
+    def _keys(self, key: bytes, range_end: bytes, *, write: bool) -> None:
+        caller = self.caller()
+        if caller is None or caller.revision == 0:
+            raise errors.USER_EMPTY.error()
+        if caller.revision < self.auth.revision:
+            raise errors.OLD_AUTH_REVISION.error()
+        grants = self.auth.grants(caller.name)
+        if grants is None:
+            raise errors.PERMISSION_DENIED.error()
+        if not grants.root and not (grants.write if write else grants.read).cover(key, range_end):
+            raise errors.PERMISSION_DENIED.error()
+
+    def write_keys_of(self, lease_id: int) -> None:
+        """The keys that hang on a lease; a lease that does not live has none."""
+        lease = self.machine.leases.get(lease_id)
+        if lease is not None and lease.keys and not self.is_root():
+            for key in lease.keys:
+                self.write(key)
+
+    def read_keys_of(self, lease: Lease | None) -> None:
+        if lease is not None:
+            for key in lease.keys:
+                self.read(key)
+
+    def put(self, put: kv.Put) -> None:
+        key, _, lease_id, prev_kv, _, _ = put
+        self.write(key)
+        if lease_id:
+            self.write_keys_of(lease_id)
+        if prev_kv:
+            self.read(key)
+
+    def delete(self, request: rpc_pb2.DeleteRangeRequest) -> None:
+        self.write(request.key, request.range_end)
+        if request.prev_kv:
+            self.read(request.key, request.range_end)
+
+    def txn(self, node: txn.Node) -> None:
+        for compare in node.compares:
+            self.read(compare.key, compare.range_end)
+        for operations in (node.success, node.failure):
+            for kind, request in operations:
+                if kind == txn.PUT:
+                    self.put(request)
+                elif kind == txn.RANGE:
+                    self.read(request.key, request.range_end)
+                elif kind == txn.DELETE:
+                    self.delete(request)
+                else:
+                    self.txn(request)
+
+
+# --- the rules --------------------------------------------------------------------------------------------------
+
+
+def _anybody(check: _Check, request: Message) -> None: ...
+
+
+def _signed_in(check: _Check, request: Message) -> None:
+    check.signed_in()
+
+
+def _root_only(check: _Check, request: Message) -> None:
+    check.root()
+
+
+def _range(check: _Check, request: rpc_pb2.RangeRequest) -> None:
+    kv.check_range(request)
+    check.read(request.key, request.range_end)
+
+
+def _put(check: _Check, request: rpc_pb2.PutRequest) -> None:
+    put = kv.read_put(request)
+    check.sized(request)
+    if check.machine.no_space:
+        raise errors.NO_SPACE.error()
+    check.put(put)
+
+
+def _delete_range(check: _Check, request: rpc_pb2.DeleteRangeRequest) -> None:
+    kv.check_delete(request)
+    check.sized(request)
+    check.delete(request)
+
+
+def _txn(check: _Check, request: rpc_pb2.TxnRequest) -> None:
+    node = txn.read_txn(request, check.machine.max_txn_ops)
+    check.sized(request)
+    if check.machine.no_space and txn.has_put(node):
+        raise errors.NO_SPACE.error()
+    check.txn(node)
+
+
+def _lease_revoke(check: _Check, request: rpc_pb2.LeaseRevokeRequest) -> None:
+    check.signed_in()
+    check.write_keys_of(request.ID)
+
+
+def _lease_keep_alive(check: _Check, request: rpc_pb2.LeaseKeepAliveRequest) -> None:
+    check.signed_in()
+    check.write_keys_of(request.ID)
+
+
+def _lease_time_to_live(check: _Check, request: rpc_pb2.LeaseTimeToLiveRequest) -> None:
+    check.signed_in()
+    if request.keys and not check.is_root():
+        check.read_keys_of(check.machine.leases.get(request.ID))
+
+
+def _lease_leases(check: _Check, request: rpc_pb2.LeaseLeasesRequest) -> None:
+    check.signed_in()
+    if not check.is_root():
+        for lease in check.machine.leases:
+            check.read_keys_of(lease)
+
+
+def _watch(check: _Check, request: rpc_pb2.WatchCreateRequest) -> None:
+    check.read(request.key or b"\0", request.range_end)
+
+
+def _alarm(check: _Check, request: rpc_pb2.AlarmRequest) -> None:
+    if request.action == rpc_pb2.AlarmRequest.GET:
+        check.signed_in()
+    else:
+        check.root()
+
+
+def _user_get(check: _Check, request: rpc_pb2.AuthUserGetRequest) -> None:
+    caller = check.caller()
+    if request.name != (caller.name if caller is not None else ""):
+        check.root()
+
+
+def _role_get(check: _Check, request: rpc_pb2.AuthRoleGetRequest) -> None:
+    caller = check.caller()
+    user = check.auth.users.get(caller.name) if caller is not None else None
+    if user is None or request.role not in user.roles:
+        check.root()
+
+
+# Locks and elections are made of requests on keys and leases, which etcd makes in the caller's name through a client of
+# its own. On that way an error loses its code.
+
+
+def _codeless(rule: Callable[[_Check, Any], None]) -> Callable[[_Check, Any], None]:
+    def checked(check: _Check, request: Any) -> None:
+        try:
+            rule(check, request)
+        except EtcdError as error:
+            raise EtcdError(Code.UNKNOWN, error.message) from None
+
+    return checked
+
+
+def _contend(check: _Check, name: bytes, lease_id: int) -> None:
+    """Makes or finds the caller's own key, and looks at those of the others."""
+    check.signed_in()
+    below = name + b"/"
+    if lease_id:
+        key = below + b"%x" % lease_id
+        check.read(key)
+        check.write(key)
+        check.write_keys_of(lease_id)
+    else:  # the key will bear the id of a lease that the server grants
+        check.write(below, _prefix_end(below))
+    check.read(below, _prefix_end(below))
+
+
+@_codeless
+def _lock(check: _Check, request: lock_pb2.LockRequest) -> None:
+    _contend(check, request.name, request.lease)
+
+
+@_codeless
+def _unlock(check: _Check, request: lock_pb2.UnlockRequest) -> None:
+    if request.key:
+        check.write(request.key)
+    else:
+        check.signed_in()
+
+
+@_codeless
+def _campaign(check: _Check, request: election_pb2.CampaignRequest) -> None:
+    _contend(check, request.name, request.lease)
+
+
+@_codeless
+def _proclaim(check: _Check, request: election_pb2.ProclaimRequest) -> None:
+    leader = request.leader
+    check.signed_in()
+    if leader.key:
+        check.put((leader.key, b"", leader.lease, False, False, False))
+        check.read(leader.key)
+
+
+@_codeless
+def _resign(check: _Check, request: election_pb2.ResignRequest) -> None:
+    check.signed_in()
+    if request.leader.key:
+        check.write(request.leader.key)
+        check.read(request.leader.key)
+
+
+@_codeless
+def _leader(check: _Check, request: election_pb2.LeaderRequest) -> None:
+    below = request.name + b"/"
+    check.read(below, _prefix_end(below))
+
+
+def _prefix_end(prefix: bytes) -> bytes:
+    """The range end of a prefix that ends in a byte below 255."""
+    return prefix[:-1] + bytes((prefix[-1] + 1,)) if prefix else OPEN_END
+
+
+_RULES: Final[dict[type[Message], Callable[[_Check, Any], None]]] = {
+    rpc_pb2.RangeRequest: _range,
+    rpc_pb2.PutRequest: _put,
+    rpc_pb2.DeleteRangeRequest: _delete_range,
+    rpc_pb2.TxnRequest: _txn,
+    rpc_pb2.LeaseGrantRequest: _signed_in,
+    rpc_pb2.LeaseRevokeRequest: _lease_revoke,
+    rpc_pb2.LeaseKeepAliveRequest: _lease_keep_alive,
+    rpc_pb2.LeaseTimeToLiveRequest: _lease_time_to_live,
+    rpc_pb2.LeaseLeasesRequest: _lease_leases,
+    rpc_pb2.WatchCreateRequest: _watch,
+    rpc_pb2.AlarmRequest: _alarm,
+    rpc_pb2.StatusRequest: _signed_in,
+    rpc_pb2.MemberListRequest: _signed_in,
+    rpc_pb2.AuthenticateRequest: _anybody,
+    rpc_pb2.AuthUserGetRequest: _user_get,
+    rpc_pb2.AuthRoleGetRequest: _role_get,
+    lock_pb2.LockRequest: _lock,
+    lock_pb2.UnlockRequest: _unlock,
+    election_pb2.CampaignRequest: _campaign,
+    election_pb2.ProclaimRequest: _proclaim,
+    election_pb2.ResignRequest: _resign,
+    election_pb2.LeaderRequest: _leader,
+    health_pb2.HealthCheckRequest: _anybody,
+}
