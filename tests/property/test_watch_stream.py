@@ -21,6 +21,7 @@ from lessor.api.proto import mvcc_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.base.errors import EtcdError
+from lessor.server import watch
 from lessor.server.committer import Committer
 from lessor.server.core import Core
 from lessor.server.release import Gate
@@ -148,6 +149,7 @@ class World:
         )
         self.stream = WatchStream(cast(Core, self.core), cast(Any, self.peer))
         self.log: list[Told] = []
+        self.compacted_in: dict[int, int] = {}  # revision: the batch with the compaction
         self.watchers: dict[int, Expected] = {}
         self.asked: list[Expected] = []
 
@@ -175,6 +177,8 @@ class World:
             assert watcher.created
             watcher.over = True
             watcher.lost_at = response.compact_revision
+            if watcher.lost_at:
+                assert self.compacted_in[watcher.lost_at] <= self.gate.durable, "the compaction may be taken back"
         elif not response.events:
             assert watcher.created
             assert watcher.given_up or watcher.told == self.expected(watcher, revision), "it overtook events"
@@ -227,6 +231,7 @@ class World:
         revision = self.machine.revision - back
         if revision > max(self.machine.compact_revision, 0):
             self.machine.apply(rpc.CompactionRequest(revision=revision), 0.0)
+            self.compacted_in[revision] = self.machine.journal.number
             self.turn.schedule()
 
     def create(self, where: int, start: int, filters: list[int], fragment: bool, prev_kv: bool) -> None:
@@ -303,6 +308,7 @@ def small_limits() -> Iterator[None]:
     with (
         mock.patch.object(limits, "H2_STREAM_SEND_BYTES_MAX", BACKLOG_BYTES_MAX),
         mock.patch.object(limits, "WATCH_REPLAY_REVISIONS_MAX", 2),
+        mock.patch.object(limits, "WATCH_REPLAY_BYTES_MAX", 3),  # keys are one byte long, values empty
         mock.patch.object(limits, "REQUEST_OVERHEAD_BYTES", 0),
         mock.patch.object(watch_hub, "_SCAN_EVENTS_MAX", 3),
         mock.patch.object(watch_hub, "_CHAIN_KEYS_MAX", 2),
@@ -343,6 +349,7 @@ STEPS = st.one_of(
 
 PUT_A: Step = (World.put, ([b"a"],))
 WATCH_A: Step = (World.create, (0, 0, [], False, False))
+WATCH_A_FROM_1: Step = (World.create, (0, 12, [], False, False))
 END_TURN: Step = (World.end_turn, ())
 COMMIT: Step = (World.commit, ())
 SLOW: Step = (World.peer_is, (True,))
@@ -354,6 +361,8 @@ NOTIFY: Step = (World.notify, ())
 # A report of progress waits at the gate while the event before it passes a slow peer by; then with compaction on top.
 @example(steps=[PUT_A, END_TURN, PUT_A, WATCH_A, PUT_A, END_TURN, COMMIT, SLOW, PROGRESS, COMMIT])
 @example(steps=[WATCH_A, PUT_A, END_TURN, SLOW, *[PUT_A] * 6, PROGRESS, (World.compact, (0,)), COMMIT])
+# A watcher that is behind finds its history compacted before the compaction is on disk.
+@example(steps=[*[PUT_A] * 6, END_TURN, COMMIT, WATCH_A_FROM_1, (World.compact, (0,)), END_TURN, END_TURN, COMMIT])
 # The end of history waits at the gate for a later batch than its own, and a notification comes first.
 @example(
     steps=[
@@ -388,3 +397,92 @@ def test_a_stream_that_goes_takes_its_watchers_along() -> None:
     world.stream.on_gone()
     assert len(world.machine.hub) == world.core.metrics.watchers == 0
     assert world.core.watch_streams == set()
+
+
+def test_a_compaction_is_not_told_before_it_is_durable() -> None:
+    world = World()
+    world.put([b"a"])
+    world.put([b"a"])
+    world.settle()
+    world.create(0, 12, [], False, False)  # from revision 1, created at once: all is durable
+    world.compact(0)
+    world.end_turn()
+    world.end_turn()
+    watcher = world.asked[0]
+    assert watcher.created
+    assert not watcher.over
+    world.commit()
+    assert watcher.over
+    assert watcher.lost_at == 3
+
+
+class Reader:
+    """A peer with many streams on one connection, whose windows are large; nothing is written before `flush`."""
+
+    method = None
+
+    def __init__(self) -> None:
+        self.unflushed_bytes = 0
+        self.written_bytes = 0
+        self.largest_bytes = 0
+        self.waiting: list[Any] = []
+
+    def send(self, replies: list[bytes]) -> None:
+        self.unflushed_bytes += sum(map(len, replies))
+        self.largest_bytes = max([self.largest_bytes, *map(len, replies)])
+
+    def flush(self) -> None:
+        self.written_bytes += self.unflushed_bytes
+        self.unflushed_bytes = 0
+
+    def finish(self, error: EtcdError | None = None) -> None:
+        raise AssertionError(error)
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self.written_bytes
+
+    def wake_when_drained(self, stream: Any) -> None:
+        self.waiting.append(stream)
+
+
+@pytest.mark.parametrize(("streams", "watchers_each"), [(1, 40), (40, 1), (8, 5)])
+def test_history_for_a_peer_that_does_not_read_is_bounded(streams: int, watchers_each: int) -> None:
+    value, bound = b"v" * 1_000, 10_000
+    world = World()
+    for _ in range(20):
+        world.machine.apply(rpc.PutRequest(key=b"a", value=value), 0.0)
+    world.settle()
+    reader = Reader()
+    create = rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"a", start_revision=1))
+    with (
+        mock.patch.object(limits, "H2_STREAM_SEND_BYTES_MAX", bound),
+        mock.patch.object(limits, "WATCH_REPLAY_BYTES_MAX", 3_003),  # three puts
+        mock.patch.object(watch, "_PIECE_COST_BYTES_MIN", 100),
+    ):
+        for _ in range(streams):
+            stream = WatchStream(cast(Core, world.core), cast(Any, reader))
+            stream.on_messages([create.SerializeToString()] * watchers_each)
+        world.turn.schedule()
+        total_bytes, turns = 0, 0
+        while world.loop.ready or reader.waiting:
+            world.loop.run()
+            assert reader.unflushed_bytes <= bound + 4_000, "one turn made more than its share"
+            reader.flush()
+            assert reader.written_bytes <= 2 * (bound + 4_000)
+            if not world.loop.ready:  # the peer reads, at last
+                total_bytes += reader.written_bytes
+                reader.written_bytes = 0
+                for each in reader.waiting:
+                    world.turn.catch_up_later(each)
+                reader.waiting.clear()
+            turns += 1
+            assert turns < 2_000
+        total_bytes += reader.written_bytes
+    assert 3_000 < reader.largest_bytes < 3_300
+    assert 40 * 20 * 1_000 < total_bytes < 40 * 20 * 1_100  # everybody was told everything, once
+    assert not any(watcher.lagging for watcher in _watchers(world))
+
+
+def _watchers(world: World) -> list[Any]:
+    return [watcher for stream in world.core.watch_streams for watcher in stream._watchers.values()]

@@ -8,15 +8,18 @@ from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
+import hpack
 import pytest
 import uvloop
 
+from lessor.api.methods import BY_PATH
 from lessor.api.proto import mvcc_pb2, rpc_pb2
-from lessor.base import limits
+from lessor.base import errors, limits
 from lessor.server.connection import Connection
 from lessor.server.core import Core
 from lessor.wire import frames
 from lessor.wire.frames import ErrorCode
+from lessor.wire.h1 import WAITING_BYTES_MAX
 from lessor.wire.h2 import encode_headers
 
 
@@ -300,3 +303,290 @@ def test_the_kernel_finds_out_about_peers_that_vanished(new_loop: Callable[[], a
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(steps())
+
+
+# --- requests in a pipeline -------------------------------------------------------------------------------------------
+
+
+class StreamHandler:
+    """Stands behind a streaming call, and remembers what it was told."""
+
+    def __init__(self, core: Any, call: Any) -> None:
+        self.call = call
+        self.told: list[Any] = []
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        self.told += messages
+
+    def on_requests_end(self) -> None:
+        self.told.append("end")
+
+    def on_gone(self) -> None:
+        self.told.append("gone")
+
+
+def serve(peer: Accepted) -> tuple[list[Any], list[StreamHandler]]:
+    """Answers unary calls by a small reply; returns the requests and the handlers of the streaming calls."""
+    asked: list[Any] = []
+    handlers: list[StreamHandler] = []
+
+    def unary(call: Any, request: Any) -> None:
+        asked.append(request)
+        call.deliver(call.encode(call.method.response().SerializeToString()))
+
+    def stream_handler(core: Any, call: Any) -> StreamHandler:
+        handlers.append(StreamHandler(core, call))
+        return handlers[-1]
+
+    core = cast(Any, peer.connection.core)
+    core.unary = unary
+    core.serves = lambda method: True
+    core.stream_handlers = dict.fromkeys((method for method in BY_PATH.values() if not method.unary), stream_handler)
+    core.metrics.started = Counter()
+    core.metrics.handled = Counter()
+    return asked, handlers
+
+
+def post(path: str, body: bytes) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+PUT = post("/v3/kv/put", b'{"key":"aw=="}')
+PUTS_KEY = rpc_pb2.PutRequest(key=b"k")
+
+
+async def turns(peer: Accepted) -> None:
+    for _ in range(8):
+        peer.turn.end()
+        await asyncio.sleep(0)
+
+
+def test_the_body_of_a_pipelined_request_may_come_before_the_request_begins() -> None:
+    async def steps() -> None:
+        for cut in range(1, len(PUT)):
+            peer = Accepted()
+            asked, _ = serve(peer)
+            peer.receive(PUT + PUT[:cut])
+            peer.receive(PUT[cut : cut + 1])
+            peer.receive(PUT[cut + 1 :] + PUT)
+            await turns(peer)
+            assert asked == [PUTS_KEY] * 3
+            assert peer.transport.written.count(b"HTTP/1.1 200 OK\r\n") == 3
+            assert not peer.transport.closed
+
+    run(steps)
+
+
+@pytest.mark.slow
+def test_what_comes_behind_a_request_that_waits_for_a_slow_peer_is_kept_but_not_without_bound() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked = serve_large_replies(peer)
+        ask = post("/v3/kv/range", b"{}")
+        peer.receive(ask + ask[:-1])
+        await turns(peer)
+        assert len(asked) == 1
+        peer.receive(ask[-1:])
+        assert peer.transport.reading
+        # The reply is below the connection's own bound for a slow reader: only what is kept can pause it.
+        peer.transport.written = peer.transport.written[: limits.H2_STREAM_SEND_BYTES_MAX + 1]
+        peer.connection.pause_writing()
+        assert peer.transport.reading
+        peer.receive(post("/v3/kv/put", b" " * WAITING_BYTES_MAX))
+        assert not peer.transport.reading
+        assert len(asked) == 1
+        peer.transport.written = b""
+        peer.connection.resume_writing()
+        assert len(asked) == 2
+        await turns(peer)
+        peer.transport.written = b""
+        peer.connection.resume_writing()
+        await turns(peer)
+        assert peer.transport.reading
+
+    run(steps)
+
+
+def test_the_end_of_a_pipeline_waits_for_the_requests_before_it() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked, _ = serve(peer)
+        peer.receive(PUT + PUT[:-1])
+        peer.receive(PUT[-1:] + PUT)
+        assert peer.connection.eof_received()
+        await turns(peer)
+        assert asked == [PUTS_KEY] * 3
+        assert peer.transport.written.count(b"HTTP/1.1 200 OK\r\n") == 3
+        assert peer.transport.closed
+
+    run(steps)
+
+
+@pytest.mark.parametrize("late", [b"", b"}"], ids=["cut short", "cut short later"])
+def test_a_pipelined_request_that_never_comes_in_whole_is_given_up(late: bytes) -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked, handlers = serve(peer)
+        peer.receive(PUT + post("/v3/lease/keepalive", b'{"ID":"7"} {"ID":"8"}')[:-2])
+        if late:
+            peer.receive(late)
+        assert peer.connection.eof_received()
+        await turns(peer)
+        assert asked == [PUTS_KEY]
+        assert handlers[0].told[-1] == "gone"
+        assert peer.transport.written.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert peer.transport.closed
+
+    run(steps)
+
+
+def test_a_pipelined_stream_that_has_not_begun_when_the_server_stops_is_told() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        serve(peer)
+        peer.receive(PUT + post("/v3/watch", b'{"create_request":{}}'))
+        peer.connection.drain(errors.SERVER_STOPPED.error())
+        await turns(peer)
+        assert peer.transport.written.count(b"HTTP/1.1 ") == 2
+        assert b"HTTP/1.1 503 " in peer.transport.written
+        assert b"etcdserver: server stopped" in peer.transport.written
+        assert peer.transport.closed
+
+    run(steps)
+
+
+def test_a_pipelined_request_of_a_lost_connection_does_not_begin() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked, handlers = serve(peer)
+        cast(Any, peer.turn).forget = lambda connection: None
+        peer.receive(PUT + post("/v3/watch", b'{"create_request":{}}'))
+        peer.connection.connection_lost(None)
+        await turns(peer)
+        assert (asked, handlers) == ([PUTS_KEY], [])
+
+    run(steps)
+
+
+# --- streams over HTTP/2 ----------------------------------------------------------------------------------------------
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream_id.to_bytes(4, "big") + payload
+
+
+def open_stream(stream_id: int, path: bytes, content_type: bytes) -> bytes:
+    pairs = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b"content-type", content_type)]
+    return frame(frames.HEADERS, 4, stream_id, encode_headers(pairs))
+
+
+def replies(output: bytes) -> dict[int, tuple[list[dict[str, str]], bytes, bool]]:
+    """By stream: its header blocks, its data, and whether it has ended."""
+    decoder = hpack.Decoder()
+    found: dict[int, tuple[list[dict[str, str]], bytes, bool]] = {}
+    at = 0
+    while at < len(output):
+        size, kind, flags = int.from_bytes(output[at : at + 3], "big"), output[at + 3], output[at + 4]
+        stream_id = int.from_bytes(output[at + 5 : at + 9], "big")
+        payload = output[at + 9 : at + 9 + size]
+        at += 9 + size
+        if kind in (frames.DATA, frames.HEADERS):
+            blocks, data, _ = found.get(stream_id, ([], b"", False))
+            if kind == frames.HEADERS:
+                blocks.append({str(name): str(value) for name, value in decoder.decode(payload)})
+            else:
+                data += payload
+            found[stream_id] = (blocks, data, bool(flags & 1))
+    return found
+
+
+def test_a_json_stream_over_http2_has_no_end_of_its_own_but_its_objects_are_bounded() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        _, handlers = serve(peer)
+        core = cast(Any, peer.connection.core)
+        core.options.message_bytes_max = 1_000
+        core.gate = SimpleNamespace(hold=lambda batch, outlet, payload: outlet.deliver(payload))
+        core.machine = SimpleNamespace(journal=SimpleNamespace(newest_with_rows=0))
+        peer.receive(frames.PREFACE + SETTINGS + open_stream(1, b"/v3/lease/keepalive", b"application/json"))
+        for _ in range(10):
+            peer.receive(frame(frames.DATA, 0, 1, b'{"ID":"7"}'.ljust(900)))
+        peer.turn.end()
+        assert len(handlers[0].told) == 10
+        assert replies(peer.transport.written) == {}
+        peer.receive(frame(frames.DATA, 0, 1, b'{"ID":"7' + b"7" * 2_000))
+        peer.turn.end()
+        blocks, data, ended = replies(peer.transport.written)[1]
+        assert [block[":status"] for block in blocks] == ["429"]
+        assert b"larger than max" in data
+        assert ended
+
+    run(steps)
+
+
+def test_a_unary_call_in_json_over_http2_is_bounded() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked, _ = serve(peer)
+        cast(Any, peer.connection.core).options.message_bytes_max = 1_000
+        body = frame(frames.DATA, 0, 1, b" " * 2_001)
+        peer.receive(frames.PREFACE + SETTINGS + open_stream(1, b"/v3/kv/put", b"application/json") + body)
+        peer.turn.end()
+        assert [block[":status"] for block in replies(peer.transport.written)[1][0]] == ["413"]
+        assert asked == []
+
+    run(steps)
+
+
+def test_a_stopping_server_ends_the_streams_it_has_and_those_that_still_come() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        _, handlers = serve(peer)
+        json, grpc = (b"/v3/watch", b"application/json"), (b"/etcdserverpb.Watch/Watch", b"application/grpc")
+        peer.receive(frames.PREFACE + SETTINGS + open_stream(1, *json) + open_stream(3, *grpc))
+        handlers[0].call.send([b""])
+        peer.connection.drain(errors.SERVER_STOPPED.error())
+        peer.receive(open_stream(5, *json) + open_stream(7, *grpc) + grpc_request(9))
+        peer.turn.end()
+        found = replies(peer.transport.written)
+        stopped = b'"code":14,"message":"etcdserver: server stopped"}'
+        assert found[1][1].endswith(stopped + b"}\n")
+        assert [block[":status"] for block in found[1][0]] == ["200"]
+        assert found[5][0][0][":status"] == "503"
+        assert found[5][1].endswith(stopped)
+        for number in (3, 7):
+            assert found[number][0][-1]["grpc-status"] == "14"
+            assert found[number][0][-1]["grpc-message"] == "etcdserver: server stopped"
+        assert found[9][0][-1]["grpc-status"] == "0"  # a short call is still served
+        assert all(ended for _, _, ended in found.values())
+        assert not cast(Any, peer.connection)._session.streaming
+
+    run(steps)
+
+
+def test_json_streams_that_are_over_are_forgotten() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        _, handlers = serve(peer)
+        begun = open_stream(1, b"/v3/watch", b"application/json") + open_stream(3, b"/v3/watch", b"application/json")
+        peer.receive(frames.PREFACE + SETTINGS + begun)
+        session = cast(Any, peer.connection)._session
+        assert len(session.streaming) == 2
+        peer.receive(frame(frames.RST_STREAM, 0, 1, (8).to_bytes(4, "big")))
+        handlers[1].call.finish()
+        assert not session.streaming
+
+    run(steps)
+
+
+def test_a_unary_call_with_a_broken_frame_behind_its_message_fails() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked, _ = serve(peer)
+        broken = frame(frames.DATA, 1, 1, bytes(5) + b"\x02" + bytes(4))
+        peer.receive(frames.PREFACE + SETTINGS + open_stream(1, b"/etcdserverpb.KV/Put", b"application/grpc") + broken)
+        peer.turn.end()
+        assert replies(peer.transport.written)[1][0][-1]["grpc-status"] == "13"
+        assert asked == []
+
+    run(steps)

@@ -299,3 +299,39 @@ def test_history_tells_what_live_told(by: str, monkeypatch: pytest.MonkeyPatch) 
                 machine.hub.remove(late)
 
     check()
+
+
+def test_a_piece_of_history_is_bounded_in_bytes() -> None:
+    machine = new_machine()
+    for _ in range(7):
+        put(machine, b"k", b"v" * 999)  # revisions 2 to 8, 1,000 bytes each with the key
+    for bytes_max, revisions in ((3_000, [[2, 3, 4], [5, 6, 7], [8]]), (2_999, [[2, 3], [4, 5], [6, 7], [8]])):
+        watcher = Watcher(1, b"k", start_revision=2)
+        machine.hub.add(watcher)
+        for piece in revisions:
+            assert [line[0] for line in lines(machine.hub.replay(watcher, 8, 1000, bytes_max))] == piece
+        assert not watcher.lagging
+
+
+def test_what_was_there_before_counts_in_a_piece() -> None:
+    machine = new_machine()
+    for _ in range(4):
+        put(machine, b"k", b"v" * 999)
+    watcher = Watcher(1, b"j", b"l", start_revision=2, prev_kv=True)
+    machine.hub.add(watcher)
+    pieces = [[line[0] for line in lines(machine.hub.replay(watcher, 5, 1000, 3_000))] for _ in range(3)]
+    assert pieces == [[2, 3], [4], [5]]  # the creation has nothing before it
+
+
+def test_a_revision_larger_than_a_piece_is_told_whole_and_alone() -> None:
+    machine = new_machine()
+    put(machine, b"a")
+    ops = [rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=key, value=b"v" * 999)) for key in (b"a", b"b", b"c")]
+    machine.apply(rpc_pb2.TxnRequest(success=ops), 0.0)
+    put(machine, b"a")
+    for key, end in ((b"a", b"d"), (b"\0", b"")):
+        watcher = Watcher(1, key, end, start_revision=2)
+        machine.hub.add(watcher)
+        pieces = [[line[0] for line in lines(machine.hub.replay(watcher, 4, 1000, 1_500))] for _ in range(3)]
+        assert pieces == [[2], [3, 3, 3], [4]]
+        assert not watcher.lagging

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from lessor.api.methods import BY_PATH, BY_ROUTE, Method
-from lessor.base import limits
+from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import routes
 from lessor.gateway.routes import Headers
@@ -198,13 +198,14 @@ class H2Session:
         self.peer_common_name = connection.peer_common_name
         self.loop = asyncio.get_running_loop()
         self.message_bytes_max = self.core.options.message_bytes_max
-        self.streaming: set[GrpcStream] = set()
+        self.streaming: set[GrpcStream | JsonStream] = set()
         self.waiting_for_drain: set[Any] = set()
         # Replies that are in no other count yet: those that wait at the gate, and those of this turn.
         self.held_bytes = 0
         self._unflushed_bytes = 0
         self._connection = connection
         self._h2 = h2.H2Server()
+        self._draining = False  # the server stops: no new streaming calls, they would have no end
         self.cut_off = False
         self._metrics = self.core.metrics
 
@@ -247,13 +248,19 @@ class H2Session:
                 unary = stream.owner = GrpcUnary(self, stream, route)
                 if timeout is not None:
                     unary.deadline_s = self.core.turn.now_s() + self._timeout_s(unary, timeout)
+            elif self._draining:
+                self.fail(route, stream, errors.SERVER_STOPPED.error(), started=False)
             else:
                 streaming = stream.owner = GrpcStream(self, stream, route)
                 self.streaming.add(streaming)
                 if timeout is not None:
                     streaming.expire_after(self._timeout_s(streaming, timeout))
         else:
-            stream.owner = H2Exchange(self, stream)
+            exchange = stream.owner = H2Exchange(self, stream)
+            if isinstance(exchange.body, JsonStream):
+                self.streaming.add(exchange.body)
+                if self._draining:
+                    exchange.body.finish(errors.SERVER_STOPPED.error())
 
     def _route(self, head: h2.Head) -> Method | EtcdError | str:
         """The method that a head calls, the error it gets, or "http" for what is not gRPC."""
@@ -365,6 +372,7 @@ class H2Session:
         return False  # flow control holds an HTTP/2 peer back, stream by stream
 
     def drain(self, error: EtcdError) -> None:
+        self._draining = True
         for call in list(self.streaming):
             call.finish(error)
         self._h2.drain()
@@ -386,7 +394,7 @@ class H2Exchange:
         self.path, _, self.query = head.path.decode("latin-1").partition("?")
         self._head = head
         self._taken_bytes = 0
-        self._body = answer(session.core, self)
+        self.body = answer(session.core, self)
 
     def header(self, name: bytes) -> bytes | None:
         return self._head.get(name)
@@ -395,11 +403,13 @@ class H2Exchange:
 
     def on_data(self, data: bytes) -> None:
         self._taken_bytes += len(data)
-        if self._taken_bytes > 2 * self._session.message_bytes_max and self._stream is not None:
-            self._body.on_gone()
+        too_large = self._taken_bytes > 2 * self._session.message_bytes_max
+        # A stream may go on without end; its decoder bounds each message in it.
+        if too_large and self._stream is not None and not isinstance(self.body, JsonStream):
+            self.body.on_gone()
             self.reply(*_TOO_LARGE)
             return
-        self._body.on_body(data)
+        self.body.on_body(data)
 
     def on_end(self) -> None:
         stream = self._stream
@@ -409,12 +419,17 @@ class H2Exchange:
             self.on_reset()
             self._session.refuse(stream)
         else:
-            self._body.on_end()
+            self.body.on_end()
 
     def on_reset(self) -> None:
-        if self._stream is not None:
-            self._stream = None
-            self._body.on_gone()
+        if self._leave() is not None:
+            self.body.on_gone()
+
+    def _leave(self) -> h2.Stream | None:
+        stream, self._stream = self._stream, None
+        if isinstance(self.body, JsonStream):
+            self._session.streaming.discard(self.body)
+        return stream
 
     # to the stream
 
@@ -435,7 +450,7 @@ class H2Exchange:
         self._end(b"")
 
     def _end(self, data: bytes) -> None:
-        stream, self._stream = self._stream, None
+        stream = self._leave()
         if stream is not None:
             stream.owner = REFUSED
             self._session.write_http(stream, data, end=True)
@@ -449,7 +464,11 @@ class H2Exchange:
 
 
 class H1Session:
-    """The HTTP/1.1 half: one request after the other."""
+    """The HTTP/1.1 half: one request after the other.
+
+    A pipelined request begins a little later than the protocol has read its head, see `replied`. Until then whatever
+    else happens to the connection waits, too: more bytes, their end, the end of the server.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.core = connection.core
@@ -458,7 +477,10 @@ class H1Session:
         self._h1 = h1.H1Connection(self._body_bytes_max)
         self.cut_off = False  # closed for what the peer sent, while it may be sending more
         self.begun = False  # whether a request's head has come in whole
-        self._postponed: list[h1.Event] = []
+        self._deferred: list[h1.Event] = []  # of the next request of a pipeline
+        self._kept = bytearray()  # what came behind them and was not looked at
+        self._eof = False
+        self._stopped: EtcdError | None = None
 
     def _body_bytes_max(self, exchange: h1.Exchange) -> int | None:
         """A stream's body may be without end; its decoder bounds each message in it."""
@@ -467,6 +489,9 @@ class H1Session:
         return 2 * self.core.options.message_bytes_max if found is None or found.unary else None
 
     def receive(self, data: bytes) -> None:
+        if self._deferred:
+            self._kept += data
+            return
         was_open = not self._h1.closing
         self._take(self._h1.receive(data))
         if was_open and self._h1.closing:
@@ -478,6 +503,9 @@ class H1Session:
         A streaming reply has no end that it could be waiting for, and a call that waits for its turn may wait for long:
         their peers have hung up.
         """
+        self._eof = True
+        if self._deferred:
+            return True
         self._take(self._h1.receive_eof())
         exchange = self._h1.exchange
         body = exchange.owner.body if exchange is not None and exchange.owner else None
@@ -503,27 +531,37 @@ class H1Session:
         self.core.turn.flush_later(self.connection)
         if next_events:
             # Not from here: a long pipeline of cheap requests would nest as deep as it is long.
-            asyncio.get_running_loop().call_soon(self._take_next, next_events)
+            self._deferred = next_events
+            asyncio.get_running_loop().call_soon(self._take_next)
 
-    def _take_next(self, events: list[h1.Event]) -> None:
+    def _take_next(self) -> None:
         """The next request of a pipeline: now, or when the peer has taken the replies to those before it."""
-        if self.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
-            self._postponed = events
-        else:
-            self._take(events)
+        if self._deferred and self.backlog_bytes <= limits.H2_STREAM_SEND_BYTES_MAX:
+            self._take_deferred()
+
+    def _take_deferred(self) -> None:
+        events, self._deferred = self._deferred, []
+        self._take(events)
+        # Each of these may find the request answered and the one behind it deferred, and then waits again.
+        if self._kept and not self._deferred:
+            kept, self._kept = bytes(self._kept), bytearray()
+            self.receive(kept)
+        if self._stopped is not None and not self._deferred:
+            self.drain(self._stopped)
+        if self._eof and not self._deferred and not self.eof():
+            self.lost()
 
     @property
     def paused(self) -> bool:
-        return self._h1.paused
+        return self._h1.paused or len(self._kept) >= h1.WAITING_BYTES_MAX
 
     @property
     def backlog_bytes(self) -> int:
         return self.connection.transport.get_write_buffer_size()
 
     def wake_drained(self) -> None:
-        postponed, self._postponed = self._postponed, []
-        if postponed:
-            self._take(postponed)
+        if self._deferred:
+            self._take_deferred()
         waiting, self.waiting_for_drain = self.waiting_for_drain, set()
         for stream in waiting:
             self.core.turn.catch_up_later(stream)
@@ -536,6 +574,7 @@ class H1Session:
         return self._h1.closing
 
     def drain(self, error: EtcdError) -> None:
+        self._stopped = error
         exchange = self._h1.exchange
         self._h1.drain()
         if exchange is not None and exchange.owner is not None:
@@ -543,6 +582,8 @@ class H1Session:
 
     def lost(self) -> None:
         exchange = self._h1.exchange
+        self._deferred.clear()
+        self._kept.clear()
         self._h1.abort()
         if exchange is not None and exchange.owner is not None:
             exchange.owner.body.on_gone()

@@ -8,6 +8,9 @@ Laws
 - A peer that does not read costs bounded memory. When its backlog passes H2_STREAM_SEND_BYTES_MAX its watchers *lag*:
   live publications pass them by, and once the peer has read, they catch up from history. A watcher is either live (gets
   publications) or lagging (gets history), and changes sides only when history has brought it to the durable revision.
+- History leaves in pieces of at most WATCH_REPLAY_BYTES_MAX. One turn sends few of them, over all streams together, and
+  each looks at the connection's backlog first; what waits at the gate is not encoded yet. So neither many watchers nor
+  many streams of a peer that does not read make more wait for it than one piece above the bound.
 - The stream outlives its watchers and the peer's half-close; only a cancel, a disconnect or a shutdown ends it.
 """
 
@@ -19,6 +22,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.core import Core, StreamCall
+from lessor.server.turn import Turn
 from lessor.state.encode import nested
 from lessor.state.watch_hub import (
     CompactedError,
@@ -31,6 +35,9 @@ from lessor.state.watch_hub import (
 )
 
 _EVENTS_TAG = b"\x5a"  # field 11, length-delimited
+_PIECE_COST_BYTES_MIN = (
+    65_536  # what a piece counts at least: history was looked through for it, though little was found
+)
 
 
 class _Progress(NamedTuple):
@@ -41,6 +48,44 @@ class _Progress(NamedTuple):
     falls: int
 
 
+class _Tail(NamedTuple):
+    """History that is not durable yet: the last piece, mostly. Encoded when it leaves; at most one of each watcher."""
+
+    watcher: Watcher
+    changes: list[Told]
+    revision: int
+
+
+class _Pace:
+    """Shares out what one turn sends of history among the streams of the server, in turn.
+
+    Output is written at the end of the turn, and no backlog shows it before.
+    """
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._streams: dict[WatchStream, None] = {}
+
+    def later(self, stream: "WatchStream") -> None:
+        self._streams[stream] = None
+        self._turn.catch_up_later(self)
+
+    def forget(self, stream: "WatchStream") -> None:
+        self._streams.pop(stream, None)
+
+    def catch_up(self) -> bool:
+        streams = self._streams
+        room_bytes = limits.H2_STREAM_SEND_BYTES_MAX
+        while streams and room_bytes > 0:
+            stream = next(iter(streams))
+            del streams[stream]
+            sent_bytes, more = stream.send_piece()
+            room_bytes -= max(sent_bytes, _PIECE_COST_BYTES_MIN)
+            if more:
+                streams[stream] = None
+        return bool(streams)
+
+
 class WatchStream:
     """One watch stream: the owner of its watchers."""
 
@@ -49,12 +94,17 @@ class WatchStream:
         self._call = call
         self._watchers: dict[int, Watcher] = {}
         self._behind: set[Watcher] = set()  # those that history is being sent to
+        self._ready: dict[Watcher, None] = {}  # those of them whose next piece can be sent
+        self._tails: set[Watcher] = set()  # those with a piece of history at the gate
         self._falls = 0  # how often a watcher fell behind
         # Where history left off: what still waits at the gate from before that was told by history already.
         self._history_told: dict[Watcher, int] = {}
         self._next_id = 0
         self._waits_for = 0  # the newest batch that a response of this stream has waited for
         self._silent_since: dict[int, int] = {}  # progress_notify watchers: revision of their last notification
+        # All streams of the server have the same one: that of any other, which is there as long as another stream is.
+        others = (other._pace for other in core.watch_streams if isinstance(other, WatchStream))
+        self._pace: _Pace = next(others, None) or _Pace(core.turn)
         core.watch_streams.add(self)
 
     # --- what the peer asks ---
@@ -83,6 +133,9 @@ class WatchStream:
         self._core.metrics.watchers -= len(self._watchers)
         self._watchers.clear()
         self._behind.clear()
+        self._ready.clear()
+        self._tails.clear()
+        self._pace.forget(self)
         self._history_told.clear()
 
     def _create(self, request: rpc_pb2.WatchCreateRequest) -> None:
@@ -150,6 +203,8 @@ class WatchStream:
         self._core.metrics.watchers -= 1
         del self._watchers[watcher.watch_id]
         self._behind.discard(watcher)
+        self._ready.pop(watcher, None)
+        self._tails.discard(watcher)
         self._history_told.pop(watcher, None)
         self._silent_since.pop(watcher.watch_id, None)
 
@@ -174,20 +229,23 @@ class WatchStream:
 
     # --- what the gate lets through ---
 
-    def _hold(self, payload: tuple[bytes, Watcher | None] | _Progress) -> None:
+    def _hold(self, payload: tuple[bytes, Watcher | None] | _Progress | _Tail) -> None:
         """Sends when all that has been applied until now is durable."""
         self._core.turn.hold_publications()
         self._waits_for = self._core.machine.journal.newest_with_rows
         self._follow(payload)
 
-    def _follow(self, payload: tuple[bytes, Watcher | None] | _Progress) -> None:
+    def _follow(self, payload: tuple[bytes, Watcher | None] | _Progress | _Tail) -> None:
         """Sends what is durable already: at once, or after what the stream has waiting at the gate."""
         self._core.gate.hold(self._waits_for, self, payload)
 
     def deliver(self, payload: Any) -> None:
-        """A publication of the hub, (response, watcher that begins with it), or a report of progress."""
+        """A publication of the hub, (response, watcher that begins with it), history, or a report of progress."""
         if isinstance(payload, Publication):
             self._deliver_live(payload)
+            return
+        if isinstance(payload, _Tail):
+            self._deliver_tail(payload)
             return
         if isinstance(payload, _Progress):
             # What it speaks of may have passed a peer by that does not read; then it would be a lie.
@@ -209,46 +267,80 @@ class WatchStream:
             return
         self._call.send(self._responses(watcher, publication.events, revision))
 
+    def _deliver_tail(self, tail: _Tail) -> None:
+        watcher = tail.watcher
+        self._tails.discard(watcher)
+        if watcher.cancelled:
+            return
+        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            self._core.machine.hub.lag(watcher, tail.changes[0][0].mod_revision)
+            self._fall_behind(watcher)
+            return
+        self._call.send(self._responses(watcher, tail.changes, tail.revision))
+        if watcher in self._behind:
+            self._ready[watcher] = None
+            self._pace.later(self)
+
     def _fall_behind(self, watcher: Watcher) -> None:
         self._falls += 1
         self._behind.add(watcher)
-        self._core.turn.catch_up_later(self)
+        self._ready[watcher] = None
+        self._pace.later(self)
 
     def catch_up(self) -> bool:
-        """Sends each watcher that is behind its next piece of history. Returns whether more can be sent right away."""
-        for watcher in list(self._behind):
-            if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
-                self._call.wake_when_drained(self)
-                return False
-            try:
-                self._send_history(watcher)
-            except CompactedError as error:
-                self._lost_to_compaction(watcher, error.compact_revision)
-            else:
-                if not watcher.lagging:
-                    self._behind.discard(watcher)
-        return bool(self._behind)
+        """The peer has taken some of what waited for it: the stream takes its place among those that catch up."""
+        self._pace.later(self)
+        return False
 
-    def _send_history(self, watcher: Watcher) -> None:
-        """One piece of history: durable revisions at once, the few newer ones through the gate."""
+    def send_piece(self) -> tuple[int, bool]:
+        """Sends one watcher, the next in turn, its next piece of history.
+
+        Returns its size in bytes, and whether another piece can follow right away; when not, the stream comes back by
+        itself. Cost: of `WatchHub.replay`, and the encoding of one piece.
+        """
+        if not self._ready:
+            return 0, False
+        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            self._call.wake_when_drained(self)
+            return 0, False
+        watcher = next(iter(self._ready))
+        del self._ready[watcher]
+        sent_bytes = 0
+        try:
+            sent_bytes = self._send_history(watcher)
+        except CompactedError as error:
+            self._lost_to_compaction(watcher, error.compact_revision)
+        else:
+            if not watcher.lagging:
+                self._behind.discard(watcher)
+            elif watcher not in self._tails:
+                self._ready[watcher] = None
+        return sent_bytes, bool(self._ready)
+
+    def _send_history(self, watcher: Watcher) -> int:
+        """One piece of history: durable revisions at once, the few newer ones through the gate. Returns bytes sent."""
         machine, durable = self._core.machine, self._core.turn.durable_revision
         upto = durable if watcher.next_revision <= durable else machine.revision
-        changes = machine.hub.replay(watcher, upto, limits.WATCH_REPLAY_REVISIONS_MAX)
+        changes = machine.hub.replay(watcher, upto, limits.WATCH_REPLAY_REVISIONS_MAX, limits.WATCH_REPLAY_BYTES_MAX)
         self._history_told[watcher] = watcher.next_revision
         if not changes:
-            return
+            return 0
+        if upto > durable:
+            self._tails.add(watcher)
+            self._hold(_Tail(watcher, changes, upto))
+            return 0
+        # Nothing that this watcher has to hear first is at the gate: not its beginning, and no earlier history.
         responses = self._responses(watcher, changes, upto)
-        send = self._follow if upto == durable else self._hold
-        for response in responses:
-            send((response, None))
+        self._call.send(responses)
+        return sum(map(len, responses))
 
     def _lost_to_compaction(self, watcher: Watcher, compact_revision: int) -> None:
-        self._drop(watcher)
+        self._drop(watcher)  # told through the gate: the compaction may not be durable yet
         header = self._core.header(0)  # as in etcd, whose reply has no revision here
         response = rpc_pb2.WatchResponse(
             header=header, watch_id=watcher.watch_id, canceled=True, compact_revision=compact_revision
         )
-        self._follow((response.SerializeToString(), None))
+        self._hold((response.SerializeToString(), None))
 
     def _responses(self, watcher: Watcher, changes: list[Told], revision: int) -> list[bytes]:
         """The response that tells of the changes, which the hub has filtered for this watcher; or its fragments."""

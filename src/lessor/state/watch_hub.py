@@ -19,9 +19,10 @@ Does not do: sending, ids (the server's streams hand those out), fragments, wait
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from lessor.base import limits
 from lessor.state.encode import nested
 from lessor.state.mvcc import Event, Store
 
@@ -235,8 +236,17 @@ class WatchHub:
         watcher.lagging = True
         watcher.next_revision = undelivered_revision
 
-    def replay(self, watcher: Watcher, upto_revision: int, revisions_max: int) -> list[Told]:
+    def replay(
+        self,
+        watcher: Watcher,
+        upto_revision: int,
+        revisions_max: int,
+        bytes_max: int = limits.WATCH_REPLAY_BYTES_MAX,
+    ) -> list[Told]:
         """The next events for a lagging watcher, up to a revision, of at most `revisions_max` revisions.
+
+        They are whole revisions, of at most `bytes_max` bytes of keys and values, prev_kv counted; but at least one
+        revision that matches.
 
         Advances `watcher.next_revision`, and clears `watcher.lagging` when that passes the newest revision. May return
         nothing although the watcher still lags: one call looks at a bounded part of the history, call again.
@@ -252,11 +262,11 @@ class WatchHub:
         following = upto_revision + 1
         if events is None:
             events, following = self._from_log(watcher, first, upto_revision)
-        events, following = _first_revisions(events, following, revisions_max)
+        previous_of = store.previous_of if watcher.prev_kv else None
+        told, following = _first_revisions(events, following, previous_of, revisions_max, bytes_max)
         watcher.next_revision = max(first, following)
         watcher.lagging = watcher.next_revision <= store.revision
-        previous_of = store.previous_of
-        return [(event, previous_of(event) if watcher.prev_kv else None) for event in events]
+        return told
 
     def _from_versions(self, watcher: Watcher, first: int, last: int) -> list[Event] | None:
         """Matching events of [first, last] by way of the keys; None when that is the longer way."""
@@ -303,14 +313,37 @@ def _order(event: Event) -> tuple[int, int]:
     return event.mod_revision, event.sub
 
 
-def _first_revisions(events: list[Event], following: int, revisions_max: int) -> tuple[list[Event], int]:
-    """Cuts events, which are in order, after `revisions_max` revisions; returns them and the revision to go on with."""
+def _first_revisions(
+    events: list[Event],
+    following: int,
+    previous_of: Callable[[Event], Event | None] | None,
+    revisions_max: int,
+    bytes_max: int,
+) -> tuple[list[Told], int]:
+    """Cuts events, which are in order, between revisions, before there are too many; but never before the second one.
+
+    Returns them as they are told, and the revision to go on with.
+    """
+    told: list[Told] = []
     revisions = 0
     revision = -1
-    for position, event in enumerate(events):
+    begin = 0  # where the revision begins in `told`
+    size = 0
+    for event in events:
         if event.mod_revision != revision:
             revision = event.mod_revision
+            if revisions == revisions_max:
+                return told, revision
             revisions += 1
-            if revisions > revisions_max:
-                return events[:position], revision
-    return events, following
+            begin = len(told)
+        previous = previous_of(event) if previous_of is not None else None
+        size += _size(event) if previous is None else _size(event) + _size(previous)
+        if size > bytes_max and begin:
+            return told[:begin], revision
+        told.append((event, previous))
+    return told, following
+
+
+def _size(event: Event) -> int:
+    """What an event takes in a response, near enough: its key and its value."""
+    return len(event.key) + len(event.value or b"")
