@@ -84,6 +84,7 @@ class Accepted:
             turn=self.turn,
             options=SimpleNamespace(message_bytes_max=1_000_000),
             metrics=SimpleNamespace(connections=0),
+            auth=SimpleNamespace(enabled=False),
         )
         self.connection = Connection(cast(Core, core), set())
         self.connection.connection_made(cast(Any, self.transport))
