@@ -13,7 +13,8 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -316,11 +317,26 @@ def test_a_certificate_of_its_own(kind: str, tmp_path: Path) -> None:
 # --- what TLS does after the handshake ---
 
 
+class Deadline:
+    """Calls `end` after CALL_S_MAX, unless it is closed before."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._timer = threading.Timer(CALL_S_MAX, end)
+        self._timer.start()
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+
 def by_openssl(port: int, pki: Pki, version: str, key: str, said: str) -> str:
     """Has the openssl program connect, press one of its keys, and then ask for /version; all that it printed."""
     line = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", f"{pki.folder}/ca.pem", version]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(line, **pipes) as process:  # type: ignore[call-overload]
+    with (
+        subprocess.Popen(line, **pipes) as process,  # type: ignore[call-overload]
+        # Whoever waits for a line that never comes must not wait for ever.
+        contextlib.closing(Deadline(process.kill)),
+    ):
         printed: list[bytes] = []
 
         def read_until(words: bytes) -> None:

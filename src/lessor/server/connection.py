@@ -176,7 +176,8 @@ class Connection(asyncio.Protocol):
         if not cut_off:
             self.transport.close()
         elif self._lingering is None:
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # TLS has no end of one direction
+                self.transport.write_eof()
             self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self.transport.close)
 
     def drain(self, error: EtcdError) -> None:

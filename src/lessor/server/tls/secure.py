@@ -265,6 +265,9 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
             return
         self._socket.write(self._outgoing.read())
 
+    def can_write_eof(self) -> bool:
+        return False
+
     def close(self) -> None:
         """Sends what was written and the end of TLS, then closes. The peer's own end is not waited for."""
         if self._closing:
