@@ -135,6 +135,7 @@ class History:
         self.world.machine.apply(rpc_pb2.LeaseKeepAliveRequest(ID=lease_id), now_s)
         if lease_id in self.oracle.deadlines:
             self.oracle.deadlines[lease_id] = now_s + self.oracle.ttls[lease_id]
+        self.world.turn.schedule()  # as the read that brings a keepalive does
 
     def pass_(self, seconds: int) -> None:
         """Leases that are due end in one turn, as they do when the server was busy."""
