@@ -24,6 +24,7 @@ from lessor.base.errors import EtcdError
 from lessor.server import watch
 from lessor.server.committer import Committer
 from lessor.server.core import Core
+from lessor.server.metrics import Metrics
 from lessor.server.release import Gate
 from lessor.server.turn import Turn
 from lessor.server.watch import WatchStream
@@ -143,7 +144,7 @@ class World:
             gate=self.gate,
             turn=self.turn,
             options=SimpleNamespace(max_request_bytes=PIECE_BYTES_MAX),
-            metrics=SimpleNamespace(watchers=0),
+            metrics=Metrics(),
             watch_streams=set(),
             header=self._header,
         )

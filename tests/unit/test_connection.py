@@ -17,6 +17,7 @@ from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.server.connection import Connection
 from lessor.server.core import Core
+from lessor.server.metrics import Metrics
 from lessor.wire import frames
 from lessor.wire.frames import ErrorCode
 from lessor.wire.h1 import WAITING_BYTES_MAX
@@ -83,7 +84,7 @@ class Accepted:
         core = SimpleNamespace(
             turn=self.turn,
             options=SimpleNamespace(message_bytes_max=1_000_000),
-            metrics=SimpleNamespace(connections=0),
+            metrics=Metrics(),
             auth=SimpleNamespace(enabled=False),
         )
         self.connection = Connection(cast(Core, core), set())
@@ -195,8 +196,6 @@ def serve_large_replies(peer: Accepted, held: list[Any] | None = None) -> list[A
     core = cast(Any, peer.connection.core)
     core.unary = unary
     core.serves = lambda method: True
-    core.metrics.started = Counter()
-    core.metrics.handled = Counter()
     return asked
 
 

@@ -67,4 +67,7 @@ WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger
 # ones the copies would be most of the memory, and making them again costs little beside sending them.
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152
+DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, about a millisecond; others are served in between
+SNAPSHOTS_MAX = 4  # snapshot streams at a time; each takes the data's size on disk
+COMMIT_S_MAX = 7.0  # a commit under way for longer makes the server unhealthy: what etcd gives a request
 UPTIME_SAVE_S = 1.0  # how often the served time is saved while leases live; a crash forgets at most this much of it

@@ -70,6 +70,54 @@ def _version() -> click.Command:
     return version
 
 
+def _alarm() -> click.Command:
+    from lessor.cli.maintenance import alarm
+
+    return alarm
+
+
+def _compaction() -> click.Command:
+    from lessor.cli.maintenance import compaction
+
+    return compaction
+
+
+def _defrag() -> click.Command:
+    from lessor.cli.maintenance import defrag
+
+    return defrag
+
+
+def _downgrade() -> click.Command:
+    from lessor.cli.maintenance import downgrade
+
+    return downgrade
+
+
+def _endpoint() -> click.Command:
+    from lessor.cli.endpoint import endpoint
+
+    return endpoint
+
+
+def _member() -> click.Command:
+    from lessor.cli.member import member
+
+    return member
+
+
+def _move_leader() -> click.Command:
+    from lessor.cli.maintenance import move_leader
+
+    return move_leader
+
+
+def _snapshot() -> click.Command:
+    from lessor.cli.snapshot import snapshot
+
+    return snapshot
+
+
 cli = Group(
     "lessor",
     help="An etcd v3-compatible lease server and its client.",
@@ -82,6 +130,14 @@ cli = Group(
         "auth": ("Switch authentication on and off.", _auth),
         "user": ("Manage users.", _user),
         "role": ("Manage roles and what they may do.", _role),
+        "alarm": ("List alarms and take them back.", _alarm),
+        "compaction": ("Forget the history before a revision.", _compaction),
+        "defrag": ("Give free space back to the file system.", _defrag),
+        "downgrade": ("Prepare a cluster for the version before.", _downgrade),
+        "endpoint": ("Look at each endpoint.", _endpoint),
+        "member": ("List and change the members of the cluster.", _member),
+        "move-leader": ("Hand the leadership to another member.", _move_leader),
+        "snapshot": ("Save, check and restore a copy of the data.", _snapshot),
         "version": ("Print the version.", _version),
     },
 )

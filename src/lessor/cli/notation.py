@@ -51,6 +51,15 @@ def int64(text: str, base: int) -> int:
     return value
 
 
+def uint64(text: str) -> int:
+    """A member's id: hexadecimal, without a sign."""
+    if not re.fullmatch(r"[0-9a-fA-F]+", text):
+        raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: invalid syntax")
+    if int(text, 16) >= 1 << 64:
+        raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: value out of range")
+    return int(text, 16)
+
+
 def boolean(text: str) -> bool:
     """What `--flag=TEXT` means. ValueError as Go's strconv.ParseBool."""
     if text in _TRUE:

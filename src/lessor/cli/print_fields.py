@@ -70,13 +70,7 @@ class FieldsPrinter:
         return _lines(*lines)
 
     def header(self, header: rpc.ResponseHeader) -> Iterator[str]:
-        # The ids of a cluster and its members are unsigned and not padded; those of leases are.
-        number = "{:x}" if self._hexadecimal else "{}"
-        yield '"ClusterID" : ' + number.format(header.cluster_id)
-        yield '"MemberID" : ' + number.format(header.member_id)
-        if header.revision > 0:
-            yield f'"Revision" : {header.revision}'
-        yield f'"RaftTerm" : {header.raft_term}'
+        return header_lines(header, self._hexadecimal)
 
     def _pair(self, prefix: str, pair: mvcc.KeyValue) -> Iterator[str]:
         yield f'"{prefix}Key" : {quote(pair.key)}'
@@ -95,3 +89,13 @@ class FieldsPrinter:
 
 def _lines(*lines: str) -> bytes:
     return "".join(line + "\n" for line in lines).encode()
+
+
+def header_lines(header: rpc.ResponseHeader, hexadecimal: bool) -> Iterator[str]:
+    """The fields of a reply's header. The ids of a cluster and its members are unsigned and not padded."""
+    number = "{:x}" if hexadecimal else "{}"
+    yield '"ClusterID" : ' + number.format(header.cluster_id)
+    yield '"MemberID" : ' + number.format(header.member_id)
+    if header.revision > 0:
+        yield f'"Revision" : {header.revision}'
+    yield f'"RaftTerm" : {header.raft_term}'

@@ -87,6 +87,7 @@ def _base64(raw: bytes) -> str:
 
 
 def line(data: dict[str, Any]) -> bytes:
+    """A reply's data as Go writes it."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     # Go escapes these five, for the sake of JSON inside HTML and JavaScript.
     for char in "<>&\u2028\u2029":

@@ -393,6 +393,30 @@ class AsyncClient:
                 if whole is None:
                     yield response
 
+    # --- maintenance --------------------------------------------------------------------------------------------
+
+    async def snapshot(self) -> AsyncGenerator[rpc.SnapshotResponse, None]:
+        """A copy of the server's data as a file, in pieces; the last one is the SHA-256 of those before it.
+
+        Takes as long as it takes; a connection that is lost underway is not made again. For root, where users log in.
+        """
+        new_token = False
+        while True:
+            token = await self._login.token(self.channel, self._timeout_s)
+            begun = False
+            try:
+                async with self.channel.stream(_SNAPSHOT, metadata=token) as call:
+                    await call.send(rpc.SnapshotRequest(), last=True)
+                    async for reply in call:
+                        begun = True
+                        yield cast(rpc.SnapshotResponse, reply)
+                    return
+            except ServerError as error:
+                if begun or new_token or self._login.anonymous or not token_refused(error):
+                    raise
+                self._login.forget(token)
+                new_token = True
+
     async def _call(self, method: Method, request: Message, reply: type[M], timeout_s: Timeout) -> M:
         return cast(M, await self.call(method, request, timeout_s=timeout_s))
 
@@ -446,6 +470,7 @@ _DELETE_RANGE = BY_PATH[_KV + "DeleteRange"]
 _TXN = BY_PATH[_KV + "Txn"]
 _COMPACT = BY_PATH[_KV + "Compact"]
 _WATCH = BY_PATH["/etcdserverpb.Watch/Watch"]
+_SNAPSHOT = BY_PATH["/etcdserverpb.Maintenance/Snapshot"]
 _LEASE_GRANT = BY_PATH[_LEASE + "LeaseGrant"]
 _LEASE_REVOKE = BY_PATH[_LEASE + "LeaseRevoke"]
 _LEASE_KEEP_ALIVE = BY_PATH[_LEASE + "LeaseKeepAlive"]

@@ -127,6 +127,10 @@ class Engine(Protocol):
         """
         ...
 
+    def stop_backups(self) -> None:
+        """Ends backups under way, and those still to come, with `EngineError`, soon. May be called from any thread."""
+        ...
+
     def close(self) -> None:
         """Lets the directory go. Does nothing when closed already."""
         ...

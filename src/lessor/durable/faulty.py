@@ -103,6 +103,9 @@ class FaultyEngine:
     def backup(self, path: Path) -> None:
         self._engine.backup(path)
 
+    def stop_backups(self) -> None:
+        self._engine.stop_backups()
+
     def close(self) -> None:
         self._engine.close()
 

@@ -42,6 +42,7 @@ CACHE_BYTES = 16 * 1024 * 1024  # pages that SQLite keeps in memory
 BUSY_S = 5.0  # how long a commit waits for a person who writes with the sqlite3 shell
 VACUUM_PAGES_MAX = 256  # pages given back to the file system in one `collect` step
 LOAD_ROWS = 1_000  # rows fetched at once
+STOP_LOOK_STEPS = 20_000  # steps of SQLite's machine, about a millisecond, after which a backup looks whether to stop
 
 _WAL_INDEX_PAGES_AT = 16  # where the wal-index header says, in the machine's byte order, how many pages the log has
 _UINT64_MAX = 2**64 - 1
@@ -74,7 +75,31 @@ class SqliteEngine:
         self._batch = 0
         self._term = 0
         self._dead: deque[tuple[int, int]] = deque()
+        self._no_backups = False
         self._sweep: Sweep | None = None
+
+    @classmethod
+    def reading(cls, path: Path) -> "SqliteEngine":
+        """One database file to `load` and `close`, a snapshot say: nothing is locked, and nothing written anywhere.
+
+        A file of an older schema is copied to memory and brought up to date there. Raises `DataDirError` when it is
+        damaged or of a newer schema.
+        """
+        engine = cls(path.parent)
+        engine._path = path
+        with engine._explained():
+            engine._open = engine._connect(path, "ro&immutable=1")
+            try:
+                if engine._check_schema(engine._open) < schema.SCHEMA_VERSION:
+                    copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+                    engine._open.backup(copy)
+                    engine._open.close()
+                    engine._open = copy
+                    engine._migrate(copy)
+            except BaseException:
+                engine.close()
+                raise
+        return engine
 
     # --- open ------------------------------------------------------------------------------------------------------
 
@@ -159,12 +184,16 @@ class SqliteEngine:
     def _refuse_newer_schema(self) -> None:
         """Reads the version through a connection that cannot write, not even by closing."""
         with contextlib.closing(self._connect(self._path, "ro")) as connection:
-            version = self._read_schema_version(connection)
+            self._check_schema(connection)
+
+    def _check_schema(self, connection: sqlite3.Connection) -> int:
+        version = self._read_schema_version(connection)
         if version > schema.SCHEMA_VERSION:
             raise DataDirError(
                 f"{self._path}: written by a newer Lessor (schema {version}, this one knows {schema.SCHEMA_VERSION}): "
                 "run the newer one, or restore a backup of before the upgrade"
             )
+        return version
 
     def _use_log(self, connection: sqlite3.Connection) -> None:
         """A backup comes without the mark that says so. The mode needs shared memory, which some file systems lack."""
@@ -422,6 +451,7 @@ class SqliteEngine:
                 raise EngineError(f"{path}: exists already: name another file, or move it away")
             part.unlink(missing_ok=True)
             with contextlib.closing(self._connect(self._path, "ro")) as source:
+                source.set_progress_handler(lambda: int(self._no_backups), STOP_LOOK_STEPS)
                 source.execute("VACUUM INTO ?", (str(part),))
             with part.open("rb") as file:
                 os.fsync(file.fileno())
@@ -433,6 +463,9 @@ class SqliteEngine:
             raise EngineError(f"{path}: {error.strerror}: name a file where this user may write") from error
         finally:
             part.unlink(missing_ok=True)
+
+    def stop_backups(self) -> None:
+        self._no_backups = True
 
     def close(self) -> None:
         connection, self._open = self._open, None

@@ -21,6 +21,7 @@ from lessor.durable.engine import DataDirError, EngineError
 from lessor.server import logs
 from lessor.server.options import (
     DEFAULT_CLIENT_URL,
+    Listen,
     OptionError,
     Options,
     check_advertised_url,
@@ -60,6 +61,7 @@ def _flags(flags: Iterable[tuple[str, dict[str, Any]]]) -> Callable[[Callable[..
     default=DEFAULT_CLIENT_URL,
     help="URLs to listen on, with commas: http(s)://host:port, unix(s)://path.",
 )
+@_flag("listen-metrics-urls", default=None, help="URLs to listen on for /metrics and the health pages alone.")
 @_flag("advertise-client-urls", default=None, help="URLs that clients are told to use.  [default: those listened on]")
 @_flags(tls_flags.FLAGS)
 @_flag("max-txn-ops", default=limits.TXN_OPS_MAX, type=click.IntRange(min=1), help="Operations allowed in one txn.")
@@ -158,6 +160,7 @@ def build(values: dict[str, Any]) -> Options:
         name=values["name"],
         data_dir=values["data_dir"] or f"{values['name']}.lessor",
         listen_client_urls=listen,
+        listen_metrics_urls=_listen_metrics(values["listen_metrics_urls"]),
         advertise_client_urls=tuple(advertised.split(",")) if advertised else tuple(each.url for each in listen),
         max_txn_ops=values["max_txn_ops"],
         max_request_bytes=values["max_request_bytes"],
@@ -172,6 +175,13 @@ def build(values: dict[str, Any]) -> Options:
         auth_token_ttl_s=values["auth_token_ttl"] or limits.AUTH_TOKEN_TTL_S,
         bcrypt_cost=values["bcrypt_cost"],
     )
+
+
+def _listen_metrics(urls: str | None) -> tuple[Listen, ...]:
+    try:
+        return tuple(parse_listen_url(url.strip()) for url in urls.split(",")) if urls else ()
+    except OptionError as error:
+        raise OptionError(str(error).replace("--listen-client-urls", "--listen-metrics-urls")) from None
 
 
 def _stop_on_signals(loop: asyncio.AbstractEventLoop, server: Any) -> None:

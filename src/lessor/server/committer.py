@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from lessor.base.clock import Clock, MonotonicClock
 from lessor.durable.engine import Engine
+from lessor.server.histogram import DISK_BUCKETS_S, Histogram
 from lessor.state.journal import Batch
 
 T = TypeVar("T")
@@ -25,8 +27,9 @@ T = TypeVar("T")
 class Committer:
     """The loop's end of the engine thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self._engine = engine
+        self._clock = clock or MonotonicClock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_committed: Callable[[Batch], None] = lambda batch: None
@@ -35,6 +38,15 @@ class Committer:
         self.failed = False
         self.size_bytes = 0
         self.in_use_bytes = 0
+        self.quota_bytes: int | None = None  # above this size, `on_oversize` is called after each commit
+        self.on_oversize: Callable[[], None] = lambda: None
+        # For the metrics. Written by the engine's thread, read by the loop's: a figure may be a batch old.
+        self.commit_s = Histogram(DISK_BUCKETS_S)
+        self.defragment_s = Histogram(DISK_BUCKETS_S)
+        self.defragmenting = False
+        self.put_bytes = 0
+        self.compacted_rows = 0
+        self._since_s = 0.0
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs `work` in the engine's thread and waits for it. For boot and shutdown, when the loop serves nobody."""
@@ -66,7 +78,17 @@ class Committer:
         """Hands a sealed batch over; `free` must be true. Returns at once."""
         assert self.free, "one batch at a time, and none after a failure"
         self.in_flight = batch
+        self._since_s = self._clock.now_s()
         self._thread.submit(self._commit, batch).add_done_callback(self._done)
+
+    @property
+    def waiting_s(self) -> float:
+        """How long the commit in hand has taken so far; 0 when there is none."""
+        return 0.0 if self.in_flight is None else self._clock.now_s() - self._since_s
+
+    async def defragment(self) -> None:
+        """Rewrites the data without free space, between two commits. Raises EngineError; the data is as it was then."""
+        await self.run(self._defragment)
 
     def close(self) -> None:
         """Waits for the work in hand, closes the engine, ends the thread."""
@@ -76,21 +98,41 @@ class Committer:
     # --- in the engine's thread ---
 
     def _commit(self, batch: Batch) -> None:
+        began_s = self._clock.now_s()
         self._engine.commit(batch)
+        self.commit_s.observe(self._clock.now_s() - began_s)
         # All else comes after the loop has heard of the commit.
         if batch.dead or batch.compact_revision is not None:
             self._submit(lambda: self._collect(batch.dead))
-        self._submit(self._keep_house)
+        self._submit(lambda: self._keep_house(batch))
 
     def _collect(self, dead: Sequence[tuple[int, int]]) -> None:
         """One step of deleting what a compaction made superfluous; queues the next, so that commits get in between."""
+        self.compacted_rows += len(dead)
         if self._engine.collect(dead):
             self._submit(lambda: self._collect(()))
+        self._measure()
 
-    def _keep_house(self) -> None:
+    def _keep_house(self, batch: Batch) -> None:
         self._engine.settle()
+        self._measure()
+        self.put_bytes += sum([len(row[2]) + len(row[3]) for row in batch.events if row[3] is not None])
+        if self.quota_bytes is not None and self.size_bytes > self.quota_bytes and self._loop is not None:
+            self._loop.call_soon_threadsafe(self.on_oversize)
+
+    def _measure(self) -> None:
         self.size_bytes = self._engine.size_bytes()
         self.in_use_bytes = self._engine.in_use_bytes()
+
+    def _defragment(self) -> None:
+        began_s = self._clock.now_s()
+        self.defragmenting = True
+        try:
+            self._engine.defragment()
+            self._measure()
+        finally:
+            self.defragmenting = False
+        self.defragment_s.observe(self._clock.now_s() - began_s)
 
     def _submit(self, work: Callable[[], None]) -> None:
         # The executor refuses work once it is shutting down; what is left uncollected is found again at the next boot.

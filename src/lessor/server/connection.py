@@ -16,6 +16,7 @@ The first bytes decide between HTTP/2 and HTTP/1.1, which share each port, as in
 
 import asyncio
 import socket
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
 
@@ -26,13 +27,15 @@ from lessor.gateway import routes
 from lessor.gateway.routes import Headers
 from lessor.server.core import Core
 from lessor.server.grpc_calls import REFUSED, GrpcStream, GrpcUnary, method_error
-from lessor.server.http_calls import JsonStream, JsonUnary, answer
-from lessor.wire import grpc, h1, h2, sniff
+from lessor.server.http_calls import Body, Exchange, JsonStream, JsonUnary, answer
+from lessor.server.websocket_calls import WebSocketCall, streaming_method
+from lessor.wire import grpc, h1, h2, sniff, websocket
 from lessor.wire.frames import ErrorCode
 
 LINGER_S = 1.0
 
 _TOO_LARGE = routes.page(413, "request body too large")
+_BAD_UPGRADE = routes.Answer(400, (*routes.TEXT_HEADERS, (b"sec-websocket-version", b"13")), b"Bad Request\n")
 
 
 @lru_cache(maxsize=256)
@@ -101,7 +104,7 @@ class Connection(asyncio.Protocol):
             kind = sniff.sniff(self._first_bytes)
             if kind is None:
                 return
-            self._session = H2Session(self) if kind == "h2" else H1Session(self)
+            self._session = self._speak(kind)
             data, self._first_bytes = self._first_bytes, b""
         self.core.turn.schedule()
         self._session.receive(data)
@@ -115,6 +118,9 @@ class Connection(asyncio.Protocol):
             turn.pause(self)
         self._had_its_turn = self._had_its_turn or len(data) >= limits.LARGE_READ_BYTES
         self._read_or_pause()
+
+    def _speak(self, kind: str) -> "H2Session | H1Session":
+        return H2Session(self) if kind == "h2" else H1Session(self, answer)
 
     def eof_received(self) -> bool:
         """Keeps the socket open while a reply to a request that came in whole is still under way."""
@@ -162,6 +168,8 @@ class Connection(asyncio.Protocol):
             return
         output = session.take_output()
         if output:
+            if isinstance(session, H2Session):
+                self.core.metrics.grpc_sent_bytes += len(output)
             self.transport.write(output)
         self._read_or_pause()
         if session.closing:
@@ -211,6 +219,7 @@ class H2Session:
         self._metrics = self.core.metrics
 
     def receive(self, data: bytes) -> None:
+        self._metrics.grpc_received_bytes += len(data)
         gathered: list[bytes] = []  # a client's burst on one stream is taken as one piece
         last: h2.Stream | None = None
         for kind, stream, payload in self._h2.receive(data, self.core.turn.now_s()):
@@ -244,6 +253,7 @@ class H2Session:
             self._h2.send_headers(stream, grpc.trailers_only(route.code, route.message), end_stream=True)
         elif isinstance(route, Method):
             self._metrics.started[route] += 1
+            self._metrics.requests[route.unary, head.get(b"client-api-version") or b"unknown"] += 1
             timeout = head.get(b"grpc-timeout")
             if route.unary:
                 unary = stream.owner = GrpcUnary(self, stream, route)
@@ -304,6 +314,7 @@ class H2Session:
 
     def send(self, method: Method, stream: h2.Stream, replies: list[bytes], start: bool) -> None:
         """Messages of a streaming call, its response headers before the first ones."""
+        self._metrics.sent[method] += len(replies)
         if start:
             self._h2.send_headers(stream, grpc.RESPONSE_HEADERS)
         self._h2.send_data(stream, b"".join(map(grpc.frame, replies)))
@@ -471,10 +482,12 @@ class H1Session:
     else happens to the connection waits, too: more bytes, their end, the end of the server.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, serve: Callable[[Core, Exchange], Body]) -> None:
         self.core = connection.core
         self.connection = connection
         self.waiting_for_drain: set[Any] = set()
+        self.serve = serve
+        self._websocket: WebSocketCall | None = None
         self._h1 = h1.H1Connection(self._body_bytes_max)
         self.cut_off = False  # closed for what the peer sent, while it may be sending more
         self.begun = False  # whether a request's head has come in whole
@@ -490,6 +503,9 @@ class H1Session:
         return 2 * self.core.options.message_bytes_max if found is None or found.unary else None
 
     def receive(self, data: bytes) -> None:
+        if self._websocket is not None:
+            self._websocket.receive(data)
+            return
         if self._deferred:
             self._kept += data
             return
@@ -497,6 +513,10 @@ class H1Session:
         self._take(self._h1.receive(data))
         if was_open and self._h1.closing:
             self.cut_off = True
+
+    def refuse(self) -> None:
+        """Reads nothing, and closes."""
+        self._h1.abort()
 
     def eof(self) -> bool:
         """The peer will send no more. Returns whether a reply to it is still under way.
@@ -507,6 +527,8 @@ class H1Session:
         self._eof = True
         if self._deferred:
             return True
+        if self._websocket is not None:
+            return False
         self._take(self._h1.receive_eof())
         exchange = self._h1.exchange
         body = exchange.owner.body if exchange is not None and exchange.owner else None
@@ -519,12 +541,26 @@ class H1Session:
                 self.begun = True
                 exchange.owner = H1Exchange(self, self._h1, exchange)
                 self._h1.accept_body()
+            elif kind == h1.END and exchange.owner.upgrades_to is not None:
+                self._open_websocket(exchange, exchange.owner.upgrades_to)
             elif kind == h1.BODY:
                 exchange.owner.body.on_body(payload)
             elif kind == h1.END:
                 exchange.owner.body.on_end()
             elif kind == h1.ABORT:
                 exchange.owner.body.on_gone()
+        self.core.turn.flush_later(self.connection)
+
+    def _open_websocket(self, exchange: h1.Exchange, method: Method) -> None:
+        opened = websocket.accept(exchange)
+        if opened is None:
+            exchange.owner.reply(*_BAD_UPGRADE)
+            return
+        rest = self._h1.hand_over()
+        self._websocket = WebSocketCall(self, exchange, method, opened)
+        self._websocket.receive(rest)
+
+    def flush_later(self) -> None:
         self.core.turn.flush_later(self.connection)
 
     def replied(self, next_events: list[h1.Event]) -> None:
@@ -568,20 +604,27 @@ class H1Session:
             self.core.turn.catch_up_later(stream)
 
     def take_output(self) -> bytes:
-        return self._h1.take_output()
+        output = self._h1.take_output()
+        return output + self._websocket.take_output() if self._websocket is not None else output
 
     @property
     def closing(self) -> bool:
-        return self._h1.closing
+        return self._websocket.closing if self._websocket is not None else self._h1.closing
 
     def drain(self, error: EtcdError) -> None:
         self._stopped = error
+        if self._websocket is not None:
+            self._websocket.end(error)
+            return
         exchange = self._h1.exchange
         self._h1.drain()
         if exchange is not None and exchange.owner is not None:
             exchange.owner.end_stream(error)
 
     def lost(self) -> None:
+        if self._websocket is not None:
+            self._websocket.gone()
+            return
         exchange = self._h1.exchange
         self._deferred.clear()
         self._kept.clear()
@@ -600,7 +643,8 @@ class H1Exchange:
         self.path = exchange.path
         self.query = exchange.query
         self.header = exchange.get
-        self.body = answer(session.core, self)
+        self.upgrades_to = streaming_method(session.core, exchange) if session.serve is answer else None
+        self.body = session.serve(session.core, self)
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         self._session.replied(self._h1.reply(status, _h1_block(headers), body))

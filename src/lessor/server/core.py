@@ -18,13 +18,14 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.server.committer import Committer
-from lessor.server.metrics import Exposition, Metrics
+from lessor.server.exposition import Exposition
+from lessor.server.metrics import Metrics
 from lessor.server.options import Options
 from lessor.server.passwords import Passwords
 from lessor.server.release import Gate
+from lessor.server.snapshots import Snapshots
 from lessor.server.tokens import Tokens
 from lessor.server.turn import Turn
-from lessor.server.version import ETCD_VERSION
 from lessor.server.waiting_lines import WaitingLines
 from lessor.state import permissions
 from lessor.state.machine import StateMachine
@@ -118,6 +119,10 @@ class WatchesProgress(Protocol):
 
     def notify_progress(self) -> None: ...
 
+    def behind(self) -> tuple[int, int]:
+        """How many of its watchers lag, and how many revisions they have not been told of, added up."""
+        ...
+
 
 UnaryHandler = Callable[["Core", Any], bytes]
 # Begins a call that answers by `Core.finish`, perhaps at once. Raises EtcdError to answer with that.
@@ -146,9 +151,11 @@ class Core:
         self.turn = turn
         self.committer = committer
         self.metrics = metrics
+        self.snapshots: Snapshots
+        self.downgrade_target = ""  # of the downgrade that was enabled; see maintenance.py
         self.watch_streams: set[WatchesProgress] = set()
         self.waiting_lines = WaitingLines(self)
-        self.exposition = Exposition(metrics, machine, committer, ETCD_VERSION, lambda: len(self.watch_streams))
+        self.exposition = Exposition(self)
         self._header_revision = -1
         self._header_field = b""
         self.unary_handlers: dict[Method, UnaryHandler] = {}

@@ -190,6 +190,7 @@ class GrpcStream:
                 core = self._session.core
                 if core.auth.enabled:
                     core.permit_messages(self, messages)
+                core.metrics.received[self.method] += len(messages)
                 self._handler.on_messages(messages)
             error = self._deframer.error  # in what came after these
         except EtcdError as raised:

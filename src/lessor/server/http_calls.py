@@ -109,6 +109,7 @@ class JsonUnary:
         self.method = method
         self.waiting: Waiting | None = None
         core.metrics.started[method] += 1
+        core.metrics.requests[True, b"unknown"] += 1
 
     @property
     def token(self) -> bytes | None:
@@ -166,6 +167,7 @@ class JsonStream:
         self._failed = False  # a request was refused; those after it are not looked at
         self._handler = core.stream_handlers[method](core, self)
         core.metrics.started[method] += 1
+        core.metrics.requests[False, b"unknown"] += 1
 
     @property
     def token(self) -> bytes | None:
@@ -180,6 +182,7 @@ class JsonStream:
                 self._asked = True
                 if self._core.auth.enabled:
                     self._core.permit_messages(self, messages)
+                self._core.metrics.received[self.method] += len(messages)
                 self._handler.on_messages(messages)
         except EtcdError as error:
             self._fail(error)
@@ -226,6 +229,7 @@ class JsonStream:
         if self._exchange is None:
             return
         self._start(self._exchange)
+        self._core.metrics.sent[self.method] += len(replies)
         for reply in replies:
             self._exchange.write(stream.result_frame(self.method.response.FromString(reply)))
 

@@ -32,14 +32,15 @@ from lessor.server.compactor import Compactor
 from lessor.server.connection import Connection
 from lessor.server.core import Core
 from lessor.server.metrics import Metrics
+from lessor.server.metrics_connection import MetricsConnection
 from lessor.server.options import Listen, OptionError, Options, parse_auth_token
 from lessor.server.passwords import Passwords
 from lessor.server.release import Gate
+from lessor.server.snapshots import Snapshots, remove_leftovers
 from lessor.server.tls.listeners import tls_for
 from lessor.server.tls.secure import Handshakes
 from lessor.server.tokens import SimpleTokens, Tokens
 from lessor.server.turn import Turn
-from lessor.state.journal import Batch
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
 
@@ -64,7 +65,7 @@ class Server:
         self._clock = clock or MonotonicClock()
         self._tokens = self._make_tokens()
         self._engine = engine or SqliteEngine(Path(options.data_dir))
-        self._committer = Committer(self._engine)
+        self._committer = Committer(self._engine, self._clock)
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[tuple[str, int]] = []  # path and inode of each socket file that is ours
@@ -88,9 +89,13 @@ class Server:
         gate = Gate(durable=machine.journal.number - 1)
         metrics = Metrics()
         turn = Turn(machine, gate, self._committer, self._clock, uptime_s, metrics.expiry)
+        data_dir = Path(self.options.data_dir)
+        remove_leftovers(data_dir)
+        self._snapshots = Snapshots(self._engine, data_dir)
         self.core = Core(self.options, machine, gate, turn, self._committer, metrics)
         self.core.tokens = self._tokens
         self.core.passwords = Passwords(self.options.bcrypt_cost)
+        self.core.snapshots = self._snapshots
         self.core.unary_handlers = services.UNARY
         self.core.waiting_handlers = services.WAITING
         self.core.stream_handlers = services.STREAMS
@@ -124,18 +129,21 @@ class Server:
         loop = asyncio.get_running_loop()
         turn = self.core.turn
         turn.start(loop, self._disk_failed)
-        turn.on_committed = self._watch_quota
+        self._committer.quota_bytes = self.options.quota_backend_bytes
+        self._committer.on_oversize = self._raise_no_space
         self._notify_progress(loop)
         Compactor(self.core, self.options).start(loop)
         for listen in self.options.listen_client_urls:
-            await self._listen(loop, listen)
+            await self._listen(loop, listen, Connection)
+        for listen in self.options.listen_metrics_urls:
+            await self._listen(loop, listen, MetricsConnection)
         # What the replay made lives as long as the server; the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen) -> None:
+    async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen, kind: type[Connection]) -> None:
         def connection(peer_common_name: str | None = None) -> asyncio.Protocol:
-            return Connection(self.core, self._connections, peer_common_name)
+            return kind(self.core, self._connections, peer_common_name)
 
         accept: Callable[[], asyncio.Protocol] = connection
         if listen.tls:
@@ -153,7 +161,8 @@ class Server:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             advice = "stop what uses it, or listen elsewhere" if error.errno == errno.EADDRINUSE else "listen elsewhere"
-            raise OptionError(f"--listen-client-urls: cannot listen on {listen.url}: {reason}; {advice}") from None
+            flag = "--listen-metrics-urls" if kind is MetricsConnection else "--listen-client-urls"
+            raise OptionError(f"{flag}: cannot listen on {listen.url}: {reason}; {advice}") from None
         self._listeners.append(server)
         traffic = "serving client traffic securely" if listen.tls else "serving client traffic"
         log.info(traffic, extra={"address": listen.url})
@@ -189,6 +198,7 @@ class Server:
             connection.transport.abort()
         self._remove_sockets()
         self.core.passwords.close()
+        await self._snapshots.close()
         self._committer.close()
         log.info("stopped", extra={"exit_code": self.exit_code})
 
@@ -245,17 +255,18 @@ class Server:
             connection.transport.abort()
         self._stopping.set()
 
-    def _watch_quota(self, _batch: Batch) -> None:
-        """Raises the NOSPACE alarm when the data outgrows --quota-backend-bytes."""
+    def _raise_no_space(self) -> None:
+        """The data has outgrown --quota-backend-bytes."""
         core = self.core
         identity = core.machine.identity
         space = (identity.member_id, rpc_pb2.NOSPACE)
-        if self._committer.size_bytes > self.options.quota_backend_bytes and space not in core.machine.alarms:
+        if space not in core.machine.alarms and not self._committer.failed:
             log.error("database space exceeded", extra={"quota_backend_bytes": self.options.quota_backend_bytes})
             raised = rpc_pb2.AlarmRequest(
                 action=rpc_pb2.AlarmRequest.ACTIVATE, memberID=identity.member_id, alarm=rpc_pb2.NOSPACE
             )
             core.machine.apply(raised, core.turn.now_s())
+            core.turn.schedule()
 
     def _notify_progress(self, loop: asyncio.AbstractEventLoop) -> None:
         for stream in list(self.core.watch_streams):

@@ -59,6 +59,7 @@ class Options:
     data_dir: str = "default.lessor"
     listen_client_urls: tuple[Listen, ...] = field(default_factory=lambda: (parse_listen_url(DEFAULT_CLIENT_URL),))
     advertise_client_urls: tuple[str, ...] = (DEFAULT_CLIENT_URL,)
+    listen_metrics_urls: tuple[Listen, ...] = ()
     max_txn_ops: int = limits.TXN_OPS_MAX
     max_request_bytes: int = limits.REQUEST_BYTES_MAX
     quota_backend_bytes: int = limits.QUOTA_BACKEND_BYTES

@@ -71,3 +71,8 @@ class Gate:
         while held and held[0][0] <= batch:
             for outlet, payload in held.popleft()[1]:
                 outlet.deliver(payload)
+
+    @property
+    def waiting(self) -> int:
+        """How many payloads are held, for the metrics. Cost: the batches waited for, mostly two at most."""
+        return sum(len(waiting) for _, waiting in self._held)

@@ -10,13 +10,13 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 
 from lessor.api.methods import BY_PATH, Method
-from lessor.api.proto import health_pb2, rpc_pb2
+from lessor.api.proto import health_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
-from lessor.server import auth, elections, locks
+from lessor.server import auth, elections, locks, maintenance, members
 from lessor.server.core import Core, StreamCall, StreamFactory, UnaryHandler, WaitingHandler
 from lessor.server.keepalive import KeepAlive
-from lessor.server.version import ETCD_VERSION
+from lessor.server.snapshot import SnapshotStream
 from lessor.server.watch import WatchStream
 
 
@@ -31,34 +31,6 @@ def sized(core: Core, request: Message) -> bytes:
         core.machine.check_form(request)  # as in etcd, what is wrong by itself is told first
         raise errors.REQUEST_TOO_LARGE.error()
     return core.machine.apply_encoded(request, core.turn.now_s())
-
-
-def status(core: Core, _request: Message) -> bytes:
-    machine = core.machine
-    header = machine.header()
-    # Lessor has no raft log; the newest batch is what grows by one with each commit, as raft's index does.
-    index = machine.journal.number
-    response = rpc_pb2.StatusResponse(
-        header=header,
-        version=ETCD_VERSION,
-        storageVersion=ETCD_VERSION,
-        dbSize=core.committer.size_bytes,
-        dbSizeInUse=core.committer.in_use_bytes,
-        dbSizeQuota=core.options.quota_backend_bytes,
-        leader=header.member_id,
-        raftIndex=index,
-        raftAppliedIndex=index,
-        raftTerm=header.raft_term,
-        errors=[f"memberID:{member} alarm:{rpc_pb2.AlarmType.Name(kind)} " for member, kind in sorted(machine.alarms)],
-        downgradeInfo=rpc_pb2.DowngradeInfo(enabled=False),
-    )
-    return response.SerializeToString()
-
-
-def member_list(core: Core, _request: Message) -> bytes:
-    header = core.header(0)  # as in etcd, this header has no revision
-    member = rpc_pb2.Member(ID=header.member_id, name=core.options.name, clientURLs=core.options.advertise_client_urls)
-    return rpc_pb2.MemberListResponse(header=header, members=[member]).SerializeToString()
 
 
 def health_check(_core: Core, request: Any) -> bytes:
@@ -104,8 +76,14 @@ UNARY: dict[Method, UnaryHandler] = _by_method(
         "/etcdserverpb.Lease/LeaseTimeToLive": small,
         "/etcdserverpb.Lease/LeaseLeases": small,
         "/etcdserverpb.Maintenance/Alarm": small,
-        "/etcdserverpb.Maintenance/Status": status,
-        "/etcdserverpb.Cluster/MemberList": member_list,
+        "/etcdserverpb.Maintenance/Status": maintenance.status,
+        "/etcdserverpb.Maintenance/MoveLeader": maintenance.move_leader,
+        "/etcdserverpb.Maintenance/Downgrade": maintenance.downgrade,
+        "/etcdserverpb.Cluster/MemberList": members.member_list,
+        "/etcdserverpb.Cluster/MemberAdd": members.member_add,
+        "/etcdserverpb.Cluster/MemberRemove": members.member_remove,
+        "/etcdserverpb.Cluster/MemberUpdate": members.member_update,
+        "/etcdserverpb.Cluster/MemberPromote": members.member_promote,
         "/etcdserverpb.Auth/AuthEnable": auth.manage,
         "/etcdserverpb.Auth/AuthDisable": auth.manage,
         "/etcdserverpb.Auth/AuthStatus": auth.manage,
@@ -134,12 +112,16 @@ WAITING: dict[Method, WaitingHandler] = _by_method(
         "/etcdserverpb.Auth/Authenticate": auth.authenticate,
         "/etcdserverpb.Auth/UserAdd": auth.add_user,
         "/etcdserverpb.Auth/UserChangePassword": auth.change_password,
+        "/etcdserverpb.Maintenance/Hash": maintenance.hash_all,
+        "/etcdserverpb.Maintenance/HashKV": maintenance.hash_kv,
+        "/etcdserverpb.Maintenance/Defragment": maintenance.defragment,
     }
 )
 STREAMS: dict[Method, StreamFactory] = _by_method(
     {
         "/etcdserverpb.Lease/LeaseKeepAlive": KeepAlive,
         "/etcdserverpb.Watch/Watch": WatchStream,
+        "/etcdserverpb.Maintenance/Snapshot": SnapshotStream,
         "/grpc.health.v1.Health/Watch": HealthWatch,
         "/v3electionpb.Election/Observe": elections.Observe,
     }

@@ -98,7 +98,6 @@ class Turn:
         # The newest revision that is on disk: history is shown up to here. `_sealed_revision` is that of the last
         # batch.
         self.durable_revision = self._sealed_revision = machine.revision
-        self.on_committed: Callable[[Batch], None] = lambda batch: None
         self._halted = False
 
     def start(self, loop: asyncio.AbstractEventLoop, on_failure: Callable[[BaseException], None]) -> None:
@@ -230,7 +229,6 @@ class Turn:
         self.renewed += batch.leases_touched
         self.durable_revision = self._sealed_revision
         self.gate.committed(batch.number)
-        self.on_committed(batch)
         # Not scheduled but done at once: whoever waits for the disk has waited long enough.
         self._end_of_turn()
 

@@ -2,3 +2,4 @@
 """The etcd version that Lessor answers as: clients choose features, and URL prefixes, by it."""
 
 ETCD_VERSION = "3.6.0"
+CLUSTER_VERSION = "3.6"  # as Downgrade spells it

@@ -227,6 +227,10 @@ class WatchStream:
                 self._follow(_Progress(response.SerializeToString(), watcher, self._falls))
             self._silent_since[watch_id] = max(watcher.next_revision - 1, silent_since)
 
+    def behind(self) -> tuple[int, int]:
+        revision = self._core.machine.revision
+        return len(self._behind), sum(max(revision + 1 - watcher.next_revision, 0) for watcher in self._behind)
+
     # --- what the gate lets through ---
 
     def _hold(self, payload: tuple[bytes, Watcher | None] | _Progress | _Tail) -> None:
@@ -345,6 +349,7 @@ class WatchStream:
     def _responses(self, watcher: Watcher, changes: list[Told], revision: int) -> list[bytes]:
         """The response that tells of the changes, which the hub has filtered for this watcher; or its fragments."""
         head = rpc_pb2.WatchResponse(header=self._core.header(revision), watch_id=watcher.watch_id)
+        self._core.metrics.events += len(changes)
         fields = [nested(_EVENTS_TAG, event_bytes(event, previous)) for event, previous in changes]
         size_max = self._core.options.max_request_bytes + limits.REQUEST_OVERHEAD_BYTES
         if not watcher.fragment or sum(map(len, fields)) < size_max:

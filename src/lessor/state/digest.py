@@ -12,16 +12,22 @@ that is unambiguous because each part is preceded by its length.
 Worked example: compacted at 3, key k with p2 p3 t4 p6 on the way. At 4 the versions p3 t4 count (p2 is given up), at 6
 p3 t4 p6; compacted at 5 and asked at 6, only p6.
 
+All keys may take seconds, so a `KvDigest` takes them piece by piece, with other calls in between: what it covers lies
+at or before its revision, and only a compaction changes that. It begins anew when there was one.
+
 Does not do: etcd's own number (its input is etcd's file format).
 """
 
 from __future__ import annotations
 
+from typing import Final
 from zlib import crc32
 
 from lessor.base import errors
 from lessor.state.encode import nested, varint
 from lessor.state.mvcc import Event, Store
+
+_STEP_KEYS: Final = 1_000
 
 
 def hash_kv(store: Store, revision: int = 0) -> int:
@@ -29,21 +35,54 @@ def hash_kv(store: Store, revision: int = 0) -> int:
 
     Raises FUTURE_REVISION above the newest revision, COMPACTED below the compact revision.
     """
-    if revision > store.revision:
-        raise errors.FUTURE_REVISION.error()
-    if revision <= 0:
-        revision = store.revision
-    elif revision < store.compact_revision:
-        raise errors.COMPACTED.error()
-    value = crc32(varint(store.compact_revision) + varint(revision))
-    for newest in sorted(store.newest_of_range(b"\0", b""), key=_key):
-        for event in _counting(newest, revision, store.compact_revision):
-            value = crc32(_canonical(event), value)
-    return value
+    digest = KvDigest(store, revision)
+    while not digest.step(_STEP_KEYS):
+        pass
+    return digest.value
 
 
-def _key(event: Event) -> bytes:
-    return event.key
+class KvDigest:
+    """A digest being made. `value` counts once `step` has returned True; so do the two revisions that it is of."""
+
+    __slots__ = ("_asked", "_next_key", "_store", "compact_revision", "revision", "value")
+
+    def __init__(self, store: Store, revision: int = 0) -> None:
+        """Raises what `hash_kv` raises."""
+        self._store = store
+        self._asked = revision
+        self._begin()
+
+    def _begin(self) -> None:
+        store, revision = self._store, self._asked
+        if revision > store.revision:
+            raise errors.FUTURE_REVISION.error()
+        if 0 < revision < store.compact_revision:
+            raise errors.COMPACTED.error()
+        self.revision = revision if revision > 0 else store.revision
+        self.compact_revision = store.compact_revision
+        self.value = crc32(varint(self.compact_revision) + varint(self.revision))
+        self._next_key = b""
+
+    def step(self, keys_max: int) -> bool:
+        """Takes in the next keys; returns whether all are in. Raises COMPACTED when the revision was given up since.
+
+        Cost: `keys_max` keys and their retained versions.
+        """
+        store = self._store
+        if store.compact_revision != self.compact_revision:
+            self._begin()
+        keys = store.keys_ever(self._next_key, keys_max)
+        value = self.value
+        for key in keys:
+            newest = store.newest_of(key)
+            if newest is not None:
+                for event in _counting(newest, self.revision, self.compact_revision):
+                    value = crc32(_canonical(event), value)
+        self.value = value
+        if len(keys) < keys_max:
+            return True
+        self._next_key = keys[-1] + b"\0"
+        return False
 
 
 def _counting(newest: Event, revision: int, compact_revision: int) -> list[Event]:

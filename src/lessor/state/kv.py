@@ -67,6 +67,7 @@ def verify_range_in_txn(store: Store, request: rpc_pb2.RangeRequest) -> None:
 
 def range_reply(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> bytes:
     """Cost: O(1) for one key; O(log n + keys shown) for a range at the newest revision with neither sort nor filter."""
+    store.ranges += 1
     revision = request.revision
     limit = request.limit
     range_end = request.range_end
@@ -191,6 +192,7 @@ def verify_put_in_txn(store: Store, lessor: Lessor, put: Put) -> None:
 def do_put(store: Store, put: Put) -> bytes:
     """Does the put; returns the reply's fields after the header. Cost: O(1)."""
     key, value, lease_id, prev_kv, ignore_value, ignore_lease = put
+    store.puts += 1
     before = store.put(key, value, lease_id) if not (ignore_value or ignore_lease) else _do_keeping_put(store, put)
     if prev_kv and before is not None:
         return nested(b"\x12", before.kv_bytes())
@@ -218,6 +220,7 @@ def check_delete(request: rpc_pb2.DeleteRangeRequest) -> None:
 
 def delete_range(store: Store, request: rpc_pb2.DeleteRangeRequest) -> bytes:
     """Deletes in key order; returns the reply's fields after the header. Cost: O(log n + keys deleted)."""
+    store.deletes += 1
     range_end = request.range_end
     if range_end:
         doomed = store.range(request.key, open_end(range_end))

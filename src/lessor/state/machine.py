@@ -9,6 +9,7 @@ Laws
 - A lease's end deletes its keys in one revision, in key order, in the same step; it moves no revision when it has no
   keys.
 - Same requests, same `now`s: same state, same rows, same replies.
+- While a CORRUPT alarm is up nothing that was stored changes: writes are refused and leases do not end; renewals count.
 
 Theory of operation. `apply_encoded` finds the handler by the type of the request and returns the encoded reply; `apply`
 parses that into the reply's class for callers who want to look at it. Replies are pasted together from bytes: the
@@ -38,10 +39,13 @@ from lessor.state.watch_hub import WatchHub
 
 _ALARM_NONE: Final = 0
 _ALARM_NO_SPACE: Final = 1
-_ALARMS: Final = (_ALARM_NO_SPACE, 2)  # the second: CORRUPT
+_ALARM_CORRUPT: Final = 2
+_ALARMS: Final = (_ALARM_NO_SPACE, _ALARM_CORRUPT)
 _ALARM_GET: Final = 0
 _ALARM_ACTIVATE: Final = 1
 _ALARM_DEACTIVATE: Final = 2
+
+TTL_BITS_MAX: Final = 23  # TTLs up to 2^23 s are told apart in the metrics
 
 Handler = Callable[[Any, float], bytes]
 
@@ -67,12 +71,17 @@ class StateMachine:
         "_max_txn_ops",
         "alarms",
         "auth",
+        "corrupt",
+        "granted",
+        "granted_ttl_s",
         "hub",
         "identity",
         "journal",
         "leases",
         "no_space",
+        "revoked",
         "store",
+        "txns",
     )
 
     def __init__(
@@ -97,6 +106,12 @@ class StateMachine:
         self.auth = Auth(self.journal)
         self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the active ones; change by requests only
         self.no_space = False  # whether a NOSPACE alarm is active
+        self.corrupt = False  # whether a CORRUPT alarm is active
+        # For the metrics: txns of several operations; leases revoked; leases granted, by the bits of their TTL less 1.
+        self.txns = 0
+        self.revoked = 0
+        self.granted = [0] * (TTL_BITS_MAX + 2)
+        self.granted_ttl_s = 0
         self._max_txn_ops = max_txn_ops
         self._header_encoder = HeaderEncoder(*identity)
         self._header_revision = 0
@@ -184,6 +199,8 @@ class StateMachine:
         Returns how many ended: at most `leases_max`, and perhaps fewer while more are due - then `next_deadline` is not
         in the future, and the caller should come back after serving others.
         """
+        if self.corrupt:
+            return 0
         ended = self.leases.expire(now, leases_max)
         for lease in ended:
             if lease.keys:
@@ -191,8 +208,8 @@ class StateMachine:
         return len(ended)
 
     def next_deadline(self) -> float | None:
-        """When to call `expire` next: never later than the earliest true deadline; None when no lease lives."""
-        return self.leases.next_deadline()
+        """When to call `expire` next: never later than the earliest true deadline; None when no lease is to end."""
+        return None if self.corrupt else self.leases.next_deadline()
 
     def checkpoint(self, now: float) -> None:
         """For an orderly stop: saves exact deadlines and marks the batch as the last of a clean run.
@@ -209,6 +226,7 @@ class StateMachine:
         else:
             self.alarms.discard((member_id, alarm))
         self.no_space = any(kind == _ALARM_NO_SPACE for _, kind in self.alarms)
+        self.corrupt = any(kind == _ALARM_CORRUPT for _, kind in self.alarms)
 
     # --- KV -----------------------------------------------------------------------------------------------------
 
@@ -227,8 +245,8 @@ class StateMachine:
 
     def _put(self, request: rpc_pb2.PutRequest, now: float) -> bytes:
         put = kv.read_put(request)
-        if self.no_space:
-            raise errors.NO_SPACE.error()
+        if self.corrupt or self.no_space:
+            raise self._refusal()
         kv.verify_put_alone(self.store, self.leases, put)
         rest = kv.do_put(self.store, put)
         self._finish()
@@ -236,22 +254,30 @@ class StateMachine:
 
     def _delete_range(self, request: rpc_pb2.DeleteRangeRequest, now: float) -> bytes:
         kv.check_delete(request)
+        if self.corrupt:
+            raise errors.CORRUPT.error()
         rest = kv.delete_range(self.store, request)
         self._finish()
         return self.header_field() + rest
 
     def _txn(self, request: rpc_pb2.TxnRequest, now: float) -> bytes:
         node = txn.read_txn(request, self._max_txn_ops)
+        if self.corrupt and txn.may_write(node):
+            raise errors.CORRUPT.error()
         if self.no_space and txn.has_put(node):
             raise errors.NO_SPACE.error()
         store = self.store
         txn.choose(store, node)
         txn.verify(store, self.leases, node)
+        operations = store.operations
         rest = txn.execute(store, node)
+        self.txns += store.operations - operations > 1
         self._finish()
         return self.header_field() + rest
 
     def _compact(self, request: rpc_pb2.CompactionRequest, now: float) -> bytes:
+        if self.corrupt:
+            raise errors.CORRUPT.error()
         store = self.store
         revision = request.revision
         if revision <= store.compact_revision:
@@ -263,14 +289,23 @@ class StateMachine:
 
     # --- leases -------------------------------------------------------------------------------------------------
 
+    def _refusal(self) -> errors.EtcdError:
+        """What a write is told that both alarms stop: CORRUPT is the graver one."""
+        return (errors.CORRUPT if self.corrupt else errors.NO_SPACE).error()
+
     def _grant(self, request: rpc_pb2.LeaseGrantRequest, now: float) -> bytes:
-        if self.no_space:
-            raise errors.NO_SPACE.error()
+        if self.corrupt or self.no_space:
+            raise self._refusal()
         lease = self.leases.grant(request.ID, request.TTL, now)
+        self.granted[min((lease.ttl_s - 1).bit_length(), TTL_BITS_MAX + 1)] += 1
+        self.granted_ttl_s += lease.ttl_s
         return self.header_field() + b"\x10" + varint(lease.id) + b"\x18" + varint(lease.ttl_s)
 
     def _revoke(self, request: rpc_pb2.LeaseRevokeRequest, now: float) -> bytes:
+        if self.corrupt:
+            raise errors.CORRUPT.error()
         lease = self.leases.revoke(request.ID)
+        self.revoked += 1
         if lease.keys:
             self._delete_keys(lease)
         return self.header_field()
@@ -278,9 +313,12 @@ class StateMachine:
     def _delete_keys(self, lease: Lease) -> None:
         """Deletes what hung on an ended lease. Cost: k log k for k keys."""
         delete = self.store.delete
-        for key in sorted(lease.keys):
+        keys = sorted(lease.keys)
+        for key in keys:
             delete(key)
         lease.keys = frozenset()  # somebody may hold on to the lease for a while
+        self.store.deletes += len(keys)
+        self.txns += len(keys) > 1
         self._finish()
 
     def _keep_alive(self, request: rpc_pb2.LeaseKeepAliveRequest, now: float) -> bytes:

@@ -144,7 +144,10 @@ class Store:
         "_live_keys",
         "_log",
         "compact_revision",
+        "deletes",
         "get",
+        "puts",
+        "ranges",
         "revision",
     )
 
@@ -157,6 +160,8 @@ class Store:
         self._gone_keys = KeyIndex()
         self._log: list[Event] = []  # retained events from the compact revision on, in the order of (revision, sub)
         self._changes = 0  # made by the open write
+        # How often each was carried out, alone, in a txn or by a lease's end: for the metrics.
+        self.ranges = self.puts = self.deletes = 0
         self.revision = FIRST_REVISION
         self.compact_revision = NOTHING_COMPACTED
         self.get = (
@@ -166,6 +171,10 @@ class Store:
     def __len__(self) -> int:
         """How many keys exist."""
         return len(self._live)
+
+    @property
+    def operations(self) -> int:
+        return self.ranges + self.puts + self.deletes
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -277,6 +286,11 @@ class Store:
         """The newest event of each key in [start, end) that has any, tombstones included; not in order."""
         gone = self._gone
         return self.range(start, end) + [gone[key] for key in self._gone_keys.range(start, end)]
+
+    def keys_ever(self, start: bytes, keys_max: int) -> list[bytes]:
+        """The first keys from `start` on that have any retained version, in order. Cost: O(log n + keys)."""
+        live, gone = self._live_keys.range(start, b"", keys_max), self._gone_keys.range(start, b"", keys_max)
+        return sorted(live + gone)[:keys_max] if gone else live
 
     def newest_of(self, key: bytes) -> Event | None:
         """The newest event of a key, a tombstone included."""

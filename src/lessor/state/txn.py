@@ -168,6 +168,15 @@ def has_put(node: Node) -> bool:
     )
 
 
+def may_write(node: Node) -> bool:
+    """Whether any branch, taken or not, nested or not, holds more than reads."""
+    return any(
+        kind in (PUT, DELETE) or (kind == TXN and may_write(request))
+        for operations in (node.success, node.failure)
+        for kind, request in operations
+    )
+
+
 # --- compares ---------------------------------------------------------------------------------------------------
 
 

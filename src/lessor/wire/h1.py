@@ -24,7 +24,10 @@ What the owner does:
 
 `reply` and `finish` return the events of the next request, so the owner loops, it does not recurse.
 
-It does not time anything out, know paths, or speak WebSocket: an upgrade request is delivered as it came.
+An upgrade request is delivered as it came. An owner that takes it calls `hand_over`, answers by itself, and has the
+bytes that follow.
+
+It does not time anything out, know paths, or speak WebSocket.
 """
 
 import re
@@ -491,6 +494,18 @@ class H1Connection:
     def abort(self) -> None:
         """Give up a reply that was started: the connection closes without its end, so the peer knows it was cut."""
         self._close()
+
+    def hand_over(self) -> bytes:
+        """Ends HTTP on this connection, for another protocol: returns what came after the request, and reads no more.
+
+        For a request that came in whole and has no reply yet. What was to be sent before still has to be.
+        """
+        if self._phase != _DONE or self._reply != _NOT_STARTED:
+            raise RuntimeError("not between a whole request and its reply")
+        rest = self._input[self._at :] + bytes(self._late)
+        self._close()
+        self.closing = False
+        return rest
 
     def drain(self) -> None:
         """The server is going away: the exchange in progress is the last one; an idle connection closes now."""

@@ -19,14 +19,15 @@ def tls_for(options: Options) -> Handshakes | None:
     """
     tls = options.tls
     given = bool(tls.cert_file or tls.key_file)
-    for listen in options.listen_client_urls:
+    every = (*options.listen_client_urls, *options.listen_metrics_urls)
+    for listen in every:
         if not listen.tls and (given or tls.auto):
             text = "scheme is http or unix while key and cert files are present; ignoring key and cert files"
             log.warning(text, extra={"client-url": listen.url})
         if not listen.tls and tls.client_cert_auth:
             text = "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL"
             log.warning(text, extra={"client-url": listen.url})
-    if not any(listen.tls for listen in options.listen_client_urls):
+    if not any(listen.tls for listen in every):
         return None
     if tls.auto and given:
         log.warning("ignoring client auto TLS since certs given")

@@ -34,7 +34,8 @@ def files(options: Options) -> tuple[str, str]:
     folder = Path(options.data_dir, "fixtures", "client").absolute()
     certificate, key = folder / "cert.pem", folder / "key.pem"
     if not (certificate.exists() and key.exists()) or _expired(certificate):
-        urls = [*(listen.url for listen in options.listen_client_urls if listen.tls), *options.advertise_client_urls]
+        every = (*options.listen_client_urls, *options.listen_metrics_urls)
+        urls = [*(listen.url for listen in every if listen.tls), *options.advertise_client_urls]
         hosts = sorted({host for url in urls if (host := urlsplit(url).hostname)}) or ["localhost"]
         try:
             _make(certificate, key, hosts, options.tls.self_signed_validity_years)

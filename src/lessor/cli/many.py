@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking each endpoint by itself, and how figures and tables are written: for the commands that look after servers."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+from lessor.cli.failure import BAD_FEATURE, Failure
+from lessor.cli.options import Settings
+from lessor.cli.session import ask
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+    from lessor.client import AsyncClient
+
+_CELL_WIDTH = 30  # longer cells of a table go on in the next line
+CLUSTER = "/etcdserverpb.Cluster/"
+MAINTENANCE = "/etcdserverpb.Maintenance/"
+
+
+def one_by_one(settings: Settings, cluster: bool) -> list[Settings]:
+    """The settings for each endpoint alone; with `cluster`, for each address that the members tell."""
+    endpoints: Sequence[str] = settings.endpoints
+    if cluster:
+        from lessor.api.proto import rpc_pb2 as rpc
+
+        reply: Any = call(settings, CLUSTER + "MemberList", rpc.MemberListRequest(linearizable=True))
+        endpoints = [url for member in reply.members for url in member.clientURLs]
+    return [dataclasses.replace(settings, endpoints=(endpoint,)) for endpoint in endpoints]
+
+
+def call(settings: Settings, path: str, request: "Message") -> Any:
+    """One unary call; its reply, or Failure."""
+
+    async def question(client: "AsyncClient") -> "Message":
+        return await client.call(path, request)
+
+    return ask(settings, question)
+
+
+def check_format(settings: Settings, *formats: str) -> str:
+    """The output format, before anything is asked; Failure when the command has not got it."""
+    chosen = settings.output_format
+    if chosen in formats:
+        return chosen
+    known = chosen in ("simple", "json", "fields", "table", "protobuf")
+    text = f"{chosen} not supported as output format" if known else "unsupported output format"
+    raise Failure(BAD_FEATURE, text)
+
+
+def size_text(size: int) -> str:
+    """Bytes as people read them: 29 kB, 2.1 GB."""
+    if size < 10:
+        return f"{size} B"
+    power = min(int(math.log10(size)) // 3, 6)
+    value = math.floor(size / 1000**power * 10 + 0.5) / 10
+    return f"{value:.{0 if value >= 10 else 1}f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB')[power]}"
+
+
+def took_text(duration_s: float) -> str:
+    """A duration as Go writes it."""
+    value, unit = (duration_s, "s") if duration_s >= 1 else (duration_s * 1e3, "ms")
+    if value < 1:
+        value, unit = value * 1e3, "µs"
+    return f"{value:.6f}".rstrip("0").rstrip(".") + unit
+
+
+def _cell_lines(cell: str) -> list[str]:
+    """A long cell in lines, the column as wide as it may be; a space at its end stays, as etcdctl leaves it."""
+    if len(cell) <= _CELL_WIDTH:
+        return [cell]
+    lines = wrap(cell, _CELL_WIDTH)
+    if cell.endswith(" "):
+        lines[-1] += " "
+    return [line.rjust(_CELL_WIDTH) for line in lines]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    """A table with borders: titles in capitals and centred, cells at the right."""
+    titles = [title.upper() for title in header]
+    cells = [[_cell_lines(cell) for cell in row] for row in rows]
+    widths = [
+        max([len(title), *(len(line) for row in cells for line in row[column])]) for column, title in enumerate(titles)
+    ]
+    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
+    centred = [
+        " " * ((width - len(title)) // 2) + title + " " * ((width - len(title) + 1) // 2)
+        for title, width in zip(titles, widths, strict=True)
+    ]
+    lines = [rule, f"| {' | '.join(centred)} |", rule]
+    for row in cells:
+        for index in range(max(map(len, row))):
+            shown = [lines_of[index] if index < len(lines_of) else "" for lines_of in row]
+            lines.append("| " + " | ".join(cell.rjust(width) for cell, width in zip(shown, widths, strict=True)) + " |")
+    return "".join(line + "\n" for line in [*lines, rule]).encode()

