@@ -526,3 +526,8 @@ def test_a_stopping_server_keeps_what_it_acknowledged(prefix: bytes) -> None:
             assert acknowledged <= kept
             assert set(again.keys_of(lease_id)) == kept
             assert 980 <= again.do(rpc.LeaseTimeToLiveRequest(ID=lease_id)).TTL < 1000
+
+
+def test_a_malformed_question_about_health_costs_its_stream_only(subject: Subject, raw: RawH2) -> None:
+    assert raw.call("/grpc.health.v1.Health/Watch", b"\0\0\0\0\x01\x0a").status[0] in (13, 2)
+    assert raw.call(LEASE + "LeaseGrant", framed(rpc.LeaseGrantRequest(ID=new_lease_id(), TTL=60))).status[0] == 0

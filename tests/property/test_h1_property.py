@@ -10,7 +10,7 @@ import io
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lessor.wire.h1 import ABORT, BODY, END, REQUEST, Event, Exchange, H1Connection
@@ -163,6 +163,7 @@ garbage = st.lists(tokens | st.binary(max_size=6), max_size=14).map(b"".join)
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(garbage, st.lists(st.integers(0, 200), max_size=5), st.booleans())
+@example(b"\r\n\x00", [1], False)
 def test_garbage_is_served_or_refused(data: bytes, cuts: list[int], ends: bool) -> None:
     outcomes = []
     for pieces in ([data], pieces_of(data, cuts)):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of the server: etcd's names and values, one line for each mistake."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,3 +131,15 @@ def test_a_data_directory_that_cannot_be_served_is_one_line_and_an_exit_code(tmp
     assert len(result.output.strip().splitlines()) == 1
     assert str(path) in result.output
     assert path.read_text() == "not a directory"
+
+
+def test_a_unix_socket_that_another_server_serves_is_not_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        line = ["--data-dir", str(tmp_path / "data"), "--listen-client-urls", f"unix://{path}", "--log-level", "error"]
+        result: Any = CliRunner().invoke(command.serve, line)
+        assert result.exit_code == command.EXIT_CANNOT_SERVE
+        assert "is served by another process" in result.output
+        assert path.is_socket()

@@ -56,6 +56,7 @@ _NOT_STARTED, _STARTED, _FINISHED = range(3)
 _LOOSE_END = re.compile(rb"\n\r?\n")
 # The beginning of what cannot become a request line; a lone CR may still become an empty line.
 _NO_METHOD = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z\r-]")
+_NO_REQUEST = re.compile(rb"(?:\r\n)*+" + _NO_METHOD.pattern)  # the same behind the empty lines that are skipped
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 _STATUS_LINES = {
@@ -183,7 +184,7 @@ class H1Connection:
             return []
         if self._late:
             self._late += data
-            if not self._head_is_whole():
+            if not self._head_is_whole() and not _NO_REQUEST.match(self._late):
                 return []
             self._join()
         else:
