@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of the server: etcd's names and values, one line for each mistake."""
 
+import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,16 @@ from click.testing import CliRunner
 from lessor.base import limits
 from lessor.server import command, main
 from lessor.server.options import OptionError, Options, parse_duration_s, parse_listen_url, parse_retention
+
+
+@pytest.fixture(autouse=True)
+def logger_as_before() -> Iterator[None]:
+    """`lessor serve` sets up the process's logger; other tests in this process want it as it was."""
+    logger = logging.getLogger("lessor")
+    before = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate, _ = before
+    logger.setLevel(before[2])
 
 
 @pytest.fixture

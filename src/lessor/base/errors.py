@@ -62,10 +62,6 @@ class EtcdError(Exception):
         self.message = message
 
     @property
-    def http_status(self) -> int:
-        return HTTP_STATUS[self.code]
-
-    @property
     def go_text(self) -> str:
         """The error as Go's gRPC prints it: what a watch that is refused carries as its reason."""
         return f"rpc error: code = {self.code.name.title().replace('_', '')} desc = {self.message}"

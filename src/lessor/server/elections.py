@@ -15,7 +15,7 @@ State changes are txns on the state machine, as any client could send them; wait
 from google.protobuf.message import DecodeError
 
 from lessor.api.proto import election_pb2, rpc_pb2
-from lessor.base import limits
+from lessor.base import errors, limits
 from lessor.base.errors import Code, ErrorText, EtcdError
 from lessor.server.core import Core, StreamCall, UnaryCall, Waiting
 from lessor.server.waiting_lines import WaitingLines, created_at, key_of, prefix_of
@@ -109,7 +109,7 @@ class Observe:
         try:
             request = election_pb2.LeaderRequest.FromString(messages[0])
         except DecodeError:
-            raise EtcdError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message") from None
+            raise errors.MALFORMED_MESSAGE.error() from None
         self._begin(request.name)
 
     def on_requests_end(self) -> None:

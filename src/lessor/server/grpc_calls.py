@@ -96,7 +96,7 @@ class GrpcUnary:
         try:
             request = self.method.request.FromString(message)
         except DecodeError:
-            self.fail(EtcdError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message"))
+            self.fail(errors.MALFORMED_MESSAGE.error())
             return
         core.unary(self, request)
         if self.waiting is not None and self.deadline_s is not None:

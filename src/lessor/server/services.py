@@ -50,7 +50,7 @@ class HealthWatch:
         try:
             asked = health_pb2.HealthCheckRequest.FromString(messages[0]).service
         except DecodeError:
-            raise EtcdError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message") from None
+            raise errors.MALFORMED_MESSAGE.error() from None
         kinds = health_pb2.HealthCheckResponse
         status = kinds(status=kinds.SERVICE_UNKNOWN if asked else kinds.SERVING)
         self._call.send([status.SerializeToString()])

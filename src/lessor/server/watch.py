@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
-from lessor.base.errors import Code, EtcdError
+from lessor.base.errors import EtcdError
 from lessor.server.core import Core, StreamCall
 from lessor.server.turn import Turn
 from lessor.state.encode import nested
@@ -114,7 +114,7 @@ class WatchStream:
             try:
                 request = rpc_pb2.WatchRequest.FromString(message)
             except DecodeError:
-                raise EtcdError(Code.INTERNAL, "grpc: error unmarshalling request: malformed message") from None
+                raise errors.MALFORMED_MESSAGE.error() from None
             match request.WhichOneof("request_union"):
                 case "create_request":
                     self._create(request.create_request)
