@@ -86,10 +86,17 @@ class Engine(Protocol):
         """Makes one batch durable, whole. Its number is above the last one's. Raises `EngineError`."""
         ...
 
-    def settle(self) -> None:
-        """Does the engine's own upkeep if it is due. Call it after the replies that waited for a commit have left.
+    def settle(self) -> bool:
+        """Does a step of the engine's own upkeep if it is due. Call it after the replies to a commit have left.
 
-        Returns at once most of the time. Raises `EngineError`.
+        Returns whether there was something to do; mostly it returns False at once. Raises `EngineError`.
+        """
+        ...
+
+    def fold(self) -> None:
+        """Brings everything that is committed into the tables, where `backup`, and people, find it.
+
+        To be called when there is nothing else to do for a moment. Raises `EngineError`.
         """
         ...
 
@@ -121,7 +128,9 @@ class Engine(Protocol):
         ...
 
     def backup(self, path: Path) -> None:
-        """Writes a consistent copy to `path`, which must not exist. May be called from any thread, while serving.
+        """Writes a consistent copy of the tables to `path`, which must not exist. From any thread, while serving.
+
+        It holds whatever was committed before the last `fold` at least.
 
         Raises `EngineError` when the copy could not be written; the data is not touched and the engine goes on.
         """

@@ -55,7 +55,7 @@ class Countdown:
 class FaultyEngine:
     """Passes everything on to `engine`; its `fail_at`th write, and every later one, raises `EngineError`.
 
-    Writes are `begin_term`, `commit`, `settle`, `collect` and `defragment`.
+    Writes are `begin_term`, `commit`, `settle`, `fold`, `collect` and `defragment`.
     """
 
     def __init__(
@@ -85,8 +85,11 @@ class FaultyEngine:
     def commit(self, batch: Batch) -> None:
         self._write(lambda: self._engine.commit(batch))
 
-    def settle(self) -> None:
-        self._write(self._engine.settle)
+    def settle(self) -> bool:
+        return self._write(self._engine.settle)
+
+    def fold(self) -> None:
+        self._write(self._engine.fold)
 
     def collect(self, dead: Sequence[tuple[int, int]] = (), rows_max: int = COLLECT_ROWS_MAX) -> bool:
         return self._write(lambda: self._engine.collect(dead, rows_max))

@@ -2,14 +2,17 @@
 """The SQLite engine: one file, `lessor.db`, in the data directory.
 
 Laws
-- A batch is one transaction and one fsync: WAL mode with synchronous=FULL syncs the log once at each COMMIT.
-- `commit` never does upkeep while the log is short: copying the log into the file waits for `settle`, which the caller
-  runs after the replies have left. A log longer than `WAL_PAGES_MAX` is copied anyway, so that it is bounded.
+- A batch is one write: of keys and leases, into the batch log (batch_log.py); of anything else, and large ones, into
+  the tables, as one transaction. The tables always show the state after some batch, whole, and every batch up to it.
+- What is logged is *folded* into the tables later, many batches in one transaction, by `settle` and `fold`, which the
+  caller runs after the replies have left. No more than a few thousand rows wait for that.
+- WAL mode with synchronous=FULL syncs once at each COMMIT, so what is folded is durable in the tables, and the log may
+  start over.
 - After the first error of a write every further write is refused. Nothing is rolled back by hand: closing does that.
 
 Theory of operation. A new file is built whole under another name and renamed, so a `lessor.db` that exists was complete
-once. Opening copies whatever the last run left in the log into the file and syncs that: what a failed fsync left in the
-page cache alone is written again before anybody is told about it. People may read the file with the `sqlite3` shell
+once. Opening folds what the last run left in the batch log, copies SQLite's log into the file and syncs that: what a
+failed fsync left in the page cache alone is written again before anybody is told about it. People may read the file with the `sqlite3` shell
 while the server runs (a reader that never ends its transaction keeps the log from starting over: it grows until then).
 
 Superfluous rows are deleted oldest first. The order matters: a tombstone that went before the values that it covers
@@ -17,10 +20,11 @@ would, after a crash between the two, bring the key back.
 
 It does not: check every page at boot (a damaged one is met by `load`), or share the directory with a second server.
 
-Why these settings, with figures: docs/decisions/0003-sqlite-engine.md.
+Why these settings, with figures: docs/decisions/0003-sqlite-engine.md; why the batch log: 0007-batch-log.md.
 """
 
 import contextlib
+import errno
 import math
 import os
 import sqlite3
@@ -32,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from lessor.durable import auth_tables, directory, schema
+from lessor.durable.batch_log import NAMES, BatchLog, Record, Write, encode
 from lessor.durable.engine import COLLECT_ROWS_MAX, DataDirError, EngineError, Loaded, Meta
 from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
 
@@ -42,6 +47,9 @@ CACHE_BYTES = 16 * 1024 * 1024  # pages that SQLite keeps in memory
 BUSY_S = 5.0  # how long a commit waits for a person who writes with the sqlite3 shell
 VACUUM_PAGES_MAX = 256  # pages given back to the file system in one `collect` step
 LOAD_ROWS = 1_000  # rows fetched at once
+FOLD_BYTES = 64 * 1024  # bytes in the log from which `settle` folds, step by step, until nothing is left
+FOLD_ROWS = 1_000  # rows that one step folds: two milliseconds
+LOGGED_BYTES_MAX = 128 * 1024  # larger batches go to the tables at once: writing them twice would cost more
 STOP_LOOK_STEPS = 20_000  # steps of SQLite's machine, about a millisecond, after which a backup looks whether to stop
 
 _WAL_INDEX_PAGES_AT = 16  # where the wal-index header says, in the machine's byte order, how many pages the log has
@@ -60,17 +68,24 @@ class Sweep:
 
 
 class SqliteEngine:
-    """Implements `Engine` on the directory `data_dir`. `connect` stands in for sqlite3.connect in tests of faults."""
+    """Implements `Engine` on the directory `data_dir`."""
 
-    def __init__(self, data_dir: Path, *, connect: Connect = sqlite3.connect) -> None:
+    def __init__(self, data_dir: Path, *, connect: Connect = sqlite3.connect, write: Write = os.pwrite) -> None:
+        """`connect` and `write` stand in for sqlite3.connect and os.pwrite in tests of faults."""
         self._dir = data_dir
         self._path = data_dir / directory.DATABASE_NAME
         self._connect_with = connect
+        self._write_with = write
+        self._log: BatchLog | None = None
+        self._unfolded: deque[Batch | Record] = deque()  # in the log, not in the tables
+        self._unfolded_bytes = 0  # counted until nothing is left
+        self._folded = 0  # number of the newest batch in the tables
         self._lock: int | None = None
         self._open: sqlite3.Connection | None = None
         # Held open as long as the connection: closing any descriptor of a file drops all POSIX locks that this process
         # holds on it, SQLite's included.
         self._wal_index: int | None = None
+        self._unsettled = False  # whether the tables were written since the last `settle`
         self._refusal: str | None = None  # why writes are refused: the first one that failed
         self._batch = 0
         self._term = 0
@@ -118,14 +133,30 @@ class SqliteEngine:
                 self._migrate(self._open)
                 meta = self._read_meta(self._open)
                 self._check_newest_rows(self._open, meta)
+            self._batch = self._folded = meta.batch
+            self._term = meta.term
+            self._fold_what_was_left()
+            with self._explained():
                 self._open.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                meta = self._read_meta(self._open)
             self._wal_index = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             self.close()
             raise
-        self._batch = meta.batch
-        self._term = meta.term
         return meta
+
+    def _fold_what_was_left(self) -> None:
+        """Opens the batch log and brings into the tables what a crash has left in it alone."""
+        try:
+            self._log = BatchLog(self._dir, self._write_with)
+            left = self._log.read(self._batch)
+            self._unfolded.extend(left)
+            self.fold()
+        except OSError as error:
+            raise directory.cannot_use(self._dir / NAMES[0], error) from None
+        except EngineError as error:
+            raise DataDirError(str(error)) from None
+        self._batch = self._folded
 
     def _connect(self, path: Path, mode: str) -> sqlite3.Connection:
         connection = self._connect_with(
@@ -277,6 +308,7 @@ class SqliteEngine:
     # --- read ------------------------------------------------------------------------------------------------------
 
     def load(self) -> Loaded:
+        self.fold()
         with self._explained():
             meta = self._read_meta(self._connection)
             auth = auth_tables.load(self._connection, self._path)
@@ -326,6 +358,9 @@ class SqliteEngine:
         except sqlite3.Error as error:
             self._refusal = explain(error, self._path)
             raise EngineError(self._refusal) from error
+        except OSError as error:
+            self._refusal = explain_system(error, self._dir)
+            raise EngineError(self._refusal) from error
         except BaseException as error:
             self._refusal = f"{self._path}: {error!r}"
             raise
@@ -337,6 +372,7 @@ class SqliteEngine:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
+        self._unsettled = True
 
     def begin_term(self, term: int) -> None:
         assert term > self._term, f"term {term} after {self._term}"
@@ -347,6 +383,26 @@ class SqliteEngine:
     def commit(self, batch: Batch) -> None:
         number = batch.number
         assert number > self._batch, f"batch {number} after {self._batch}"
+        plain = batch.auth is None and batch.compact_revision is None and not (batch.alarms or batch.clean)
+        record = encode(batch, self._batch) if plain else b""
+        if plain and len(record) <= LOGGED_BYTES_MAX:
+            assert self._log is not None, "the engine is not open"
+            with self._failing_once():
+                self._log.append(record, number, self._folded)
+            self._unfolded.append(batch)
+            self._unfolded_bytes += len(record)
+        else:
+            self.fold()
+            self._commit_to_tables(batch)
+            self._folded = number
+            if self._wal_pages() >= WAL_PAGES_MAX:  # nobody calls `settle`
+                self._copy_log("PASSIVE")
+        self._batch = number
+        if batch.compact_revision is not None:
+            self._sweep = Sweep(number)
+
+    def _commit_to_tables(self, batch: Batch) -> None:
+        number = batch.number
         with self._writing() as connection:
             schema.execute_rows(connection, schema.EVENTS, [(*row, number) for row in batch.events])
             schema.execute_rows(connection, schema.LEASES, [(*row, number) for row in batch.leases])
@@ -359,15 +415,46 @@ class SqliteEngine:
             if batch.auth is not None:
                 meta += auth_tables.write(connection, batch.auth, number)
             schema.execute_rows(connection, schema.META, meta)
-        self._batch = number
-        if batch.compact_revision is not None:
-            self._sweep = Sweep(number)
-        if self._wal_pages() >= WAL_PAGES_MAX:
-            self._copy_log("PASSIVE")
 
-    def settle(self) -> None:
+    def fold(self) -> None:
+        while self._unfolded:
+            self._fold_some()
+
+    def _fold_some(self) -> None:
+        """Brings the oldest batches of the log into the tables, FOLD_ROWS rows or a little more, in one transaction."""
+        events: list[tuple[object, ...]] = []
+        leases: dict[int, tuple[object, ...]] = {}  # of several rows of a lease the last counts
+        rows = taken = 0
+        newest = self._unfolded[0]
+        for newest in self._unfolded:
+            number = newest.number
+            events += [(*row, number) for row in newest.events]
+            for row in newest.leases:
+                leases[row[0]] = (*row, number)
+            rows += len(newest.events) + len(newest.leases)
+            taken += 1
+            if rows >= FOLD_ROWS:
+                break
+        with self._writing() as connection:
+            schema.execute_rows(connection, schema.EVENTS, events)
+            schema.execute_rows(connection, schema.LEASES, list(leases.values()))
+            meta = [("batch", newest.number), ("uptime_s", newest.now_s), ("clean", 0)]
+            schema.execute_rows(connection, schema.META, meta)
+        self._folded = newest.number
+        for _ in range(taken):
+            self._unfolded.popleft()
+        if not self._unfolded:
+            self._unfolded_bytes = 0
+
+    def settle(self) -> bool:
+        if self._unfolded_bytes >= FOLD_BYTES:
+            self._fold_some()
+        if not self._unsettled:
+            return False
+        self._unsettled = False
         if self._wal_pages() >= WAL_PAGES_SETTLE:
             self._copy_log("PASSIVE")
+        return True
 
     def _wal_pages(self) -> int:
         """Pages in the log now; the log's size says how many there ever were. From the header of the wal-index."""
@@ -429,7 +516,7 @@ class SqliteEngine:
         size = self._path.stat().st_size
         with contextlib.suppress(FileNotFoundError):
             size += os.stat(f"{self._path}-wal").st_size
-        return size
+        return size + (self._log.size_bytes() if self._log is not None else 0)
 
     def in_use_bytes(self) -> int:
         return (self._pages("page_count") - self._free_pages()) * PAGE_BYTES
@@ -437,6 +524,7 @@ class SqliteEngine:
     def defragment(self) -> None:
         if self._refusal is not None:
             raise EngineError(f"no write after a failed one: {self._refusal}")
+        self.fold()
         try:
             self._connection.execute("VACUUM")
         except sqlite3.Error as error:
@@ -472,12 +560,23 @@ class SqliteEngine:
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):  # closing cannot lose what was committed
                 connection.close()
+        log, self._log = self._log, None
+        if log is not None:
+            log.close()
         descriptor, self._wal_index = self._wal_index, None
         if descriptor is not None:
             os.close(descriptor)
         descriptor, self._lock = self._lock, None
         if descriptor is not None:
             directory.unlock(descriptor)
+
+
+def explain_system(error: OSError, path: Path) -> str:
+    """One line about a failed write that was not SQLite's: which directory, what is wrong, what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: the disk is full: free some space, then start again"
+    name = errno.errorcode.get(error.errno or 0, "EIO")
+    return f"{path}: the disk failed to read or write ({name}): check the disk and the system log, then start again"
 
 
 def explain(error: sqlite3.Error, path: Path) -> str:

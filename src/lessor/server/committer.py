@@ -5,15 +5,19 @@ Laws
 - One thread touches the engine; it does nothing else. One batch is in flight at the most.
 - A failed commit is final: memory is ahead of disk and nobody knows what the disk holds, so nothing is committed after
   it and the failure goes to `on_failure`, which ends the server.
+- Between the loop's hearing of a commit and the replies on their way the thread rests: whatever it did there would
+  compete with the replies for the interpreter.
 
-Between commits the same thread does the engine's housekeeping (rows made superfluous by a compaction), in steps that
-are short beside a commit.
+Between commits the same thread does the engine's upkeep and its housekeeping (rows made superfluous by a compaction), in
+steps that are short beside the wait for a disk. What is not due under load is done once no commit came for IDLE_S.
 """
 
 import asyncio
 import contextlib
+import queue
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 from lessor.base.clock import Clock, MonotonicClock
@@ -23,6 +27,8 @@ from lessor.state.journal import Batch
 
 T = TypeVar("T")
 
+IDLE_S = 0.1  # so long after a commit without a next one, everything is brought into the tables
+
 
 class Committer:
     """The loop's end of the engine thread."""
@@ -30,7 +36,9 @@ class Committer:
     def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self._engine = engine
         self._clock = clock or MonotonicClock()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="commit", daemon=True)
+        self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_committed: Callable[[Batch], None] = lambda batch: None
         self._on_failure: Callable[[BaseException], None] = lambda error: None
@@ -38,23 +46,45 @@ class Committer:
         self.failed = False
         self.size_bytes = 0
         self.in_use_bytes = 0
-        self.quota_bytes: int | None = None  # above this size, `on_oversize` is called after each commit
+        self.quota_bytes: int | None = None  # above this size, `on_oversize` is called
         self.on_oversize: Callable[[], None] = lambda: None
         # For the metrics. Written by the engine's thread, read by the loop's: a figure may be a batch old.
         self.commit_s = Histogram(DISK_BUCKETS_S)
         self.defragment_s = Histogram(DISK_BUCKETS_S)
         self.defragmenting = False
-        self.put_bytes = 0
         self.compacted_rows = 0
         self._since_s = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._newest = 0  # number of the newest batch that is durable
+        self._unfolded = False  # whether rows were committed since the last fold
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs `work` in the engine's thread and waits for it. For boot and shutdown, when the loop serves nobody."""
-        return self._thread.submit(work).result()
+        return self._submit(work).result()
 
     async def run(self, work: Callable[[], T]) -> T:
         """Runs `work` in the engine's thread between two commits, while the loop goes on. Raises what `work` raises."""
-        return await asyncio.wrap_future(self._thread.submit(work))
+        return await asyncio.wrap_future(self._submit(work))
+
+    def _submit(self, work: Callable[[], T]) -> "Future[T]":
+        future: Future[T] = Future()
+
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = work()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        if self._closed:
+            raise RuntimeError("the committer is closed")
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._jobs.put(job)
+        return future
 
     def start(
         self,
@@ -66,8 +96,7 @@ class Committer:
         self._loop = loop
         self._on_committed = on_committed
         self._on_failure = on_failure
-        self.size_bytes = self.call(self._engine.size_bytes)
-        self.in_use_bytes = self.call(self._engine.in_use_bytes)
+        self.call(self._measure)
 
     @property
     def free(self) -> bool:
@@ -79,7 +108,7 @@ class Committer:
         assert self.free, "one batch at a time, and none after a failure"
         self.in_flight = batch
         self._since_s = self._clock.now_s()
-        self._thread.submit(self._commit, batch).add_done_callback(self._done)
+        self._jobs.put(lambda: self._commit(batch))
 
     @property
     def waiting_s(self) -> float:
@@ -90,39 +119,76 @@ class Committer:
         """Rewrites the data without free space, between two commits. Raises EngineError; the data is as it was then."""
         await self.run(self._defragment)
 
+    async def fold(self) -> None:
+        """Brings everything that is committed into the engine's tables. Raises EngineError."""
+        await self.run(self._engine.fold)
+
     def close(self) -> None:
         """Waits for the work in hand, closes the engine, ends the thread."""
-        self._thread.submit(self._engine.close)
-        self._thread.shutdown(wait=True)
+        if not self._closed:
+            if self._idle_timer is not None:
+                self._idle_timer.cancel()
+            self.call(self._engine.close)
+            self._closed = True
+            self._jobs.put(None)
+            self._thread.join()
 
     # --- in the engine's thread ---
 
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
     def _commit(self, batch: Batch) -> None:
         began_s = self._clock.now_s()
-        self._engine.commit(batch)
+        error: BaseException | None = None
+        try:
+            self._engine.commit(batch)
+        except BaseException as raised:
+            error = raised
         self.commit_s.observe(self._clock.now_s() - began_s)
-        # All else comes after the loop has heard of the commit.
-        if batch.dead or batch.compact_revision is not None:
-            self._submit(lambda: self._collect(batch.dead))
-        self._submit(lambda: self._keep_house(batch))
+        self._tell_loop(lambda: self._report(batch, error))
+        if error is None:
+            # All else comes after the loop has heard of the commit.
+            if batch.dead or batch.compact_revision is not None:
+                self._upkeep(lambda: self._collect(batch.dead))
+            self._upkeep(self._settle)
+
+    def _settle(self) -> None:
+        if self._engine.settle():
+            self._measure()
+
+    def _fold(self) -> None:
+        self._engine.fold()
+        self._settle()
 
     def _collect(self, dead: Sequence[tuple[int, int]]) -> None:
         """One step of deleting what a compaction made superfluous; queues the next, so that commits get in between."""
         self.compacted_rows += len(dead)
         if self._engine.collect(dead):
-            self._submit(lambda: self._collect(()))
+            self._jobs.put(lambda: self._upkeep(lambda: self._collect(())))
         self._measure()
 
-    def _keep_house(self, batch: Batch) -> None:
-        self._engine.settle()
-        self._measure()
-        self.put_bytes += sum([len(row[2]) + len(row[3]) for row in batch.events if row[3] is not None])
-        if self.quota_bytes is not None and self.size_bytes > self.quota_bytes and self._loop is not None:
-            self._loop.call_soon_threadsafe(self.on_oversize)
+    def _upkeep(self, work: Callable[[], None]) -> None:
+        """Runs what must not fail in the engine's thread; a failure is that of a commit."""
+        if self._closed:
+            return  # what is left uncollected is found again at the next boot
+        try:
+            work()
+        except BaseException as error:
+            failure = error
+            self._tell_loop(lambda: self._fail(failure))
+
+    def _tell_loop(self, callback: Callable[[], None]) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits for an answer
+            self._loop.call_soon_threadsafe(callback)
 
     def _measure(self) -> None:
         self.size_bytes = self._engine.size_bytes()
         self.in_use_bytes = self._engine.in_use_bytes()
+        if self.quota_bytes is not None and self.size_bytes > self.quota_bytes:
+            self._tell_loop(self.on_oversize)
 
     def _defragment(self) -> None:
         began_s = self._clock.now_s()
@@ -134,30 +200,31 @@ class Committer:
             self.defragmenting = False
         self.defragment_s.observe(self._clock.now_s() - began_s)
 
-    def _submit(self, work: Callable[[], None]) -> None:
-        # The executor refuses work once it is shutting down; what is left uncollected is found again at the next boot.
-        with contextlib.suppress(RuntimeError):
-            self._thread.submit(work).add_done_callback(self._housekeeping_done)
-
-    def _housekeeping_done(self, future: "Future[None]") -> None:
-        error = future.exception()
-        if error is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._fail, error)
-
-    def _done(self, future: "Future[None]") -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._report, future)
-
     # --- in the loop's thread ---
 
-    def _report(self, future: "Future[None]") -> None:
-        batch, self.in_flight = self.in_flight, None
-        assert batch is not None
-        error = future.exception()
-        if error is None:
-            self._on_committed(batch)
-        else:
+    def _report(self, batch: Batch, error: BaseException | None) -> None:
+        self.in_flight = None
+        self._newest = batch.number
+        if error is not None:
             self._fail(error)
+            return
+        if batch.row_count:
+            self._unfolded = True
+        self._on_committed(batch)
+        if self._unfolded and self._idle_timer is None and self._loop is not None:
+            self._idle_timer = self._loop.call_later(IDLE_S, self._look_idle, batch.number)
+
+    def _look_idle(self, seen: int) -> None:
+        """Folds when no commit has come since batch `seen`; looks again later otherwise."""
+        self._idle_timer = None
+        assert self._loop is not None
+        if self.failed:
+            return
+        if self.in_flight is None and seen == self._newest:
+            self._unfolded = False
+            self._jobs.put(lambda: self._upkeep(self._fold))
+        else:
+            self._idle_timer = self._loop.call_later(IDLE_S, self._look_idle, self._newest)
 
     def _fail(self, error: BaseException) -> None:
         if not self.failed:

@@ -95,7 +95,7 @@ class Exposition:
         yield _gauge("etcd_debugging_mvcc_compact_revision", "The compacted revision.", machine.compact_revision)
         yield _gauge("etcd_debugging_auth_revision", "Revision of users and roles.", machine.auth.revision)
         name = "etcd_debugging_mvcc_total_put_size_in_bytes"
-        yield _gauge(name, "Bytes of the keys and values put since the start.", committer.put_bytes)
+        yield _gauge(name, "Bytes of the keys and values put since the start.", store.put_bytes)
         name = "etcd_debugging_mvcc_db_compaction_keys"
         yield _counter(name, "Versions of keys that compactions made superfluous.", committer.compacted_rows)
 

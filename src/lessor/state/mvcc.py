@@ -146,6 +146,7 @@ class Store:
         "compact_revision",
         "deletes",
         "get",
+        "put_bytes",
         "puts",
         "ranges",
         "revision",
@@ -162,6 +163,7 @@ class Store:
         self._changes = 0  # made by the open write
         # How often each was carried out, alone, in a txn or by a lease's end: for the metrics.
         self.ranges = self.puts = self.deletes = 0
+        self.put_bytes = 0  # of keys and values
         self.revision = FIRST_REVISION
         self.compact_revision = NOTHING_COMPACTED
         self.get = (
@@ -202,6 +204,7 @@ class Store:
             version = replaced.version + 1
             lease_before = replaced.lease
         event = Event(key, value, create_revision, revision, sub, version, lease_id, previous)
+        self.put_bytes += len(key) + len(value)
         self._live[key] = event
         self._log.append(event)
         self._journal.event((revision, sub, key, value, create_revision, version, lease_id))
