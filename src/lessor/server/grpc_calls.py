@@ -17,8 +17,8 @@ from lessor.wire import grpc
 from lessor.wire.h2 import Stream
 
 if TYPE_CHECKING:
-    from lessor.server.connection import H2Session
     from lessor.server.core import Waiting
+    from lessor.server.h2_session import H2Session
 
 
 def token_of(stream: Stream | None) -> bytes | None:

@@ -2,7 +2,7 @@
 """HTTP requests that are not gRPC: the JSON gateway's calls and the plain pages, over HTTP/1.1 and HTTP/2 alike.
 
 `answer` looks at a request's head and gives the object that takes its body: a page, a unary call or a stream. An
-`Exchange` is a request with a way to reply to it; connection.py has one for each HTTP version.
+`Exchange` is a request with a way to reply to it; h1_session.py and h2_session.py have one each.
 """
 
 from typing import Any, Protocol

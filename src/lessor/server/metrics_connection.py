@@ -5,8 +5,9 @@ No call of the API is served here, so that the port may be open to a monitoring 
 """
 
 from lessor.gateway import routes
-from lessor.server.connection import Connection, H1Session, H2Session
+from lessor.server.connection import Connection, Session
 from lessor.server.core import Core
+from lessor.server.h1_session import H1Session
 from lessor.server.http_calls import Body, Exchange, Plain, answer
 from lessor.server.pages import PATHS_OF_METRICS_URLS
 
@@ -16,7 +17,7 @@ _NO_PAGE = routes.page(404, "404 page not found")
 class MetricsConnection(Connection):
     """One accepted socket."""
 
-    def _speak(self, kind: str) -> H2Session | H1Session:
+    def _speak(self, kind: str) -> Session:
         session = H1Session(self, _answer)
         if kind == "h2":
             session.refuse()
