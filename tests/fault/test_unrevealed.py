@@ -111,11 +111,11 @@ class World:
 
     @property
     def started(self) -> int:
-        return self.served.call(lambda: sum(self.served.server.core.metrics.started.values()))
+        return self.served.call(lambda: sum(count.n for count in self.served.server.core.metrics.started.values()))
 
     @property
     def handled(self) -> int:
-        return self.served.call(lambda: sum(self.served.server.core.metrics.handled.values()))
+        return self.served.call(lambda: sum(count.n for count in self.served.server.core.metrics.handled.values()))
 
     def answered(self) -> list[str]:
         """The names of the questions to which there is an answer."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lessor.base import limits
 from lessor.wire import frames
 from lessor.wire.frames import ConnectionFault, ErrorCode
-from lessor.wire.h2 import DATA, END, HEADERS, RESET, TRAILERS, H2Client, H2Connection, H2Server, Stream
+from lessor.wire.h2 import DATA, END, HEADERS, RESET, TRAILERS, WHOLE, H2Client, H2Connection, H2Server, Stream
 from lessor.wire.h2_headers import Field, HeaderDecoder, head_of
 from tests.unit.h2_pair import (
     EMPTY_SETTINGS,
@@ -42,9 +42,11 @@ CLIENT_SAYS = (
     + frames.window_update_frame(1, 5)
     + frames.rst_stream_frame(3, ErrorCode.CANCEL)
     + headers_frame(7, True, b"\x82\x84")
+    + headers_frame(9)
+    + data_frame(9, b"whole", True)
     + frames.frame(frames.PING, 0, 0, b"12345678")
-    + data_frame(9, b"idle")
-    + headers_frame(11)
+    + data_frame(11, b"idle")
+    + headers_frame(13)
 )
 
 
@@ -55,21 +57,23 @@ def converse(connection: H2Connection, parts: list[bytes]) -> tuple[list[tuple[i
         events = connection.receive(part)
         heard += events
         for kind, stream, _ in events:
-            if kind == END and isinstance(connection, H2Server):
+            if kind in (END, WHOLE) and isinstance(connection, H2Server):
                 connection.send_response(stream, RESPONSE_BLOCK, b"x" * 40, TRAILERS_BLOCK)
     return plain(heard), connection.take_output()
 
 
-def test_a_server_hears_the_same_however_its_input_is_cut() -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["in pieces", "whole requests joined"])
+def test_a_server_hears_the_same_however_its_input_is_cut(whole: bool) -> None:
     events, output = converse(H2Server(), [CLIENT_SAYS])
-    assert [kind for kind, _, _ in events] == [HEADERS, DATA, END, HEADERS, HEADERS, END, RESET]
+    assert [kind for kind, _, _ in events] == [HEADERS, DATA, END, HEADERS, HEADERS, END, RESET, HEADERS, DATA, END]
+    assert [kind for kind, _, _ in H2Server(whole).receive(CLIENT_SAYS)].count(WHOLE) == whole
     assert [frame.kind for frame in frames_of(output)].count(frames.GOAWAY) == 1
     for cut in range(len(CLIENT_SAYS) + 1):
-        cut_events, cut_output = converse(H2Server(), [CLIENT_SAYS[:cut], CLIENT_SAYS[cut:]])
+        cut_events, cut_output = converse(H2Server(whole), [CLIENT_SAYS[:cut], CLIENT_SAYS[cut:]])
         assert cut_events == events
         assert frames_by_stream(cut_output) == frames_by_stream(output)
     single = [CLIENT_SAYS[position : position + 1] for position in range(len(CLIENT_SAYS))]
-    cut_events, cut_output = converse(H2Server(), single)
+    cut_events, cut_output = converse(H2Server(whole), single)
     assert cut_events == events
     assert frames_by_stream(cut_output) == frames_by_stream(output)
 
@@ -149,6 +153,7 @@ def assert_sound(connection: H2Connection) -> None:
 def test_a_server_survives_any_input(noise: bytes, preface: bool) -> None:
     server = H2Server()
     data = frames.PREFACE + EMPTY_SETTINGS + headers_frame(1) + noise if preface else noise
+    assert plain(H2Server(whole_requests=True).receive(data)) == plain(H2Server().receive(data))
     live: dict[int, Stream] = {}
     for kind, stream, payload in server.receive(data):
         assert (kind == DATA) == bool(payload)

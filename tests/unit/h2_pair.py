@@ -8,7 +8,20 @@ do not keep to the rules: the test writes their frames itself. The reader of fra
 from typing import NamedTuple
 
 from lessor.wire import frames
-from lessor.wire.h2 import DATA, RESET, Event, Field, H2Client, H2Connection, H2Server, Stream, encode_headers
+from lessor.wire.h2 import (
+    DATA,
+    END,
+    HEADERS,
+    RESET,
+    WHOLE,
+    Event,
+    Field,
+    H2Client,
+    H2Connection,
+    H2Server,
+    Stream,
+    encode_headers,
+)
 
 REQUEST: list[Field] = [
     (b":method", b"POST"),
@@ -89,9 +102,12 @@ def raw_client() -> H2Client:
 
 
 def plain(events: list[Event]) -> list[tuple[int, int, bytes]]:
-    """Events that can be compared: stream ids instead of streams, neighbouring DATA of a stream joined."""
+    """Events that can be compared: stream ids instead of streams, neighbouring DATA of a stream joined, WHOLE split."""
     result: list[tuple[int, int, bytes]] = []
     for kind, stream, payload in events:
+        if kind == WHOLE:
+            result += [(HEADERS, stream.id, b""), (DATA, stream.id, payload), (END, stream.id, b"")]
+            continue
         if result and kind == DATA and result[-1][:2] == (DATA, stream.id):
             payload = result.pop()[2] + payload
         result.append((kind, stream.id, payload))

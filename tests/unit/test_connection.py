@@ -17,7 +17,7 @@ from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.server.connection import Connection
 from lessor.server.core import Core
-from lessor.server.metrics import Metrics
+from lessor.server.metrics import Counts, Metrics
 from lessor.wire import frames
 from lessor.wire.frames import ErrorCode
 from lessor.wire.h1 import WAITING_BYTES_MAX
@@ -342,8 +342,8 @@ def serve(peer: Accepted) -> tuple[list[Any], list[StreamHandler]]:
     core.unary = unary
     core.serves = lambda method: True
     core.stream_handlers = dict.fromkeys((method for method in BY_PATH.values() if not method.unary), stream_handler)
-    core.metrics.started = Counter()
-    core.metrics.handled = Counter()
+    core.metrics.started = Counts()
+    core.metrics.handled = Counts()
     return asked, handlers
 
 

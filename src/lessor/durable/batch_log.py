@@ -44,7 +44,9 @@ Write = Callable[[int, memoryview, int], int]  # descriptor, data, position -> b
 _HEAD: Final = struct.Struct("<IIQQdII")
 _CHECKSUM_AT: Final = 4
 _CHECKED_AT: Final = 8  # the checksum covers everything behind itself
-_EVENT: Final = struct.Struct("<qIqqqIi")  # revision, sub, create_revision, version, lease, key bytes, value bytes or -1
+_EVENT: Final = struct.Struct(
+    "<qIqqqIi"
+)  # revision, sub, create_revision, version, lease, key bytes, value bytes or -1
 _LEASE: Final = struct.Struct("<qqdB")  # id, ttl_s, deadline_s, ended
 
 
@@ -53,9 +55,7 @@ class Record:
 
     __slots__ = ("events", "follows", "leases", "now_s", "number")
 
-    def __init__(
-        self, number: int, follows: int, now_s: float, events: list[EventRow], leases: list[LeaseRow]
-    ) -> None:
+    def __init__(self, number: int, follows: int, now_s: float, events: list[EventRow], leases: list[LeaseRow]) -> None:
         self.number = number
         self.follows = follows  # number of the batch before
         self.now_s = now_s

@@ -184,8 +184,10 @@ class Connection(asyncio.Protocol):
         self.core.turn.forget(self)
         self._connections.discard(self)
         self.core.metrics.connections -= 1
-        if self._session is not None:
-            self._session.lost()
+        # The session knows us too: without that link both go at once, and the collector is not needed (main.py).
+        session, self._session = self._session, None
+        if session is not None:
+            session.lost()
 
     # --- the server's ---
 

@@ -110,6 +110,18 @@ class StreamHandler(Protocol):
         ...
 
 
+class _Over:
+    """Stands in for the handler of a call that has ended, so that the two do not keep each other."""
+
+    def on_messages(self, messages: list[bytes]) -> None: ...
+
+    def on_requests_end(self) -> None: ...
+
+    def on_gone(self) -> None: ...
+
+
+OVER: StreamHandler = _Over()
+
 # Their handlers ask for permission themselves: for each watch and each keepalive, when its turn comes.
 _ASK_THEMSELVES = frozenset({"/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"})
 
@@ -174,7 +186,8 @@ class Core:
                 return
             outcome = handler(self, request)
         except EtcdError as error:
-            outcome = error
+            # Its traceback holds this frame, which holds the error: a circle for the collector.
+            outcome = error.with_traceback(None)
         except Exception:
             outcome = self._bug(call.method)
         self.finish(call, outcome)

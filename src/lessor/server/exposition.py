@@ -176,30 +176,30 @@ class Exposition:
         sent = CounterMetricFamily("grpc_server_msg_sent", "Messages sent.", labels=labels)
         ended: Counter[Method] = Counter()
         for (method, _), count in metrics.handled.items():
-            ended[method] += count
+            ended[method] += count.n
         for method in METHODS:
             if not core.serves(method):
                 continue
             named = [_kind(method), method.service, method.name]
-            started.add_metric(named, metrics.started[method])
-            received.add_metric(named, metrics.started[method] if method.unary else metrics.received[method])
+            started.add_metric(named, metrics.started[method].n)
+            received.add_metric(named, metrics.started[method].n if method.unary else metrics.received[method])
             sent.add_metric(named, ended[method] if method.unary else metrics.sent[method])
         for (method, code), count in metrics.handled.items():
-            handled.add_metric([_kind(method), method.service, method.name, _go_name(code)], count)
+            handled.add_metric([_kind(method), method.service, method.name, _go_name(code)], count.n)
         yield from (started, handled, received, sent)
         labels = ["type", "client_api_version"]
         requests = CounterMetricFamily(
             "etcd_server_client_requests", "Calls by the version of the client.", labels=labels
         )
         for (unary, version), count in metrics.requests.items():
-            requests.add_metric(["unary" if unary else "stream", version.decode("latin-1")], count)
+            requests.add_metric(["unary" if unary else "stream", version.decode("latin-1")], count.n)
         yield requests
         name = "etcd_network_server_stream_failures"
         failures = CounterMetricFamily(name, "Streams that ended with an error.", labels=["API", "Type"])
         for path, stream in _STREAMS.items():
             fine = (Code.OK, Code.CANCELED)
             counts = [
-                count for (of, code), count in metrics.handled.items() if of is BY_PATH[path] and code not in fine
+                count.n for (of, code), count in metrics.handled.items() if of is BY_PATH[path] and code not in fine
             ]
             failures.add_metric([stream, "receive"], sum(counts))
         yield failures

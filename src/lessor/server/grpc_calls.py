@@ -13,11 +13,13 @@ from google.protobuf.message import DecodeError
 from lessor.api.methods import Method
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
+from lessor.server.core import OVER
+from lessor.server.metrics import Metrics
 from lessor.wire import grpc
 from lessor.wire.h2 import Stream
 
 if TYPE_CHECKING:
-    from lessor.server.core import Waiting
+    from lessor.server.core import StreamHandler, Waiting
     from lessor.server.h2_session import H2Session
 
 
@@ -33,16 +35,36 @@ def token_of(stream: Stream | None) -> bytes | None:
 _EXACTLY_ONE = EtcdError(Code.INTERNAL, "grpc: a unary call takes exactly one message")
 
 
+_VERSIONS_MAX = 100  # distinct client-api-versions that are counted: a peer may send anything
+
+
+class Route:
+    """What is known of all calls with one head: the method, and where they are counted."""
+
+    __slots__ = ("method", "parse", "requests", "started", "succeeded", "unary")
+
+    def __init__(self, metrics: Metrics, method: Method, client_api_version: bytes) -> None:
+        if len(metrics.requests) >= _VERSIONS_MAX:
+            client_api_version = b"unknown"
+        self.method = method
+        self.unary = method.unary
+        self.parse = method.request.FromString
+        self.started = metrics.started[method]
+        self.requests = metrics.requests[method.unary, client_api_version]
+        self.succeeded = metrics.handled[method, Code.OK]
+
+
 class GrpcUnary:
     """One unary call. The hot path of grants, puts and ranges."""
 
-    __slots__ = ("_deframer", "_session", "_stream", "_timer", "deadline_s", "message", "method", "waiting")
+    __slots__ = ("_deframer", "_route", "_session", "_stream", "_timer", "deadline_s", "message", "method", "waiting")
 
-    def __init__(self, session: "H2Session", stream: Stream, method: Method) -> None:
+    def __init__(self, session: "H2Session", stream: Stream, route: Route) -> None:
         self._session = session
         self._stream: Stream | None = stream
         self._deframer: grpc.Deframer | None = None
-        self.method = method
+        self._route = route
+        self.method = route.method
         self.message: bytes | None = None
         self.deadline_s: float | None = None  # set where the peer named a timeout
         self.waiting: Waiting | None = None
@@ -56,18 +78,16 @@ class GrpcUnary:
     def peer_common_name(self) -> str | None:
         return self._session.peer_common_name
 
-    def on_data(self, data: bytes) -> None:
+    def on_whole(self, data: bytes) -> None:
+        """The request's whole body, as one frame: the usual case by far."""
         size = len(data) - 5
-        # The usual case by far: one frame holds the whole message, uncompressed.
-        if (
-            self._deframer is None
-            and self.message is None
-            and size >= 0
-            and data[0] == 0
-            and int.from_bytes(data[1:5], "big") == size <= self._session.message_bytes_max
-        ):
+        if size >= 0 and data[0] == 0 and int.from_bytes(data[1:5], "big") == size <= self._session.message_bytes_max:
             self.message = data[5:]
-            return
+        else:
+            self.on_data(data)
+        self.on_end()
+
+    def on_data(self, data: bytes) -> None:
         if self._deframer is None:
             assert self._stream is not None
             self._deframer = self._session.deframer(self._stream)
@@ -94,7 +114,7 @@ class GrpcUnary:
             return
         core = self._session.core
         try:
-            request = self.method.request.FromString(message)
+            request = self._route.parse(message)
         except DecodeError:
             self.fail(errors.MALFORMED_MESSAGE.error())
             return
@@ -106,7 +126,7 @@ class GrpcUnary:
     def _refuse(self) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
-            self._session.core.metrics.handled[self.method, Code.UNAVAILABLE] += 1
+            self._session.core.metrics.handled[self.method, Code.UNAVAILABLE].n += 1
             self._session.refuse(stream)
 
     def _out_of_time(self) -> None:
@@ -144,7 +164,8 @@ class GrpcUnary:
             self.fail(errors.DEADLINE_EXCEEDED.error())
         else:
             self._stream = None
-            self._session.respond(self.method, stream, payload)
+            self._route.succeeded.n += 1
+            self._session.respond(stream, payload)
 
     def fail(self, error: EtcdError) -> None:
         stream, self._stream = self._stream, None
@@ -166,7 +187,7 @@ class GrpcStream:
         self._asked = False  # whether a request has come
         self._failed = False  # a request was malformed or refused; those after it are not looked at
         self._timer: Any = None
-        self._handler = session.core.stream_handlers[method](session.core, self)
+        self._handler: StreamHandler = session.core.stream_handlers[method](session.core, self)
 
     def expire_after(self, timeout_s: float) -> None:
         """Ends the call with DEADLINE_EXCEEDED when the peer's grpc-timeout has passed."""
@@ -179,6 +200,10 @@ class GrpcStream:
     @property
     def peer_common_name(self) -> str | None:
         return self._session.peer_common_name
+
+    def on_whole(self, data: bytes) -> None:
+        self.on_data(data)
+        self.on_end()
 
     def on_data(self, data: bytes) -> None:
         if self._failed:
@@ -229,7 +254,8 @@ class GrpcStream:
             if self._timer is not None:
                 self._timer.cancel()
             self._session.streaming.discard(self)
-            self._handler.on_gone()
+            handler, self._handler = self._handler, OVER
+            handler.on_gone()
         return stream
 
     def send(self, replies: list[bytes]) -> None:
@@ -256,6 +282,8 @@ class GrpcRefused:
     """Stands at a stream that was answered already: whatever else the peer sends on it is dropped."""
 
     __slots__ = ()
+
+    def on_whole(self, data: bytes) -> None: ...
 
     def on_data(self, data: bytes) -> None: ...
 

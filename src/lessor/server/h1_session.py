@@ -8,7 +8,7 @@ Laws
 
 import asyncio
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from lessor.api.methods import BY_ROUTE, Method
@@ -32,6 +32,13 @@ def _block(headers: Headers) -> bytes:
     return h1.encode_headers(headers)
 
 
+def _body_bytes_max(core: Core, exchange: h1.Exchange) -> int | None:
+    """A stream's body may be without end; its decoder bounds each message in it."""
+    found = BY_ROUTE.get(exchange.path)
+    # Base64 and names make JSON larger than the message, whose own limit is checked when it is known.
+    return 2 * core.options.message_bytes_max if found is None or found.unary else None
+
+
 class H1Session:
     """The requests of one connection.
 
@@ -45,19 +52,13 @@ class H1Session:
         self.waiting_for_drain: set[Any] = set()
         self.serve = serve
         self._websocket: WebSocketCall | None = None
-        self._h1 = h1.H1Connection(self._body_bytes_max)
+        self._h1 = h1.H1Connection(partial(_body_bytes_max, self.core))
         self.cut_off = False  # closed for what the peer sent, while it may be sending more
         self.begun = False  # whether a request's head has come in whole
         self._deferred: list[h1.Event] = []  # of the next request of a pipeline
         self._kept = bytearray()  # what came behind them and was not looked at
         self._eof = False
         self._stopped: EtcdError | None = None
-
-    def _body_bytes_max(self, exchange: h1.Exchange) -> int | None:
-        """A stream's body may be without end; its decoder bounds each message in it."""
-        found = BY_ROUTE.get(exchange.path)
-        # Base64 and names make JSON larger than the message, whose own limit is checked when it is known.
-        return 2 * self.core.options.message_bytes_max if found is None or found.unary else None
 
     def receive(self, data: bytes) -> None:
         if self._websocket is not None:
@@ -199,7 +200,7 @@ class H1Exchange:
         self.method = exchange.method
         self.path = exchange.path
         self.query = exchange.query
-        self.header = exchange.get
+        self.header = exchange.head.get
         self.upgrades_to = streaming_method(session.core, exchange) if session.serve is answer else None
         self.body = session.serve(session.core, self)
 

@@ -16,7 +16,7 @@ from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import routes
 from lessor.gateway.routes import Headers
-from lessor.server.grpc_calls import REFUSED, GrpcStream, GrpcUnary, method_error
+from lessor.server.grpc_calls import REFUSED, GrpcStream, GrpcUnary, Route, method_error
 from lessor.server.http_calls import JsonStream, answer
 from lessor.wire import grpc, h2
 from lessor.wire.frames import ErrorCode
@@ -48,7 +48,7 @@ class H2Session:
         self.held_bytes = 0
         self._unflushed_bytes = 0
         self._connection = connection
-        self._h2 = h2.H2Server()
+        self._h2 = h2.H2Server(whole_requests=True)
         self._draining = False  # the server stops: no new streaming calls, they would have no end
         self.cut_off = False
         self._metrics = self.core.metrics
@@ -64,7 +64,10 @@ class H2Session:
             if last is not None:
                 last.owner.on_data(b"".join(gathered))
                 last = None
-            if kind == h2.DATA:
+            if kind == h2.WHOLE:
+                self._open(stream)
+                stream.owner.on_whole(payload)
+            elif kind == h2.DATA:
                 last, gathered = stream, [payload]
             elif kind == h2.HEADERS:
                 self._open(stream)
@@ -83,24 +86,24 @@ class H2Session:
         route = head.route
         if route is None:  # the first request with this header block
             route = head.route = self._route(head)
-        if isinstance(route, EtcdError):
-            stream.owner = REFUSED
-            self._h2.send_headers(stream, grpc.trailers_only(route.code, route.message), end_stream=True)
-        elif isinstance(route, Method):
-            self._metrics.started[route] += 1
-            self._metrics.requests[route.unary, head.get(b"client-api-version") or b"unknown"] += 1
+        if isinstance(route, Route):
+            route.started.n += 1
+            route.requests.n += 1
             timeout = head.get(b"grpc-timeout")
             if route.unary:
                 unary = stream.owner = GrpcUnary(self, stream, route)
                 if timeout is not None:
                     unary.deadline_s = self.core.turn.now_s() + self._timeout_s(unary, timeout)
             elif self._draining:
-                self.fail(route, stream, errors.SERVER_STOPPED.error(), started=False)
+                self.fail(route.method, stream, errors.SERVER_STOPPED.error(), started=False)
             else:
-                streaming = stream.owner = GrpcStream(self, stream, route)
+                streaming = stream.owner = GrpcStream(self, stream, route.method)
                 self.streaming.add(streaming)
                 if timeout is not None:
                     streaming.expire_after(self._timeout_s(streaming, timeout))
+        elif isinstance(route, EtcdError):
+            stream.owner = REFUSED
+            self._h2.send_headers(stream, grpc.trailers_only(route.code, route.message), end_stream=True)
         else:
             exchange = stream.owner = H2Exchange(self, stream)
             if isinstance(exchange.body, JsonStream):
@@ -108,7 +111,7 @@ class H2Session:
                 if self._draining:
                     exchange.body.finish(errors.SERVER_STOPPED.error())
 
-    def _route(self, head: h2.Head) -> Method | EtcdError | str:
+    def _route(self, head: h2.Head) -> Route | EtcdError | str:
         """The method that a head calls, the error it gets, or "http" for what is not gRPC."""
         if not grpc.is_grpc(head.get(b"content-type")):
             return "http"
@@ -124,7 +127,7 @@ class H2Session:
         method = BY_PATH.get(path)
         if method is None or not self.core.serves(method):
             return method_error(path)
-        return method
+        return Route(self._metrics, method, head.get(b"client-api-version") or b"unknown")
 
     @staticmethod
     def _timeout_s(call: GrpcUnary | GrpcStream, timeout: bytes) -> float:
@@ -140,9 +143,8 @@ class H2Session:
 
     # --- replies, from the calls ---
 
-    def respond(self, method: Method, stream: h2.Stream, framed: bytes) -> None:
+    def respond(self, stream: h2.Stream, framed: bytes) -> None:
         """The whole successful reply of a unary call."""
-        self._metrics.handled[method, Code.OK] += 1
         self._unflushed_bytes += len(framed)
         self._h2.send_response(stream, grpc.RESPONSE_HEADERS, framed, grpc.TRAILERS_OK)
         self.core.turn.flush_later(self._connection)
@@ -158,7 +160,7 @@ class H2Session:
     def fail(self, method: Method, stream: h2.Stream, error: EtcdError | None, started: bool) -> None:
         """Ends a call with an error, or a streaming call with OK (`error` None)."""
         code, text = (error.code, error.message) if error else (Code.OK, "")
-        self._metrics.handled[method, code] += 1
+        self._metrics.handled[method, code].n += 1
         stream.owner = REFUSED
         if started:
             self._h2.send_headers(stream, grpc.trailers(code, text), end_stream=True)
@@ -228,7 +230,9 @@ class H2Session:
 
     def lost(self) -> None:
         for stream in self._h2.open_streams():
-            stream.owner.on_reset()
+            owner, stream.owner = stream.owner, REFUSED
+            owner.on_reset()
+        self.waiting_for_drain.clear()
 
 
 class H2Exchange:
@@ -249,6 +253,10 @@ class H2Exchange:
         return self._head.get(name)
 
     # from the stream
+
+    def on_whole(self, data: bytes) -> None:
+        self.on_data(data)
+        self.on_end()
 
     def on_data(self, data: bytes) -> None:
         self._taken_bytes += len(data)

@@ -12,7 +12,7 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec, routes, stream
 from lessor.gateway.routes import Headers
-from lessor.server.core import Core, Waiting
+from lessor.server.core import OVER, Core, StreamHandler, Waiting
 from lessor.server.pages import page
 
 
@@ -67,8 +67,8 @@ def answer(core: Core, exchange: Exchange) -> Body:
         return Plain(exchange, found)
     if core.serves(found):
         return JsonUnary(core, exchange, found) if found.unary else JsonStream(core, exchange, found)
-    core.metrics.started[found] += 1
-    core.metrics.handled[found, Code.UNIMPLEMENTED] += 1
+    core.metrics.started[found].n += 1
+    core.metrics.handled[found, Code.UNIMPLEMENTED].n += 1
     error = EtcdError(Code.UNIMPLEMENTED, f"unknown method {found.name} for service {found.service}")
     return Plain(exchange, routes.error_answer(error))
 
@@ -77,13 +77,15 @@ class Plain:
     """A reply that is known from the head; sent when the request has come in whole."""
 
     def __init__(self, exchange: Exchange, reply: routes.Answer) -> None:
-        self._exchange = exchange
+        self._exchange: Exchange | None = exchange
         self._reply = reply
 
     def on_body(self, data: bytes) -> None: ...
 
     def on_end(self) -> None:
-        self._exchange.reply(*self._reply)
+        exchange, self._exchange = self._exchange, None  # which knows us
+        if exchange is not None:
+            exchange.reply(*self._reply)
 
     def on_gone(self) -> None: ...
 
@@ -108,8 +110,8 @@ class JsonUnary:
         self._body: list[bytes] = []
         self.method = method
         self.waiting: Waiting | None = None
-        core.metrics.started[method] += 1
-        core.metrics.requests[True, b"unknown"] += 1
+        core.metrics.started[method].n += 1
+        core.metrics.requests[True, b"unknown"].n += 1
 
     @property
     def token(self) -> bytes | None:
@@ -142,13 +144,14 @@ class JsonUnary:
 
     def deliver(self, payload: Any) -> None:
         code = payload.code if isinstance(payload, EtcdError) else Code.OK
-        self._core.metrics.handled[self.method, code] += 1
-        if self._exchange is None:
+        self._core.metrics.handled[self.method, code].n += 1
+        exchange, self._exchange = self._exchange, None  # which knows us
+        if exchange is None:
             return
         if isinstance(payload, EtcdError):
-            self._exchange.reply(*routes.error_answer(payload))
+            exchange.reply(*routes.error_answer(payload))
         else:
-            self._exchange.reply(200, routes.JSON_HEADERS, payload)
+            exchange.reply(200, routes.JSON_HEADERS, payload)
 
 
 class JsonStream:
@@ -165,9 +168,9 @@ class JsonStream:
         self._started = False
         self._asked = False  # whether a request has come
         self._failed = False  # a request was refused; those after it are not looked at
-        self._handler = core.stream_handlers[method](core, self)
-        core.metrics.started[method] += 1
-        core.metrics.requests[False, b"unknown"] += 1
+        self._handler: StreamHandler = core.stream_handlers[method](core, self)
+        core.metrics.started[method].n += 1
+        core.metrics.requests[False, b"unknown"].n += 1
 
     @property
     def token(self) -> bytes | None:
@@ -221,8 +224,9 @@ class JsonStream:
     def _close(self, error: EtcdError | None) -> Exchange | None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            self._core.metrics.handled[self.method, error.code if error else Code.OK] += 1
-            self._handler.on_gone()
+            self._core.metrics.handled[self.method, error.code if error else Code.OK].n += 1
+            handler, self._handler = self._handler, OVER
+            handler.on_gone()
         return exchange
 
     def send(self, replies: list[bytes]) -> None:

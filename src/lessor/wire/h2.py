@@ -34,7 +34,7 @@ from lessor.wire.h2_headers import (
     header_list_bytes,
 )
 from lessor.wire.h2_headers import TRAILERS as TRAILERS_FORM
-from lessor.wire.h2_stream import DATA, END, HEADERS, RESET, TRAILERS, Event, Stream
+from lessor.wire.h2_stream import DATA, END, HEADERS, RESET, TRAILERS, WHOLE, Event, Stream
 
 __all__ = [
     "DATA",
@@ -42,6 +42,7 @@ __all__ = [
     "HEADERS",
     "RESET",
     "TRAILERS",
+    "WHOLE",
     "ErrorCode",
     "Event",
     "Field",
@@ -69,10 +70,14 @@ _CLIENT_OPENING = (
 
 
 class H2Server(H2Connection):
-    """The side that answers. Give it every byte of the connection, the preface included."""
+    """The side that answers. Give it every byte of the connection, the preface included.
 
-    def __init__(self) -> None:
+    `whole_requests`: whether the owner wants WHOLE events.
+    """
+
+    def __init__(self, whole_requests: bool = False) -> None:
         super().__init__()
+        self._joins_events = whole_requests
         self._next_peer_id = 1  # what the next stream is called when the client leaves no gap
         self._skipped_ids: deque[tuple[int, int]] = deque(maxlen=limits.H2_SKIPPED_IDS_MAX)  # (first, last) of a gap
         self._append(_SERVER_OPENING)

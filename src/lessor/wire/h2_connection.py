@@ -23,7 +23,7 @@ from lessor.wire.frames import ConnectionFault, ErrorCode
 from lessor.wire.h2_headers import Head, HeaderDecoder
 from lessor.wire.h2_limits import RateLimit
 from lessor.wire.h2_send import H2Sender
-from lessor.wire.h2_stream import DATA, END, RESET, Event, Stream
+from lessor.wire.h2_stream import DATA, END, HEADERS, RESET, WHOLE, Event, Stream
 
 _unpack = frames.FRAME_HEADER.unpack_from
 _STREAM_WINDOW_LOW_BYTES = limits.H2_WINDOW_BYTES // 2
@@ -59,6 +59,7 @@ class H2Connection(H2Sender):
         self._block: _Block | None = None
         self._initial_send_window = frames.WINDOW_BYTES_DEFAULT
         self._recv_window = limits.H2_CONNECTION_WINDOW_BYTES
+        self._joins_events = False  # whether the owner is told of a whole request in one event
         self._opened = False
         self._draining = False
         self._buffer = bytearray()  # the beginning of a frame whose rest has not come
@@ -135,6 +136,7 @@ class H2Connection(H2Sender):
         """Handles every whole frame from `position` on; returns where the first unfinished one begins."""
         streams = self._streams
         append = events.append
+        joins_events = self._joins_events
         frame_bytes_max = limits.H2_FRAME_BYTES_MAX
         data_end = len(data)
         taken = 0
@@ -162,10 +164,16 @@ class H2Connection(H2Sender):
                 and not (flags & frames.FLAG_PADDED or stream.remote_ended or in_block)
             ):
                 taken += length
-                append((DATA, stream, data[payload_start:payload_end]))
+                payload = data[payload_start:payload_end]
                 if flags & frames.FLAG_END_STREAM:
-                    self._end_remote(stream, events)
+                    if joins_events and events and events[-1][1] is stream and events[-1][0] == HEADERS:
+                        events[-1] = (WHOLE, stream, payload)
+                        stream.remote_ended = True
+                    else:
+                        append((DATA, stream, payload))
+                        self._end_remote(stream, events)
                 else:
+                    append((DATA, stream, payload))
                     stream.recv_window -= length
                     if stream.recv_window < _STREAM_WINDOW_LOW_BYTES:
                         self._grant_stream_credit(stream)

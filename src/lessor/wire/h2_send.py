@@ -13,7 +13,10 @@ window goes round there, one frame for each stream in turn, so that one long rep
 ever looks through all streams, except when the peer changes its INITIAL_WINDOW_SIZE.
 """
 
+import struct
 from collections import deque
+from collections.abc import Callable
+from functools import lru_cache
 
 from lessor.base import limits
 from lessor.wire.frames import (
@@ -33,6 +36,25 @@ _pack = FRAME_HEADER.pack
 _ENDED = FLAG_END_HEADERS | FLAG_END_STREAM
 # RFC 7541 4.2: a peer that shrinks its table wants to be told so by the next block. We use none: size 0.
 _TABLE_SIZE_ZERO = b"\x20"
+
+
+Pack = Callable[..., bytes]
+
+
+@lru_cache(maxsize=64)
+def _forms(headers_block: bytes, trailers_block: bytes) -> tuple[Pack, bytes, Pack, bytes] | None:
+    """How to pack what goes before and behind the data of a response, each in one step; None when it is too long.
+
+    Before: the first 5 bytes of a HEADERS frame, stream id, block, the head of a DATA frame. Behind: the same of the
+    trailers. Made once for each pair of blocks, of which there are few: one step each takes a third of the time of six.
+    """
+    if len(headers_block) + len(trailers_block) > FRAME_BYTES_DEFAULT:
+        return None
+    before = struct.Struct(f">5sI{len(headers_block)}sIBI")
+    behind = struct.Struct(f">5sI{len(trailers_block)}s")
+    head = (len(headers_block) << 8 | HEADERS).to_bytes(4, "big") + bytes((FLAG_END_HEADERS,))
+    tail = (len(trailers_block) << 8 | HEADERS).to_bytes(4, "big") + bytes((_ENDED,))
+    return before.pack, head, behind.pack, tail
 
 
 class H2Sender:
@@ -84,11 +106,12 @@ class H2Sender:
         everything fits.
         """
         size = len(data)
+        forms = _forms(headers_block, trailers_block)
         if (
             size > stream.send_window
             or size > self._send_window
             or size > FRAME_BYTES_DEFAULT
-            or len(headers_block) + len(trailers_block) > FRAME_BYTES_DEFAULT
+            or forms is None
             or self._table_update
             or stream.local_ended
         ):
@@ -98,13 +121,11 @@ class H2Sender:
             return
         stream_id = stream.id
         self._send_window -= size
+        pack_before, head, pack_behind, tail = forms
         self._append(
-            _pack(len(headers_block) << 8 | HEADERS, FLAG_END_HEADERS, stream_id)
-            + headers_block
-            + _pack(size << 8, 0, stream_id)
+            pack_before(head, stream_id, headers_block, size << 8, 0, stream_id)
             + data
-            + _pack(len(trailers_block) << 8 | HEADERS, _ENDED, stream_id)
-            + trailers_block
+            + pack_behind(tail, stream_id, trailers_block)
         )
         self._sent_since_ping = True
         stream.local_ended = True
