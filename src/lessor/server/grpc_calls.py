@@ -85,7 +85,8 @@ class GrpcUnary:
             self.message = data[5:]
         else:
             self.on_data(data)
-        self.on_end()
+        if self._stream is not None:  # and did not fail
+            self.on_end()
 
     def on_data(self, data: bytes) -> None:
         if self._deframer is None:
@@ -201,10 +202,6 @@ class GrpcStream:
     def peer_common_name(self) -> str | None:
         return self._session.peer_common_name
 
-    def on_whole(self, data: bytes) -> None:
-        self.on_data(data)
-        self.on_end()
-
     def on_data(self, data: bytes) -> None:
         if self._failed:
             return
@@ -282,8 +279,6 @@ class GrpcRefused:
     """Stands at a stream that was answered already: whatever else the peer sends on it is dropped."""
 
     __slots__ = ()
-
-    def on_whole(self, data: bytes) -> None: ...
 
     def on_data(self, data: bytes) -> None: ...
 

@@ -66,7 +66,12 @@ class H2Session:
                 last = None
             if kind == h2.WHOLE:
                 self._open(stream)
-                stream.owner.on_whole(payload)
+                owner = stream.owner
+                if isinstance(owner, GrpcUnary):
+                    owner.on_whole(payload)
+                else:
+                    owner.on_data(payload)
+                    stream.owner.on_end()  # another one, if the data ended the call
             elif kind == h2.DATA:
                 last, gathered = stream, [payload]
             elif kind == h2.HEADERS:
@@ -253,10 +258,6 @@ class H2Exchange:
         return self._head.get(name)
 
     # from the stream
-
-    def on_whole(self, data: bytes) -> None:
-        self.on_data(data)
-        self.on_end()
 
     def on_data(self, data: bytes) -> None:
         self._taken_bytes += len(data)
