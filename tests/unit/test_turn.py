@@ -516,5 +516,5 @@ def test_watchers_are_told_when_the_change_is_durable() -> None:
     world.loop.settle()
     world.pass_time(RECONNECT_GRACE_S)
     told = [payload for payload in owner.got if isinstance(payload, Publication)]
-    assert [event.value for publication in told for event, _ in publication.events] == [b"", None]
-    assert world.turn.durable_revision == told[-1].revision == 3
+    assert [event.value for publication in told for event, _ in publication.changes.events] == [b"", None]
+    assert world.turn.durable_revision == told[-1].changes.revision == 3

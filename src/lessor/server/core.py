@@ -156,8 +156,6 @@ class Core:
         self.watch_streams: set[WatchesProgress] = set()
         self.waiting_lines = WaitingLines(self)
         self.exposition = Exposition(self)
-        self._header_revision = -1
-        self._header_field = b""
         self.unary_handlers: dict[Method, UnaryHandler] = {}
         self.waiting_handlers: dict[Method, WaitingHandler] = {}
         self.stream_handlers: dict[Method, StreamFactory] = {}
@@ -234,12 +232,7 @@ class Core:
 
     def durable_header_field(self) -> bytes:
         """The header of a reply that does not wait at the gate, as its field 1: it names the durable revision."""
-        revision = self.turn.durable_revision
-        if revision != self._header_revision:
-            self._header_revision = revision
-            # Every response has its header as field 1, so any of them encodes it the same way.
-            self._header_field = rpc_pb2.LeaseKeepAliveResponse(header=self.header(revision)).SerializeToString()
-        return self._header_field
+        return self.machine.header_field(self.turn.durable_revision)
 
     def header(self, revision: int) -> rpc_pb2.ResponseHeader:
         """A response header as of `revision`."""

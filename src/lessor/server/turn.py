@@ -192,9 +192,9 @@ class Turn:
         if hub.outbox:
             batch = self.machine.journal.newest_with_rows
             for publication in hub.take_outbox():
-                watcher = publication.watcher
+                watcher = publication.watchers[0]
                 if watcher.at_once:
-                    watcher.owner.on_publication(publication)
+                    watcher.owner.on_changes(publication.changes)
                 else:
                     self.gate.hold(batch, watcher.owner, publication)
 

@@ -23,18 +23,18 @@ from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.server.core import Core, StreamCall
 from lessor.server.turn import Turn
-from lessor.state.encode import nested
+from lessor.state.encode import number_field
 from lessor.state.watch_hub import (
+    Changes,
     CompactedError,
     Publication,
-    Told,
     Watcher,
-    event_bytes,
     range_is_empty,
     watch_range,
 )
 
-_EVENTS_TAG = b"\x5a"  # field 11, length-delimited
+_WATCH_ID_TAG = b"\x10"  # field 2, a number
+_FRAGMENT = b"\x38\x01"  # field 7, true
 _PIECE_COST_BYTES_MIN = (
     65_536  # what a piece counts at least: history was looked through for it, though little was found
 )
@@ -52,8 +52,7 @@ class _Tail(NamedTuple):
     """History that is not durable yet: the last piece, mostly. Encoded when it leaves; at most one of each watcher."""
 
     watcher: Watcher
-    changes: list[Told]
-    revision: int
+    changes: Changes
 
 
 class _Pace:
@@ -262,14 +261,20 @@ class WatchStream:
             self._fall_behind(begins)
 
     def _deliver_live(self, publication: Publication) -> None:
-        watcher, revision = publication.watcher, publication.revision
-        if watcher.cancelled or watcher in self._behind or revision < self._history_told.get(watcher, 0):
-            return
-        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
-            self._core.machine.hub.lag(watcher, revision)
-            self._fall_behind(watcher)
-            return
-        self._call.send(self._responses(watcher, publication.events, revision))
+        changes, told_until = publication.changes, self._history_told
+        room_bytes = limits.H2_STREAM_SEND_BYTES_MAX - self._call.backlog_bytes
+        responses: list[bytes] = []
+        for watcher in publication.watchers:
+            if watcher.cancelled or watcher in self._behind or changes.revision < told_until.get(watcher, 0):
+                continue
+            if room_bytes < 0:
+                self._core.machine.hub.lag(watcher, changes.revision)
+                self._fall_behind(watcher)
+                continue
+            responses += self._responses(watcher, changes)
+            room_bytes -= len(changes.fields())
+        if responses:
+            self._call.send(responses)
 
     def _deliver_tail(self, tail: _Tail) -> None:
         watcher = tail.watcher
@@ -277,10 +282,10 @@ class WatchStream:
         if watcher.cancelled:
             return
         if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
-            self._core.machine.hub.lag(watcher, tail.changes[0][0].mod_revision)
+            self._core.machine.hub.lag(watcher, tail.changes.events[0][0].mod_revision)
             self._fall_behind(watcher)
             return
-        self._call.send(self._responses(watcher, tail.changes, tail.revision))
+        self._call.send(self._responses(watcher, tail.changes))
         if watcher in self._behind:
             self._ready[watcher] = None
             self._pace.later(self)
@@ -325,16 +330,17 @@ class WatchStream:
         """One piece of history: durable revisions at once, the few newer ones through the gate. Returns bytes sent."""
         machine, durable = self._core.machine, self._core.turn.durable_revision
         upto = durable if watcher.next_revision <= durable else machine.revision
-        changes = machine.hub.replay(watcher, upto, limits.WATCH_REPLAY_REVISIONS_MAX, limits.WATCH_REPLAY_BYTES_MAX)
+        told = machine.hub.replay(watcher, upto, limits.WATCH_REPLAY_REVISIONS_MAX, limits.WATCH_REPLAY_BYTES_MAX)
         self._history_told[watcher] = watcher.next_revision
-        if not changes:
+        if not told:
             return 0
+        changes = Changes(upto, told)
         if upto > durable:
             self._tails.add(watcher)
-            self._hold(_Tail(watcher, changes, upto))
+            self._hold(_Tail(watcher, changes))
             return 0
         # Nothing that this watcher has to hear first is at the gate: not its beginning, and no earlier history.
-        responses = self._responses(watcher, changes, upto)
+        responses = self._responses(watcher, changes)
         self._call.send(responses)
         return sum(map(len, responses))
 
@@ -346,18 +352,17 @@ class WatchStream:
         )
         self._hold((response.SerializeToString(), None))
 
-    def _responses(self, watcher: Watcher, changes: list[Told], revision: int) -> list[bytes]:
+    def _responses(self, watcher: Watcher, changes: Changes) -> list[bytes]:
         """The response that tells of the changes, which the hub has filtered for this watcher; or its fragments."""
-        head = rpc_pb2.WatchResponse(header=self._core.header(revision), watch_id=watcher.watch_id)
-        self._core.metrics.events += len(changes)
-        fields = [nested(_EVENTS_TAG, event_bytes(event, previous)) for event, previous in changes]
-        size_max = self._core.options.max_request_bytes + limits.REQUEST_OVERHEAD_BYTES
-        if not watcher.fragment or sum(map(len, fields)) < size_max:
-            return [head.SerializeToString() + b"".join(fields)]
-        pieces = _split(fields, size_max)
-        fragment = rpc_pb2.WatchResponse(header=head.header, watch_id=head.watch_id, fragment=True).SerializeToString()
-        responses = [fragment + piece for piece in pieces[:-1]]
-        return [*responses, head.SerializeToString() + pieces[-1]]
+        core = self._core
+        core.metrics.events += len(changes.events)
+        head = core.machine.header_field(changes.revision) + number_field(_WATCH_ID_TAG, watcher.watch_id)
+        fields = changes.fields()
+        size_max = core.options.max_request_bytes + limits.REQUEST_OVERHEAD_BYTES
+        if not watcher.fragment or len(fields) < size_max:
+            return [head + fields]
+        pieces = _split(changes.each_field(), size_max)
+        return [*(head + _FRAGMENT + piece for piece in pieces[:-1]), head + pieces[-1]]
 
 
 def _split(fields: list[bytes], size_max: int) -> list[bytes]:
