@@ -14,6 +14,7 @@ Laws
 - The stream outlives its watchers and the peer's half-close; only a cancel, a disconnect or a shutdown ends it.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -264,6 +265,9 @@ class WatchStream:
         changes, told_until = publication.changes, self._history_told
         room_bytes = limits.H2_STREAM_SEND_BYTES_MAX - self._call.backlog_bytes
         responses: list[bytes] = []
+        told = 0
+        opening, fields = self._core.machine.header_field(changes.revision), changes.fields()
+        size_bytes = len(fields)
         for watcher in publication.watchers:
             if watcher.cancelled or watcher in self._behind or changes.revision < told_until.get(watcher, 0):
                 continue
@@ -271,10 +275,18 @@ class WatchStream:
                 self._core.machine.hub.lag(watcher, changes.revision)
                 self._fall_behind(watcher)
                 continue
-            responses += self._responses(watcher, changes)
-            room_bytes -= len(changes.fields())
+            room_bytes -= size_bytes
+            told += 1
+            if watcher.fragment:
+                responses += self._responses(watcher, changes)
+            else:
+                responses.append(opening + _watch_id_field(watcher.watch_id) + fields)
         if responses:
-            self._call.send(responses)
+            self._send_events(responses, told * len(changes.events))
+
+    def _send_events(self, responses: list[bytes], events: int) -> None:
+        self._core.metrics.events += events
+        self._call.send(responses)
 
     def _deliver_tail(self, tail: _Tail) -> None:
         watcher = tail.watcher
@@ -285,7 +297,7 @@ class WatchStream:
             self._core.machine.hub.lag(watcher, tail.changes.events[0][0].mod_revision)
             self._fall_behind(watcher)
             return
-        self._call.send(self._responses(watcher, tail.changes))
+        self._send_events(self._responses(watcher, tail.changes), len(tail.changes.events))
         if watcher in self._behind:
             self._ready[watcher] = None
             self._pace.later(self)
@@ -341,7 +353,7 @@ class WatchStream:
             return 0
         # Nothing that this watcher has to hear first is at the gate: not its beginning, and no earlier history.
         responses = self._responses(watcher, changes)
-        self._call.send(responses)
+        self._send_events(responses, len(told))
         return sum(map(len, responses))
 
     def _lost_to_compaction(self, watcher: Watcher, compact_revision: int) -> None:
@@ -355,14 +367,18 @@ class WatchStream:
     def _responses(self, watcher: Watcher, changes: Changes) -> list[bytes]:
         """The response that tells of the changes, which the hub has filtered for this watcher; or its fragments."""
         core = self._core
-        core.metrics.events += len(changes.events)
-        head = core.machine.header_field(changes.revision) + number_field(_WATCH_ID_TAG, watcher.watch_id)
+        head = core.machine.header_field(changes.revision) + _watch_id_field(watcher.watch_id)
         fields = changes.fields()
         size_max = core.options.max_request_bytes + limits.REQUEST_OVERHEAD_BYTES
         if not watcher.fragment or len(fields) < size_max:
             return [head + fields]
         pieces = _split(changes.each_field(), size_max)
         return [*(head + _FRAGMENT + piece for piece in pieces[:-1]), head + pieces[-1]]
+
+
+@lru_cache(maxsize=4_096)
+def _watch_id_field(watch_id: int) -> bytes:
+    return number_field(_WATCH_ID_TAG, watch_id)
 
 
 def _split(fields: list[bytes], size_max: int) -> list[bytes]:
