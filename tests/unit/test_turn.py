@@ -17,6 +17,7 @@ from lessor.server.turn import MARGIN_S, SLOW_COMMIT_S, STALL_S, Turn
 from lessor.state.journal import Batch
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import RECONNECT_GRACE_S
+from lessor.state.watch_hub import Changes, Watcher
 
 
 class Loop:
@@ -96,15 +97,19 @@ class Disk:
 
 
 class Peer:
-    """An outlet and a connection in one."""
+    """An outlet, a connection and an owner of watchers in one."""
 
     def __init__(self) -> None:
         self.got: list[Any] = []
+        self.told: list[Changes] = []
         self.flushed = 0
         self.resumed = 0
 
     def deliver(self, payload: Any) -> None:
         self.got.append(payload)
+
+    def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
+        self.told.append(changes)
 
     def flush(self) -> None:
         self.flushed += 1
@@ -504,8 +509,6 @@ def test_output_is_flushed_once_a_turn_and_forgotten_with_its_connection() -> No
 
 
 def test_watchers_are_told_when_the_change_is_durable() -> None:
-    from lessor.state.watch_hub import Publication, Watcher
-
     world, owner = World(), Peer()
     world.machine.hub.add(Watcher(0, b"k", owner=owner))
     lease = world.grant(60)
@@ -515,6 +518,5 @@ def test_watchers_are_told_when_the_change_is_durable() -> None:
     world.loop.now_s += 61
     world.loop.settle()
     world.pass_time(RECONNECT_GRACE_S)
-    told = [payload for payload in owner.got if isinstance(payload, Publication)]
-    assert [event.value for publication in told for event, _ in publication.changes.events] == [b"", None]
-    assert world.turn.durable_revision == told[-1].changes.revision == 3
+    assert [event.value for changes in owner.told for event, _ in changes.events] == [b"", None]
+    assert world.turn.durable_revision == owner.told[-1].revision == 3

@@ -12,6 +12,7 @@ from lessor.state.watch_hub import (
     NO_DELETE,
     NO_PUT,
     CompactedError,
+    Publication,
     Told,
     Watcher,
     event_bytes,
@@ -52,10 +53,14 @@ def lines(told: list[Told]) -> list[Line]:
     return [(event.mod_revision, event.key, event.value, before.value if before else None) for event, before in told]
 
 
+def told_by(publication: Publication) -> list[Watcher]:
+    return [watcher for watchers in publication.audience.values() for watcher in watchers]
+
+
 def live(machine: StateMachine, watcher: Watcher) -> list[Line]:
     """What the outbox has for a watcher."""
     publications = machine.hub.take_outbox()
-    return [line for each in publications if watcher in each.watchers for line in lines(each.changes.events)]
+    return [line for each in publications if watcher in told_by(each) for line in lines(each.changes.events)]
 
 
 def replayed(machine: StateMachine, watcher: Watcher, revisions_max: int = 1000) -> list[Line]:
@@ -104,7 +109,7 @@ def test_one_publication_per_revision_and_watcher() -> None:
     machine.hub.add(one)
     delete(machine, b"a", b"c")
     outbox = machine.hub.take_outbox()
-    told = {(w.watch_id, p.changes.revision, len(p.changes.events)) for p in outbox for w in p.watchers}
+    told = {(w.watch_id, p.changes.revision, len(p.changes.events)) for p in outbox for w in told_by(p)}
     assert told == {(0, 5, 2), (1, 5, 1)}
 
 
@@ -140,12 +145,12 @@ def test_filters_and_prev_kv() -> None:
     delete(machine, b"a")
     outbox = machine.hub.take_outbox()
     told = {
-        watcher: [line for p in outbox if watcher in p.watchers for line in lines(p.changes.events)]
+        watcher: [line for p in outbox if watcher in told_by(p) for line in lines(p.changes.events)]
         for watcher in (no_put, no_delete)
     }
     assert told[no_put] == [(4, b"a", None, b"2")]
     assert told[no_delete] == [(2, b"a", b"1", None), (3, b"a", b"2", b"1")]
-    assert not [each for each in outbox if nothing in each.watchers]
+    assert not [each for each in outbox if nothing in told_by(each)]
 
 
 def test_removed_watchers_hear_nothing_and_leave_nothing() -> None:
@@ -294,7 +299,7 @@ def test_history_tells_what_live_told(by: str, monkeypatch: pytest.MonkeyPatch) 
                 delete(machine, key, b"\0" if what == "range" else b"")
         outbox = machine.hub.take_outbox()
         for watcher in watchers:
-            told = [line for each in outbox if watcher in each.watchers for line in lines(each.changes.events)]
+            told = [line for each in outbox if watcher in told_by(each) for line in lines(each.changes.events)]
             for start in {1, machine.revision // 2 + 1, machine.revision}:
                 late = Watcher(99, watcher.key, watcher.end, prev_kv=True, start_revision=start)
                 machine.hub.add(late)
@@ -353,18 +358,16 @@ def test_watchers_that_are_told_the_same_share_it_owner_by_owner() -> None:
         machine.hub.add(watcher)
     put(machine, b"a", b"now")
     outbox = machine.hub.take_outbox()
-    assert sorted(sorted(w.watch_id for w in p.watchers) for p in outbox) == [[0, 1, 2], [3], [4], [5], [7]]
-    assert all(len({id(w.owner) for w in p.watchers}) == 1 for p in outbox)
-    shared = {id(p.changes) for p in outbox if p.watchers[0] in plain}
-    assert len(shared) == 1
-    assert len({id(p.changes) for p in outbox if p.watchers[0] in with_previous} - shared) == 1
+    audiences = [{owner: [w.watch_id for w in told] for owner, told in p.audience.items()} for p in outbox]
+    assert sorted(audiences, key=str) == sorted(
+        [{one: [0, 1, 2], other: [3]}, {one: [4], other: [5]}, {one: [7]}], key=str
+    )
     for publication in outbox:
         told = rpc_pb2.WatchResponse.FromString(publication.changes.fields()).events
-        assert [(e.kv.value, e.prev_kv.value) for e in told] == [
-            (b"now", b"before" if publication.watchers[0].prev_kv else b"")
-        ]
+        wanted = b"before" if told_by(publication)[0].prev_kv else b""
+        assert [(e.kv.value, e.prev_kv.value) for e in told] == [(b"now", wanted)]
     delete(machine, b"a")
-    told_of_delete = [w.watch_id for p in machine.hub.take_outbox() for w in p.watchers]
+    told_of_delete = [w.watch_id for p in machine.hub.take_outbox() for w in told_by(p)]
     assert sorted(told_of_delete) == list(range(8))
 
 
@@ -379,7 +382,7 @@ def test_a_revision_with_many_events_is_one_publication_for_each_place() -> None
         machine.hub.add(watcher)
     delete(machine, b"a", b"c")
     outbox = machine.hub.take_outbox()
-    assert [([w.watch_id for w in p.watchers], [e.key for e, _ in p.changes.events]) for p in outbox] == [
+    assert [([w.watch_id for w in told_by(p)], [e.key for e, _ in p.changes.events]) for p in outbox] == [
         ([0, 1], [b"a1", b"a2"]),
         ([2], [b"a2", b"b"]),
     ]

@@ -38,6 +38,7 @@ from lessor.state.journal import Batch
 from lessor.state.leases import Lease
 from lessor.state.machine import StateMachine
 from lessor.state.replay import RECONNECT_GRACE_S
+from lessor.state.watch_hub import Publication
 
 # A timer that is so late tells of a process that stood still for longer than a client waits before it gives up its
 # connection. Whoever waits longer finds its keepalive read, and a busy machine is never that late.
@@ -64,6 +65,18 @@ class CatchUp(Protocol):
     def catch_up(self) -> bool:
         """Sends the next piece of history; returns whether there is more to send right now."""
         ...
+
+
+class _Audience:
+    """Where publications go when they may be seen: to the owners of the watchers."""
+
+    def deliver(self, publication: Publication) -> None:
+        changes = publication.changes
+        for owner, watchers in publication.audience.items():
+            owner.on_changes(watchers, changes)
+
+
+_AUDIENCE = _Audience()
 
 
 class Turn:
@@ -192,11 +205,10 @@ class Turn:
         if hub.outbox:
             batch = self.machine.journal.newest_with_rows
             for publication in hub.take_outbox():
-                watcher = publication.watchers[0]
-                if watcher.at_once:
-                    watcher.owner.on_changes(publication.changes)
+                if publication.at_once:
+                    _AUDIENCE.deliver(publication)
                 else:
-                    self.gate.hold(batch, watcher.owner, publication)
+                    self.gate.hold(batch, _AUDIENCE, publication)
 
     def _seal(self) -> None:
         journal = self.machine.journal

@@ -152,7 +152,7 @@ class Line:
         del self._claims[claim.key]
         return True
 
-    def on_changes(self, changes: Changes) -> None:
+    def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
         """Takes in what one revision changed, and answers the calls whose wait it ends."""
         keys = self._keys
         settled: list[Claim] = []

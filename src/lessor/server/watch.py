@@ -28,7 +28,6 @@ from lessor.state.encode import number_field
 from lessor.state.watch_hub import (
     Changes,
     CompactedError,
-    Publication,
     Watcher,
     range_is_empty,
     watch_range,
@@ -244,10 +243,7 @@ class WatchStream:
         self._core.gate.hold(self._waits_for, self, payload)
 
     def deliver(self, payload: Any) -> None:
-        """A publication of the hub, (response, watcher that begins with it), history, or a report of progress."""
-        if isinstance(payload, Publication):
-            self._deliver_live(payload)
-            return
+        """(Response, watcher that begins with it), history, or a report of progress."""
         if isinstance(payload, _Tail):
             self._deliver_tail(payload)
             return
@@ -261,14 +257,15 @@ class WatchStream:
         if begins is not None and begins.lagging and not begins.cancelled:
             self._fall_behind(begins)
 
-    def _deliver_live(self, publication: Publication) -> None:
-        changes, told_until = publication.changes, self._history_told
+    def on_changes(self, watchers: list[Watcher], changes: Changes) -> None:
+        """What is new and durable, for some of the watchers."""
+        told_until = self._history_told
         room_bytes = limits.H2_STREAM_SEND_BYTES_MAX - self._call.backlog_bytes
         responses: list[bytes] = []
         told = 0
         opening, fields = self._core.machine.header_field(changes.revision), changes.fields()
         size_bytes = len(fields)
-        for watcher in publication.watchers:
+        for watcher in watchers:
             if watcher.cancelled or watcher in self._behind or changes.revision < told_until.get(watcher, 0):
                 continue
             if room_bytes < 0:

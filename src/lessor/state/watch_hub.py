@@ -129,10 +129,11 @@ class Changes:
 
 
 class Publication(NamedTuple):
-    """All that one revision has to tell some watchers of one owner."""
+    """All that one revision has to tell some watchers, by their owners."""
 
-    watchers: list[Watcher]
+    audience: dict[Any, list[Watcher]]
     changes: Changes
+    at_once: bool = False
 
 
 def _changes(revision: int, told: list[Told], prev_kv: bool) -> Changes:
@@ -254,22 +255,23 @@ class WatchHub:
         for watcher in watchers:
             if watcher.lagging or watcher.next_revision > revision:
                 continue
-            if watcher.filters:
+            owner = watcher.owner
+            if watcher.filters or watcher.at_once:
                 wanted = [each for each in told if watcher.wants(each[0])]
                 if not wanted:
                     continue
-                self.outbox.append(Publication([watcher], _changes(revision, wanted, watcher.prev_kv)))
+                changes = _changes(revision, wanted, watcher.prev_kv)
+                self.outbox.append(Publication({owner: [watcher]}, changes, watcher.at_once))
             else:
-                group = by_owner[watcher.prev_kv]
-                if watcher.owner in group:
-                    group[watcher.owner].append(watcher)
+                audience = by_owner[watcher.prev_kv]
+                if owner in audience:
+                    audience[owner].append(watcher)
                 else:
-                    group[watcher.owner] = [watcher]
+                    audience[owner] = [watcher]
             watcher.next_revision = following
-        for group in by_owner:
-            if group:
-                changes = _changes(revision, told, group is by_owner[True])
-                self.outbox += [Publication(each, changes) for each in group.values()]
+        for prev_kv, audience in enumerate(by_owner):
+            if audience:
+                self.outbox.append(Publication(audience, _changes(revision, told, bool(prev_kv))))
 
     def take_outbox(self) -> list[Publication]:
         """Empties the outbox into the caller's hands."""
