@@ -48,7 +48,8 @@ class H2Session:
         self.held_bytes = 0
         self._unflushed_bytes = 0
         self._connection = connection
-        self._h2 = h2.H2Server()
+        self._h2 = h2.H2Server(self.core.options.grpc_keepalive, self.core.turn.now_s())
+        self._peer_timer = self.loop.call_later(self.core.options.grpc_keepalive.interval_s, self._look_after_peer)
         self._draining = False  # the server stops: no new streaming calls, they would have no end
         self.cut_off = False
         self._metrics = self.core.metrics
@@ -226,7 +227,25 @@ class H2Session:
             call.finish(error)
         self._h2.drain()
 
+    def _look_after_peer(self) -> None:
+        """Pings a peer that has been silent for long, and lets go of one that does not answer."""
+        wait_s = self._h2.look_after_peer(self.core.turn.now_s())
+        if not wait_s and self._connection.reading:
+            # We may have stood still, with the answer waiting in the socket: see it first.
+            self.loop.call_soon(self.loop.call_soon, self._let_go)
+            return
+        # While we do not read, because of what it has not taken, nothing can be heard: TCP finds out about that one.
+        self._peer_timer = self.loop.call_later(wait_s or limits.GRPC_KEEPALIVE_TIMEOUT_S, self._look_after_peer)
+        self.core.turn.flush_later(self._connection)
+
+    def _let_go(self) -> None:
+        if self._h2.look_after_peer(self.core.turn.now_s()):
+            self._look_after_peer()
+        else:
+            self._connection.transport.abort()
+
     def lost(self) -> None:
+        self._peer_timer.cancel()
         for stream in self._h2.open_streams():
             stream.owner.on_reset()
 

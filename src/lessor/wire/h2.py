@@ -34,6 +34,8 @@ from lessor.wire.h2_headers import (
     header_list_bytes,
 )
 from lessor.wire.h2_headers import TRAILERS as TRAILERS_FORM
+from lessor.wire.h2_keepalive import PAYLOAD, Keepalive, KeepaliveRules
+from lessor.wire.h2_limits import RateLimit
 from lessor.wire.h2_stream import DATA, END, HEADERS, RESET, TRAILERS, Event, Stream
 
 __all__ = [
@@ -71,11 +73,24 @@ _CLIENT_OPENING = (
 class H2Server(H2Connection):
     """The side that answers. Give it every byte of the connection, the preface included."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: KeepaliveRules | None = None, now: float = 0.0) -> None:
+        """`now`: of the first bytes, as in `receive`."""
         super().__init__()
+        self._now_s = now
+        self._keepalive = Keepalive(rules or KeepaliveRules())
         self._next_peer_id = 1  # what the next stream is called when the client leaves no gap
         self._skipped_ids: deque[tuple[int, int]] = deque(maxlen=limits.H2_SKIPPED_IDS_MAX)  # (first, last) of a gap
         self._append(_SERVER_OPENING)
+
+    def look_after_peer(self, now: float) -> float:
+        """Pings a peer that has long been silent. Returns in how many seconds to call again; 0: the peer is gone."""
+        ping, wait_s = self._keepalive.next_step(now, self._now_s)
+        if ping:
+            self.send_ping(PAYLOAD)
+        return wait_s
+
+    def _too_many_pings(self) -> bool:
+        return self._keepalive.one_too_many(self._now_s, self._sent_since_ping, bool(self._streams))
 
     def _expected_preface(self) -> bytes:
         return frames.PREFACE
@@ -154,6 +169,7 @@ class H2Client(H2Connection):
 
     def __init__(self) -> None:
         super().__init__()
+        self._pings = RateLimit(limits.H2_PINGS_PER_S_MAX)
         self._next_id = 1
         self._append(_CLIENT_OPENING)
 
@@ -185,6 +201,9 @@ class H2Client(H2Connection):
         self._streams[stream.id] = stream
         self.send_headers(stream, headers, end_stream)
         return stream
+
+    def _too_many_pings(self) -> bool:
+        return not self._sent_since_ping and self._pings.exceeded(self._now_s)
 
     def _expected_preface(self) -> bytes:
         return b""
