@@ -18,6 +18,7 @@ from lessor.base import errors, limits
 from lessor.server.connection import Connection
 from lessor.server.core import Core
 from lessor.server.metrics import Metrics
+from lessor.server.unfinished import Unfinished
 from lessor.wire import frames
 from lessor.wire.frames import ErrorCode
 from lessor.wire.h1 import WAITING_BYTES_MAX
@@ -91,6 +92,7 @@ class Accepted:
             options=SimpleNamespace(message_bytes_max=1_000_000, grpc_keepalive=KeepaliveRules()),
             metrics=Metrics(),
             auth=SimpleNamespace(enabled=False),
+            unfinished=Unfinished(1_000_000),
         )
         self.connection = Connection(cast(Core, core), set())
         self.connection.connection_made(cast(Any, self.transport))

@@ -13,6 +13,8 @@ EXPIRE_PER_TURN_MAX = 1_000  # leases ended in one loop turn, so that a storm ca
 # --- requests ---------------------------------------------------------------------------------------------------
 REQUEST_BYTES_MAX = 1_572_864  # default of --max-request-bytes: the encoded request
 REQUEST_OVERHEAD_BYTES = 524_288  # what a gRPC message may have beyond that, as in etcd
+UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864  # of half-sent requests, in one connection: forty of the largest
+UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory that nobody has been answered for
 TXN_OPS_MAX = 128  # default of --max-txn-ops
 QUOTA_BACKEND_BYTES = 2_147_483_648  # what --quota-backend-bytes 0 means
 

@@ -26,6 +26,7 @@ from lessor.server.release import Gate
 from lessor.server.snapshots import Snapshots
 from lessor.server.tokens import Tokens
 from lessor.server.turn import Turn
+from lessor.server.unfinished import Unfinished
 from lessor.server.waiting_lines import WaitingLines
 from lessor.state import permissions
 from lessor.state.machine import StateMachine
@@ -155,6 +156,7 @@ class Core:
         self.downgrade_target = ""  # of the downgrade that was enabled; see maintenance.py
         self.watch_streams: set[WatchesProgress] = set()
         self.waiting_lines = WaitingLines(self)
+        self.unfinished = Unfinished(options.message_bytes_max)
         self.exposition = Exposition(self)
         self.unary_handlers: dict[Method, UnaryHandler] = {}
         self.waiting_handlers: dict[Method, WaitingHandler] = {}

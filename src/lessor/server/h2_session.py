@@ -53,6 +53,7 @@ class H2Session:
         self._draining = False  # the server stops: no new streaming calls, they would have no end
         self.cut_off = False
         self._metrics = self.core.metrics
+        self._unfinished: dict[h2.Stream, int] = {}  # bytes kept of requests that have not come in whole
 
     def receive(self, data: bytes) -> None:
         self._metrics.grpc_received_bytes += len(data)
@@ -64,17 +65,22 @@ class H2Session:
                 continue
             if last is not None:
                 last.owner.on_data(b"".join(gathered))
+                if stream is not last:
+                    self._keep_count(last)
                 last = None
             if kind == h2.DATA:
                 last, gathered = stream, [payload]
             elif kind == h2.HEADERS:
                 self._open(stream)
             elif kind == h2.END:
+                self.uncount(stream)
                 stream.owner.on_end()
             elif kind == h2.RESET:
+                self.uncount(stream)
                 stream.owner.on_reset()
         if last is not None:
             last.owner.on_data(b"".join(gathered))
+            self._keep_count(last)
         if self.waiting_for_drain:
             self.wake_drained()
 
@@ -139,6 +145,27 @@ class H2Session:
         assert stream.head is not None
         return grpc.Deframer(self.message_bytes_max, stream.head.get(b"grpc-encoding"))
 
+    # --- requests that have not come in whole ---
+
+    def _keep_count(self, stream: h2.Stream) -> None:
+        """More has come of a request, without its end."""
+        kept_bytes, before_bytes = stream.owner.unfinished_bytes, self._unfinished.get(stream, 0)
+        if not kept_bytes:
+            self.uncount(stream)
+        elif kept_bytes != before_bytes:
+            self._unfinished[stream] = kept_bytes
+            self.core.unfinished.change(self, kept_bytes - before_bytes)
+
+    def uncount(self, stream: h2.Stream) -> None:
+        """The request has come in whole, or is over."""
+        if self._unfinished and (kept_bytes := self._unfinished.pop(stream, 0)):
+            self.core.unfinished.change(self, -kept_bytes)
+
+    def refuse_unfinished(self, error: EtcdError) -> None:
+        stream = next(reversed(self._unfinished))
+        stream.owner.fail(error)
+        self.uncount(stream)
+
     # --- replies, from the calls ---
 
     def respond(self, method: Method, stream: h2.Stream, framed: bytes) -> None:
@@ -158,6 +185,7 @@ class H2Session:
 
     def fail(self, method: Method, stream: h2.Stream, error: EtcdError | None, started: bool) -> None:
         """Ends a call with an error, or a streaming call with OK (`error` None)."""
+        self.uncount(stream)
         code, text = (error.code, error.message) if error else (Code.OK, "")
         self._metrics.handled[method, code] += 1
         stream.owner = REFUSED
@@ -189,6 +217,7 @@ class H2Session:
 
     def refuse(self, stream: h2.Stream) -> None:
         """The request was not looked at, and the peer may send it again: that is what REFUSED_STREAM says."""
+        self.uncount(stream)
         stream.owner = REFUSED
         self._h2.reset(stream, ErrorCode.REFUSED_STREAM)
         self.core.turn.flush_later(self._connection)
@@ -246,6 +275,8 @@ class H2Session:
 
     def lost(self) -> None:
         self._peer_timer.cancel()
+        for stream in list(self._unfinished):
+            self.uncount(stream)
         for stream in self._h2.open_streams():
             stream.owner.on_reset()
 
@@ -266,6 +297,13 @@ class H2Exchange:
 
     def header(self, name: bytes) -> bytes | None:
         return self._head.get(name)
+
+    @property
+    def unfinished_bytes(self) -> int:
+        return self.body.unfinished_bytes
+
+    def fail(self, error: EtcdError) -> None:
+        self.body.fail(error)
 
     # from the stream
 
@@ -320,6 +358,7 @@ class H2Exchange:
     def _end(self, data: bytes) -> None:
         stream = self._leave()
         if stream is not None:
+            self._session.uncount(stream)
             stream.owner = REFUSED
             self._session.write_http(stream, data, end=True)
 
