@@ -18,8 +18,6 @@ or was passed over (then PROTOCOL_ERROR, section 5.1.1) is told by the gaps: cli
 without any, so remembering the few newest gaps is enough.
 """
 
-from collections import deque
-
 from lessor.base import limits
 from lessor.wire import frames
 from lessor.wire.frames import ConnectionFault, ErrorCode
@@ -73,13 +71,19 @@ _CLIENT_OPENING = (
 class H2Server(H2Connection):
     """The side that answers. Give it every byte of the connection, the preface included."""
 
+    __slots__ = (
+        "_keepalive",
+        "_next_peer_id",
+        "_skipped_ids",
+    )
+
     def __init__(self, rules: KeepaliveRules | None = None, now: float = 0.0) -> None:
         """`now`: of the first bytes, as in `receive`."""
         super().__init__()
         self._now_s = now
         self._keepalive = Keepalive(rules or KeepaliveRules())
         self._next_peer_id = 1  # what the next stream is called when the client leaves no gap
-        self._skipped_ids: deque[tuple[int, int]] = deque(maxlen=limits.H2_SKIPPED_IDS_MAX)  # (first, last) of a gap
+        self._skipped_ids: list[tuple[int, int]] = []  # (first, last) of a gap
         self._append(_SERVER_OPENING)
 
     def look_after_peer(self, now: float) -> float:
@@ -101,6 +105,7 @@ class H2Server(H2Connection):
             return
         if stream_id > self._next_peer_id:
             self._skipped_ids.append((self._next_peer_id, stream_id - 2))
+            del self._skipped_ids[: -limits.H2_SKIPPED_IDS_MAX]
         self._last_peer_id = stream_id
         self._next_peer_id = stream_id + 2
         if (
@@ -166,6 +171,11 @@ class H2Server(H2Connection):
 
 class H2Client(H2Connection):
     """The side that asks. Its first output is the preface."""
+
+    __slots__ = (
+        "_next_id",
+        "_pings",
+    )
 
     def __init__(self) -> None:
         super().__init__()

@@ -49,6 +49,25 @@ class _Block:
 class H2Connection(H2Sender):
     """One connection, either role. Not used alone: see `H2Server` and `H2Client`."""
 
+    __slots__ = (
+        "_block",
+        "_buffer",
+        "_decoder",
+        "_draining",
+        "_empty_frames",
+        "_initial_send_window",
+        "_needed_bytes",
+        "_now_s",
+        "_opened",
+        "_recv_window",
+        "_resets",
+        "_settings",
+        "peer_header_list_bytes_max",
+        "peer_leaving",
+        "peer_streams_max",
+        "ping_answer",
+    )
+
     def __init__(self) -> None:
         super().__init__()
         self.peer_header_list_bytes_max = 0xFFFFFFFF  # SETTINGS_MAX_HEADER_LIST_SIZE, which is advice
