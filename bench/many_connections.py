@@ -4,7 +4,7 @@
 What is told of each server: memory per connection (resident, after all are connected and have renewed once, less that
 of before), processor time, and how long a renewal takes. Ours and etcd in turn; every reply is checked for ID and TTL.
 
-    python -m bench.many_connections [--connections 10000] [--seconds 20] [--ttl-s 15]
+    python -m bench.many_connections [--connections 10000] [--seconds 20] [--ttl-s 30]
 """
 
 import argparse
@@ -29,24 +29,25 @@ class Renewals:
         self._sent_s = [0.0] * connections  # of the renewal under way, 0: none
         self.answered = 0
         self.latencies_s: list[float] = []
+        for number in range(connections):
+            self._crowd.add(Connection(number, address, self._on_reply))
+            if number % 64 == 0:
+                self._crowd.turn(0)
+        # Only now, so that no lease ends while others still connect.
         ids = range(FIRST_ID, FIRST_ID + connections)
         granted = call(address, GRANT, [rpc_pb2.LeaseGrantRequest(ID=i, TTL=ttl_s).SerializeToString() for i in ids])
         if [rpc_pb2.LeaseGrantResponse.FromString(reply).ID for reply in granted] != list(ids):
             raise WrongReplyError("a grant with another ID")
         calls = Calls(KEEPALIVE)
         self._renewals: list[bytes] = []
-        for number in ids:
-            request = rpc_pb2.LeaseKeepAliveRequest(ID=number).SerializeToString()
+        for connection, lease_id in zip(self._crowd.connections, ids, strict=True):
+            request = rpc_pb2.LeaseKeepAliveRequest(ID=lease_id).SerializeToString()
             self._renewals.append(calls.send(0, request))
-            connection = Connection(number - FIRST_ID, address, self._on_reply)
-            self._crowd.add(connection)
             self._sent_s[connection.number] = time.perf_counter()
             connection.send(calls.open(0, request))
-            if number % 64 == 0:
+            if connection.number % 64 == 0:
                 self._crowd.turn(0)
-        self._crowd.until(
-            lambda: self.answered == connections, lambda: f"{connections - self.answered} replies missing"
-        )
+        self._crowd.until(lambda: self.answered == connections, lambda: f"only {self.answered} replies came")
 
     def _on_reply(self, connection: Connection, _stream: int, payload: bytes) -> None:
         reply = rpc_pb2.LeaseKeepAliveResponse.FromString(payload)
@@ -99,7 +100,7 @@ def main() -> int:
     parser = side_by_side.parser(__doc__)
     parser.add_argument("--connections", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--ttl-s", type=int, default=15)
+    parser.add_argument("--ttl-s", type=int, default=30)
     options = parser.parse_args()
     if options.port:
         client(options)

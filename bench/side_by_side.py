@@ -9,6 +9,7 @@ outside, at those moments.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def ratios(runs: Mapping[str, list[Figures]]) -> dict[str, float]:
 
 def run_once(name: str, server: harness.Server, arguments: list[str], directory: Path, per: int) -> Figures:
     with harness.running(server, directory) as (process, port):
+        load_before = round(os.getloadavg()[0], 2)
         before_bytes = resident_bytes(process.pid)
         command = [sys.executable, "-m", f"bench.{name}", *arguments, "--port", str(port)]
         with subprocess.Popen(
@@ -95,6 +97,7 @@ def run_once(name: str, server: harness.Server, arguments: list[str], directory:
                 cpu_s = harness.cpu_s(process.pid)
                 figures |= heard(load, "done")
                 figures["server_cpu_s"] = round(harness.cpu_s(process.pid) - cpu_s, 2)
+                figures["machine_load_before"] = load_before
                 figures["server_mib"] = round(resident_bytes(process.pid) / 2**20, 1)
                 load.communicate("go\n", timeout=60)
             finally:
