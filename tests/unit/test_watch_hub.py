@@ -369,6 +369,7 @@ def test_watchers_that_are_told_the_same_share_it_owner_by_owner() -> None:
     delete(machine, b"a")
     told_of_delete = [w.watch_id for p in machine.hub.take_outbox() for w in told_by(p)]
     assert sorted(told_of_delete) == list(range(8))
+    assert {w.next_revision for w in (*plain, *with_previous, no_puts, by_prefix)} == {machine.revision + 1}
 
 
 def test_a_revision_with_many_events_is_one_publication_for_each_place() -> None:
