@@ -7,7 +7,7 @@ ends one TTL after the server took the last renewal, which was between its sendi
 come earlier than one TTL after the sending, and is late by what it comes after one TTL after the reply.
 
 `python -m bench.lock_handover` runs ours and etcd in turn, and fails when ours is early or later than LATE_S_MAX.
-On a machine so busy that the server stands still for STALL_S a round may be RECONNECT_S later: see server/turn.py.
+--hogs N keeps N more processes busy meanwhile.
 """
 
 import argparse
@@ -104,6 +104,19 @@ def handover(address: str) -> tuple[float, float]:
     return ended - sent_s, ended - answered_s
 
 
+@contextlib.contextmanager
+def hogs(count: int) -> Iterator[None]:
+    """So many processes that do nothing but compute."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(spin) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
 def measure(server: harness.Server, rounds: int, directory: Path) -> bool:
     """Prints a line of figures; returns whether no lock came early and none late."""
     with harness.running(server, directory) as (_, port):
@@ -122,14 +135,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--hogs", type=int, default=0, help="processes that compute beside it")
     parser.add_argument("--client", metavar="HOST:PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.client:
         client(options.client)
     binary = harness.find_etcd()
-    if binary is not None:
-        measure(harness.etcd(binary), options.rounds, options.directory)
-    return 0 if measure(harness.ours(), options.rounds, options.directory) else 1
+    with hogs(options.hogs):
+        if binary is not None:
+            measure(harness.etcd(binary), options.rounds, options.directory)
+        return 0 if measure(harness.ours(), options.rounds, options.directory) else 1
 
 
 if __name__ == "__main__":

@@ -354,6 +354,21 @@ def test_pings_are_answered(raw: RawH2) -> None:
     assert frame.payload == b"12345678"
 
 
+@pytest.mark.parametrize("with_stream", [True, False])
+def test_the_fourth_ping_in_a_row_is_answered_and_ends_the_connection(raw: RawH2, with_stream: bool) -> None:
+    if with_stream:
+        raw.outcomes([raw.open(LEASE + "LeaseGrant", framed(rpc.LeaseGrantRequest(TTL=-1)))])
+        raw.open(WATCH, framed(b""), end=False)
+    for _ in range(4):
+        raw.send(PING, 0, 0, b"12345678")
+    answers = []
+    while (frame := raw.read()) is not None and frame.kind != GOAWAY:
+        answers += [frame.payload] if frame.kind == PING and frame.flags else []
+    assert answers == [b"12345678"] * 4
+    assert frame is not None
+    assert frame.payload[4:] == struct.pack(">I", 11) + b"too_many_pings"
+
+
 def test_a_peer_without_window_waits_and_the_others_go_on(subject: Subject, prefix: bytes) -> None:
     subject.put(prefix, b"x" * 50_000)
     with RawH2(subject.server.address, window=1_000) as connection:

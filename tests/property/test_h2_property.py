@@ -66,14 +66,14 @@ def converse(connection: H2Connection, parts: list[bytes]) -> tuple[list[tuple[i
 def test_a_server_hears_the_same_however_its_input_is_cut(whole: bool) -> None:
     events, output = converse(H2Server(), [CLIENT_SAYS])
     assert [kind for kind, _, _ in events] == [HEADERS, DATA, END, HEADERS, HEADERS, END, RESET, HEADERS, DATA, END]
-    assert [kind for kind, _, _ in H2Server(whole).receive(CLIENT_SAYS)].count(WHOLE) == whole
+    assert [kind for kind, _, _ in H2Server(whole_requests=whole).receive(CLIENT_SAYS)].count(WHOLE) == whole
     assert [frame.kind for frame in frames_of(output)].count(frames.GOAWAY) == 1
     for cut in range(len(CLIENT_SAYS) + 1):
-        cut_events, cut_output = converse(H2Server(whole), [CLIENT_SAYS[:cut], CLIENT_SAYS[cut:]])
+        cut_events, cut_output = converse(H2Server(whole_requests=whole), [CLIENT_SAYS[:cut], CLIENT_SAYS[cut:]])
         assert cut_events == events
         assert frames_by_stream(cut_output) == frames_by_stream(output)
     single = [CLIENT_SAYS[position : position + 1] for position in range(len(CLIENT_SAYS))]
-    cut_events, cut_output = converse(H2Server(whole), single)
+    cut_events, cut_output = converse(H2Server(whole_requests=whole), single)
     assert cut_events == events
     assert frames_by_stream(cut_output) == frames_by_stream(output)
 

@@ -106,9 +106,10 @@ class Pair:
         revisions = []
         told = []
         for publication in self.machine.hub.take_outbox():
-            revisions.append(publication.revision)
-            events = [Event.FromString(event_bytes(event, previous)) for event, previous in publication.events]
-            assert {event.kv.mod_revision for event in events} == {publication.revision}
+            changes = publication.changes
+            revisions.append(changes.revision)
+            events = [Event.FromString(event_bytes(event, previous)) for event, previous in changes.events]
+            assert {event.kv.mod_revision for event in events} == {changes.revision}
             told += [self.numbers.reply(event) for event in events]
         assert revisions == list(range(first, self.model.revision + 1))  # each revision is told once, as a whole
         # Nothing can have been compacted between a change and its telling, so prev_kv is always there.

@@ -18,10 +18,12 @@ from lessor.base import errors, limits
 from lessor.server.connection import Connection
 from lessor.server.core import Core
 from lessor.server.metrics import Counts, Metrics
+from lessor.server.unfinished import Unfinished
 from lessor.wire import frames
 from lessor.wire.frames import ErrorCode
 from lessor.wire.h1 import WAITING_BYTES_MAX
 from lessor.wire.h2 import encode_headers
+from lessor.wire.h2_keepalive import KeepaliveRules
 
 
 class Transport:
@@ -54,15 +56,19 @@ class Transport:
     def close(self) -> None:
         self.closed = True
 
+    def abort(self) -> None:
+        self.closed = True
+
 
 class Turn:
     overloaded = False
 
     def __init__(self) -> None:
         self.to_flush: list[Connection] = []
+        self.time_s = 0.0
 
     def now_s(self) -> float:
-        return 0.0
+        return self.time_s
 
     def schedule(self) -> None: ...
 
@@ -83,9 +89,10 @@ class Accepted:
         self.transport = Transport()
         core = SimpleNamespace(
             turn=self.turn,
-            options=SimpleNamespace(message_bytes_max=1_000_000),
+            options=SimpleNamespace(message_bytes_max=1_000_000, grpc_keepalive=KeepaliveRules()),
             metrics=Metrics(),
             auth=SimpleNamespace(enabled=False),
+            unfinished=Unfinished(1_000_000),
         )
         self.connection = Connection(cast(Core, core), set())
         self.connection.connection_made(cast(Any, self.transport))
@@ -588,5 +595,56 @@ def test_a_unary_call_with_a_broken_frame_behind_its_message_fails() -> None:
         peer.turn.end()
         assert replies(peer.transport.written)[1][0][-1]["grpc-status"] == "13"
         assert asked == []
+
+    run(steps)
+
+
+# --- peers that may be gone -------------------------------------------------------------------------------------------
+
+PONG = frames.frame(frames.PING, frames.FLAG_ACK, 0, bytes(8))
+
+
+async def asked(accepted: Accepted) -> Callable[[], None]:
+    """Lets a connection be silent until it is asked for a sign of life; returns what its timer calls."""
+    accepted.receive(frames.PREFACE + SETTINGS)
+    look: Callable[[], None] = cast(Any, accepted.connection)._session._look_after_peer
+    accepted.turn.time_s = limits.GRPC_KEEPALIVE_INTERVAL_S
+    accepted.transport.written = b""
+    accepted.turn.end()
+    look()
+    accepted.turn.end()
+    assert accepted.transport.written.endswith(frames.frame(frames.PING, 0, 0, bytes(8)))
+    accepted.transport.written = b""
+    accepted.turn.time_s += limits.GRPC_KEEPALIVE_TIMEOUT_S
+    return look
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_silent_peer_is_let_go_unless_its_answer_waits_in_the_socket(answers: bool) -> None:
+    async def steps() -> None:
+        accepted = Accepted()
+        look = await asked(accepted)
+        look()
+        assert not accepted.transport.closed
+        if answers:  # the process stood still, and reads only now
+            accepted.receive(PONG)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert accepted.transport.closed is not answers
+        cast(Any, accepted.connection)._session.lost()
+
+    run(steps)
+
+
+def test_a_peer_that_we_do_not_read_from_is_not_let_go() -> None:
+    async def steps() -> None:
+        accepted = Accepted()
+        look = await asked(accepted)
+        accepted.connection.reading = False
+        look()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not accepted.transport.closed
+        cast(Any, accepted.connection)._session.lost()
 
     run(steps)

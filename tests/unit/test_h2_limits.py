@@ -56,7 +56,6 @@ class Malformer(Opener):
 
 
 ATTACKS: dict[str, tuple[Callable[[], Callable[[], bytes]], int]] = {
-    "pings": (lambda: lambda: PING, limits.H2_PINGS_PER_S_MAX),
     "settings": (lambda: lambda: SETTINGS, limits.H2_SETTINGS_PER_S_MAX - 1),  # the first one opened the connection
     "empty DATA": (lambda: lambda: data_frame(1, b""), limits.H2_EMPTY_FRAMES_PER_S_MAX),
     "DATA of padding": (
@@ -112,34 +111,6 @@ def test_the_allowed_rate_may_go_on_for_ever(name: str) -> None:
     for number in range(per_s_max * 3):
         server.receive(attack(), now=number * 1.001 / per_s_max)
     assert not server.closing
-
-
-def test_too_many_pings_are_named_as_grpc_clients_expect() -> None:
-    server = attacked()
-    server.receive(PING * (limits.H2_PINGS_PER_S_MAX + 1))
-    error = error_of(server)
-    assert error is not None
-    assert error[2] == b"too_many_pings"
-
-
-def test_a_ping_after_each_answer_is_free() -> None:
-    server = raw_server()
-    stream = server.receive(headers_frame(1))[0][1]
-    server.send_headers(stream, RESPONSE_BLOCK)
-    for _ in range(limits.H2_PINGS_PER_S_MAX * 3):
-        server.send_data(stream, b"x")
-        server.receive(PING)
-    assert not server.closing
-
-
-def test_an_answer_pays_for_one_ping_only() -> None:
-    server = raw_server()
-    stream = server.receive(headers_frame(1))[0][1]
-    server.send_headers(stream, RESPONSE_BLOCK)
-    server.receive(PING * (limits.H2_PINGS_PER_S_MAX + 1))
-    assert not server.closing
-    server.receive(PING)
-    assert server.closing
 
 
 def test_resets_of_answered_streams_are_not_counted() -> None:

@@ -53,7 +53,26 @@ def test_defaults(options_of: Callable[..., Options]) -> None:
     assert (options.max_txn_ops, options.max_request_bytes) == (128, 1_572_864)
     assert options.min_lease_ttl_s == limits.LEASE_TTL_S_MIN == 1
     assert options.auto_compaction_retention == 0
+    assert options.grpc_keepalive == (5, 7200, 20)
     assert (options.auth_token, options.auth_token_ttl_s, options.bcrypt_cost) == ("simple", 300, 10)
+
+
+@pytest.mark.parametrize(
+    ("min_time", "interval", "timeout", "seconds"),
+    [
+        ("100ms", "90s", "2s", (0.1, 90, 2)),
+        ("0", "1m", "1s", (300, 60, 1)),  # gRPC's own minimum, as in etcd
+        ("5s", "0s", "1s", (5, 7200, 20)),
+        ("5s", "1m", "0", (5, 7200, 20)),
+        ("5s", "10ms", "10ms", (5, 1, 0.01)),
+    ],
+)
+def test_keepalive_times_and_what_zero_means(
+    options_of: Callable[..., Options], min_time: str, interval: str, timeout: str, seconds: tuple[float, float, float]
+) -> None:
+    flags = zip(("min-time", "interval", "timeout"), (min_time, interval, timeout), strict=True)
+    words = [word for name, value in flags for word in (f"--grpc-keepalive-{name}", value)]
+    assert options_of(*words).grpc_keepalive == seconds
 
 
 def test_flags_and_environment_mean_the_same(options_of: Callable[..., Options]) -> None:
@@ -72,6 +91,7 @@ def test_flags_and_environment_mean_the_same(options_of: Callable[..., Options])
         (["--name", "a"], {"ETCD_NAME": "b"}, "both --name and ETCD_NAME are set"),
         (["--listen-client-urls", "ftp://x:1"], {}, "must start with http://, https://, unix:// or unixs://"),
         (["--bcrypt-cost", "3"], {}, "--bcrypt-cost"),
+        (["--grpc-keepalive-interval", "5"], {}, "--grpc-keepalive-interval: '5' is not a duration"),
         (["--bcrypt-cost", "32"], {}, "--bcrypt-cost"),
         (["--auth-token-ttl", "-1"], {}, "--auth-token-ttl"),
         (["--listen-client-urls", "http://x"], {}, "must be http://host:port"),

@@ -6,14 +6,18 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import limits
 from lessor.server.committer import Committer
 from lessor.server.release import Gate
-from lessor.server.turn import MARGIN_S, RECONNECT_S, SLOW_COMMIT_S, STALL_S, Turn
+from lessor.server.turn import MARGIN_S, SLOW_COMMIT_S, STALL_S, Turn
 from lessor.state.journal import Batch
 from lessor.state.machine import Identity, StateMachine
+from lessor.state.replay import RECONNECT_GRACE_S
+from lessor.state.watch_hub import Changes, Watcher
 
 
 class Loop:
@@ -93,15 +97,19 @@ class Disk:
 
 
 class Peer:
-    """An outlet and a connection in one."""
+    """An outlet, a connection and an owner of watchers in one."""
 
     def __init__(self) -> None:
         self.got: list[Any] = []
+        self.told: list[Changes] = []
         self.flushed = 0
         self.resumed = 0
 
     def deliver(self, payload: Any) -> None:
         self.got.append(payload)
+
+    def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
+        self.told.append(changes)
 
     def flush(self) -> None:
         self.flushed += 1
@@ -303,6 +311,28 @@ def test_a_keepalive_that_is_waiting_to_be_read_wins_against_the_timer() -> None
     assert lease not in world.machine.leases
 
 
+def test_who_connects_anew_during_a_stall_is_accepted_and_then_read() -> None:
+    world = World()
+    lease = world.grant(60)
+    world.settle()
+    world.pass_time(59.9)
+    world.loop.now_s += 0.1 + STALL_S / 2
+    # The first poll accepts; another connection's bytes ask for an end of turn at the same time.
+    polls: list[Callable[[], Any]] = [
+        world.turn.schedule,
+        lambda: world.machine.leases.renew(lease, world.turn.now_s()),
+    ]
+
+    def poll() -> None:
+        if polls:
+            polls.pop(0)()
+
+    for _ in range(4):
+        world.loop.run(poll)
+    world.settle()
+    assert lease in world.machine.leases
+
+
 def test_after_a_stall_clients_get_time_to_reconnect() -> None:
     world = World()
     kept, lost = world.grant(60), world.grant(60)
@@ -310,12 +340,100 @@ def test_after_a_stall_clients_get_time_to_reconnect() -> None:
     world.pass_time(1)
     world.loop.now_s += 600  # the process was stopped
     world.loop.settle()
-    world.pass_time(RECONNECT_S * 0.9)
+    world.pass_time(RECONNECT_GRACE_S * 0.9)
     assert lost in world.machine.leases
     world.machine.leases.renew(kept, world.turn.now_s())
-    world.pass_time(RECONNECT_S)
+    world.pass_time(RECONNECT_GRACE_S)
     assert kept in world.machine.leases
     assert lost not in world.machine.leases
+
+
+@pytest.mark.parametrize(
+    ("late_s", "spared_s"),
+    [
+        (0.99 * STALL_S, 0.0),  # a busy machine: their connections have survived that
+        (STALL_S, STALL_S),
+        (1.5 * STALL_S, 1.5 * STALL_S),
+        (RECONNECT_GRACE_S, RECONNECT_GRACE_S),
+        (600.0, RECONNECT_GRACE_S),
+    ],
+)
+def test_a_stall_spares_leases_for_as_long_as_it_took(late_s: float, spared_s: float) -> None:
+    world = World()
+    lease = world.grant(60)
+    world.settle()
+    world.pass_time(59.5)
+    (timer_s,) = [world.loop.next_timer_s]
+    assert timer_s is not None
+    world.loop.now_s = timer_s + late_s + 1e-6  # whatever the timer is for: a deadline, or saving the clock
+    resumed_s = world.loop.now_s
+    deadline_s = 160.0 + MARGIN_S  # the test's clock begins with 100
+    end_s = max(resumed_s + spared_s, deadline_s)
+    world.loop.settle()
+    assert (lease in world.machine.leases) is (spared_s > 0 or resumed_s < deadline_s)
+    world.pass_time(end_s - resumed_s - 2e-3)
+    assert (lease in world.machine.leases) is (end_s - 2e-3 > resumed_s)
+    world.pass_time(4e-3)
+    assert lease not in world.machine.leases
+
+
+def test_a_lease_that_comes_due_after_a_stall_is_over_ends_in_time() -> None:
+    world = World()
+    world.grant(60)
+    later = world.grant(70)
+    world.settle()
+    world.pass_time(1)
+    world.loop.now_s += 60
+    world.loop.settle()
+    world.pass_time(9 + MARGIN_S)
+    assert later not in world.machine.leases
+    assert [ended for ended, _ in world.expired] == [1, 1]
+
+
+_PASSED_S = st.one_of(st.floats(0.001, 0.4), st.floats(0.4, 5.0))
+
+
+@pytest.mark.slow
+@given(steps=st.lists(st.tuples(st.sampled_from(["idle", "stalled", "keepalive", "disk"]), _PASSED_S), max_size=30))
+def test_whatever_stands_still_keepalives_that_came_in_time_count(steps: list[tuple[str, float]]) -> None:
+    """The kernel takes keepalives while the process stands still; they are read by the poll after it goes on."""
+    world = World()
+    ttl_s = 3
+    lease = world.grant(ttl_s)
+    world.settle()
+    promised_s = world.loop.now_s + ttl_s
+    unread: list[float] = []
+
+    def poll() -> None:
+        nonlocal promised_s
+        while unread:
+            came_s = unread.pop()
+            alive = world.machine.leases.renew(lease, world.turn.now_s()) is not None
+            assert alive or came_s > promised_s, "a keepalive that came in time was too late"
+            if alive:
+                world.turn.schedule()
+                promised_s = world.loop.now_s + ttl_s
+
+    def go_on() -> None:
+        for _ in range(8):
+            world.loop.run(poll)
+            assert lease in world.machine.leases or world.loop.now_s > promised_s, "ended early"
+
+    for what, seconds in steps:
+        if what == "keepalive":
+            unread.append(world.loop.now_s)
+        if what == "stalled":
+            world.loop.now_s += seconds  # nothing runs in between
+        else:
+            end_s = world.loop.now_s + seconds
+            while (timer_s := world.loop.next_timer_s) is not None and timer_s <= end_s:
+                world.loop.now_s = max(world.loop.now_s, timer_s) + 1e-9
+                go_on()
+            world.loop.now_s = max(world.loop.now_s, end_s)
+        if what == "disk" and world.disk.in_flight:
+            world.disk.succeed()
+        if what != "stalled":
+            go_on()
 
 
 def test_a_storm_is_spread_over_turns_so_that_others_get_in_between() -> None:
@@ -391,8 +509,6 @@ def test_output_is_flushed_once_a_turn_and_forgotten_with_its_connection() -> No
 
 
 def test_watchers_are_told_when_the_change_is_durable() -> None:
-    from lessor.state.watch_hub import Publication, Watcher
-
     world, owner = World(), Peer()
     world.machine.hub.add(Watcher(0, b"k", owner=owner))
     lease = world.grant(60)
@@ -401,7 +517,6 @@ def test_watchers_are_told_when_the_change_is_durable() -> None:
     world.settle()
     world.loop.now_s += 61
     world.loop.settle()
-    world.pass_time(RECONNECT_S)
-    told = [payload for payload in owner.got if isinstance(payload, Publication)]
-    assert [event.value for publication in told for event, _ in publication.events] == [b"", None]
-    assert world.turn.durable_revision == told[-1].revision == 3
+    world.pass_time(RECONNECT_GRACE_S)
+    assert [event.value for changes in owner.told for event, _ in changes.events] == [b"", None]
+    assert world.turn.durable_revision == owner.told[-1].revision == 3

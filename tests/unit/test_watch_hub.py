@@ -12,6 +12,7 @@ from lessor.state.watch_hub import (
     NO_DELETE,
     NO_PUT,
     CompactedError,
+    Publication,
     Told,
     Watcher,
     event_bytes,
@@ -52,10 +53,14 @@ def lines(told: list[Told]) -> list[Line]:
     return [(event.mod_revision, event.key, event.value, before.value if before else None) for event, before in told]
 
 
+def told_by(publication: Publication) -> list[Watcher]:
+    return [watcher for watchers in publication.audience.values() for watcher in watchers]
+
+
 def live(machine: StateMachine, watcher: Watcher) -> list[Line]:
     """What the outbox has for a watcher."""
     publications = machine.hub.take_outbox()
-    return [line for each in publications if each.watcher is watcher for line in lines(each.events)]
+    return [line for each in publications if watcher in told_by(each) for line in lines(each.changes.events)]
 
 
 def replayed(machine: StateMachine, watcher: Watcher, revisions_max: int = 1000) -> list[Line]:
@@ -104,7 +109,8 @@ def test_one_publication_per_revision_and_watcher() -> None:
     machine.hub.add(one)
     delete(machine, b"a", b"c")
     outbox = machine.hub.take_outbox()
-    assert {(each.watcher.watch_id, each.revision, len(each.events)) for each in outbox} == {(0, 5, 2), (1, 5, 1)}
+    told = {(w.watch_id, p.changes.revision, len(p.changes.events)) for p in outbox for w in told_by(p)}
+    assert told == {(0, 5, 2), (1, 5, 1)}
 
 
 def test_only_changes_after_the_creation() -> None:
@@ -139,12 +145,12 @@ def test_filters_and_prev_kv() -> None:
     delete(machine, b"a")
     outbox = machine.hub.take_outbox()
     told = {
-        watcher: [line for p in outbox if p.watcher is watcher for line in lines(p.events)]
+        watcher: [line for p in outbox if watcher in told_by(p) for line in lines(p.changes.events)]
         for watcher in (no_put, no_delete)
     }
     assert told[no_put] == [(4, b"a", None, b"2")]
     assert told[no_delete] == [(2, b"a", b"1", None), (3, b"a", b"2", b"1")]
-    assert not [each for each in outbox if each.watcher is nothing]
+    assert not [each for each in outbox if nothing in told_by(each)]
 
 
 def test_removed_watchers_hear_nothing_and_leave_nothing() -> None:
@@ -228,7 +234,7 @@ def test_a_watcher_that_fell_behind_continues_where_it_lost() -> None:
     for _ in range(3):
         put(machine, b"a")
     lost = machine.hub.take_outbox()
-    machine.hub.lag(watcher, lost[1].revision)
+    machine.hub.lag(watcher, lost[1].changes.revision)
     put(machine, b"a")
     assert machine.hub.take_outbox() == []
     assert [line[0] for line in replayed(machine, watcher)] == [3, 4, 5]
@@ -257,7 +263,9 @@ def test_event_bytes_with_prev_kv() -> None:
     machine.hub.add(watcher)
     put(machine, b"a", b"2")
     delete(machine, b"a")
-    told = [mvcc_pb2.Event.FromString(event_bytes(*each)) for p in machine.hub.take_outbox() for each in p.events]
+    told = [
+        mvcc_pb2.Event.FromString(event_bytes(*each)) for p in machine.hub.take_outbox() for each in p.changes.events
+    ]
     first = mvcc_pb2.KeyValue(key=b"a", value=b"1", create_revision=2, mod_revision=2, version=1)
     second = mvcc_pb2.KeyValue(key=b"a", value=b"2", create_revision=2, mod_revision=3, version=2)
     assert told == [
@@ -291,7 +299,7 @@ def test_history_tells_what_live_told(by: str, monkeypatch: pytest.MonkeyPatch) 
                 delete(machine, key, b"\0" if what == "range" else b"")
         outbox = machine.hub.take_outbox()
         for watcher in watchers:
-            told = [line for each in outbox if each.watcher is watcher for line in lines(each.events)]
+            told = [line for each in outbox if watcher in told_by(each) for line in lines(each.changes.events)]
             for start in {1, machine.revision // 2 + 1, machine.revision}:
                 late = Watcher(99, watcher.key, watcher.end, prev_kv=True, start_revision=start)
                 machine.hub.add(late)
@@ -335,3 +343,47 @@ def test_a_revision_larger_than_a_piece_is_told_whole_and_alone() -> None:
         pieces = [[line[0] for line in lines(machine.hub.replay(watcher, 4, 1000, 1_500))] for _ in range(3)]
         assert pieces == [[2], [3, 3, 3], [4]]
         assert not watcher.lagging
+
+
+def test_watchers_that_are_told_the_same_share_it_owner_by_owner() -> None:
+    """Encoded once for all of them: that is what many watchers of one key cost little by."""
+    machine = new_machine()
+    one, other = object(), object()
+    plain = [Watcher(n, b"a", owner=one) for n in range(3)] + [Watcher(3, b"a", owner=other)]
+    with_previous = [Watcher(4, b"a", owner=one, prev_kv=True), Watcher(5, b"a", owner=other, prev_kv=True)]
+    no_puts = Watcher(6, b"a", owner=one, filters=[NO_PUT])
+    by_prefix = Watcher(7, b"a", b"b", owner=one)
+    put(machine, b"a", b"before")
+    for watcher in (*plain, *with_previous, no_puts, by_prefix):
+        machine.hub.add(watcher)
+    put(machine, b"a", b"now")
+    outbox = machine.hub.take_outbox()
+    audiences = [{owner: [w.watch_id for w in told] for owner, told in p.audience.items()} for p in outbox]
+    assert sorted(audiences, key=str) == sorted(
+        [{one: [0, 1, 2], other: [3]}, {one: [4], other: [5]}, {one: [7]}], key=str
+    )
+    for publication in outbox:
+        told = rpc_pb2.WatchResponse.FromString(publication.changes.fields()).events
+        wanted = b"before" if told_by(publication)[0].prev_kv else b""
+        assert [(e.kv.value, e.prev_kv.value) for e in told] == [(b"now", wanted)]
+    delete(machine, b"a")
+    told_of_delete = [w.watch_id for p in machine.hub.take_outbox() for w in told_by(p)]
+    assert sorted(told_of_delete) == list(range(8))
+    assert {w.next_revision for w in (*plain, *with_previous, no_puts, by_prefix)} == {machine.revision + 1}
+
+
+def test_a_revision_with_many_events_is_one_publication_for_each_place() -> None:
+    machine = new_machine()
+    owner = object()
+    for name in (b"a1", b"a2", b"b"):
+        put(machine, name)
+    both = [Watcher(n, b"a", b"b", owner=owner) for n in range(2)]
+    span = Watcher(2, b"a2", b"c", owner=owner)
+    for watcher in (*both, span):
+        machine.hub.add(watcher)
+    delete(machine, b"a", b"c")
+    outbox = machine.hub.take_outbox()
+    assert [([w.watch_id for w in told_by(p)], [e.key for e, _ in p.changes.events]) for p in outbox] == [
+        ([0, 1], [b"a1", b"a2"]),
+        ([2], [b"a2", b"b"]),
+    ]

@@ -13,6 +13,8 @@ EXPIRE_PER_TURN_MAX = 1_000  # leases ended in one loop turn, so that a storm ca
 # --- requests ---------------------------------------------------------------------------------------------------
 REQUEST_BYTES_MAX = 1_572_864  # default of --max-request-bytes: the encoded request
 REQUEST_OVERHEAD_BYTES = 524_288  # what a gRPC message may have beyond that, as in etcd
+UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864  # of half-sent requests, in one connection: forty of the largest
+UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory that nobody has been answered for
 TXN_OPS_MAX = 128  # default of --max-txn-ops
 QUOTA_BACKEND_BYTES = 2_147_483_648  # what --quota-backend-bytes 0 means
 
@@ -32,11 +34,14 @@ H2_OWN_RESETS_MAX = 1_024  # streams we reset lately, whose frames on their way 
 H2_SKIPPED_IDS_MAX = 64  # gaps in the peer's stream ids that we can tell from closed streams
 H2_CONTINUATIONS_MAX = 16  # frames of one header block; more is the CONTINUATION flood
 H2_RESETS_PER_S_MAX = 400  # unanswered streams that the peer reset or made us reset; burst of one second
-H2_PINGS_PER_S_MAX = 100  # not counting one ping after each time we sent: grpc-go measures its bandwidth that way
+H2_PINGS_PER_S_MAX = 100  # of a server, to our client; not counting one ping after each time we sent
 H2_SETTINGS_PER_S_MAX = 50
 H2_EMPTY_FRAMES_PER_S_MAX = 1_000  # empty DATA frames without END_STREAM: they cost us work and the peer nothing
 H2_STREAM_SEND_BYTES_MAX = 4_194_304  # replies that wait on one stream for the peer's window before its watches lag
 GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers
+GRPC_KEEPALIVE_MIN_TIME_S = 5.0  # default of --grpc-keepalive-min-time: a client's pings, with calls under way
+GRPC_KEEPALIVE_INTERVAL_S = 7_200.0  # default of --grpc-keepalive-interval: silence after which a peer is pinged
+GRPC_KEEPALIVE_TIMEOUT_S = 20.0  # default of --grpc-keepalive-timeout: what it then has to be heard
 TCP_KEEPALIVE_IDLE_S = 60  # silence after which the kernel asks whether a peer is still there; costs one packet
 TCP_KEEPALIVE_INTERVAL_S = 20  # between such questions
 TCP_KEEPALIVE_PROBES = 3  # unanswered ones that end the connection: a peer that vanished holds its watches two minutes

@@ -57,6 +57,11 @@ class StreamDecoder:
         self._in_string = False
         self.error: EtcdError | None = None
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """What is kept of an object that has not come in whole."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> list[Message]:
         """Take bytes of the body; returns the messages that they complete, in order. Does not raise: see `error`."""
         messages: list[Message] = []

@@ -26,6 +26,7 @@ from lessor.server.options import (
     Options,
     check_advertised_url,
     parse_duration_s,
+    parse_grpc_keepalive,
     parse_listen_url,
     parse_retention,
 )
@@ -80,6 +81,9 @@ def _flags(flags: Iterable[tuple[str, dict[str, Any]]]) -> Callable[[Callable[..
 )
 @_flag("auto-compaction-retention", default="0", help="History kept: hours or a duration, or revisions; 0 keeps all.")
 @_flag("watch-progress-notify-interval", default="10m", help="How often idle watchers that ask for it are notified.")
+@_flag("grpc-keepalive-min-time", default="5s", help="How often a client with calls under way may ping.")
+@_flag("grpc-keepalive-interval", default="2h", help="Silence of a client after which it is pinged.")
+@_flag("grpc-keepalive-timeout", default="20s", help="How long it then has to answer, before its connection is closed.")
 @_flag(
     "min-lease-ttl",
     default=limits.LEASE_TTL_S_MIN,
@@ -169,6 +173,9 @@ def build(values: dict[str, Any]) -> Options:
         auto_compaction_retention=parse_retention(mode, values["auto_compaction_retention"]),
         watch_progress_notify_interval_s=notify_s,
         min_lease_ttl_s=values["min_lease_ttl"],
+        grpc_keepalive=parse_grpc_keepalive(
+            values["grpc_keepalive_min_time"], values["grpc_keepalive_interval"], values["grpc_keepalive_timeout"]
+        ),
         tls=tls_flags.read(values, listen),
         log_level=values["log_level"],
         auth_token=values["auth_token"],

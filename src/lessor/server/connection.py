@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
         self._batch_full = False
         self._unsent = False  # whether the transport's buffer is filling
         self._had_its_turn = False
-        self._reading = True
+        self.reading = True
 
     # --- asyncio's callbacks ---
 
@@ -173,8 +173,8 @@ class Connection(asyncio.Protocol):
         session = self._session
         peer_slow = self._unsent and self.transport.get_write_buffer_size() > limits.CONNECTION_SEND_BYTES_MAX
         wanted = not (peer_slow or self._batch_full or self._had_its_turn or (session is not None and session.paused))
-        if wanted is not self._reading and not self.transport.is_closing():
-            self._reading = wanted
+        if wanted is not self.reading and not self.transport.is_closing():
+            self.reading = wanted
             self.transport.resume_reading() if wanted else self.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -26,6 +26,7 @@ from lessor.server.release import Gate
 from lessor.server.snapshots import Snapshots
 from lessor.server.tokens import Tokens
 from lessor.server.turn import Turn
+from lessor.server.unfinished import Unfinished
 from lessor.server.waiting_lines import WaitingLines
 from lessor.state import permissions
 from lessor.state.machine import StateMachine
@@ -167,9 +168,8 @@ class Core:
         self.downgrade_target = ""  # of the downgrade that was enabled; see maintenance.py
         self.watch_streams: set[WatchesProgress] = set()
         self.waiting_lines = WaitingLines(self)
+        self.unfinished = Unfinished(options.message_bytes_max)
         self.exposition = Exposition(self)
-        self._header_revision = -1
-        self._header_field = b""
         self.unary_handlers: dict[Method, UnaryHandler] = {}
         self.waiting_handlers: dict[Method, WaitingHandler] = {}
         self.stream_handlers: dict[Method, StreamFactory] = {}
@@ -247,12 +247,7 @@ class Core:
 
     def durable_header_field(self) -> bytes:
         """The header of a reply that does not wait at the gate, as its field 1: it names the durable revision."""
-        revision = self.turn.durable_revision
-        if revision != self._header_revision:
-            self._header_revision = revision
-            # Every response has its header as field 1, so any of them encodes it the same way.
-            self._header_field = rpc_pb2.LeaseKeepAliveResponse(header=self.header(revision)).SerializeToString()
-        return self._header_field
+        return self.machine.header_field(self.turn.durable_revision)
 
     def header(self, revision: int) -> rpc_pb2.ResponseHeader:
         """A response header as of `revision`."""

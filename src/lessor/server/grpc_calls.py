@@ -105,6 +105,11 @@ class GrpcUnary:
         if self._deframer.error is not None:
             self.fail(self._deframer.error)
 
+    @property
+    def unfinished_bytes(self) -> int:
+        held = len(self.message) if self.message is not None else 0
+        return held if self._deframer is None else held + self._deframer.unfinished_bytes
+
     def on_end(self) -> None:
         if self._session.overfull:
             self._refuse()
@@ -220,6 +225,14 @@ class GrpcStream:
         if error is not None:
             self._fail(error)
 
+    @property
+    def unfinished_bytes(self) -> int:
+        return self._deframer.unfinished_bytes
+
+    def fail(self, error: EtcdError) -> None:
+        """Ends the call now."""
+        self.finish(error)
+
     def _fail(self, error: EtcdError) -> None:
         """Ends the call, after the replies to earlier requests, which may still wait at the gate."""
         self._failed = True
@@ -279,6 +292,7 @@ class GrpcRefused:
     """Stands at a stream that was answered already: whatever else the peer sends on it is dropped."""
 
     __slots__ = ()
+    unfinished_bytes = 0
 
     def on_data(self, data: bytes) -> None: ...
 

@@ -59,6 +59,7 @@ class H1Session:
         self._kept = bytearray()  # what came behind them and was not looked at
         self._eof = False
         self._stopped: EtcdError | None = None
+        self._unfinished_bytes = 0  # kept of the request that has not come in whole
 
     def receive(self, data: bytes) -> None:
         if self._websocket is not None:
@@ -104,10 +105,25 @@ class H1Session:
             elif kind == h1.BODY:
                 exchange.owner.body.on_body(payload)
             elif kind == h1.END:
+                self._keep_count(0)
                 exchange.owner.body.on_end()
             elif kind == h1.ABORT:
+                self._keep_count(0)
                 exchange.owner.body.on_gone()
+        if events and events[-1][0] == h1.BODY:
+            self._keep_count(events[-1][1].owner.body.unfinished_bytes)
         self.core.turn.flush_later(self.connection)
+
+    def _keep_count(self, kept_bytes: int) -> None:
+        if kept_bytes != self._unfinished_bytes:
+            more_bytes, self._unfinished_bytes = kept_bytes - self._unfinished_bytes, kept_bytes
+            self.core.unfinished.change(self, more_bytes)
+
+    def refuse_unfinished(self, error: EtcdError) -> None:
+        self._keep_count(0)
+        exchange = self._h1.exchange
+        if exchange is not None and exchange.owner is not None:
+            exchange.owner.body.fail(error)
 
     def _open_websocket(self, exchange: h1.Exchange, method: Method) -> None:
         opened = websocket.accept(exchange)
@@ -180,6 +196,7 @@ class H1Session:
             exchange.owner.end_stream(error)
 
     def lost(self) -> None:
+        self._keep_count(0)
         if self._websocket is not None:
             self._websocket.gone()
             return

@@ -48,10 +48,12 @@ class H2Session:
         self.held_bytes = 0
         self._unflushed_bytes = 0
         self._connection = connection
-        self._h2 = h2.H2Server(whole_requests=True)
+        self._h2 = h2.H2Server(self.core.options.grpc_keepalive, self.core.turn.now_s(), whole_requests=True)
+        self._peer_timer = self.loop.call_later(self.core.options.grpc_keepalive.interval_s, self._look_after_peer)
         self._draining = False  # the server stops: no new streaming calls, they would have no end
         self.cut_off = False
         self._metrics = self.core.metrics
+        self._unfinished: dict[h2.Stream, int] = {}  # bytes kept of requests that have not come in whole
 
     def receive(self, data: bytes) -> None:
         self._metrics.grpc_received_bytes += len(data)
@@ -63,6 +65,8 @@ class H2Session:
                 continue
             if last is not None:
                 last.owner.on_data(b"".join(gathered))
+                if stream is not last:
+                    self._keep_count(last)
                 last = None
             if kind == h2.WHOLE:
                 self._open(stream)
@@ -77,11 +81,14 @@ class H2Session:
             elif kind == h2.HEADERS:
                 self._open(stream)
             elif kind == h2.END:
+                self.uncount(stream)
                 stream.owner.on_end()
             elif kind == h2.RESET:
+                self.uncount(stream)
                 stream.owner.on_reset()
         if last is not None:
             last.owner.on_data(b"".join(gathered))
+            self._keep_count(last)
         if self.waiting_for_drain:
             self.wake_drained()
 
@@ -146,6 +153,27 @@ class H2Session:
         assert stream.head is not None
         return grpc.Deframer(self.message_bytes_max, stream.head.get(b"grpc-encoding"))
 
+    # --- requests that have not come in whole ---
+
+    def _keep_count(self, stream: h2.Stream) -> None:
+        """More has come of a request, without its end."""
+        kept_bytes, before_bytes = stream.owner.unfinished_bytes, self._unfinished.get(stream, 0)
+        if not kept_bytes:
+            self.uncount(stream)
+        elif kept_bytes != before_bytes:
+            self._unfinished[stream] = kept_bytes
+            self.core.unfinished.change(self, kept_bytes - before_bytes)
+
+    def uncount(self, stream: h2.Stream) -> None:
+        """The request has come in whole, or is over."""
+        if self._unfinished and (kept_bytes := self._unfinished.pop(stream, 0)):
+            self.core.unfinished.change(self, -kept_bytes)
+
+    def refuse_unfinished(self, error: EtcdError) -> None:
+        stream = next(reversed(self._unfinished))
+        stream.owner.fail(error)
+        self.uncount(stream)
+
     # --- replies, from the calls ---
 
     def respond(self, stream: h2.Stream, framed: bytes) -> None:
@@ -164,6 +192,7 @@ class H2Session:
 
     def fail(self, method: Method, stream: h2.Stream, error: EtcdError | None, started: bool) -> None:
         """Ends a call with an error, or a streaming call with OK (`error` None)."""
+        self.uncount(stream)
         code, text = (error.code, error.message) if error else (Code.OK, "")
         self._metrics.handled[method, code].n += 1
         stream.owner = REFUSED
@@ -195,6 +224,7 @@ class H2Session:
 
     def refuse(self, stream: h2.Stream) -> None:
         """The request was not looked at, and the peer may send it again: that is what REFUSED_STREAM says."""
+        self.uncount(stream)
         stream.owner = REFUSED
         self._h2.reset(stream, ErrorCode.REFUSED_STREAM)
         self.core.turn.flush_later(self._connection)
@@ -233,7 +263,27 @@ class H2Session:
             call.finish(error)
         self._h2.drain()
 
+    def _look_after_peer(self) -> None:
+        """Pings a peer that has been silent for long, and lets go of one that does not answer."""
+        wait_s = self._h2.look_after_peer(self.core.turn.now_s())
+        if not wait_s and self._connection.reading:
+            # We may have stood still, with the answer waiting in the socket: see it first.
+            self.loop.call_soon(self.loop.call_soon, self._let_go)
+            return
+        # While we do not read, because of what it has not taken, nothing can be heard: TCP finds out about that one.
+        self._peer_timer = self.loop.call_later(wait_s or limits.GRPC_KEEPALIVE_TIMEOUT_S, self._look_after_peer)
+        self.core.turn.flush_later(self._connection)
+
+    def _let_go(self) -> None:
+        if self._h2.look_after_peer(self.core.turn.now_s()):
+            self._look_after_peer()
+        else:
+            self._connection.transport.abort()
+
     def lost(self) -> None:
+        self._peer_timer.cancel()
+        for stream in list(self._unfinished):
+            self.uncount(stream)
         for stream in self._h2.open_streams():
             owner, stream.owner = stream.owner, REFUSED
             owner.on_reset()
@@ -256,6 +306,13 @@ class H2Exchange:
 
     def header(self, name: bytes) -> bytes | None:
         return self._head.get(name)
+
+    @property
+    def unfinished_bytes(self) -> int:
+        return self.body.unfinished_bytes
+
+    def fail(self, error: EtcdError) -> None:
+        self.body.fail(error)
 
     # from the stream
 
@@ -310,6 +367,7 @@ class H2Exchange:
     def _end(self, data: bytes) -> None:
         stream = self._leave()
         if stream is not None:
+            self._session.uncount(stream)
             stream.owner = REFUSED
             self._session.write_http(stream, data, end=True)
 

@@ -48,6 +48,15 @@ class Exchange(Protocol):
 class Body(Protocol):
     """Takes the body of a request."""
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """What is kept of a request, or of one message in a stream of them, that has not come in whole."""
+        ...
+
+    def fail(self, error: EtcdError) -> None:
+        """Ends the call with an error, whatever else the peer sends."""
+        ...
+
     def on_body(self, data: bytes) -> None: ...
 
     def on_end(self) -> None: ...
@@ -80,6 +89,10 @@ class Plain:
         self._exchange: Exchange | None = exchange
         self._reply = reply
 
+    unfinished_bytes = 0
+
+    def fail(self, error: EtcdError) -> None: ...
+
     def on_body(self, data: bytes) -> None: ...
 
     def on_end(self) -> None:
@@ -108,6 +121,7 @@ class JsonUnary:
         self._core = core
         self._exchange: Exchange | None = exchange
         self._body: list[bytes] = []
+        self.unfinished_bytes = 0
         self.method = method
         self.waiting: Waiting | None = None
         core.metrics.started[method].n += 1
@@ -119,6 +133,12 @@ class JsonUnary:
 
     def on_body(self, data: bytes) -> None:
         self._body.append(data)
+        self.unfinished_bytes += len(data)
+
+    def fail(self, error: EtcdError) -> None:
+        self._body.clear()
+        self.unfinished_bytes = 0
+        self.deliver(error)
 
     def on_end(self) -> None:
         try:
@@ -190,6 +210,13 @@ class JsonStream:
         except EtcdError as error:
             self._fail(error)
         self._check()
+
+    @property
+    def unfinished_bytes(self) -> int:
+        return self._decoder.unfinished_bytes
+
+    def fail(self, error: EtcdError) -> None:
+        self.finish(error)
 
     def _fail(self, error: EtcdError) -> None:
         """Ends the call, after the replies to earlier requests, which may still wait at the gate."""

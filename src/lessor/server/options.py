@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from lessor.base import limits
+from lessor.wire.h2_keepalive import KeepaliveRules
 
 DEFAULT_CLIENT_URL = "http://localhost:2379"
 
@@ -67,6 +68,7 @@ class Options:
     auto_compaction_retention: float = 0  # seconds (periodic) or revisions (revision); 0 turns it off
     watch_progress_notify_interval_s: float = 600.0
     min_lease_ttl_s: int = limits.LEASE_TTL_S_MIN
+    grpc_keepalive: KeepaliveRules = field(default_factory=KeepaliveRules)
     tls: TlsOptions = field(default_factory=TlsOptions)
     log_level: str = "info"
     auth_token: str = "simple"  # or "jwt" and its settings, with commas
@@ -131,6 +133,25 @@ def parse_duration_s(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text!r} is not a duration; write it like 30s, 5m or 1h30m")
     return sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+
+
+# What gRPC takes, and etcd with it, where one of these is not above zero.
+_GRPC_MIN_TIME_S = 300.0
+_GRPC_INTERVAL_S_MIN = 1.0
+
+
+def parse_grpc_keepalive(min_time: str, interval: str, timeout: str) -> KeepaliveRules:
+    """The three --grpc-keepalive durations, with etcd's meaning of zero. Raises OptionError."""
+    seconds = []
+    for name, text in (("min-time", min_time), ("interval", interval), ("timeout", timeout)):
+        try:
+            seconds.append(parse_duration_s(text))
+        except ValueError as error:
+            raise OptionError(f"--grpc-keepalive-{name}: {error}") from None
+    min_time_s, interval_s, timeout_s = seconds
+    if not (interval_s and timeout_s):
+        interval_s, timeout_s = limits.GRPC_KEEPALIVE_INTERVAL_S, limits.GRPC_KEEPALIVE_TIMEOUT_S
+    return KeepaliveRules(min_time_s or _GRPC_MIN_TIME_S, max(interval_s, _GRPC_INTERVAL_S_MIN), timeout_s)
 
 
 def parse_retention(mode: str, text: str) -> float:

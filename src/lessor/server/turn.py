@@ -16,8 +16,10 @@ When leases expire
 - One timer, at the earliest deadline. When it fires, the loop first reads whatever the sockets hold: a keepalive that
   arrived in time must not lose against an expiry that merely ran first, not even when the process was stopped for
   minutes. So `cutoff`, the instant up to which leases may end, is always an instant after which the sockets have been
-  polled. If the timer comes so late that the process must have stood still, clients get RECONNECT_S more to get
-  through.
+  polled, twice: a client that has connected anew meanwhile is accepted by the first poll and read by the second.
+- That is all that a client needs whose connection has survived. After a timer that is late by STALL_S or more, some
+  have not, and nothing ends until they had the time to come back: as long as the stall took, at most what they get
+  after a restart. Decision 0006 has the reasons.
 - At most EXPIRE_PER_TURN_MAX leases end per turn; the rest goes to the next turn, keepalives get in between.
 - A promise counts from the moment its reply leaves, not from when it was made. Replies leave at the end of a turn, so
   after a turn that took longer than MARGIN_S can hide, the leases renewed in it get their deadline once more.
@@ -35,9 +37,12 @@ from lessor.server.release import Gate
 from lessor.state.journal import Batch
 from lessor.state.leases import Lease
 from lessor.state.machine import StateMachine
+from lessor.state.replay import RECONNECT_GRACE_S
+from lessor.state.watch_hub import Publication
 
-STALL_S = 0.25  # a timer that comes later than this tells of a stopped process, not of a busy one
-RECONNECT_S = 0.5  # what clients get after such a stall before anything expires
+# A timer that is so late tells of a process that stood still for longer than a client waits before it gives up its
+# connection. Whoever waits longer finds its keepalive read, and a busy machine is never that late.
+STALL_S = 1.0
 # How much later than its deadline a lease ends at least: covers the way of a reply from the loop to the socket. A turn
 # may take half of it before deadlines are set again.
 MARGIN_S = 0.001
@@ -60,6 +65,18 @@ class CatchUp(Protocol):
     def catch_up(self) -> bool:
         """Sends the next piece of history; returns whether there is more to send right now."""
         ...
+
+
+class _Audience:
+    """Where publications go when they may be seen: to the owners of the watchers."""
+
+    def deliver(self, publication: Publication) -> None:
+        changes = publication.changes
+        for owner, watchers in publication.audience.items():
+            owner.on_changes(watchers, changes)
+
+
+_AUDIENCE = _Audience()
 
 
 class Turn:
@@ -89,6 +106,7 @@ class Turn:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = 0.0
         self._expiring = False
+        self._spared_until_s = 0.0  # no lease ends before, after a stall
         self._cutoff_s = 0.0  # leases due until here may end in this turn
         self._began_s = 0.0  # when this turn read its first bytes
         self._commit_began_s = 0.0
@@ -187,11 +205,10 @@ class Turn:
         if hub.outbox:
             batch = self.machine.journal.newest_with_rows
             for publication in hub.take_outbox():
-                watcher = publication.watcher
-                if watcher.at_once:
-                    watcher.owner.on_publication(publication)
+                if publication.at_once:
+                    _AUDIENCE.deliver(publication)
                 else:
-                    self.gate.hold(batch, watcher.owner, publication)
+                    self.gate.hold(batch, _AUDIENCE, publication)
 
     def _seal(self) -> None:
         journal = self.machine.journal
@@ -261,7 +278,7 @@ class Turn:
         deadline_s = self.machine.next_deadline()
         if deadline_s is None or self._expiring:
             return
-        deadline_s += MARGIN_S
+        deadline_s = max(deadline_s + MARGIN_S, self._spared_until_s)
         if self._committer.free:
             deadline_s = min(deadline_s, self._uptime_saved_s + limits.UPTIME_SAVE_S)
         if self._timer is not None:
@@ -276,20 +293,24 @@ class Turn:
     def _timer_fired(self) -> None:
         self._timer = None
         now_s = self.now_s()
+        stall_s = now_s - self._timer_due_s
+        if stall_s >= STALL_S:
+            # What could not get through for some time gets through within as much more: TCP doubles its waiting.
+            self._spared_until_s = now_s + min(stall_s, RECONNECT_GRACE_S)
         deadline_s = self.machine.next_deadline()
-        if deadline_s is None or deadline_s + MARGIN_S > now_s:
+        if deadline_s is None or max(deadline_s + MARGIN_S, self._spared_until_s) > now_s:
             self.schedule()
             return
         self._expiring = True
-        if now_s - self._timer_due_s > STALL_S:
-            self._loop.call_later(RECONNECT_S, self._before_poll, now_s + RECONNECT_S - MARGIN_S)
-        else:
-            self._before_poll(now_s - MARGIN_S)
+        self._before_poll(now_s - MARGIN_S)
 
-    def _before_poll(self, cutoff_s: float) -> None:
+    def _before_poll(self, cutoff_s: float, polls: int = 2) -> None:
         # uvloop runs timers, then what is scheduled, then polls the sockets; asyncio polls first and runs what it read
-        # after what was scheduled before. With two steps in between, both have polled once after `cutoff_s`.
-        self._loop.call_soon(self._loop.call_soon, self._after_poll, cutoff_s)
+        # after what was scheduled before. With one step more than polls, both have polled so often after `cutoff_s`.
+        if polls:
+            self._loop.call_soon(self._before_poll, cutoff_s, polls - 1)
+        else:
+            self._loop.call_soon(self._after_poll, cutoff_s)
 
     def _after_poll(self, cutoff_s: float) -> None:
         self._cutoff_s = cutoff_s

@@ -35,7 +35,7 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.state.encode import nested
 from lessor.state.mvcc import Event
-from lessor.state.watch_hub import Publication, Watcher
+from lessor.state.watch_hub import Changes, Watcher
 
 if TYPE_CHECKING:
     from lessor.server.core import Core, UnaryCall, Waiting
@@ -152,11 +152,11 @@ class Line:
         del self._claims[claim.key]
         return True
 
-    def on_publication(self, publication: Publication) -> None:
+    def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
         """Takes in what one revision changed, and answers the calls whose wait it ends."""
         keys = self._keys
         settled: list[Claim] = []
-        for event, _ in publication.events:
+        for event, _ in changes.events:
             if event.value is None:
                 keys.pop(event.key, None)
                 settled += self._claims.pop(event.key, ())

@@ -14,6 +14,7 @@ Laws
 - The stream outlives its watchers and the peer's half-close; only a cancel, a disconnect or a shutdown ends it.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -23,18 +24,17 @@ from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.server.core import Core, StreamCall
 from lessor.server.turn import Turn
-from lessor.state.encode import nested
+from lessor.state.encode import number_field
 from lessor.state.watch_hub import (
+    Changes,
     CompactedError,
-    Publication,
-    Told,
     Watcher,
-    event_bytes,
     range_is_empty,
     watch_range,
 )
 
-_EVENTS_TAG = b"\x5a"  # field 11, length-delimited
+_WATCH_ID_TAG = b"\x10"  # field 2, a number
+_FRAGMENT = b"\x38\x01"  # field 7, true
 _PIECE_COST_BYTES_MIN = (
     65_536  # what a piece counts at least: history was looked through for it, though little was found
 )
@@ -52,8 +52,7 @@ class _Tail(NamedTuple):
     """History that is not durable yet: the last piece, mostly. Encoded when it leaves; at most one of each watcher."""
 
     watcher: Watcher
-    changes: list[Told]
-    revision: int
+    changes: Changes
 
 
 class _Pace:
@@ -244,10 +243,7 @@ class WatchStream:
         self._core.gate.hold(self._waits_for, self, payload)
 
     def deliver(self, payload: Any) -> None:
-        """A publication of the hub, (response, watcher that begins with it), history, or a report of progress."""
-        if isinstance(payload, Publication):
-            self._deliver_live(payload)
-            return
+        """(Response, watcher that begins with it), history, or a report of progress."""
         if isinstance(payload, _Tail):
             self._deliver_tail(payload)
             return
@@ -261,15 +257,33 @@ class WatchStream:
         if begins is not None and begins.lagging and not begins.cancelled:
             self._fall_behind(begins)
 
-    def _deliver_live(self, publication: Publication) -> None:
-        watcher, revision = publication.watcher, publication.revision
-        if watcher.cancelled or watcher in self._behind or revision < self._history_told.get(watcher, 0):
-            return
-        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
-            self._core.machine.hub.lag(watcher, revision)
-            self._fall_behind(watcher)
-            return
-        self._call.send(self._responses(watcher, publication.events, revision))
+    def on_changes(self, watchers: list[Watcher], changes: Changes) -> None:
+        """What is new and durable, for some of the watchers."""
+        told_until = self._history_told
+        room_bytes = limits.H2_STREAM_SEND_BYTES_MAX - self._call.backlog_bytes
+        responses: list[bytes] = []
+        told = 0
+        opening, fields = self._core.machine.header_field(changes.revision), changes.fields()
+        size_bytes = len(fields)
+        for watcher in watchers:
+            if watcher.cancelled or watcher in self._behind or changes.revision < told_until.get(watcher, 0):
+                continue
+            if room_bytes < 0:
+                self._core.machine.hub.lag(watcher, changes.revision)
+                self._fall_behind(watcher)
+                continue
+            room_bytes -= size_bytes
+            told += 1
+            if watcher.fragment:
+                responses += self._responses(watcher, changes)
+            else:
+                responses.append(opening + _watch_id_field(watcher.watch_id) + fields)
+        if responses:
+            self._send_events(responses, told * len(changes.events))
+
+    def _send_events(self, responses: list[bytes], events: int) -> None:
+        self._core.metrics.events += events
+        self._call.send(responses)
 
     def _deliver_tail(self, tail: _Tail) -> None:
         watcher = tail.watcher
@@ -277,10 +291,10 @@ class WatchStream:
         if watcher.cancelled:
             return
         if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
-            self._core.machine.hub.lag(watcher, tail.changes[0][0].mod_revision)
+            self._core.machine.hub.lag(watcher, tail.changes.events[0][0].mod_revision)
             self._fall_behind(watcher)
             return
-        self._call.send(self._responses(watcher, tail.changes, tail.revision))
+        self._send_events(self._responses(watcher, tail.changes), len(tail.changes.events))
         if watcher in self._behind:
             self._ready[watcher] = None
             self._pace.later(self)
@@ -325,17 +339,18 @@ class WatchStream:
         """One piece of history: durable revisions at once, the few newer ones through the gate. Returns bytes sent."""
         machine, durable = self._core.machine, self._core.turn.durable_revision
         upto = durable if watcher.next_revision <= durable else machine.revision
-        changes = machine.hub.replay(watcher, upto, limits.WATCH_REPLAY_REVISIONS_MAX, limits.WATCH_REPLAY_BYTES_MAX)
+        told = machine.hub.replay(watcher, upto, limits.WATCH_REPLAY_REVISIONS_MAX, limits.WATCH_REPLAY_BYTES_MAX)
         self._history_told[watcher] = watcher.next_revision
-        if not changes:
+        if not told:
             return 0
+        changes = Changes(upto, told)
         if upto > durable:
             self._tails.add(watcher)
-            self._hold(_Tail(watcher, changes, upto))
+            self._hold(_Tail(watcher, changes))
             return 0
         # Nothing that this watcher has to hear first is at the gate: not its beginning, and no earlier history.
-        responses = self._responses(watcher, changes, upto)
-        self._call.send(responses)
+        responses = self._responses(watcher, changes)
+        self._send_events(responses, len(told))
         return sum(map(len, responses))
 
     def _lost_to_compaction(self, watcher: Watcher, compact_revision: int) -> None:
@@ -346,18 +361,21 @@ class WatchStream:
         )
         self._hold((response.SerializeToString(), None))
 
-    def _responses(self, watcher: Watcher, changes: list[Told], revision: int) -> list[bytes]:
+    def _responses(self, watcher: Watcher, changes: Changes) -> list[bytes]:
         """The response that tells of the changes, which the hub has filtered for this watcher; or its fragments."""
-        head = rpc_pb2.WatchResponse(header=self._core.header(revision), watch_id=watcher.watch_id)
-        self._core.metrics.events += len(changes)
-        fields = [nested(_EVENTS_TAG, event_bytes(event, previous)) for event, previous in changes]
-        size_max = self._core.options.max_request_bytes + limits.REQUEST_OVERHEAD_BYTES
-        if not watcher.fragment or sum(map(len, fields)) < size_max:
-            return [head.SerializeToString() + b"".join(fields)]
-        pieces = _split(fields, size_max)
-        fragment = rpc_pb2.WatchResponse(header=head.header, watch_id=head.watch_id, fragment=True).SerializeToString()
-        responses = [fragment + piece for piece in pieces[:-1]]
-        return [*responses, head.SerializeToString() + pieces[-1]]
+        core = self._core
+        head = core.machine.header_field(changes.revision) + _watch_id_field(watcher.watch_id)
+        fields = changes.fields()
+        size_max = core.options.max_request_bytes + limits.REQUEST_OVERHEAD_BYTES
+        if not watcher.fragment or len(fields) < size_max:
+            return [head + fields]
+        pieces = _split(changes.each_field(), size_max)
+        return [*(head + _FRAGMENT + piece for piece in pieces[:-1]), head + pieces[-1]]
+
+
+@lru_cache(maxsize=4_096)
+def _watch_id_field(watch_id: int) -> bytes:
+    return number_field(_WATCH_ID_TAG, watch_id)
 
 
 def _split(fields: list[bytes], size_max: int) -> list[bytes]:

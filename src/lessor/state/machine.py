@@ -161,9 +161,10 @@ class StateMachine:
             raft_term=identity.term,
         )
 
-    def header_field(self) -> bytes:
-        """The encoded header as of now, as field 1 of whatever reply it opens."""
-        revision = self.store.revision
+    def header_field(self, revision: int | None = None) -> bytes:
+        """The encoded header as of `revision` or of now, as field 1 of whatever reply it opens."""
+        if revision is None:
+            revision = self.store.revision
         if revision != self._header_revision:
             self._header_revision = revision
             self._header_field = self._header_encoder.field(revision)

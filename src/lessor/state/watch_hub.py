@@ -6,6 +6,7 @@ Laws
 - A synced watcher (not `lagging`) has been given every matching event up to now; a lagging one gets nothing from
   `notify` and catches up by `replay`, until that reaches the present and clears the mark.
 - Notifying costs what the changed keys match, however many watchers do not match.
+- Watchers that are told the same share it: one list of events, encoded once.
 
 Theory of operation. Watchers of one key are found in a dict; watchers of a prefix in a dict per prefix length; all
 other ranges in a list, which clients in practice leave nearly empty. Replay reads the history: the versions of the
@@ -30,6 +31,7 @@ _CHAIN_KEYS_MAX: Final = 64  # replay walks the versions of single keys when the
 _CHAIN_STEPS_MAX: Final = 4_096  # ... and gives up for the log after this many versions
 _SCAN_EVENTS_MAX: Final = 20_000  # events of the log that one call of replay looks at: a few milliseconds
 
+_EVENTS_TAG: Final = b"\x5a"  # field 11 of WatchResponse, length-delimited
 NO_PUT: Final = 0  # WatchCreateRequest.FilterType
 NO_DELETE: Final = 1
 
@@ -105,12 +107,37 @@ class Watcher:
         return self.key <= key and (not end or key < end)
 
 
-class Publication(NamedTuple):
-    """All that one revision has to tell one watcher."""
+class Changes:
+    """What one revision, or a stretch of history up to it, has to tell; shared by all who are told the same."""
 
-    watcher: Watcher
-    revision: int
-    events: list[Told]
+    __slots__ = ("_fields", "events", "revision")
+
+    def __init__(self, revision: int, events: list[Told]) -> None:
+        self.revision = revision
+        self.events = events
+        self._fields: bytes | None = None
+
+    def fields(self) -> bytes:
+        """The events as fields of a WatchResponse; encoded once."""
+        if self._fields is None:
+            self._fields = b"".join(self.each_field())
+        return self._fields
+
+    def each_field(self) -> list[bytes]:
+        """The same, event by event, for those who want it in pieces."""
+        return [nested(_EVENTS_TAG, event_bytes(event, previous)) for event, previous in self.events]
+
+
+class Publication(NamedTuple):
+    """All that one revision has to tell some watchers, by their owners."""
+
+    audience: dict[Any, list[Watcher]]
+    changes: Changes
+    at_once: bool = False
+
+
+def _changes(revision: int, told: list[Told], prev_kv: bool) -> Changes:
+    return Changes(revision, told if prev_kv else [(event, None) for event, _ in told])
 
 
 def watch_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
@@ -201,27 +228,50 @@ class WatchHub:
     # --- live ---------------------------------------------------------------------------------------------------
 
     def notify(self, revision: int, events: Sequence[Event], previous: Sequence[Event | None]) -> None:
-        """Tells of a finished write: appends to the outbox one publication per watcher that it concerns."""
-        told: dict[Watcher, list[Told]] = {}
+        """Tells of a finished write: appends to the outbox what it has for the watchers that it concerns.
+
+        Cost: the events and the watchers that they match; many watchers in one place share one list of events.
+        """
+        told: dict[int, tuple[Iterable[Watcher], list[Told]]] = {}  # by the identity of the place, or the watcher
         by_key, by_prefix, ranges = self._by_key, self._by_prefix, self._ranges
         for event, before in zip(events, previous, strict=True):
             key = event.key
-            places = []
             if by_key and key in by_key:
-                places.append(by_key[key])
+                place = by_key[key]
+                told.setdefault(id(place), (place, []))[1].append((event, before))
             for length, prefixes in by_prefix.items():
-                place = prefixes.get(key[:length])
-                if place is not None:
-                    places.append(place)
-            if ranges:
-                places.append({watcher: None for watcher in ranges if watcher.covers(key)})
-            for place in places:
-                for watcher in place:
-                    if not watcher.lagging and watcher.next_revision <= revision and watcher.wants(event):
-                        told.setdefault(watcher, []).append((event, before if watcher.prev_kv else None))
-        for watcher, tellings in told.items():
-            watcher.next_revision = revision + 1
-            self.outbox.append(Publication(watcher, revision, tellings))
+                if (found := prefixes.get(key[:length])) is not None:
+                    told.setdefault(id(found), (found, []))[1].append((event, before))
+            for watcher in ranges:
+                if watcher.covers(key):
+                    told.setdefault(id(watcher), ((watcher,), []))[1].append((event, before))
+        for watchers, tellings in told.values():
+            self._publish(revision, watchers, tellings)
+
+    def _publish(self, revision: int, watchers: Iterable[Watcher], told: list[Told]) -> None:
+        """Tells the live ones of these watchers, of which each covers all of the events."""
+        following = revision + 1
+        by_owner: tuple[dict[Any, list[Watcher]], ...] = ({}, {})  # without prev_kv, with it
+        for watcher in watchers:
+            if watcher.lagging or watcher.next_revision > revision:
+                continue
+            owner = watcher.owner
+            if watcher.filters or watcher.at_once:
+                wanted = [each for each in told if watcher.wants(each[0])]
+                if not wanted:
+                    continue
+                changes = _changes(revision, wanted, watcher.prev_kv)
+                self.outbox.append(Publication({owner: [watcher]}, changes, watcher.at_once))
+            else:
+                audience = by_owner[watcher.prev_kv]
+                if owner in audience:
+                    audience[owner].append(watcher)
+                else:
+                    audience[owner] = [watcher]
+            watcher.next_revision = following
+        for prev_kv, audience in enumerate(by_owner):
+            if audience:
+                self.outbox.append(Publication(audience, _changes(revision, told, bool(prev_kv))))
 
     def take_outbox(self) -> list[Publication]:
         """Empties the outbox into the caller's hands."""

@@ -79,6 +79,11 @@ class Deframer:
         """Whether part of a message has come without its rest; at the end of a stream that is an error."""
         return bool(self._buffer)
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """What is kept of a message that has not come in whole."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that `data` completes. Cost: no copy but the payload when `data` is whole messages.
 

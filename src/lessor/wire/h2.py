@@ -18,8 +18,6 @@ or was passed over (then PROTOCOL_ERROR, section 5.1.1) is told by the gaps: cli
 without any, so remembering the few newest gaps is enough.
 """
 
-from collections import deque
-
 from lessor.base import limits
 from lessor.wire import frames
 from lessor.wire.frames import ConnectionFault, ErrorCode
@@ -34,6 +32,8 @@ from lessor.wire.h2_headers import (
     header_list_bytes,
 )
 from lessor.wire.h2_headers import TRAILERS as TRAILERS_FORM
+from lessor.wire.h2_keepalive import PAYLOAD, Keepalive, KeepaliveRules
+from lessor.wire.h2_limits import RateLimit
 from lessor.wire.h2_stream import DATA, END, HEADERS, RESET, TRAILERS, WHOLE, Event, Stream
 
 __all__ = [
@@ -70,17 +70,33 @@ _CLIENT_OPENING = (
 
 
 class H2Server(H2Connection):
-    """The side that answers. Give it every byte of the connection, the preface included.
+    """The side that answers. Give it every byte of the connection, the preface included."""
 
-    `whole_requests`: whether the owner wants WHOLE events.
-    """
+    __slots__ = (
+        "_keepalive",
+        "_next_peer_id",
+        "_skipped_ids",
+    )
 
-    def __init__(self, whole_requests: bool = False) -> None:
+    def __init__(self, rules: KeepaliveRules | None = None, now: float = 0.0, *, whole_requests: bool = False) -> None:
+        """`now`: of the first bytes, as in `receive`. `whole_requests`: whether the owner wants WHOLE events."""
         super().__init__()
         self._joins_events = whole_requests
+        self._now_s = now
+        self._keepalive = Keepalive(rules or KeepaliveRules())
         self._next_peer_id = 1  # what the next stream is called when the client leaves no gap
-        self._skipped_ids: deque[tuple[int, int]] = deque(maxlen=limits.H2_SKIPPED_IDS_MAX)  # (first, last) of a gap
+        self._skipped_ids: list[tuple[int, int]] = []  # (first, last) of a gap
         self._append(_SERVER_OPENING)
+
+    def look_after_peer(self, now: float) -> float:
+        """Pings a peer that has long been silent. Returns in how many seconds to call again; 0: the peer is gone."""
+        ping, wait_s = self._keepalive.next_step(now, self._now_s)
+        if ping:
+            self.send_ping(PAYLOAD)
+        return wait_s
+
+    def _too_many_pings(self) -> bool:
+        return self._keepalive.one_too_many(self._now_s, self._sent_since_ping, bool(self._streams))
 
     def _expected_preface(self) -> bytes:
         return frames.PREFACE
@@ -91,6 +107,7 @@ class H2Server(H2Connection):
             return
         if stream_id > self._next_peer_id:
             self._skipped_ids.append((self._next_peer_id, stream_id - 2))
+            del self._skipped_ids[: -limits.H2_SKIPPED_IDS_MAX]
         self._last_peer_id = stream_id
         self._next_peer_id = stream_id + 2
         if (
@@ -157,8 +174,14 @@ class H2Server(H2Connection):
 class H2Client(H2Connection):
     """The side that asks. Its first output is the preface."""
 
+    __slots__ = (
+        "_next_id",
+        "_pings",
+    )
+
     def __init__(self) -> None:
         super().__init__()
+        self._pings = RateLimit(limits.H2_PINGS_PER_S_MAX)
         self._next_id = 1
         self._append(_CLIENT_OPENING)
 
@@ -190,6 +213,9 @@ class H2Client(H2Connection):
         self._streams[stream.id] = stream
         self.send_headers(stream, headers, end_stream)
         return stream
+
+    def _too_many_pings(self) -> bool:
+        return not self._sent_since_ping and self._pings.exceeded(self._now_s)
 
     def _expected_preface(self) -> bytes:
         return b""

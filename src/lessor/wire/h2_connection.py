@@ -49,6 +49,26 @@ class _Block:
 class H2Connection(H2Sender):
     """One connection, either role. Not used alone: see `H2Server` and `H2Client`."""
 
+    __slots__ = (
+        "_block",
+        "_buffer",
+        "_decoder",
+        "_draining",
+        "_empty_frames",
+        "_initial_send_window",
+        "_joins_events",
+        "_needed_bytes",
+        "_now_s",
+        "_opened",
+        "_recv_window",
+        "_resets",
+        "_settings",
+        "peer_header_list_bytes_max",
+        "peer_leaving",
+        "peer_streams_max",
+        "ping_answer",
+    )
+
     def __init__(self) -> None:
         super().__init__()
         self.peer_header_list_bytes_max = 0xFFFFFFFF  # SETTINGS_MAX_HEADER_LIST_SIZE, which is advice
@@ -64,9 +84,8 @@ class H2Connection(H2Sender):
         self._draining = False
         self._buffer = bytearray()  # the beginning of a frame whose rest has not come
         self._needed_bytes = 0  # how long it must grow before looking at it again
-        self._now_s = 0.0
+        self._now_s = 0.0  # when bytes came last
         self._resets = RateLimit(limits.H2_RESETS_PER_S_MAX)
-        self._pings = RateLimit(limits.H2_PINGS_PER_S_MAX)
         self._settings = RateLimit(limits.H2_SETTINGS_PER_S_MAX)
         self._empty_frames = RateLimit(limits.H2_EMPTY_FRAMES_PER_S_MAX)
 
@@ -81,6 +100,7 @@ class H2Connection(H2Sender):
         events: list[Event] = []
         if self.closing:
             return events
+        self._now_s = now
         buffer = self._buffer
         if buffer:
             buffer += data
@@ -88,7 +108,6 @@ class H2Connection(H2Sender):
                 return events
             data = bytes(buffer)
             buffer.clear()
-        self._now_s = now
         try:
             position = 0 if self._opened else self._open(data)
             if self._opened:
@@ -348,10 +367,10 @@ class H2Connection(H2Sender):
                 self._append(frames.goaway_frame(self._last_peer_id, ErrorCode.NO_ERROR))
                 self._set_last_call()
             return
-        if not self._sent_since_ping and self._pings.exceeded(self._now_s):
+        self._append(frames.frame(frames.PING, frames.FLAG_ACK, 0, payload))
+        if self._too_many_pings():
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
         self._sent_since_ping = False
-        self._append(frames.frame(frames.PING, frames.FLAG_ACK, 0, payload))
 
     def _goaway(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id:
@@ -453,6 +472,10 @@ class H2Connection(H2Sender):
 
     def _head_received(self, stream_id: int, head: Head, end_stream: int, events: list[Event]) -> None:
         """A header block is complete and decoded; `stream_id` may be 0."""
+        raise NotImplementedError
+
+    def _too_many_pings(self) -> bool:
+        """Whether the ping that has just come is one too many."""
         raise NotImplementedError
 
     def _is_idle(self, stream_id: int) -> bool:

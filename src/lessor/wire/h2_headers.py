@@ -21,7 +21,6 @@ Not here: limits on the encoded size and the number of frames (`h2_connection.py
 """
 
 import re
-from collections import deque
 from typing import Any, Final
 
 from hpack.exceptions import HPACKError
@@ -227,7 +226,8 @@ class HeaderDecoder:
         self._heads: dict[bytes, Head] = {}
         self._templates: dict[tuple[Field, ...], Head] = {}  # by all fields but one of PER_CALL_FIELDS
         self._kinds: dict[Field, int] = {}  # fields seen lately and what they are: most of a new block is known
-        self._dynamic: deque[Field] = deque()  # newest first; index 62 is its first entry
+        # Newest first; index 62 is its first entry. A list, for its size when empty: there is one in each connection.
+        self._dynamic: list[Field] = []
         self._size_bytes = 0
         self._size_bytes_max = HEADER_TABLE_BYTES_DEFAULT  # the peer may lower and raise it up to that default
 
@@ -333,7 +333,7 @@ class HeaderDecoder:
             self._dynamic.clear()
             self._size_bytes = 0
             return
-        self._dynamic.appendleft(field)
+        self._dynamic.insert(0, field)
         self._size_bytes += size_bytes
         self._evict()
 

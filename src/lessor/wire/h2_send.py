@@ -60,6 +60,22 @@ def _forms(headers_block: bytes, trailers_block: bytes) -> tuple[Pack, bytes, Pa
 class H2Sender:
     """What a connection can send. Base of `H2Connection`; not used alone."""
 
+    __slots__ = (
+        "_append",
+        "_last_call",
+        "_last_peer_id",
+        "_out",
+        "_own_resets",
+        "_send_frame_max",
+        "_send_window",
+        "_sent_since_ping",
+        "_streams",
+        "_table_update",
+        "_waiting",
+        "closing",
+        "queued_bytes",
+    )
+
     def __init__(self) -> None:
         self.closing = False  # write what take_output() gives, then close the socket; nothing else will happen
         self.queued_bytes = 0  # data of all streams that waits for the peer's windows
