@@ -95,7 +95,7 @@ def test_renewing_a_missing_lease() -> None:
     assert journal.row_count == 0
 
 
-def test_renewals_write_a_row_only_when_the_saved_deadline_is_passed() -> None:
+def test_renewals_write_a_row_when_they_come_near_the_saved_deadline_and_wait_when_they_pass_it() -> None:
     lessor, journal = new_lessor()
     lessor.grant(1, 10, 0.0)
     journal.seal(0.0)
@@ -105,8 +105,8 @@ def test_renewals_write_a_row_only_when_the_saved_deadline_is_passed() -> None:
         assert lease is not None
         assert lease.deadline_s == now + 10
         rows.append((lease.batch, journal.seal(now).leases))
-    # The second is within what the first one saved, so its reply waits for the first one's batch only.
-    assert rows == [(2, [(1, 10, 18.0, False)]), (2, []), (4, [(1, 10, 24.0, False)])]
+    # The later ones are within what the first one saved, so their replies wait for the first one's batch only.
+    assert rows == [(2, [(1, 10, 20.5, False)]), (2, []), (2, [(1, 10, 26.5, False)])]
 
 
 def test_a_renewal_in_the_batch_of_the_grant_waits_for_that() -> None:
@@ -138,6 +138,25 @@ def test_the_saved_deadline_never_falls_short_of_a_renewal(pauses: list[float]) 
         if rows:
             saved = rows[0][2]
         assert now + 10 <= saved <= now + 10 * (1 + RENEW_SLACK) + 1e-6
+
+
+@given(st.lists(st.floats(0.0, 10 / 3 + 10 / 12), min_size=1, max_size=50))
+def test_who_renews_at_a_third_of_the_ttl_or_a_little_later_waits_for_one_row_only(pauses: list[float]) -> None:
+    lessor, journal = new_lessor()
+    lessor.grant(1, 10, 0.0)
+    journal.seal(0.0)
+    now = 3.0
+    first = lessor.renew(1, now)
+    assert first is not None
+    assert first.batch == journal.number
+    assert journal.seal(now).leases_touched == [first]
+    for pause in pauses:
+        now += pause
+        lease = lessor.renew(1, now)
+        assert lease is not None
+        assert lease.batch < journal.number
+        # Nobody is told of the row that may have been written, so the promise does not count from its commit.
+        assert journal.seal(now).leases_touched == []
 
 
 def test_acknowledging_counts_the_promise_from_now() -> None:

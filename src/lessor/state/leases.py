@@ -8,13 +8,16 @@ Laws
 - `renew` touches two attributes: no heap step, and a row only when the saved deadline is about to be passed.
 
 Theory of operation. Deadlines are absolute on the clock of the data (seconds served, summed over restarts), so they
-mean the same after a restart. A grant saves its exact deadline. The first renewal that passes the saved deadline saves
-a later one, by RENEW_SLACK of the TTL, so the next renewals need no row: a lease renewed at a third of its TTL writes
-about one row per TTL, and a crash can only ever lengthen a lease, never end it early.
+mean the same after a restart. A grant saves its exact deadline. The first renewal passes that and saves a later one,
+by RENEW_SLACK of the TTL, so the next renewals need no row; and the row after that is written ahead, by the renewal
+that comes within RENEW_AHEAD of the TTL of the saved deadline. So a lease that is renewed at a third of its TTL writes
+a row for every second renewal, but none of them waits for the disk after the first: a disk that stands still for a
+while takes no lease from a client that renews. A crash can only ever lengthen a lease, never end it early.
 
-Worked example, TTL 10, slack 5: granted at 0, saved 10. Renewed at 3: deadline 13 > 10, so a row with 18. Renewed at 6:
-deadline 16 <= 18, no row. Renewed at 9: deadline 19, a row with 24. After a crash at 11 the row says 24: more than the
-promised 19, and the boot code cuts what remains to one TTL.
+Worked example, TTL 10, slack 7.5, ahead 3.5: granted at 0, saved 10. Renewed at 3: deadline 13 > 10, so a row with 20.5,
+and the reply waits for it. Renewed at 6: deadline 16, and 16 + 3.5 <= 20.5: no row. Renewed at 9: deadline 19, so near
+to 20.5 that a row with 26.5 is written, but 19 is saved already: the reply leaves at once. After a crash at 11 the row
+says 26.5: more than the promised 19, and the boot code cuts what remains to one TTL.
 
 Does not do: deleting keys (see machine.py, which ends a lease and its keys together), reading clocks.
 """
@@ -28,9 +31,11 @@ from lessor.base import errors, limits
 from lessor.state.expiry_queue import ExpiryQueue
 from lessor.state.journal import Journal
 
-# Of a TTL: how far beyond the deadline a renewal's row promises. Half of it lets a client that renews at a third of the
-# TTL, and not to the second, write a row for every other renewal.
-RENEW_SLACK: Final = 0.5
+# Of a TTL: how far beyond the deadline a renewal's row promises, and how near to the end of that a renewal writes the
+# next row. With these a client that renews at a third of the TTL, and up to a twelfth of it later, writes a row for
+# every other renewal and waits for none.
+RENEW_SLACK: Final = 0.75
+RENEW_AHEAD: Final = 0.35
 ACKNOWLEDGE_S: Final = 0.5  # how much later than its row a promise may begin; below what a boot after a crash adds
 _ID_MASK: Final = (1 << 63) - 1
 _NO_KEYS: Final[frozenset[bytes]] = frozenset()  # shared by all leases without keys: most of a lease's memory
@@ -116,9 +121,12 @@ class Lessor:
         deadline_s = now + lease.ttl_s
         if deadline_s > lease.deadline_s:
             lease.deadline_s = deadline_s
-            if deadline_s > lease.saved_deadline_s:
-                self._save(lease, deadline_s + lease.ttl_s * RENEW_SLACK, lease)
-                lease.batch = self._journal.number
+            saved_deadline_s = lease.saved_deadline_s
+            if deadline_s + lease.ttl_s * RENEW_AHEAD > saved_deadline_s:
+                waits = deadline_s > saved_deadline_s
+                self._save(lease, deadline_s + lease.ttl_s * RENEW_SLACK, lease if waits else None)
+                if waits:
+                    lease.batch = self._journal.number
         return lease
 
     def _save(self, lease: Lease, saved_deadline_s: float, promised: Lease | None) -> None:
