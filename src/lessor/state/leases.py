@@ -14,10 +14,10 @@ that comes within RENEW_AHEAD of the TTL of the saved deadline. So a lease that 
 a row for every second renewal, but none of them waits for the disk after the first: a disk that stands still for a
 while takes no lease from a client that renews. A crash can only ever lengthen a lease, never end it early.
 
-Worked example, TTL 10, slack 7.5, ahead 3.5: granted at 0, saved 10. Renewed at 3: deadline 13 > 10, so a row with 20.5,
-and the reply waits for it. Renewed at 6: deadline 16, and 16 + 3.5 <= 20.5: no row. Renewed at 9: deadline 19, so near
-to 20.5 that a row with 26.5 is written, but 19 is saved already: the reply leaves at once. After a crash at 11 the row
-says 26.5: more than the promised 19, and the boot code cuts what remains to one TTL.
+Worked example, TTL 10, slack 8, ahead 4: granted at 0, saved 10. Renewed at 3: deadline 13 > 10, so a row with 21,
+and the reply waits for it. Renewed at 6: deadline 16, and 16 + 4 <= 21: no row. Renewed at 9: deadline 19, so near
+to 21 that a row with 27 is written, but 19 is saved already: the reply leaves at once. After a crash at 11 the row
+says 27: more than the promised 19, and the boot code cuts what remains to one TTL.
 
 Does not do: deleting keys (see machine.py, which ends a lease and its keys together), reading clocks.
 """
@@ -32,10 +32,10 @@ from lessor.state.expiry_queue import ExpiryQueue
 from lessor.state.journal import Journal
 
 # Of a TTL: how far beyond the deadline a renewal's row promises, and how near to the end of that a renewal writes the
-# next row. With these a client that renews at a third of the TTL, and up to a twelfth of it later, writes a row for
+# next row. With these a client that renews at a third of the TTL, and up to a fifteenth of it later, writes a row for
 # every other renewal and waits for none.
-RENEW_SLACK: Final = 0.75
-RENEW_AHEAD: Final = 0.35
+RENEW_SLACK: Final = 0.8
+RENEW_AHEAD: Final = 0.4
 ACKNOWLEDGE_S: Final = 0.5  # how much later than its row a promise may begin; below what a boot after a crash adds
 _ID_MASK: Final = (1 << 63) - 1
 _NO_KEYS: Final[frozenset[bytes]] = frozenset()  # shared by all leases without keys: most of a lease's memory
