@@ -21,7 +21,6 @@ import pytest
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.etcd_server import etcd_binary
 from tests.conformance.etcdctl import LINE_S_MAX, Outcome, Site, etcdctl_binary, site
-from tests.conformance.server_process import free_port
 from tests.conformance.tls_server import Pki
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
@@ -116,7 +115,15 @@ def test_txns(pair: Pair) -> None:
 
 def test_compaction(pair: Pair) -> None:
     for line in (
-        *("put a 1", "put a 2", "put a 3", "compaction {r2}", "get a --rev {r1}", "get a --rev {r2}", "compaction {r2}"),
+        *(
+            "put a 1",
+            "put a 2",
+            "put a 3",
+            "compaction {r2}",
+            "get a --rev {r1}",
+            "get a --rev {r2}",
+            "compaction {r2}",
+        ),
         *("compaction 99999", "compaction x", "compact {r3} --physical", "get a", "watch a --rev {r0}"),
     ):
         pair.same(line)
@@ -235,7 +242,7 @@ def test_maintenance(pair: Pair) -> None:
 
 def test_alarms(pair: Pair) -> None:
     for each in pair:
-        (member,) = each.subject.do(rpc.StatusRequest()).header.member_id,
+        (member,) = (each.subject.do(rpc.StatusRequest()).header.member_id,)
         raise_ = rpc.AlarmRequest(action=rpc.AlarmRequest.ACTIVATE, memberID=member, alarm=rpc.NOSPACE)
         each.subject.do(raise_)
     for line in (
@@ -281,7 +288,14 @@ def test_users(unlocked: Pair) -> None:
         pair.same(line)
     as_root, as_ann = "--user=root:rootpw", "--user=ann:annpw"
     for line in (
-        *("user add ann:annpw", "user add bob --no-password", "user add ann:x", "role add r", "role add r", "user list"),
+        *(
+            "user add ann:annpw",
+            "user add bob --no-password",
+            "user add ann:x",
+            "role add r",
+            "role add r",
+            "user list",
+        ),
         *("role grant-permission r readwrite a", "role grant-permission r read b c", "role get r", "role list"),
         *("role grant-permission r write d --prefix", "user grant-role ann r", "user get ann", "user get ann --detail"),
         *("user grant-role nobody r", "user get nobody", "role get none", "auth status", "get a -w json"),
@@ -299,7 +313,12 @@ def test_users(unlocked: Pair) -> None:
         *("user add eve:e", "role add s", "member update {me} --peer-urls=http://127.0.0.1:9"),
     ):
         pair.same(f"{line} {as_ann}")
-    for line in ("get a --user=ann:wrong", "get a --user=nobody:x", "get a --user=bob:x", "get a --user=ann --password=annpw"):
+    for line in (
+        "get a --user=ann:wrong",
+        "get a --user=nobody:x",
+        "get a --user=bob:x",
+        "get a --user=ann --password=annpw",
+    ):
         pair.same(line)
     for line in (
         *("user revoke-role ann r", "get a --user=ann:annpw", "user delete ann", "user delete ann", "role delete r"),
@@ -314,7 +333,11 @@ def test_without_a_name(unlocked: Pair) -> None:
     pair = unlocked
     for line in ("user add root:rootpw", "user add alice --no-password", "role add r"):
         pair.well(line)
-    for line in ("user grant-role root root", "role grant-permission r readwrite a --prefix", "user grant-role alice r"):
+    for line in (
+        "user grant-role root root",
+        "role grant-permission r readwrite a --prefix",
+        "user grant-role alice r",
+    ):
         pair.well(line)
     pair.well("auth enable")
     for line in ("put a/1 x", "get a/1", "get z", "del a --prefix", "user get alice", "get a --user=root:rootpw"):
@@ -363,11 +386,10 @@ def test_mirrors(pair: Pair, turned: bool) -> None:
 def test_a_mirror_of_everything(pair: Pair, tmp_path: Path) -> None:
     """From Lessor to another Lessor, without a prefix."""
     assert pair.lessor.run("put a 1").code == 0
-    with site("lessor", tmp_path / "target", None) as target:
-        with pair.lessor.running(f"make-mirror {target.address}"):
-            wait_for_keys(target, "a", 1)
-            assert pair.lessor.run("del a").code == 0
-            wait_for_keys(target, "a", 0)
+    with site("lessor", tmp_path / "target", None) as target, pair.lessor.running(f"make-mirror {target.address}"):
+        wait_for_keys(target, "a", 1)
+        assert pair.lessor.run("del a").code == 0
+        wait_for_keys(target, "a", 0)
 
 
 @pytest.mark.skipif("LESSOR_TEST_PERF" not in os.environ, reason="takes minutes: set LESSOR_TEST_PERF=1")

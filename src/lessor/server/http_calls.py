@@ -70,8 +70,8 @@ def answer(core: Core, exchange: Exchange) -> Body:
     if core.serves(found):
         try:
             timeout_s = timeout_of(exchange)
-        except EtcdError as error:
-            return Plain(exchange, routes.error_answer(error))
+        except EtcdError as refusal:
+            return Plain(exchange, routes.error_answer(refusal))
         call = JsonUnary if found.unary else JsonStream
         return call(core, exchange, found, timeout_s)
     core.metrics.started[found] += 1
