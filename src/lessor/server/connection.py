@@ -197,6 +197,14 @@ class Connection(asyncio.Protocol):
             self.core.turn.flush_later(self)
 
 
+def _is_text(value: bytes | None) -> bool:
+    """Whether it is UTF-8. Go's strings are bytes, so that etcd has an error for those that are not."""
+    try:
+        return value is None or value.isascii() or value.decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
 class H2Session:
     """The HTTP/2 half: streams of gRPC calls and of plain HTTP requests."""
 
@@ -253,7 +261,11 @@ class H2Session:
             self._h2.send_headers(stream, grpc.trailers_only(route.code, route.message), end_stream=True)
         elif isinstance(route, Method):
             self._metrics.started[route] += 1
-            self._metrics.requests[route.unary, head.get(b"client-api-version") or b"unknown"] += 1
+            label = (route.unary, head.get(b"client-api-version") or b"unknown")
+            requests = self._metrics.requests
+            if label not in requests and len(requests) >= limits.CLIENT_VERSIONS_MAX:
+                label = (route.unary, b"other")
+            requests[label] += 1
             timeout = head.get(b"grpc-timeout")
             if route.unary:
                 unary = stream.owner = GrpcUnary(self, stream, route)
@@ -285,6 +297,8 @@ class H2Session:
             grpc.check_encoding(head.get(b"grpc-encoding"))
         except EtcdError as error:
             return error
+        if not _is_text(head.get(b"client-api-version")):
+            return errors.INVALID_CLIENT_API_VERSION.error()
         path = head.path.decode("latin-1")
         method = BY_PATH.get(path)
         if method is None or not self.core.serves(method):
