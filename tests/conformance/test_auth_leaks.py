@@ -197,6 +197,19 @@ def test_json_opens_no_other_door(loot: Loot, path: str, body: dict[str, Any]) -
     assert untouched(loot)
 
 
+def test_who_may_only_write_learns_nothing_of_what_was_there(loot: Loot) -> None:
+    writer = loot.root.user_with((WRITE, loot.key, b""))
+    put, delete = rpc.PutRequest(key=loot.key, prev_kv=True), rpc.DeleteRangeRequest(key=loot.key, prev_kv=True)
+    for request in (
+        *(put, delete, rpc.TxnRequest(success=[op(request_put=put)])),
+        *(deep(op(request_put=put), 2), deep(op(request_delete_range=delete), 2)),
+        rpc.PutRequest(key=loot.key, prev_kv=True, ignore_value=True),
+        rpc.TxnRequest(compare=[rpc.Compare(key=loot.key)], success=[op(request_put=rpc.PutRequest(key=loot.key))]),
+    ):
+        assert writer.call(request) == DENIED
+    assert untouched(loot)
+
+
 def test_a_snapshot_is_roots(loot: Loot) -> None:
     for who, why in ((loot.thief, DENIED), (As(loot.root.subject), NOBODY)):
         stream = who.conversation("etcdserverpb.Maintenance/Snapshot")

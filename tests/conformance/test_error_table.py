@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of etcd's errors, row by row: each text is what some test of this folder wants a server to say, or it is one
+"""The table of etcd's errors, row by row: each text is what some test of this folder wants a server to say, or one
 that a server alone never says, and why.
 
 Here are also the rows that no other file has a place for.

@@ -33,7 +33,7 @@ class Relay:
         host, _, port = address.partition(":")
         self._target = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = "127.0.0.1:{}".format(self._listener.getsockname()[1])
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.sent_s = self.answered_s = 0.0
         threading.Thread(target=self._serve, daemon=True).start()
 
