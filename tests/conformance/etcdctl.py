@@ -55,6 +55,7 @@ def etcdctl_binary() -> Path:
 _BLANKED = (
     (re.compile(r"\b\d+(\.\d+)?(ms|µs|s)\b"), "TIME"),
     (re.compile(r"\d+(\.\d+)? [kM]B"), "SIZE"),
+    (re.compile(r"\b\d+%"), "PERCENT"),
     (re.compile(r'("(?:dbSize|dbSizeInUse|raftIndex|raftAppliedIndex|raftTerm|raft_term|hash)":)\d+'), r"\1N"),
     (re.compile(r'("(?:DBSize|DBSizeInUse|RaftIndex|RaftAppliedIndex|RaftTerm|Hash)" : )\d+'), r"\1N"),
     (re.compile(r"(true, false), \d+, \d+, \d+, "), r"\1, N, N, N, "),

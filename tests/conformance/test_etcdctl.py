@@ -348,7 +348,7 @@ def test_without_a_name(unlocked: Pair) -> None:
 
 def test_snapshots(pair: Pair) -> None:
     pair.well("put a 1")
-    assert pair.well("snapshot save {dir}/saved.db") == "Snapshot saved at DIR/saved.db\n"
+    assert pair.well("snapshot save {dir}/saved.db").startswith("Snapshot saved at DIR/saved.db\n")
     pair.same("snapshot save")
     # What is in it is each server's own: ours reads ours, etcd's reads etcd's.
     saved = f"{pair.lessor.names['dir']}/saved.db"
@@ -357,7 +357,7 @@ def test_snapshots(pair: Pair) -> None:
         binary = etcdctl_binary().with_name(tool)
         if binary.exists():
             done = subprocess.run([binary, "snapshot", "status", saved], capture_output=True, text=True, check=False)
-            assert done.returncode != 0
+            assert done.returncode != 0 or "USAGE" in done.stdout  # etcdctl 3.6 does it no more
     restored = Path(pair.lessor.names["dir"]) / "restored"
     assert lessor("snapshot", "restore", saved, f"--data-dir={restored}").returncode == 0
     assert "Error: data-dir" in lessor("snapshot", "restore", saved, f"--data-dir={restored}").stderr
