@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
-from tests.conformance.subject import Subject, new_lease_id, new_prefix, read_line
+from tests.conformance.subject import Subject, end_of, new_lease_id, new_prefix, read_line
 
 CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -451,3 +451,40 @@ def test_json_over_http2(subject: Subject) -> None:
     command = [curl, "-s", "--http2-prior-knowledge", "-d", '{"TTL":77}', "-w", " %{http_version}", url]
     body, _, version = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.rpartition(" ")
     assert (json.loads(body)["TTL"], version) == ("77", "2")
+
+
+# --- how long a client waits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timeout", ["x", "12", "S", "1.5S", "1s", " 1 S"])
+@pytest.mark.parametrize("path", ["/v3/kv/range", "/v3/watch"])
+def test_a_malformed_timeout_is_refused(subject: Subject, path: str, timeout: str) -> None:
+    reply = subject.post(path, {"key": "YQ=="}, Grpc_Timeout=timeout)
+    assert (reply.status, reply.json()) == (400, failed(subject, f"invalid grpc-timeout: {timeout.strip()}", 3))
+
+
+@pytest.mark.parametrize("timeout", ["5S", "1H", "100000000M", "+9S", "0n", "5000000u"])
+def test_a_timeout_that_is_kept(subject: Subject, prefix: bytes, timeout: str) -> None:
+    assert subject.post("/v3/kv/put", {"key": b64(prefix)}, Grpc_Timeout=timeout).status == 200
+
+
+def test_a_timeout_that_has_passed_changes_nothing(subject: Subject, prefix: bytes) -> None:
+    reply = subject.post("/v3/kv/put", {"key": b64(prefix)}, Grpc_Timeout="-1S")
+    assert (reply.status, reply.json()) == (504, failed(subject, "context deadline exceeded", 4))
+    assert subject.get(prefix) is None
+
+
+def test_a_timeout_ends_a_wait_and_takes_its_key_along(subject: Subject, prefix: bytes) -> None:
+    assert subject.post("/v3/lock/lock", {"name": b64(prefix), "lease": str(subject.grant())}).status == 200
+    body = {"name": b64(prefix), "lease": str(subject.grant())}
+    reply = subject.post("/v3/lock/lock", body, Grpc_Timeout="20m")
+    assert (reply.status, reply.json()["code"]) == (504, 4)  # etcd's text may be that of its own connection
+    while subject.do(rpc.RangeRequest(key=prefix, range_end=end_of(prefix))).count > 1:
+        pass  # etcd takes it away in a call of its own
+
+
+def test_a_timeout_ends_a_stream(subject: Subject, prefix: bytes) -> None:
+    reply = subject.post("/v3/watch", {"create_request": {"key": b64(prefix)}}, Grpc_Timeout="50m")
+    created, end = map(json.loads, reply.body.splitlines())
+    assert created["result"]["created"]
+    assert end["error"]["message"] == "context deadline exceeded"

@@ -125,3 +125,20 @@ def test_only_get(alone: Subject, path: str) -> None:
     for verb in ("POST", "PUT", "HEAD"):
         reply = alone.request(verb, path)
         assert (reply.status, reply.headers["Allow"]) == (405, "GET")
+
+
+def test_the_variables_of_a_process(subject: Subject) -> None:
+    reply = subject.request("GET", "/debug/vars")
+    assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json; charset=utf-8")
+    known = reply.json()
+    assert known["cmdline"]
+    assert known["file_descriptor_limit"] > 0
+    status = subject.do(rpc.StatusRequest())
+    raft, member = known["raft.status"], f"{status.header.member_id:x}"
+    assert (raft["id"], raft["lead"], raft["vote"]) == (member, member, member)
+    assert (raft["raftState"], raft["term"], list(raft["progress"])) == ("StateLeader", status.raftTerm, [member])
+    assert raft["applied"] <= raft["commit"] < raft["progress"][member]["next"]
+    before = raft["commit"]
+    subject.put(b"a")
+    assert subject.request("GET", "/debug/vars").json()["raft.status"]["commit"] > before
+    assert subject.request("GET", "/debug/pprof/").status == 404

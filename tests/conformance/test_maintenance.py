@@ -295,9 +295,25 @@ def test_member_changes_that_are_refused(alone: Subject) -> None:
         learner = Failure(9, "etcdserver: too many learner members in cluster")
         assert ask(alone, CLUSTER + "MemberAdd", rpc.MemberAddRequest(peerURLs=[other])) == NOT_ENOUGH
         assert ask(alone, CLUSTER + "MemberAdd", rpc.MemberAddRequest(peerURLs=[other], isLearner=True)) == learner
-        # It has no other address; etcd believes anything.
-        moved = rpc.MemberUpdateRequest(ID=member, peerURLs=[other])
-        assert ask(alone, CLUSTER + "MemberUpdate", moved) == URLS_INVALID
+        # etcd's server believes anything; its clients look first.
+        for urls in ([], ["nonsense"], [other, "http://127.0.0.1:9/x"]):
+            moved = rpc.MemberUpdateRequest(ID=member, peerURLs=urls)
+            assert ask(alone, CLUSTER + "MemberUpdate", moved) == URLS_INVALID
+
+
+def test_a_member_takes_other_peer_urls(alone: Subject) -> None:
+    member = me(alone)
+    before = ask(alone, CLUSTER + "MemberList", rpc.MemberListRequest()).members
+    urls = ["http://127.0.0.1:9", "http://127.0.0.1:8"]
+    updated = ask(alone, CLUSTER + "MemberUpdate", rpc.MemberUpdateRequest(ID=member, peerURLs=urls))
+    assert updated.header.revision == 0
+    listed = ask(alone, CLUSTER + "MemberList", rpc.MemberListRequest()).members
+    assert [sorted(each.peerURLs) for each in listed] == [sorted(urls)]
+    assert [list(each.clientURLs) for each in listed] == [list(each.clientURLs) for each in before]
+    assert updated.members[0].peerURLs == listed[0].peerURLs
+    taken = ask(alone, CLUSTER + "MemberAdd", rpc.MemberAddRequest(peerURLs=urls[1:]))
+    assert taken == Failure(9, "etcdserver: Peer URLs already exists")
+    ask(alone, CLUSTER + "MemberUpdate", rpc.MemberUpdateRequest(ID=member, peerURLs=before[0].peerURLs))
 
 
 WRONG_FORMAT = Failure(3, "etcdserver: wrong downgrade target version format")

@@ -25,6 +25,7 @@ class Meta(NamedTuple):
     batch: int
     uptime_s: float
     clean: bool
+    peer_urls: tuple[str, ...] = ()
 
 
 class Rows:
@@ -51,7 +52,8 @@ class Rows:
             self.auth.roles |= batch.auth.roles
             self.auth.switch = batch.auth.switch or self.auth.switch
         compact_revision = self.meta.compact_revision if batch.compact_revision is None else batch.compact_revision
-        self.meta = Meta(compact_revision, batch.number, batch.now_s, batch.clean)
+        peer_urls = self.meta.peer_urls if batch.peer_urls is None else batch.peer_urls
+        self.meta = Meta(compact_revision, batch.number, batch.now_s, batch.clean, peer_urls)
         self.dead += batch.dead
 
     def collect(self) -> None:

@@ -174,3 +174,16 @@ def test_a_unix_socket_that_another_server_serves_is_not_taken_over(tmp_path: Pa
         assert result.exit_code == command.EXIT_CANNOT_SERVE
         assert "is served by another process" in result.output
         assert path.is_socket()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["-name=n", "-max-txn-ops", "7"], ["--name", "n", "-max-txn-ops=7"]],
+)
+def test_one_dash_is_as_good_as_two(options_of: Callable[..., Options], words: list[str]) -> None:
+    options = options_of(*words)
+    assert (options.name, options.max_txn_ops) == ("n", 7)
+
+
+def test_an_older_name_of_a_flag(options_of: Callable[..., Options]) -> None:
+    assert options_of("--experimental-watch-progress-notify-interval=5s").watch_progress_notify_interval_s == 5

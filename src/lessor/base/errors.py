@@ -126,7 +126,6 @@ ROLE_NOT_FOUND = _server(Code.FAILED_PRECONDITION, "role name not found")
 ROLE_NOT_GRANTED = _server(Code.FAILED_PRECONDITION, "role is not granted to the user")
 PERMISSION_NOT_GRANTED = _server(Code.FAILED_PRECONDITION, "permission is not granted to the role")
 PERMISSION_DENIED = _server(Code.PERMISSION_DENIED, "permission denied")
-TOO_MANY_REQUESTS = _server(Code.RESOURCE_EXHAUSTED, "too many requests")
 AUTH_NOT_ENABLED = _server(Code.FAILED_PRECONDITION, "authentication is not enabled")
 # These three reach clients as etcd's own libraries word them, without a code.
 NO_PASSWORD_USER = ErrorText(Code.UNKNOWN, "auth: authentication failed, password was given for no password user")

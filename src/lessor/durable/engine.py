@@ -46,6 +46,7 @@ class Meta(NamedTuple):
     uptime_s: float  # seconds that this data was served, over all restarts, as of the newest batch
     clean: bool  # whether the newest batch was the last act of an orderly stop
     schema_version: int
+    peer_urls: tuple[str, ...] = ()  # those that the member was given; () when it was given none
 
 
 @dataclass(frozen=True, slots=True)

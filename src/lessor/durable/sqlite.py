@@ -287,6 +287,7 @@ class SqliteEngine:
             uptime_s=float(uptime_s),
             clean=bool(whole("clean", 0)),
             schema_version=whole("schema_version", 1),
+            peer_urls=tuple(str(rows.get("peer_urls") or "").split()),
         )
 
     def _check_newest_rows(self, connection: sqlite3.Connection, meta: Meta) -> None:
@@ -412,6 +413,8 @@ class SqliteEngine:
             meta: list[tuple[str, object]] = [("batch", number), ("uptime_s", batch.now_s), ("clean", int(batch.clean))]
             if batch.compact_revision is not None:
                 meta.append(("compact_revision", batch.compact_revision))
+            if batch.peer_urls is not None:
+                meta.append(("peer_urls", " ".join(batch.peer_urls)))
             if batch.auth is not None:
                 meta += auth_tables.write(connection, batch.auth, number)
             schema.execute_rows(connection, schema.META, meta)

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from lessor.base import limits
 from lessor.durable.engine import DataDirError, EngineError
-from lessor.server import logs
+from lessor.server import foreign_flags, logs
 from lessor.server.options import (
     DEFAULT_CLIENT_URL,
     Listen,
@@ -40,7 +40,8 @@ EXIT_CANNOT_SERVE = 1
 def _flag(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A flag with its ETCD_ environment name."""
     variable = "ETCD_" + name.upper().replace("-", "_")
-    return click.option(f"--{name}", envvar=variable, show_envvar=True, show_default=True, **settings)
+    names = [f"--{name}", *(f"--{alias}" for alias in settings.pop("aliases", ()))]
+    return click.option(*names, envvar=variable, show_envvar=True, show_default=True, **settings)
 
 
 def _flags(flags: Iterable[tuple[str, dict[str, Any]]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -54,7 +55,23 @@ def _flags(flags: Iterable[tuple[str, dict[str, Any]]]) -> Callable[[Callable[..
     return add
 
 
-@click.command(context_settings={"max_content_width": 120})
+class _Serve(click.Command):
+    """Takes flags with one dash too, as Go does, and knows etcd's flags that mean nothing here."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {opt for parameter in self.params for opt in parameter.opts}
+        args = [f"-{word}" if f"-{word}".partition("=")[0] in known else word for word in args]
+        complaint = foreign_flags.complaint(args)
+        if complaint is not None:
+            raise _ForeignFlagsError(complaint)
+        return super().parse_args(ctx, args)
+
+
+class _ForeignFlagsError(click.ClickException):
+    exit_code = 2  # as for other mistakes on a command line
+
+
+@click.command(cls=_Serve, context_settings={"max_content_width": 120})
 @_flag("name", default="default", help="Name of this member.")
 @_flag("data-dir", default=None, help="Directory that holds the data.  [default: NAME.lessor]")
 @_flag(
@@ -80,7 +97,12 @@ def _flags(flags: Iterable[tuple[str, dict[str, Any]]]) -> Callable[[Callable[..
     help="What the retention counts.",
 )
 @_flag("auto-compaction-retention", default="0", help="History kept: hours or a duration, or revisions; 0 keeps all.")
-@_flag("watch-progress-notify-interval", default="10m", help="How often idle watchers that ask for it are notified.")
+@_flag(
+    "watch-progress-notify-interval",
+    aliases=["experimental-watch-progress-notify-interval"],  # until etcd 3.5
+    default="10m",
+    help="How often idle watchers that ask for it are notified.",
+)
 @_flag("grpc-keepalive-min-time", default="5s", help="How often a client with calls under way may ping.")
 @_flag("grpc-keepalive-interval", default="2h", help="Silence of a client after which it is pinged.")
 @_flag("grpc-keepalive-timeout", default="20s", help="How long it then has to answer, before its connection is closed.")

@@ -20,6 +20,7 @@ from lessor.base.errors import Code, ErrorText, EtcdError
 from lessor.server.core import Core, StreamCall, UnaryCall, Waiting
 from lessor.server.waiting_lines import WaitingLines, created_at, key_of, prefix_of
 from lessor.state.mvcc import Event
+from lessor.state.permissions import Caller
 
 NOT_LEADER = ErrorText(Code.UNKNOWN, "election: not leader")
 NO_LEADER = ErrorText(Code.UNKNOWN, "election: no leader")
@@ -94,13 +95,19 @@ def leader(core: Core, request: election_pb2.LeaderRequest) -> bytes:
 
 
 class Observe:
-    """Observe: one stream that is shown the leader of one election."""
+    """Observe: one stream that is shown the leader of one election, as long as its caller may read there.
 
-    __slots__ = ("_behind", "_call", "_core", "_prefix", "_told")
+    The right is asked for before each showing, as etcd does with each new leader. Of the token only the name counts
+    from the beginning on: an observer may wait for longer than a token lives.
+    """
+
+    __slots__ = ("_asked", "_behind", "_call", "_caller", "_core", "_prefix", "_told")
 
     def __init__(self, core: Core, call: StreamCall) -> None:
         self._core = core
         self._call = call
+        self._asked = election_pb2.LeaderRequest()
+        self._caller: str | None = None  # None for nobody in particular
         self._prefix: bytes | None = None  # until the request has come
         self._behind = False  # whether something was passed over since the peer last took all
         self._told: Event | None = None  # the last that was sent
@@ -110,15 +117,18 @@ class Observe:
             request = election_pb2.LeaderRequest.FromString(messages[0])
         except DecodeError:
             raise errors.MALFORMED_MESSAGE.error() from None
-        self._begin(request.name)
+        self._begin(request)
 
     def on_requests_end(self) -> None:
         """Over HTTP the one request may be an empty body."""
-        self._begin(b"")
+        self._begin(self._asked)
 
-    def _begin(self, name: bytes) -> None:
+    def _begin(self, request: election_pb2.LeaderRequest) -> None:
         if self._prefix is None:
-            self._prefix = prefix_of(name)
+            claimed = self._core.claimed(self._call)
+            self._caller = claimed.name if isinstance(claimed, Caller) else None
+            self._asked = request
+            self._prefix = prefix_of(request.name)
             self._core.waiting_lines.observe(self._prefix, self)
 
     def on_gone(self) -> None:
@@ -127,10 +137,19 @@ class Observe:
             self._prefix = None
 
     def show(self, leader: Event, response: bytes) -> None:
-        self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, (leader, response))
+        payload: tuple[Event, bytes] | EtcdError = (leader, response)
+        caller = None if self._caller is None else Caller(self._caller, self._core.auth.revision)
+        try:
+            self._core.permit_claimed(caller, self._asked)
+        except EtcdError as error:
+            payload = error
+        self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, payload)
 
-    def deliver(self, payload: tuple[Event, bytes]) -> None:
+    def deliver(self, payload: tuple[Event, bytes] | EtcdError) -> None:
         """What the gate lets through. Something that waited there may have been caught up with meanwhile."""
+        if isinstance(payload, EtcdError):
+            self._call.finish(payload)
+            return
         leader, response = payload
         if self._prefix is None or self._behind or leader is self._told:
             return

@@ -192,7 +192,7 @@ class Exposition:
             "etcd_server_client_requests", "Calls by the version of the client.", labels=labels
         )
         for (unary, version), count in metrics.requests.items():
-            requests.add_metric(["unary" if unary else "stream", version.decode("latin-1")], count.n)
+            requests.add_metric(["unary" if unary else "stream", version.decode()], count.n)
         yield requests
         name = "etcd_network_server_stream_failures"
         failures = CounterMetricFamily(name, "Streams that ended with an error.", labels=["API", "Type"])

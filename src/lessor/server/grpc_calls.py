@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import DecodeError
 
 from lessor.api.methods import Method
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.core import OVER
 from lessor.server.metrics import Metrics
@@ -35,22 +35,20 @@ def token_of(stream: Stream | None) -> bytes | None:
 _EXACTLY_ONE = EtcdError(Code.INTERNAL, "grpc: a unary call takes exactly one message")
 
 
-_VERSIONS_MAX = 100  # distinct client-api-versions that are counted: a peer may send anything
-
-
 class Route:
     """What is known of all calls with one head: the method, and where they are counted."""
 
     __slots__ = ("method", "parse", "requests", "started", "succeeded", "unary")
 
     def __init__(self, metrics: Metrics, method: Method, client_api_version: bytes) -> None:
-        if len(metrics.requests) >= _VERSIONS_MAX:
-            client_api_version = b"unknown"
         self.method = method
         self.unary = method.unary
+        label = (method.unary, client_api_version)
+        if label not in metrics.requests and len(metrics.requests) >= limits.CLIENT_VERSIONS_MAX:
+            label = (method.unary, b"other")  # a peer may send anything
         self.parse = method.request.FromString
         self.started = metrics.started[method]
-        self.requests = metrics.requests[method.unary, client_api_version]
+        self.requests = metrics.requests[label]
         self.succeeded = metrics.handled[method, Code.OK]
 
 

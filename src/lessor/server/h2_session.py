@@ -32,6 +32,14 @@ def _block(status: int, headers: Headers) -> bytes:
     return h2.encode_headers([(b":status", b"%d" % status), *headers])
 
 
+def _is_text(value: bytes | None) -> bool:
+    """Whether it is UTF-8. Go's strings are bytes, so that etcd has an error for those that are not."""
+    try:
+        return value is None or value.isascii() or value.decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
 class H2Session:
     """The streams of one connection."""
 
@@ -135,6 +143,8 @@ class H2Session:
             grpc.check_encoding(head.get(b"grpc-encoding"))
         except EtcdError as error:
             return error
+        if not _is_text(head.get(b"client-api-version")):
+            return errors.INVALID_CLIENT_API_VERSION.error()
         path = head.path.decode("latin-1")
         method = BY_PATH.get(path)
         if method is None or not self.core.serves(method):

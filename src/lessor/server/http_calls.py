@@ -5,6 +5,8 @@
 `Exchange` is a request with a way to reply to it; h1_session.py and h2_session.py have one each.
 """
 
+import asyncio
+import re
 from typing import Any, Protocol
 
 from lessor.api.methods import Method
@@ -75,11 +77,35 @@ def answer(core: Core, exchange: Exchange) -> Body:
     if not isinstance(found, Method):
         return Plain(exchange, found)
     if core.serves(found):
-        return JsonUnary(core, exchange, found) if found.unary else JsonStream(core, exchange, found)
+        try:
+            timeout_s = timeout_of(exchange)
+        except EtcdError as refusal:
+            return Plain(exchange, routes.error_answer(refusal))
+        call = JsonUnary if found.unary else JsonStream
+        return call(core, exchange, found, timeout_s)
     core.metrics.started[found].n += 1
     core.metrics.handled[found, Code.UNIMPLEMENTED].n += 1
     error = EtcdError(Code.UNIMPLEMENTED, f"unknown method {found.name} for service {found.service}")
     return Plain(exchange, routes.error_answer(error))
+
+
+_TIMEOUT = re.compile(rb"([+-]?\d{1,19})([HMSmun])")
+_UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_TIMEOUT_S_MAX = 1e9  # decades: a timer takes no more
+
+
+def timeout_of(exchange: Exchange) -> float | None:
+    """How long the peer waits, in seconds, by its Grpc-Timeout; None: as long as it takes. Raises INVALID_ARGUMENT.
+
+    As in etcd's gateway the number may have a sign and any length, and zero means no bound.
+    """
+    value = exchange.header(b"grpc-timeout")
+    if not value:
+        return None
+    found = _TIMEOUT.fullmatch(value)
+    if found is None:
+        raise EtcdError(Code.INVALID_ARGUMENT, f"invalid grpc-timeout: {value.decode('latin-1')}")
+    return min(int(found[1]) * _UNIT_S[found[2]], _TIMEOUT_S_MAX) or None
 
 
 class Plain:
@@ -117,9 +143,11 @@ class JsonUnary:
     # Proxies hold certificates of their own, so that of an HTTP client says nothing about who calls, as in etcd.
     peer_common_name = None
 
-    def __init__(self, core: Core, exchange: Exchange, method: Method) -> None:
+    def __init__(self, core: Core, exchange: Exchange, method: Method, timeout_s: float | None = None) -> None:
         self._core = core
         self._exchange: Exchange | None = exchange
+        self._deadline_s = None if timeout_s is None else core.turn.now_s() + timeout_s
+        self._timer: asyncio.TimerHandle | None = None  # while the call waits for its turn
         self._body: list[bytes] = []
         self.unfinished_bytes = 0
         self.method = method
@@ -151,18 +179,41 @@ class JsonUnary:
             text = f"grpc: received message larger than max ({size} vs. {size_max})"
             self.deliver(EtcdError(Code.RESOURCE_EXHAUSTED, text))
             return
+        if self._late():
+            self.deliver(errors.DEADLINE_EXCEEDED.error())
+            return
         self._core.unary(self, request)
+        if self.waiting is not None and self._deadline_s is not None:
+            left_s = self._deadline_s - self._core.turn.now_s()
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._out_of_time)
 
-    def on_gone(self) -> None:
-        self._exchange = None
+    def _late(self) -> bool:
+        return self._deadline_s is not None and self._core.turn.now_s() > self._deadline_s
+
+    def _out_of_time(self) -> None:
+        if self.waiting is not None:
+            self._stop_waiting()
+            self.deliver(errors.DEADLINE_EXCEEDED.error())
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
             waiting.on_gone()
+
+    def on_gone(self) -> None:
+        self._exchange = None
+        self._stop_waiting()
 
     def encode(self, reply: bytes) -> bytes:
         return json_codec.encode(self.method.response.FromString(reply))
 
     def deliver(self, payload: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._late():
+            payload = errors.DEADLINE_EXCEEDED.error()
         code = payload.code if isinstance(payload, EtcdError) else Code.OK
         self._core.metrics.handled[self.method, code].n += 1
         exchange, self._exchange = self._exchange, None  # which knows us
@@ -180,7 +231,7 @@ class JsonStream:
     # Proxies hold certificates of their own, so that of an HTTP client says nothing about who calls, as in etcd.
     peer_common_name = None
 
-    def __init__(self, core: Core, exchange: Exchange, method: Method) -> None:
+    def __init__(self, core: Core, exchange: Exchange, method: Method, timeout_s: float | None = None) -> None:
         self.method = method
         self._core = core
         self._exchange: Exchange | None = exchange
@@ -191,6 +242,10 @@ class JsonStream:
         self._handler: StreamHandler = core.stream_handlers[method](core, self)
         core.metrics.started[method].n += 1
         core.metrics.requests[False, b"unknown"].n += 1
+        self._timer: asyncio.TimerHandle | None = None
+        if timeout_s is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(timeout_s, self.finish, errors.DEADLINE_EXCEEDED.error())
 
     @property
     def token(self) -> bytes | None:
@@ -251,6 +306,8 @@ class JsonStream:
     def _close(self, error: EtcdError | None) -> Exchange | None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
+            if self._timer is not None:
+                self._timer.cancel()
             self._core.metrics.handled[self.method, error.code if error else Code.OK].n += 1
             handler, self._handler = self._handler, OVER
             handler.on_gone()

@@ -4,8 +4,8 @@
 Laws
 - What cannot be done is refused in words that etcd has for it, so that clients show what they always showed. A member
   that could never start is not taken in: etcd would take it in and then wait for it with every write.
-- The member has no address for peers. It tells its clients' addresses as those of its peers too: there is somebody
-  there, and tools that look at the first of a member's peer URLs find one.
+- The member has no address for peers. Until it is given one by MemberUpdate it tells its clients' addresses as those of
+  its peers too: there is somebody there, and tools that look at the first of a member's peer URLs find one.
 """
 
 from urllib.parse import urlsplit
@@ -18,9 +18,19 @@ from lessor.server.core import Core
 
 
 def _members(core: Core) -> list[rpc_pb2.Member]:
-    urls = core.options.advertise_client_urls
     member_id = core.machine.identity.member_id
-    return [rpc_pb2.Member(ID=member_id, name=core.options.name, peerURLs=sorted(urls), clientURLs=urls)]
+    return [
+        rpc_pb2.Member(
+            ID=member_id,
+            name=core.options.name,
+            peerURLs=_peer_urls(core),
+            clientURLs=core.options.advertise_client_urls,
+        )
+    ]
+
+
+def _peer_urls(core: Core) -> list[str]:
+    return list(core.machine.peer_urls or sorted(core.options.advertise_client_urls))
 
 
 def _header(core: Core) -> rpc_pb2.ResponseHeader:
@@ -53,7 +63,7 @@ def member_list(core: Core, _request: Message) -> bytes:
 def member_add(core: Core, request: rpc_pb2.MemberAddRequest) -> bytes:
     urls = list(request.peerURLs)
     _check_urls(urls)
-    if not set(urls).isdisjoint(core.options.advertise_client_urls):
+    if not set(urls).isdisjoint(_peer_urls(core)):
         raise errors.PEER_URLS_EXIST.error()
     raise (errors.TOO_MANY_LEARNERS if request.isLearner else errors.NOT_ENOUGH_STARTED).error()
 
@@ -64,10 +74,11 @@ def member_remove(core: Core, request: rpc_pb2.MemberRemoveRequest) -> bytes:
 
 
 def member_update(core: Core, request: rpc_pb2.MemberUpdateRequest) -> bytes:
-    """The URLs that it has are fine; there is no other address that it could have."""
+    """Nobody listens there; but scripts that move a member, and the tools that list it, find what they wrote."""
     _check_known(core, request.ID)
-    if set(request.peerURLs) != set(core.options.advertise_client_urls):
-        raise errors.MEMBER_URLS_INVALID.error()
+    urls = [url.strip() for url in request.peerURLs]
+    _check_urls(urls)
+    core.machine.name_peer_urls(tuple(urls))
     return rpc_pb2.MemberUpdateResponse(header=_header(core), members=_members(core)).SerializeToString()
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain HTTP pages beside the gateway: /health, /livez, /readyz, /version, /metrics."""
+"""The plain HTTP pages beside the gateway: /health, /livez, /readyz, /version, /metrics, /debug/vars."""
 
 import json
 from typing import TYPE_CHECKING
 
 from lessor.gateway.routes import CORS_HEADERS, Answer, wrong_verb
-from lessor.server import health
+from lessor.server import debug_vars, health
 from lessor.server.exposition import CONTENT_TYPE
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from lessor.server.core import Core
 
 _JSON = (*CORS_HEADERS, (b"content-type", b"application/json"))
+_VARS = (*CORS_HEADERS, (b"content-type", b"application/json; charset=utf-8"))
 _METRICS = (*CORS_HEADERS, (b"content-type", CONTENT_TYPE))
 _CHECKS = tuple(
     f"/{page}{end}" for page in health.CHECKS for end in ("", *(f"/{name}" for name in health.CHECKS[page]))
 )
-_PATHS = frozenset(("/health", "/version", "/metrics", *_CHECKS))
-PATHS_OF_METRICS_URLS = _PATHS - {"/version"}
+_PATHS = frozenset(("/health", "/version", "/metrics", "/debug/vars", *_CHECKS))
+PATHS_OF_METRICS_URLS = _PATHS - {"/version", "/debug/vars"}
 
 
 def page(core: "Core", method: str, path: str, query: str) -> Answer | None:
@@ -34,4 +35,6 @@ def page(core: "Core", method: str, path: str, query: str) -> Answer | None:
         return Answer(200, _JSON, json.dumps(versions, separators=(",", ":")).encode())
     if path == "/metrics":
         return Answer(200, _METRICS, core.exposition.text())
+    if path == "/debug/vars":
+        return Answer(200, _VARS, debug_vars.body(core))
     return health.checks(core, path, query)

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from lessor.api.methods import BY_ROUTE, Method
 from lessor.base.errors import EtcdError
-from lessor.gateway.routes import Headers
+from lessor.gateway.routes import Headers, error_answer
 from lessor.server.core import Core
-from lessor.server.http_calls import JsonStream
+from lessor.server.http_calls import JsonStream, timeout_of
 from lessor.wire import h1, websocket
 
 
@@ -47,7 +47,11 @@ class WebSocketCall:
         self.path = exchange.path
         self.query = exchange.query
         self.exchange = exchange
-        self._body: JsonStream | None = JsonStream(session.core, self, method)
+        self._body: JsonStream | None = None
+        try:
+            self._body = JsonStream(session.core, self, method, timeout_of(self))
+        except EtcdError as error:
+            self.reply(*error_answer(error))
 
     def header(self, name: bytes, /) -> bytes | None:
         """Of the request that opened the WebSocket; a token among its subprotocols counts as `authorization`."""

@@ -66,6 +66,7 @@ class Batch:
         "leases_touched",
         "now_s",
         "number",
+        "peer_urls",
     )
 
     def __init__(
@@ -81,6 +82,7 @@ class Batch:
         leases_touched: list[Lease],
         clean: bool,
         auth: AuthRows | None = None,
+        peer_urls: tuple[str, ...] | None = None,
     ) -> None:
         self.number = number
         self.now_s = now_s  # uptime at the seal
@@ -91,6 +93,7 @@ class Batch:
         self.dead = dead  # (revision, sub) of event rows that nothing needs any more
         self.leases_touched = leases_touched  # live leases that were granted, or renewed with a row, in this batch
         self.auth = auth  # None in nearly every batch
+        self.peer_urls = peer_urls  # those that the member was given in this batch, or None
         self.clean = clean  # the last batch of an orderly stop: all deadlines in the rows are exact
 
     @property
@@ -102,6 +105,7 @@ class Batch:
             + len(self.alarms)
             + (self.auth.row_count if self.auth is not None else 0)
             + (1 if self.compact_revision is not None else 0)
+            + (1 if self.peer_urls is not None else 0)
             + (1 if self.clean else 0)
         )
 
@@ -116,6 +120,7 @@ class Journal:
         "_compact_revision",
         "_dead",
         "_leases",
+        "_peer_urls",
         "_touched",
         "events",
         "newest_with_rows",
@@ -136,6 +141,7 @@ class Journal:
         self._touched: dict[int, Lease] = {}
         self._alarms: dict[tuple[int, int], AlarmRow] = {}
         self._auth: AuthRows | None = None
+        self._peer_urls: tuple[str, ...] | None = None
         self._compact_revision: int | None = None
         self._dead: list[tuple[int, int]] = []
         self._clean = False
@@ -149,6 +155,7 @@ class Journal:
             + len(self._alarms)
             + (self._auth.row_count if self._auth is not None else 0)
             + (1 if self._compact_revision is not None else 0)
+            + (1 if self._peer_urls is not None else 0)
             + (1 if self._clean else 0)
         )
 
@@ -186,6 +193,11 @@ class Journal:
             gathered.switch = rows.switch or gathered.switch
         self.newest_with_rows = self.number
 
+    def peer_urls(self, urls: tuple[str, ...]) -> None:
+        """Adds the URLs that the member's peers are to find it at, over earlier ones in this batch."""
+        self._peer_urls = urls
+        self.newest_with_rows = self.number
+
     def compact(self, revision: int, dead: list[tuple[int, int]]) -> None:
         """Notes a compaction and the event rows that it made superfluous."""
         self._compact_revision = revision
@@ -214,6 +226,7 @@ class Journal:
             leases_touched=list(self._touched.values()),
             clean=self._clean,
             auth=self._auth,
+            peer_urls=self._peer_urls,
         )
         self.number += 1
         self._open()

@@ -79,6 +79,7 @@ class StateMachine:
         "journal",
         "leases",
         "no_space",
+        "peer_urls",
         "revoked",
         "store",
         "txns",
@@ -107,6 +108,7 @@ class StateMachine:
         self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the active ones; change by requests only
         self.no_space = False  # whether a NOSPACE alarm is active
         self.corrupt = False  # whether a CORRUPT alarm is active
+        self.peer_urls: tuple[str, ...] = ()  # those that the member was given; change them by name_peer_urls
         # For the metrics: txns of several operations; leases revoked; leases granted, by the bits of their TTL less 1.
         self.txns = 0
         self.revoked = 0
@@ -362,6 +364,11 @@ class StateMachine:
             nested(b"\x12", number_field(b"\x08", member) + number_field(b"\x10", alarm)) for member, alarm in shown
         ]
         return self.header_field() + b"".join(alarms)
+
+    def name_peer_urls(self, urls: tuple[str, ...]) -> None:
+        """From now on these are the member's URLs for peers. The caller has checked them."""
+        self.peer_urls = urls
+        self.journal.peer_urls(urls)
 
     def _set_alarm(self, member_id: int, kind: int, *, active: bool) -> None:
         if ((member_id, kind) in self.alarms) != active:

