@@ -16,7 +16,7 @@ from lessor.durable.batch_log import BatchLog, decode, encode, read
 from lessor.durable.engine import DataDirError
 from lessor.durable.unfolded import Unfolded
 from lessor.state.journal import Batch
-from tests.unit.test_sqlite_engine import batch, put
+from tests.unit.engine_rows import batch, put
 
 SALT = b"\xf1salted\xf2"
 INT64 = st.integers(-(2**63), 2**63 - 1)

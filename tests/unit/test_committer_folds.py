@@ -18,7 +18,7 @@ from lessor.durable.sqlite import SqliteEngine
 from lessor.server import committer as module
 from lessor.server.committer import Committer
 from lessor.state.journal import Batch
-from tests.unit.test_sqlite_engine import batch, put
+from tests.unit.engine_rows import batch, put
 
 
 class Timer:

@@ -14,7 +14,7 @@ from lessor.durable import directory, snapshot_file, sqlite
 from lessor.durable.engine import DataDirError
 from lessor.durable.faulty import StatementFaults
 from lessor.durable.sqlite import SqliteEngine
-from tests.unit.test_sqlite_engine import batch, files, put
+from tests.unit.engine_rows import batch, files, put
 
 
 def test_an_etcds_data_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
