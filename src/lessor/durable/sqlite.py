@@ -85,7 +85,7 @@ class SqliteEngine:
         self._log: BatchLog | None = None
         self._salt = b""
         self._unfolded = Unfolded()
-        self._folded = 0  # number of the newest batch in the tables
+        self._folded = 0  # up to this batch, all that was logged is in the tables
         self._lock: int | None = None
         self._open: sqlite3.Connection | None = None
         # Held open as long as the connection: closing any descriptor of a file drops all POSIX locks that this process
@@ -428,7 +428,6 @@ class SqliteEngine:
         else:
             self.fold()
             self._commit_to_tables(batch)
-            self._folded = batch.number
         self._batch = batch.number
         if batch.compact_revision is not None:
             self._sweep = Sweep(batch.number)
