@@ -359,6 +359,7 @@ def change(data_dir: Path, statement: str) -> None:
         "UPDATE meta SET value = 0 WHERE name = 'batch'",
         "UPDATE meta SET value = 'salt' WHERE name = 'batch_log'",
         "UPDATE meta SET value = NULL WHERE name = 'batch_log'",
+        "UPDATE meta SET value = '00' WHERE name = 'batch_log'",
         "DELETE FROM meta WHERE name = 'batch_log'",
         "DROP TABLE event",
         "DROP TABLE lease",

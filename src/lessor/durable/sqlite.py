@@ -164,6 +164,8 @@ class SqliteEngine:
             (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
         try:
             salt = bytes.fromhex(row[0])
+            if len(salt) not in (0, batch_log.SALT_BYTES):
+                raise ValueError("not a salt")
         except (TypeError, ValueError):
             raise directory.damaged(self._path, f"meta.batch_log is {row!r}") from None
         if not salt or mode != "wal":  # nothing was ever logged; or a backup, and the log of what it was made from
@@ -551,7 +553,6 @@ class SqliteEngine:
     def defragment(self) -> None:
         if self._refusal is not None:
             raise EngineError(f"no write after a failed one: {self._refusal}")
-        self.fold()
         try:
             self._connection.execute("VACUUM")
         except sqlite3.Error as error:
