@@ -5,6 +5,7 @@ Method. A scripted load runs until a fault; the files are copied as they are at 
 leaves; a fresh engine opens the copy. The Nth statement fails for N = 1, 2, 3... until the load gets through.
 """
 
+import errno
 import os
 import random
 import resource
@@ -20,9 +21,9 @@ from typing import Any
 
 import pytest
 
-from lessor.durable import sqlite
+from lessor.durable import batch_log, directory, sqlite
 from lessor.durable.engine import DataDirError, EngineError
-from lessor.durable.faulty import DISK_FULL, FSYNC_FAILED, WRITE_FAILED, FaultyEngine, StatementFaults
+from lessor.durable.faulty import DISK_FULL, FSYNC_FAILED, WRITE_FAILED, FaultyEngine, StatementFaults, WriteFaults
 from lessor.durable.sqlite import SqliteEngine
 from lessor.state.journal import Batch, EventRow, LeaseRow
 
@@ -71,7 +72,7 @@ def scripted_batch(number: int) -> Batch:
     )
 
 
-LAST_BATCH = 4
+LAST_BATCH = 6  # 1, 2, 4 and 5 go into the batch log, 3 and 6 to the tables at once
 
 
 @dataclass
@@ -91,6 +92,8 @@ def scripted_load(engine: SqliteEngine | FaultyEngine, acknowledged: Acknowledge
         engine.commit(batch)
         acknowledged.batch = number
         engine.settle()
+        if number == 4:
+            engine.fold()
         more = engine.collect(batch.dead, 15) if batch.dead else False
         while more:
             more = engine.collect(rows_max=15)
@@ -131,7 +134,8 @@ def assert_whole(data_dir: Path, acknowledged: Acknowledged) -> int:
 def test_every_statement_fails_once(
     quick_dir: Path, took_effect: bool, error: tuple[int, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "WAL_PAGES_SETTLE", 4)  # so that the log is copied during the load
+    monkeypatch.setattr(sqlite, "WAL_PAGES_SETTLE", 4)  # so that SQLite's log is copied during the load
+    monkeypatch.setattr(sqlite, "FOLD_BYTES", 1_000)  # so that `settle` folds each batch
     messages: list[str] = []
     fail_at, seen = 0, set()
     while True:
@@ -157,6 +161,65 @@ def test_every_statement_fails_once(
     assert all(said in message and "\n" not in message for message in messages)
 
 
+@pytest.fixture
+def small_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the batch log that are full after two batches of the script."""
+    monkeypatch.setattr(batch_log, "FILE_BYTES", 8_000)
+    monkeypatch.setattr(sqlite, "LOGGED_BYTES_MAX", 5_000)
+    monkeypatch.setattr(sqlite, "UNFOLDED_BYTES_MAX", 3_000)
+    monkeypatch.setattr(sqlite, "FOLD_BYTES", 3_000)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_log")
+@pytest.mark.parametrize("written_max", [0, 1, 48, 1_000, None], ids=lambda size: f"{size} bytes written")
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+def test_every_write_of_the_batch_log_fails_once(quick_dir: Path, written_max: int | None, error: int) -> None:
+    fail_at, seen = 0, set()
+    while True:
+        fail_at += 1
+        alive, crashed = quick_dir / f"alive{fail_at}", quick_dir / f"crashed{fail_at}"
+        faults = WriteFaults(fail_at, written_max=written_max, error=error)
+        acknowledged = Acknowledged()
+        engine = SqliteEngine(alive, write=faults.write)
+        message = ""
+        try:
+            scripted_load(engine, acknowledged)
+        except (DataDirError, EngineError) as caught:
+            message = str(caught)
+            with pytest.raises((AssertionError, EngineError)):  # not open, or refusing
+                engine.commit(make_batch(100, alarms=[(1, 1, True)]))
+        shutil.copytree(alive, crashed)
+        engine.close()
+        found = assert_whole(crashed, acknowledged)
+        # What was written whole counts, though it was not acknowledged; what was torn does not.
+        assert found == acknowledged.batch + (written_max is None and acknowledged.term and faults.countdown.failed)
+        seen.add(acknowledged.batch)
+        if not faults.countdown.failed:
+            break
+        assert "disk is full" in message if error == errno.ENOSPC else "disk failed to read or write (EIO)" in message
+        assert str(alive) in message
+        assert "\n" not in message
+    assert seen == {0, 1, 3, 4, LAST_BATCH}
+
+
+@pytest.mark.usefixtures("small_log")
+@pytest.mark.parametrize("step_bytes_max", [97, 4_096])
+def test_a_kernel_that_writes_less_than_it_is_asked_for(quick_dir: Path, step_bytes_max: int) -> None:
+    acknowledged = Acknowledged()
+    faults = WriteFaults(step_bytes_max=step_bytes_max)
+    engine = SqliteEngine(quick_dir / "alive", write=faults.write)
+    scripted_load(engine, acknowledged)
+    engine.close()
+    assert faults.countdown.calls > 2 * 8_000 // step_bytes_max
+    assert assert_whole(quick_dir / "alive", acknowledged) == LAST_BATCH
+
+
+def test_a_write_that_takes_nothing_is_an_error_and_not_a_loop(tmp_path: Path) -> None:
+    with pytest.raises(DataDirError, match="disk failed to read or write"):
+        SqliteEngine(tmp_path, write=lambda descriptor, data, position: 0).open(IDENTITY)
+
+
 @pytest.mark.parametrize("took_effect", [False, True], ids=["before", "after"])
 def test_a_wrapped_engine_fails_every_write_once(quick_dir: Path, took_effect: bool) -> None:
     fail_at, failed = 0, True
@@ -176,26 +239,29 @@ def test_a_wrapped_engine_fails_every_write_once(quick_dir: Path, took_effect: b
     assert fail_at > 2 * LAST_BATCH
 
 
-# --- a log that lost its tail ---------------------------------------------------------------------------------------
+# --- SQLite's log that lost its tail --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def crashed_files(quick_dir: Path) -> tuple[bytes, bytes]:
-    """Database and log after all batches of which none was copied into the database."""
+    """Database and SQLite's log after all batches, of which none was copied into the database."""
     engine = SqliteEngine(quick_dir / "alive")
     engine.open(IDENTITY)
     engine.begin_term(1)
     for number in range(1, LAST_BATCH + 1):
         engine.commit(scripted_batch(number))
+        engine.fold()
     shutil.copytree(quick_dir / "alive", quick_dir / "files")
     engine.close()
     return (quick_dir / "files" / "lessor.db").read_bytes(), (quick_dir / "files" / "lessor.db-wal").read_bytes()
 
 
 def prefix_left(data_dir: Path, database: bytes, log: bytes) -> int:
-    """The number of whole batches that a fresh engine finds; anything else fails."""
+    """The number of whole batches that a fresh engine finds without the batch log; anything else fails."""
     shutil.rmtree(data_dir, ignore_errors=True)
     data_dir.mkdir()
+    for name in directory.LOG_NAMES:
+        (data_dir / name).touch()
     (data_dir / "lessor.db").write_bytes(database)
     (data_dir / "lessor.db-wal").write_bytes(log)
     engine = SqliteEngine(data_dir)

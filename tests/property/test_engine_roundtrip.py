@@ -98,6 +98,7 @@ def test_rows_survive_a_crash(given_batches: list[Batch], data: st.DataObject) -
             for batch in given_batches[:crash_after]:
                 engine.commit(batch)
             shutil.copytree(alive, crashed)
+            engine.fold()
             engine.backup(copy / "lessor.db")
             for batch in given_batches[crash_after:]:
                 engine.commit(batch)

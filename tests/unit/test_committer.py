@@ -140,3 +140,13 @@ def test_a_stopped_backup_fails_and_leaves_nothing(tmp_path: Path) -> None:
         engine.backup(tmp_path / "copy")
     engine.close()
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_data_that_is_over_the_quota_at_the_start_raises_the_alarm_before_the_first_write(tmp_path: Path) -> None:
+    async def story(address: str) -> None:
+        async with AsyncClient(address) as client:
+            with pytest.raises(ServerError, match="database space exceeded"):
+                await client.put("one too many")
+
+    with InProcess(tmp_path, quota_backend_bytes=1) as server:
+        run(story(server.address))

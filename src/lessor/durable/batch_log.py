@@ -5,27 +5,32 @@ Laws
 - `append` returns when the record would survive the loss of power at once.
 - A record is there whole or not at all: a checksum covers every byte of it.
 - A file starts over only when all its batches are in the tables for good. So what is needed is never overwritten.
+- What is logged above the tables' newest batch is a chain without a gap, or the directory is refused.
 
-Theory of operation. Two files of equal standing, `lessor.log.0` and `.1`. Records go to the end of one of them; when it
-is full and the other holds nothing that is needed, that one is begun from its start, over the old records. A file keeps
-its size: writing over blocks that it has already costs half of what growing does, because no metadata follows.
+Theory of operation. Two files of equal standing, `lessor.log.0` and `.1`. Records go to the end of one of them; when
+the next one does not fit and the other file holds nothing that is needed, that one is begun from its start, over the
+old records. A file keeps its size: writing over blocks that it has already costs half of what growing does, because no
+metadata follows.
 
-How reading knows where a file ends: batch numbers grow. The first record whose checksum does not fit, or whose number
-is not above the one before, is not of this round. A crash can tear the newest record only, and nobody was told of that
-one. So a bad record with a good one behind it that is newer than the tables is damage; so is a record that does not
-follow the batch before it. Both are refused.
+    lessor.log.0    | 41 | 42 | 43 | 29 | 30 | ...     41 to 43 are new; 29 and 30 were written over in part or not yet
+    lessor.log.1    | 36 | 37 | 38 | 39 | 40 | ...     the tables have 38: 39 to 43 are needed, and follow each other
 
-    lessor.log.0    | 41 | 42 | 43 | 29 | 30 | ...     41 to 43 are of this round; 29 is older: the end
-    lessor.log.1    | 36 | 37 | 38 | 39 | 40 | ...     in the tables already, or read before those of file 0
+How reading knows what counts. Each record begins with the salt, eight random bytes that the tables keep and that each
+start of a server draws anew; so nothing of an earlier run counts, and no client can put bytes into a value that would
+be taken for a record. Of this run all that is whole and above the tables' newest batch counts, wherever in the files it
+stands: what is older has been folded, or its file would not have started over. Each names the batch before it. A crash
+can tear the newest record only, and nobody was told of that one: it ends the chain. Anything else that is missing
+leaves a gap.
 
-A record: bytes that follow the head, checksum of the rest of the head and of those bytes, batch number, number of the
-batch before, uptime, numbers of event and of lease rows; then the rows, numbers little-endian, each event followed by
-its key and value.
+A record: salt, checksum of all that follows; bytes of the rows, batch number, number of the batch before, uptime,
+numbers of event and of lease rows; then the rows, numbers little-endian, each event followed by its key and value. The
+form belongs to the schema version: a change of it is a migration, so that an older Lessor refuses the directory.
 
 Does not do: batches that change anything but keys and leases, or large ones (sqlite.py writes those to the tables at
 once), deciding when a batch goes into the tables.
 """
 
+import errno
 import os
 import struct
 import zlib
@@ -36,18 +41,18 @@ from typing import Final
 from lessor.durable import directory
 from lessor.state.journal import Batch, EventRow, LeaseRow
 
-NAMES: Final = ("lessor.log.0", "lessor.log.1")
-FILE_BYTES: Final = 512 * 1024  # from which on the other file is begun, and what each has from the start
+FILE_BYTES: Final = 512 * 1024  # what each file has from the start
+SALT_BYTES: Final = 8
 
 Write = Callable[[int, memoryview, int], int]  # descriptor, data, position -> bytes written
 
-_HEAD: Final = struct.Struct("<IIQQdII")
-_CHECKSUM_AT: Final = 4
-_CHECKED_AT: Final = 8  # the checksum covers everything behind itself
+_SEAL: Final = struct.Struct(f"<{SALT_BYTES}sI")  # salt, checksum
+_HEAD: Final = struct.Struct("<IQQdII")  # bytes of the rows, number, follows, now_s, events, leases
 _EVENT: Final = struct.Struct(
     "<qIqqqIi"
 )  # revision, sub, create_revision, version, lease, key bytes, value bytes or -1
 _LEASE: Final = struct.Struct("<qqdB")  # id, ttl_s, deadline_s, ended
+ROW_BYTES_MIN: Final = _LEASE.size
 
 
 class Record:
@@ -63,7 +68,7 @@ class Record:
         self.leases = leases
 
 
-def encode(batch: Batch, follows: int) -> bytes:
+def encode(batch: Batch, follows: int, salt: bytes) -> bytes:
     """The record of a batch. `follows`: number of the batch before. Cost: half a microsecond a row."""
     pack_event, pack_lease = _EVENT.pack, _LEASE.pack
     parts: list[bytes] = []
@@ -75,19 +80,21 @@ def encode(batch: Batch, follows: int) -> bytes:
             parts.append(value)
     parts += [pack_lease(*row) for row in batch.leases]
     rows = b"".join(parts)
-    head = _HEAD.pack(len(rows), 0, batch.number, follows, batch.now_s, len(batch.events), len(batch.leases))
-    checksum = zlib.crc32(rows, zlib.crc32(head[_CHECKED_AT:]))
-    return head[:_CHECKSUM_AT] + checksum.to_bytes(4, "little") + head[_CHECKED_AT:] + rows
+    head = _HEAD.pack(len(rows), batch.number, follows, batch.now_s, len(batch.events), len(batch.leases))
+    return _SEAL.pack(salt, zlib.crc32(rows, zlib.crc32(head))) + head + rows
 
 
-def decode(data: bytes, position: int) -> tuple[Record, int] | None:
-    """The record at `position` and where the next one begins; None when there is no whole one. Never raises."""
-    start = position + _HEAD.size
+def decode(data: bytes, position: int, above: int) -> Record | None:
+    """The record at `position`; None when there is no whole one, or not above batch `above`. Never raises."""
+    head_at = position + _SEAL.size
+    start = head_at + _HEAD.size
     if start > len(data):
         return None
-    size, checksum, number, follows, now_s, event_count, lease_count = _HEAD.unpack_from(data, position)
+    size, number, follows, now_s, event_count, lease_count = _HEAD.unpack_from(data, head_at)
     end = start + size
-    if end > len(data) or number == 0 or zlib.crc32(memoryview(data)[position + _CHECKED_AT : end]) != checksum:
+    if number <= above or end > len(data):
+        return None
+    if zlib.crc32(memoryview(data)[head_at:end]) != _SEAL.unpack_from(data, position)[1]:
         return None
     # The checksum fits, so these are rows as `encode` wrote them.
     events: list[EventRow] = []
@@ -103,27 +110,30 @@ def decode(data: bytes, position: int) -> tuple[Record, int] | None:
         lease_id, ttl_s, deadline_s, ended = _LEASE.unpack_from(data, start)
         leases.append((lease_id, ttl_s, deadline_s, bool(ended)))
         start += _LEASE.size
-    return Record(number, follows, now_s, events, leases), end
+    return Record(number, follows, now_s, events, leases)
 
 
-def records(data: bytes, above: int) -> list[Record]:
-    """The records of a file's newest round that are above batch `above`, which the tables have.
+def read(data_dir: Path, salt: bytes, above: int) -> list[Record]:
+    """What is logged under `salt` above batch `above`, which the tables have; ascending. Changes nothing.
 
-    Raises ValueError for a record that is damaged and not merely torn.
+    Raises DataDirError when something is missing that was durable once, OSError when a file cannot be read.
     """
     found: list[Record] = []
-    position = newest = 0
-    while (next_one := decode(data, position)) is not None and next_one[0].number > newest:
-        record, position = next_one
+    for name in directory.LOG_NAMES:
+        data = (data_dir / name).read_bytes()
+        position = data.find(salt)
+        while position >= 0:
+            record = decode(data, position, above)
+            if record is not None:
+                found.append(record)
+            position = data.find(salt, position + 1)
+    found.sort(key=lambda record: record.number)
+    newest = above
+    for record in found:
+        if record.follows != newest:
+            what = f"batch {record.number} is there, but of those before it only the ones up to {newest}"
+            raise directory.damaged(data_dir / "lessor.log.*", what)
         newest = record.number
-        if newest > above:
-            found.append(record)
-    if next_one is None and position + _HEAD.size <= len(data):
-        # Perhaps the record that a crash tore. What its length leads to is then of an earlier round.
-        size = _HEAD.unpack_from(data, position)[0]
-        behind = decode(data, position + _HEAD.size + size)
-        if behind is not None and behind[0].number > max(newest, above):
-            raise ValueError(f"the record at byte {position}, before batch {behind[0].number}")
     return found
 
 
@@ -131,10 +141,9 @@ class _File:
     """One of the two files."""
 
     def __init__(self, path: Path, write: Write) -> None:
-        self.path = path
         self._write = write
         # O_DSYNC: each write is its own fdatasync, in one call that gives the interpreter lock up, not in two.
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC, 0o600)
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC, 0o600)
         self.end = 0  # where the next record goes
         self.newest = 0  # number of the newest batch in it
         missing_bytes = FILE_BYTES - os.fstat(self.descriptor).st_size
@@ -145,43 +154,33 @@ class _File:
         view = memoryview(data)
         while view:
             written = self._write(self.descriptor, view, position)
+            if not written:
+                raise OSError(errno.EIO, "nothing was written")
             view, position = view[written:], position + written
 
 
 class BatchLog:
-    """Both files, open. An OSError of `append` is final: nobody knows what the disk holds."""
+    """Both files, open, with nothing in them that is needed. An OSError of `append` is final: nobody knows what the
+    disk holds."""
 
     def __init__(self, data_dir: Path, write: Write = os.pwrite) -> None:
         """Opens the files, and makes those that are missing. `write` stands in for os.pwrite. Raises OSError."""
-        self._files = [_File(data_dir / name, write) for name in NAMES]
-        directory.sync_directory(data_dir)
+        self._files: list[_File] = []
+        try:
+            for name in directory.LOG_NAMES:
+                self._files.append(_File(data_dir / name, write))
+            directory.sync_directory(data_dir)
+        except BaseException:
+            self.close()
+            raise
         self._current = self._files[0]
 
-    def read(self, above: int) -> list[Record]:
-        """What is logged above batch `above`, ascending. Before the first append.
-
-        Raises DataDirError when something is missing that was durable once.
-        """
-        found: list[Record] = []
-        for file in self._files:
-            try:
-                found += records(file.path.read_bytes(), above)
-            except ValueError as error:
-                raise directory.damaged(file.path, str(error)) from None
-        found.sort(key=lambda record: record.number)
-        newest = above
-        for record in found:
-            if record.follows > newest:
-                raise directory.damaged(self._files[0].path.with_suffix(".*"), f"batch {record.follows} is missing")
-            newest = record.number
-        return found
-
     def append(self, record: bytes, number: int, folded: int) -> None:
-        """Makes a batch durable. `folded`: up to where the tables have all batches."""
+        """Makes a batch durable. `folded`: up to where the tables have all batches for good."""
         file = self._current
         if file.newest <= folded:
             file.end = 0
-        elif file.end >= FILE_BYTES:
+        elif file.end + len(record) > FILE_BYTES:
             other = self._files[file is self._files[0]]
             if other.newest <= folded:
                 self._current = file = other
@@ -196,3 +195,4 @@ class BatchLog:
     def close(self) -> None:
         for file in self._files:
             os.close(file.descriptor)
+        self._files.clear()

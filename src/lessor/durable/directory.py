@@ -16,6 +16,7 @@ from lessor.durable.engine import DataDirError
 from lessor.durable.schema import APPLICATION_ID
 
 DATABASE_NAME = "lessor.db"
+LOG_NAMES = ("lessor.log.0", "lessor.log.1")  # see batch_log.py
 LOCK_NAME = "lessor.lock"
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"  # the first 16 bytes, which no write of SQLite ever changes
@@ -86,11 +87,13 @@ def exists(database: Path) -> bool:
         with database.open("rb") as file:
             header = file.read(_HEADER_BYTES)
     except FileNotFoundError:
-        log = database.with_name(database.name + "-wal")
-        if log.exists() and log.stat().st_size > 0:
-            raise DataDirError(
-                f"{database}: missing, but its log {log.name} is there: put the file back, or restore a backup"
-            ) from None
+        for name in (database.name + "-wal", *LOG_NAMES):
+            log = database.with_name(name)
+            if log.exists() and log.stat().st_size > 0:
+                raise DataDirError(
+                    f"{database}: missing, but its log {name} is there: put the file back, or restore a backup into "
+                    "an empty directory"
+                ) from None
         return False
     except OSError as error:
         raise cannot_use(database, error) from None

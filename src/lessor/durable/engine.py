@@ -8,6 +8,7 @@ Laws
 
 Theory of operation: the state machine keeps everything in memory and writes what changed into batches with
 ascending numbers. One thread hands them to the engine, one at a time. At boot `open` and `load` give the rows back.
+A batch may be durable before it is in the tables that people and `backup` read: `fold` brings it there.
 Rows that a compaction made superfluous are named by the state machine and deleted later by `collect`, in steps short
 enough that commits get in between; until then they do no harm beyond their size.
 
@@ -97,7 +98,8 @@ class Engine(Protocol):
     def fold(self) -> None:
         """Brings everything that is committed into the tables, where `backup`, and people, find it.
 
-        To be called when there is nothing else to do for a moment. Raises `EngineError`.
+        To be called when there is nothing else to do for a moment, and now and then under load. A failure is that of a
+        commit: what was committed is safe, and nothing more will be. Raises `EngineError`.
         """
         ...
 

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines that fail at the Nth call, for tests: SQLite's habit of failing every step once and looking at what is left.
 
-Two places to fail. `FaultyEngine` wraps any engine and fails at the Nth write, to test what the server does then.
-`StatementFaults` sits between `SqliteEngine` and SQLite and fails at the Nth statement, which tests the engine itself:
+Three places to fail. `FaultyEngine` wraps any engine and fails at the Nth write, to test what the server does then.
+`StatementFaults` sits between `SqliteEngine` and SQLite and fails at the Nth statement, `WriteFaults` under the batch
+log and fails at its Nth write, which tests the engine itself:
 
     faults = StatementFaults(fail_at=7, took_effect=True)
-    engine = SqliteEngine(data_dir, connect=faults.connect)
+    engine = SqliteEngine(data_dir, connect=faults.connect, write=WriteFaults(3).write)
 
 A disk that failed once goes on failing: every later call fails too. `took_effect` says whether the call that fails did
 its work first, as a COMMIT may have done whose answer was lost.
 
-It does not: imitate a lost page cache or torn pages (tests cut the log for that).
+It does not: imitate a lost page cache or torn pages (tests cut the logs for that).
 """
 
+import errno
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,3 +147,33 @@ class _FaultyConnection(sqlite3.Connection):
     def executescript(self, sql: str, /) -> sqlite3.Cursor:
         run = super().executescript
         return self.faults.countdown.run(lambda: run(sql), self.faults.error)
+
+
+class WriteFaults:
+    """Makes the `fail_at`th write of the batch log, and every later one, fail with `error` (of errno).
+
+    Before it fails, `written_max` bytes of that write get through; None: all of them. Writes that do not fail take
+    `step_bytes_max` bytes at a time, as a kernel may that was interrupted; every piece counts as a write.
+    """
+
+    def __init__(
+        self,
+        fail_at: int = 0,
+        *,
+        written_max: int | None = 0,
+        step_bytes_max: int | None = None,
+        error: int = errno.EIO,
+    ) -> None:
+        self.countdown = Countdown(fail_at, took_effect=True)
+        self._written_max = written_max
+        self._step_bytes_max = step_bytes_max
+        self._error = error
+
+    def write(self, descriptor: int, data: memoryview, position: int) -> int:
+        """Takes the place of `os.pwrite`."""
+
+        def work() -> int:
+            size_max = self._written_max if self.countdown.failed else self._step_bytes_max
+            return os.pwrite(descriptor, data[:size_max], position)
+
+        return self.countdown.run(work, lambda: OSError(self._error, os.strerror(self._error)))

@@ -107,9 +107,15 @@ CREATE TABLE auth_permission (     -- what a role may do
 INSERT INTO meta VALUES ('auth_enabled', 0), ('auth_revision', 1);
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _AUTH)
+# Tells a Lessor that knows no batch log to keep off: newer rows than the tables have may be in there.
+_BATCH_LOG = """
+REPLACE INTO meta VALUES ('batch_log', '');  -- the salt of lessor.log.*, hexadecimal; none: those files do not count
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _AUTH, _BATCH_LOG)
 
 SCHEMA_VERSION = len(MIGRATIONS)
+BATCH_LOG_VERSION = 3  # from which on there is a batch log
 
 ROWS_PER_STATEMENT = 112  # times 8 columns: below 999, the bound on variables in older SQLites
 ROWS_STEP = 16  # see `execute_rows`

@@ -9,18 +9,20 @@ Laws
   directory has none.
 
 A restored directory goes on as after a crash at the moment of the snapshot: same ids, same revisions, leases with the
-time that they had left then.
+time that they had left then. What a file that was copied out of a data directory has in the batch log there is not in
+it.
 """
 
 import contextlib
 import hashlib
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lessor.durable import directory
+from lessor.durable import directory, explain
 from lessor.durable.engine import DataDirError, Loaded
 from lessor.durable.sqlite import PAGE_BYTES, SqliteEngine
 
@@ -95,13 +97,25 @@ def restore(path: Path, data_dir: Path, *, skip_checksum: bool = False) -> None:
         with path.open("rb") as source, part.open("xb") as target:
             part.chmod(0o600)  # values may be secrets
             _copy(source, target, data_bytes)
-            target.flush()
+        _leave_batch_log(part)
+        with part.open("rb") as target:
             os.fsync(target.fileno())
         os.replace(part, data_dir / directory.DATABASE_NAME)
         directory.sync_directory(data_dir)
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         if made:
             shutil.rmtree(data_dir, ignore_errors=True)
+        if isinstance(error, sqlite3.Error):
+            raise DataDirError(explain.sqlite_error(error, path)) from None
         raise DataDirError(
             f"{data_dir}: {error.strerror or error}: name a directory where this user may write"
         ) from None
+
+
+def _leave_batch_log(database: Path) -> None:
+    """Takes the mark of WAL mode off a file that was copied out of a data directory; a snapshot has none.
+
+    `SqliteEngine.open` then knows that the batch log which its tables speak of is elsewhere.
+    """
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE").fetchall()

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SQLite engine: one file, `lessor.db`, in the data directory.
+"""The SQLite engine: one file, `lessor.db`, in the data directory, and the batch log before it.
 
 Laws
 - A batch is one write: of keys and leases, into the batch log (batch_log.py); of anything else, and large ones, into
   the tables, as one transaction. The tables always show the state after some batch, whole, and every batch up to it.
 - What is logged is *folded* into the tables later, many batches in one transaction, by `settle` and `fold`, which the
-  caller runs after the replies have left. No more than a few thousand rows wait for that.
-- WAL mode with synchronous=FULL syncs once at each COMMIT, so what is folded is durable in the tables, and the log may
-  start over.
+  caller runs after the replies have left. Before anything else is written to the tables all of it is folded, so they
+  change in the order of batches. No more than UNFOLDED_BYTES_MAX and a record wait for it.
+- WAL mode with synchronous=FULL syncs once at each COMMIT, so what is folded is durable in the tables, and the batch
+  log may start over.
 - After the first error of a write every further write is refused. Nothing is rolled back by hand: closing does that.
 
 Theory of operation. A new file is built whole under another name and renamed, so a `lessor.db` that exists was complete
-once. Opening folds what the last run left in the batch log, copies SQLite's log into the file and syncs that: what a
-failed fsync left in the page cache alone is written again before anybody is told about it. People may read the file with the `sqlite3` shell
-while the server runs (a reader that never ends its transaction keeps the log from starting over: it grows until then).
+once. Opening looks whether all is there before it writes anything; then it folds what a crash left in the batch log,
+copies SQLite's log into the file and syncs that: what a failed fsync left in the page cache alone is written again
+before anybody is told about it. People may read the file with the `sqlite3` shell while the server runs (a reader that
+never ends its transaction keeps SQLite's log from starting over: it grows until then).
 
 Superfluous rows are deleted oldest first. The order matters: a tombstone that went before the values that it covers
 would, after a crash between the two, bring the key back.
@@ -24,9 +26,9 @@ Why these settings, with figures: docs/decisions/0003-sqlite-engine.md; why the 
 """
 
 import contextlib
-import errno
 import math
 import os
+import secrets
 import sqlite3
 import sys
 from collections import deque
@@ -35,9 +37,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lessor.durable import auth_tables, directory, schema
-from lessor.durable.batch_log import NAMES, BatchLog, Record, Write, encode
+from lessor.durable import auth_tables, batch_log, directory, explain, schema
+from lessor.durable.batch_log import BatchLog, Record, Write
 from lessor.durable.engine import COLLECT_ROWS_MAX, DataDirError, EngineError, Loaded, Meta
+from lessor.durable.unfolded import Unfolded
 from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
 
 PAGE_BYTES = 4_096
@@ -47,9 +50,12 @@ CACHE_BYTES = 16 * 1024 * 1024  # pages that SQLite keeps in memory
 BUSY_S = 5.0  # how long a commit waits for a person who writes with the sqlite3 shell
 VACUUM_PAGES_MAX = 256  # pages given back to the file system in one `collect` step
 LOAD_ROWS = 1_000  # rows fetched at once
-FOLD_BYTES = 64 * 1024  # bytes in the log from which `settle` folds, step by step, until nothing is left
+FOLD_BYTES = 64 * 1024  # bytes in the batch log from which `settle` folds a step
 FOLD_ROWS = 1_000  # rows that one step folds: two milliseconds
 LOGGED_BYTES_MAX = 128 * 1024  # larger batches go to the tables at once: writing them twice would cost more
+# Bytes in the batch log from which `commit` itself folds. A file that cannot take another record holds more than this,
+# so the other one holds nothing that is needed then, and neither ever grows.
+UNFOLDED_BYTES_MAX = batch_log.FILE_BYTES - LOGGED_BYTES_MAX
 STOP_LOOK_STEPS = 20_000  # steps of SQLite's machine, about a millisecond, after which a backup looks whether to stop
 
 _WAL_INDEX_PAGES_AT = 16  # where the wal-index header says, in the machine's byte order, how many pages the log has
@@ -77,9 +83,9 @@ class SqliteEngine:
         self._connect_with = connect
         self._write_with = write
         self._log: BatchLog | None = None
-        self._unfolded: deque[Batch | Record] = deque()  # in the log, not in the tables
-        self._unfolded_bytes = 0  # counted until nothing is left
-        self._folded = 0  # number of the newest batch in the tables
+        self._salt = b""
+        self._unfolded = Unfolded()
+        self._folded = 0  # up to this batch, all that was logged is in the tables
         self._lock: int | None = None
         self._open: sqlite3.Connection | None = None
         # Held open as long as the connection: closing any descriptor of a file drops all POSIX locks that this process
@@ -127,7 +133,7 @@ class SqliteEngine:
             if not directory.exists(self._path):
                 self._create(new_identity)
             with self._explained():
-                self._refuse_newer_schema()
+                left = self._read_batch_log()
                 self._open = self._connect(self._path, "rw")
                 self._use_log(self._open)
                 self._migrate(self._open)
@@ -135,7 +141,7 @@ class SqliteEngine:
                 self._check_newest_rows(self._open, meta)
             self._batch = self._folded = meta.batch
             self._term = meta.term
-            self._fold_what_was_left()
+            self._begin_batch_log(left)
             with self._explained():
                 self._open.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 meta = self._read_meta(self._open)
@@ -145,15 +151,51 @@ class SqliteEngine:
             raise
         return meta
 
-    def _fold_what_was_left(self) -> None:
-        """Opens the batch log and brings into the tables what a crash has left in it alone."""
+    def _read_batch_log(self) -> list[Record]:
+        """What a crash left in the batch log alone. Refuses a newer schema.
+
+        Reads the tables through a connection that cannot write, not even by closing.
+        """
+        with contextlib.closing(self._connect(self._path, "ro")) as connection:
+            if self._check_schema(connection) < schema.BATCH_LOG_VERSION:
+                return []
+            meta = self._read_meta(connection)
+            row = connection.execute("SELECT value FROM meta WHERE name = 'batch_log'").fetchone()
+            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
         try:
-            self._log = BatchLog(self._dir, self._write_with)
-            left = self._log.read(self._batch)
-            self._unfolded.extend(left)
-            self.fold()
+            salt = bytes.fromhex(row[0])
+            if len(salt) not in (0, batch_log.SALT_BYTES):
+                raise ValueError("not a salt")
+        except (TypeError, ValueError):
+            raise directory.damaged(self._path, f"meta.batch_log is {row!r}") from None
+        if not salt or mode != "wal":  # nothing was ever logged; or a backup, and the log of what it was made from
+            return []
+        for name in directory.LOG_NAMES:
+            if not (self._dir / name).exists():
+                if meta.clean:  # the last batch of an orderly stop is in the tables
+                    return []
+                raise DataDirError(
+                    f"{self._dir / name}: missing, and the newest writes may be in it alone: put the file back, "
+                    "or make an empty one to go without them"
+                )
+        try:
+            return batch_log.read(self._dir, salt, meta.batch)
         except OSError as error:
-            raise directory.cannot_use(self._dir / NAMES[0], error) from None
+            raise DataDirError(explain.system_error(error, self._dir)) from None
+
+    def _begin_batch_log(self, left: list[Record]) -> None:
+        """Brings what a crash has left in the batch log into the tables and begins it anew."""
+        try:
+            for record in left:
+                self._unfolded.add(record, 0)
+            self.fold()
+            self._log = BatchLog(self._dir, self._write_with)
+            # Only now that the files are there: from here on one that is missing is a loss.
+            self._salt = secrets.token_bytes(batch_log.SALT_BYTES)
+            with self._writing() as connection:
+                schema.execute_rows(connection, schema.META, [("batch_log", self._salt.hex())])
+        except OSError as error:
+            raise DataDirError(explain.system_error(error, self._dir)) from None
         except EngineError as error:
             raise DataDirError(str(error)) from None
         self._batch = self._folded
@@ -208,14 +250,9 @@ class SqliteEngine:
             os.replace(part, self._path)
             directory.sync_directory(self._dir)
         except sqlite3.Error as error:
-            raise DataDirError(explain(error, part)) from error
+            raise DataDirError(explain.sqlite_error(error, part)) from error
         except OSError as error:
             raise directory.cannot_use(self._path, error) from error
-
-    def _refuse_newer_schema(self) -> None:
-        """Reads the version through a connection that cannot write, not even by closing."""
-        with contextlib.closing(self._connect(self._path, "ro")) as connection:
-            self._check_schema(connection)
 
     def _check_schema(self, connection: sqlite3.Connection) -> int:
         version = self._read_schema_version(connection)
@@ -304,7 +341,7 @@ class SqliteEngine:
         try:
             yield
         except sqlite3.Error as error:
-            raise DataDirError(explain(error, self._path)) from error
+            raise DataDirError(explain.sqlite_error(error, self._path)) from error
 
     # --- read ------------------------------------------------------------------------------------------------------
 
@@ -357,10 +394,10 @@ class SqliteEngine:
         try:
             yield self._connection
         except sqlite3.Error as error:
-            self._refusal = explain(error, self._path)
+            self._refusal = explain.sqlite_error(error, self._path)
             raise EngineError(self._refusal) from error
         except OSError as error:
-            self._refusal = explain_system(error, self._dir)
+            self._refusal = explain.system_error(error, self._dir)
             raise EngineError(self._refusal) from error
         except BaseException as error:
             self._refusal = f"{self._path}: {error!r}"
@@ -382,25 +419,32 @@ class SqliteEngine:
         self._term = term
 
     def commit(self, batch: Batch) -> None:
-        number = batch.number
-        assert number > self._batch, f"batch {number} after {self._batch}"
-        plain = batch.auth is None and batch.compact_revision is None and not (batch.alarms or batch.clean)
-        record = encode(batch, self._batch) if plain else b""
-        if plain and len(record) <= LOGGED_BYTES_MAX:
-            assert self._log is not None, "the engine is not open"
+        assert batch.number > self._batch, f"batch {batch.number} after {self._batch}"
+        record = self._record_of(batch)
+        if record is not None:
+            if self._unfolded.size_bytes >= UNFOLDED_BYTES_MAX:  # nobody calls `settle`
+                self.fold()
             with self._failing_once():
-                self._log.append(record, number, self._folded)
-            self._unfolded.append(batch)
-            self._unfolded_bytes += len(record)
+                assert self._log is not None, "the engine is not open"
+                self._log.append(record, batch.number, self._folded)
+            self._unfolded.add(batch, len(record))
         else:
             self.fold()
             self._commit_to_tables(batch)
-            self._folded = number
-            if self._wal_pages() >= WAL_PAGES_MAX:  # nobody calls `settle`
-                self._copy_log("PASSIVE")
-        self._batch = number
+        self._batch = batch.number
         if batch.compact_revision is not None:
-            self._sweep = Sweep(number)
+            self._sweep = Sweep(batch.number)
+        if self._unsettled and self._wal_pages() >= WAL_PAGES_MAX:  # nobody calls `settle`
+            self._copy_log("PASSIVE")
+
+    def _record_of(self, batch: Batch) -> bytes | None:
+        """The batch as a record of the batch log, or None when it goes to the tables at once."""
+        if batch.alarms or batch.clean or batch.auth is not None or batch.compact_revision is not None:
+            return None
+        if batch.row_count * batch_log.ROW_BYTES_MIN > LOGGED_BYTES_MAX:
+            return None
+        record = batch_log.encode(batch, self._batch, self._salt)
+        return record if len(record) <= LOGGED_BYTES_MAX else None
 
     def _commit_to_tables(self, batch: Batch) -> None:
         number = batch.number
@@ -425,32 +469,17 @@ class SqliteEngine:
 
     def _fold_some(self) -> None:
         """Brings the oldest batches of the log into the tables, FOLD_ROWS rows or a little more, in one transaction."""
-        events: list[tuple[object, ...]] = []
-        leases: dict[int, tuple[object, ...]] = {}  # of several rows of a lease the last counts
-        rows = taken = 0
-        newest = self._unfolded[0]
-        for newest in self._unfolded:
-            number = newest.number
-            events += [(*row, number) for row in newest.events]
-            for row in newest.leases:
-                leases[row[0]] = (*row, number)
-            rows += len(newest.events) + len(newest.leases)
-            taken += 1
-            if rows >= FOLD_ROWS:
-                break
+        fold = self._unfolded.oldest(FOLD_ROWS)
         with self._writing() as connection:
-            schema.execute_rows(connection, schema.EVENTS, events)
-            schema.execute_rows(connection, schema.LEASES, list(leases.values()))
-            meta = [("batch", newest.number), ("uptime_s", newest.now_s), ("clean", 0)]
+            schema.execute_rows(connection, schema.EVENTS, fold.events)
+            schema.execute_rows(connection, schema.LEASES, list(fold.leases.values()))
+            meta = [("batch", fold.number), ("uptime_s", fold.now_s), ("clean", 0)]
             schema.execute_rows(connection, schema.META, meta)
-        self._folded = newest.number
-        for _ in range(taken):
-            self._unfolded.popleft()
-        if not self._unfolded:
-            self._unfolded_bytes = 0
+        self._folded = fold.number
+        self._unfolded.remove(fold)
 
     def settle(self) -> bool:
-        if self._unfolded_bytes >= FOLD_BYTES:
+        if self._unfolded.size_bytes >= FOLD_BYTES:
             self._fold_some()
         if not self._unsettled:
             return False
@@ -510,7 +539,7 @@ class SqliteEngine:
         try:
             return int(self._connection.execute(f"PRAGMA {pragma}").fetchone()[0])
         except sqlite3.Error as error:
-            raise EngineError(explain(error, self._path)) from error
+            raise EngineError(explain.sqlite_error(error, self._path)) from error
 
     def _free_pages(self) -> int:
         return self._pages("freelist_count")
@@ -527,12 +556,11 @@ class SqliteEngine:
     def defragment(self) -> None:
         if self._refusal is not None:
             raise EngineError(f"no write after a failed one: {self._refusal}")
-        self.fold()
         try:
             self._connection.execute("VACUUM")
         except sqlite3.Error as error:
             # VACUUM builds the new file aside and switches in one transaction: the data is as it was.
-            raise EngineError(explain(error, self._path)) from error
+            raise EngineError(explain.sqlite_error(error, self._path)) from error
         self._copy_log("TRUNCATE")
 
     def backup(self, path: Path) -> None:
@@ -549,7 +577,7 @@ class SqliteEngine:
             os.replace(part, path)
             directory.sync_directory(path.parent)
         except sqlite3.Error as error:
-            raise EngineError(explain(error, part)) from error
+            raise EngineError(explain.sqlite_error(error, part)) from error
         except OSError as error:
             raise EngineError(f"{path}: {error.strerror}: name a file where this user may write") from error
         finally:
@@ -572,30 +600,3 @@ class SqliteEngine:
         descriptor, self._lock = self._lock, None
         if descriptor is not None:
             directory.unlock(descriptor)
-
-
-def explain_system(error: OSError, path: Path) -> str:
-    """One line about a failed write that was not SQLite's: which directory, what is wrong, what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: the disk is full: free some space, then start again"
-    name = errno.errorcode.get(error.errno or 0, "EIO")
-    return f"{path}: the disk failed to read or write ({name}): check the disk and the system log, then start again"
-
-
-def explain(error: sqlite3.Error, path: Path) -> str:
-    """One line: which file, what is wrong, what to do."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest the detail
-    name = getattr(error, "sqlite_errorname", type(error).__name__)
-    if code == sqlite3.SQLITE_FULL:
-        return f"{path}: the disk is full: free some space, then start again"
-    if code == sqlite3.SQLITE_IOERR:
-        return f"{path}: the disk failed to read or write ({name}): check the disk and the system log, then start again"
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return f"{path}: locked by another program: end the sqlite3 shell or backup that writes to it, then start again"
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return str(directory.damaged(path, str(error)))
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return f"{path}: {error}: give the user that runs lessor the right to write the file and its directory"
-    if code == sqlite3.SQLITE_ERROR:
-        return str(directory.damaged(path, str(error)))
-    return f"{path}: {error} ({name})"

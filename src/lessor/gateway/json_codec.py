@@ -84,7 +84,7 @@ def _header_text(encoded: bytes) -> str:
 
 
 def _show_header(header: Message) -> str:
-    """Four long numbers that stand in every reply and change with the revision only: half of the work for a short one."""
+    """Four long numbers in every reply that change with the revision only: half of the work for a short one."""
     return _header_text(header.SerializeToString())
 
 

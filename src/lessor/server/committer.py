@@ -8,8 +8,12 @@ Laws
 - Between the loop's hearing of a commit and the replies on their way the thread rests: whatever it did there would
   compete with the replies for the interpreter.
 
-Between commits the same thread does the engine's upkeep and its housekeeping (rows made superfluous by a compaction), in
-steps that are short beside the wait for a disk. What is not due under load is done once no commit came for IDLE_S.
+Between commits the same thread does the engine's upkeep and its housekeeping (rows made superfluous by a compaction),
+in steps that are short beside the wait for a disk.
+
+When committed rows are brought into the tables, where people read them: once no commit came for IDLE_S; under load that
+never rests after LAG_S, if the engine has not seen to it by then. Batches that save nothing but the uptime do not make
+the disk work for that: one in BARE_MAX does.
 """
 
 import asyncio
@@ -21,13 +25,15 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from lessor.base.clock import Clock, MonotonicClock
-from lessor.durable.engine import Engine
+from lessor.durable.engine import Engine, EngineError
 from lessor.server.histogram import DISK_BUCKETS_S, Histogram
 from lessor.state.journal import Batch
 
 T = TypeVar("T")
 
 IDLE_S = 0.1  # so long after a commit without a next one, everything is brought into the tables
+LAG_S = 1.0  # so long after a commit at the latest
+BARE_MAX = 10  # batches without rows, one a second, until the tables have a newer uptime
 
 
 class Committer:
@@ -54,9 +60,11 @@ class Committer:
         self.defragmenting = False
         self.compacted_rows = 0
         self._since_s = 0.0
-        self._idle_timer: asyncio.TimerHandle | None = None
+        # When to fold. Loop thread only.
+        self._fold_timer: asyncio.TimerHandle | None = None  # runs while committed rows wait for a fold
+        self._fold_looks = 0  # how often it has run since those came
         self._newest = 0  # number of the newest batch that is durable
-        self._unfolded = False  # whether rows were committed since the last fold
+        self._bare = 0  # batches without rows since the last fold
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs `work` in the engine's thread and waits for it. For boot and shutdown, when the loop serves nobody."""
@@ -120,24 +128,33 @@ class Committer:
         await self.run(self._defragment)
 
     async def fold(self) -> None:
-        """Brings everything that is committed into the engine's tables. Raises EngineError."""
-        await self.run(self._engine.fold)
+        """Brings everything that is committed into the engine's tables. Raises EngineError, which ends the server."""
+        try:
+            await self.run(self._fold)
+        except EngineError as error:
+            self._fail(error)
+            raise
 
     def close(self) -> None:
         """Waits for the work in hand, closes the engine, ends the thread."""
         if not self._closed:
-            if self._idle_timer is not None:
-                self._idle_timer.cancel()
-            self.call(self._engine.close)
-            self._closed = True
-            self._jobs.put(None)
-            self._thread.join()
+            if self._fold_timer is not None:
+                self._fold_timer.cancel()
+            try:
+                self.call(self._close)
+            finally:
+                self._jobs.put(None)
+                self._thread.join()
 
     # --- in the engine's thread ---
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+
+    def _close(self) -> None:
+        self._closed = True  # before: jobs that stand in line behind this one must not touch the engine
+        self._engine.close()
 
     def _commit(self, batch: Batch) -> None:
         began_s = self._clock.now_s()
@@ -208,23 +225,38 @@ class Committer:
         if error is not None:
             self._fail(error)
             return
-        if batch.row_count:
-            self._unfolded = True
         self._on_committed(batch)
-        if self._unfolded and self._idle_timer is None and self._loop is not None:
-            self._idle_timer = self._loop.call_later(IDLE_S, self._look_idle, batch.number)
+        self._plan_fold(bool(batch.row_count))
 
-    def _look_idle(self, seen: int) -> None:
-        """Folds when no commit has come since batch `seen`; looks again later otherwise."""
-        self._idle_timer = None
-        assert self._loop is not None
-        if self.failed:
-            return
-        if self.in_flight is None and seen == self._newest:
-            self._unfolded = False
-            self._jobs.put(lambda: self._upkeep(self._fold))
+    def _plan_fold(self, rows: bool) -> None:
+        if rows:
+            if self._fold_timer is None:
+                self._fold_looks = 0
+                self._look_later()
         else:
-            self._idle_timer = self._loop.call_later(IDLE_S, self._look_idle, self._newest)
+            self._bare += 1
+            if self._bare >= BARE_MAX:
+                self._fold_soon()
+
+    def _look_later(self) -> None:
+        assert self._loop is not None
+        self._fold_timer = self._loop.call_later(IDLE_S, self._look_whether_idle, self._newest)
+
+    def _look_whether_idle(self, seen: int) -> None:
+        """Folds when no commit has come since batch `seen`, or it has been put off for too long."""
+        self._fold_timer = None
+        self._fold_looks += 1
+        idle = self.in_flight is None and seen == self._newest
+        if self.failed or self._closed:
+            return
+        if idle or self._fold_looks * IDLE_S >= LAG_S:
+            self._fold_soon()
+        else:
+            self._look_later()
+
+    def _fold_soon(self) -> None:
+        self._bare = 0
+        self._jobs.put(lambda: self._upkeep(self._fold))
 
     def _fail(self, error: BaseException) -> None:
         if not self.failed:

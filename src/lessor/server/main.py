@@ -131,9 +131,9 @@ class Server:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         loop = asyncio.get_running_loop()
         turn = self.core.turn
-        turn.start(loop, self._disk_failed)
         self._committer.quota_bytes = self.options.quota_backend_bytes
         self._committer.on_oversize = self._raise_no_space
+        turn.start(loop, self._disk_failed)
         self._notify_progress(loop)
         Compactor(self.core, self.options).start(loop)
         for listen in self.options.listen_client_urls:

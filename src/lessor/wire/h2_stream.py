@@ -17,8 +17,8 @@ DATA: Final = 2  # payload: some bytes of the body, cut anywhere, never empty
 TRAILERS: Final = 3  # client only: stream.trailers is there; payload empty
 END: Final = 4  # the peer sends no more on this stream; payload empty
 RESET: Final = 5  # the stream is gone, see stream.error_code; nothing more can be sent or will come; payload empty
-# A server that was asked for it: HEADERS, DATA and END of a stream in one, where nothing else came between; payload: the
-# whole body, never empty. That is what a unary call looks like, and three events cost three times as much to pass on.
+# A server that was asked for it: HEADERS, DATA and END of a stream in one, where nothing else came between; payload:
+# the whole body, never empty. So looks a unary call, and three events cost three times as much to pass on.
 WHOLE: Final = 6
 
 Event = tuple[int, "Stream", bytes]
