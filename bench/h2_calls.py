@@ -92,6 +92,14 @@ class UnaryCalls(Connection):
         while not self.answered:
             self.read(time.perf_counter())
 
+    def one(self) -> tuple[float, float]:
+        """Makes the next call by itself; returns when it was sent and when it was answered."""
+        sent = time.perf_counter()
+        self.send(1, sent)
+        while self.answered < self.sent:
+            self.read(time.perf_counter())
+        return sent, time.perf_counter()
+
     @staticmethod
     def _call(stream: int, block: bytes, body: bytes) -> bytes:
         return frame(HEADERS, END_HEADERS, stream, block) + frame(DATA, END_STREAM, stream, body)
@@ -164,10 +172,6 @@ class StreamCall(Connection):
     def ready(self) -> int:
         return 0
 
-    def refill(self, now: float) -> None:
-        if self.in_flight:
-            super().refill(now)
-
     def on_message(self, data: bytes, now: float) -> None:
         raise NotImplementedError
 
@@ -222,7 +226,7 @@ class Keepalives(StreamCall):
         self._whole = b""  # with one call in flight: a read that was one good reply and nothing else
 
     def ready(self) -> int:
-        return len(self._ids) - self.sent if self._once else self.in_flight
+        return len(self._ids) - self.sent if self._once else max(self.in_flight, 1)
 
     def request_bytes(self, calls: int) -> memoryview:
         length = self.flow_bytes + 9

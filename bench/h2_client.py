@@ -108,6 +108,7 @@ class Connection(Client):
         self._heads: dict[bytes, dict[str, str]] = {}
         self._send_window = 65_535
         self._unreported_bytes = 0
+        self._owed = b""  # answers to the peer's PING and SETTINGS, which leave with the next requests
         settings = struct.pack(">HI", SETTING_INITIAL_WINDOW, WINDOW_MAX)
         window = struct.pack(">I", WINDOW_MAX - 65_535)
         self.socket.sendall(
@@ -150,12 +151,18 @@ class Connection(Client):
         calls = self.in_flight - (self.sent - self.answered)
         if self.sending and calls > 0:
             self.send(calls, now)
+        if self._owed:
+            self.socket.sendall(self._owed)
+            self._owed = b""
 
     def send(self, calls: int, now: float) -> int:
         """Sends up to so many requests; returns how many it were."""
         calls = min(calls, self._send_window // self.flow_bytes, self.ready())
         if calls > 0:
-            self.socket.sendall(self.request_bytes(calls))
+            data = self.request_bytes(calls)
+            if self._owed:
+                data, self._owed = self._owed + data, b""
+            self.socket.sendall(data)
             self._send_window -= calls * self.flow_bytes
             self.on_sent(calls, now)
             self.sent += calls
@@ -216,10 +223,10 @@ class Connection(Client):
                 self._send_window += struct.unpack(">I", payload)[0]
         elif kind == PING:
             if not flags & ACK:
-                self.socket.sendall(frame(PING, ACK, 0, payload))
+                self._owed += frame(PING, ACK, 0, payload)
         elif kind == SETTINGS:
             if not flags & ACK:
-                self.socket.sendall(frame(SETTINGS, ACK, 0, b""))
+                self._owed += frame(SETTINGS, ACK, 0, b"")
         elif kind == RST_STREAM:
             raise WrongReplyError(f"stream {stream} was reset with error {int.from_bytes(payload)}")
         elif kind == GOAWAY:

@@ -94,18 +94,12 @@ def reads(
 
 
 def ranges(options: argparse.Namespace, report: Report) -> None:
-    def about(lease_id: int, data: bytes) -> None:
-        reply = rpc_pb2.RangeResponse.FromString(data)
-        found = [(pair.key, pair.value, pair.lease) for pair in reply.kvs]
-        if reply.count != 1 or found != [(population.key_of(lease_id), population.VALUE, lease_id)]:
-            raise WrongReplyError(f"asked for the key of lease {lease_id} and got {reply}")
-
     reads(
         options,
         report,
         population.RANGE_PATH,
         lambda lease_id: rpc_pb2.RangeRequest(key=population.key_of(lease_id)),
-        about,
+        population.check_range,
     )
 
 

@@ -9,12 +9,14 @@ Laws
 
 import select
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 DRAIN_S_MAX = 60.0
+SILENCE_S_MAX = 120
 BUSY_MAX = 0.9
 
 
@@ -66,6 +68,7 @@ class Report:
     p99_ms: float = 0.0
     max_ms: float = 0.0
     client_busy: float = 0.0  # share of one core that this process used while measuring
+    client_could: float = 0.0  # the rate that this process could have made of a whole core
     client_bound: bool = False  # the figure is the client's, not the server's
     first_part_rate: float = 0.0  # of a run in parts: the rate of the first part, and of the last
     last_part_rate: float = 0.0
@@ -75,6 +78,7 @@ class Report:
         self.replies, self.seconds = replies, seconds
         self.rate = round(replies / seconds, 1)
         self.client_busy = round(cpu_s / seconds, 3)
+        self.client_could = round(replies / max(cpu_s, 1e-3))
         self.client_bound = self.client_busy > BUSY_MAX
         if not latencies_s:
             raise WrongReplyError("no replies while measuring")
@@ -93,6 +97,8 @@ def connect(address: tuple[str, int]) -> socket.socket:
     plain = socket.create_connection(address, timeout=10)
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     plain.setblocking(True)
+    # A server that says nothing ends the run. The kernel looks at the clock; Python's timeout would cost a call a read.
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", SILENCE_S_MAX, 0))
     return plain
 
 

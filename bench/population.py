@@ -23,7 +23,8 @@ RANGE_PATH = "/etcdserverpb.KV/Range"
 PUT_PATH = "/etcdserverpb.KV/Put"
 TXN_PATH = "/etcdserverpb.KV/Txn"
 COMPACT_PATH = "/etcdserverpb.KV/Compact"
-PREFIX, PREFIX_END = b"svc/", b"svc0"
+PREFIX = b"svc/"
+SPAN = PREFIX, b"svc0"  # all keys that are made here
 VALUE = b"10.0.0.1:8080;zone=a;weight=100"
 TTL_S = 3600
 TXN_PUTS = 100  # etcd allows 128
@@ -121,10 +122,18 @@ def renew(address: Address, ids: Sequence[int], ttl_s: int) -> tuple[float, floa
     return first, time.perf_counter()
 
 
+def check_range(lease_id: int, data: bytes) -> None:
+    """That a Range of the lease's key found it as it was put."""
+    reply = rpc_pb2.RangeResponse.FromString(data)
+    found = [(pair.key, pair.value, pair.lease) for pair in reply.kvs]
+    if reply.count != 1 or found != [(key_of(lease_id), VALUE, lease_id)]:
+        raise WrongReplyError(f"asked for the key of lease {lease_id} and got {reply}")
+
+
 def count_keys(address: Address) -> int:
     """How many keys there are, by a linearizable read."""
     counts: list[int] = []
-    request = rpc_pb2.RangeRequest(key=PREFIX, range_end=PREFIX_END, count_only=True)
+    request = rpc_pb2.RangeRequest(key=SPAN[0], range_end=SPAN[1], count_only=True)
     call_all(
         address,
         RANGE_PATH,
