@@ -5,14 +5,15 @@
 must not cost more than the first.
 """
 
+import argparse
 import sys
 
 from bench.harness import Node
-from bench.rows import Figures, Goal, Row, load_row, main, run_program
+from bench.rows import Figures, Goal, Row, load_row, main, run_load
 
 
-def one_lease(node: Node, options: object) -> Figures:
-    figures = run_program("bench.load", node, "put_one_lease", "--connections", 10, "--in-flight", 20)
+def one_lease(node: Node, options: argparse.Namespace) -> Figures:
+    figures = run_load(node.port, options, "put_one_lease")
     figures["last_to_first"] = figures["last_part_rate"] / figures["first_part_rate"]
     return figures
 
