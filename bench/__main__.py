@@ -2,6 +2,7 @@
 """Runs the benches: all of them, or those whose file or row is called like one of the words given.
 
     python -m bench [WORD ...] [-- OPTIONS]
+    python -m bench --report
 
 A bench is a file here that has ROWS. What the options are: `python -m bench -- --help`.
 """
@@ -10,7 +11,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from bench import rows
+from bench import report, rows
 
 
 def all_rows() -> dict[str, tuple[rows.Row, ...]]:
@@ -23,6 +24,8 @@ def all_rows() -> dict[str, tuple[rows.Row, ...]]:
 
 
 def main(arguments: list[str]) -> int:
+    if arguments == ["--report"]:
+        return report.main([])
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     words, options = arguments[:cut], rows.parsed(arguments[cut + 1 :])
     wanted = [

@@ -89,8 +89,12 @@ class UnaryCalls(Connection):
         self._template = b"".join(self._call(0, block, body) for body in bodies)
         self._chunk = self._encode_chunk()
         self.sent = 1
-        while not self.answered:
-            self.read(time.perf_counter())
+        try:
+            while not self.answered:
+                self.read(time.perf_counter())
+        except (WrongReplyError, OSError):  # who makes a connection that fails has nothing to close
+            self.close()
+            raise
 
     def one(self) -> tuple[float, float]:
         """Makes the next call by itself; returns when it was sent and when it was answered."""
