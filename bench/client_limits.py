@@ -46,6 +46,7 @@ ROWS = (
         "client_limits",
         measure,
         tuple(Goal(f"{name}_could", f"The load program, of a whole core: {name}", "/s") for name in LOADS),
+        rounds_max=1,
         alone=True,
     ),
 )

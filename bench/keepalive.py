@@ -12,7 +12,7 @@ from bench.rows import Row, load_row, main
 def keepalives(connections: int, in_flight: int, times: float) -> Row:
     return load_row(
         f"keepalive_{connections}x{in_flight}",
-        f"LeaseKeepAlive, {connections} connections x {in_flight} in flight",
+        f"LeaseKeepAlive, {connections} x {in_flight}",
         times,
         *("keepalive", "--streams", str(connections), "--in-flight", str(in_flight)),
     )

@@ -13,7 +13,7 @@ from bench.rows import Row, load_row, main
 def grants(connections: int, in_flight: int, times: float) -> Row:
     return load_row(
         f"lease_grant_{connections}x{in_flight}",
-        f"LeaseGrant, {connections} connections x {in_flight} in flight",
+        f"LeaseGrant, {connections} x {in_flight}",
         times,
         *("grant", "--connections", str(connections), "--in-flight", str(in_flight)),
     )

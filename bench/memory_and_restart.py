@@ -59,7 +59,7 @@ ROWS = (
             Goal("kib_per_lease", "Memory per lease with one key, 100,000 of them", "KiB", 1.0),
             Goal("restart_s", "kill -9 and back to serving, 100,000 leases and keys", "s", 2.0),
         ),
-        rounds_max=2,
+        rounds_max=1,
     ),
 )
 

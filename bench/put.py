@@ -29,6 +29,7 @@ ROWS = (
             Goal("last_part_rate", "- the last thousand of them", "/s"),
             Goal("last_to_first", "- the last thousand's rate to the first's", "x", at_least=0.9),
         ),
+        rounds_max=2,
     ),
 )
 

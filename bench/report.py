@@ -37,12 +37,12 @@ Result = dict[str, Any]
 
 
 def newest(folder: Path) -> dict[str, Result]:
-    """The newest result of each row; results of before there were rows are passed over."""
+    """The newest whole result of each row: not of a run that was scaled down, nor of before there were rows."""
     found: dict[str, Result] = {}
     for path in sorted(folder.glob("*.json")):
         result: Result = json.loads(path.read_text())
         row = result.get("row")
-        if row and (row not in found or found[row]["date"] <= result["date"]):
+        if row and result["options"]["scale"] == 1 and (row not in found or found[row]["date"] <= result["date"]):
             found[row] = result
     place = {name: number for number, name in enumerate(ORDER)}
     return dict(sorted(found.items(), key=lambda item: (place.get(item[0], len(place)), item[0])))
@@ -60,7 +60,7 @@ def claims(results: dict[str, Result]) -> str:
     head += [*(f"times {versions[name]}" for name in peers), "target", "reached"]
     rows = []
     for name, result in results.items():
-        if name == LIMITS_ROW or OURS not in result["servers"]:
+        if name == LIMITS_ROW or OURS not in result["servers"] or (name == "growth" and "growth_1m" in results):
             continue
         for goal in result["goals"]:
             ratios = goal.get("ratio", {})

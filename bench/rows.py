@@ -34,6 +34,7 @@ from bench.load_loop import WrongReplyError
 RESULTS = ROOT / "bench" / "results"
 Figures = dict[str, Any]  # numbers by name; others are kept in the result, and not compared
 LOAD_S_MAX = 900.0
+WRITES, WRITES_LEAST = 20_000, 3_000  # where each call is made once
 NO_TARGET = "-"
 BOUND = "client_bound"  # the figure that says, when true, that the load program was the limit
 
@@ -93,6 +94,7 @@ def run_load(port: int, options: argparse.Namespace, *load: str) -> Figures:
     """What bench.load, in a process of its own, found."""
     command = [sys.executable, "-m", "bench.load", *load, "--port", str(port)]
     command += ["--seconds", str(options.seconds), "--warmup", str(options.warmup)]
+    command += ["--count", str(max(int(WRITES * options.scale), WRITES_LEAST))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LOAD_S_MAX)
     if done.returncode:
         raise WrongReplyError(done.stderr.strip())
@@ -142,6 +144,7 @@ def measure(row: Row, peers: Sequence[Server], options: argparse.Namespace) -> d
         "machine": machine(directory),
         "versions": {server.name: server.version for server in peers},
         "commit": commit(),
+        "options": {name: getattr(options, name) for name in ("rounds", "seconds", "warmup", "scale")},
     }
     for turn in range(min(options.rounds, row.rounds_max)):
         for server in peers if turn % 2 == 0 else reversed(peers):
@@ -185,8 +188,8 @@ def show(result: dict[str, Any]) -> None:
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each server; long rows have fewer")
-    parser.add_argument("--seconds", type=float, default=3.0, help="counted seconds of each run of a rate")
-    parser.add_argument("--warmup", type=float, default=0.7)
+    parser.add_argument("--seconds", type=float, default=2.5, help="counted seconds of each run of a rate")
+    parser.add_argument("--warmup", type=float, default=0.5)
     parser.add_argument("--scale", type=float, default=1.0, help="of populations: 0.01 to see whether a bench works")
     parser.add_argument("--huge", action="store_true", help="run the rows with a million leases as well")
     parser.add_argument("--only", choices=(OURS, ETCD, NEWER), help="run one of them; there is no ratio then")

@@ -73,7 +73,7 @@ def test_each_row_has_one_name_and_is_found_by_a_word() -> None:
 
 def result(row: str, date: str, figures: dict[str, dict[str, float]], *goals: Goal) -> dict[str, Any]:
     servers = {name: rows.summary([of_one]) for name, of_one in figures.items()}
-    said: dict[str, Any] = {"row": row, "date": date, "commit": "c0", "servers": servers}
+    said: dict[str, Any] = {"row": row, "date": date, "commit": "c0", "servers": servers, "options": {"scale": 1}}
     said["versions"] = {OURS: "0.1", ETCD: "3.5.1", NEWER: "3.6.16"}
     said["machine"] = {
         "processor": "P",
@@ -106,6 +106,8 @@ def test_the_page_shows_the_newest_result_and_keeps_the_prose(tmp_path: Path) ->
         figures = {OURS: {"rate": ours}, ETCD: {"rate": 10_000.0}, NEWER: {"rate": 20_000.0}}
         said = result("lease_grant_10x20", date, figures, goal)
         (tmp_path / f"{date}-grant.json").write_text(json.dumps(said))
+    said = result("lease_grant_10x20", "2026-01-04", {OURS: {"rate": 1.0}}, goal)
+    (tmp_path / "tried.json").write_text(json.dumps({**said, "options": {"scale": 0.1}}))
     (tmp_path / "older.json").write_text('{"claim": "of before there were rows"}')
     page = report.filled(PAGE, report.newest(tmp_path))
     assert "| LeaseGrant | 10,000/s | 20,000/s | 60,000/s | 6 | 3 | 5 x | yes |" in page
