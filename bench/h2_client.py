@@ -231,13 +231,3 @@ class Connection(Client):
             raise WrongReplyError(f"stream {stream} was reset with error {int.from_bytes(payload)}")
         elif kind == GOAWAY:
             raise WrongReplyError(f"GOAWAY with error {int.from_bytes(payload[4:8])} {payload[8:]!r}")
-
-
-def check_head(head: dict[str, str]) -> None:
-    if head.get(":status") != "200" or head.get("content-type") != "application/grpc":
-        raise WrongReplyError(f"unexpected response head {head}")
-
-
-def check_trailers(head: dict[str, str]) -> None:
-    if head.get("grpc-status") != "0":
-        raise WrongReplyError(f"status {head.get('grpc-status')}: {head.get('grpc-message')}")

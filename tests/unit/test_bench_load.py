@@ -146,8 +146,8 @@ def test_a_wrong_reply_ends_the_run(peer: Callable[[Script], tuple[str, int]], w
         grant_all(peer(granting(WRONG[wrong])))
 
 
-def renewing(connection: socket.socket) -> None:
-    """Renews leases; after eight, one of another TTL. A PING before each reply must be answered first."""
+def renewing(connection: socket.socket, ping: bytes = frame(PING, 0, 0, bytes(8)), off: int = 0) -> None:
+    """Renews leases, or those `off` from them; after eight, one of another TTL. A PING before a reply must be answered before the next one."""
     connection.sendall(frame(HEADERS, END_HEADERS, 1, block(HEAD)))
     renewed = pings = 0
     try:
@@ -155,11 +155,11 @@ def renewing(connection: socket.socket) -> None:
             if kind == PING:
                 pings += 1
             elif kind == DATA:
-                assert pings >= renewed - 1
+                assert not ping or pings >= renewed - 1
                 lease_id = rpc_pb2.LeaseKeepAliveRequest.FromString(payload[5:]).ID
                 ttl_s = 60 if renewed < 8 else 59
-                whole = rpc_pb2.LeaseKeepAliveResponse(ID=lease_id, TTL=ttl_s).SerializeToString()
-                connection.sendall(frame(PING, 0, 0, bytes(8)) + frame(DATA, 0, 1, message(whole)))
+                whole = rpc_pb2.LeaseKeepAliveResponse(ID=lease_id + off, TTL=ttl_s).SerializeToString()
+                connection.sendall(ping + frame(DATA, 0, 1, message(whole)))
                 renewed += 1
     except OSError:  # the client had enough
         return
@@ -178,6 +178,25 @@ def test_renewals_are_of_the_lease_and_the_ttl_asked_for(
         else:
             with pytest.raises(WrongReplyError, match="for 60 s and got 59"):
                 run_through([client], report)
+    finally:
+        client.close()
+
+
+def test_one_lease_answered_with_the_same_bytes_is_still_looked_at(peer: Callable[[Script], tuple[str, int]]) -> None:
+    client = Keepalives(peer(lambda connection: renewing(connection, b"")), 1, 60, population.new_ids(1))
+    try:
+        with pytest.raises(WrongReplyError, match="for 60 s and got 59"):
+            run_through([client])
+        assert client.answered == 8
+    finally:
+        client.close()
+
+
+def test_a_renewal_of_another_lease_ends_the_run(peer: Callable[[Script], tuple[str, int]]) -> None:
+    client = Keepalives(peer(lambda connection: renewing(connection, off=1)), 2, 60, population.new_ids(4), once=True)
+    try:
+        with pytest.raises(WrongReplyError, match="out of order"):
+            run_through([client])
     finally:
         client.close()
 
