@@ -147,7 +147,10 @@ def test_a_wrong_reply_ends_the_run(peer: Callable[[Script], tuple[str, int]], w
 
 
 def renewing(connection: socket.socket, ping: bytes = frame(PING, 0, 0, bytes(8)), off: int = 0) -> None:
-    """Renews leases, or those `off` from them; after eight, one of another TTL. A PING before a reply must be answered before the next one."""
+    """Renews leases, or those `off` from them; after eight, one of another TTL.
+
+    A PING before a reply must be answered before the next one.
+    """
     connection.sendall(frame(HEADERS, END_HEADERS, 1, block(HEAD)))
     renewed = pings = 0
     try:
