@@ -171,6 +171,7 @@ ROWS = (
         "100,000",
         3.0,
         Goal("keepalive_p99_ms", "- keepalives of other clients meanwhile, p99", "ms", at_most=50.0),
+        Goal("keepalive_failed", "- keepalives of other clients that failed", "calls", at_most=0),
     ),
 )
 

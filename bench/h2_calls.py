@@ -164,14 +164,19 @@ class UnaryCalls(Connection):
 
 
 class StreamCall(Connection):
-    """One call that stays open, on stream 1: cuts what comes into messages and gives each, with its prefix, to
-    `on_message`.
-    """
+    """One call that stays open: cuts what comes into messages and gives each, with its prefix, to `on_message`."""
 
     def __init__(self, address: Address, in_flight: int, path: str) -> None:
         super().__init__(address, in_flight)
+        self._path = path
+        self._stream = -1
+        self.open()
+
+    def open(self) -> None:
+        """Begins the call, on the next stream."""
+        self._stream += 2
         self._partial = b""
-        self.socket.sendall(frame(HEADERS, END_HEADERS, 1, self.head_block(path)))
+        self.socket.sendall(frame(HEADERS, END_HEADERS, self._stream, self.head_block(self._path)))
 
     def ready(self) -> int:
         return 0
@@ -196,7 +201,7 @@ class StreamCall(Connection):
         self._partial = data[position:]
 
     def give_window(self) -> None:
-        self.socket.sendall(frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", self._unreported_bytes)))
+        self.socket.sendall(frame(WINDOW_UPDATE, 0, self._stream, struct.pack(">I", self._unreported_bytes)))
         super().give_window()
 
 
@@ -213,21 +218,24 @@ class Keepalives(StreamCall):
         once: bool = False,
         sample_every: int = 0,
     ) -> None:
+        self._ids = ids
         super().__init__(address, in_flight, KEEPALIVE_PATH)
         self._ttl_s = ttl_s
-        self._ids = ids
         self._once = once
         self._sample_every = sample_every or sampling(in_flight)
-        bodies = [message(rpc_pb2.LeaseKeepAliveRequest(ID=lease_id).SerializeToString()) for lease_id in ids]
+        self._known: dict[bytes, int] = {}  # a reply's bytes -> the ID that it is about; its TTL was found right
+        self.since: deque[tuple[int, float]] = deque()  # sampled calls, by number, with the time of sending
+        self._whole = b""  # with one call in flight: a read that was one good reply and nothing else
+
+    def open(self) -> None:
+        super().open()
+        bodies = [message(rpc_pb2.LeaseKeepAliveRequest(ID=lease_id).SerializeToString()) for lease_id in self._ids]
         self.flow_bytes = len(bodies[0])
         if {len(body) for body in bodies} != {self.flow_bytes}:
             raise ValueError("choose IDs whose encodings are equally long")
-        cycle = b"".join(frame(DATA, 0, 1, body) for body in bodies)
+        cycle = b"".join(frame(DATA, 0, self._stream, body) for body in bodies)
         # Long enough for any slice that begins in the first cycle.
-        self._cycle = memoryview(cycle * (2 + in_flight // len(ids)))
-        self._known: dict[bytes, int] = {}  # a reply's bytes -> the ID that it is about; its TTL was found right
-        self._since: deque[tuple[int, float]] = deque()  # sampled calls, by number, with the time of sending
-        self._whole = b""  # with one call in flight: a read that was one good reply and nothing else
+        self._cycle = memoryview(cycle * (2 + self.in_flight // len(self._ids)))
 
     def ready(self) -> int:
         return len(self._ids) - self.sent if self._once else max(self.in_flight, 1)
@@ -240,7 +248,7 @@ class Keepalives(StreamCall):
     def on_sent(self, calls: int, now: float) -> None:
         every = self._sample_every
         for sampled in range(self.sent + -self.sent % every, self.sent + calls, every):
-            self._since.append((sampled, now))
+            self.since.append((sampled, now))
 
     def read(self, now: float) -> None:
         """As any connection's, but one lease in flight is answered with the same bytes again and again."""
@@ -265,7 +273,7 @@ class Keepalives(StreamCall):
         self._sampled(now)
 
     def _sampled(self, now: float) -> None:
-        since = self._since
+        since = self.since
         if since and since[0][0] < self.answered:
             self.latencies_s.append(now - since.popleft()[1])
 

@@ -228,6 +228,7 @@ class Connection(Client):
             if not flags & ACK:
                 self._owed += frame(SETTINGS, ACK, 0, b"")
         elif kind == RST_STREAM:
-            raise WrongReplyError(f"stream {stream} was reset with error {int.from_bytes(payload)}")
+            if error := int.from_bytes(payload):  # 0 comes after a whole response, to say that no more is needed
+                raise WrongReplyError(f"stream {stream} was reset with error {error}")
         elif kind == GOAWAY:
             raise WrongReplyError(f"GOAWAY with error {int.from_bytes(payload[4:8])} {payload[8:]!r}")

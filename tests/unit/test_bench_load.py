@@ -135,7 +135,7 @@ WRONG: dict[str, Callable[[int, rpc_pb2.LeaseGrantRequest], bytes]] = {
     "no message": lambda stream, _: reply(stream),
     "two messages": lambda stream, request: reply(stream, request.SerializeToString(), request.SerializeToString()),
     "HTTP status": lambda stream, _: frame(HEADERS, END_HEADERS, stream, block([(":status", "503")])),
-    "reset": lambda stream, _: frame(RST_STREAM, 0, stream, bytes(4)),
+    "reset": lambda stream, _: frame(RST_STREAM, 0, stream, bytes((0, 0, 0, 2))),
     "half a message": lambda stream, _: frame(DATA, 0, stream, message(b"1234")[:-1]),
 }
 
