@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lessor.base.clock import Clock, MonotonicClock
 from lessor.durable.engine import Engine
@@ -47,6 +47,7 @@ class Committer:
         self.put_bytes = 0
         self.compacted_rows = 0
         self._since_s = 0.0
+        self._newest: Future[Any] | None = None  # what the thread was given last
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs `work` in the engine's thread and waits for it. For boot and shutdown, when the loop serves nobody."""
@@ -54,7 +55,7 @@ class Committer:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Runs `work` in the engine's thread between two commits, while the loop goes on. Raises what `work` raises."""
-        return await asyncio.wrap_future(self._thread.submit(work))
+        return await asyncio.wrap_future(self._queue(work))
 
     def start(
         self,
@@ -74,12 +75,18 @@ class Committer:
         """Whether a batch may be handed over now."""
         return self.in_flight is None and not self.failed
 
+    @property
+    def idle(self) -> bool:
+        """Whether the thread has nothing to do, upkeep included, and the loop has heard of the last commit."""
+        # Work queues further work before it ends, so when the newest is done all is.
+        return self.in_flight is None and (self._newest is None or self._newest.done())
+
     def commit(self, batch: Batch) -> None:
         """Hands a sealed batch over; `free` must be true. Returns at once."""
         assert self.free, "one batch at a time, and none after a failure"
         self.in_flight = batch
         self._since_s = self._clock.now_s()
-        self._thread.submit(self._commit, batch).add_done_callback(self._done)
+        self._queue(lambda: self._commit(batch)).add_done_callback(self._done)
 
     @property
     def waiting_s(self) -> float:
@@ -137,7 +144,11 @@ class Committer:
     def _submit(self, work: Callable[[], None]) -> None:
         # The executor refuses work once it is shutting down; what is left uncollected is found again at the next boot.
         with contextlib.suppress(RuntimeError):
-            self._thread.submit(work).add_done_callback(self._housekeeping_done)
+            self._queue(work).add_done_callback(self._housekeeping_done)
+
+    def _queue(self, work: Callable[[], T]) -> "Future[T]":
+        self._newest = future = self._thread.submit(work)
+        return future
 
     def _housekeeping_done(self, future: "Future[None]") -> None:
         error = future.exception()

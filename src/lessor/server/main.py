@@ -125,7 +125,6 @@ class Server:
 
     async def start(self) -> None:
         """Begins to listen. Raises OptionError when an address cannot be had."""
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         loop = asyncio.get_running_loop()
         turn = self.core.turn
         turn.start(loop, self._disk_failed)
@@ -137,9 +136,6 @@ class Server:
             await self._listen(loop, listen, Connection)
         for listen in self.options.listen_metrics_urls:
             await self._listen(loop, listen, MetricsConnection)
-        # What the replay made lives as long as the server; the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen, kind: type[Connection]) -> None:
         def connection(peer_common_name: str | None = None) -> asyncio.Protocol:
@@ -203,9 +199,17 @@ class Server:
         log.info("stopped", extra={"exit_code": self.exit_code})
 
     def abandon(self) -> None:
-        """Lets everything go after a `start` that failed: nobody was served, so there is nothing to save."""
+        """Lets everything go at once and saves nothing: after a `start` that failed, or as if the process were killed.
+
+        What is at the disk already gets there; what waits for it is never answered.
+        """
+        self.core.turn.halt()
         for server in self._listeners:
             server.close()
+        for connection in list(self._connections):
+            connection.transport.abort()
+        self.core.passwords.close()
+        self._snapshots.abandon()
         self._remove_sockets()
         self._committer.close()
 
@@ -303,6 +307,7 @@ def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, 
     import uvloop
 
     _raise_file_limit()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     async def main() -> int:
         server = Server(options)
@@ -313,6 +318,9 @@ def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, 
         except BaseException:  # a signal that comes now cancels us
             server.abandon()
             raise
+        # What the replay made lives as long as the process; the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         return await server.serve()
 
     return uvloop.run(main())
