@@ -199,7 +199,7 @@ def test_commits(alone: Subject) -> None:
     if alone.is_lessor:  # etcd commits to its backend ten times a second
         for name in ("etcd_disk_backend_commit", "etcd_disk_wal_fsync"):
             count, total = f"{name}_duration_seconds_count", f"{name}_duration_seconds_sum"
-            assert after[count] == before[count] + 1
+            assert after[count] > before[count]  # the served time is saved now and then, too
             assert after[total] > before[total]
     assert after["etcd_server_proposals_committed_total"] > before["etcd_server_proposals_committed_total"]
 

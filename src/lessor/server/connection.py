@@ -15,6 +15,7 @@ The first bytes decide between HTTP/2 and HTTP/1.1, which share each port, as in
 """
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from functools import lru_cache
@@ -185,7 +186,8 @@ class Connection(asyncio.Protocol):
             self.transport.close()
         elif self._lingering is None:
             if self.transport.can_write_eof():  # TLS has no end of one direction
-                self.transport.write_eof()
+                with contextlib.suppress(OSError):  # reset by the peer already: not every loop keeps that to itself
+                    self.transport.write_eof()
             self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self.transport.close)
 
     def drain(self, error: EtcdError) -> None:

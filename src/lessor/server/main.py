@@ -206,6 +206,8 @@ class Server:
         self.core.turn.halt()
         for server in self._listeners:
             server.close()
+        if self.handshakes is not None:
+            self.handshakes.close()
         for connection in list(self._connections):
             connection.transport.abort()
         self.core.passwords.close()
