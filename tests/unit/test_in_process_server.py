@@ -47,6 +47,13 @@ class Calls:
             self("KV/Put", rpc.PutRequest(key=key, lease=lease_id))
         return lease_id
 
+    def watch(self, **create: Any) -> Any:
+        """The replies to a watch, after the first one. Without a deadline, which a jump would pass."""
+        requests = [rpc.WatchRequest(create_request=rpc.WatchCreateRequest(**create))]
+        replies = self.stub("Watch/Watch")(iter(requests))
+        assert next(replies).created
+        return replies
+
     def left_s(self, lease_id: int) -> int:
         return int(self("Lease/LeaseTimeToLive", rpc.LeaseTimeToLiveRequest(ID=lease_id)).TTL)
 
@@ -98,21 +105,10 @@ def test_a_long_jump_ends_each_lease_at_its_own_deadline(server: InProcessServer
     """Not after a stall's grace, and not all at the jump's end."""
     for ttl_s in (3000, 60, 600):
         calls.grant(ttl_s, b"%d" % ttl_s)
-    watch = calls.stub("Watch/Watch")
-    requests = [rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"\0", range_end=b"\0"))]
-    replies = watch(iter(requests), timeout=CALL_S_MAX)
-    assert next(replies).created
+    replies = calls.watch(key=b"\0", range_end=b"\0")
     ended: list[tuple[float, int]] = []
-    core = server.server.core
-    expire, began_s = core.machine.expire, server.clock.now_s()
-
-    def watched(now: float, leases_max: int) -> int:
-        count = expire(now, leases_max)
-        if count:
-            ended.append((round(server.clock.now_s() - began_s, 1), count))
-        return count
-
-    core.machine.expire = watched  # type: ignore[method-assign]
+    core, began_s = server.server.core, server.clock.now_s()
+    core.turn._on_expired = lambda count, late_s: ended.append((round(server.clock.now_s() - began_s, 1), count))
     server.clock.jump(3600)
     assert ended == [(60, 1), (600, 1), (3000, 1)]
     assert [next(replies).events[0].kv.key for _ in ended] == [b"60", b"600", b"3000"]
@@ -160,9 +156,7 @@ def test_ten_thousand_leases_are_gone_when_the_jump_is_over(server: InProcessSer
 
 def test_auto_jump_takes_who_waits_to_the_expiry(server: InProcessServer, calls: Calls) -> None:
     calls.grant(3600, b"k")
-    requests = [rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"k"))]
-    replies = calls.stub("Watch/Watch")(iter(requests), timeout=CALL_S_MAX)
-    next(replies)
+    replies = calls.watch(key=b"k")
     with server.clock.auto_jump():
         assert next(replies).events[0].type == 1
     replies.cancel()
@@ -182,10 +176,17 @@ def test_automatic_compaction_follows_the_clock() -> None:
             calls("KV/Range", rpc.RangeRequest(key=b"k", revision=revision - 1))
 
 
-def test_notifications_of_progress_follow_the_clock(server: InProcessServer, calls: Calls) -> None:
-    create = rpc.WatchCreateRequest(key=b"k", progress_notify=True)
-    replies = calls.stub("Watch/Watch")(iter([rpc.WatchRequest(create_request=create)]), timeout=CALL_S_MAX)
+def test_the_deadline_of_a_call_in_hand_is_passed_by_a_jump(server: InProcessServer, calls: Calls) -> None:
+    create = rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"k"))
+    replies = calls.stub("Watch/Watch")(iter([create]), timeout=CALL_S_MAX)
     assert next(replies).created
+    server.clock.jump(CALL_S_MAX)
+    with pytest.raises(grpc.RpcError, match="DEADLINE_EXCEEDED"):
+        next(replies)
+
+
+def test_notifications_of_progress_follow_the_clock(server: InProcessServer, calls: Calls) -> None:
+    replies = calls.watch(key=b"k", progress_notify=True)
     server.clock.jump(601)
     reply = next(replies)
     assert (reply.watch_id, list(reply.events)) == (0, [])
