@@ -54,6 +54,8 @@ DRAIN_S = 5.0  # how long a stopping server waits for calls in hand
 # The commit thread and the loop take turns with the interpreter; decision 0003 has the measurements.
 SWITCH_INTERVAL_S = 0.0002
 
+Accept = Callable[[], asyncio.Protocol]
+
 
 class Server:
     """One server on one data directory. `boot`, `start`, then `stop`; each once, in that order."""
@@ -70,6 +72,8 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[tuple[str, int]] = []  # path and inode of each socket file that is ours
         self.handshakes: Handshakes | None = None  # where there are URLs with TLS
+        # What stands between each accepted socket and its protocol; for tests, which put faults there.
+        self.in_front: Callable[[Accept], Accept] = lambda accept: accept
         self._stopping = asyncio.Event()
         self.addresses: list[tuple[str, int] | str] = []
 
@@ -132,19 +136,33 @@ class Server:
         self._committer.on_oversize = self._raise_no_space
         self._notify_progress(loop)
         Compactor(self.core, self.options).start(loop)
+        await self.listen()
+
+    async def listen(self) -> None:
+        """Begins to listen, as `start` does, and again after `stop_listening`. Raises OptionError."""
+        loop = asyncio.get_running_loop()
         for listen in self.options.listen_client_urls:
             await self._listen(loop, listen, Connection)
         for listen in self.options.listen_metrics_urls:
             await self._listen(loop, listen, MetricsConnection)
 
+    def stop_listening(self) -> None:
+        """Takes no new connections; those that are there stay."""
+        for server in self._listeners:
+            server.close()
+        self._listeners.clear()
+        self.addresses.clear()
+        self._remove_sockets()
+
     async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen, kind: type[Connection]) -> None:
         def connection(peer_common_name: str | None = None) -> asyncio.Protocol:
             return kind(self.core, self._connections, peer_common_name)
 
-        accept: Callable[[], asyncio.Protocol] = connection
+        accept: Accept = connection
         if listen.tls:
             assert self.handshakes is not None
             accept = self.handshakes.secured(connection)
+        accept = self.in_front(accept)
         try:
             if listen.unix_path:
                 _refuse_served_socket(listen)
@@ -181,8 +199,7 @@ class Server:
 
     async def stop(self) -> None:
         """Drains the connections, saves each lease's remaining time, closes the data. Not after a disk failure."""
-        for server in self._listeners:
-            server.close()
+        self.stop_listening()
         if self.handshakes is not None:
             self.handshakes.close()
         if not self._committer.failed:
@@ -192,7 +209,6 @@ class Server:
             await self._save()
         for connection in list(self._connections):
             connection.transport.abort()
-        self._remove_sockets()
         self.core.passwords.close()
         await self._snapshots.close()
         self._committer.close()
@@ -204,15 +220,13 @@ class Server:
         What is at the disk already gets there; what waits for it is never answered.
         """
         self.core.turn.halt()
-        for server in self._listeners:
-            server.close()
+        self.stop_listening()
         if self.handshakes is not None:
             self.handshakes.close()
         for connection in list(self._connections):
             connection.transport.abort()
         self.core.passwords.close()
         self._snapshots.abandon()
-        self._remove_sockets()
         self._committer.close()
 
     def _remove_sockets(self) -> None:
@@ -221,6 +235,7 @@ class Server:
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
+        self._sockets.clear()
 
     async def _drain(self) -> None:
         self.core.waiting_lines.stop(errors.SERVER_STOPPED)
