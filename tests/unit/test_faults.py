@@ -177,12 +177,13 @@ def test_what_is_held_back_counts_as_unsent_and_closing_waits_for_it() -> None:
     buffer = bytearray(b"bc")
     front.write(buffer)
     buffer[:] = b"xx"  # whoever wrote it may use it again
+    faults.delay_s = 0.0
+    front.write(b"d")  # must not overtake what is late
     front.write_eof()
     front.close()
-    assert (front.is_closing(), front.get_write_buffer_size(), below.done) == (True, 2, [b"a"])
-    faults.delay_s = 0.0
+    assert (front.is_closing(), front.get_write_buffer_size(), below.done) == (True, 3, [b"a"])
     threading.Timer(0.05, loop.call_soon_threadsafe, (loop.stop,)).start()
     loop.run_forever()
     loop.close()
-    assert below.done == [b"a", b"bc", "eof", "close"]
+    assert below.done == [b"a", b"bc", b"d", "eof", "close"]
     assert front.get_write_buffer_size() == 0

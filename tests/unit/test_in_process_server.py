@@ -4,6 +4,7 @@
 import contextlib
 import gc
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 from lessor.api.methods import METHODS
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.durable.engine import DataDirError
+from lessor.durable.sqlite import SqliteEngine
 from lessor.server.options import OptionError
+from lessor.state.journal import Batch
 from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
 
@@ -242,6 +245,39 @@ def test_a_kill_loses_nothing_acknowledged_and_down_time_does_not_count(server: 
         assert 40 <= calls.left_s(lease_id) <= 42
         server.clock.jump(42)
         assert calls.count(b"k") == 0
+
+
+class SlowEngine(SqliteEngine):
+    """Its commits wait while `disk` is not set."""
+
+    disk = threading.Event()
+
+    def commit(self, batch: Batch) -> None:
+        self.disk.wait(CALL_S_MAX)
+        super().commit(batch)
+
+
+def test_a_kill_takes_what_waits_for_the_disk(caplog: pytest.LogCaptureFixture) -> None:
+    SlowEngine.disk.set()
+    with InProcessServer(make_engine=lambda path: SlowEngine(path, sync=False)) as server:
+        with calls_to(server) as calls:
+            calls.grant(60)
+            SlowEngine.disk.clear()
+            put = calls.stub("KV/Put")
+            committing = put.future(rpc.PutRequest(key=b"committing"), timeout=CALL_S_MAX)
+            while server.call(lambda: server.server.core.committer.in_flight) is None:
+                pass
+            waiting = put.future(rpc.PutRequest(key=b"waiting"), timeout=CALL_S_MAX)
+            while server.call(lambda: server.server.core.machine.journal.row_count) == 0:
+                pass
+            threading.Timer(0.02, SlowEngine.disk.set).start()
+            server.kill()
+            assert not committing.cancelled()
+            assert all(call.exception(CALL_S_MAX) is not None for call in (committing, waiting))
+        server.start()
+        with calls_to(server) as calls:
+            assert [calls.count(b"committing"), calls.count(b"waiting")] == [1, 0]
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_the_data_is_gone_afterwards_and_a_given_directory_is_not(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 """The clock that can be jumped, with a bare loop: which timers run, when, and what time stands still for."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,6 +112,23 @@ def test_what_a_timer_sets_going_is_part_of_the_jump() -> None:
         clock.jump(3600)
         assert task.done()
     assert seen == [1200, 2400, 3600]
+
+
+def test_what_comes_through_a_socket_meanwhile_is_read_before_time_goes_on() -> None:
+    clock = VirtualClock()
+    order: list[str] = []
+    here, there = socket.socketpair()
+    with here, there, running(clock) as loop:
+
+        def start() -> None:
+            loop.add_reader(there, lambda: order.append(there.recv(1).decode()))
+            loop.call_later(5, here.send, b"x")
+            loop.call_later(5.0001, order.append, "timer")
+
+        in_loop(loop, start)
+        clock.jump(10)
+        assert order == ["x", "timer"]
+        in_loop(loop, lambda: loop.remove_reader(there))
 
 
 def test_a_timer_that_sets_itself_again_at_once_does_not_stop_time() -> None:
