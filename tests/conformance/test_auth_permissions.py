@@ -274,6 +274,7 @@ def test_expiry_asks_nobody(newest: As, prefix: bytes) -> None:
     lease_id = newest.do(rpc.LeaseGrantRequest(TTL=1)).ID
     newest.do(rpc.PutRequest(key=prefix, lease=lease_id))
     stream, _ = newest.watch(prefix)
+    newest.subject.pass_time(newest.subject.min_ttl_s)
     assert stream.read().events[0].type == 1
     stream.cancel()
 

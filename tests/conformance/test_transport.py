@@ -6,10 +6,8 @@ What a peer does wrong costs it its stream; the tests see that the next call, on
 
 import gzip
 import re
-import signal
 import socket
 import struct
-import subprocess
 import time
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -20,11 +18,9 @@ from google.protobuf.message import Message
 
 from lessor.api.proto import health_pb2
 from lessor.api.proto import rpc_pb2 as rpc
-from tests.conformance.etcd_server import etcd_binary
 from tests.conformance.grpc_peer import Failure
 from tests.conformance.raw_h2 import DATA, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, RawH2, framed
-from tests.conformance.server_process import wait_until_healthy
-from tests.conformance.subject import Subject, end_of, new_lease_id, running
+from tests.conformance.subject import OURS, RUNNERS, Subject, end_of, new_lease_id, running
 from tests.conformance.watch_peer import WatchPeer
 
 LEASE = "/etcdserverpb.Lease/"
@@ -485,57 +481,48 @@ def read_watch(connection: RawH2, stream: int) -> list[rpc.WatchResponse]:
 # --- the end of a server ----------------------------------------------------------------------------------------------
 
 
-def _process_of(subject: Subject) -> "subprocess.Popen[bytes]":
-    process = subject.server._process
-    assert process is not None
-    return process
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lessor", pytest.param("etcd", marks=pytest.mark.etcd)])
+@pytest.mark.parametrize("kind", RUNNERS)
 def test_a_stopping_server_ends_streams_as_unavailable(kind: str) -> None:
-    if kind == "etcd" and etcd_binary() is None:
-        pytest.skip("no etcd")
     with running(kind) as subject, WatchPeer(subject) as watch:
         watch.create(b"k")
         keepalive = subject.keepalive()
         keepalive.send(KEEPALIVE)
         assert keepalive.read().ID == KEEPALIVE.ID
-        _process_of(subject).send_signal(signal.SIGTERM)
+        subject.server.request_stop()
         failures = [watch.stream.read(), keepalive.read()]
         assert [failure.code for failure in failures] == [14, 14]
         if subject.is_lessor:  # etcd just hangs up, after as long as seven seconds
             assert {failure.text for failure in failures} == {"etcdserver: server stopped"}
-            assert _process_of(subject).wait(10) == 0
+            assert subject.server.wait() == 0
         keepalive.cancel()
 
 
 @pytest.mark.slow
-def test_a_stopping_server_ends_json_streams_with_an_error() -> None:
+@pytest.mark.parametrize("kind", OURS)
+def test_a_stopping_server_ends_json_streams_with_an_error(kind: str) -> None:
     # etcd just hangs up.
-    with running("lessor") as subject, subject.http_stream("/v3/watch", '{"create_request":{}}') as stream:
+    with running(kind) as subject, subject.http_stream("/v3/watch", '{"create_request":{}}') as stream:
         assert b'"created":true' in stream.readline()
-        _process_of(subject).send_signal(signal.SIGTERM)
+        subject.server.request_stop()
         assert stream.readline() == b'{"error":{"code":14,"message":"etcdserver: server stopped"}}\n'
         assert stream.read() == b""
 
 
 @pytest.mark.slow
-def test_a_stopping_server_keeps_what_it_acknowledged(prefix: bytes) -> None:
+@pytest.mark.parametrize("kind", OURS)
+def test_a_stopping_server_keeps_what_it_acknowledged(kind: str, prefix: bytes) -> None:
     """Calls in hand get their reply or fail; after the restart all that got one is there, and what leases had left."""
-    with running("lessor") as subject:
+    with running(kind) as subject:
         lease_id = subject.grant(1000, new_lease_id())
         put = subject.stub("etcdserverpb.KV/Put")
         calls = [put.future(rpc.PutRequest(key=prefix + b"%d" % number, lease=lease_id)) for number in range(500)]
         calls[0].result(10)
-        _process_of(subject).send_signal(signal.SIGTERM)
+        subject.server.request_stop()
         acknowledged = {prefix + b"%d" % number for number, call in enumerate(calls) if call.exception(20) is None}
-        assert _process_of(subject).wait(10) == 0
-        server = subject.server
-        with (server.folder / "again").open("wb") as log:
-            server._process = subprocess.Popen(server.command(), stdout=log, stderr=log)
-        wait_until_healthy(server.client_url, server._process, server.folder / "again")
-        with Subject(server) as again:
+        assert subject.server.wait() == 0
+        subject.server.start_again()
+        with Subject(subject.server) as again:
             kept = {kv.key for kv in again.do(rpc.RangeRequest(key=prefix, range_end=end_of(prefix))).kvs}
             assert acknowledged
             assert acknowledged <= kept

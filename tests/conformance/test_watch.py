@@ -393,6 +393,7 @@ def test_an_expired_lease_is_told_as_one_revision_in_key_order(
             subject.put(prefix + name, lease=lease)
             watch.read()
         before = subject.revision
+        subject.pass_time(subject.min_ttl_s)
         reply = watch.read()
     assert reply.header.revision == before + 1 == subject.revision
     assert told(reply.events) == [(DELETE, prefix + name, before + 1) for name in (b"a", b"b", b"c")]

@@ -19,7 +19,7 @@ import pytest
 
 from tests.certificates import Authority, Files
 from tests.conformance.etcd_server import etcd_binary
-from tests.conformance.server_process import ServerProcess, free_port
+from tests.conformance.server_process import AnyServer, free_port
 from tests.conformance.subject import server_of
 
 ANSWER_S_MAX = 10.0
@@ -64,7 +64,7 @@ class Pki:
 
 
 @contextmanager
-def tls_server(kind: str, pki: Pki, *flags: str) -> Iterator[tuple[ServerProcess, int]]:
+def tls_server(kind: str, pki: Pki, *flags: str) -> Iterator[tuple[AnyServer, int]]:
     """A server with `flags`, and the port of its https:// URL."""
     port = free_port()
     server = server_of(kind)

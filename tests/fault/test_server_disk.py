@@ -14,7 +14,7 @@ from lessor.durable.faulty import FaultyEngine
 from lessor.durable.sqlite import SqliteEngine
 from lessor.server.main import EXIT_DISK_FAILED
 from tests.fault.crash_load import Stubs
-from tests.in_process import InProcess
+from tests.in_process import in_process
 
 
 def stubs(address: str) -> Stubs:
@@ -37,7 +37,7 @@ def test_what_was_acknowledged_before_the_disk_failed_is_there(
 ) -> None:
     engine = FaultyEngine(SqliteEngine(tmp_path), fail_at, took_effect=took_effect, message="lessor.db: disk is full")
     acknowledged: list[int] = []
-    with caplog.at_level(logging.CRITICAL, "lessor"), InProcess(tmp_path, engine) as failing:
+    with caplog.at_level(logging.CRITICAL, "lessor"), in_process(tmp_path, engine=engine) as failing:
         calls = stubs(failing.address)
         with pytest.raises(grpc.RpcError) as failure:
             put_forever(calls, acknowledged)
@@ -45,7 +45,7 @@ def test_what_was_acknowledged_before_the_disk_failed_is_there(
     assert failure.value.code() == grpc.StatusCode.UNAVAILABLE  # the connection was cut; no outcome was invented
     assert failing.exit_code == EXIT_DISK_FAILED
     assert "disk is full" in caplog.text or any("disk is full" in str(vars(record)) for record in caplog.records)
-    with InProcess(tmp_path) as again:
+    with in_process(tmp_path) as again:
         kvs = stubs(again.address)("KV/Range", rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0")).kvs
     found = sorted(int(kv.key) for kv in kvs)
     unknown = len(acknowledged) + 1
@@ -54,5 +54,5 @@ def test_what_was_acknowledged_before_the_disk_failed_is_there(
 
 def test_a_disk_that_fails_at_the_first_write_is_an_error_of_the_start(tmp_path: Path) -> None:
     engine = FaultyEngine(SqliteEngine(tmp_path), 1, message="lessor.db: disk is full")
-    with pytest.raises(EngineError, match="disk is full"), InProcess(tmp_path, engine):
+    with pytest.raises(EngineError, match="disk is full"), in_process(tmp_path, engine=engine):
         pass

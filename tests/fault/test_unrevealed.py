@@ -25,8 +25,9 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.durable.sqlite import SqliteEngine
 from lessor.state.journal import Batch
+from lessor.testing.server import InProcessServer
 from tests.conformance.subject import Conversation
-from tests.in_process import InProcess
+from tests.in_process import in_process
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +52,7 @@ class World:
     """The server, one gRPC connection to it, and what was asked while the disk stood still."""
 
     def __init__(
-        self, served: InProcess, engine: HaltingEngine, channel: grpc.Channel, pool: ThreadPoolExecutor
+        self, served: InProcessServer, engine: HaltingEngine, channel: grpc.Channel, pool: ThreadPoolExecutor
     ) -> None:
         self.served, self.engine, self._channel, self._pool = served, engine, channel, pool
         self.streams: list[Conversation] = []
@@ -147,7 +148,7 @@ class World:
 def world(tmp_path: Path) -> Iterator[World]:
     """With leases OLD and ENDED, and the key `old`. OLD was renewed, so that its next renewals write nothing."""
     engine = HaltingEngine(tmp_path)
-    with InProcess(tmp_path, engine) as served, ThreadPoolExecutor(32) as pool:
+    with in_process(tmp_path, engine=engine) as served, ThreadPoolExecutor(32) as pool:
         channel = grpc.insecure_channel(served.address, options=[("grpc.use_local_subchannel_pool", 1)])
         made = None
         try:

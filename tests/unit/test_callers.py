@@ -13,7 +13,7 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import EtcdError
 from lessor.state.permissions import Caller
-from tests.in_process import InProcess
+from tests.in_process import in_process
 
 CALL_S_MAX = 20.0
 
@@ -26,7 +26,7 @@ class Call(NamedTuple):
 
 
 def test_a_token_counts_before_a_certificate(tmp_path: Path) -> None:
-    with InProcess(tmp_path / "data") as running:
+    with in_process(tmp_path / "data") as running:
         core = running.server.core
 
         def look() -> None:
@@ -57,7 +57,7 @@ def test_others_are_served_while_a_password_is_hashed(tmp_path: Path, monkeypatc
     may_go_on = threading.Event()
     real = bcrypt.hashpw
     monkeypatch.setattr(bcrypt, "hashpw", lambda raw, salt: (may_go_on.wait(CALL_S_MAX), real(raw, salt))[1])
-    with InProcess(tmp_path / "data", bcrypt_cost=4) as running, grpc.insecure_channel(running.address) as channel:
+    with in_process(tmp_path / "data", "--bcrypt-cost=4") as running, grpc.insecure_channel(running.address) as channel:
         added = stub(channel, "Auth/UserAdd").future(rpc.AuthUserAddRequest(name="u", password="p"), timeout=CALL_S_MAX)
         stub(channel, "KV/Put")(rpc.PutRequest(key=b"k"), timeout=CALL_S_MAX)
         assert not added.done()
@@ -78,7 +78,7 @@ def test_a_right_lost_while_hashing_is_lost(tmp_path: Path, monkeypatch: pytest.
         return real(raw, salt)
 
     monkeypatch.setattr(bcrypt, "hashpw", hold)
-    with InProcess(tmp_path / "data", bcrypt_cost=4) as running, grpc.insecure_channel(running.address) as channel:
+    with in_process(tmp_path / "data", "--bcrypt-cost=4") as running, grpc.insecure_channel(running.address) as channel:
 
         def call(name: str, request: Any, token: str = "") -> Any:
             return stub(channel, f"Auth/{name}")(
@@ -114,7 +114,7 @@ def test_a_login_during_a_change_is_checked_anew(tmp_path: Path, monkeypatch: py
         return right
 
     monkeypatch.setattr(bcrypt, "checkpw", hold)
-    with InProcess(tmp_path / "data", bcrypt_cost=4) as running, grpc.insecure_channel(running.address) as channel:
+    with in_process(tmp_path / "data", "--bcrypt-cost=4") as running, grpc.insecure_channel(running.address) as channel:
 
         def call(name: str, request: Any, token: str = "") -> Any:
             return stub(channel, f"Auth/{name}")(

@@ -15,7 +15,8 @@ from lessor.durable.engine import EngineError
 from lessor.durable.sqlite import SqliteEngine
 from lessor.server import health
 from lessor.state.journal import Batch
-from tests.in_process import InProcess
+from lessor.testing.server import InProcessServer
+from tests.in_process import in_process
 
 DEFRAGMENT = "/etcdserverpb.Maintenance/Defragment"
 
@@ -65,7 +66,7 @@ def test_calls_that_come_during_a_defragmentation_are_served_after_it_in_order(t
             assert not reply.HasField("header")
             return revisions
 
-    with InProcess(tmp_path, engine) as server:
+    with in_process(tmp_path, engine=engine) as server:
         revisions = run(story(server.address))
         assert revisions == sorted(revisions)
     assert engine.diary == ["put before", "defragment", "put during0", "put during1", "put during2"]
@@ -82,7 +83,7 @@ def test_a_defragmentation_that_fails_is_told_and_the_server_goes_on(tmp_path: P
             assert raised.value.code == Code.UNKNOWN
             await client.put("after")
 
-    with InProcess(tmp_path, engine) as server:
+    with in_process(tmp_path, engine=engine) as server:
         run(story(server.address))
     assert server.exit_code == 0
 
@@ -100,7 +101,7 @@ def test_a_defragmentation_whose_caller_went_away_runs_to_its_end(tmp_path: Path
             engine.defragments_may_go_on.set()
             await client.put("after")
 
-    with InProcess(tmp_path, engine) as server:
+    with in_process(tmp_path, engine=engine) as server:
         run(story(server.address))
     assert engine.diary == ["defragment", "put after"]
 
@@ -108,7 +109,7 @@ def test_a_defragmentation_whose_caller_went_away_runs_to_its_end(tmp_path: Path
 def test_a_commit_that_hangs_makes_unwell_and_unready_but_not_dead(tmp_path: Path) -> None:
     engine = Engine(tmp_path)
 
-    async def story(server: InProcess) -> None:
+    async def story(server: InProcessServer) -> None:
         async with AsyncClient(server.address, timeout_s=None) as client:
             engine.commits_may_go_on.clear()
             put = asyncio.create_task(client.put("hangs"))
@@ -126,7 +127,7 @@ def test_a_commit_that_hangs_makes_unwell_and_unready_but_not_dead(tmp_path: Pat
             await put
             assert server.call(lambda: health.health(core, "")).status == 200
 
-    with InProcess(tmp_path, engine) as server:
+    with in_process(tmp_path, engine=engine) as server:
         run(story(server))
 
 

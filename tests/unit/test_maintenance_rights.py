@@ -11,7 +11,7 @@ import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client import AsyncClient, ServerError, run
-from tests.in_process import InProcess
+from tests.in_process import in_process
 
 MAINTENANCE, CLUSTER, AUTH = "/etcdserverpb.Maintenance/", "/etcdserverpb.Cluster/", "/etcdserverpb.Auth/"
 ROOT_ONLY: list[tuple[str, Any]] = [
@@ -63,7 +63,7 @@ async def snapshot(address: str, user: str | None) -> bytes:
 @pytest.mark.slow
 def test_who_may_do_what(tmp_path: Path) -> None:
     empty, denied = "etcdserver: user name is empty", "etcdserver: permission denied"
-    with InProcess(tmp_path, bcrypt_cost=4) as server:
+    with in_process(tmp_path, "--bcrypt-cost=4") as server:
         run(set_up(server.address))
         for path, request in ROOT_ONLY:
             assert run(told(server.address, path, request, None)) == empty, path
@@ -77,7 +77,7 @@ def test_who_may_do_what(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_snapshot_holds_everything_and_is_roots_alone(tmp_path: Path) -> None:
-    with InProcess(tmp_path, bcrypt_cost=4) as server:
+    with in_process(tmp_path, "--bcrypt-cost=4") as server:
         run(set_up(server.address))
         for user, text in ((None, "user name is empty"), ("guest", "permission denied")):
             with pytest.raises(ServerError, match=text):
@@ -121,7 +121,7 @@ def test_a_websocket_takes_its_token_from_the_subprotocols(tmp_path: Path) -> No
             reply: Any = await client.call(AUTH + "Authenticate", request)
             return str(reply.token)
 
-    with InProcess(tmp_path, bcrypt_cost=4) as server:
+    with in_process(tmp_path, "--bcrypt-cost=4") as server:
         run(set_up(server.address))
         assert "user name is empty" in first_words(server.address, [])
         assert "invalid auth token" in first_words(server.address, ["Bearer", "wrong"])

@@ -20,7 +20,8 @@ from lessor.client import AsyncClient, ServerError, run
 from lessor.durable.engine import EngineError
 from lessor.durable.sqlite import SqliteEngine
 from lessor.server import snapshot
-from tests.in_process import InProcess
+from lessor.testing.server import InProcessServer
+from tests.in_process import in_process
 
 SNAPSHOT = BY_PATH["/etcdserverpb.Maintenance/Snapshot"]
 BIG = b"x" * 1_000_000
@@ -48,7 +49,7 @@ def leftovers(data_dir: Path) -> list[str]:
     return [path.name for path in data_dir.iterdir() if path.name.startswith("snapshot-")]
 
 
-def idle(server: InProcess, data_dir: Path) -> bool:
+def idle(server: InProcessServer, data_dir: Path) -> bool:
     return server.call(lambda: server.server.core.snapshots.running) == 0 and not leftovers(data_dir)
 
 
@@ -70,7 +71,7 @@ class SlowEngine(SqliteEngine):
 
 
 def test_a_snapshot_is_whole_and_leaves_nothing(tmp_path: Path) -> None:
-    with InProcess(tmp_path) as server:
+    with in_process(tmp_path) as server:
         run(fill(server.address, 2))
         data = run(save(server.address))
         assert data[-32:] == hashlib.sha256(data[:-32]).digest()
@@ -80,7 +81,7 @@ def test_a_snapshot_is_whole_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_calls_are_served_while_a_copy_is_made_and_are_not_in_it(tmp_path: Path) -> None:
     engine = SlowEngine(tmp_path)
-    with InProcess(tmp_path, engine) as server:
+    with in_process(tmp_path, engine=engine) as server:
         run(fill(server.address, 1))
         found: list[bytes] = []
         saver = threading.Thread(target=lambda: found.append(run(save(server.address))))
@@ -95,7 +96,7 @@ def test_calls_are_served_while_a_copy_is_made_and_are_not_in_it(tmp_path: Path)
 @pytest.mark.slow
 def test_a_peer_that_does_not_read_holds_up_the_reading_of_the_copy(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(snapshot, "LOOK_S", 0.001)
-    with InProcess(tmp_path) as server:
+    with in_process(tmp_path) as server:
         run(fill(server.address, 12))
         host, _, port = server.address.partition(":")
         with socket.socket() as peer:
@@ -131,7 +132,7 @@ def test_a_peer_that_goes_away_takes_the_copy_along(tmp_path: Path, kind: str) -
             await call.send(rpc.SnapshotRequest(), last=True)
             await call.receive()
 
-    with InProcess(tmp_path) as server:
+    with in_process(tmp_path) as server:
         run(fill(server.address, 16))
         if kind == "grpc":
             run(look_in(server.address))
@@ -145,7 +146,7 @@ def test_a_peer_that_goes_away_takes_the_copy_along(tmp_path: Path, kind: str) -
 
 def test_a_peer_that_goes_away_while_the_copy_is_made(tmp_path: Path) -> None:
     engine = SlowEngine(tmp_path)
-    with InProcess(tmp_path, engine) as server:
+    with in_process(tmp_path, engine=engine) as server:
         host, _, port = server.address.partition(":")
         with socket.create_connection((host, int(port))) as peer:
             peer.sendall(b"POST /v3/maintenance/snapshot HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
@@ -158,7 +159,7 @@ def test_a_copy_that_fails_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     engine = SlowEngine(tmp_path)
     engine.may_go_on.set()
     engine.problem = EngineError("the disk is full")
-    with InProcess(tmp_path, engine) as server:
+    with in_process(tmp_path, engine=engine) as server:
         with pytest.raises(ServerError, match="the disk is full"):
             run(save(server.address))
         eventually(lambda: idle(server, tmp_path))
@@ -168,7 +169,7 @@ def test_a_copy_that_fails_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_there_is_a_bound_on_snapshots_at_a_time(tmp_path: Path) -> None:
     engine = SlowEngine(tmp_path)
-    with InProcess(tmp_path, engine) as server:
+    with in_process(tmp_path, engine=engine) as server:
         savers = [threading.Thread(target=lambda: run(save(server.address))) for _ in range(limits.SNAPSHOTS_MAX)]
         for saver in savers:
             saver.start()
@@ -183,7 +184,7 @@ def test_there_is_a_bound_on_snapshots_at_a_time(tmp_path: Path) -> None:
 
 def test_a_server_that_stops_lets_go_of_its_snapshots(tmp_path: Path) -> None:
     engine = SlowEngine(tmp_path)
-    with InProcess(tmp_path, engine) as server:
+    with in_process(tmp_path, engine=engine) as server:
 
         def save_in_vain() -> None:
             with pytest.raises(ServerError, match="server stopped"):
@@ -201,5 +202,5 @@ def test_a_server_that_stops_lets_go_of_its_snapshots(tmp_path: Path) -> None:
 def test_what_a_killed_server_left_behind_is_removed_at_the_next_start(tmp_path: Path) -> None:
     for name in ("snapshot-1.tmp", "snapshot-1.tmp.part", "snapshot-1.tmp.part-journal", "snapshot-mine.db"):
         (tmp_path / name).write_text("x")
-    with InProcess(tmp_path):
+    with in_process(tmp_path):
         assert leftovers(tmp_path) == ["snapshot-mine.db"]

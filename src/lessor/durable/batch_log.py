@@ -140,10 +140,10 @@ def read(data_dir: Path, salt: bytes, above: int) -> list[Record]:
 class _File:
     """One of the two files."""
 
-    def __init__(self, path: Path, write: Write) -> None:
+    def __init__(self, path: Path, write: Write, sync: bool) -> None:
         self._write = write
         # O_DSYNC: each write is its own fdatasync, in one call that gives the interpreter lock up, not in two.
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC, 0o600)
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_DSYNC if sync else 0), 0o600)
         self.end = 0  # where the next record goes
         self.newest = 0  # number of the newest batch in it
         missing_bytes = FILE_BYTES - os.fstat(self.descriptor).st_size
@@ -163,12 +163,15 @@ class BatchLog:
     """Both files, open, with nothing in them that is needed. An OSError of `append` is final: nobody knows what the
     disk holds."""
 
-    def __init__(self, data_dir: Path, write: Write = os.pwrite) -> None:
-        """Opens the files, and makes those that are missing. `write` stands in for os.pwrite. Raises OSError."""
+    def __init__(self, data_dir: Path, write: Write = os.pwrite, *, sync: bool = True) -> None:
+        """Opens the files, and makes those that are missing. Raises OSError.
+
+        `write` stands in for os.pwrite. `sync` False, for tests: the disk is not waited for.
+        """
         self._files: list[_File] = []
         try:
             for name in directory.LOG_NAMES:
-                self._files.append(_File(data_dir / name, write))
+                self._files.append(_File(data_dir / name, write, sync))
             directory.sync_directory(data_dir)
         except BaseException:
             self.close()

@@ -74,10 +74,17 @@ class Sweep:
 
 
 class SqliteEngine:
-    """Implements `Engine` on the directory `data_dir`."""
+    """Implements `Engine` on the directory `data_dir`.
 
-    def __init__(self, data_dir: Path, *, connect: Connect = sqlite3.connect, write: Write = os.pwrite) -> None:
+    `sync` False breaks the law of this file on purpose, for tests: the disk is never waited for, so a loss of power
+    may lose everything. A crash of the process loses nothing.
+    """
+
+    def __init__(
+        self, data_dir: Path, *, connect: Connect = sqlite3.connect, write: Write = os.pwrite, sync: bool = True
+    ) -> None:
         """`connect` and `write` stand in for sqlite3.connect and os.pwrite in tests of faults."""
+        self._sync = sync
         self._dir = data_dir
         self._path = data_dir / directory.DATABASE_NAME
         self._connect_with = connect
@@ -189,7 +196,7 @@ class SqliteEngine:
             for record in left:
                 self._unfolded.add(record, 0)
             self.fold()
-            self._log = BatchLog(self._dir, self._write_with)
+            self._log = BatchLog(self._dir, self._write_with, sync=self._sync)
             # Only now that the files are there: from here on one that is missing is a loss.
             self._salt = secrets.token_bytes(batch_log.SALT_BYTES)
             with self._writing() as connection:
@@ -209,7 +216,7 @@ class SqliteEngine:
             check_same_thread=False,
         )
         for pragma in (
-            "synchronous = FULL",
+            f"synchronous = {'FULL' if self._sync else 'OFF'}",
             f"cache_size = {-CACHE_BYTES // 1024}",
             "wal_autocheckpoint = 0",
             "trusted_schema = OFF",
@@ -248,7 +255,8 @@ class SqliteEngine:
                 connection.execute("PRAGMA journal_mode = WAL").fetchall()
             part.chmod(0o600)  # values may be secrets; the log takes over the mode
             os.replace(part, self._path)
-            directory.sync_directory(self._dir)
+            if self._sync:
+                directory.sync_directory(self._dir)
         except sqlite3.Error as error:
             raise DataDirError(explain.sqlite_error(error, part)) from error
         except OSError as error:

@@ -6,11 +6,12 @@ so that nobody wonders which one won.
 """
 
 import asyncio
+import copy
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
@@ -146,6 +147,18 @@ def serve(context: click.Context, /, **values: Any) -> None:
         click.echo(f"lessor: {error}", err=True)
         code = EXIT_CANNOT_SERVE
     sys.exit(code)
+
+
+def parse(flags: Sequence[str]) -> Options:
+    """What `lessor serve` with these flags would be started with, whatever the environment says.
+
+    Raises OptionError, or click.UsageError for a flag or a value that there is not.
+    """
+    params = [copy.copy(param) for param in serve.params]
+    for param in params:
+        param.envvar = None
+    with click.Command(serve.name, params=params).make_context("serve", list(flags)) as context:
+        return build(context.params)
 
 
 def _refuse_doubles(context: click.Context) -> None:

@@ -44,6 +44,8 @@ class Committer:
         self._clock = clock or MonotonicClock()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="commit", daemon=True)
+        self._jobs_left = 0  # given and not done
+        self._counting = threading.Lock()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_committed: Callable[[Batch], None] = lambda batch: None
@@ -91,8 +93,13 @@ class Committer:
             raise RuntimeError("the committer is closed")
         if not self._thread.is_alive():
             self._thread.start()
-        self._jobs.put(job)
+        self._give(job)
         return future
+
+    def _give(self, job: Callable[[], None]) -> None:
+        with self._counting:
+            self._jobs_left += 1
+        self._jobs.put(job)
 
     def start(
         self,
@@ -111,12 +118,17 @@ class Committer:
         """Whether a batch may be handed over now."""
         return self.in_flight is None and not self.failed
 
+    @property
+    def idle(self) -> bool:
+        """Whether the thread has nothing to do, upkeep included, and the loop has heard of the last commit."""
+        return self.in_flight is None and self._jobs_left == 0
+
     def commit(self, batch: Batch) -> None:
         """Hands a sealed batch over; `free` must be true. Returns at once."""
         assert self.free, "one batch at a time, and none after a failure"
         self.in_flight = batch
         self._since_s = self._clock.now_s()
-        self._jobs.put(lambda: self._commit(batch))
+        self._give(lambda: self._commit(batch))
 
     @property
     def waiting_s(self) -> float:
@@ -151,6 +163,8 @@ class Committer:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            with self._counting:
+                self._jobs_left -= 1
 
     def _close(self) -> None:
         self._closed = True  # before: jobs that stand in line behind this one must not touch the engine
@@ -183,7 +197,7 @@ class Committer:
         """One step of deleting what a compaction made superfluous; queues the next, so that commits get in between."""
         self.compacted_rows += len(dead)
         if self._engine.collect(dead):
-            self._jobs.put(lambda: self._upkeep(lambda: self._collect(())))
+            self._give(lambda: self._upkeep(lambda: self._collect(())))
         self._measure()
 
     def _upkeep(self, work: Callable[[], None]) -> None:
@@ -256,7 +270,7 @@ class Committer:
 
     def _fold_soon(self) -> None:
         self._bare = 0
-        self._jobs.put(lambda: self._upkeep(self._fold))
+        self._give(lambda: self._upkeep(self._fold))
 
     def _fail(self, error: BaseException) -> None:
         if not self.failed:

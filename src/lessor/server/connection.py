@@ -16,6 +16,7 @@ the bytes: h2_session.py or h1_session.py. This file knows sockets and turns, an
 """
 
 import asyncio
+import contextlib
 import socket
 from typing import Protocol, cast
 
@@ -213,7 +214,8 @@ class Connection(asyncio.Protocol):
             self.transport.close()
         elif self._lingering is None:
             if self.transport.can_write_eof():  # TLS has no end of one direction
-                self.transport.write_eof()
+                with contextlib.suppress(OSError):  # reset by the peer already: not every loop keeps that to itself
+                    self.transport.write_eof()
             self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self.transport.close)
 
     def drain(self, error: EtcdError) -> None:

@@ -57,6 +57,8 @@ SWITCH_INTERVAL_S = 0.0002
 # 30,000 objects, takes 4 ms at most.
 GC_THRESHOLDS = (1_000, 10, 2)
 
+Accept = Callable[[], asyncio.Protocol]
+
 
 class Server:
     """One server on one data directory. `boot`, `start`, then `stop`; each once, in that order."""
@@ -73,6 +75,8 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[tuple[str, int]] = []  # path and inode of each socket file that is ours
         self.handshakes: Handshakes | None = None  # where there are URLs with TLS
+        # What stands between each accepted socket and its protocol; for tests, which put faults there.
+        self.in_front: Callable[[Accept], Accept] = lambda accept: accept
         self._stopping = asyncio.Event()
         self.addresses: list[tuple[str, int] | str] = []
 
@@ -128,7 +132,6 @@ class Server:
 
     async def start(self) -> None:
         """Begins to listen. Raises OptionError when an address cannot be had."""
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         loop = asyncio.get_running_loop()
         turn = self.core.turn
         self._committer.quota_bytes = self.options.quota_backend_bytes
@@ -136,19 +139,33 @@ class Server:
         turn.start(loop, self._disk_failed)
         self._notify_progress(loop)
         Compactor(self.core, self.options).start(loop)
+        await self.listen()
+
+    async def listen(self) -> None:
+        """Begins to listen, as `start` does, and again after `stop_listening`. Raises OptionError."""
+        loop = asyncio.get_running_loop()
         for listen in self.options.listen_client_urls:
             await self._listen(loop, listen, Connection)
         for listen in self.options.listen_metrics_urls:
             await self._listen(loop, listen, MetricsConnection)
 
+    def stop_listening(self) -> None:
+        """Takes no new connections; those that are there stay."""
+        for server in self._listeners:
+            server.close()
+        self._listeners.clear()
+        self.addresses.clear()
+        self._remove_sockets()
+
     async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen, kind: type[Connection]) -> None:
         def connection(peer_common_name: str | None = None) -> asyncio.Protocol:
             return kind(self.core, self._connections, peer_common_name)
 
-        accept: Callable[[], asyncio.Protocol] = connection
+        accept: Accept = connection
         if listen.tls:
             assert self.handshakes is not None
             accept = self.handshakes.secured(connection)
+        accept = self.in_front(accept)
         try:
             if listen.unix_path:
                 _refuse_served_socket(listen)
@@ -185,8 +202,7 @@ class Server:
 
     async def stop(self) -> None:
         """Drains the connections, saves each lease's remaining time, closes the data. Not after a disk failure."""
-        for server in self._listeners:
-            server.close()
+        self.stop_listening()
         if self.handshakes is not None:
             self.handshakes.close()
         if not self._committer.failed:
@@ -196,17 +212,24 @@ class Server:
             await self._save()
         for connection in list(self._connections):
             connection.transport.abort()
-        self._remove_sockets()
         self.core.passwords.close()
         await self._snapshots.close()
         self._committer.close()
         log.info("stopped", extra={"exit_code": self.exit_code})
 
     def abandon(self) -> None:
-        """Lets everything go after a `start` that failed: nobody was served, so there is nothing to save."""
-        for server in self._listeners:
-            server.close()
-        self._remove_sockets()
+        """Lets everything go at once and saves nothing: after a `start` that failed, or as if the process were killed.
+
+        What is at the disk already gets there; what waits for it is never answered.
+        """
+        self.core.turn.halt()
+        self.stop_listening()
+        if self.handshakes is not None:
+            self.handshakes.close()
+        for connection in list(self._connections):
+            connection.transport.abort()
+        self.core.passwords.close()
+        self._snapshots.abandon()
         self._committer.close()
 
     def _remove_sockets(self) -> None:
@@ -215,6 +238,7 @@ class Server:
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
+        self._sockets.clear()
 
     async def _drain(self) -> None:
         self.core.waiting_lines.stop(errors.SERVER_STOPPED)
@@ -322,6 +346,7 @@ def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, 
     import uvloop
 
     _raise_file_limit()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     async def main() -> int:
         server = Server(options)

@@ -63,6 +63,11 @@ class Passwords:
         raw = password.encode()[: limits.PASSWORD_BYTES_MAX]
         return self._submit(lambda: self._check(raw, hashed), then)
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a result."""
+        return self._waiting
+
     def close(self) -> None:
         """Lets go of the threads; what waits is dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)

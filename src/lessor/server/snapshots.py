@@ -48,3 +48,8 @@ class Snapshots:
         if self.tasks:
             await asyncio.wait(self.tasks)
         self.threads.shutdown(wait=True)
+
+    def abandon(self) -> None:
+        """Ends the copies under way; their files go with them, a moment later."""
+        self.engine.stop_backups()
+        self.threads.shutdown(wait=False, cancel_futures=True)

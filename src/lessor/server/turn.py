@@ -113,6 +113,7 @@ class Turn:
         self._opened_s = uptime_s  # not later than the first row of the open batch
         self.renewed: list[Lease] = []  # leases whose renewal is told in this turn
         self._uptime_saved_s = uptime_s
+        self.uptime_save_s = limits.UPTIME_SAVE_S  # how often the served time is saved while leases live
         # The newest revision that is on disk: history is shown up to here. `_sealed_revision` is that of the last
         # batch.
         self.durable_revision = self._sealed_revision = machine.revision
@@ -217,7 +218,7 @@ class Turn:
         now_s = self.now_s()
         # Served time is saved with every batch; while leases live it is saved once a second in any case.
         if journal.row_count == 0 and (
-            not len(self.machine.leases) or now_s - self._uptime_saved_s < limits.UPTIME_SAVE_S
+            not len(self.machine.leases) or now_s - self._uptime_saved_s < self.uptime_save_s
         ):
             return
         # With rows, the clock of before the first of them is saved: a deadline beside a later clock would take from the
@@ -280,7 +281,7 @@ class Turn:
             return
         deadline_s = max(deadline_s + MARGIN_S, self._spared_until_s)
         if self._committer.free:
-            deadline_s = min(deadline_s, self._uptime_saved_s + limits.UPTIME_SAVE_S)
+            deadline_s = min(deadline_s, self._uptime_saved_s + self.uptime_save_s)
         if self._timer is not None:
             if self._timer_due_s <= deadline_s:
                 return

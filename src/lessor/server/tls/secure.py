@@ -44,6 +44,7 @@ class Handshakes:
         self.allowed_hostnames = allowed_hostnames
         self.name_clients = name_clients
         self._under_way: dict[SecureTransport, None] = {}  # oldest first
+        self.refused_peers: set[SecureTransport] = set()  # those that may still read why
         self._ready: deque[SecureTransport] = deque()  # something came for them
         self._scheduled = False
         self._log_from_s = 0.0
@@ -57,8 +58,8 @@ class Handshakes:
         return lambda: SecureTransport(self, accept)
 
     def close(self) -> None:
-        """Drops all that are under way."""
-        for transport in list(self._under_way):
+        """Drops all that are under way, and those that were refused."""
+        for transport in [*self._under_way, *self.refused_peers]:
             transport.abort()
 
     # --- for the transports ---
@@ -143,6 +144,7 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_handshake()
+        self._handshakes.refused_peers.discard(self)
         self._closing = True
         connection, self._connection = self._connection, _GONE
         connection.connection_lost(exc)
@@ -200,8 +202,10 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         self._send()
         # A client of TLS 1.3 has sent its first request by now. Closing a socket with unread data resets it, and a
         # reset overtakes the alert: what comes is read and dropped until the client closes as well.
-        self._socket.write_eof()
+        with contextlib.suppress(OSError):  # the peer has reset it already: not every loop keeps that to itself
+            self._socket.write_eof()
         self._socket.resume_reading()
+        self._handshakes.refused_peers.add(self)
         self._timer = asyncio.get_running_loop().call_later(limits.TLS_LINGER_S, self._socket.abort)
 
     def _end_handshake(self) -> None:

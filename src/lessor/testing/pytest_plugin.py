@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for pytest: a server of one's own, a client, a clock that can be jumped. docs/testing.md shows them at work.
+
+    def test_the_lock_is_free_when_its_holder_is_gone(lessor_server, lessor_clock):
+        ...  # any client of etcd at lessor_server.address
+        lessor_clock.jump(60)
+
+Installed with Lessor: pytest finds the plugin by its entry point. Nothing of the server is imported before a test asks
+for it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from lessor.client import AsyncClient
+    from lessor.testing.server import InProcessServer
+    from lessor.testing.virtual_clock import VirtualClock
+
+
+def _serving(*flags: str, **settings: Any) -> Iterator["InProcessServer"]:
+    from lessor.testing.server import InProcessServer
+
+    with InProcessServer(*flags, **settings) as server:
+        yield server
+
+
+@pytest.fixture
+def lessor_server() -> Iterator["InProcessServer"]:
+    """A server with an empty state, for this test alone: `.address` is host:port. Time stands still but for jumps."""
+    yield from _serving()
+
+
+@pytest.fixture(scope="module")
+def lessor_server_module() -> Iterator["InProcessServer"]:
+    """One server for all tests of a module, each of which finds what the others left."""
+    yield from _serving()
+
+
+@pytest.fixture(scope="session")
+def lessor_server_session() -> Iterator["InProcessServer"]:
+    """One server for the whole run, each test of which finds what the others left."""
+    yield from _serving()
+
+
+@pytest.fixture
+def lessor_server_tls() -> Iterator["InProcessServer"]:
+    """As `lessor_server`, with TLS alone; clients verify it with `.ca_file`."""
+    yield from _serving(tls=True)
+
+
+@pytest.fixture
+def lessor_server_auth() -> Iterator["InProcessServer"]:
+    """As `lessor_server`, with auth on: the user root has the password "root", and every right."""
+    yield from _serving(root_password="root")
+
+
+@pytest.fixture
+def lessor_server_factory() -> Iterator[Callable[..., "InProcessServer"]]:
+    """Starts further servers: `lessor_server_factory(*flags, tls=..., root_password=..., clock=...)`.
+
+    They end with the test. `flags` are those of `lessor serve`.
+    """
+    from lessor.testing.server import InProcessServer
+
+    with ExitStack() as stack:
+        yield lambda *flags, **settings: stack.enter_context(InProcessServer(*flags, **settings))
+
+
+@pytest.fixture
+def lessor_clock(lessor_server: "InProcessServer") -> "VirtualClock":
+    """The clock of `lessor_server`: `jump(seconds)`, and `with auto_jump():`. Other servers have theirs as `.clock`."""
+    return lessor_server.clock
+
+
+@pytest.fixture
+def lessor_client(lessor_server: "InProcessServer") -> "AsyncClient":
+    """A client of `lessor_server`, not connected yet: `async with lessor_client:` closes it. Others: `.client()`."""
+    return lessor_server.client()

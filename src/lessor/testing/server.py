@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole server in a thread of the test's process: a fresh port, an empty state, a clock that can be jumped.
+
+    with InProcessServer("--max-txn-ops=64") as server:
+        ...  # any client, in any language, at server.address
+        server.clock.jump(3600)
+
+Laws
+- Clients cannot tell it from `lessor serve`: the same parts behind the same sockets, and the same flags. Environment
+  variables are not read, so what is set for another server changes no test.
+- What can go wrong can be made to: see the methods under "faults". None of them changes what the server believes.
+- The port and the data outlive `restart` and `kill`; only the end of the `with` block deletes the data.
+
+Theory of operation. The loop runs in the thread; `call` takes work there. Between runs a bound socket keeps the port
+(Linux lets a second one listen beside it; elsewhere the port is free for that moment). By default the data is an SQLite
+file in a temporary directory that is never synced to disk: a test does not care for power failures.
+"""
+
+import asyncio
+import base64
+import contextlib
+import math
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import bcrypt
+from google.protobuf.message import Message
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import limits
+from lessor.client import AsyncClient, tls_context
+from lessor.durable.engine import Engine
+from lessor.durable.sqlite import SqliteEngine
+from lessor.server.command import parse
+from lessor.server.core import Core
+from lessor.server.main import Server
+from lessor.server.options import Options
+from lessor.testing.faults import Faults
+from lessor.testing.virtual_clock import VirtualClock, VirtualLoop
+
+T = TypeVar("T")
+END_S_MAX = 30.0  # a server that is asked to stop has five seconds for its calls; the machine may be busy
+CALL_S_MAX = 10.0
+
+
+def quick_engine(data_dir: Path) -> Engine:
+    """SQLite without fsync."""
+    return SqliteEngine(data_dir, sync=False)
+
+
+class InProcessServer:
+    """One server, started by `start` or a `with` block. For any thread but the server's own.
+
+    flags          those of `lessor serve`; later ones win
+    tls            serve https:// alone, by a certificate that clients verify with `ca_file`; needs `cryptography`
+    root_password  switches auth on at the first start, with the user root
+    clock          frozen unless you give a flowing one
+    data_dir       made and deleted here unless given
+    make_engine    gets the data directory at each start
+    """
+
+    def __init__(
+        self,
+        *flags: str,
+        tls: bool = False,
+        root_password: str | None = None,
+        clock: VirtualClock | None = None,
+        data_dir: Path | None = None,
+        make_engine: Callable[[Path], Engine] = quick_engine,
+    ) -> None:
+        self.flags = list(flags)
+        self.clock = clock or VirtualClock()
+        self.server: Server
+        self.exit_code: int | None = None  # of the last run, once it has ended
+        self._own_folder: Path | None = None
+        self._data_dir = data_dir
+        self._make_engine = make_engine
+        self._reserved = _reserve_port()
+        self.address = f"127.0.0.1:{self._reserved.getsockname()[1]}"
+        self.client_url = f"{'https' if tls else 'http'}://{self.address}"
+        self.tls = tls
+        self.root_password = root_password
+        if sys.platform != "linux":
+            self._reserved.close()
+        self._thread: threading.Thread | None = None
+        self._loop: VirtualLoop
+        self._faults: Faults
+        self._main: asyncio.Task[None]
+        self._problem: BaseException | None = None
+        self._ending = False
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def options(self) -> Options:
+        """What the next start goes by. Raises OptionError, or click.UsageError for an unknown flag."""
+        if self._data_dir is None and self._own_folder is None:
+            self._own_folder = Path(tempfile.mkdtemp(prefix="lessor-"))
+        return parse(
+            [
+                f"--data-dir={self._data_dir or self._own_folder}",
+                f"--listen-client-urls={self.client_url}",
+                f"--advertise-client-urls={self.client_url}",
+                "--bcrypt-cost=4",  # the least there is: tests log in often
+                *(["--auto-tls"] if self.tls else []),
+                *self.flags,
+            ]
+        )
+
+    def start(self) -> None:
+        """Returns when it serves. Raises what `lessor serve` would refuse to start for."""
+        assert self._thread is None, "it runs already"
+        options = self.options()
+        started = threading.Event()
+        self._problem = None
+        self._ending = False
+        self._thread = threading.Thread(target=self._run, args=(options, started), name="lessor", daemon=True)
+        self._thread.start()
+        started.wait()
+        if self._problem is not None:
+            self.wait()
+            raise self._problem
+        if self.root_password is not None and not self.server.core.auth.enabled:
+            self._enable_auth(self.root_password)
+
+    def stop(self) -> None:
+        """As SIGTERM would: calls are ended, each lease's remaining time is saved. Waits until that is done."""
+        self.request_stop()
+        self.wait()
+
+    def request_stop(self) -> None:
+        """Begins what `stop` does, and does not wait."""
+        self._begin_end(self._request_stop)
+
+    def kill(self) -> None:
+        """As kill -9 would: connections break, and what was not acknowledged may be lost."""
+        self._begin_end(lambda: self._main.cancel())
+        self.wait()
+
+    def _begin_end(self, end: Callable[[], object]) -> None:
+        async def stop_listening_and_end() -> None:
+            await self._stop_listening()
+            end()
+
+        if self.running and not self._ending:
+            self._ending = True
+            work = stop_listening_and_end()
+            try:
+                asyncio.run_coroutine_threadsafe(work, self._loop)
+            except RuntimeError:  # it has just ended by itself
+                work.close()
+
+    def restart(self) -> None:
+        """Stops, and starts on the same port with the same data."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stops it for good, and deletes the data unless the directory was given."""
+        self.stop()
+        self._reserved.close()
+        if self._own_folder is not None:
+            shutil.rmtree(self._own_folder, ignore_errors=True)
+            self._own_folder = None
+
+    @property
+    def running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until the server has ended, by itself or because it was told to. Raises TimeoutError."""
+        if self._thread is not None:
+            self._thread.join(END_S_MAX)
+            if self._thread.is_alive():
+                raise TimeoutError(f"the server does not end within {END_S_MAX:g} s")
+            self._thread = None
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Runs `work` in the server's loop, between two turns; returns or raises what it does."""
+
+        async def run() -> T:
+            return work()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(CALL_S_MAX)
+
+    # --- for clients ---
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The certificate by which clients verify the server; None without `tls`. There once it has started."""
+        return Path(self.server.options.data_dir, "fixtures", "client", "cert.pem") if self.tls else None
+
+    def client(self, **settings: Any) -> AsyncClient:
+        """A new client of this server: it trusts `ca_file` and is root, where there is one. Close it yourself.
+
+        `settings` are those of the client, and win.
+        """
+        known: dict[str, Any] = {}
+        if self.tls:
+            known["ssl"] = tls_context(ca_file=str(self.ca_file))
+        if self.root_password is not None:
+            known |= {"user": "root", "password": self.root_password}
+        return AsyncClient(self.client_url, **known | settings)
+
+    # --- faults ---
+
+    def drop_connections(self) -> int:
+        """Breaks all connections now; returns how many. Clients may come back at once."""
+        return self.call(lambda: self._faults.drop_connections())
+
+    @contextlib.contextmanager
+    def delay_replies(self, seconds: float) -> Iterator[None]:
+        """Within the block everything that the server sends comes that much later, in real time."""
+        self._delay(seconds)
+        try:
+            yield
+        finally:
+            self._delay(0.0)
+
+    @contextlib.contextmanager
+    def refuse_connections(self) -> Iterator[None]:
+        """Within the block new connections are refused. Those that are there stay: drop them first for an outage."""
+        refusing = self.server
+        asyncio.run_coroutine_threadsafe(self._stop_listening(), self._loop).result(CALL_S_MAX)
+        try:
+            yield
+        finally:
+            if self.running and self.server is refusing:  # not stopped or started anew meanwhile
+                asyncio.run_coroutine_threadsafe(self.server.listen(), self._loop).result(CALL_S_MAX)
+
+    def expire_lease(self, lease_id: int) -> None:
+        """Ends a lease as if its time were over: its keys go, watchers are told. Others are as they were.
+
+        Raises EtcdError when there is no such lease.
+        """
+        self._apply(rpc_pb2.LeaseRevokeRequest(ID=lease_id))
+
+    def compact(self, revision: int | None = None) -> None:
+        """Forgets history before `revision`, or all but the present: watches from the past are told so.
+
+        Raises EtcdError for a revision that is compacted already, or that there is not yet.
+        """
+        if revision is None:
+            revision = self.call(lambda: self.server.core.machine.revision)
+        self._apply(rpc_pb2.CompactionRequest(revision=revision))
+
+    def _apply(self, *requests: Message) -> None:
+        """Carries out requests in nobody's name; returns when they are on disk and told."""
+        core = self.server.core
+
+        def apply() -> None:
+            for request in requests:
+                core.machine.apply(request, core.turn.now_s())
+            core.turn.schedule()
+
+        self.call(apply)
+        self.clock.jump(0)
+
+    def _enable_auth(self, password: str) -> None:
+        hashed = base64.b64encode(bcrypt.hashpw(password.encode(), bcrypt.gensalt(4))).decode()
+        self._apply(
+            rpc_pb2.AuthUserAddRequest(name="root", hashedPassword=hashed),
+            rpc_pb2.AuthUserGrantRoleRequest(user="root", role="root"),
+            rpc_pb2.AuthEnableRequest(),
+        )
+
+    def _delay(self, seconds: float) -> None:
+        def set_delay() -> None:
+            self._faults.delay_s = seconds
+
+        if self.running:
+            self.call(set_delay)
+
+    # --- in the server's thread ---
+
+    def _run(self, options: Options, started: threading.Event) -> None:
+        with asyncio.Runner(loop_factory=lambda: VirtualLoop(self.clock)) as runner:
+            runner.run(self._serve(options, started))
+
+    async def _serve(self, options: Options, started: threading.Event) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        self._loop = loop
+        try:
+            server = self.server = Server(options, self.clock, self._make_engine(Path(options.data_dir)))
+            self._faults = Faults(loop)
+            server.in_front = self._faults.in_front_of
+            server.boot()
+            await server.start()
+            main = asyncio.current_task()
+            assert main is not None
+            self._main = main
+            self.clock.attach(loop, _Timed(server.core, self.clock))
+        except BaseException as problem:
+            self._problem = problem
+            return
+        finally:
+            started.set()
+        try:
+            self.exit_code = await server.serve()
+        except asyncio.CancelledError:
+            self.exit_code = None
+            self._let_go()
+            server.abandon()
+        finally:
+            self._let_go()
+
+    async def _stop_listening(self) -> None:
+        # asyncio loses the socket of a connection, which lives on until the collector finds it, when its listener is
+        # closed after the connection was accepted and before it has a transport.
+        while any("accept" in getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks()):
+            await asyncio.sleep(0)
+        self.server.stop_listening()
+
+    def _request_stop(self) -> None:
+        self._let_go()
+        self.server.request_stop()
+
+    def _let_go(self) -> None:
+        self.clock.detach()
+        self._loop.let_go()
+
+
+class _Timed:
+    """What the clock asks of a running server. Implements `Timed`."""
+
+    def __init__(self, core: Core, clock: VirtualClock) -> None:
+        self._core = core
+        self._clock = clock
+
+    def busy(self) -> bool:
+        return self._core.committer.in_flight is not None or self._core.passwords.waiting > 0
+
+    def settled(self) -> bool:
+        return self._core.committer.idle
+
+    def next_deadline(self) -> float | None:
+        deadline_s = self._core.machine.next_deadline()
+        return None if deadline_s is None else self._clock.now_s() + deadline_s - self._core.turn.now_s()
+
+    def hurry(self, jumping: bool) -> None:
+        # The served time is saved once a second, which would be most of the work of a long jump.
+        self._core.turn.uptime_save_s = math.inf if jumping else limits.UPTIME_SAVE_S
+        self._core.turn.schedule()
+
+
+def _reserve_port() -> socket.socket:
+    """A socket that is bound to a free port of loopback and does not listen."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
