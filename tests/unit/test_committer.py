@@ -149,5 +149,5 @@ def test_data_that_is_over_the_quota_at_the_start_raises_the_alarm_before_the_fi
             with pytest.raises(ServerError, match="database space exceeded"):
                 await client.put("one too many")
 
-    with InProcess(tmp_path, quota_backend_bytes=1) as server:
+    with in_process(tmp_path, "--quota-backend-bytes=1") as server:
         run(story(server.address))

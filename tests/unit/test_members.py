@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client import AsyncClient, run
-from tests.in_process import InProcess
+from tests.in_process import in_process
 
 CLUSTER = "/etcdserverpb.Cluster/"
 URLS = ["http://127.0.0.1:9", "http://127.0.0.1:8"]
@@ -27,8 +27,8 @@ async def peer_urls(address: str) -> list[str]:
 
 
 def test_peer_urls_outlive_the_server(tmp_path: Path) -> None:
-    with InProcess(tmp_path) as server:
+    with in_process(tmp_path) as server:
         run(update(server.address))
     for _ in range(2):  # a start that changes nothing writes nothing over them
-        with InProcess(tmp_path) as server:
+        with in_process(tmp_path) as server:
             assert run(peer_urls(server.address)) == URLS

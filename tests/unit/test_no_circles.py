@@ -24,7 +24,7 @@ from lessor.server.keepalive import KeepAlive
 from lessor.server.watch import WatchStream
 from lessor.wire.h2 import Stream
 from tests.conformance.grpc_peer import CALL_S_MAX, GrpcPeer
-from tests.in_process import InProcess
+from tests.in_process import in_process
 
 GONE_S_MAX = 10.0  # connections linger for a second
 
@@ -77,7 +77,7 @@ def use_http(address: str) -> None:
 
 @pytest.mark.slow
 def test_nothing_of_a_connection_stays_when_it_has_ended(tmp_path: Path, no_collector: None) -> None:
-    with InProcess(tmp_path) as served:
+    with in_process(tmp_path) as served:
         before = alive()
         use_grpc(served.address)
         use_http(served.address)

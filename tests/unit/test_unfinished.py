@@ -13,8 +13,9 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.unfinished import Unfinished
+from lessor.testing.server import InProcessServer
 from tests.conformance.raw_h2 import DATA, END_STREAM, RST_STREAM, RawH2, framed
-from tests.in_process import InProcess
+from tests.in_process import in_process
 
 PUT = "/etcdserverpb.KV/Put"
 WATCH = "/etcdserverpb.Watch/Watch"
@@ -24,22 +25,22 @@ SERVER_BYTES_MAX = 1_500_000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "UNFINISHED_CONNECTION_BYTES_MAX", CONNECTION_BYTES_MAX)
         patch.setattr(limits, "UNFINISHED_BYTES_MAX", SERVER_BYTES_MAX)
-        with InProcess(Path(tmp_path_factory.mktemp("data")), max_request_bytes=10_000) as running:
+        with in_process(Path(tmp_path_factory.mktemp("data")), "--max-request-bytes=10000") as running:
             yield running
 
 
-def kept_bytes(server: InProcess) -> int:
+def kept_bytes(server: InProcessServer) -> int:
     return server.call(lambda: server.server.core.unfinished.total_bytes)
 
 
 BODY = framed(b"\x0a\x01k\x12" + b"\xa0\x8d\x06" + bytes(VALUE_BYTES))  # a put that is larger than this server takes
 
 
-def test_one_connection_may_keep_so_much_and_its_last_request_is_refused(server: InProcess) -> None:
+def test_one_connection_may_keep_so_much_and_its_last_request_is_refused(server: InProcessServer) -> None:
     fits = CONNECTION_BYTES_MAX // len(BODY)
     with RawH2(server.address) as connection:
         streams = [connection.open(PUT, BODY, end=False) for _ in range(fits + 1)]
@@ -55,7 +56,7 @@ def test_one_connection_may_keep_so_much_and_its_last_request_is_refused(server:
 
 
 @pytest.mark.parametrize("path", [PUT, WATCH])
-def test_what_a_reset_or_lost_call_kept_is_given_back(server: InProcess, path: str) -> None:
+def test_what_a_reset_or_lost_call_kept_is_given_back(server: InProcessServer, path: str) -> None:
     half = BODY[: VALUE_BYTES // 2]
     with RawH2(server.address) as connection:
         connection.open(path, half, end=False)
@@ -68,7 +69,7 @@ def test_what_a_reset_or_lost_call_kept_is_given_back(server: InProcess, path: s
     assert kept_bytes(server) == 0
 
 
-def test_beyond_the_bound_of_all_whoever_keeps_most_pays(server: InProcess) -> None:
+def test_beyond_the_bound_of_all_whoever_keeps_most_pays(server: InProcessServer) -> None:
     with RawH2(server.address) as greedy, RawH2(server.address) as modest:
         streams = [greedy.open(PUT, BODY, end=False) for _ in range(10)]
         greedy.call("/etcdserverpb.KV/Range", framed(rpc_pb2.RangeRequest(key=b"k")))
@@ -82,7 +83,7 @@ def test_beyond_the_bound_of_all_whoever_keeps_most_pays(server: InProcess) -> N
         assert {each.status[1] for each in modest.outcomes(own).values()} == {"etcdserver: request is too large"}
 
 
-def test_a_half_sent_request_over_http_1_counts_and_is_refused_in_http_s_words(server: InProcess) -> None:
+def test_a_half_sent_request_over_http_1_counts_and_is_refused_in_http_s_words(server: InProcessServer) -> None:
     host, _, port = server.address.partition(":")
     head = b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
     with socket.create_connection((host, int(port)), 10) as one, RawH2(server.address) as other:
