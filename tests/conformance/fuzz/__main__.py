@@ -36,6 +36,7 @@ class Round:
         self._ends_s = ends_s
         self.examples = self.steps = 0
         self.failing: list[Any] | None = None
+        self.error: Exception | None = None
 
     def run(self, number: int, examples: int) -> None:
         @seed(number)
@@ -48,8 +49,8 @@ class Round:
             self.steps += len(steps)
             try:
                 self._area.check(self._pair, steps)
-            except Exception:
-                self.failing = steps
+            except Exception as error:
+                self.failing, self.error = steps, error
                 raise
 
         look()
@@ -86,7 +87,9 @@ def main() -> int:
                 try:
                     round_.run(number, area.examples)
                 except Exception as error:
-                    _report(area, error, round_.failing or [], number)
+                    if error is not round_.error:
+                        print(f"It does not come again each time ({type(error).__name__}).")
+                    _report(area, round_.error or error, round_.failing or [], number)
                     return 1
                 examples[area.name] += round_.examples
                 steps[area.name] += round_.steps

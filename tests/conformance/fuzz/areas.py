@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.conformance.against_model import REAL_TIME_SEQUENCES, Party, Session
-from tests.conformance.fuzz import locks, watches
+from tests.conformance.fuzz import json_bodies, locks, malformed, users, watches
 from tests.conformance.fuzz.pair import Pair, Side, tell_apart
 
 
@@ -41,5 +41,8 @@ AREAS = {
         Area("kv", REAL_TIME_SEQUENCES, _against_the_model, 100, "tests.conformance.fuzz.areas"),
         _played("watch", watches, 60),
         _played("lock", locks, 60),
+        _played("auth", users, 60),
+        _played("malformed", malformed, 150),
+        _played("json", json_bodies, 150),
     )
 }
