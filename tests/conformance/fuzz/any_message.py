@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
@@ -76,8 +77,8 @@ def _of(draw: st.DrawFn, descriptor: Descriptor, depth: int) -> Message:
             continue
         value = _value(field, depth)
         fields[field.name] = draw(st.lists(value, max_size=2)) if kind.is_repeated else draw(value)
-    message: Any = descriptor._concrete_class(**fields)
-    return message  # type: ignore[no-any-return]
+    message: Message = message_factory.GetMessageClass(descriptor)(**fields)
+    return message
 
 
 def of(method: Method) -> st.SearchStrategy[Message]:
@@ -105,13 +106,11 @@ def harmless(side: Side, method: Method, request: Message | None) -> bool:
             # that does not exist.
             return request.action <= 2 and request.alarm <= 2
         case rpc.DowngradeRequest():
-            return request.action != rpc.DowngradeRequest.ENABLE and not side.old
+            return request.action != rpc.DowngradeRequest.ENABLE and not side.unsafe(request)
         case rpc.HashKVRequest():
-            return request.revision >= 0  # different (docs/compatibility.md)
+            return request.revision >= 0 and not side.unsafe(request)  # negative: different (docs/compatibility.md)
         case rpc.LeaseGrantRequest():
             return request.ID in (0, *LEASES)
     if method.name in _WAIT:
         return getattr(request, "lease", 0) not in (0, *LEASES)
     return not isinstance(request, _NEVER) and not side.unsafe(request)
-
-

@@ -2,8 +2,8 @@
 """The area of the JSON gateway: bodies with wrong types, names, numbers, base64 and nesting, cut or not JSON at all.
 
 A step is a request, written as JSON, and what is changed of it: first in the tree, then in the text. Compared are the
-HTTP status, a successful reply as a message (and of KV as JSON, ids taken out), an error's code, and its text where that
-is etcd's own: what is said about JSON is the wording of Go's library.
+HTTP status, a successful reply as a message (of KV as JSON, ids taken out), an error's code, and its text where that is
+etcd's own: what is said about JSON is the wording of Go's library.
 """
 
 import json
@@ -124,6 +124,8 @@ def _changed(tree: Any, pick: int, change: Any) -> Any:
 
 
 def play(side: Side, steps: list[Any]) -> list[Any]:
+    if side.old:  # its gateway reads what is malformed in another way, and has other redirects
+        steps = [step for step in steps if isinstance(step, Posted) and not step.tree and not step.text]
     return [_posted(side, step) if isinstance(step, Posted) else _asked(side, step) for step in steps]
 
 
@@ -180,8 +182,8 @@ def _asked(side: Side, step: Asked) -> Any:
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 1.0, 1.5, 1e2, 2**63 - 1, 2**63, -(2**63), 2**64, 10**30,
     "", "0", "1", "-1", " 1", "1 ", "+1", "01", "1.0", "1e2", "0x1", "true", "x", "YQ==", "YQ", "YQ=", "_w==", "/w==",
-    "_w", "!!", "YQ==\n", "Y Q==", "\u00e9", "\ud800", "NaN", "NONE", "KEY", "DESCEND", "none", [], {}, [[]], [1], [{}],
-    {"key": "YQ=="}, {"x": 1}, [None],
+    "_w", "!!", "YQ==\n", "Y Q==", "\u00e9", "\ud800", "NaN", "NONE", "KEY", "DESCEND", "none", [], {}, [[]], [1],
+    [{}], {"key": "YQ=="}, {"x": 1}, [None],
 )  # fmt: skip
 _TEXTS = (
     "{", "}", "[", "]", ",", ":", '"', "\\", "\\u0041", "\\ud800", "\\x", "null", "true", "nul", " ", "\n", "\t", "\x00",
@@ -195,7 +197,9 @@ _tree = st.one_of(
     st.builds(Rename, _picks, st.sampled_from(("camel", "upper", "Camel", "unknown"))),
     st.builds(Wrap, _picks),
     st.builds(
-        Extra, st.sampled_from(("x", "key", "range_end", "rangeEnd", "ID", "TTL", "lease", "")), st.sampled_from(_VALUES)
+        Extra,
+        st.sampled_from(("x", "key", "range_end", "rangeEnd", "ID", "TTL", "lease", "")),
+        st.sampled_from(_VALUES),
     ),
 )
 _text = st.builds(Text, st.integers(0, 120), st.sampled_from((0, 0, 1, 2, 1000)), st.sampled_from(("", *_TEXTS)))
@@ -212,8 +216,8 @@ _posted_steps = st.sampled_from([*any_message.SENT, _KEEP_ALIVE]).flatmap(
 _RANGE = Asked("POST", "/v3/kv/range", '{"key":"YQ=="}', {})
 _PATHS = (
     "/", "/v3", "/v3/", "/v3/kv", "/v3/kv/range/", "/v3/kv/Range", "/v3//kv/range", "/v2/keys", "/v3alpha/kv/range",
-    "/v3beta/kv/range", "/v3/kv/range?x=1", "/v3/kv/range?key=Yg==", "/v3/lease", "/health", "/version", "/%763/kv/range",
-    "/v3/kv/range%2f", "/x/../v3/kv/range", "/v3/kv/./range", "/favicon.ico",
+    "/v3beta/kv/range", "/v3/kv/range?x=1", "/v3/kv/range?key=Yg==", "/v3/lease", "/health", "/version",
+    "/%763/kv/range", "/v3/kv/range%2f", "/x/../v3/kv/range", "/v3/kv/./range", "/favicon.ico",
 )  # fmt: skip
 _asked_steps = st.one_of(
     st.sampled_from(_PATHS).map(lambda path: _RANGE._replace(path=path)),

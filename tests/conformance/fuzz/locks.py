@@ -156,9 +156,7 @@ class Player:
             case Lock(client, name):
                 return self._begin(client, name, lock_pb2.LockRequest(name=name, lease=client))
             case Campaign(client, name, value):
-                return self._begin(
-                    client, name, election_pb2.CampaignRequest(name=name, lease=client, value=value)
-                )
+                return self._begin(client, name, election_pb2.CampaignRequest(name=name, lease=client, value=value))
             case GiveUp(client, name) if (client, name) in self.waiting:
                 waiting = self.waiting.pop((client, name))
                 waiting.call.cancel()
@@ -215,9 +213,7 @@ class Player:
         """Waits for every call whose turn has come, and for what observers have to show; notes it."""
         kvs = list(self.side.subject.do(rpc.RangeRequest(**EVERYTHING)).kvs)
         for (client, name), waiting in list(self.waiting.items()):
-            older = [
-                kv for kv in kvs if kv.key.startswith(name + b"/") and kv.create_revision < waiting.revision
-            ]
+            older = [kv for kv in kvs if kv.key.startswith(name + b"/") and kv.create_revision < waiting.revision]
             there = any(kv.key == waiting.key and kv.create_revision == waiting.revision for kv in kvs)
             if not there:
                 del self.waiting[client, name]

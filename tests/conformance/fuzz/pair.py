@@ -87,7 +87,7 @@ class Pair:
 
     def level(self) -> list[Side]:
         """Both sides without state, at the same revision."""
-        if not all([_open(subject) for subject in self.subjects]):
+        if not all(_open(subject) for subject in self.subjects):
             self.restart()
         revisions = [Party(subject).empty() for subject in self.subjects]
         wanted = max(revisions) + 2
@@ -105,18 +105,17 @@ class Pair:
 
 def _open(subject: Subject) -> bool:
     """Takes away users and roles and switches auth off; False when nobody can any more."""
-    root = As(subject)
-    status = root.call(rpc.AuthStatusRequest())
+    anybody = As(subject)
+    status = anybody.call(rpc.AuthStatusRequest())
     if isinstance(status, Failure) or status.enabled:
-        login = root.call(rpc.AuthenticateRequest(name="root", password=ROOT_PASSWORD))
-        if not isinstance(login, Failure):
-            root = As(subject, login.token)
+        login = anybody.call(rpc.AuthenticateRequest(name="root", password=ROOT_PASSWORD))
+        root = anybody if isinstance(login, Failure) else As(subject, login.token)
         if isinstance(root.call(rpc.AuthDisableRequest()), Failure):
             return False
-    for user in root.do(rpc.AuthUserListRequest()).users:
-        root.do(rpc.AuthUserDeleteRequest(name=user))
-    for role in root.do(rpc.AuthRoleListRequest()).roles:
-        root.do(rpc.AuthRoleDeleteRequest(role=role))
+    for user in anybody.do(rpc.AuthUserListRequest()).users:
+        anybody.do(rpc.AuthUserDeleteRequest(name=user))
+    for role in anybody.do(rpc.AuthRoleListRequest()).roles:
+        anybody.do(rpc.AuthRoleDeleteRequest(role=role))
     return True
 
 
