@@ -60,8 +60,8 @@ class Watch(NamedTuple):
     request: Any
 
 
-# Whose rules are newer than 3.5.1: what may be done with leases and their keys, transactions, who may compact or ask
-# how the server is, what a refused watch is told.
+# Whose rules are newer than 3.5.1: what may be done with leases and their keys, transactions, what a refused watch is
+# told, who may compact, look after the server or ask how it is.
 _NEWER = (
     Watch,
     KeepAlive,
@@ -73,6 +73,10 @@ _NEWER = (
     rpc.StatusRequest,
     rpc.AlarmRequest,
     rpc.CompactionRequest,
+    rpc.HashRequest,
+    rpc.DefragmentRequest,
+    rpc.MoveLeaderRequest,
+    rpc.MemberListRequest,
 )
 
 

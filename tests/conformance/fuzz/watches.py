@@ -165,8 +165,8 @@ class Player:
 
     def _watch(self, stream: Stream, request: Any) -> None:
         now = self.side.now
-        if self.side.old and request.start_revision < 0:
-            return  # 3.5 cancels the watch in a second response
+        if self.side.old and (request.start_revision < 0 or request.start_revision == now.compacted):
+            return  # 3.5.1 cancels the one in a second response, and may have lost deletions that the other begins with
         past = 0 < request.start_revision < now.compacted
         if past:
             request.watch_id = 0  # an id whose watch was lost to compaction stays taken in etcd
