@@ -20,7 +20,7 @@ from tests.conformance.fuzz.pair import Side
 from tests.conformance.fuzz.steps import plain
 from tests.conformance.lock_peer import LockPeer, Pending, key_of
 from tests.conformance.subject import Conversation, in_background
-from tests.property.strategies import EVERYTHING, mostly
+from tests.property.strategies import EVERYTHING, mostly, weighted
 
 NAMES = (b"n", b"n/m")  # the one's keys stand below the other's prefix too
 CLIENTS = (1, 2, 3)  # their leases
@@ -258,19 +258,18 @@ _faulty = st.one_of(
     st.builds(election_pb2.LeaderRequest, name=st.sampled_from((b"", b"other", b"n"))),
     st.sampled_from((_no_leader, election_pb2.ResignRequest(), election_pb2.ProclaimRequest(leader={}))),
 )
-_steps = st.one_of(
-    st.builds(Lock, _clients, _names),
-    st.builds(Lock, _clients, _names),
-    st.builds(Campaign, _clients, _names, _values),
-    st.builds(Campaign, _clients, _names, _values),
-    st.builds(Unlock, _clients, _names),
-    st.builds(GiveUp, _clients, _names),
-    st.builds(Proclaim, _clients, _names, _values, _off),
-    st.builds(Resign, _clients, _names, _off),
-    st.builds(Leader, _names),
-    st.builds(Observe, _names),
-    mostly(st.builds(Revoke, _clients), st.builds(Grant, _clients), 2),
-    st.builds(Put, _clients, _names, st.booleans()),
-    _faulty.map(Faulty),
+_steps = weighted(
+    (4, st.builds(Lock, _clients, _names)),
+    (4, st.builds(Campaign, _clients, _names, _values)),
+    (3, st.builds(Unlock, _clients, _names)),
+    (2, st.builds(GiveUp, _clients, _names)),
+    (2, st.builds(Proclaim, _clients, _names, _values, _off)),
+    (2, st.builds(Resign, _clients, _names, _off)),
+    (1, st.builds(Leader, _names)),
+    (1, st.builds(Observe, _names)),
+    (2, st.builds(Revoke, _clients)),
+    (1, st.builds(Grant, _clients)),
+    (1, st.builds(Put, _clients, _names, st.booleans())),
+    (1, _faulty.map(Faulty)),
 )
 STEPS = st.integers(1, 14).flatmap(lambda size: st.lists(_steps, min_size=size, max_size=size))

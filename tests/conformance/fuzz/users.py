@@ -33,6 +33,7 @@ from tests.property.strategies import (
     ranges,
     telling_ranges,
     transactions,
+    weighted,
 )
 
 
@@ -250,15 +251,18 @@ _others = st.sampled_from(
         election_pb2.ResignRequest(leader={"name": b"a", "key": b"a", "rev": 2, "lease": 1}),
     )
 )
-_data = st.one_of(
-    puts,
-    st.builds(rpc.PutRequest, key=keys, lease=leases_of_puts),
-    ranges,
-    telling_ranges(),
-    deletes,
-    transactions(),
-    clashing_transactions(),
-    compactions,
+_few_keys = st.sampled_from((b"a", b"ab", b"b", b"c"))
+_data = weighted(
+    (2, st.builds(rpc.PutRequest, key=_few_keys, lease=leases_of_puts, prev_kv=st.booleans())),
+    (2, st.builds(rpc.RangeRequest, key=_few_keys, range_end=range_ends)),
+    (2, st.builds(rpc.DeleteRangeRequest, key=_few_keys, range_end=range_ends, prev_kv=st.booleans())),
+    (1, puts),
+    (1, ranges),
+    (1, telling_ranges()),
+    (1, deletes),
+    (2, transactions()),
+    (3, clashing_transactions()),
+    (1, compactions),
 )
 _watches = st.builds(
     rpc.WatchCreateRequest,
@@ -267,23 +271,24 @@ _watches = st.builds(
     start_revision=mostly(st.just(0), st.sampled_from((1, CURRENT, CURRENT - 2, -1)), 4),
     watch_id=st.sampled_from((0, 0, 5)),
 )
-_steps = st.one_of(
-    st.builds(Call, _managers, _manage),
-    st.builds(Call, _managers, _manage),
-    st.builds(Call, _actors, _data),
-    st.builds(Call, _actors, _data),
-    st.builds(Call, _actors, _leases),
-    st.builds(Call, _actors, _others),
-    st.builds(KeepAlive, _actors, _lease_ids),
-    st.builds(Watch, _actors, _watches),
-    mostly(
-        st.sampled_from(USERS).map(lambda name: Login(name, _PASSWORDS[name])), st.builds(Login, _users, _passwords), 2
-    ),
+_steps = weighted(
+    (4, st.builds(Call, _managers, _manage)),
+    (8, st.builds(Call, _actors, _data)),
+    (4, st.builds(Call, _actors, _leases)),
+    (2, st.builds(Call, _actors, _others)),
+    (2, st.builds(KeepAlive, _actors, _lease_ids)),
+    (2, st.builds(Watch, _actors, _watches)),
+    (1, st.sampled_from(USERS).map(lambda name: Login(name, _PASSWORDS[name]))),
+    (1, st.builds(Login, _users, _passwords)),
 )
 _permitted = st.lists(st.builds(Call, st.just("root"), _grants_to_roles), max_size=4)
-STEPS = st.one_of(
-    st.builds(
-        lambda granted, steps: [*_SETUP, *granted, *_ON, *steps], _permitted, st.lists(_steps, min_size=1, max_size=20)
-    ),
-    st.builds(lambda steps: [*_SETUP, *steps], st.lists(_steps, min_size=1, max_size=8)),
+
+
+def _some(sizes: st.SearchStrategy[int]) -> st.SearchStrategy[list[Any]]:
+    return sizes.flatmap(lambda size: st.lists(_steps, min_size=size, max_size=size))
+
+
+STEPS = weighted(
+    (4, st.builds(lambda granted, steps: [*_SETUP, *granted, *_ON, *steps], _permitted, _some(st.integers(1, 20)))),
+    (1, _some(st.integers(1, 8)).map(lambda steps: [*_SETUP, *steps])),
 )

@@ -34,7 +34,9 @@ from tests.property.strategies import (
     puts,
     range_ends,
     revokes,
+    small_leases,
     transactions,
+    weighted,
 )
 
 SENTINEL, SENTINEL_ID = b"sentinel", 1000
@@ -270,9 +272,12 @@ _starts = mostly(
 )
 _watch_ids = st.sampled_from((0, 0, 0, 0, 0, 1, 2, 5, -7, INT64_MAX, INT64_MIN, SENTINEL_ID))
 _requests = st.builds(
-    rpc.WatchCreateRequest,
-    key=keys,
-    range_end=range_ends,
+    lambda place, **options: rpc.WatchCreateRequest(key=place[0], range_end=place[1], **options),
+    weighted(
+        (3, st.sampled_from(((b"\0", b"\0"), (b"", b"\0"), (b"a", b"c"), (b"a", b"\0")))),
+        (2, st.sampled_from(((b"a", b""), (b"b", b""), (b"ab", b"")))),
+        (2, st.tuples(keys, range_ends)),
+    ),
     start_revision=_starts,
     progress_notify=flags,
     filters=mostly(st.just([]), st.lists(st.sampled_from((0, 0, 1, 1, 9)), max_size=3), 3),
@@ -280,24 +285,24 @@ _requests = st.builds(
     watch_id=_watch_ids,
     fragment=flags,
 )
-_writes = st.one_of(
-    puts,
-    puts,
-    deletes,
-    transactions(),
-    clashing_transactions(),
-    revokes,
-    compactions,
+_few_keys = st.sampled_from((b"a", b"ab", b"b", b"c"))
+_writes = weighted(
+    (4, st.builds(rpc.PutRequest, key=_few_keys, value=st.sampled_from((b"x", b"y")), lease=small_leases)),
+    (3, st.builds(rpc.DeleteRangeRequest, key=_few_keys, range_end=range_ends)),
+    (2, puts),
+    (1, deletes),
+    (2, transactions()),
+    (2, clashing_transactions()),
+    (1, revokes),
+    (2, compactions),
 )
-_watches = st.builds(Watch, _streams, _requests)
-_steps = st.one_of(
-    _writes.map(Write),
-    _writes.map(Write),
-    mostly(_writes.map(Write), st.builds(Large, keys), 5),
-    _watches,
-    _watches,
-    st.builds(Cancel, _streams, st.sampled_from((0, 0, 1, 1, 2, 3, 5, -7, 77))),
-    mostly(st.builds(Progress, _streams), st.builds(Nothing, _streams), 4),
+_steps = weighted(
+    (10, _writes.map(Write)),
+    (1, st.builds(Large, _few_keys)),
+    (6, st.builds(Watch, _streams, _requests)),
+    (3, st.builds(Cancel, _streams, st.sampled_from((0, 0, 1, 1, 2, 3, 5, -7, 77)))),
+    (2, st.builds(Progress, _streams)),
+    (1, st.builds(Nothing, _streams)),
 )
 STEPS = (
     st.integers(1, 16)
