@@ -15,7 +15,7 @@ from tests.conformance.fuzz.pair import Pair
 pytestmark = [pytest.mark.slow, pytest.mark.etcd]
 
 # The sequences of "kv" are run by test_lessor_against_etcd.py.
-EXAMPLES = {"watch": 12, "lock": 15, "auth": 20, "malformed": 30, "json": 40}
+EXAMPLES = {"watch": 25, "lock": 15, "auth": 20, "malformed": 30, "json": 40}
 
 
 @pytest.fixture(scope="module")

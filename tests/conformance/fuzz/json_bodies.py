@@ -91,6 +91,9 @@ class Text(NamedTuple):
 
 
 class Posted(NamedTuple):
+    """`proto`: whether fields are called as in the .proto files; otherwise range_end is rangeEnd."""
+
+    proto: bool
     method: str
     route: int
     request: Any
@@ -131,7 +134,7 @@ def play(side: Side, steps: list[Any]) -> list[Any]:
 
 def _posted(side: Side, step: Posted) -> Any:
     method = BY_PATH[step.method]
-    tree = json_format.MessageToDict(side.now.place(step.request), preserving_proto_field_name=True)
+    tree = json_format.MessageToDict(side.now.place(step.request), preserving_proto_field_name=step.proto)
     for change in step.tree:
         tree = change(tree)
     body = json.dumps(tree)
@@ -206,6 +209,7 @@ _text = st.builds(Text, st.integers(0, 120), st.sampled_from((0, 0, 1, 2, 1000))
 _posted_steps = st.sampled_from([*any_message.SENT, _KEEP_ALIVE]).flatmap(
     lambda method: st.builds(
         Posted,
+        st.booleans(),
         st.just(method.path),
         st.integers(0, 1),
         any_message.of(method),
