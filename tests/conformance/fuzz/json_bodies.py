@@ -25,7 +25,7 @@ from tests.property.strategies import mostly
 
 _KEEP_ALIVE = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
 # "1{" and "1,x": etcd reads the 1 and lets the rest be, Lessor refuses (docs/compatibility.md).
-_NUMBER_AND_MORE = re.compile(r'"-?\d[\d.eE+-]*[^"\w.+-][^"]*"')
+_NUMBER_AND_MORE = re.compile(r'"-?\d[\d.eE+-]*[^"\w.+-][^"]*"', re.ASCII)
 
 
 class Replace(NamedTuple):
