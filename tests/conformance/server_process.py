@@ -65,6 +65,10 @@ class ServerProcess(ABC):
         return self.client_url.removeprefix("http://")
 
     @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def data_dir(self) -> Path:
         return self.folder / "data"
 

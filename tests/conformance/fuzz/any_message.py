@@ -104,7 +104,7 @@ def harmless(side: Side, method: Method, request: Message | None) -> bool:
         case rpc.AlarmRequest():
             # An action that does not exist stops an etcd (docs/compatibility.md), and 3.5 is stopped by a kind of alarm
             # that does not exist.
-            return request.action <= 2 and request.alarm <= 2
+            return 0 <= request.action <= 2 and 0 <= request.alarm <= 2
         case rpc.DowngradeRequest():
             return request.action != rpc.DowngradeRequest.ENABLE and not side.unsafe(request)
         case rpc.HashKVRequest():

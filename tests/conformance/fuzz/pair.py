@@ -95,7 +95,8 @@ class Pair:
 
     def level(self) -> list[Side]:
         """Both sides without state, at the same revision."""
-        if not all(_open(subject) for subject in self.subjects):
+        # One that a sequence has killed is killed by the next, smaller one again.
+        if not all(subject.server.alive and _open(subject) for subject in self.subjects):
             self.restart()
         revisions = [Party(subject).empty() for subject in self.subjects]
         wanted = max(revisions) + 2
