@@ -43,14 +43,14 @@ class GrpcPeer:
         self._calls: dict[str, Callable[..., Any]] = {}
 
     def __enter__(self) -> "GrpcPeer":
-        self._channel = grpc.insecure_channel(self._address, options=[("grpc.max_receive_message_length", -1)])
-        grpc.channel_ready_future(self._channel).result(CALL_S_MAX)
+        self.channel = grpc.insecure_channel(self._address, options=[("grpc.max_receive_message_length", -1)])
+        grpc.channel_ready_future(self.channel).result(CALL_S_MAX)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._channel.close()
+        self.channel.close()
 
     def call(self, request: Message) -> Message | Failure:
         """Sends one request to the method that takes it. On a stream: one message, its one reply, half-close."""
@@ -78,7 +78,7 @@ class GrpcPeer:
     def _stub(self, method: Method) -> Callable[..., Any]:
         stub = self._calls.get(method.path)
         if stub is None:
-            open_stub = self._channel.unary_unary if method.unary else self._channel.stream_stream
+            open_stub = self.channel.unary_unary if method.unary else self.channel.stream_stream
             stub = open_stub(
                 method.path,
                 request_serializer=method.request.SerializeToString,

@@ -214,7 +214,7 @@ def test_snapshot_comes_in_pieces_with_a_checksum(alone: Subject) -> None:
     for index in range(10):
         alone.put(b"snap%d" % index, b"x" * 50_000)
     method = BY_PATH["/" + MAINTENANCE + "Snapshot"]
-    call: Any = alone._channel.unary_stream(
+    call: Any = alone.channel.unary_stream(
         method.path,
         request_serializer=method.request.SerializeToString,
         response_deserializer=method.response.FromString,

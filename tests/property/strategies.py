@@ -44,6 +44,11 @@ def mostly(common: Any, rare: Any, share: int = 8) -> st.SearchStrategy[Any]:
     return st.integers(1, share).flatmap(lambda drawn: rare if drawn == share else common)
 
 
+def weighted(*kinds: tuple[int, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any]:
+    """Each kind as often as its weight says. `st.one_of` would count the branches inside its branches, too."""
+    return st.sampled_from([kind for weight, kind in kinds for _ in range(weight)]).flatmap(lambda kind: kind)
+
+
 keys = mostly(st.sampled_from(KEYS), st.just(b""), 60)
 # b"" is a single key, b"\0" everything from the key on; the others are the end or, below the key, an empty range.
 range_ends = st.one_of(st.just(b""), st.just(b"\0"), st.sampled_from(KEYS))
@@ -259,7 +264,7 @@ def sequences(
     ]
     if time_passes:
         kinds.append((4, advances))
-    steps = st.sampled_from([kind for weight, kind in kinds for _ in range(weight)]).flatmap(lambda kind: kind)
+    steps = weighted(*kinds)
     # The size is drawn apart: left to itself, hypothesis makes most lists short.
     rest = st.integers(1, length).flatmap(lambda size: st.lists(steps, min_size=size, max_size=size))
     return st.builds(list.__add__, st.sampled_from((WARM_UP, [])), rest)

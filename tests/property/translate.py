@@ -34,19 +34,19 @@ _LEASES = frozenset({"ID", "lease"})
 _COUNTED_MAX = 1 << 49  # a "revision" beyond it is an extreme of its type, and stays
 
 
-def _change(message: Message, change: Any) -> None:
+def change_numbers(message: Message, change: Any) -> None:
     """Puts change(field name, number) in the place of each number of the message and of those inside it."""
     for field, value in message.ListFields():
         if field.message_type is not None:
             for inner in value if field.is_repeated else [value]:
-                _change(inner, change)
+                change_numbers(inner, change)
         elif field.name in _REVISIONS or field.name in _LEASES:
             changed = change(field.name, value)
             if changed != value:
                 setattr(message, field.name, changed)
 
 
-def _copy(message: AnyMessage) -> AnyMessage:
+def copy_of(message: AnyMessage) -> AnyMessage:
     copy = type(message)()
     copy.CopyFrom(message)
     return copy
@@ -84,8 +84,8 @@ class Translator:
                 return self.model.compact_revision + number - COMPACTED
             return number
 
-        copy = _copy(request)
-        _change(copy, place)
+        copy = copy_of(request)
+        change_numbers(copy, place)
         return copy
 
     def request(self, request: AnyMessage) -> AnyMessage:
@@ -96,8 +96,8 @@ class Translator:
                 return self._server_lease.get(number, number)
             return number + self.offset if 0 < number < _COUNTED_MAX else number
 
-        copy = _copy(request)
-        _change(copy, outward)
+        copy = copy_of(request)
+        change_numbers(copy, outward)
         return copy
 
     def reply(self, reply: AnyMessage) -> AnyMessage:
@@ -109,13 +109,13 @@ class Translator:
             return number - self.offset if number > 0 else number
 
         copy = comparable(reply)
-        _change(copy, inward)
+        change_numbers(copy, inward)
         return comparable(copy)
 
 
 def comparable(reply: AnyMessage) -> AnyMessage:
     """A copy without what differs from server to server and from call to call."""
-    copy: Any = _copy(reply)
+    copy: Any = copy_of(reply)
     if "header" in copy.DESCRIPTOR.fields_by_name and copy.HasField("header"):
         for field in ("cluster_id", "member_id", "raft_term"):
             copy.header.ClearField(field)

@@ -116,7 +116,7 @@ def test_a_wrongly_compressed_message_is_an_internal_error(body: bytes, encoding
     assert caught.value.code == Code.INTERNAL
 
 
-@pytest.mark.parametrize("encoding", [None, b"identity", b"gzip"])
+@pytest.mark.parametrize("encoding", [None, b"", b"identity", b"gzip"])
 def test_known_encodings_pass(encoding: bytes | None) -> None:
     grpc.check_encoding(encoding)
 

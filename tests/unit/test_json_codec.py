@@ -284,8 +284,15 @@ def test_refused_with_a_reason(body: bytes, part: str) -> None:
     assert len(message) < 300
 
 
-def test_half_of_a_surrogate_pair() -> None:
-    assert "field name" in refused(AuthenticateRequest, b'{"name":"\\ud83d","password":"x"}')
+@pytest.mark.parametrize(
+    "body", [b'{"name":"\\ud83d","password":"x"}', b'{"name":"n","other":["\\uDE00"]}', b'{"\\ud83dname":"n"}']
+)
+def test_half_of_a_surrogate_pair(body: bytes) -> None:
+    assert "half of a surrogate pair" in refused(AuthenticateRequest, body)
+
+
+def test_a_whole_surrogate_pair() -> None:
+    assert decode(AuthenticateRequest, b'{"name":"\\ud83d\\ude00"}').name == "\U0001f600"
 
 
 def test_a_long_value_is_not_repeated_whole() -> None:

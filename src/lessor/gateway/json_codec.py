@@ -220,6 +220,10 @@ def decode(message_class: type[M], body: bytes) -> M:
         return message_class()
     try:
         value, _ = _scan(text)
+        if "\\u" in text:  # an escape, maybe of half a surrogate pair: refused even where nobody knows the field
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _invalid("syntax error: invalid escape code, half of a surrogate pair") from None
     except json.JSONDecodeError as error:
         if error.pos >= len(text) or error.msg.startswith("Unterminated"):
             raise EtcdError(Code.INVALID_ARGUMENT, "unexpected EOF") from None
@@ -386,10 +390,6 @@ def _string_converter(field: FieldDescriptor) -> Converter:
     def convert(value: Any, depth: int) -> str:
         if type(value) is not str:
             raise _wrong("string", name, value)
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise _invalid(f"invalid escape code in the string of field {name}: half of a surrogate pair") from None
         return value
 
     return convert

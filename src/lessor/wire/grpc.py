@@ -218,7 +218,7 @@ def is_grpc(content_type: bytes | None) -> bool:
 
 def check_encoding(encoding: bytes | None) -> None:
     """Raises UNIMPLEMENTED for a grpc-encoding that we cannot read; the answer must be trailers-only."""
-    if encoding not in (None, b"identity", b"gzip"):
+    if encoding not in (None, b"", b"identity", b"gzip"):
         text = encoding.decode("ascii", "replace")
         raise EtcdError(Code.UNIMPLEMENTED, f'grpc: Decompressor is not installed for grpc-encoding "{text}"')
 
