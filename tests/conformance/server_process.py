@@ -104,7 +104,6 @@ class ServerProcess(AnyServer):
         """The program and its arguments; to serve `client_url` from `data_dir`."""
 
     @property
-    @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

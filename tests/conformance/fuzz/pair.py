@@ -21,6 +21,7 @@ from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.fuzz.steps import Now, code_of
 from tests.conformance.grpc_peer import Failure
 from tests.conformance.lessor_server import LessorServer
+from tests.conformance.server_process import ServerProcess
 from tests.conformance.subject import NOTIFY_S, Subject, etcd_flags
 from tests.property.strategies import EVERYTHING, TXN_OPS_MAX
 
@@ -86,7 +87,8 @@ class Pair:
         etcd = self._stack.enter_context(EtcdServer(binary, [*FLAGS, *etcd_flags(binary)]))
         notify = f"--watch-progress-notify-interval={int(NOTIFY_S * 1000)}ms"
         lessor = self._stack.enter_context(LessorServer([*FLAGS, notify]))
-        self.subjects = [self._stack.enter_context(Subject(server)) for server in (etcd, lessor)]
+        self._servers: list[ServerProcess] = [etcd, lessor]
+        self.subjects = [self._stack.enter_context(Subject(server)) for server in self._servers]
         self.differences = differences_of(etcd)
 
     def restart(self) -> None:
@@ -96,7 +98,7 @@ class Pair:
     def level(self) -> list[Side]:
         """Both sides without state, at the same revision."""
         # One that a sequence has killed is killed by the next, smaller one again.
-        if not all(subject.server.alive and _open(subject) for subject in self.subjects):
+        if not all(server.alive for server in self._servers) or not all(map(_open, self.subjects)):
             self.restart()
         revisions = [Party(subject).empty() for subject in self.subjects]
         wanted = max(revisions) + 2
