@@ -7,8 +7,10 @@ Laws
 - Ctrl-C ends quietly with 130, a closed stdout pipe (`lessor watch ... | head`) with 141, as a signal would.
 """
 
+import importlib
 import os
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -16,129 +18,40 @@ from lessor.cli.failure import CLOSED_PIPE, CTRL_C, ERROR, Failure
 from lessor.cli.options import Group, complaint
 
 
-def _lease() -> click.Command:
-    from lessor.cli.lease import lease
+def _command(module: str, name: str) -> Callable[[], click.Command]:
+    """Imports a command when it is called: `name` in lessor.cli.`module`."""
 
-    return lease
+    def load() -> click.Command:
+        command: click.Command = getattr(importlib.import_module(f"lessor.cli.{module}"), name)
+        return command
 
-
-def _auth() -> click.Command:
-    from lessor.cli.auth import auth
-
-    return auth
-
-
-def _user() -> click.Command:
-    from lessor.cli.user import user
-
-    return user
-
-
-def _role() -> click.Command:
-    from lessor.cli.role import role
-
-    return role
-
-
-def _put() -> click.Command:
-    from lessor.cli.kv import put
-
-    return put
-
-
-def _get() -> click.Command:
-    from lessor.cli.kv import get
-
-    return get
-
-
-def _del() -> click.Command:
-    from lessor.cli.kv import delete
-
-    return delete
-
-
-def _watch() -> click.Command:
-    from lessor.cli.watch import watch
-
-    return watch
-
-
-def _version() -> click.Command:
-    from lessor.cli.version import version
-
-    return version
-
-
-def _alarm() -> click.Command:
-    from lessor.cli.maintenance import alarm
-
-    return alarm
-
-
-def _compaction() -> click.Command:
-    from lessor.cli.maintenance import compaction
-
-    return compaction
-
-
-def _defrag() -> click.Command:
-    from lessor.cli.maintenance import defrag
-
-    return defrag
-
-
-def _downgrade() -> click.Command:
-    from lessor.cli.maintenance import downgrade
-
-    return downgrade
-
-
-def _endpoint() -> click.Command:
-    from lessor.cli.endpoint import endpoint
-
-    return endpoint
-
-
-def _member() -> click.Command:
-    from lessor.cli.member import member
-
-    return member
-
-
-def _move_leader() -> click.Command:
-    from lessor.cli.maintenance import move_leader
-
-    return move_leader
-
-
-def _snapshot() -> click.Command:
-    from lessor.cli.snapshot import snapshot
-
-    return snapshot
+    return load
 
 
 cli = Group(
     "lessor",
     help="An etcd v3-compatible lease server and its client.",
     loaders={
-        "lease": ("Grant, renew, show and end leases.", _lease),
-        "put": ("Write a key.", _put),
-        "get": ("Print keys.", _get),
-        "del": ("Delete keys.", _del),
-        "watch": ("Print changes as they happen.", _watch),
-        "auth": ("Switch authentication on and off.", _auth),
-        "user": ("Manage users.", _user),
-        "role": ("Manage roles and what they may do.", _role),
-        "alarm": ("List alarms and take them back.", _alarm),
-        "compaction": ("Forget the history before a revision.", _compaction),
-        "defrag": ("Give free space back to the file system.", _defrag),
-        "downgrade": ("Prepare a cluster for the version before.", _downgrade),
-        "endpoint": ("Look at each endpoint.", _endpoint),
-        "member": ("List and change the members of the cluster.", _member),
-        "move-leader": ("Hand the leadership to another member.", _move_leader),
-        "snapshot": ("Save, check and restore a copy of the data.", _snapshot),
-        "version": ("Print the version.", _version),
+        "lease": ("Grant, renew, show and end leases.", _command("lease", "lease")),
+        "put": ("Write a key.", _command("kv", "put")),
+        "get": ("Print keys.", _command("kv", "get")),
+        "del": ("Delete keys.", _command("kv", "delete")),
+        "lock": ("Hold a lock, or run a command under it.", _command("holding", "lock")),
+        "elect": ("Stand for election, or watch who leads.", _command("holding", "elect")),
+        "txn": ("Read and write several keys at one instant, under conditions.", _command("txn", "txn")),
+        "watch": ("Print changes as they happen.", _command("watch", "watch")),
+        "auth": ("Switch authentication on and off.", _command("auth", "auth")),
+        "user": ("Manage users.", _command("user", "user")),
+        "role": ("Manage roles and what they may do.", _command("role", "role")),
+        "alarm": ("List alarms and take them back.", _command("maintenance", "alarm")),
+        "compaction": ("Forget the history before a revision.", _command("maintenance", "compaction")),
+        "defrag": ("Give free space back to the file system.", _command("maintenance", "defrag")),
+        "downgrade": ("Prepare a cluster for the version before.", _command("maintenance", "downgrade")),
+        "endpoint": ("Look at each endpoint.", _command("endpoint", "endpoint")),
+        "member": ("List and change the members of the cluster.", _command("member", "member")),
+        "move-leader": ("Hand the leadership to another member.", _command("maintenance", "move_leader")),
+        "snapshot": ("Save, check and restore a copy of the data.", _command("snapshot", "snapshot")),
+        "version": ("Print the version.", _command("version", "version")),
     },
 )
 
