@@ -17,6 +17,8 @@ import click
 from lessor.cli.failure import CLOSED_PIPE, CTRL_C, ERROR, Failure
 from lessor.cli.options import Group, complaint
 
+COMPLETION = "_LESSOR_COMPLETE"  # the variable with which the scripts of `completion` call
+
 
 def _command(module: str, name: str) -> Callable[[], click.Command]:
     """Imports a command when it is called: `name` in lessor.cli.`module`."""
@@ -26,6 +28,14 @@ def _command(module: str, name: str) -> Callable[[], click.Command]:
         return command
 
     return load
+
+
+def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from lessor.cli.version import text
+
+        click.echo(text(), nl=False)
+        ctx.exit()
 
 
 cli = Group(
@@ -38,12 +48,14 @@ cli = Group(
         "del": ("Delete keys.", _command("kv", "delete")),
         "lock": ("Hold a lock, or run a command under it.", _command("holding", "lock")),
         "elect": ("Stand for election, or watch who leads.", _command("holding", "elect")),
+        "make-mirror": ("Copy all keys, and each change, to another server.", _command("mirror", "make_mirror")),
         "txn": ("Read and write several keys at one instant, under conditions.", _command("txn", "txn")),
         "watch": ("Print changes as they happen.", _command("watch", "watch")),
         "auth": ("Switch authentication on and off.", _command("auth", "auth")),
         "user": ("Manage users.", _command("user", "user")),
         "role": ("Manage roles and what they may do.", _command("role", "role")),
         "alarm": ("List alarms and take them back.", _command("maintenance", "alarm")),
+        "check": ("Measure a server: its speed, its memory.", _command("check", "check")),
         "compaction": ("Forget the history before a revision.", _command("maintenance", "compaction")),
         "defrag": ("Give free space back to the file system.", _command("maintenance", "defrag")),
         "downgrade": ("Prepare a cluster for the version before.", _command("maintenance", "downgrade")),
@@ -51,14 +63,29 @@ cli = Group(
         "member": ("List and change the members of the cluster.", _command("member", "member")),
         "move-leader": ("Hand the leadership to another member.", _command("maintenance", "move_leader")),
         "snapshot": ("Save, check and restore a copy of the data.", _command("snapshot", "snapshot")),
+        "completion": (
+            "Print a script that completes command lines in the shell.",
+            _command("completion", "completion"),
+        ),
+        "help": ("Explain a command.", _command("help", "help_")),
         "version": ("Print the version.", _command("version", "version")),
     },
+)
+cli.params.append(
+    click.Option(
+        ["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
+    )
 )
 
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line (the process's own when `args` is None) and exits; never returns."""
     line = sys.argv[1:] if args is None else args
+    if COMPLETION in os.environ:
+        from lessor.cli.completion import complete
+
+        complete(cli, os.environ[COMPLETION])
+        sys.exit()
     exit_code = run(line)
     try:
         sys.stdout.flush()

@@ -51,13 +51,14 @@ def int64(text: str, base: int) -> int:
     return value
 
 
-def uint64(text: str) -> int:
-    """A member's id: hexadecimal, without a sign."""
-    if not re.fullmatch(r"[0-9a-fA-F]+", text):
+def uint64(text: str, base: int = 16) -> int:
+    """A number without a sign: a member's id, hexadecimal, or in base 10. ValueError as Go's strconv.ParseUint."""
+    if text[:1] in ("+", "-") or not _DIGITS[base].fullmatch(text):
         raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: invalid syntax")
-    if int(text, 16) >= 1 << 64:
+    value = int(text, base) if len(text.lstrip("0")) <= 20 else 1 << 64
+    if value >= 1 << 64:
         raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: value out of range")
-    return int(text, 16)
+    return value
 
 
 def boolean(text: str) -> bool:

@@ -24,7 +24,7 @@ from lessor.cli import kv, notation, printing, words
 from lessor.cli.failure import BAD_ARGS, INVALID_INPUT, Failure
 from lessor.cli.many import call
 from lessor.cli.notation import quote
-from lessor.cli.options import Command, rewritten, settings_of
+from lessor.cli.options import Command, read_own, settings_of
 
 OPERATORS = {"=": "EQUAL", "!=": "NOT_EQUAL", ">": "GREATER", "<": "LESS"}
 # By the name of a target: the field of a Compare that holds its number, and the base in which people write it.
@@ -132,21 +132,13 @@ def operation(line: str) -> rpc.RequestOp:
     if len(names) != 1:
         raise Failure(INVALID_INPUT, f"invalid txn request: {line}")
     command = {"put": kv.put, "get": kv.get, "del": kv.delete}[names[0]]
-    flags = _read(command, said[1:], line)
+    try:
+        flags = read_own(command, said[1:])
+    except Failure:
+        raise Failure(INVALID_INPUT, f"invalid txn request: {line}") from None
     args = flags.pop("args")
     if names == ["put"]:
         return rpc.RequestOp(request_put=kv.put_request(args, flags, decimal=flags["decimal"]))
     if names == ["get"]:
         return rpc.RequestOp(request_range=kv.get_request(args, flags))
     return rpc.RequestOp(request_delete_range=kv.delete_request(args, flags))
-
-
-def _read(command: click.Command, args: list[str], line: str) -> dict[str, Any]:
-    """The arguments and flags of a command, by name. Here it has only its own: the flags for all stand before `txn`."""
-    assert isinstance(command, Command)
-    params = [param for param in command.params if param.name in command.own_params]
-    reader = click.Command(command.name, params=params, add_help_option=False)
-    try:
-        return reader.make_context(command.name, rewritten(args, params)).params
-    except (click.UsageError, Failure):
-        raise Failure(INVALID_INPUT, f"invalid txn request: {line}") from None

@@ -19,7 +19,7 @@ import asyncio
 import random
 import ssl as tls
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Final, TypeVar, cast
 
@@ -29,6 +29,7 @@ from lessor.api.methods import BY_PATH, Method
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import LEASE_NOT_FOUND, Code
 from lessor.client._channel import Channel
+from lessor.client._connection import Call
 from lessor.client._errors import ConnectionLost, ServerError
 from lessor.client._login import Login, Token, token_refused, watch_refused
 
@@ -79,6 +80,7 @@ class AsyncClient:
         self.channel = Channel(endpoints, connect_timeout_s=connect_timeout_s, ssl=ssl)
         self._timeout_s = timeout_s
         self._login = Login(user, password)
+        self._watching: set[Call[Message]] = set()
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -383,15 +385,28 @@ class AsyncClient:
         whole: rpc.WatchResponse | None = None
         async with self.channel.stream(_WATCH, metadata=(*_HAS_LEADER, *token)) as call:
             await call.send(rpc.WatchRequest(create_request=create))
-            async for message in call:
-                response = cast(rpc.WatchResponse, message)
-                if whole is not None:
-                    whole.events.extend(response.events)
-                    whole.fragment = response.fragment
-                    response = whole
-                whole = response if response.fragment else None
-                if whole is None:
-                    yield response
+            self._watching.add(call)
+            try:
+                async for message in call:
+                    response = cast(rpc.WatchResponse, message)
+                    if whole is not None:
+                        whole.events.extend(response.events)
+                        whole.fragment = response.fragment
+                        response = whole
+                    whole = response if response.fragment else None
+                    if whole is None:
+                        yield response
+            finally:
+                self._watching.discard(call)
+
+    async def request_progress(self) -> None:
+        """Asks how far each watch of this client is: it yields a response without events once all was sent to it.
+
+        Nothing comes from a watch that has no connection at the moment.
+        """
+        for call in tuple(self._watching):
+            with suppress(ConnectionLost, ServerError):
+                await call.send(rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()))
 
     # --- maintenance --------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ left, in whichever way it is left.
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
@@ -32,15 +32,14 @@ async def first_of(*jobs: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def all_of(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Runs the jobs together until all have ended, or one fails: with its error, the others are cancelled."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
+@asynccontextmanager
+async def crew() -> AsyncIterator[Callable[[Coroutine[Any, Any, Any]], object]]:
+    """Starts jobs, and waits for them at the end of the block. The first failure, theirs or the block's, ends all."""
     try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            yield group.create_task
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 @asynccontextmanager
