@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import click
 
-from lessor.cli.failure import BAD_ARGS, Failure
+from lessor.cli.failure import ERROR, Failure
 from lessor.cli.options import Command
 
 SHELLS = ("bash", "zsh", "fish")
@@ -34,7 +34,7 @@ def completion(ctx: click.Context, args: tuple[str, ...]) -> None:
     from lessor.cli.main import COMPLETION
 
     if len(args) != 1 or args[0] not in SHELLS:
-        raise Failure(BAD_ARGS, f"completion command needs one argument: {', '.join(SHELLS)}")
+        raise Failure(ERROR, f"completion command needs one argument: {', '.join(SHELLS)}")
     shell = get_completion_class(args[0])
     assert shell is not None
     # Not source(): it looks at the installed bash first, and this may run where the script is only made.
