@@ -98,30 +98,30 @@ TABLE = [
     Row("compaction {base}"),
     Row("compaction 99999999", ONE),
     Row("compaction {base} --physical", ONE),
-    Row("defrag", (*PLAIN, "fields", "table", "protobuf")),
-    Row("defrag --cluster", ONE),
+    Row("defrag", (*PLAIN, "fields", "table", "protobuf"), since=(3, 6)),
+    Row("defrag --cluster", ONE, since=(3, 6)),
     Row("endpoint status", since=(3, 6), reads=True),
     Row("endpoint health", (*PLAIN, "fields"), reads=True),
     Row("endpoint hashkv", since=(3, 6), reads=True),
     Row("endpoint status --cluster", ONE, since=(3, 6)),
-    Row("member list", reply=rpc.MemberListResponse, reads=True),
-    Row("member list --hex", PLAIN, reads=True),
+    Row("member list", reply=rpc.MemberListResponse, reads=True, since=(3, 6)),
+    Row("member list --hex", PLAIN, reads=True, since=(3, 6)),
     Row("member list --consistency s", ONE, since=(3, 6)),
     Row("member update {me} --peer-urls={urls}", PLAIN, reply=rpc.MemberUpdateResponse),
     Row("member remove 99", PLAIN, reads=True),
     Row("member promote 99", PLAIN, reads=True),
     Row("member add", ONE),
     Row("member add x", ONE),
-    Row("move-leader {me}", PLAIN),
-    Row("move-leader 99", ONE),
+    Row("move-leader {me}", PLAIN, since=(3, 6)),
+    Row("move-leader 99", ONE, since=(3, 6)),
     Row("alarm list", reply=rpc.AlarmResponse, reads=True),
     Row("alarm disarm", PLAIN),
-    Row("downgrade validate 9.9", ONE, reads=True),
-    Row("downgrade validate", ONE),
-    Row("downgrade enable", ONE),
-    Row("downgrade cancel", PLAIN),
+    Row("downgrade validate 9.9", ONE, reads=True, since=(3, 6)),
+    Row("downgrade validate", ONE, since=(3, 6)),
+    Row("downgrade enable", ONE, since=(3, 6)),
+    Row("downgrade cancel", PLAIN, since=(3, 6)),
     Row("snapshot save {tmp}/saved", ONE, since=(3, 6)),
-    Row("snapshot save", ONE),
+    Row("snapshot save", ONE, since=(3, 6)),
     Row("auth status", PLAIN, reply=rpc.AuthStatusResponse, reads=True),
     Row("auth disable", PLAIN),
     Row("auth enable", PLAIN, undo="auth disable --user root:rootpw"),
@@ -140,9 +140,9 @@ TABLE = [
     Row("role grant-permission empty read k", reply=rpc.AuthRoleGrantPermissionResponse),
     Row("role revoke-permission r a b", reply=rpc.AuthRoleRevokePermissionResponse),
     Row("version", ONE, silent=True, reads=True),
-    Row("completion bash", ONE, silent=True, reads=True),
-    Row("completion zsh", ONE, silent=True, reads=True),
-    Row("completion fish", ONE, silent=True, reads=True),
+    Row("completion bash", ONE, silent=True, reads=True, since=(3, 6)),
+    Row("completion zsh", ONE, silent=True, reads=True, since=(3, 6)),
+    Row("completion fish", ONE, silent=True, reads=True, since=(3, 6)),
     Row("completion", ONE, silent=True, reads=True),
     Row("help lease grant", ONE, silent=True, reads=True),
 ]
@@ -184,7 +184,7 @@ class Pair:
 
     def etcdctls(self, row: Row, output_format: str) -> Outcome:
         scene = self.scene(row.line)
-        command = [scene.etcdctl, "-w", output_format, *self.args(row.line)]
+        command = [str(scene.etcdctl), "-w", output_format, *self.args(row.line)]
         done = subprocess.run(command, input=row.stdin, capture_output=True, env=scene.environment(), timeout=30)
         return done.returncode, self.told(row, done.stdout, output_format), self.told(row, errors(done.stderr), "")
 
@@ -272,5 +272,11 @@ def test_no_command_of_etcdctl_is_missing() -> None:
     listed = said.partition("COMMANDS:\n")[2].partition("\nOPTIONS:")[0]
     commands = [line.strip().split("\t")[0] for line in listed.splitlines() if line.strip()]
     assert len(commands) > 40
+    # 3.5 still has the offline commands of snapshot; since 3.6 they are etcdutl's, and ours are as those.
+    elsewhere = {"snapshot restore", "snapshot status"}
     here = [f"{row.line} " for row in TABLE]
-    assert [name for name in commands if not any(line.startswith(f"{name} ") for line in here)] == []
+    assert [
+        name
+        for name in commands
+        if name not in elsewhere and not any(f"{name} " == line[: len(name) + 1] for line in here)
+    ] == []

@@ -27,9 +27,8 @@ from lessor.cli.printing import Printer
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:
-    import asyncio
-
     from lessor.client import AsyncClient
+    from lessor.client._tasks import Event, Task
 
 T = TypeVar("T")
 
@@ -41,7 +40,7 @@ TTL = GoValue("ttl", notation.ttl_s)
 class Session:
     """A lease that is renewed, and what cuts the work under it short: a signal, or the end of the lease."""
 
-    def __init__(self, lease_id: int, stop: "asyncio.Event", renewing: "asyncio.Task[None]", expired: str) -> None:
+    def __init__(self, lease_id: int, stop: "Event", renewing: "Task[None]", expired: str) -> None:
         self.lease_id = lease_id
         self._stop = stop
         self._renewing = renewing

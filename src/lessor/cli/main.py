@@ -7,10 +7,8 @@ Laws
 - Ctrl-C ends quietly with 130, a closed stdout pipe (`lessor watch ... | head`) with 141, as a signal would.
 """
 
-import importlib
 import os
 import sys
-from collections.abc import Callable
 
 import click
 
@@ -20,14 +18,142 @@ from lessor.cli.options import Group, complaint
 COMPLETION = "_LESSOR_COMPLETE"  # the variable with which the scripts of `completion` call
 
 
-def _command(module: str, name: str) -> Callable[[], click.Command]:
-    """Imports a command when it is called: `name` in lessor.cli.`module`."""
+def _lease() -> click.Command:
+    from lessor.cli.lease import lease
 
-    def load() -> click.Command:
-        command: click.Command = getattr(importlib.import_module(f"lessor.cli.{module}"), name)
-        return command
+    return lease
 
-    return load
+
+def _put() -> click.Command:
+    from lessor.cli.kv import put
+
+    return put
+
+
+def _get() -> click.Command:
+    from lessor.cli.kv import get
+
+    return get
+
+
+def _del() -> click.Command:
+    from lessor.cli.kv import delete
+
+    return delete
+
+
+def _lock() -> click.Command:
+    from lessor.cli.holding import lock
+
+    return lock
+
+
+def _elect() -> click.Command:
+    from lessor.cli.holding import elect
+
+    return elect
+
+
+def _make_mirror() -> click.Command:
+    from lessor.cli.mirror import make_mirror
+
+    return make_mirror
+
+
+def _txn() -> click.Command:
+    from lessor.cli.txn import txn
+
+    return txn
+
+
+def _watch() -> click.Command:
+    from lessor.cli.watch import watch
+
+    return watch
+
+
+def _auth() -> click.Command:
+    from lessor.cli.auth import auth
+
+    return auth
+
+
+def _user() -> click.Command:
+    from lessor.cli.user import user
+
+    return user
+
+
+def _role() -> click.Command:
+    from lessor.cli.role import role
+
+    return role
+
+
+def _alarm() -> click.Command:
+    from lessor.cli.maintenance import alarm
+
+    return alarm
+
+
+def _check() -> click.Command:
+    from lessor.cli.check import check
+
+    return check
+
+
+def _compaction() -> click.Command:
+    from lessor.cli.maintenance import compaction
+
+    return compaction
+
+
+def _defrag() -> click.Command:
+    from lessor.cli.maintenance import defrag
+
+    return defrag
+
+
+def _downgrade() -> click.Command:
+    from lessor.cli.maintenance import downgrade
+
+    return downgrade
+
+
+def _endpoint() -> click.Command:
+    from lessor.cli.endpoint import endpoint
+
+    return endpoint
+
+
+def _member() -> click.Command:
+    from lessor.cli.member import member
+
+    return member
+
+
+def _move_leader() -> click.Command:
+    from lessor.cli.maintenance import move_leader
+
+    return move_leader
+
+
+def _snapshot() -> click.Command:
+    from lessor.cli.snapshot import snapshot
+
+    return snapshot
+
+
+def _help() -> click.Command:
+    from lessor.cli.help import help_
+
+    return help_
+
+
+def _version_command() -> click.Command:
+    from lessor.cli.version import version
+
+    return version
 
 
 def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
@@ -42,33 +168,33 @@ cli = Group(
     "lessor",
     help="An etcd v3-compatible lease server and its client.",
     loaders={
-        "lease": ("Grant, renew, show and end leases.", _command("lease", "lease")),
-        "put": ("Write a key.", _command("kv", "put")),
-        "get": ("Print keys.", _command("kv", "get")),
-        "del": ("Delete keys.", _command("kv", "delete")),
-        "lock": ("Hold a lock, or run a command under it.", _command("holding", "lock")),
-        "elect": ("Stand for election, or watch who leads.", _command("holding", "elect")),
-        "make-mirror": ("Copy all keys, and each change, to another server.", _command("mirror", "make_mirror")),
-        "txn": ("Read and write several keys at one instant, under conditions.", _command("txn", "txn")),
-        "watch": ("Print changes as they happen.", _command("watch", "watch")),
-        "auth": ("Switch authentication on and off.", _command("auth", "auth")),
-        "user": ("Manage users.", _command("user", "user")),
-        "role": ("Manage roles and what they may do.", _command("role", "role")),
-        "alarm": ("List alarms and take them back.", _command("maintenance", "alarm")),
-        "check": ("Measure a server: its speed, its memory.", _command("check", "check")),
-        "compaction": ("Forget the history before a revision.", _command("maintenance", "compaction")),
-        "defrag": ("Give free space back to the file system.", _command("maintenance", "defrag")),
-        "downgrade": ("Prepare a cluster for the version before.", _command("maintenance", "downgrade")),
-        "endpoint": ("Look at each endpoint.", _command("endpoint", "endpoint")),
-        "member": ("List and change the members of the cluster.", _command("member", "member")),
-        "move-leader": ("Hand the leadership to another member.", _command("maintenance", "move_leader")),
-        "snapshot": ("Save, check and restore a copy of the data.", _command("snapshot", "snapshot")),
+        "lease": ("Grant, renew, show and end leases.", _lease),
+        "put": ("Write a key.", _put),
+        "get": ("Print keys.", _get),
+        "del": ("Delete keys.", _del),
+        "lock": ("Hold a lock, or run a command under it.", _lock),
+        "elect": ("Stand for election, or watch who leads.", _elect),
+        "make-mirror": ("Copy all keys, and each change, to another server.", _make_mirror),
+        "txn": ("Read and write several keys at one instant, under conditions.", _txn),
+        "watch": ("Print changes as they happen.", _watch),
+        "auth": ("Switch authentication on and off.", _auth),
+        "user": ("Manage users.", _user),
+        "role": ("Manage roles and what they may do.", _role),
+        "alarm": ("List alarms and take them back.", _alarm),
+        "check": ("Measure a server: its speed, its memory.", _check),
+        "compaction": ("Forget the history before a revision.", _compaction),
+        "defrag": ("Give free space back to the file system.", _defrag),
+        "downgrade": ("Prepare a cluster for the version before.", _downgrade),
+        "endpoint": ("Look at each endpoint.", _endpoint),
+        "member": ("List and change the members of the cluster.", _member),
+        "move-leader": ("Hand the leadership to another member.", _move_leader),
+        "snapshot": ("Save, check and restore a copy of the data.", _snapshot),
         "completion": (
             "Print a script that completes command lines in the shell.",
             _command("completion", "completion"),
         ),
-        "help": ("Explain a command.", _command("help", "help_")),
-        "version": ("Print the version.", _command("version", "version")),
+        "help": ("Explain a command.", _help),
+        "version": ("Print the version.", _version_command),
     },
 )
 cli.params.append(

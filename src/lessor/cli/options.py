@@ -45,6 +45,8 @@ class Settings:
     insecure_transport: bool = True
     user: str = ""
     password: str = field(default="", repr=False)
+    max_request_bytes: int = 0  # 0 and below: no limit of ours
+    max_recv_bytes: int = 0
 
 
 class Globals:
@@ -70,6 +72,8 @@ class Globals:
             insecure_transport=self._value("insecure_transport", notation.boolean, True),
             user=user,
             password=password,
+            max_request_bytes=self._value("max_request_bytes", _decimal, 0),
+            max_recv_bytes=self._value("max_recv_bytes", _decimal, 0),
         )
 
     def _value(self, name: str, read: Callable[[str], Any], default: Any) -> Any:
@@ -126,7 +130,11 @@ class FileName(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gen
         return value
 
 
-INT64 = GoValue("int", lambda text: notation.int64(text, 10))
+def _decimal(text: str) -> int:
+    return notation.int64(text, 10)
+
+
+INT64 = GoValue("int", _decimal)
 DURATION = GoValue("duration", notation.duration_s)
 FILE = FileName()
 
@@ -186,6 +194,8 @@ def _global_options() -> list[click.Parameter]:
         option("--hex", is_flag=True, help="Print byte strings, and the ids of the fields format, in hexadecimal."),
         option("--user", metavar="NAME[:PASSWORD]", help="Log in as this user (asks for a password that is missing)."),
         option("--password", metavar="PASSWORD", help="The user's password; --user is the name alone then."),
+        option("--max-request-bytes", type=INT64, help="The largest request to send (default 0: the server decides)."),
+        option("--max-recv-bytes", type=INT64, help="The largest reply to take (default 0: any)."),
         option("--debug", is_flag=True, help="Print the settings, and the whole story of an internal error."),
     ]
 

@@ -24,7 +24,7 @@ from lessor import __version__
 from lessor.api.methods import Method
 from lessor.base.errors import Code
 from lessor.base.tls_errors import reason_of
-from lessor.client._connection import Call, Connection
+from lessor.client._connection import MESSAGE_BYTES_MAX, Call, Connection
 from lessor.client._endpoint import Endpoint, parse_endpoints
 from lessor.client._errors import CallTimeout, ConnectionLost, ServerError
 from lessor.client._tls import tls_context
@@ -42,11 +42,19 @@ class Channel:
     connect_timeout_s  longest wait for one endpoint to take the connection
     ssl                how to speak TLS; see `tls_context`. Endpoints without a scheme, and unix: ones, then speak it
                        too. None: https:// and unixs:// servers need a certificate that the machine trusts
+    request_bytes_max, reply_bytes_max  the largest messages that we send and take; servers have limits of their own
     """
 
     def __init__(
-        self, endpoints: str | Iterable[str], *, connect_timeout_s: float = 2.0, ssl: tls.SSLContext | None = None
+        self,
+        endpoints: str | Iterable[str],
+        *,
+        connect_timeout_s: float = 2.0,
+        ssl: tls.SSLContext | None = None,
+        request_bytes_max: int = MESSAGE_BYTES_MAX,
+        reply_bytes_max: int = MESSAGE_BYTES_MAX,
     ) -> None:
+        self._limits = (request_bytes_max, reply_bytes_max)
         self.endpoints = parse_endpoints(endpoints)
         if ssl is not None:
             self.endpoints = tuple(each._replace(tls=each.tls or each.tls_optional) for each in self.endpoints)
@@ -169,10 +177,12 @@ class Channel:
         if endpoint.tls:
             secure = {"ssl": self._ssl, "server_hostname": endpoint.server_name, "ssl_shutdown_timeout": SHUTDOWN_S_MAX}
         if endpoint.path:
-            _, connection = await loop.create_unix_connection(lambda: Connection(endpoint), endpoint.path, **secure)
+            _, connection = await loop.create_unix_connection(
+                lambda: Connection(endpoint, *self._limits), endpoint.path, **secure
+            )
         else:
             _, connection = await loop.create_connection(
-                lambda: Connection(endpoint), endpoint.host, endpoint.port, **secure
+                lambda: Connection(endpoint, *self._limits), endpoint.host, endpoint.port, **secure
             )
         if endpoint.tls:
             await connection.heard()  # a server refuses our certificate only after the handshake

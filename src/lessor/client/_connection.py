@@ -33,9 +33,9 @@ Reply = TypeVar("Reply", bound=Message)
 INBOX_BYTES_MAX = 67_108_864
 # Sent and waiting for the server's window, or for the socket, before send() makes its caller wait.
 SEND_BYTES_MAX = 1_048_576
-# The largest reply. etcd itself sets no bound on what it sends; this is what the length prefix of gRPC could carry in
-# Go's clients too.
-REPLY_BYTES_MAX = 2_147_483_647
+# The largest request and the largest reply, unless the client was told otherwise. etcd itself sets no bound on what it
+# sends; this is what the length prefix of gRPC could carry in Go's clients too.
+MESSAGE_BYTES_MAX = 2_147_483_647
 
 # Calls that change nothing, or whose repetition changes nothing more.
 _REPEATABLE = frozenset(
@@ -69,8 +69,15 @@ _DEFINITE = frozenset(
 class Connection(asyncio.Protocol):
     """A connection that is up, or was. Made by `Channel`."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        request_bytes_max: int = MESSAGE_BYTES_MAX,
+        reply_bytes_max: int = MESSAGE_BYTES_MAX,
+    ) -> None:
         self.endpoint = endpoint
+        self.request_bytes_max = request_bytes_max
+        self.reply_bytes_max = reply_bytes_max
         self.h2 = h2.H2Client()
         self.calls: set[Call[Any]] = set()
         self.lost = False
@@ -184,7 +191,7 @@ class Call(Generic[Reply]):
     ) -> None:
         self._connection = connection
         self._method = method
-        self._deframer = Deframer(REPLY_BYTES_MAX)
+        self._deframer = Deframer(connection.reply_bytes_max)
         self._inbox: deque[tuple[Reply, int]] = deque()
         self._inbox_bytes = 0
         self._over = False
@@ -203,10 +210,15 @@ class Call(Generic[Reply]):
     async def send(self, request: Message, *, last: bool = False) -> None:
         """Sends one message; `last` says that no more will come. Waits while much is queued for the server.
 
-        Raises the ClientError that ended the call, when it is over.
+        Raises the ClientError that ended the call, when it is over; ServerError ResourceExhausted for a message beyond
+        the client's own limit, of which nothing is sent.
         """
         self._raise_if_failed()
-        self._connection.h2.send_data(self._stream, frame(request.SerializeToString()), last)
+        raw = request.SerializeToString()
+        if len(raw) > self._connection.request_bytes_max:
+            text = f"trying to send message larger than max ({len(raw)} vs. {self._connection.request_bytes_max})"
+            raise ServerError(Code.RESOURCE_EXHAUSTED, text)
+        self._connection.h2.send_data(self._stream, frame(raw), last)
         self._connection.flush()
         while self._stream.queued_bytes > SEND_BYTES_MAX and not self._over:
             await self._wait()
@@ -282,7 +294,7 @@ class Call(Generic[Reply]):
                 check_encoding(encoding)
             except EtcdError as error:
                 self._give_up(ServerError(error.code, error.message, outcome_unknown=self._outcome(True)))
-            self._deframer = Deframer(REPLY_BYTES_MAX, encoding)
+            self._deframer = Deframer(self._connection.reply_bytes_max, encoding)
 
     def _refusal(self, code: Code, text: str) -> ServerError:
         return ServerError(code, text, outcome_unknown=self._outcome(code not in _DEFINITE))

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 sleep = asyncio.sleep
+Event = asyncio.Event
+Task = asyncio.Task
 
 
 async def first_of(*jobs: Coroutine[Any, Any, T]) -> T:
