@@ -144,6 +144,12 @@ def _snapshot() -> click.Command:
     return snapshot
 
 
+def _completion() -> click.Command:
+    from lessor.cli.completion import completion
+
+    return completion
+
+
 def _help() -> click.Command:
     from lessor.cli.help import help_
 
@@ -191,7 +197,7 @@ cli = Group(
         "snapshot": ("Save, check and restore a copy of the data.", _snapshot),
         "completion": (
             "Print a script that completes command lines in the shell.",
-            _command("completion", "completion"),
+            _completion,
         ),
         "help": ("Explain a command.", _help),
         "version": ("Print the version.", _version_command),
