@@ -95,7 +95,7 @@ class Source:
 def counterpart(text: str) -> str:
     """The words of the asynchronous client, as they are on the other side."""
     text = re.sub(r"\bAsync(?=[A-Z])", "", text)
-    text = re.sub(r"\basync (with|for|def) ", r"\1 ", text)
+    text = re.sub(r"\basync (?=with|for|def)", "", text)
     text = re.sub(r"\bawait ", "", text)
     return text.replace("aclose", "close").replace(
         "For tasks of one event loop; not for several threads.", "For threads."
@@ -142,7 +142,8 @@ class Writer:
     def _birth(self, member: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
         yield f"    def __init__({ast.unparse(member.args)}) -> None:"
         yield from self._docstring(member, "        ")
-        yield f"        super().__init__(Portal(), {self.node.name}({self._passed(member)}))"
+        yield f"        inner = {self.node.name}({self._passed(member)})"
+        yield "        super().__init__(Portal(inner.aclose), inner)"
 
     def _member(self, member: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
         name = PROTOCOL.get(member.name, member.name)
@@ -158,12 +159,12 @@ class Writer:
 
     def _body(self, member: ast.FunctionDef | ast.AsyncFunctionDef, is_property: bool, stream: bool) -> list[str]:
         if self.name == "Client" and member.name in PROTOCOL:
-            return {"__aenter__": ["return self"]}.get(member.name, ["self._portal.close(self._inner.aclose)"])
+            return {"__aenter__": ["return self"]}.get(member.name, ["self._portal.close()"])
         inner = f"self._inner.{member.name}" + ("" if is_property else f"({self._passed(member)})")
         if stream:
             return [f"return Stream(self._portal, {inner})"]
         if isinstance(member, ast.AsyncFunctionDef):
-            inner = f"self._portal.run({inner})"
+            inner = f"self._portal.{'leave' if member.name == '__aexit__' else 'run'}({inner})"
         wrapped = wraps(member.returns)
         if wrapped == self.name:
             return [inner, "return self"]

@@ -24,19 +24,19 @@ M = TypeVar("M", bound=Message)
 class _Service:
     """The methods of one service of the API."""
 
-    service = ""
+    _name = ""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     async def _ask(self, name: str, request: Message, reply: type[M], timeout_s: Timeout) -> M:
-        return await self._caller.ask(BY_PATH[f"/etcdserverpb.{self.service}/{name}"], request, reply, timeout_s)
+        return await self._caller.ask(BY_PATH[f"/etcdserverpb.{self._name}/{name}"], request, reply, timeout_s)
 
 
 class AsyncMaintenance(_Service):
     """What keeps a server well. `client.snapshot()` stands beside the others, for it is a stream."""
 
-    service = "Maintenance"
+    _name = "Maintenance"
 
     async def status(self, *, timeout_s: Timeout = DEFAULT) -> rpc.StatusResponse:
         """Version, size, leader, and what is wrong with this server."""
@@ -93,7 +93,7 @@ class AsyncMaintenance(_Service):
 class AsyncCluster(_Service):
     """The members of the cluster."""
 
-    service = "Cluster"
+    _name = "Cluster"
 
     async def member_list(self, *, linearizable: bool = True, timeout_s: Timeout = DEFAULT) -> rpc.MemberListResponse:
         """Who is a member. `linearizable`: as the leader knows, not this member's memory."""
@@ -128,7 +128,7 @@ class AsyncCluster(_Service):
 class AsyncAuth(_Service):
     """Users, roles and permissions. Passwords go over the wire as they are: use TLS."""
 
-    service = "Auth"
+    _name = "Auth"
 
     async def enable(self, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthEnableResponse:
         """From now on everybody has to say who they are.

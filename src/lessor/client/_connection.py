@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
         self.heard_at = self._loop.time()  # when the server said something the last time
         self._retired = False
         self._look_timer: asyncio.TimerHandle | None = None
-        self._pinged = False  # since it said something the last time
+        self._answer_by = 0.0  # when a sign of life that was asked for has to be there; 0: none was
 
     @property
     def usable(self) -> bool:
@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._heard.set()
         self.heard_at = self._loop.time()
-        self._pinged = False
+        self._answer_by = 0.0
         for kind, stream, payload in self.h2.receive(data, self.heard_at):
             call: Call[Any] | None = stream.owner
             if call is not None:
@@ -142,18 +142,23 @@ class Connection(asyncio.Protocol):
         self._look_timer = None
         if self._transport is None or not self.calls:
             return  # the next call starts it again
-        silent_s = self._loop.time() - self.heard_at
-        limit_s = PING_AFTER_S + PING_ANSWER_S_MAX if self._pinged else PING_AFTER_S
-        if silent_s < limit_s:
-            self._look_timer = self._loop.call_later(limit_s - silent_s, self._look)
-        elif self._pinged:
+        due_at = self._answer_by or self.heard_at + PING_AFTER_S
+        if self._loop.time() < due_at - 0.001:  # a timer may come a hair too early
+            self._look_timer = self._loop.call_at(due_at, self._look)
+        elif self._answer_by:
+            silent_s = self._loop.time() - self.heard_at
             self._lost_by = TimeoutError(errno.ETIMEDOUT, f"no sign of life for {silent_s:.0f} s")
             self._transport.abort()
         else:
-            self._pinged = True
-            self.h2.send_ping(_PING)
-            self.flush()
-            self._look_timer = self._loop.call_later(PING_ANSWER_S_MAX, self._look)
+            self._ping()
+
+    def _ping(self) -> None:
+        self._answer_by = self._loop.time() + PING_ANSWER_S_MAX
+        self.h2.send_ping(_PING)
+        self.flush()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._look_timer = self._loop.call_at(self._answer_by, self._look)
 
     # --- for the calls ------------------------------------------------------------------------------------------
 
@@ -171,10 +176,15 @@ class Connection(asyncio.Protocol):
             self._close_soon()
 
     def retire(self) -> None:
-        """No more calls will be started here: closes with the last one of those that are underway."""
+        """No more calls will be started here: closes with the last one of those that are underway.
+
+        Those have reason to doubt it, too: the server is asked for a sign of life.
+        """
         self._retired = True
         if not self.calls:
             self._close_soon()
+        elif not self._answer_by:
+            self._ping()
 
     def _close_soon(self) -> None:
         if self._transport is not None and not self.lost:

@@ -100,6 +100,11 @@ class Keeper:
             self._closed()
             self._arm()
 
+    def gone(self, kept: Kept) -> None:
+        """The server has said that this lease has ended."""
+        if not kept.over:
+            self._lose(kept, "the server says that it has ended")
+
     def close(self) -> None:
         """Nothing is renewed any more: what is still kept is lost to its owner."""
         for kept in list(self._leases.values()):
@@ -120,7 +125,7 @@ class Keeper:
             self._timer.cancel()
             self._timer = None
         if at < float("inf"):
-            self._timer = asyncio.get_running_loop().call_at(at, self._tick)
+            self._timer = asyncio.get_running_loop().call_at(at, self._tick, at)
 
     def _stalled_at(self) -> float:
         """When to give up waiting for the answer that should come next."""
@@ -129,9 +134,9 @@ class Keeper:
         kept, sent_at = self._unanswered[0]
         return sent_at + kept.answer_s_max
 
-    def _tick(self) -> None:
+    def _tick(self, at: float) -> None:
         self._timer = None
-        now = asyncio.get_running_loop().time()
+        now = max(asyncio.get_running_loop().time(), at)  # a timer may come a hair too early
         if now >= self._stalled_at() and self._call is not None:
             kept, sent_at = self._unanswered[0]
             kept.trouble = f"no answer within {now - sent_at:.1f} s from {self._call.connection.endpoint.text}"
@@ -140,8 +145,8 @@ class Keeper:
             self._closed()
         due = []
         while self._queue and self._queue[0][0] <= now:
-            at, _, kept = heapq.heappop(self._queue)
-            if kept.over or kept.next_at != at:
+            planned_at, _, kept = heapq.heappop(self._queue)
+            if kept.over or kept.next_at != planned_at:
                 continue
             if now >= kept.safe_until:
                 self._lose(kept, f"it was not renewed in time: {kept.trouble}")
@@ -209,10 +214,9 @@ class Keeper:
         if not self._unanswered or self._unanswered[0][0].lease_id != reply.ID:
             return  # a server that answers what nobody asked confirms nothing
         kept, sent_at = self._unanswered.popleft()
-        if kept.over:
-            return
         if reply.TTL <= 0:
-            self._lose(kept, "the server says that it has ended")
+            self.gone(kept)
+        if kept.over:
             return
         kept.renewed(reply.TTL, sent_at)
         self._plan(kept, kept.due_at)

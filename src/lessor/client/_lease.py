@@ -162,6 +162,10 @@ class AsyncLease:
         if self._revoked:
             raise LeaseLost(kept.lease_id, "it was revoked by its owner")
 
+    def _gone(self) -> None:
+        """Something else than a renewal has told that the server does not know the lease any more."""
+        self._keeper.gone(self._granted())
+
     def _granted(self) -> Kept:
         if self._kept is None:
             raise ValueError("the lease is not granted yet: use it in a with block, or call grant()")

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base.errors import LEASE_NOT_FOUND
 from lessor.client import op
 from lessor.client._caller import insist
-from lessor.client._errors import ClientError, Compacted, LeaseLost, NotLeader
+from lessor.client._errors import ClientError, Compacted, LeaseLost, NotLeader, ServerError
 from lessor.client._requests import Bytes, to_bytes
 from lessor.client.op import Key
 
@@ -109,7 +110,13 @@ class Line:
         """Makes the place, or finds that it is there; returns whether it is first."""
         head = op.get(self.prefix, prefix=True, sort_target=_CREATE, sort_order=_ASCEND, limit=1)
         make = op.put(self.key, value, lease_id=self.lease.id)
-        reply = await self._client.txn([Key(self.key).missing], [make, head], [op.get(self.key), head])
+        try:
+            reply = await self._client.txn([Key(self.key).missing], [make, head], [op.get(self.key), head])
+        except ServerError as error:
+            if error.message == LEASE_NOT_FOUND.message:
+                self.lease._gone()  # sooner than the next renewal would tell
+                self.lease.check()
+            raise
         if reply.succeeded:
             self.revision = reply.header.revision
         else:

@@ -19,6 +19,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
@@ -61,9 +62,10 @@ class _Waiter:
 
 
 class Portal:
-    """A loop in a thread, started when it is needed."""
+    """A loop in a thread, started when it is needed. `last` runs in it before it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._last = last
         self._lock = threading.Lock()
         self._pid = 0  # of the process that the thread is in; 0: it is not started
         self._closed = False
@@ -90,8 +92,16 @@ class Portal:
             raise
         return cast(T, waiter.result())
 
-    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs `last` and ends the thread; nothing the second time. From a callback it does not wait for the end."""
+    def leave(self, work: Coroutine[Any, Any, object]) -> None:
+        """`run`, at the end of a block: quiet where the client is closed, and in a child that the block's owner forked.
+
+        What the block stands for is over in the one case, and the parent's in the other.
+        """
+        with suppress(ClientClosed, UsedAfterFork):
+            self.run(work)
+
+    def close(self) -> None:
+        """Ends the thread and waits for that; nothing the second time."""
         with self._lock:
             if self._closed:
                 return
@@ -100,10 +110,7 @@ class Portal:
                 return
         if os.getpid() != self._pid:
             return  # the parent's client is the parent's to close
-        try:
-            self.run(last())
-        except ClientClosed:
-            return  # another thread was quicker
+        self.leave(self._last())
         with self._lock:
             if self._closed:
                 return
@@ -139,7 +146,7 @@ class Portal:
         self._thread.start()
         self._pid = os.getpid()
         # Who drops a client without closing it should not keep its leases for ever.
-        weakref.finalize(self, _stop, self._loop, self._pid).atexit = False
+        weakref.finalize(self, _stop, self._loop, self._pid, self._last).atexit = False
 
     def _start(self, waiter: _Waiter, work: Awaitable[Any]) -> None:
         waiter.task = self._loop.create_task(waiter.drive(work))
@@ -150,9 +157,13 @@ def _cancel(waiter: _Waiter) -> None:
         waiter.task.cancel()
 
 
-def _stop(loop: asyncio.AbstractEventLoop, pid: int) -> None:
+def _stop(loop: asyncio.AbstractEventLoop, pid: int, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def end() -> None:
+        await last()
+        loop.stop()
+
     if os.getpid() == pid and not loop.is_closed():
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(lambda: loop.create_task(end()))
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

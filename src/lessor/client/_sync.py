@@ -66,7 +66,7 @@ class Lease(Facade[AsyncLease]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._portal.run(self._inner.__aexit__(kind, error, trace))
+        self._portal.leave(self._inner.__aexit__(kind, error, trace))
 
     def grant(self, *, timeout_s: Timeout = DEFAULT) -> Lease:
         """Grants it and begins to renew it; returns itself. Raises as `client.grant` does, ValueError the second time.
@@ -136,7 +136,7 @@ class Watch(Batches[AsyncWatch, mvcc.Event]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._portal.run(self._inner.__aexit__(kind, error, trace))
+        self._portal.leave(self._inner.__aexit__(kind, error, trace))
 
     @property
     def revision(self) -> int:
@@ -163,7 +163,7 @@ class Lock(Facade[AsyncLock]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._portal.run(self._inner.__aexit__(kind, error, trace))
+        self._portal.leave(self._inner.__aexit__(kind, error, trace))
 
     def acquire(self, *, timeout_s: float | None = None) -> int:
         """Waits for the lock, `timeout_s` seconds at the most (None: no limit); returns the fencing token.
@@ -226,7 +226,7 @@ class Election(Facade[AsyncElection]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._portal.run(self._inner.__aexit__(kind, error, trace))
+        self._portal.leave(self._inner.__aexit__(kind, error, trace))
 
     def campaign(self, value: Bytes = b"", *, timeout_s: float | None = None) -> int:
         """Waits until it leads, `timeout_s` seconds at the most (None: no limit); returns the fencing token.
@@ -292,7 +292,7 @@ class Registration(Facade[AsyncRegistration]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._portal.run(self._inner.__aexit__(kind, error, trace))
+        self._portal.leave(self._inner.__aexit__(kind, error, trace))
 
     def start(self) -> Registration:
         """Registers, and returns itself when that is done. Raises as `grant` and `put` do."""
@@ -326,7 +326,7 @@ class Discovery(Batches[AsyncDiscovery, Change]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._portal.run(self._inner.__aexit__(kind, error, trace))
+        self._portal.leave(self._inner.__aexit__(kind, error, trace))
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -542,7 +542,7 @@ class Auth(Facade[AsyncAuth]):
 
 
 class Client(Facade[AsyncClient]):
-    """A client for one etcd-compatible service. Connects at the first call; close it with `close` or `async with`.
+    """A client for one etcd-compatible service. Connects at the first call; close it with `close` or `with`.
 
     endpoints          "host:port", "http(s)://host:port" or "unix(s):///path", tried in order; a list, or separated by
                        commas. Who does not answer is left for the next one
@@ -564,17 +564,10 @@ class Client(Facade[AsyncClient]):
         user: str = "",
         password: str = "",
     ) -> None:
-        super().__init__(
-            Portal(),
-            AsyncClient(
-                endpoints,
-                connect_timeout_s=connect_timeout_s,
-                timeout_s=timeout_s,
-                ssl=ssl,
-                user=user,
-                password=password,
-            ),
+        inner = AsyncClient(
+            endpoints, connect_timeout_s=connect_timeout_s, timeout_s=timeout_s, ssl=ssl, user=user, password=password
         )
+        super().__init__(Portal(inner.aclose), inner)
 
     def __enter__(self) -> Client:
         return self
@@ -582,14 +575,14 @@ class Client(Facade[AsyncClient]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._portal.close(self._inner.aclose)
+        self._portal.close()
 
     def close(self) -> None:
         """Closes the connections; calls that are underway fail, and leases are renewed no more.
 
         Those that were not revoked live on until their TTL ends.
         """
-        self._portal.close(self._inner.aclose)
+        self._portal.close()
 
     def grant(self, ttl_s: int, lease_id: int = 0, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseGrantResponse:
         """Makes a lease of at least `ttl_s` seconds; the server may raise a short TTL to its minimum (see reply.TTL).
