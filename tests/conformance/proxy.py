@@ -40,6 +40,7 @@ class Proxy:
         self._pairs: set[_Pair] = set()
         self._refusing = False
         self.accepted = 0
+        self.held = 0  # directions of connections in which something waits for `resume`
         self.address = ""
 
     def __enter__(self) -> Self:
@@ -100,7 +101,7 @@ class Proxy:
         try:
             target_reader, target_writer = await asyncio.open_connection(self._host, self._port)
             pair.writers.append(target_writer)
-            await asyncio.gather(_pump(pair, reader, target_writer), _pump(pair, target_reader, writer))
+            await asyncio.gather(_pump(self, pair, reader, target_writer), _pump(self, pair, target_reader, writer))
         except OSError:
             pass  # the server is away: to the client it looks like a reset
         finally:
@@ -108,10 +109,13 @@ class Proxy:
             self._pairs.discard(pair)
 
 
-async def _pump(pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(proxy: Proxy, pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while data := await reader.read(CHUNK_BYTES):
-            await pair.flowing.wait()
+            if not pair.flowing.is_set():
+                proxy.held += 1
+                await pair.flowing.wait()
+                proxy.held -= 1
             writer.write(data)
             await writer.drain()
     except OSError:

@@ -2,8 +2,7 @@
 """What the client makes of leases, on Lessor and on a real etcd: locks, elections, registration and discovery."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from lessor.api.proto import lock_pb2 as lock_api
 from lessor.client import CallTimeout, Client, LeaseLost, NotLeader, op
-from tests.conformance.subject import Subject, in_background
+from tests.conformance.subject import Subject, in_background, until
 
 
 @pytest.fixture
@@ -24,14 +23,6 @@ def client(subject: Subject) -> Iterator[Client]:
 def other(subject: Subject) -> Iterator[Client]:
     with Client(subject.server.address) as client:
         yield client
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Waits for what another thread brings about."""
-    give_up = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < give_up
-        time.sleep(0.001)
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------
