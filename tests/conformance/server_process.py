@@ -70,16 +70,26 @@ class ServerProcess(ABC):
 
     def __enter__(self) -> Self:
         self.folder = Path(tempfile.mkdtemp(prefix="conformance-"))
+        self._start()
+        return self
+
+    def restart(self, signal_number: int = signal.SIGTERM) -> None:
+        """Ends the process with a signal and starts it again on the same data and port."""
+        assert self._process is not None
+        self._process.send_signal(signal_number)
+        self._process.wait(STOP_S_MAX)
+        self._start()
+
+    def _start(self) -> None:
         log = self.folder / "log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "LESSOR_"))}
         try:
-            with log.open("wb") as output:
+            with log.open("ab") as output:
                 self._process = subprocess.Popen(self.command(), stdout=output, stderr=output, env=environment)
             wait_until_healthy(self.client_url, self._process, log)
         except BaseException:
             self.stop()
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
