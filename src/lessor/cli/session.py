@@ -57,11 +57,6 @@ def client_of(settings: Settings) -> "AsyncClient":
     """A client as the settings say. For within `ask`, which knows what its errors mean."""
     from lessor.client import AsyncClient
 
-    limits = {}
-    if settings.max_request_bytes > 0:
-        limits["request_bytes_max"] = settings.max_request_bytes
-    if settings.max_recv_bytes > 0:
-        limits["reply_bytes_max"] = settings.max_recv_bytes
     return AsyncClient(
         settings.endpoints,
         connect_timeout_s=settings.dial_timeout_s,
@@ -69,7 +64,8 @@ def client_of(settings: Settings) -> "AsyncClient":
         ssl=tls_of(settings),
         user=settings.user,
         password=settings.password,
-        **limits,
+        request_bytes_max=max(settings.max_request_bytes, 0) or None,
+        reply_bytes_max=max(settings.max_recv_bytes, 0) or None,
     )
 
 

@@ -29,7 +29,7 @@ from lessor.api.methods import BY_PATH, Method
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import LEASE_NOT_FOUND, Code
 from lessor.client._channel import Channel
-from lessor.client._connection import MESSAGE_BYTES_MAX, Call
+from lessor.client._connection import Call
 from lessor.client._errors import ConnectionLost, ServerError
 from lessor.client._login import Login, Token, token_refused, watch_refused
 
@@ -63,7 +63,7 @@ class AsyncClient:
     timeout_s          longest wait for the answer to a call, unless the call says otherwise; None: no limit
     ssl                how to speak TLS; see `tls_context` and `Channel`
     user, password     who calls, where the service wants to know; logs in at the first call, and again when need be
-    request_bytes_max, reply_bytes_max  the largest messages that we send and take; servers have limits of their own
+    request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
 
     Raises InvalidEndpoint. For tasks of one event loop; not for several threads.
     """
@@ -77,8 +77,8 @@ class AsyncClient:
         ssl: tls.SSLContext | None = None,
         user: str = "",
         password: str = "",
-        request_bytes_max: int = MESSAGE_BYTES_MAX,
-        reply_bytes_max: int = MESSAGE_BYTES_MAX,
+        request_bytes_max: int | None = None,
+        reply_bytes_max: int | None = None,
     ) -> None:
         self.channel = Channel(
             endpoints,

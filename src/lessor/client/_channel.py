@@ -42,7 +42,7 @@ class Channel:
     connect_timeout_s  longest wait for one endpoint to take the connection
     ssl                how to speak TLS; see `tls_context`. Endpoints without a scheme, and unix: ones, then speak it
                        too. None: https:// and unixs:// servers need a certificate that the machine trusts
-    request_bytes_max, reply_bytes_max  the largest messages that we send and take; servers have limits of their own
+    request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Channel:
         *,
         connect_timeout_s: float = 2.0,
         ssl: tls.SSLContext | None = None,
-        request_bytes_max: int = MESSAGE_BYTES_MAX,
-        reply_bytes_max: int = MESSAGE_BYTES_MAX,
+        request_bytes_max: int | None = None,
+        reply_bytes_max: int | None = None,
     ) -> None:
-        self._limits = (request_bytes_max, reply_bytes_max)
+        self._limits = (request_bytes_max or MESSAGE_BYTES_MAX, reply_bytes_max or MESSAGE_BYTES_MAX)
         self.endpoints = parse_endpoints(endpoints)
         if ssl is not None:
             self.endpoints = tuple(each._replace(tls=each.tls or each.tls_optional) for each in self.endpoints)
