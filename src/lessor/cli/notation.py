@@ -11,7 +11,10 @@ Lease ids are hexadecimal. `0d` marks a decimal one, and that is ambiguous, beca
 """
 
 import re
-from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 INT64_MIN = -(1 << 63)
 INT64_MAX = (1 << 63) - 1
@@ -100,7 +103,9 @@ def ttl_s(text: str) -> int:
     return int(seconds)
 
 
-def _duration_ns(text: str) -> Fraction:
+def _duration_ns(text: str) -> "Fraction":
+    from fractions import Fraction  # brings the module decimal; few lines have a duration
+
     shown = quote(text.encode())
     rest = text[1:] if text[:1] in ("+", "-") else text
     if rest == "0":
