@@ -17,6 +17,7 @@ import queue
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -252,3 +253,11 @@ def in_background(work: Callable[[], Any]) -> threading.Thread:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits for what another thread brings about."""
+    give_up = time.monotonic() + 2 * CALL_S_MAX
+    while not true():
+        assert time.monotonic() < give_up
+        time.sleep(0.001)

@@ -77,10 +77,13 @@ class PeerConnection(asyncio.Transport):
         self.h2 = h2.H2Server()
         self.calls: list[PeerCall] = []
         self.closed = False
+        self.deaf = False  # the machine is gone: bytes vanish, both ways
         self.loop = asyncio.get_running_loop()
         self.loop.call_soon(self.flush)
 
     def write(self, data: Any) -> None:
+        if self.deaf:
+            return
         for kind, stream, payload in self.h2.receive(bytes(data), self.loop.time()):
             if kind == h2.HEADERS:
                 stream.owner = call = PeerCall(self, stream)
@@ -102,11 +105,14 @@ class PeerConnection(asyncio.Transport):
             self.loop.call_soon(self._deliver, self.h2.take_output())
 
     def _deliver(self, data: bytes) -> None:
-        if not self.closed:
+        if not self.closed and not self.deaf:
             self.client.data_received(data)
 
     def close(self) -> None:
         self.loop.call_soon(self.lose, None)
+
+    def abort(self) -> None:
+        self.close()
 
     def lose(self, error: Exception | None = None) -> None:
         if not self.closed:

@@ -65,23 +65,9 @@ def guarded() -> Iterator[Users]:
         yield scene
 
 
-EVERY_FORMAT = [
-    "user add bob:pw",
-    "user delete ann",
-    "user get ann",
-    "user list",
-    "user grant-role ann empty",
-    "user revoke-role ann r",
-    "role add new",
-    "role delete r",
-    "role get r",
+LINES = [
     "role get root",
     "role get empty",
-    "role list",
-    "role grant-permission empty read k",
-    "role revoke-permission r a b",
-]
-LINES = [
     "auth enable more",
     "auth disable more",
     "auth status more",
@@ -177,12 +163,6 @@ def compare(scene: Scene, line: list[str], *, again: bool = True, stdin: bytes =
     assert scene.outcome(OURS, line, stdin) == theirs
 
 
-@pytest.mark.parametrize("output_format", ["simple", "json", "fields", "table", "xml"])
-@pytest.mark.parametrize("line", EVERY_FORMAT)
-def test_every_command_in_every_format(scene: Users, line: str, output_format: str) -> None:
-    compare(scene, [*line.split(), "-w", output_format])
-
-
 @pytest.mark.parametrize("line", LINES)
 def test_a_line(scene: Users, line: str) -> None:
     compare(scene, line.split())
@@ -191,14 +171,6 @@ def test_a_line(scene: Users, line: str) -> None:
 @pytest.mark.parametrize("flags", [[], ["--prefix"], ["--from-key"], ["--prefix", "--from-key"]])
 def test_the_empty_key(scene: Users, flags: list[str]) -> None:
     compare(scene, ["role", "grant-permission", "empty", "read", "", *flags])
-
-
-@pytest.mark.parametrize("line", ["role get r", "user list", "role list", "user get ann"])
-def test_protobuf(scene: Users, line: str) -> None:
-    scene.set()
-    line_ = [*line.split(), "-w", "protobuf"]
-    theirs = scene.outcome([str(scene.etcdctl)], line_, b"")
-    assert scene.outcome(OURS, line_, b"") == theirs
 
 
 @pytest.mark.parametrize("line", GUARDED)

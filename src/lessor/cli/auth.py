@@ -1,20 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lessor auth`: enable, disable, status. Same arguments, outputs and exit codes as etcdctl."""
+"""`lessor auth`: enable, disable, status. Same arguments, outputs and exit codes as etcdctl.
 
-from typing import TYPE_CHECKING, cast
+Also what `user` and `role` are made of: most of their commands are one call whose reply says only that it worked.
+"""
+
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from lessor.cli import printing
 from lessor.cli.failure import BAD_ARGS, Failure
-from lessor.cli.options import Command, Group, settings_of
-from lessor.cli.print_auth import check_format, show
+from lessor.cli.many import call
+from lessor.cli.options import Command, Group, Settings, settings_of
+from lessor.cli.print_auth import check_format, raw, show
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from lessor.client import AsyncClient
 
-_SERVICE = "/etcdserverpb.Auth/"
+AUTH = "/etcdserverpb.Auth/"
+
+
+def only(args: tuple[str, ...], count: int, complaint: str) -> None:
+    if len(args) != count:
+        raise Failure(BAD_ARGS, complaint)
+
+
+def auth_call(settings: Settings, method: str, request: "Message") -> Any:
+    return call(settings, AUTH + method, request)
+
+
+def change(ctx: click.Context, method: str, request: "Message", sentence: str) -> None:
+    """Makes a call that changes something, and prints its reply: `sentence`, where the format is for people."""
+    settings = settings_of(ctx)
+    check_format(settings)
+    printing.write(show(settings, auth_call(settings, method, request), raw(sentence + "\n")))
 
 
 def _none(args: tuple[str, ...], command: str) -> None:
@@ -39,18 +61,18 @@ def enable(ctx: click.Context, args: tuple[str, ...]) -> None:
         from lessor.client import ServerError
 
         try:
-            await client.call(f"{_SERVICE}AuthEnable", rpc.AuthEnableRequest())
+            await client.call(f"{AUTH}AuthEnable", rpc.AuthEnableRequest())
             return
         except ServerError as error:
             if error.message != ROOT_ROLE_MISSING.message:
                 raise
         try:
-            await client.call(f"{_SERVICE}RoleAdd", rpc.AuthRoleAddRequest(name="root"))
+            await client.call(f"{AUTH}RoleAdd", rpc.AuthRoleAddRequest(name="root"))
         except ServerError as error:
             if error.message != ROLE_EXISTS.message:
                 raise
-        await client.call(f"{_SERVICE}UserGrantRole", rpc.AuthUserGrantRoleRequest(user="root", role="root"))
-        await client.call(f"{_SERVICE}AuthEnable", rpc.AuthEnableRequest())
+        await client.call(f"{AUTH}UserGrantRole", rpc.AuthUserGrantRoleRequest(user="root", role="root"))
+        await client.call(f"{AUTH}AuthEnable", rpc.AuthEnableRequest())
 
     ask(settings_of(ctx), switch_on)
     printing.write(b"Authentication Enabled\n")
@@ -64,7 +86,7 @@ def disable(ctx: click.Context, args: tuple[str, ...]) -> None:
     from lessor.api.proto import rpc_pb2 as rpc
 
     _none(args, "disable")
-    ask(settings_of(ctx), lambda client: client.call(f"{_SERVICE}AuthDisable", rpc.AuthDisableRequest()))
+    auth_call(settings_of(ctx), "AuthDisable", rpc.AuthDisableRequest())
     printing.write(b"Authentication Disabled\n")
 
 
@@ -78,10 +100,7 @@ def status(ctx: click.Context, args: tuple[str, ...]) -> None:
     _none(args, "status")
     settings = settings_of(ctx)
     check_format(settings, fields=False)
-    reply = cast(
-        rpc.AuthStatusResponse,
-        ask(settings, lambda client: client.call(f"{_SERVICE}AuthStatus", rpc.AuthStatusRequest())),
-    )
+    reply = cast(rpc.AuthStatusResponse, auth_call(settings, "AuthStatus", rpc.AuthStatusRequest()))
     text = f"Authentication Status: {str(reply.enabled).lower()}\nAuthRevision: {reply.authRevision}\n"
     printing.write(show(settings, reply, text.encode()))
 

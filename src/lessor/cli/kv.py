@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor put`, `get` and `del`. Same arguments, outputs and exit codes as etcdctl.
 
-Keys and values are byte strings: what the shell passes reaches the server unchanged, whatever the encoding.
+Keys and values are byte strings: what the shell passes reaches the server unchanged, whatever the encoding. Each
+command is a request that is made of its arguments (`put_request` and so on, which `txn` uses too), a call, a print.
 """
 
 import os
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import click
 
+from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import notation, printing
 from lessor.cli.failure import BAD_ARGS, BAD_FEATURE, Failure
 from lessor.cli.lease import decimal_option
+from lessor.cli.many import call
 from lessor.cli.notation import quote
 from lessor.cli.options import INT64, Command, settings_of
-from lessor.cli.session import ask
 
+KV = "/etcdserverpb.KV/"
 DELETE_WARNING_S = 2.0  # time to change one's mind about deleting a range without --range
 
 ONE_OF_PREFIX_FROM_KEY = "`--prefix` and `--from-key` cannot be set at the same time, choose one"
@@ -53,44 +57,41 @@ def key_range(args: tuple[str, ...], *, prefix: bool, from_key: bool) -> tuple[b
 @click.option("--ignore-lease", is_flag=True, help="Keep the key's current lease.")
 @decimal_option
 @click.pass_context
-def put(
-    ctx: click.Context,
-    args: tuple[str, ...],
-    lease_text: str,
-    prev_kv: bool,
-    ignore_value: bool,
-    ignore_lease: bool,
-    decimal: bool,
-) -> None:
+def put(ctx: click.Context, /, args: tuple[str, ...], decimal: bool, **flags: Any) -> None:
     """Write VALUE under KEY. Without VALUE it is read from stdin.
 
     A VALUE that begins with a dash goes after two dashes: put KEY -- -1
     """
+    request = put_request(args, flags, decimal=decimal, stdin=lambda: sys.stdin.buffer.read())
+    settings = settings_of(ctx)
+    printer = printing.choose(settings.output_format, hexadecimal=settings.hexadecimal, decimal=decimal)
+    printing.write(printer.put(call(settings, KV + "Put", request)))
+
+
+def put_request(
+    args: tuple[str, ...], flags: dict[str, Any], *, decimal: bool = False, stdin: Callable[[], bytes] = bytes
+) -> rpc.PutRequest:
+    """What `put` asks; `stdin` is called for a value that the arguments lack. Failure for arguments without a sense."""
+    ignore_value, lease_text = flags["ignore_value"], flags["lease_text"]
     if not args:
         raise Failure(BAD_ARGS, PUT_NEEDS)
     if ignore_value and len(args) > 1:
         raise Failure(BAD_ARGS, "put command needs only 1 argument when 'ignore-value' is set")
-    value = b"" if ignore_value else os.fsencode(args[1]) if len(args) > 1 else sys.stdin.buffer.read()
+    value = b"" if ignore_value else os.fsencode(args[1]) if len(args) > 1 else stdin()
     if not ignore_value and len(args) == 1 and not value:
         raise Failure(BAD_ARGS, PUT_NEEDS)
     try:
         lease_id = notation.lease_id(lease_text, decimal=decimal)
     except ValueError as error:
         raise Failure(BAD_ARGS, f"bad lease ID ({error}), expecting ID in {'decimal' if decimal else 'Hex'}") from None
-    settings = settings_of(ctx)
-    printer = printing.choose(settings.output_format, hexadecimal=settings.hexadecimal, decimal=decimal)
-    reply = ask(
-        settings,
-        lambda client: client.put(
-            os.fsencode(args[0]),
-            value,
-            lease_id=lease_id,
-            prev_kv=prev_kv,
-            ignore_value=ignore_value,
-            ignore_lease=ignore_lease,
-        ),
+    return rpc.PutRequest(
+        key=os.fsencode(args[0]),
+        value=value,
+        lease=lease_id,
+        prev_kv=flags["prev_kv"],
+        ignore_value=ignore_value,
+        ignore_lease=flags["ignore_lease"],
     )
-    printing.write(printer.put(reply))
 
 
 @click.command("get", cls=Command)
@@ -112,19 +113,18 @@ def put(
 @click.pass_context
 def get(ctx: click.Context, /, args: tuple[str, ...], **flags: Any) -> None:
     """Print the key KEY, or the keys from KEY up to but not including RANGE_END."""
-    key, options = get_options(args, flags)
+    request = get_request(args, flags)
     settings = settings_of(ctx)
     printer = printing.choose(settings.output_format, hexadecimal=settings.hexadecimal)
     if flags["count_only"] and settings.output_format != "fields":
         raise Failure(BAD_ARGS, "--count-only is only for `--write-out=fields`")
     if flags["print_value_only"] and settings.output_format != "simple":
         raise Failure(BAD_ARGS, "print-value-only is only for `--write-out=simple`")
-    reply = ask(settings, lambda client: client.get(key, **options))
-    printing.write(printer.get(reply, flags["print_value_only"]))
+    printing.write(printer.get(call(settings, KV + "Range", request), flags["print_value_only"]))
 
 
-def get_options(args: tuple[str, ...], flags: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-    """What `get` asks of the client: the key, and the keyword arguments. Failure for flags that make no sense."""
+def get_request(args: tuple[str, ...], flags: dict[str, Any]) -> rpc.RangeRequest:
+    """What `get` asks. Failure for arguments and flags that make no sense."""
     if not args:
         raise Failure(BAD_ARGS, "get command needs one argument as key and an optional argument as range_end")
     if flags["prefix"] and flags["from_key"]:
@@ -141,20 +141,21 @@ def get_options(args: tuple[str, ...], flags: dict[str, Any]) -> tuple[bytes, di
     for least, most, name in (("min_create_rev", "max_create_rev", "Create"), ("min_mod_rev", "max_mod_rev", "Mod")):
         if flags[most] > 0 and flags[least] > flags[most]:
             raise Failure(BAD_FEATURE, f"getMin{name}Rev(={flags[least]}) > getMax{name}Rev(={flags[most]})")
-    return key, {
-        "range_end": range_end,
-        "limit": flags["limit"],
-        "revision": max(flags["rev"], 0),
-        "sort_order": ORDERS[flags["order"].upper()],
-        "sort_target": SORT_TARGETS[flags["sort_by"].upper()],
-        "serializable": flags["consistency"] == "s",
-        "keys_only": flags["keys_only"],
-        "count_only": flags["count_only"],
-        "min_create_revision": max(flags["min_create_rev"], 0),
-        "max_create_revision": max(flags["max_create_rev"], 0),
-        "min_mod_revision": max(flags["min_mod_rev"], 0),
-        "max_mod_revision": max(flags["max_mod_rev"], 0),
-    }
+    return rpc.RangeRequest(
+        key=key,
+        range_end=range_end,
+        limit=flags["limit"],
+        revision=max(flags["rev"], 0),
+        sort_order=cast("rpc.RangeRequest.SortOrder", ORDERS[flags["order"].upper()]),
+        sort_target=cast("rpc.RangeRequest.SortTarget", SORT_TARGETS[flags["sort_by"].upper()]),
+        serializable=flags["consistency"] == "s",
+        keys_only=flags["keys_only"],
+        count_only=flags["count_only"],
+        min_create_revision=max(flags["min_create_rev"], 0),
+        max_create_revision=max(flags["max_create_rev"], 0),
+        min_mod_revision=max(flags["min_mod_rev"], 0),
+        max_mod_revision=max(flags["max_mod_rev"], 0),
+    )
 
 
 @click.command("del", cls=Command)
@@ -164,21 +165,27 @@ def get_options(args: tuple[str, ...], flags: dict[str, Any]) -> tuple[bytes, di
 @click.option("--prev-kv", is_flag=True, help="Print the deleted keys and values as well.")
 @click.option("--range", "sure", is_flag=True, help="Delete up to RANGE_END without two seconds to think about it.")
 @click.pass_context
-def delete(ctx: click.Context, args: tuple[str, ...], prefix: bool, from_key: bool, prev_kv: bool, sure: bool) -> None:
+def delete(ctx: click.Context, /, args: tuple[str, ...], sure: bool, **flags: Any) -> None:
     """Delete the key KEY, or the keys from KEY up to but not including RANGE_END."""
-    if not 1 <= len(args) <= 2:
-        raise Failure(BAD_ARGS, "del command needs one argument as key and an optional argument as range_end")
-    if prefix and from_key:
-        raise Failure(BAD_ARGS, ONE_OF_PREFIX_FROM_KEY)
-    key, range_end = key_range(args, prefix=prefix, from_key=from_key)
+    request = delete_request(args, flags)
     settings = settings_of(ctx)
     printer = printing.choose(settings.output_format, hexadecimal=settings.hexadecimal)
     if len(args) == 2 and not sure:
         click.echo(
-            f"Warning: Keys between {quote(key)} and {quote(range_end)} will be deleted. Please interrupt the command "
-            "within next 2 seconds to cancel. You can provide `--range` flag to avoid the delay.",
+            f"Warning: Keys between {quote(request.key)} and {quote(request.range_end)} will be deleted. "
+            "Please interrupt the command within next 2 seconds to cancel. "
+            "You can provide `--range` flag to avoid the delay.",
             err=True,
         )
         time.sleep(DELETE_WARNING_S)
-    reply = ask(settings, lambda client: client.delete(key, range_end=range_end, prev_kv=prev_kv))
-    printing.write(printer.delete(reply))
+    printing.write(printer.delete(call(settings, KV + "DeleteRange", request)))
+
+
+def delete_request(args: tuple[str, ...], flags: dict[str, Any]) -> rpc.DeleteRangeRequest:
+    """What `del` asks. Failure for arguments and flags that make no sense."""
+    if not 1 <= len(args) <= 2:
+        raise Failure(BAD_ARGS, "del command needs one argument as key and an optional argument as range_end")
+    if flags["prefix"] and flags["from_key"]:
+        raise Failure(BAD_ARGS, ONE_OF_PREFIX_FROM_KEY)
+    key, range_end = key_range(args, prefix=flags["prefix"], from_key=flags["from_key"])
+    return rpc.DeleteRangeRequest(key=key, range_end=range_end, prev_kv=flags["prev_kv"])

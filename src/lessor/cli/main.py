@@ -15,29 +15,13 @@ import click
 from lessor.cli.failure import CLOSED_PIPE, CTRL_C, ERROR, Failure
 from lessor.cli.options import Group, complaint
 
+COMPLETION = "_LESSOR_COMPLETE"  # the variable with which the scripts of `completion` call
+
 
 def _lease() -> click.Command:
     from lessor.cli.lease import lease
 
     return lease
-
-
-def _auth() -> click.Command:
-    from lessor.cli.auth import auth
-
-    return auth
-
-
-def _user() -> click.Command:
-    from lessor.cli.user import user
-
-    return user
-
-
-def _role() -> click.Command:
-    from lessor.cli.role import role
-
-    return role
 
 
 def _put() -> click.Command:
@@ -58,22 +42,64 @@ def _del() -> click.Command:
     return delete
 
 
+def _lock() -> click.Command:
+    from lessor.cli.holding import lock
+
+    return lock
+
+
+def _elect() -> click.Command:
+    from lessor.cli.holding import elect
+
+    return elect
+
+
+def _make_mirror() -> click.Command:
+    from lessor.cli.mirror import make_mirror
+
+    return make_mirror
+
+
+def _txn() -> click.Command:
+    from lessor.cli.txn import txn
+
+    return txn
+
+
 def _watch() -> click.Command:
     from lessor.cli.watch import watch
 
     return watch
 
 
-def _version() -> click.Command:
-    from lessor.cli.version import version
+def _auth() -> click.Command:
+    from lessor.cli.auth import auth
 
-    return version
+    return auth
+
+
+def _user() -> click.Command:
+    from lessor.cli.user import user
+
+    return user
+
+
+def _role() -> click.Command:
+    from lessor.cli.role import role
+
+    return role
 
 
 def _alarm() -> click.Command:
     from lessor.cli.maintenance import alarm
 
     return alarm
+
+
+def _check() -> click.Command:
+    from lessor.cli.check import check
+
+    return check
 
 
 def _compaction() -> click.Command:
@@ -118,6 +144,32 @@ def _snapshot() -> click.Command:
     return snapshot
 
 
+def _completion() -> click.Command:
+    from lessor.cli.completion import completion
+
+    return completion
+
+
+def _help() -> click.Command:
+    from lessor.cli.help import help_
+
+    return help_
+
+
+def _version_command() -> click.Command:
+    from lessor.cli.version import version
+
+    return version
+
+
+def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from lessor.cli.version import text
+
+        click.echo(text(), nl=False)
+        ctx.exit()
+
+
 cli = Group(
     "lessor",
     help="An etcd v3-compatible lease server and its client.",
@@ -126,11 +178,16 @@ cli = Group(
         "put": ("Write a key.", _put),
         "get": ("Print keys.", _get),
         "del": ("Delete keys.", _del),
+        "lock": ("Hold a lock, or run a command under it.", _lock),
+        "elect": ("Stand for election, or watch who leads.", _elect),
+        "make-mirror": ("Copy all keys, and each change, to another server.", _make_mirror),
+        "txn": ("Read and write several keys at one instant, under conditions.", _txn),
         "watch": ("Print changes as they happen.", _watch),
         "auth": ("Switch authentication on and off.", _auth),
         "user": ("Manage users.", _user),
         "role": ("Manage roles and what they may do.", _role),
         "alarm": ("List alarms and take them back.", _alarm),
+        "check": ("Measure a server: its speed, its memory.", _check),
         "compaction": ("Forget the history before a revision.", _compaction),
         "defrag": ("Give free space back to the file system.", _defrag),
         "downgrade": ("Prepare a cluster for the version before.", _downgrade),
@@ -138,14 +195,29 @@ cli = Group(
         "member": ("List and change the members of the cluster.", _member),
         "move-leader": ("Hand the leadership to another member.", _move_leader),
         "snapshot": ("Save, check and restore a copy of the data.", _snapshot),
-        "version": ("Print the version.", _version),
+        "completion": (
+            "Print a script that completes command lines in the shell.",
+            _completion,
+        ),
+        "help": ("Explain a command.", _help),
+        "version": ("Print the version.", _version_command),
     },
+)
+cli.params.append(
+    click.Option(
+        ["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
+    )
 )
 
 
 def main(args: list[str] | None = None) -> None:
     """Runs the command line (the process's own when `args` is None) and exits; never returns."""
     line = sys.argv[1:] if args is None else args
+    if COMPLETION in os.environ:
+        from lessor.cli.completion import complete
+
+        complete(cli, os.environ[COMPLETION])
+        sys.exit()
     exit_code = run(line)
     try:
         sys.stdout.flush()

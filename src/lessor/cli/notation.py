@@ -11,7 +11,10 @@ Lease ids are hexadecimal. `0d` marks a decimal one, and that is ambiguous, beca
 """
 
 import re
-from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 INT64_MIN = -(1 << 63)
 INT64_MAX = (1 << 63) - 1
@@ -51,13 +54,14 @@ def int64(text: str, base: int) -> int:
     return value
 
 
-def uint64(text: str) -> int:
-    """A member's id: hexadecimal, without a sign."""
-    if not re.fullmatch(r"[0-9a-fA-F]+", text):
+def uint64(text: str, base: int = 16) -> int:
+    """A number without a sign: a member's id, hexadecimal, or in base 10. ValueError as Go's strconv.ParseUint."""
+    if text[:1] in ("+", "-") or not _DIGITS[base].fullmatch(text):
         raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: invalid syntax")
-    if int(text, 16) >= 1 << 64:
+    value = int(text, base) if len(text.lstrip("0")) <= 20 else 1 << 64
+    if value >= 1 << 64:
         raise ValueError(f"strconv.ParseUint: parsing {quote(text.encode())}: value out of range")
-    return int(text, 16)
+    return value
 
 
 def boolean(text: str) -> bool:
@@ -99,7 +103,9 @@ def ttl_s(text: str) -> int:
     return int(seconds)
 
 
-def _duration_ns(text: str) -> Fraction:
+def _duration_ns(text: str) -> "Fraction":
+    from fractions import Fraction  # brings the module decimal; few lines have a duration
+
     shown = quote(text.encode())
     rest = text[1:] if text[:1] in ("+", "-") else text
     if rest == "0":

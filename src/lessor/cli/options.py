@@ -45,6 +45,8 @@ class Settings:
     insecure_transport: bool = True
     user: str = ""
     password: str = field(default="", repr=False)
+    max_request_bytes: int = 0  # 0 and below: no limit of ours
+    max_recv_bytes: int = 0
 
 
 class Globals:
@@ -55,7 +57,7 @@ class Globals:
 
     def settings(self) -> Settings:
         """Adds the environment and the defaults. Failure for a variable that cannot be read."""
-        user, password = self._credentials()
+        user, password = credentials(self._value("user", str, ""), self._value("password", str, ""), "Password: ")
         return Settings(
             endpoints=self._value("endpoints", _endpoints, (DEFAULT_ENDPOINT,)),
             dial_timeout_s=self._value("dial_timeout", notation.duration_s, 2.0),
@@ -70,16 +72,9 @@ class Globals:
             insecure_transport=self._value("insecure_transport", notation.boolean, True),
             user=user,
             password=password,
+            max_request_bytes=self._value("max_request_bytes", _decimal, 0),
+            max_recv_bytes=self._value("max_recv_bytes", _decimal, 0),
         )
-
-    def _credentials(self) -> tuple[str, str]:
-        """--user is NAME or NAME:PASSWORD; with --password it is the name alone. Asks for a missing password."""
-        user = self._value("user", str, "")
-        password = self._value("password", str, "")
-        if not user or password:
-            return user, password
-        name, colon, password = user.partition(":")
-        return (name, password) if colon else (user, getpass.getpass("Password: "))
 
     def _value(self, name: str, read: Callable[[str], Any], default: Any) -> Any:
         if name in self.given:
@@ -92,6 +87,14 @@ class Globals:
             return read(text)
         except ValueError as error:
             raise Failure(ERROR, f"invalid value {quote(text.encode())} for {variable}: {error}") from None
+
+
+def credentials(user: str, password: str, prompt: str) -> tuple[str, str]:
+    """`user` is NAME or NAME:PASSWORD; with `password` it is the name alone. Asks for a missing password."""
+    if not user or password:
+        return user, password
+    name, colon, password = user.partition(":")
+    return (name, password) if colon else (user, getpass.getpass(prompt))
 
 
 def _endpoints(text: str) -> tuple[str, ...]:
@@ -127,14 +130,18 @@ class FileName(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gen
         return value
 
 
-INT64 = GoValue("int", lambda text: notation.int64(text, 10))
+def _decimal(text: str) -> int:
+    return notation.int64(text, 10)
+
+
+INT64 = GoValue("int", _decimal)
 DURATION = GoValue("duration", notation.duration_s)
 FILE = FileName()
 
 
 def hint(ctx: click.Context | None) -> str:
     """Where to read on, for the end of a complaint about the command line."""
-    return f" (see '{ctx.command_path} --help')" if ctx else ""
+    return f" (see '{ctx.command_path} --help')" if ctx and ctx.command_path else ""
 
 
 def _gather(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -147,6 +154,10 @@ def _gather(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 def _gather_endpoints(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
     _gather(ctx, param, tuple(endpoint for text in value for endpoint in _endpoints(text)))
+
+
+def _formats(ctx: click.Context, param: click.Parameter, begun: str) -> list[str]:
+    return [name for name in ("fields", "json", "protobuf", "simple", "table") if name.startswith(begun)]
 
 
 def _global_options() -> list[click.Parameter]:
@@ -173,10 +184,18 @@ def _global_options() -> list[click.Parameter]:
             default=True,
             help="Without other flags for TLS, speak none to endpoints that do not say https:// (default true).",
         ),
-        option("-w", "--write-out", metavar="FORMAT", help="simple, json, fields or protobuf (default simple)."),
+        option(
+            "-w",
+            "--write-out",
+            metavar="FORMAT",
+            shell_complete=_formats,
+            help="simple, json, fields, table or protobuf, where a command has them (default simple).",
+        ),
         option("--hex", is_flag=True, help="Print byte strings, and the ids of the fields format, in hexadecimal."),
         option("--user", metavar="NAME[:PASSWORD]", help="Log in as this user (asks for a password that is missing)."),
         option("--password", metavar="PASSWORD", help="The user's password; --user is the name alone then."),
+        option("--max-request-bytes", type=INT64, help="The largest request to send (default 0: the server decides)."),
+        option("--max-recv-bytes", type=INT64, help="The largest reply to take (default 0: any)."),
         option("--debug", is_flag=True, help="Print the settings, and the whole story of an internal error."),
     ]
 
@@ -240,6 +259,23 @@ class Command(click.Command):
         for title, records in (("Options", own), ("Options of all commands", common)):
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+def read_own(command: click.Command, args: list[str]) -> dict[str, Any]:
+    """What a line of input that names this command says, by name of argument and flag. Failure for a wrong one.
+
+    There it has only its own flags: those of all commands stand on the command line.
+    """
+    assert isinstance(command, Command)
+    params = [param for param in command.params if param.name in command.own_params]
+    reader = click.Command(None, params=params, add_help_option=False)
+    try:
+        return reader.make_context("", rewritten(args, params)).params
+    except click.UsageError as error:
+        error.ctx = None
+        raise Failure(BAD_ARGS, complaint(error)) from None
+    except Failure as failure:
+        raise Failure(BAD_ARGS, failure.text) from None
 
 
 @click.pass_context

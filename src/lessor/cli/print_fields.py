@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli.notation import quote
-from lessor.cli.printing import id_text
+from lessor.cli.printing import id_text, responses
 
 
 class FieldsPrinter:
@@ -59,6 +59,10 @@ class FieldsPrinter:
             f'"Deleted" : {reply.deleted}',
             *(line for pair in reply.prev_kvs for line in self._pair("Prev", pair)),
         )
+
+    def txn(self, reply: rpc.TxnResponse) -> bytes:
+        succeeded = f'"Succeeded" : {str(reply.succeeded).lower()}'
+        return b"".join([_lines(*self.header(reply.header), succeeded), *responses(self, reply)])
 
     def watch(self, reply: rpc.WatchResponse) -> bytes:
         lines = [*self.header(reply.header)]

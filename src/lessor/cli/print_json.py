@@ -45,6 +45,12 @@ class JsonPrinter:
     def delete(self, reply: rpc.DeleteRangeResponse) -> bytes:
         return line(plain(reply))
 
+    def txn(self, reply: rpc.TxnResponse) -> bytes:
+        data = plain(reply)
+        if reply.responses:
+            data["responses"] = [{"Response": plain(operation)} for operation in reply.responses]
+        return line(data)
+
     def watch(self, reply: rpc.WatchResponse) -> bytes:
         return line(
             {

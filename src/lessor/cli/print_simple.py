@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli.notation import hex_escaped
-from lessor.cli.printing import id_text
+from lessor.cli.printing import id_text, responses
 
 
 class SimplePrinter:
@@ -50,6 +50,9 @@ class SimplePrinter:
 
     def delete(self, reply: rpc.DeleteRangeResponse) -> bytes:
         return b"%d\n" % reply.deleted + self._pairs(reply.prev_kvs)
+
+    def txn(self, reply: rpc.TxnResponse) -> bytes:
+        return b"\n".join([b"SUCCESS\n" if reply.succeeded else b"FAILURE\n", *responses(self, reply)])
 
     def watch(self, reply: rpc.WatchResponse) -> bytes:
         output = b""

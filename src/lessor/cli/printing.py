@@ -41,6 +41,8 @@ class Printer(Protocol):
 
     def delete(self, reply: rpc.DeleteRangeResponse) -> bytes: ...
 
+    def txn(self, reply: rpc.TxnResponse) -> bytes: ...
+
     def watch(self, reply: rpc.WatchResponse) -> bytes: ...
 
 
@@ -77,6 +79,9 @@ class ProtobufPrinter:
     def delete(self, reply: rpc.DeleteRangeResponse) -> bytes:
         return reply.SerializeToString()
 
+    def txn(self, reply: rpc.TxnResponse) -> bytes:
+        return reply.SerializeToString()
+
     def watch(self, reply: rpc.WatchResponse) -> bytes:
         return reply.SerializeToString()
 
@@ -110,6 +115,19 @@ def write(output: bytes) -> None:
     """To stdout, at once: a watch may be read by a program that waits for this line."""
     sys.stdout.buffer.write(output)
     sys.stdout.buffer.flush()
+
+
+def responses(printer: Printer, reply: rpc.TxnResponse) -> list[bytes]:
+    """What a txn's operations answered, each as it is printed alone."""
+    output = []
+    for operation in reply.responses:
+        if operation.HasField("response_put"):
+            output.append(printer.put(operation.response_put))
+        elif operation.HasField("response_range"):
+            output.append(printer.get(operation.response_range))
+        else:
+            output.append(printer.delete(operation.response_delete_range))
+    return output
 
 
 def id_text(number: int, *, decimal: bool) -> str:

@@ -2,37 +2,25 @@
 """`lessor role`: add, delete, get, list, grant-permission, revoke-permission. As etcdctl in arguments and outputs."""
 
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from lessor.cli import printing
+from lessor.cli.auth import auth_call, change, only
 from lessor.cli.failure import BAD_ARGS, Failure
 from lessor.cli.notation import quote
-from lessor.cli.options import Command, Group, Settings, settings_of
+from lessor.cli.options import Command, Group, settings_of
 from lessor.cli.print_auth import check_format, permission_fields, permission_lines, show
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from lessor.api.proto import rpc_pb2 as rpc
 
-_SERVICE = "/etcdserverpb.Auth/"
 EXCLUSIVE = "--from-key and --prefix flags are mutually exclusive"
 
 one_name = click.argument("args", nargs=-1, metavar="NAME")
 prefix_option = click.option("--prefix", is_flag=True, help="All keys that begin with KEY.")
 from_key_option = click.option("--from-key", is_flag=True, help="KEY and all keys after it, in byte order.")
-
-
-def _only(args: tuple[str, ...], count: int, complaint: str) -> None:
-    if len(args) != count:
-        raise Failure(BAD_ARGS, complaint)
-
-
-def _call(settings: Settings, method: str, request: "Message") -> Any:
-    return ask(settings, lambda client: client.call(_SERVICE + method, request))
 
 
 def permitted_range(args: tuple[str, ...], *, prefix: bool, from_key: bool) -> tuple[bytes, bytes]:
@@ -59,11 +47,8 @@ def add(ctx: click.Context, args: tuple[str, ...]) -> None:
     """Add a role, which may do nothing yet."""
     from lessor.api.proto import rpc_pb2
 
-    _only(args, 1, "role add command requires role name as its argument")
-    settings = settings_of(ctx)
-    check_format(settings)
-    reply = _call(settings, "RoleAdd", rpc_pb2.AuthRoleAddRequest(name=args[0]))
-    printing.write(show(settings, reply, f"Role {args[0]} created\n".encode()))
+    only(args, 1, "role add command requires role name as its argument")
+    change(ctx, "RoleAdd", rpc_pb2.AuthRoleAddRequest(name=args[0]), f"Role {args[0]} created")
 
 
 @click.command("delete", cls=Command)
@@ -73,11 +58,8 @@ def delete(ctx: click.Context, args: tuple[str, ...]) -> None:
     """Delete a role, and take it from its users."""
     from lessor.api.proto import rpc_pb2
 
-    _only(args, 1, "role delete command requires role name as its argument")
-    settings = settings_of(ctx)
-    check_format(settings)
-    reply = _call(settings, "RoleDelete", rpc_pb2.AuthRoleDeleteRequest(role=args[0]))
-    printing.write(show(settings, reply, f"Role {args[0]} deleted\n".encode()))
+    only(args, 1, "role delete command requires role name as its argument")
+    change(ctx, "RoleDelete", rpc_pb2.AuthRoleDeleteRequest(role=args[0]), f"Role {args[0]} deleted")
 
 
 @click.command("get", cls=Command)
@@ -87,10 +69,10 @@ def get(ctx: click.Context, args: tuple[str, ...]) -> None:
     """Show what a role may do."""
     from lessor.api.proto import rpc_pb2
 
-    _only(args, 1, "role get command requires role name as its argument")
+    only(args, 1, "role get command requires role name as its argument")
     settings = settings_of(ctx)
     check_format(settings)
-    reply = cast("rpc.AuthRoleGetResponse", _call(settings, "RoleGet", rpc_pb2.AuthRoleGetRequest(role=args[0])))
+    reply = cast("rpc.AuthRoleGetResponse", auth_call(settings, "RoleGet", rpc_pb2.AuthRoleGetRequest(role=args[0])))
     simple = permission_lines(args[0].encode(), reply.perm)
     printing.write(show(settings, reply, simple, permission_fields(reply.perm)))
 
@@ -102,10 +84,10 @@ def list_(ctx: click.Context, args: tuple[str, ...]) -> None:
     """List all roles."""
     from lessor.api.proto import rpc_pb2
 
-    _only(args, 0, "role list command requires no arguments")
+    only(args, 0, "role list command requires no arguments")
     settings = settings_of(ctx)
     check_format(settings)
-    reply = cast("rpc.AuthRoleListResponse", _call(settings, "RoleList", rpc_pb2.AuthRoleListRequest()))
+    reply = cast("rpc.AuthRoleListResponse", auth_call(settings, "RoleList", rpc_pb2.AuthRoleListRequest()))
     simple = "".join(f"{name}\n" for name in reply.roles).encode()
     names = "".join(f" {quote(name.encode())}" for name in reply.roles)
     printing.write(show(settings, reply, simple, [f'"Roles" :{names}']))
@@ -127,12 +109,9 @@ def grant_permission(ctx: click.Context, args: tuple[str, ...], prefix: bool, fr
     if kind.upper() not in auth_pb2.Permission.Type.keys():  # noqa: SIM118 - an enum, not a dict
         raise Failure(BAD_ARGS, f"invalid permission type: {kind}")
     key, range_end = permitted_range(tuple(keys), prefix=prefix, from_key=from_key)
-    settings = settings_of(ctx)
-    check_format(settings)
     permission = auth_pb2.Permission(permType=kind.upper(), key=key, range_end=range_end)
     request = rpc_pb2.AuthRoleGrantPermissionRequest(name=name, perm=permission)
-    reply = _call(settings, "RoleGrantPermission", request)
-    printing.write(show(settings, reply, f"Role {name} updated\n".encode()))
+    change(ctx, "RoleGrantPermission", request, f"Role {name} updated")
 
 
 @click.command("revoke-permission", cls=Command)
@@ -148,14 +127,11 @@ def revoke_permission(ctx: click.Context, args: tuple[str, ...], prefix: bool, f
         raise Failure(BAD_ARGS, "role revoke-permission command requires role name and key [endkey] as its argument")
     name, *keys = args
     key, range_end = permitted_range(tuple(keys), prefix=prefix, from_key=from_key)
-    settings = settings_of(ctx)
-    check_format(settings)
     request = rpc_pb2.AuthRoleRevokePermissionRequest(role=name, key=key, range_end=range_end)
-    reply = _call(settings, "RoleRevokePermission", request)
     what = f"key {keys[0]}" if not range_end else f"range [{keys[0]}, "
     if range_end:
         what += "<open ended>" if range_end == b"\0" else f"{os.fsdecode(range_end)})"
-    printing.write(show(settings, reply, os.fsencode(f"Permission of {what} is revoked from role {name}\n")))
+    change(ctx, "RoleRevokePermission", request, f"Permission of {what} is revoked from role {name}")
 
 
 role = Group(

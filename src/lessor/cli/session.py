@@ -32,18 +32,10 @@ def ask(
     what did not work ("grant lease").
     """
     # The one import that costs something: a command that is refused for its arguments does not wait for it.
-    from lessor.client import AsyncClient, ClientError, InvalidCertificate, InvalidEndpoint, LoginFailed, run
+    from lessor.client import ClientError, InvalidCertificate, InvalidEndpoint, LoginFailed, run
 
     async def session() -> T:
-        timeout_s = settings.command_timeout_s
-        async with AsyncClient(
-            settings.endpoints,
-            connect_timeout_s=settings.dial_timeout_s,
-            timeout_s=timeout_s,
-            ssl=_tls(settings),
-            user=settings.user,
-            password=settings.password,
-        ) as client:
+        async with client_of(settings) as client:
             return await question(client)
 
     if settings.debug:
@@ -61,7 +53,23 @@ def ask(
         raise Failure(exit_code, f"failed to {failed_to} ({text})" if failed_to else text) from error
 
 
-def _tls(settings: Settings) -> "ssl.SSLContext | None":
+def client_of(settings: Settings) -> "AsyncClient":
+    """A client as the settings say. For within `ask`, which knows what its errors mean."""
+    from lessor.client import AsyncClient
+
+    return AsyncClient(
+        settings.endpoints,
+        connect_timeout_s=settings.dial_timeout_s,
+        timeout_s=settings.command_timeout_s,
+        ssl=tls_of(settings),
+        user=settings.user,
+        password=settings.password,
+        request_bytes_max=max(settings.max_request_bytes, 0) or None,
+        reply_bytes_max=max(settings.max_recv_bytes, 0) or None,
+    )
+
+
+def tls_of(settings: Settings) -> "ssl.SSLContext | None":
     """How to speak TLS, or None when no flag asks for it: then https:// endpoints get the machine's own trust."""
     from lessor.client import tls_context
 

@@ -18,9 +18,11 @@ from lessor.cli import printing
 from lessor.cli.failure import BAD_ARGS, ERROR, INTERRUPTED, Failure
 from lessor.cli.many import check_format, size_text, table
 from lessor.cli.options import Command, Group, settings_of
+from lessor.cli.progress import progress
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:
+    from lessor.api.proto import rpc_pb2 as rpc
     from lessor.client import AsyncClient
 
 file_argument = click.argument("args", nargs=-1, metavar="FILE")
@@ -65,12 +67,17 @@ async def _receive(client: "AsyncClient", file: BinaryIO) -> str:
     digest = hashlib.sha256()
     tail, version = b"", ""
     async with aclosing(client.snapshot()) as replies:
-        async for reply in replies:
-            version = reply.version
-            data = tail + reply.blob
-            tail = data[-CHECKSUM_BYTES:]
-            digest.update(data[:-CHECKSUM_BYTES])
-            file.write(data[:-CHECKSUM_BYTES])
+        first = await anext(replies)
+        with progress("saving", first.remaining_bytes + len(first.blob)) as done:
+            reply: rpc.SnapshotResponse | None = first
+            while reply is not None:
+                version = reply.version
+                data = tail + reply.blob
+                tail = data[-CHECKSUM_BYTES:]
+                digest.update(data[:-CHECKSUM_BYTES])
+                file.write(data[:-CHECKSUM_BYTES])
+                done(len(reply.blob))
+                reply = await anext(replies, None)
     if tail != digest.digest():
         raise Failure(ERROR, "the snapshot's checksum does not match what was received: try again")
     file.write(tail)
@@ -140,7 +147,10 @@ def restore(ctx: click.Context, args: tuple[str, ...], data_dir: str, skip_hash_
     if len(args) != 1:
         raise Failure(BAD_ARGS, "snapshot restore requires exactly one argument")
     try:
-        snapshot_file.restore(Path(args[0]), Path(data_dir), skip_checksum=skip_hash_check)
+        with progress("restoring", os.path.getsize(args[0])) as done:
+            snapshot_file.restore(Path(args[0]), Path(data_dir), skip_checksum=skip_hash_check, progress=done)
+    except FileNotFoundError:
+        raise Failure(ERROR, f"{args[0]}: no such file or directory") from None
     except DataDirError as error:
         raise Failure(ERROR, str(error)) from None
     printing.write(f"restored {args[0]}: serve it with --data-dir {data_dir}\n".encode())

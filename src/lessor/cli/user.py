@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lessor.cli import printing
+from lessor.cli.auth import AUTH, auth_call, change, only
 from lessor.cli.failure import BAD_ARGS, Failure
-from lessor.cli.options import Command, Group, Settings, settings_of
+from lessor.cli.options import Command, Group, settings_of
 from lessor.cli.print_auth import check_format, permission_lines, show
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
     from lessor.api.proto import rpc_pb2 as rpc
     from lessor.client import AsyncClient
 
-_SERVICE = "/etcdserverpb.Auth/"
 
 one_name = click.argument("args", nargs=-1, metavar="NAME")
 name_and_role = click.argument("args", nargs=-1, metavar="NAME ROLE")
@@ -33,15 +31,6 @@ interactive_option = click.option(
     metavar="BOOL",
     help="true: ask for the password on the terminal; false: read it from stdin.",
 )
-
-
-def _only(args: tuple[str, ...], count: int, complaint: str) -> None:
-    if len(args) != count:
-        raise Failure(BAD_ARGS, complaint)
-
-
-def _call(settings: Settings, method: str, request: "Message") -> Any:
-    return ask(settings, lambda client: client.call(_SERVICE + method, request))
 
 
 def _asked_twice(name: str) -> str:
@@ -79,7 +68,7 @@ def add(ctx: click.Context, args: tuple[str, ...], interactive: str, new_user_pa
     """Add a user."""
     from lessor.api.proto import auth_pb2, rpc_pb2
 
-    _only(args, 1, "user add command requires user name as its argument")
+    only(args, 1, "user add command requires user name as its argument")
     name, colon, password = args[0].partition(":")
     if no_password or new_user_password:
         name, password = args[0], new_user_password
@@ -87,12 +76,9 @@ def add(ctx: click.Context, args: tuple[str, ...], interactive: str, new_user_pa
         password = _password(name, interactive)
     elif not name:
         raise Failure(BAD_ARGS, "empty user name is not allowed")
-    settings = settings_of(ctx)
-    check_format(settings)
     options = auth_pb2.UserAddOptions(no_password=no_password)
     request = rpc_pb2.AuthUserAddRequest(name=name, password="" if no_password else password, options=options)
-    reply = _call(settings, "UserAdd", request)
-    printing.write(show(settings, reply, f"User {name} created\n".encode()))
+    change(ctx, "UserAdd", request, f"User {name} created")
 
 
 @click.command("delete", cls=Command)
@@ -102,11 +88,8 @@ def delete(ctx: click.Context, args: tuple[str, ...]) -> None:
     """Delete a user; its tokens end."""
     from lessor.api.proto import rpc_pb2
 
-    _only(args, 1, "user delete command requires user name as its argument")
-    settings = settings_of(ctx)
-    check_format(settings)
-    reply = _call(settings, "UserDelete", rpc_pb2.AuthUserDeleteRequest(name=args[0]))
-    printing.write(show(settings, reply, f"User {args[0]} deleted\n".encode()))
+    only(args, 1, "user delete command requires user name as its argument")
+    change(ctx, "UserDelete", rpc_pb2.AuthUserDeleteRequest(name=args[0]), f"User {args[0]} deleted")
 
 
 @click.command("get", cls=Command)
@@ -117,14 +100,14 @@ def get(ctx: click.Context, args: tuple[str, ...], detail: bool) -> None:
     """Show a user's roles."""
     from lessor.api.proto import rpc_pb2
 
-    _only(args, 1, "user get command requires user name as its argument")
+    only(args, 1, "user get command requires user name as its argument")
     name = args[0]
     settings = settings_of(ctx)
     check_format(settings, fields=False)
     if detail:
         printing.write(ask(settings, lambda client: _detail(client, name)))
         return
-    reply = cast("rpc.AuthUserGetResponse", _call(settings, "UserGet", rpc_pb2.AuthUserGetRequest(name=name)))
+    reply = cast("rpc.AuthUserGetResponse", auth_call(settings, "UserGet", rpc_pb2.AuthUserGetRequest(name=name)))
     roles = "".join(f" {role}" for role in reply.roles)
     printing.write(show(settings, reply, f"User: {name}\nRoles:{roles}\n".encode()))
 
@@ -133,9 +116,9 @@ async def _detail(client: "AsyncClient", name: str) -> bytes:
     from lessor.api.proto import rpc_pb2
 
     text = f"User: {name}\n".encode()
-    user: Any = await client.call(f"{_SERVICE}UserGet", rpc_pb2.AuthUserGetRequest(name=name))
+    user: Any = await client.call(f"{AUTH}UserGet", rpc_pb2.AuthUserGetRequest(name=name))
     for role in user.roles:
-        reply: Any = await client.call(f"{_SERVICE}RoleGet", rpc_pb2.AuthRoleGetRequest(role=role))
+        reply: Any = await client.call(f"{AUTH}RoleGet", rpc_pb2.AuthRoleGetRequest(role=role))
         text += b"\n" + permission_lines(role.encode(), reply.perm)
     return text
 
@@ -147,10 +130,10 @@ def list_(ctx: click.Context, args: tuple[str, ...]) -> None:
     """List all users."""
     from lessor.api.proto import rpc_pb2
 
-    _only(args, 0, "user list command requires no arguments")
+    only(args, 0, "user list command requires no arguments")
     settings = settings_of(ctx)
     check_format(settings, fields=False)
-    reply = cast("rpc.AuthUserListResponse", _call(settings, "UserList", rpc_pb2.AuthUserListRequest()))
+    reply = cast("rpc.AuthUserListResponse", auth_call(settings, "UserList", rpc_pb2.AuthUserListRequest()))
     printing.write(show(settings, reply, "".join(f"{name}\n" for name in reply.users).encode()))
 
 
@@ -162,13 +145,10 @@ def passwd(ctx: click.Context, args: tuple[str, ...], interactive: str) -> None:
     """Change a user's password; its tokens end."""
     from lessor.api.proto import rpc_pb2
 
-    _only(args, 1, "user passwd command requires user name as its argument")
+    only(args, 1, "user passwd command requires user name as its argument")
     password = _password(args[0], interactive)
-    settings = settings_of(ctx)
-    check_format(settings)
     request = rpc_pb2.AuthUserChangePasswordRequest(name=args[0], password=password)
-    reply = _call(settings, "UserChangePassword", request)
-    printing.write(show(settings, reply, b"Password updated\n"))
+    change(ctx, "UserChangePassword", request, "Password updated")
 
 
 @click.command("grant-role", cls=Command)
@@ -178,12 +158,14 @@ def grant_role(ctx: click.Context, args: tuple[str, ...]) -> None:
     """Grant a role to a user."""
     from lessor.api.proto import rpc_pb2
 
-    _only(args, 2, "user grant command requires user name and role name as its argument")
+    only(args, 2, "user grant command requires user name and role name as its argument")
     name, role = args
-    settings = settings_of(ctx)
-    check_format(settings)
-    reply = _call(settings, "UserGrantRole", rpc_pb2.AuthUserGrantRoleRequest(user=name, role=role))
-    printing.write(show(settings, reply, f"Role {role} is granted to user {name}\n".encode()))
+    change(
+        ctx,
+        "UserGrantRole",
+        rpc_pb2.AuthUserGrantRoleRequest(user=name, role=role),
+        f"Role {role} is granted to user {name}",
+    )
 
 
 @click.command("revoke-role", cls=Command)
@@ -193,12 +175,14 @@ def revoke_role(ctx: click.Context, args: tuple[str, ...]) -> None:
     """Revoke a role from a user."""
     from lessor.api.proto import rpc_pb2
 
-    _only(args, 2, "user revoke-role requires user name and role name as its argument")
+    only(args, 2, "user revoke-role requires user name and role name as its argument")
     name, role = args
-    settings = settings_of(ctx)
-    check_format(settings)
-    reply = _call(settings, "UserRevokeRole", rpc_pb2.AuthUserRevokeRoleRequest(name=name, role=role))
-    printing.write(show(settings, reply, f"Role {role} is revoked from user {name}\n".encode()))
+    change(
+        ctx,
+        "UserRevokeRole",
+        rpc_pb2.AuthUserRevokeRoleRequest(name=name, role=role),
+        f"Role {role} is revoked from user {name}",
+    )
 
 
 user = Group(

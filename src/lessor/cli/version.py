@@ -14,4 +14,8 @@ API_VERSION = "3.6"
 @click.argument("args", nargs=-1, metavar="")
 def version(args: tuple[str, ...]) -> None:
     """Print the version of lessor."""
-    printing.write(f"lessor version: {__version__}\nAPI version: {API_VERSION}\n".encode())
+    printing.write(text().encode())
+
+
+def text() -> str:
+    return f"lessor version: {__version__}\nAPI version: {API_VERSION}\n"

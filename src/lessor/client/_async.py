@@ -1,67 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The asynchronous client: etcd's KV, Lease and Watch services as methods.
+"""The asynchronous client: etcd's KV, Lease and Watch services as methods, and the way to everything else.
 
 Laws
 - A method is one call and returns the server's reply as it came (protobuf messages of the v3 API), or raises a
   ClientError; see `_errors.py` for which mean that a write may have happened.
 - Keys, values and range ends are bytes; a str is encoded as UTF-8. Times are seconds.
 - The two endless ones, `keep_alive` and `watch`, are iterators that survive a lost connection. They run in the caller's
-  task: nothing happens between two steps of the loop, so take each step soon.
+  task: nothing happens between two steps of the loop, so take each step soon. What runs in the background (`lease`,
+  `register`, `discover`) has objects of its own.
+- `_sync.py` is generated from this file and its neighbours: what is public here is public there.
 
-    async with AsyncClient("127.0.0.1:2379") as client:
-        lease = await client.grant(30)
-        await client.put("service/a", "10.0.0.7:80", lease_id=lease.ID)
-        async for renewed in client.keep_alive(lease.ID):
-            ...
+    async with AsyncClient("127.0.0.1:2379") as client, client.lease(30) as lease:
+        await client.put("service/a", "10.0.0.7:80", lease_id=lease.id)
+        ...
 """
 
 import asyncio
-import random
 import ssl as tls
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Final, TypeVar, cast
+from typing import cast
 
-from google.protobuf.message import Message
-
-from lessor.api.methods import BY_PATH, Method
+from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.base.errors import LEASE_NOT_FOUND, Code
+from lessor.base.errors import LEASE_NOT_FOUND
+from lessor.client._admin import AsyncAuth, AsyncCluster, AsyncMaintenance
+from lessor.client._caller import DEFAULT, HAS_LEADER, Backoff, Caller, Timeout, passing
 from lessor.client._channel import Channel
-from lessor.client._errors import ConnectionLost, ServerError
-from lessor.client._login import Login, Token, token_refused, watch_refused
-
-Bytes = bytes | str
-M = TypeVar("M", bound=Message)
-R = TypeVar("R")
-
-FROM_KEY: Final = b"\0"  # as a range end: all keys from the first one on
-RECONNECT_FIRST_S = 0.1  # wait before the second attempt to get a lost stream back; doubled each time ...
-RECONNECT_S_MAX = 3.0  # ... up to this
-RENEWALS_PER_TTL = 3  # one may be lost and one be late without the lease ending
-
-# Asks the server to end the stream when it has lost touch with its cluster, rather than to leave it silent.
-_HAS_LEADER = (("hasleader", "true"),)
+from lessor.client._discovery import AsyncDiscovery, AsyncRegistration
+from lessor.client._election import AsyncElection
+from lessor.client._errors import ConnectionLost, LeaseLost, ServerError
+from lessor.client._keeper import RENEWALS_PER_TTL, Keeper
+from lessor.client._lease import AsyncLease
+from lessor.client._lock import AsyncLock
+from lessor.client._login import Login, Token, token_refused
+from lessor.client._requests import Bytes, delete_request, key_range, put_request, range_request
+from lessor.client._txn import AsyncTxn
+from lessor.client._watch import AsyncWatch, Follower
 
 
-class _Default:
-    """Stands for "as the client was told" where None has a meaning of its own."""
-
-
-_DEFAULT: Final = _Default()
-Timeout = float | None | _Default
-
-
-class AsyncClient:
+class AsyncClient(Caller):
     """A client for one etcd-compatible service. Connects at the first call; close it with `aclose` or `async with`.
 
     endpoints          "host:port", "http(s)://host:port" or "unix(s):///path", tried in order; a list, or separated by
-                       commas
+                       commas. Who does not answer is left for the next one
     connect_timeout_s  longest wait for one endpoint to take the connection
     timeout_s          longest wait for the answer to a call, unless the call says otherwise; None: no limit
     ssl                how to speak TLS; see `tls_context` and `Channel`
     user, password     who calls, where the service wants to know; logs in at the first call, and again when need be
+    request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
 
     Raises InvalidEndpoint. For tasks of one event loop; not for several threads.
     """
@@ -75,10 +62,18 @@ class AsyncClient:
         ssl: tls.SSLContext | None = None,
         user: str = "",
         password: str = "",
+        request_bytes_max: int | None = None,
+        reply_bytes_max: int | None = None,
     ) -> None:
-        self.channel = Channel(endpoints, connect_timeout_s=connect_timeout_s, ssl=ssl)
-        self._timeout_s = timeout_s
-        self._login = Login(user, password)
+        channel = Channel(
+            endpoints,
+            connect_timeout_s=connect_timeout_s,
+            ssl=ssl,
+            request_bytes_max=request_bytes_max,
+            reply_bytes_max=reply_bytes_max,
+        )
+        super().__init__(channel, timeout_s, Login(user, password))
+        self._keeper = Keeper(self)
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -89,73 +84,55 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Closes the connections; calls that are underway fail. Leases live on until their TTL ends."""
-        await self.channel.aclose()
+        """Closes the connections; calls that are underway fail, and leases are renewed no more.
 
-    async def call(self, method: str | Method, request: Message, *, timeout_s: Timeout = _DEFAULT) -> Message:
-        """Any unary call: `method` as "/etcdserverpb.Maintenance/Status" or out of the table of methods.
-
-        Raises KeyError for a path that is not in the table; otherwise as all calls do.
+        Those that were not revoked live on until their TTL ends.
         """
-        known = BY_PATH[method] if isinstance(method, str) else method
-        limit_s = self._timeout_s if isinstance(timeout_s, _Default) else timeout_s
-        return await self._with_token(
-            lambda token: self.channel.unary(known, request, timeout_s=limit_s, metadata=token), limit_s
-        )
-
-    async def _with_token(self, attempt: Callable[[Token], Awaitable[R]], timeout_s: float | None) -> R:
-        """Runs `attempt` with the user's token; once more with a new one when that is refused."""
-        token = await self._login.token(self.channel, timeout_s)
-        try:
-            return await attempt(token)
-        except ServerError as error:
-            if self._login.anonymous or not token_refused(error):
-                raise
-            self._login.forget(token)
-        return await attempt(await self._login.token(self.channel, timeout_s))
+        self._keeper.close()
+        await super().aclose()
 
     # --- leases -------------------------------------------------------------------------------------------------
 
-    async def grant(self, ttl_s: int, lease_id: int = 0, *, timeout_s: Timeout = _DEFAULT) -> rpc.LeaseGrantResponse:
+    async def grant(self, ttl_s: int, lease_id: int = 0, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseGrantResponse:
         """Makes a lease of at least `ttl_s` seconds; the server may raise a short TTL to its minimum (see reply.TTL).
 
         `lease_id` 0: the server chooses. ServerError: FailedPrecondition when the id is in use, OutOfRange above
         9,000,000,000 s. After an unknown outcome with an id of your own, look with time_to_live.
         """
         request = rpc.LeaseGrantRequest(TTL=ttl_s, ID=lease_id)
-        return await self._call(_LEASE_GRANT, request, rpc.LeaseGrantResponse, timeout_s)
+        return await self.ask(_LEASE_GRANT, request, rpc.LeaseGrantResponse, timeout_s)
 
-    async def revoke(self, lease_id: int, *, timeout_s: Timeout = _DEFAULT) -> rpc.LeaseRevokeResponse:
+    async def revoke(self, lease_id: int, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseRevokeResponse:
         """Ends a lease now and deletes its keys, all in one revision. ServerError NotFound: there is no such lease."""
         request = rpc.LeaseRevokeRequest(ID=lease_id)
-        return await self._call(_LEASE_REVOKE, request, rpc.LeaseRevokeResponse, timeout_s)
+        return await self.ask(_LEASE_REVOKE, request, rpc.LeaseRevokeResponse, timeout_s)
 
     async def time_to_live(
-        self, lease_id: int, *, keys: bool = False, timeout_s: Timeout = _DEFAULT
+        self, lease_id: int, *, keys: bool = False, timeout_s: Timeout = DEFAULT
     ) -> rpc.LeaseTimeToLiveResponse:
         """Granted and remaining seconds of a lease and, when asked for, its keys in no particular order.
 
         A lease that is gone is not an error: TTL -1 and grantedTTL 0.
         """
         request = rpc.LeaseTimeToLiveRequest(ID=lease_id, keys=keys)
-        return await self._call(_LEASE_TIME_TO_LIVE, request, rpc.LeaseTimeToLiveResponse, timeout_s)
+        return await self.ask(_LEASE_TIME_TO_LIVE, request, rpc.LeaseTimeToLiveResponse, timeout_s)
 
-    async def leases(self, *, timeout_s: Timeout = _DEFAULT) -> rpc.LeaseLeasesResponse:
+    async def leases(self, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseLeasesResponse:
         """The ids of all leases, the one that ends first at the beginning. Cost: grows with their number."""
-        return await self._call(_LEASE_LEASES, rpc.LeaseLeasesRequest(), rpc.LeaseLeasesResponse, timeout_s)
+        return await self.ask(_LEASE_LEASES, rpc.LeaseLeasesRequest(), rpc.LeaseLeasesResponse, timeout_s)
 
-    async def keep_alive_once(self, lease_id: int, *, timeout_s: Timeout = _DEFAULT) -> rpc.LeaseKeepAliveResponse:
+    async def keep_alive_once(self, lease_id: int, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseKeepAliveResponse:
         """Renews a lease once, to its full TTL. ServerError NotFound: it is gone."""
-        limit_s = self._timeout_s if isinstance(timeout_s, _Default) else timeout_s
+        limit_s = self.limit_s(timeout_s)
         request = rpc.LeaseKeepAliveRequest(ID=lease_id)
 
         async def renew(token: Token) -> rpc.LeaseKeepAliveResponse | None:
-            metadata = (*_HAS_LEADER, *token)
+            metadata = (*HAS_LEADER, *token)
             async with self.channel.stream(_LEASE_KEEP_ALIVE, timeout_s=limit_s, metadata=metadata) as call:
                 await call.send(request, last=True)
                 return cast(rpc.LeaseKeepAliveResponse | None, await call.receive())
 
-        reply = await self._with_token(renew, limit_s)
+        reply = await self.with_token(renew, limit_s)
         if reply is None or reply.TTL <= 0:
             raise ServerError(LEASE_NOT_FOUND.code, LEASE_NOT_FOUND.message)
         return reply
@@ -169,13 +146,12 @@ class AsyncClient:
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time()
-        backoff = _Backoff()
-        new_token = False  # whether the token is one that was got because the last was refused
+        backoff = Backoff()
+        credentials = self.credentials()
         while True:
-            token: Token = ()
             try:
-                token = await self._login.token(self.channel, self._timeout_s)
-                async with self.channel.stream(_LEASE_KEEP_ALIVE, metadata=(*_HAS_LEADER, *token)) as call:
+                token = await credentials.metadata()
+                async with self.channel.stream(_LEASE_KEEP_ALIVE, metadata=(*HAS_LEADER, *token)) as call:
                     while True:
                         sent_at = loop.time()
                         await call.send(rpc.LeaseKeepAliveRequest(ID=lease_id))
@@ -187,18 +163,16 @@ class AsyncClient:
                             return
                         give_up_at = sent_at + reply.TTL
                         backoff.reset()
-                        new_token = False
+                        credentials.accepted()
                         yield reply
                         await asyncio.sleep(sent_at + reply.TTL / RENEWALS_PER_TTL - loop.time())
             except TimeoutError:
                 error: Exception = ConnectionLost(f"no answer to keepalives of lease {lease_id:016x}", endpoint="")
             except (ConnectionLost, ServerError) as lost:
                 if isinstance(lost, ServerError):
-                    if token_refused(lost) and not self._login.anonymous and not new_token:
-                        self._login.forget(token)
-                        new_token = True
+                    if token_refused(lost) and credentials.renew():
                         continue
-                    if not _passing(lost):
+                    if not passing(lost):
                         raise
                 error = lost
             else:
@@ -206,6 +180,19 @@ class AsyncClient:
             if loop.time() >= give_up_at:
                 raise error
             await asyncio.sleep(min(backoff.next_s(), max(give_up_at - loop.time(), 0.0)))
+
+    def lease(
+        self, ttl_s: int, lease_id: int = 0, *, on_lost: Callable[[LeaseLost], object] | None = None
+    ) -> AsyncLease:
+        """A lease that renews itself: `async with client.lease(30) as lease:`. All of a client share one stream.
+
+        Renewed at every third of its TTL, over lost connections and restarts of the server; revoked when the block
+        ends. It is lost when the server says so, or when no renewal was acknowledged for its TTL, counted from when
+        the last one that was acknowledged was sent. Then `on_lost` is called with the error, `lease.lost` is set, and
+        whatever is done with `lease.id` raises that error. `ttl_s` and `lease_id` as for `grant`. Let the TTL be
+        several times `connect_timeout_s` where there are several endpoints.
+        """
+        return AsyncLease(self, self._keeper, ttl_s, lease_id, on_lost)
 
     def _patience_s(self, left_s: float) -> float:
         """How long to wait for one keepalive's answer when the lease has `left_s` seconds for certain."""
@@ -222,28 +209,22 @@ class AsyncClient:
         prev_kv: bool = False,
         ignore_value: bool = False,
         ignore_lease: bool = False,
-        timeout_s: Timeout = _DEFAULT,
+        timeout_s: Timeout = DEFAULT,
     ) -> rpc.PutResponse:
         """Writes a key. With `lease_id` it is deleted when that lease ends; without, it loses the lease it had.
 
         `prev_kv`: the reply brings what the key was before. `ignore_value`, `ignore_lease`: the key, which must exist,
         keeps its value or its lease. ServerError NotFound: no such lease.
         """
-        request = rpc.PutRequest(
-            key=_bytes(key),
-            value=_bytes(value),
-            lease=lease_id,
-            prev_kv=prev_kv,
-            ignore_value=ignore_value,
-            ignore_lease=ignore_lease,
-        )
-        return await self._call(_PUT, request, rpc.PutResponse, timeout_s)
+        request = put_request(key, value, lease_id, prev_kv, ignore_value, ignore_lease)
+        return await self.ask(_PUT, request, rpc.PutResponse, timeout_s)
 
     async def get(
         self,
         key: Bytes,
         *,
         range_end: Bytes = b"",
+        prefix: bool = False,
         limit: int = 0,
         revision: int = 0,
         sort_order: int = 0,
@@ -255,11 +236,12 @@ class AsyncClient:
         max_mod_revision: int = 0,
         min_create_revision: int = 0,
         max_create_revision: int = 0,
-        timeout_s: Timeout = _DEFAULT,
+        timeout_s: Timeout = DEFAULT,
     ) -> rpc.RangeResponse:
         """Reads one key, or the keys from `key` up to but not including `range_end`.
 
         range_end     b"" for one key; `prefix_end(key)` for all that begin with it; FROM_KEY for all from it on
+        prefix        all that begin with `key`; without range_end
         limit         at most so many keys (reply.more says that there are others); 0: all
         revision      the state at that revision; 0: now. OutOfRange when it is compacted or not reached yet
         sort_order, sort_target  numbers of RangeRequest.SortOrder and .SortTarget; by default in key order
@@ -267,13 +249,14 @@ class AsyncClient:
         keys_only, count_only    leave out the values, or everything but reply.count
         min_.., max_..           only keys within these revisions, both included; 0: no bound
         """
-        request = rpc.RangeRequest(
-            key=_bytes(key),
-            range_end=_bytes(range_end),
+        request = range_request(
+            key,
+            range_end=range_end,
+            prefix=prefix,
             limit=limit,
             revision=revision,
-            sort_order=cast("rpc.RangeRequest.SortOrder", sort_order),
-            sort_target=cast("rpc.RangeRequest.SortTarget", sort_target),
+            sort_order=sort_order,
+            sort_target=sort_target,
             serializable=serializable,
             keys_only=keys_only,
             count_only=count_only,
@@ -282,14 +265,20 @@ class AsyncClient:
             min_create_revision=min_create_revision,
             max_create_revision=max_create_revision,
         )
-        return await self._call(_RANGE, request, rpc.RangeResponse, timeout_s)
+        return await self.ask(_RANGE, request, rpc.RangeResponse, timeout_s)
 
     async def delete(
-        self, key: Bytes, *, range_end: Bytes = b"", prev_kv: bool = False, timeout_s: Timeout = _DEFAULT
+        self,
+        key: Bytes,
+        *,
+        range_end: Bytes = b"",
+        prefix: bool = False,
+        prev_kv: bool = False,
+        timeout_s: Timeout = DEFAULT,
     ) -> rpc.DeleteRangeResponse:
         """Deletes one key, or a range as in `get`; reply.deleted says how many. `prev_kv`: the reply brings them."""
-        request = rpc.DeleteRangeRequest(key=_bytes(key), range_end=_bytes(range_end), prev_kv=prev_kv)
-        return await self._call(_DELETE_RANGE, request, rpc.DeleteRangeResponse, timeout_s)
+        request = delete_request(key, range_end, prefix, prev_kv)
+        return await self.ask(_DELETE_RANGE, request, rpc.DeleteRangeResponse, timeout_s)
 
     async def txn(
         self,
@@ -297,21 +286,25 @@ class AsyncClient:
         success: Sequence[rpc.RequestOp] = (),
         failure: Sequence[rpc.RequestOp] = (),
         *,
-        timeout_s: Timeout = _DEFAULT,
+        timeout_s: Timeout = DEFAULT,
     ) -> rpc.TxnResponse:
         """Carries out `success` if all of `compare` hold, otherwise `failure`, all at one instant (reply.succeeded)."""
         request = rpc.TxnRequest(compare=compare, success=success, failure=failure)
-        return await self._call(_TXN, request, rpc.TxnResponse, timeout_s)
+        return await self.ask(_TXN, request, rpc.TxnResponse, timeout_s)
+
+    def transaction(self) -> AsyncTxn:
+        """A txn in words: `await client.transaction().when(...).then(...).otherwise(...).commit()`."""
+        return AsyncTxn(self)
 
     async def compact(
-        self, revision: int, *, physical: bool = False, timeout_s: Timeout = _DEFAULT
+        self, revision: int, *, physical: bool = False, timeout_s: Timeout = DEFAULT
     ) -> rpc.CompactionResponse:
         """Forgets the history before `revision`. `physical`: answer only when the space is free.
 
         ServerError OutOfRange: it is compacted already, or not reached yet.
         """
         request = rpc.CompactionRequest(revision=revision, physical=physical)
-        return await self._call(_COMPACT, request, rpc.CompactionResponse, timeout_s)
+        return await self.ask(_COMPACT, request, rpc.CompactionResponse, timeout_s)
 
     # --- watch --------------------------------------------------------------------------------------------------
 
@@ -320,6 +313,7 @@ class AsyncClient:
         key: Bytes,
         *,
         range_end: Bytes = b"",
+        prefix: bool = False,
         start_revision: int = 0,
         prev_kv: bool = False,
         progress_notify: bool = False,
@@ -337,61 +331,64 @@ class AsyncClient:
         After a lost connection the watch goes on where it was, however long that takes; only a first connection that
         cannot be made raises ConnectionLost.
         """
-        create = rpc.WatchCreateRequest(
-            key=_bytes(key),
-            range_end=_bytes(range_end),
-            start_revision=start_revision,
-            prev_kv=prev_kv,
-            progress_notify=progress_notify,
-            filters=cast("Sequence[rpc.WatchCreateRequest.FilterType]", filters),
-            fragment=True,
+        follower = Follower(
+            self, _watch_request(key, range_end, prefix, start_revision, prev_kv, progress_notify, filters)
         )
-        created = False
-        new_token = False  # whether the token is one that was got because the last was refused
-        backoff = _Backoff()
-        while True:
-            try:
-                token = await self._login.token(self.channel, self._timeout_s)
-                async with aclosing(self._watch_once(create, token)) as responses:
-                    async for response in responses:
-                        if watch_refused(response) and not self._login.anonymous and not new_token:
-                            self._login.forget(token)
-                            new_token = True
-                            break
-                        new_token = False
-                        backoff.reset()
-                        if response.created:
-                            created = True
-                            if not response.canceled:
-                                # What happens from here on is ours, also if the connection is lost before it comes.
-                                create.start_revision = create.start_revision or response.header.revision + 1
-                                continue
-                        elif not response.canceled:
-                            create.start_revision = max(create.start_revision, _seen_until(response) + 1)
-                        yield response
-                        if response.canceled:
-                            return
-            except (ConnectionLost, ServerError) as error:
-                if not created or (isinstance(error, ServerError) and not _passing(error)):
-                    raise
-            await asyncio.sleep(backoff.next_s())
-
-    async def _watch_once(
-        self, create: rpc.WatchCreateRequest, token: Token
-    ) -> AsyncGenerator[rpc.WatchResponse, None]:
-        """The responses of one stream, each whole: what the server has cut into fragments is put together again."""
-        whole: rpc.WatchResponse | None = None
-        async with self.channel.stream(_WATCH, metadata=(*_HAS_LEADER, *token)) as call:
-            await call.send(rpc.WatchRequest(create_request=create))
-            async for message in call:
-                response = cast(rpc.WatchResponse, message)
-                if whole is not None:
-                    whole.events.extend(response.events)
-                    whole.fragment = response.fragment
-                    response = whole
-                whole = response if response.fragment else None
-                if whole is None:
+        try:
+            while True:
+                response = await follower.next()
+                if response.canceled or not response.created:
                     yield response
+                if response.canceled:
+                    return
+        finally:
+            follower.close()
+
+    def events(
+        self,
+        key: Bytes,
+        *,
+        range_end: Bytes = b"",
+        prefix: bool = False,
+        start_revision: int = 0,
+        prev_kv: bool = False,
+        progress_notify: bool = False,
+        filters: Sequence[int] = (),
+    ) -> AsyncWatch:
+        """Changes of a key or range, event by event; arguments as for `watch`, which tells the same in responses.
+
+        async with client.events("service/", prefix=True) as watch:
+            async for event in watch:
+                print(event.type, event.kv.key, event.kv.value)
+        """
+        request = _watch_request(key, range_end, prefix, start_revision, prev_kv, progress_notify, filters)
+        return AsyncWatch(self, request)
+
+    # --- what is made of leases ---------------------------------------------------------------------------------
+
+    def lock(self, name: Bytes, *, lease: AsyncLease | None = None, ttl_s: int = 30) -> AsyncLock:
+        """A lock over all machines: `async with client.lock("jobs/42") as lock: use(lock.token)`.
+
+        `lease`: the lock is lost when it ends; None: one of its own, of `ttl_s` seconds. A lease holds a lock once.
+        A lock alone protects nothing from a holder that stood still while its lease ended: use `lock.token`.
+        """
+        return AsyncLock(self, name, lease, ttl_s)
+
+    def election(self, name: Bytes, *, lease: AsyncLease | None = None, ttl_s: int = 30) -> AsyncElection:
+        """An election: `campaign` in it, or `observe` it. Arguments as for `lock`; to observe takes no lease."""
+        return AsyncElection(self, name, lease, ttl_s)
+
+    def register(self, service: str, address: str, ttl_s: int = 10, *, value: Bytes = b"") -> AsyncRegistration:
+        """Says that `service` can be had at `address`, for as long as the block runs and this process lives.
+
+        Writes the key `service/address`, attached to a lease of `ttl_s` seconds. Should the lease be lost, it registers
+        anew. `value` is whatever else others should know.
+        """
+        return AsyncRegistration(self, service, address, ttl_s, value)
+
+    def discover(self, service: str) -> AsyncDiscovery:
+        """Who is registered as `service`: a view that follows in the background, and an iterator of its changes."""
+        return AsyncDiscovery(self, service)
 
     # --- maintenance --------------------------------------------------------------------------------------------
 
@@ -400,9 +397,9 @@ class AsyncClient:
 
         Takes as long as it takes; a connection that is lost underway is not made again. For root, where users log in.
         """
-        new_token = False
+        credentials = self.credentials()
         while True:
-            token = await self._login.token(self.channel, self._timeout_s)
+            token = await credentials.metadata()
             begun = False
             try:
                 async with self.channel.stream(_SNAPSHOT, metadata=token) as call:
@@ -412,54 +409,44 @@ class AsyncClient:
                         yield cast(rpc.SnapshotResponse, reply)
                     return
             except ServerError as error:
-                if begun or new_token or self._login.anonymous or not token_refused(error):
+                if begun or not token_refused(error) or not credentials.renew():
                     raise
-                self._login.forget(token)
-                new_token = True
 
-    async def _call(self, method: Method, request: Message, reply: type[M], timeout_s: Timeout) -> M:
-        return cast(M, await self.call(method, request, timeout_s=timeout_s))
+    @property
+    def maintenance(self) -> AsyncMaintenance:
+        """Status, alarms, defragmentation and what else keeps a server well."""
+        return AsyncMaintenance(self)
 
+    @property
+    def cluster(self) -> AsyncCluster:
+        """The members of the cluster."""
+        return AsyncCluster(self)
 
-class _Backoff:
-    """Waits between attempts: longer each time, and never quite the same for two clients that lost the same server."""
-
-    def __init__(self) -> None:
-        self._next_s = 0.0
-
-    def reset(self) -> None:
-        self._next_s = 0.0
-
-    def next_s(self) -> float:
-        """0 the first time: the connection was fine a moment ago."""
-        wait_s, self._next_s = self._next_s, min(max(self._next_s * 2, RECONNECT_FIRST_S), RECONNECT_S_MAX)
-        return wait_s * random.uniform(0.5, 1.0)
+    @property
+    def auth(self) -> AsyncAuth:
+        """Users, roles and permissions."""
+        return AsyncAuth(self)
 
 
-def prefix_end(prefix: Bytes) -> bytes:
-    """The range end for all keys that begin with `prefix`: the prefix with its last byte below 255 raised by one.
-
-    FROM_KEY when there is none to raise. An empty prefix means every key; ask for key b"\\0" then.
-    """
-    raw = _bytes(prefix).rstrip(b"\xff")
-    return raw[:-1] + bytes([raw[-1] + 1]) if raw else FROM_KEY
-
-
-def _seen_until(response: rpc.WatchResponse) -> int:
-    """The revision up to which a watch has everything after this response.
-
-    Of one with events the header does not say it: history comes in pieces, whose headers all bear the newest revision.
-    """
-    return response.events[-1].kv.mod_revision if response.events else response.header.revision
-
-
-def _bytes(text: Bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else text
-
-
-def _passing(error: ServerError) -> bool:
-    """Whether a stream that ended so is worth trying again: the server is stopping, starting or without a leader."""
-    return error.code in (Code.UNAVAILABLE, Code.CANCELED)
+def _watch_request(
+    key: Bytes,
+    range_end: Bytes,
+    prefix: bool,
+    start_revision: int,
+    prev_kv: bool,
+    progress_notify: bool,
+    filters: Sequence[int],
+) -> rpc.WatchCreateRequest:
+    first, end = key_range(key, range_end, prefix)
+    return rpc.WatchCreateRequest(
+        key=first,
+        range_end=end,
+        start_revision=start_revision,
+        prev_kv=prev_kv,
+        progress_notify=progress_notify,
+        filters=cast("Sequence[rpc.WatchCreateRequest.FilterType]", filters),
+        fragment=True,
+    )
 
 
 _KV = "/etcdserverpb.KV/"
@@ -469,7 +456,6 @@ _PUT = BY_PATH[_KV + "Put"]
 _DELETE_RANGE = BY_PATH[_KV + "DeleteRange"]
 _TXN = BY_PATH[_KV + "Txn"]
 _COMPACT = BY_PATH[_KV + "Compact"]
-_WATCH = BY_PATH["/etcdserverpb.Watch/Watch"]
 _SNAPSHOT = BY_PATH["/etcdserverpb.Maintenance/Snapshot"]
 _LEASE_GRANT = BY_PATH[_LEASE + "LeaseGrant"]
 _LEASE_REVOKE = BY_PATH[_LEASE + "LeaseRevoke"]

@@ -5,6 +5,7 @@ Laws
 - Endpoints are tried in their order, beginning with the one that worked last. Proxies of the environment are ignored.
 - A call that surely did not happen (the connection could not be made, or the server refused the stream) is repeated on
   another connection; a call that may have happened is repeated only when repetition changes nothing.
+- Who does not answer, or says that it cannot serve, is left: later calls go to the next endpoint.
 - Nothing is connected before the first call, and nothing runs between calls: a channel has no tasks of its own.
 
 Not here: what the calls mean (`_async.py`), bytes and streams (`_connection.py`).
@@ -24,9 +25,9 @@ from lessor import __version__
 from lessor.api.methods import Method
 from lessor.base.errors import Code
 from lessor.base.tls_errors import reason_of
-from lessor.client._connection import Call, Connection
+from lessor.client._connection import MESSAGE_BYTES_MAX, Call, Connection
 from lessor.client._endpoint import Endpoint, parse_endpoints
-from lessor.client._errors import CallTimeout, ConnectionLost, ServerError
+from lessor.client._errors import CallTimeout, ClientClosed, ConnectionLost, ServerError
 from lessor.client._tls import tls_context
 from lessor.wire.grpc import format_timeout
 
@@ -42,11 +43,19 @@ class Channel:
     connect_timeout_s  longest wait for one endpoint to take the connection
     ssl                how to speak TLS; see `tls_context`. Endpoints without a scheme, and unix: ones, then speak it
                        too. None: https:// and unixs:// servers need a certificate that the machine trusts
+    request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
     """
 
     def __init__(
-        self, endpoints: str | Iterable[str], *, connect_timeout_s: float = 2.0, ssl: tls.SSLContext | None = None
+        self,
+        endpoints: str | Iterable[str],
+        *,
+        connect_timeout_s: float = 2.0,
+        ssl: tls.SSLContext | None = None,
+        request_bytes_max: int | None = None,
+        reply_bytes_max: int | None = None,
     ) -> None:
+        self._limits = (request_bytes_max or MESSAGE_BYTES_MAX, reply_bytes_max or MESSAGE_BYTES_MAX)
         self.endpoints = parse_endpoints(endpoints)
         if ssl is not None:
             self.endpoints = tuple(each._replace(tls=each.tls or each.tls_optional) for each in self.endpoints)
@@ -73,8 +82,9 @@ class Channel:
         deadline = _deadline(timeout_s)
         attempts_left = len(self.endpoints)
         while True:
+            call: Call[Message] | None = None
             try:
-                call = await self._start(method, timeout_s, deadline, metadata)
+                call = await self.start(method, timeout_s, deadline, metadata)
                 try:
                     await call.send(request, last=True)
                     reply = await call.receive()
@@ -86,10 +96,19 @@ class Channel:
                 finally:
                     call.cancel()
             except ConnectionLost as error:
-                # `_current` is None when no endpoint could be reached: they were all tried already.
-                if error.outcome_unknown or not attempts_left or self._current is None:
+                # Without a call no endpoint could be reached: they were all tried already.
+                if error.outcome_unknown or not attempts_left or call is None:
                     raise
-                attempts_left -= 1
+            except CallTimeout:
+                if call is not None and call.unheard:
+                    self.distrust(call)
+                raise
+            except ServerError as error:
+                if error.code != Code.UNAVAILABLE or call is None or not self.distrust_if_others(call):
+                    raise
+                if error.outcome_unknown or not attempts_left:
+                    raise
+            attempts_left -= 1
 
     @asynccontextmanager
     async def stream(
@@ -100,16 +119,23 @@ class Channel:
         `timeout_s` is for the whole call, connecting included; None: no limit. Raises ConnectionLost when no endpoint
         can be reached, CallTimeout.
         """
-        call = await self._start(method, timeout_s, _deadline(timeout_s), metadata)
+        call = await self.start(method, timeout_s, _deadline(timeout_s), metadata)
         try:
             yield call
+        except CallTimeout:
+            if call.unheard:
+                self.distrust(call)
+            raise
         finally:
             call.cancel()
 
-    async def _start(
-        self, method: Method, timeout_s: float | None, deadline: float | None, metadata: Metadata
+    async def start(
+        self, method: Method, timeout_s: float | None = None, deadline: float | None = None, metadata: Metadata = ()
     ) -> Call[Message]:
-        """Opens a call; its headers leave together with its first message. `deadline` is on the loop's clock."""
+        """Opens a call, which its owner has to cancel. Its headers leave together with its first message.
+
+        `deadline` is on the loop's clock, and `timeout_s` what to say when it has passed.
+        """
         try:
             async with asyncio.timeout_at(deadline):
                 connection = await self._connected()
@@ -120,8 +146,25 @@ class Channel:
         headers = _headers(connection.endpoint, method, left_s, metadata)
         return Call(connection, method, headers, timeout_s, deadline)
 
+    def distrust(self, call: Call[Any]) -> None:
+        """The server behind this call does not serve: later calls begin with the next endpoint.
+
+        Other calls on its connection are left alone; with the last of them it is closed.
+        """
+        connection = call.connection
+        if connection is self._current:
+            self._current = None
+            self._first = (self._first + 1) % len(self.endpoints)
+        connection.retire()
+
+    def distrust_if_others(self, call: Call[Any]) -> bool:
+        """`distrust`, where there is another endpoint to go to; returns whether there is."""
+        if len(self.endpoints) > 1:
+            self.distrust(call)
+        return len(self.endpoints) > 1
+
     async def aclose(self) -> None:
-        """Closes all connections and waits for it. Calls that are underway fail, later ones raise RuntimeError."""
+        """Closes all connections and waits for it. Calls that are underway fail, later ones raise ClientClosed."""
         self._closed = True
         self._current = None
         for connection in list(self._connections):
@@ -132,7 +175,7 @@ class Channel:
 
     async def _connected(self) -> Connection:
         if self._closed:
-            raise RuntimeError("the client is closed")
+            raise ClientClosed("the client is closed")
         current = self._current
         if current is not None and current.usable:
             return current
@@ -169,10 +212,12 @@ class Channel:
         if endpoint.tls:
             secure = {"ssl": self._ssl, "server_hostname": endpoint.server_name, "ssl_shutdown_timeout": SHUTDOWN_S_MAX}
         if endpoint.path:
-            _, connection = await loop.create_unix_connection(lambda: Connection(endpoint), endpoint.path, **secure)
+            _, connection = await loop.create_unix_connection(
+                lambda: Connection(endpoint, *self._limits), endpoint.path, **secure
+            )
         else:
             _, connection = await loop.create_connection(
-                lambda: Connection(endpoint), endpoint.host, endpoint.port, **secure
+                lambda: Connection(endpoint, *self._limits), endpoint.host, endpoint.port, **secure
             )
         if endpoint.tls:
             await connection.heard()  # a server refuses our certificate only after the handshake

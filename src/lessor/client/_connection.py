@@ -6,6 +6,8 @@ Laws
 - A call ends exactly once: with a status of the server, or with the reason why none came. What arrived before is
   delivered before its end is.
 - Whoever does not read what a call receives loses that call, not the connection: leases are kept alive on it.
+- A server that is silent while calls wait is asked for a sign of life, and a connection without one is given up:
+  nothing else would ever tell a watch that its server's machine is gone.
 - No task is started here. Everything happens in the caller's task or in asyncio's callbacks.
 """
 
@@ -13,7 +15,7 @@ import asyncio
 import errno
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
@@ -33,9 +35,15 @@ Reply = TypeVar("Reply", bound=Message)
 INBOX_BYTES_MAX = 67_108_864
 # Sent and waiting for the server's window, or for the socket, before send() makes its caller wait.
 SEND_BYTES_MAX = 1_048_576
-# The largest reply. etcd itself sets no bound on what it sends; this is what the length prefix of gRPC could carry in
-# Go's clients too.
-REPLY_BYTES_MAX = 2_147_483_647
+# The largest request and the largest reply, unless the client was told otherwise. etcd itself sets no bound on what it
+# sends; this is what the length prefix of gRPC could carry in Go's clients too.
+MESSAGE_BYTES_MAX = 2_147_483_647
+
+# Silence of the server, while calls wait, after which it is asked for a sign of life. etcd takes offence at PINGs that
+# come more often than every 5 seconds.
+PING_AFTER_S = 10.0
+PING_ANSWER_S_MAX = 5.0  # wait for that sign
+_PING = b"areyouup"
 
 # Calls that change nothing, or whose repetition changes nothing more.
 _REPEATABLE = frozenset(
@@ -69,8 +77,15 @@ _DEFINITE = frozenset(
 class Connection(asyncio.Protocol):
     """A connection that is up, or was. Made by `Channel`."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        request_bytes_max: int = MESSAGE_BYTES_MAX,
+        reply_bytes_max: int = MESSAGE_BYTES_MAX,
+    ) -> None:
         self.endpoint = endpoint
+        self.request_bytes_max = request_bytes_max
+        self.reply_bytes_max = reply_bytes_max
         self.h2 = h2.H2Client()
         self.calls: set[Call[Any]] = set()
         self.lost = False
@@ -81,6 +96,10 @@ class Connection(asyncio.Protocol):
         self._lost_by: Exception | None = None
         self._writable: asyncio.Event = asyncio.Event()
         self._writable.set()
+        self.heard_at = self._loop.time()  # when the server said something the last time
+        self._retired = False
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._answer_by = 0.0  # when a sign of life that was asked for has to be there; 0: none was
 
     @property
     def usable(self) -> bool:
@@ -95,7 +114,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard.set()
-        for kind, stream, payload in self.h2.receive(data, self._loop.time()):
+        self.heard_at = self._loop.time()
+        self._answer_by = 0.0
+        for kind, stream, payload in self.h2.receive(data, self.heard_at):
             call: Call[Any] | None = stream.owner
             if call is not None:
                 call.event(kind, payload)
@@ -109,7 +130,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
-        self._lost_by = error
+        self._lost_by = error = error or self._lost_by
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         self._heard.set()
         self._writable.set()
         words = reason_of(error) if isinstance(error, ssl.SSLError) else error
@@ -119,7 +142,61 @@ class Connection(asyncio.Protocol):
         if not self._closed.done():
             self._closed.set_result(None)
 
+    # --- is anybody there? --------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Runs while there are calls: asks a silent server for a sign of life, and gives up one that gives none."""
+        self._look_timer = None
+        if self._transport is None or not self.calls:
+            return  # the next call starts it again
+        due_at = self._answer_by or self.heard_at + PING_AFTER_S
+        if self._loop.time() < due_at - 0.001:  # a timer may come a hair too early
+            self._look_timer = self._loop.call_at(due_at, self._look)
+        elif self._answer_by:
+            silent_s = self._loop.time() - self.heard_at
+            self._lost_by = TimeoutError(errno.ETIMEDOUT, f"no sign of life for {silent_s:.0f} s")
+            self._transport.abort()
+        else:
+            self._ping()
+
+    def _ping(self) -> None:
+        self._answer_by = self._loop.time() + PING_ANSWER_S_MAX
+        self.h2.send_ping(_PING)
+        self.flush()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._look_timer = self._loop.call_at(self._answer_by, self._look)
+
     # --- for the calls ------------------------------------------------------------------------------------------
+
+    def begin(self, call: "Call[Any]") -> None:
+        """A call has begun."""
+        if self._look_timer is None:
+            self.heard_at = self._loop.time()  # silence counts from here on: without a call there was nothing to say
+            self._look_timer = self._loop.call_later(PING_AFTER_S, self._look)
+        self.calls.add(call)
+
+    def end(self, call: "Call[Any]") -> None:
+        """A call is over."""
+        self.calls.discard(call)
+        if self._retired and not self.calls:
+            self._close_soon()
+
+    def retire(self) -> None:
+        """No more calls will be started here: closes with the last one of those that are underway.
+
+        Those have reason to doubt it, too: the server is asked for a sign of life.
+        """
+        self._retired = True
+        if not self.calls:
+            self._close_soon()
+        elif not self._answer_by:
+            self._ping()
+
+    def _close_soon(self) -> None:
+        if self._transport is not None and not self.lost:
+            self.h2.close(ErrorCode.NO_ERROR)
+            self._loop.call_soon(self.flush)  # what ended the last call is still to be written
 
     def flush(self) -> None:
         """Writes what the wire has ready; closes when the wire has given up."""
@@ -161,17 +238,18 @@ class Call(Generic[Reply]):
     """
 
     __slots__ = (
-        "_connection",
         "_deframer",
         "_end",
         "_inbox",
         "_inbox_bytes",
         "_method",
         "_over",
+        "_started_at",
         "_stream",
         "_timeout_s",
         "_timer",
         "_waiter",
+        "connection",
     )
 
     def __init__(
@@ -182,9 +260,9 @@ class Call(Generic[Reply]):
         timeout_s: float | None,
         deadline: float | None,
     ) -> None:
-        self._connection = connection
+        self.connection = connection
         self._method = method
-        self._deframer = Deframer(REPLY_BYTES_MAX)
+        self._deframer = Deframer(connection.reply_bytes_max)
         self._inbox: deque[tuple[Reply, int]] = deque()
         self._inbox_bytes = 0
         self._over = False
@@ -192,7 +270,8 @@ class Call(Generic[Reply]):
         self._waiter: asyncio.Future[None] | None = None
         self._stream = connection.h2.start_request(headers)
         self._stream.owner = self
-        connection.calls.add(self)
+        connection.begin(self)
+        self._started_at = asyncio.get_running_loop().time()
         self._timeout_s = timeout_s
         self._timer = None
         if deadline is not None:
@@ -203,19 +282,38 @@ class Call(Generic[Reply]):
     async def send(self, request: Message, *, last: bool = False) -> None:
         """Sends one message; `last` says that no more will come. Waits while much is queued for the server.
 
-        Raises the ClientError that ended the call, when it is over.
+        Raises the ClientError that ended the call, when it is over; ServerError ResourceExhausted for a message beyond
+        the client's own limit, of which nothing is sent.
         """
         self._raise_if_failed()
-        self._connection.h2.send_data(self._stream, frame(request.SerializeToString()), last)
-        self._connection.flush()
+        self.connection.h2.send_data(self._stream, self._framed(request), last)
+        self.connection.flush()
         while self._stream.queued_bytes > SEND_BYTES_MAX and not self._over:
             await self._wait()
-        await self._connection.writable()
+        await self.connection.writable()
+
+    def send_now(self, requests: Iterable[Message]) -> None:
+        """Sends small messages without waiting for room. Raises the ClientError that ended the call if it is over."""
+        self._raise_if_failed()
+        self.connection.h2.send_data(self._stream, b"".join(map(self._framed, requests)))
+        self.connection.flush()
+
+    def _framed(self, request: Message) -> bytes:
+        raw = request.SerializeToString()
+        if len(raw) > self.connection.request_bytes_max:
+            text = f"trying to send message larger than max ({len(raw)} vs. {self.connection.request_bytes_max})"
+            raise ServerError(Code.RESOURCE_EXHAUSTED, text)
+        return frame(raw)
+
+    @property
+    def unheard(self) -> bool:
+        """Whether the server has said nothing at all, to this call or another, since this one began."""
+        return self.connection.heard_at <= self._started_at
 
     def half_close(self) -> None:
         """Says that no more messages will come; replies still do."""
-        self._connection.h2.send_data(self._stream, b"", True)
-        self._connection.flush()
+        self.connection.h2.send_data(self._stream, b"", True)
+        self.connection.flush()
 
     async def receive(self) -> Reply | None:
         """The next reply, or None when the call has ended well. Raises the ClientError that ended it otherwise."""
@@ -260,7 +358,7 @@ class Call(Generic[Reply]):
 
     def fail_connection(self, reason: str) -> None:
         """The connection is gone."""
-        endpoint = self._connection.endpoint.text
+        endpoint = self.connection.endpoint.text
         text = f"{endpoint}: {reason} before the answer came"
         self._finish(ConnectionLost(text, endpoint=endpoint, outcome_unknown=self._outcome(True)))
 
@@ -274,7 +372,7 @@ class Call(Generic[Reply]):
             self._give_up(self._refusal(*status_of(head, None)))
         elif not is_grpc(content_type):
             said = (content_type or b"none").decode("ascii", "replace")
-            text = f"{self._connection.endpoint.text} is not a gRPC server: content-type {said}"
+            text = f"{self.connection.endpoint.text} is not a gRPC server: content-type {said}"
             self._give_up(self._refusal(Code.UNKNOWN, text))
         else:
             encoding = head.get(b"grpc-encoding")
@@ -282,7 +380,7 @@ class Call(Generic[Reply]):
                 check_encoding(encoding)
             except EtcdError as error:
                 self._give_up(ServerError(error.code, error.message, outcome_unknown=self._outcome(True)))
-            self._deframer = Deframer(REPLY_BYTES_MAX, encoding)
+            self._deframer = Deframer(self.connection.reply_bytes_max, encoding)
 
     def _refusal(self, code: Code, text: str) -> ServerError:
         return ServerError(code, text, outcome_unknown=self._outcome(code not in _DEFINITE))
@@ -300,7 +398,7 @@ class Call(Generic[Reply]):
             text = f"the reply to {self._method.name} is not a {self._method.response.DESCRIPTOR.name}"
             self._give_up(ServerError(Code.INTERNAL, text, outcome_unknown=self._outcome(True)))
         if self._inbox_bytes > INBOX_BYTES_MAX and len(self._inbox) > 1:
-            endpoint = self._connection.endpoint.text
+            endpoint = self.connection.endpoint.text
             text = f"{endpoint}: {self._inbox_bytes} bytes of replies were not read; {INBOX_BYTES_MAX} is the limit"
             self._give_up(ConnectionLost(text, endpoint=endpoint, outcome_unknown=self._outcome(True)))
 
@@ -317,7 +415,7 @@ class Call(Generic[Reply]):
             self._ended(*status_of(self._stream.head, self._stream.trailers))
             return
         refused = error_code == ErrorCode.REFUSED_STREAM  # the one code that promises that nothing was done
-        endpoint = self._connection.endpoint.text
+        endpoint = self.connection.endpoint.text
         name = next((code.name for code in ErrorCode if code == error_code), str(error_code))
         text = f"{endpoint}: the server reset the call ({name})"
         self._finish(ConnectionLost(text, endpoint=endpoint, outcome_unknown=self._outcome(not refused)))
@@ -327,7 +425,7 @@ class Call(Generic[Reply]):
 
     def _timeout(self) -> CallTimeout:
         timeout_s = self._timeout_s or 0.0
-        text = f"no answer from {self._connection.endpoint.text} within {timeout_s:g} s"
+        text = f"no answer from {self.connection.endpoint.text} within {timeout_s:g} s"
         return CallTimeout(text, timeout_s=timeout_s, outcome_unknown=self._outcome(True))
 
     def _outcome(self, unknown: bool) -> bool:
@@ -336,7 +434,7 @@ class Call(Generic[Reply]):
     def _give_up(self, error: ClientError) -> None:
         """Ends the call from our side."""
         self._finish(error)
-        self._connection.flush()
+        self.connection.flush()
 
     def _finish(self, end: ClientError | None) -> None:
         if self._over:
@@ -344,8 +442,8 @@ class Call(Generic[Reply]):
         self._over = True
         self._end = end
         # Nothing happens when both sides have ended; otherwise the server should not wait for the rest of the request.
-        self._connection.h2.reset(self._stream, ErrorCode.CANCEL)
-        self._connection.calls.discard(self)
+        self.connection.h2.reset(self._stream, ErrorCode.CANCEL)
+        self.connection.end(self)
         self._stream.owner = None  # otherwise call and stream keep each other alive
         if self._timer is not None:
             self._timer.cancel()

@@ -4,24 +4,55 @@
     ClientError
       InvalidEndpoint    the caller: an address that cannot be read
       InvalidCertificate the caller: a certificate or key file that cannot be used
+      ClientClosed       the caller: the client was closed
+      UsedAfterFork      the caller: the client belongs to the parent process
       ServerError        the server answered, and the answer is no; nothing took effect, except where said below
         LoginFailed      the no was to the user and password, before the call itself
+      WatchCanceled      the server ended a watch
+        Compacted        because the history that it would begin with is gone
       ConnectionLost     the network, or a server that is not there
       CallTimeout        the caller's patience ended first
+      LeaseLost          a lease has ended, or may have ended, without its owner's doing
+      NotLeader          an election was lost, or never won
 
-`outcome_unknown` on each says whether the call may have taken effect nevertheless. When it is False, a repetition is
-safe. It is never True for a call that only reads.
+`outcome_unknown` on each says whether the call may have taken effect nevertheless; those that may have are
+`OutcomeUnknown` as well, so that one `except` finds them all. When it is False, a repetition is safe. It is never True
+for a call that only reads. `blame` says who can do something about it.
 """
 
+from enum import StrEnum
+from typing import Any, Self
+
 from lessor.base.errors import Code
+
+
+class Blame(StrEnum):
+    """Who can do something about an error."""
+
+    CALLER = "caller"  # the same call will fail again
+    SERVER = "server"  # it is stopping, overloaded, without a leader, broken
+    NETWORK = "network"  # or a server that is not there at all: they look the same from here
 
 
 class ClientError(Exception):
     """Any failed call. `outcome_unknown`: the call may have taken effect; look before repeating it."""
 
+    blame = Blame.CALLER
+
+    def __new__(cls, *args: Any, outcome_unknown: bool = False, **kinds: Any) -> Self:
+        kind = _IN_DOUBT.get(cls, cls) if outcome_unknown else cls
+        return super().__new__(kind, *args)
+
     def __init__(self, text: str, *, outcome_unknown: bool = False) -> None:
         super().__init__(text)
         self.outcome_unknown = outcome_unknown
+
+
+class OutcomeUnknown(ClientError):  # noqa: N818 - it says what happened
+    """A call that changes something failed in a way that does not tell whether it did. Never raised by itself.
+
+    Look before repeating it: read the key, or make the change a txn that is good to be done twice.
+    """
 
 
 class InvalidEndpoint(ClientError, ValueError):  # noqa: N818 - it says what happened
@@ -30,6 +61,14 @@ class InvalidEndpoint(ClientError, ValueError):  # noqa: N818 - it says what hap
 
 class InvalidCertificate(ClientError, ValueError):  # noqa: N818 - it says what happened
     """A file for TLS that is missing, unreadable, or not what it should be. Nothing was sent."""
+
+
+class ClientClosed(ClientError, RuntimeError):  # noqa: N818 - it says what happened
+    """The client was closed before the call, or during it."""
+
+
+class UsedAfterFork(ClientError, RuntimeError):  # noqa: N818 - it says what happened
+    """The client's connection and thread belong to the parent process: make one in the child. Nothing was sent."""
 
 
 class ServerError(ClientError):
@@ -44,9 +83,18 @@ class ServerError(ClientError):
         super().__init__(message, outcome_unknown=outcome_unknown)
         self.code = code
         self.message = message
+        self.blame = Blame.CALLER if code in _CALLERS_FAULT else Blame.SERVER
 
     def __repr__(self) -> str:
         return f"ServerError({self.code.name}, {self.message!r})"
+
+
+_CALLERS_FAULT = frozenset(
+    {
+        *(Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.PERMISSION_DENIED, Code.OUT_OF_RANGE),
+        *(Code.FAILED_PRECONDITION, Code.UNIMPLEMENTED, Code.UNAUTHENTICATED),
+    }
+)
 
 
 class LoginFailed(ServerError):  # noqa: N818 - it says what happened
@@ -56,6 +104,8 @@ class LoginFailed(ServerError):  # noqa: N818 - it says what happened
 class ConnectionLost(ClientError):  # noqa: N818 - it says what happened
     """No connection could be made, or it ended before the answer came. `endpoint`: where it led or should have led."""
 
+    blame = Blame.NETWORK
+
     def __init__(self, text: str, *, endpoint: str, outcome_unknown: bool = False) -> None:
         super().__init__(text, outcome_unknown=outcome_unknown)
         self.endpoint = endpoint
@@ -64,6 +114,71 @@ class ConnectionLost(ClientError):  # noqa: N818 - it says what happened
 class CallTimeout(ClientError):  # noqa: N818 - it says what happened
     """The answer did not come within `timeout_s` seconds."""
 
+    blame = Blame.NETWORK
+
     def __init__(self, text: str, *, timeout_s: float, outcome_unknown: bool = False) -> None:
         super().__init__(text, outcome_unknown=outcome_unknown)
         self.timeout_s = timeout_s
+
+
+class WatchCanceled(ClientError):  # noqa: N818 - it says what happened
+    """The server ended a watch and will not go on with it. `reason`: the server's words."""
+
+    blame = Blame.SERVER
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the watch was canceled: {reason}")
+        self.reason = reason
+
+
+class Compacted(WatchCanceled):
+    """What a watch would tell next is no longer in the history.
+
+    `compact_revision` is the oldest revision that can still be watched, `start_revision` the one that was wanted. What
+    happened between them cannot be told any more: read the keys anew, and watch from that reply's header.revision + 1.
+    """
+
+    blame = Blame.CALLER
+
+    def __init__(self, start_revision: int, compact_revision: int) -> None:
+        super().__init__(f"revision {start_revision} is compacted; the history begins at {compact_revision}")
+        self.start_revision = start_revision
+        self.compact_revision = compact_revision
+
+
+class LeaseLost(ClientError):  # noqa: N818 - it says what happened
+    """A lease has ended without its owner's doing, or may have ended: nothing confirms any more that it lives.
+
+    Whatever the lease protected may belong to somebody else by now. `lease_id`, and `reason` in words.
+    """
+
+    blame = Blame.NETWORK
+
+    def __init__(self, lease_id: int, reason: str) -> None:
+        super().__init__(f"lease {lease_id:016x} is lost: {reason}")
+        self.lease_id = lease_id
+        self.reason = reason
+
+
+class NotLeader(ClientError):  # noqa: N818 - it says what happened
+    """The key of a place in a line, of a lock or an election, is gone: somebody deleted it, or it was never there."""
+
+
+class ServerErrorInDoubt(ServerError, OutcomeUnknown):  # noqa: N818 - it says what happened
+    """A ServerError after which a write may have happened."""
+
+
+class ConnectionLostInDoubt(ConnectionLost, OutcomeUnknown):
+    """A ConnectionLost after which a write may have happened."""
+
+
+class CallTimeoutInDoubt(CallTimeout, OutcomeUnknown):
+    """A CallTimeout after which a write may have happened."""
+
+
+# Raised as the first, an error in doubt is made as the second: `raise ConnectionLost(..., outcome_unknown=True)`.
+_IN_DOUBT: dict[type[ClientError], type[Any]] = {
+    ServerError: ServerErrorInDoubt,
+    ConnectionLost: ConnectionLostInDoubt,
+    CallTimeout: CallTimeoutInDoubt,
+}

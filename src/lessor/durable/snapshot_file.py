@@ -18,7 +18,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,7 @@ from lessor.durable.sqlite import PAGE_BYTES, SqliteEngine
 
 CHECKSUM_BYTES = 32
 _READ_BYTES = 1_048_576
+Progress = Callable[[int], object]
 
 
 def check(path: Path, *, skip_checksum: bool = False) -> int:
@@ -61,7 +62,7 @@ def _check(path: Path, file: BinaryIO, skip_checksum: bool) -> int:
     return data_bytes
 
 
-def _copy(source: BinaryIO, target: BinaryIO | None, size: int) -> bytes:
+def _copy(source: BinaryIO, target: BinaryIO | None, size: int, progress: Progress | None = None) -> bytes:
     """Reads `size` bytes, writes them to `target` if there is one, and returns their SHA-256."""
     digest = hashlib.sha256()
     while size > 0 and (data := source.read(min(size, _READ_BYTES))):
@@ -69,6 +70,8 @@ def _copy(source: BinaryIO, target: BinaryIO | None, size: int) -> bytes:
         size -= len(data)
         if target is not None:
             target.write(data)
+        if progress is not None:
+            progress(len(data))
     return digest.digest()
 
 
@@ -82,8 +85,11 @@ def opened(path: Path) -> Iterator[Loaded]:
         engine.close()
 
 
-def restore(path: Path, data_dir: Path, *, skip_checksum: bool = False) -> None:
-    """Makes a data directory out of a snapshot. Raises DataDirError, and leaves nothing behind then."""
+def restore(path: Path, data_dir: Path, *, skip_checksum: bool = False, progress: Progress | None = None) -> None:
+    """Makes a data directory out of a snapshot. Raises DataDirError, and leaves nothing behind then.
+
+    `progress` is told of each piece that was written, in bytes.
+    """
     data_bytes = check(path, skip_checksum=skip_checksum)
     SqliteEngine.reading(path).close()  # refuses what a newer version wrote
     made = not data_dir.exists()
@@ -96,7 +102,7 @@ def restore(path: Path, data_dir: Path, *, skip_checksum: bool = False) -> None:
         part = data_dir / (directory.DATABASE_NAME + ".new")
         with path.open("rb") as source, part.open("xb") as target:
             part.chmod(0o600)  # values may be secrets
-            _copy(source, target, data_bytes)
+            _copy(source, target, data_bytes, progress)
         _leave_batch_log(part)
         with part.open("rb") as target:
             os.fsync(target.fileno())

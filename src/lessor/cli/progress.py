@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bar for work that takes long, on stderr, and only when that is a terminal: what a command prints stays as it is."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], object]]:
+    """For one `with` block: call it with how much was done since the last call, of `total` in all."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    with click.progressbar(length=total, label=title, file=sys.stderr, width=0) as bar:
+        yield bar.update

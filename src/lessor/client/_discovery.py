@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is there: services register under a name, others see them come and go.
+
+Laws
+- An instance is the key `service/address`. It is there exactly as long as its lease.
+- A registration wants to be there: when its lease is lost, it comes back with a new one as soon as the server is.
+- A discovery is a live view: it follows in the background. Its iterator tells differences between what it told before
+  and what is; what came and went between two looks was never there.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from lessor.client._batches import AsyncBatches
+from lessor.client._caller import insist
+from lessor.client._errors import ClientError, LeaseLost
+from lessor.client._lease import AsyncLease
+from lessor.client._mirror import follow
+from lessor.client._requests import Bytes, to_bytes
+
+if TYPE_CHECKING:
+    from lessor.client._async import AsyncClient
+
+
+class Instance(NamedTuple):
+    """One that is registered."""
+
+    address: str
+    value: bytes  # what it says of itself
+    lease_id: int
+    token: int  # the key's create revision: of two that claim an address, the later one has the greater
+
+
+class Change(NamedTuple):
+    """What a discovery tells. Of a vanished instance, what it was last."""
+
+    kind: Literal["appeared", "changed", "vanished"]
+    instance: Instance
+
+
+class AsyncRegistration:
+    """`async with client.register("web", "10.0.0.5:80", 10):`: registered when the block begins, gone at its end.
+
+    Without a block: `registration = await client.register(...).start()`, and `await registration.stop()`.
+    """
+
+    def __init__(self, client: "AsyncClient", service: str, address: str, ttl_s: int, value: Bytes) -> None:
+        self._client = client
+        self._key = f"{service}/{address}"
+        self._value = to_bytes(value)
+        self._ttl_s = ttl_s
+        self._lease: AsyncLease | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._error: ClientError | None = None
+
+    async def __aenter__(self) -> "AsyncRegistration":
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> "AsyncRegistration":
+        """Registers, and returns itself when that is done. Raises as `grant` and `put` do."""
+        if self._task is None:
+            await self._register()
+            self._task = self._client.spawn(self._stay())
+        return self
+
+    async def stop(self) -> None:
+        """Ends the registration; the key is gone at once where the server can be reached, after the TTL otherwise."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if self._lease is not None:
+            with suppress(ClientError):
+                await self._lease.revoke()
+
+    @property
+    def registered(self) -> bool:
+        """Whether it is registered for certain at this moment. Where it is not, it is on its way back."""
+        return self._task is not None and self._lease is not None and self._lease.alive
+
+    def check(self) -> None:
+        """Raises what keeps the registration from coming back: the server forbids it, or the client was closed."""
+        if self._error is not None:
+            raise self._error
+
+    async def _register(self) -> None:
+        lease = self._client.lease(self._ttl_s)
+        try:
+            await lease.grant()
+            await self._client.put(self._key, self._value, lease_id=lease.id)
+        except BaseException:
+            with suppress(ClientError):
+                await lease.revoke()
+            raise
+        self._lease = lease
+
+    async def _stay(self) -> None:
+        try:
+            while self._lease is not None:
+                await self._lease.lost.wait()
+                with suppress(LeaseLost):  # the new one, before it was of any use
+                    await insist(self._register)
+        except ClientError as error:
+            self._error = error
+
+
+class AsyncDiscovery(AsyncBatches[Change]):
+    """`async with client.discover("web") as web:`: `web.instances` at any time, or `async for change in web`."""
+
+    def __init__(self, client: "AsyncClient", service: str) -> None:
+        super().__init__()
+        self._client = client
+        self._prefix = f"{service}/".encode()
+        self._now: dict[bytes, Instance] = {}
+        self._told: dict[bytes, Instance] = {}
+        self._news: dict[bytes, None] = {}  # in the order of their first change since they were told
+        self._changed = asyncio.Event()
+        self._begun = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._end: BaseException | None = None
+
+    async def __aenter__(self) -> "AsyncDiscovery":
+        """Returns when the view shows what is there. Raises as `get` does."""
+        if self._task is None:
+            self._task = self._client.spawn(self._follow())
+        await self._begun.wait()
+        if self._end is not None:
+            raise self._end
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """All that are there, as far as is known; while the server cannot be reached that is what was known last."""
+        return tuple(self._now.values())
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Their addresses."""
+        return tuple(instance.address for instance in self.instances)
+
+    async def aclose(self) -> None:
+        """Ends the view; it shows what it showed last."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def more(self) -> Sequence[Change]:
+        """What has changed since the last time, at first everything. Raises what ended the view."""
+        await self.__aenter__()
+        while not (changes := self._differences()):
+            if self._end is not None:
+                raise self._end
+            self._changed.clear()
+            await self._changed.wait()
+        return changes
+
+    def _differences(self) -> list[Change]:
+        changes = []
+        for key in self._news:
+            before, now = self._told.pop(key, None), self._now.get(key)
+            if now is not None:
+                self._told[key] = now
+            if now == before:
+                continue
+            if now is None:
+                if before is not None:
+                    changes.append(Change("vanished", before))
+            else:
+                changes.append(Change("appeared" if before is None else "changed", now))
+        self._news.clear()
+        return changes
+
+    async def _follow(self) -> None:
+        try:
+            async with aclosing(follow(self._client, self._prefix)) as steps:
+                async for keys, changed in steps:
+                    for key in changed:
+                        self._news[key] = None
+                        kv = keys.get(key)
+                        if kv is None:
+                            self._now.pop(key, None)
+                            if key not in self._told:
+                                del self._news[key]
+                        else:
+                            address = key.removeprefix(self._prefix).decode(errors="replace")
+                            self._now[key] = Instance(address, kv.value, kv.lease, kv.create_revision)
+                    self._begun.set()
+                    self._changed.set()
+        except ClientError as error:
+            self._end = error
+        except asyncio.CancelledError:
+            self._end = StopAsyncIteration()
+            raise
+        finally:
+            self._begun.set()
+            self._changed.set()

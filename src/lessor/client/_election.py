@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One of many leads, as long as its lease lives. What `_lock.py` says about locks holds for leaders: use the token."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+from lessor.api.proto import mvcc_pb2 as mvcc
+from lessor.api.proto import rpc_pb2 as rpc
+from lessor.client import op
+from lessor.client._errors import CallTimeout, NotLeader
+from lessor.client._lease import AsyncLease
+from lessor.client._line import Line
+from lessor.client._mirror import follow
+from lessor.client._requests import Bytes, to_bytes
+
+if TYPE_CHECKING:
+    from lessor.client._async import AsyncClient
+
+
+class Leader(NamedTuple):
+    """Who leads."""
+
+    value: bytes  # what it says of itself
+    key: bytes
+    token: int  # the fencing token: the key's create revision
+    lease_id: int
+
+
+class AsyncElection:
+    """`election = client.election("scheduler")`, then `await election.campaign("host-1")`, or `observe()` only.
+
+    As a block it resigns at its end.
+    """
+
+    def __init__(self, client: "AsyncClient", name: Bytes, lease: AsyncLease | None, ttl_s: int) -> None:
+        self._client = client
+        self._line = Line(client, name, lease, ttl_s)
+
+    async def __aenter__(self) -> "AsyncElection":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.resign()
+
+    async def campaign(self, value: Bytes = b"", *, timeout_s: float | None = None) -> int:
+        """Waits until it leads, `timeout_s` seconds at the most (None: no limit); returns the fencing token.
+
+        `value`: what the world is to know of the leader, mostly its address. Raises CallTimeout (the candidacy is given
+        up then), LeaseLost when the lease ends meanwhile, NotLeader when somebody deletes our key, or as calls do.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._line.enter(to_bytes(value), wait=True)
+        except TimeoutError:
+            text = f"the election {self._line.prefix.decode(errors='replace')} was not won within {timeout_s:g} s"
+            raise CallTimeout(text, timeout_s=timeout_s or 0.0) from None
+        return self._line.check()
+
+    async def proclaim(self, value: Bytes) -> None:
+        """Changes what the leader says of itself. NotLeader when it does not lead (any more), LeaseLost."""
+        mine = self._line.mine
+        put = op.put(self._line.key, value, lease_id=self._line.lease.id)
+        if not (await self._client.txn([mine], [put])).succeeded:
+            self._line.revision = 0
+            raise NotLeader(f"{self._line.key.decode(errors='replace')}: somebody deleted it")
+
+    async def resign(self) -> None:
+        """Lets the next candidate lead. Nothing happens when it does not lead."""
+        if self._line.revision:
+            await self._line.leave()
+
+    async def leader(self) -> Leader | None:
+        """Who leads at this moment; None: nobody."""
+        return _leader(await self._line.first())
+
+    async def observe(self) -> AsyncGenerator[Leader | None, None]:
+        """The leader of now, then each new one and each new value; None while there is none. Needs no candidacy.
+
+        Goes on over lost connections. Leaders that came and went while the server's history was compacted away are
+        not told.
+        """
+        told: Leader | None = None
+        begun = False
+        async with aclosing(follow(self._client, self._line.prefix)) as steps:
+            async for keys, _ in steps:
+                now = _leader(min(keys.values(), key=lambda kv: (kv.create_revision, kv.key), default=None))
+                if now != told or not begun:
+                    told, begun = now, True
+                    yield now
+
+    @property
+    def token(self) -> int:
+        """The leader's fencing token: the create revision of its key. Raises LeaseLost or NotLeader."""
+        return self._line.check()
+
+    @property
+    def leads(self) -> bool:
+        """Whether it leads for certain at this moment, as far as this machine's clock can tell."""
+        return bool(self._line.revision) and self._line.lease.alive
+
+    @property
+    def mine(self) -> rpc.Compare:
+        """The condition, for a txn, that it still leads. Raises as `token` does."""
+        return self._line.mine
+
+    @property
+    def lease(self) -> AsyncLease:
+        """The lease that the leadership stands and falls with. ValueError before `campaign`."""
+        return self._line.lease
+
+
+def _leader(kv: mvcc.KeyValue | None) -> Leader | None:
+    return None if kv is None else Leader(kv.value, kv.key, kv.create_revision, kv.lease)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a program around a client needs of asyncio: several things at a time, Ctrl-C, a line of input, another program.
+
+For code that has no event loop of its own, the command line above all. Each of these ends what it began when it is
+left, in whichever way it is left.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+sleep = asyncio.sleep
+Event = asyncio.Event
+Task = asyncio.Task
+
+
+async def first_of(*jobs: Coroutine[Any, Any, T]) -> T:
+    """Runs the jobs together until one ends; its result or its error. The others are cancelled.
+
+    Of several that end at once the one named first counts.
+    """
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def crew() -> AsyncIterator[Callable[[Coroutine[Any, Any, Any]], object]]:
+    """Starts jobs, and waits for them at the end of the block. The first failure, theirs or the block's, ends all."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group.create_task
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+@asynccontextmanager
+async def beside(job: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """Runs the job while the block runs; a job that fails has ended, and that is all. See `ended`."""
+    task = asyncio.ensure_future(job)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Waits until a task has ended, in whichever way."""
+    await asyncio.wait((task,))
+
+
+@contextmanager
+def signals(*numbers: int) -> Iterator[asyncio.Event]:
+    """Inside the block these signals set the event and do nothing else. In the main thread."""
+    loop = asyncio.get_running_loop()
+    came = asyncio.Event()
+    for number in numbers:
+        loop.add_signal_handler(number, came.set)
+    try:
+        yield came
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def program(command: list[str], variables: Mapping[str, str]) -> int:
+    """Runs a program with the terminal and environment that we have, and these variables; its return code.
+
+    Raises OSError when it cannot be started.
+    """
+    process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **variables})
+    return await process.wait()
+
+
+async def lines(file: int) -> AsyncIterator[bytes]:
+    """The lines of a file descriptor, each with its newline, as they come; the last one may lack it.
+
+    They are read in a thread that nobody waits for: a terminal may never say anything again. For the same reason it
+    reads the descriptor, and not one of Python's files, which the interpreter would want to lock when it ends.
+    """
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def read() -> None:
+        piece = b"?"
+        while piece:
+            try:
+                piece = os.read(file, 65_536)
+            except OSError:
+                piece = b""
+            try:
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+            except RuntimeError:
+                return  # the loop is over, and nobody wants them any more
+
+    threading.Thread(target=read, name="lines", daemon=True).start()
+    rest = b""
+    while piece := await pieces.get():
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line + b"\n"
+    if rest:
+        yield rest

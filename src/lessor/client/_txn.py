@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A txn in words: conditions, what to do when they hold, what otherwise."""
+
+from typing import TYPE_CHECKING
+
+from lessor.api.proto import rpc_pb2 as rpc
+from lessor.client._caller import DEFAULT, Timeout
+
+if TYPE_CHECKING:
+    from lessor.client._async import AsyncClient
+
+
+class AsyncTxn:
+    """Gathers the parts of a txn, in any order; `commit` carries it out. Made by `client.transaction()`.
+
+    reply = await client.transaction().when(Key("seat").missing).then(op.put("seat", "ann")).commit()
+    """
+
+    def __init__(self, client: "AsyncClient") -> None:
+        self._client = client
+        self._parts: tuple[list[rpc.Compare], list[rpc.RequestOp], list[rpc.RequestOp]] = ([], [], [])
+
+    def when(self, *conditions: rpc.Compare) -> "AsyncTxn":
+        """All of them must hold. None at all: `then` is done."""
+        self._parts[0].extend(conditions)
+        return self
+
+    def then(self, *steps: rpc.RequestOp) -> "AsyncTxn":
+        """What to do when they hold. Later steps see what earlier ones did."""
+        self._parts[1].extend(steps)
+        return self
+
+    def otherwise(self, *steps: rpc.RequestOp) -> "AsyncTxn":
+        """What to do when they do not."""
+        self._parts[2].extend(steps)
+        return self
+
+    async def commit(self, *, timeout_s: Timeout = DEFAULT) -> rpc.TxnResponse:
+        """Carries it out, all at one instant; reply.succeeded says whether the conditions held."""
+        return await self._client.txn(*self._parts, timeout_s=timeout_s)

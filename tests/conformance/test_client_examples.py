@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples of docs/client.md, run as it says: in processes of their own, one of which is killed."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lessor.client import Client
+from tests.conformance.server_process import ServerProcess
+from tests.conformance.subject import server_of
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with server_of("lessor") as server:
+        yield server
+
+
+@contextmanager
+def running(name: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_service_is_seen_to_appear_and_to_vanish_when_it_is_killed(server: ServerProcess) -> None:
+    with running("finder.py", server.address) as finder:
+        assert line(finder) == "there are []"
+        with running("service.py", "10.0.0.5:8080", server.address) as service:
+            assert line(service) == "registered 10.0.0.5:8080"
+            assert line(finder) == "appeared 10.0.0.5:8080"
+            service.send_signal(signal.SIGKILL)
+        assert line(finder) == "vanished 10.0.0.5:8080"
+
+
+def test_one_of_several_leads_and_the_next_when_it_is_gone(server: ServerProcess) -> None:
+    with running("leader.py", "ann", server.address) as ann:
+        first = line(ann)
+        assert first.startswith("ann leads with token ")
+        with running("leader.py", "bob", server.address) as bob, Client(server.address) as client:
+            while client.get("scheduler/", prefix=True).count < 2:
+                pass
+            ann.kill()
+            leader = client.election("scheduler").leader()
+            assert leader is not None
+            client.revoke(leader.lease_id)  # instead of waiting for its 5 seconds
+            second = line(bob)
+            assert second.startswith("bob leads with token ")
+            assert int(second.split()[-1]) > int(first.split()[-1])
+            client.put("stop")
+            assert bob.wait(10) == 0

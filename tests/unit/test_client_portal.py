@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blocking client's thread: when it begins and ends, what may use it, and what happens after a fork."""
+
+import ast
+import asyncio
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lessor.client
+from lessor.client import Client, ClientClosed, LeaseLost, UsedAfterFork
+from lessor.client._portal import Portal
+from tests.in_process import InProcess
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+    with InProcess(tmp_path_factory.mktemp("data")) as server:
+        yield server
+
+
+async def nothing() -> None:
+    pass
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("lessor")]
+
+
+def until_gone(name: str) -> None:
+    """Waits for a thread that has been told to end."""
+    give_up = time.monotonic() + 20
+    while name in threads():
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+
+
+def in_child(work: Any) -> str:
+    """What `work()` returns in a forked child."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, work().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        told = pipe.read()
+    os.waitpid(child, 0)
+    return told
+
+
+def test_the_thread_begins_with_the_first_call_and_ends_with_the_client(server: InProcess) -> None:
+    client = Client(server.address)
+    assert threads() == []
+    client.put("a")
+    assert threads() == ["lessor-client"]
+    client.close()
+    assert threads() == []
+    client.close()
+    with pytest.raises(ClientClosed):
+        client.put("a")
+    unused = Client(server.address)
+    unused.close()
+    with pytest.raises(ClientClosed):
+        unused.put("a")
+
+
+def test_a_client_that_is_dropped_ends_its_thread(server: InProcess) -> None:
+    client = Client(server.address)
+    client.put("a")
+    lease = client.lease(30).grant()
+    del client
+    gc.collect()
+    assert threads() == ["lessor-client"]  # the lease still needs it
+    lease_id = lease.id
+    del lease
+    gc.collect()
+    until_gone("lessor-client")
+    with Client(server.address) as another:
+        another.revoke(lease_id)
+
+
+def test_after_a_fork_the_client_says_so(server: InProcess) -> None:
+    def use() -> str:
+        try:
+            client.put("child")
+        except UsedAfterFork as error:
+            return str(error)
+        return "no error"
+
+    def leave() -> str:
+        lease.__exit__(None, None, None)
+        client.close()
+        return "left"
+
+    with Client(server.address) as client, client.lease(30) as lease:
+        told = in_child(use)
+        assert f"process {os.getpid()}'s" in told
+        assert "make a new one" in told
+        assert in_child(leave) == "left"
+        assert client.time_to_live(lease.id).TTL > 0  # the parent's lease is the parent's
+        client.put("parent")
+
+
+def test_a_client_that_was_not_used_yet_works_after_a_fork(server: InProcess) -> None:
+    client = Client(server.address)
+
+    def use() -> str:
+        return str(client.put("child").header.revision)
+
+    assert int(in_child(use)) > 1
+    with client:
+        assert client.get("child").count == 1
+
+
+def test_an_error_keeps_its_class_and_leaves_no_reference_behind(server: InProcess) -> None:
+    with Client(server.address) as client:
+        with pytest.raises(KeyError):
+            client.call("/no/such", lessor.client.KeyValue())
+        assert client.get("x").header.revision
+
+
+def test_an_interrupt_cancels_the_call_that_is_waited_for() -> None:
+    portal = Portal(nothing)
+    cancelled = threading.Event()
+
+    async def long() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    main = threading.get_ident()
+
+    async def interrupt() -> None:
+        signal.pthread_kill(main, signal.SIGINT)
+        await long()
+
+    with pytest.raises(KeyboardInterrupt):
+        portal.run(interrupt())
+    assert cancelled.wait(10)
+
+    portal.close()
+    assert threads() == []
+
+
+def test_it_does_not_wait_for_itself() -> None:
+    portal = Portal(nothing)
+
+    async def inner() -> int:
+        return 1
+
+    async def outer() -> int:
+        return portal.run(inner())
+
+    with pytest.raises(RuntimeError, match="use AsyncClient"):
+        portal.run(outer())
+
+    portal.close()
+
+
+def test_a_callback_may_close_the_client(server: InProcess) -> None:
+    closed = threading.Event()
+    client = Client(server.address)
+
+    def close(error: LeaseLost) -> None:
+        client.close()
+        closed.set()
+
+    lease = client.lease(1, on_lost=close).grant()
+    client.revoke(lease.id)
+    assert closed.wait(10)
+    until_gone("lessor-client")
+
+
+def test_each_async_class_has_its_counterpart_with_the_same_members() -> None:
+    """The generator's work, looked at from outside of it."""
+    renamed = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__", "__aiter__": "__iter__"}
+    own = {"more", "take", "__anext__", "ask", "limit_s", "with_token", "credentials", "spawn", "channel"}
+    for name in lessor.client.__all__:
+        if name.startswith("Async"):
+            here, there = getattr(lessor.client, name), getattr(lessor.client, name.removeprefix("Async"))
+            members = {each for each in dir(here) if not each.startswith("_") or each in renamed} - own
+            assert {renamed.get(each, each) for each in members} <= set(dir(there)), name
+            assert "async" not in (there.__doc__ or "").lower()
+
+
+def test_the_generated_file_says_that_it_is() -> None:
+    path = Path(lessor.client.__file__).with_name("_sync.py")
+    assert "Generated by scripts/generate" in path.read_text()
+    assert ast.parse(path.read_text())
