@@ -38,7 +38,7 @@ def test_one_holds_a_lock_and_the_next_has_the_greater_token(client: Client, oth
         assert lock.held
         rival = other.lock(prefix)
         assert not rival.try_acquire()
-        with pytest.raises(CallTimeout, match="not free within"):
+        with pytest.raises(CallTimeout, match="not first in the line within"):
             rival.acquire(timeout_s=0.05)
         assert client.get(prefix + b"/", prefix=True).count == 1  # the rival has left the line
         assert not rival.held
