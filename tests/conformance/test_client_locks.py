@@ -128,7 +128,8 @@ def test_ours_and_the_servers_stand_in_one_line(subject: Subject, client: Client
     assert client.lock(prefix).try_acquire()
 
 
-def test_a_key_that_somebody_deletes_is_not_a_lock(client: Client, other: Client, prefix: bytes) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_a_key_that_somebody_deletes_is_not_a_lock(client: Client, other: Client, prefix: bytes, again: bool) -> None:
     first, second = client.lock(prefix), other.lock(prefix)
     first.acquire()
     failed: list[BaseException] = []
@@ -143,6 +144,8 @@ def test_a_key_that_somebody_deletes_is_not_a_lock(client: Client, other: Client
     until(lambda: client.get(prefix + b"/", prefix=True).count == 2)
     line = client.get(prefix + b"/", prefix=True, sort_target=2, sort_order=1)
     client.delete(line.kvs[1].key)
+    if again:  # another place, at the end of the line, by whoever it is
+        client.put(line.kvs[1].key, lease_id=line.kvs[1].lease)
     first.release()
     waiting.join(10)
     assert len(failed) == 1
