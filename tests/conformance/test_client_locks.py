@@ -38,7 +38,7 @@ def test_one_holds_a_lock_and_the_next_has_the_greater_token(client: Client, oth
         assert lock.held
         rival = other.lock(prefix)
         assert not rival.try_acquire()
-        with pytest.raises(CallTimeout, match="not free within"):
+        with pytest.raises(CallTimeout, match="not first in the line within"):
             rival.acquire(timeout_s=0.05)
         assert client.get(prefix + b"/", prefix=True).count == 1  # the rival has left the line
         assert not rival.held
@@ -128,7 +128,8 @@ def test_ours_and_the_servers_stand_in_one_line(subject: Subject, client: Client
     assert client.lock(prefix).try_acquire()
 
 
-def test_a_key_that_somebody_deletes_is_not_a_lock(client: Client, other: Client, prefix: bytes) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_a_key_that_somebody_deletes_is_not_a_lock(client: Client, other: Client, prefix: bytes, again: bool) -> None:
     first, second = client.lock(prefix), other.lock(prefix)
     first.acquire()
     failed: list[BaseException] = []
@@ -143,6 +144,8 @@ def test_a_key_that_somebody_deletes_is_not_a_lock(client: Client, other: Client
     until(lambda: client.get(prefix + b"/", prefix=True).count == 2)
     line = client.get(prefix + b"/", prefix=True, sort_target=2, sort_order=1)
     client.delete(line.kvs[1].key)
+    if again:  # another place, at the end of the line, by whoever it is
+        client.put(line.kvs[1].key, lease_id=line.kvs[1].lease)
     first.release()
     waiting.join(10)
     assert len(failed) == 1

@@ -17,12 +17,13 @@ import pytest
 import lessor.client
 from lessor.client import Client, ClientClosed, LeaseLost, UsedAfterFork
 from lessor.client._portal import Portal
-from tests.in_process import InProcess
+from lessor.testing.server import InProcessServer
+from tests.in_process import in_process
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
-    with InProcess(tmp_path_factory.mktemp("data")) as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessServer]:
+    with in_process(tmp_path_factory.mktemp("data")) as server:
         yield server
 
 
@@ -58,7 +59,7 @@ def in_child(work: Any) -> str:
     return told
 
 
-def test_the_thread_begins_with_the_first_call_and_ends_with_the_client(server: InProcess) -> None:
+def test_the_thread_begins_with_the_first_call_and_ends_with_the_client(server: InProcessServer) -> None:
     client = Client(server.address)
     assert threads() == []
     client.put("a")
@@ -74,7 +75,7 @@ def test_the_thread_begins_with_the_first_call_and_ends_with_the_client(server: 
         unused.put("a")
 
 
-def test_a_client_that_is_dropped_ends_its_thread(server: InProcess) -> None:
+def test_a_client_that_is_dropped_ends_its_thread(server: InProcessServer) -> None:
     client = Client(server.address)
     client.put("a")
     lease = client.lease(30).grant()
@@ -89,7 +90,7 @@ def test_a_client_that_is_dropped_ends_its_thread(server: InProcess) -> None:
         another.revoke(lease_id)
 
 
-def test_after_a_fork_the_client_says_so(server: InProcess) -> None:
+def test_after_a_fork_the_client_says_so(server: InProcessServer) -> None:
     def use() -> str:
         try:
             client.put("child")
@@ -111,7 +112,7 @@ def test_after_a_fork_the_client_says_so(server: InProcess) -> None:
         client.put("parent")
 
 
-def test_a_client_that_was_not_used_yet_works_after_a_fork(server: InProcess) -> None:
+def test_a_client_that_was_not_used_yet_works_after_a_fork(server: InProcessServer) -> None:
     client = Client(server.address)
 
     def use() -> str:
@@ -122,7 +123,7 @@ def test_a_client_that_was_not_used_yet_works_after_a_fork(server: InProcess) ->
         assert client.get("child").count == 1
 
 
-def test_an_error_keeps_its_class_and_leaves_no_reference_behind(server: InProcess) -> None:
+def test_an_error_keeps_its_class_and_leaves_no_reference_behind(server: InProcessServer) -> None:
     with Client(server.address) as client:
         with pytest.raises(KeyError):
             client.call("/no/such", lessor.client.KeyValue())
@@ -169,7 +170,7 @@ def test_it_does_not_wait_for_itself() -> None:
     portal.close()
 
 
-def test_a_callback_may_close_the_client(server: InProcess) -> None:
+def test_a_callback_may_close_the_client(server: InProcessServer) -> None:
     closed = threading.Event()
     client = Client(server.address)
 

@@ -27,12 +27,12 @@ from lessor.client import (
     op,
     run,
 )
-from tests.in_process import InProcess
+from tests.in_process import in_process
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with InProcess(tmp_path_factory.mktemp("data")) as server:
+    with in_process(tmp_path_factory.mktemp("data")) as server:
         yield server.address
 
 

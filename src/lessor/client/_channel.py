@@ -21,19 +21,15 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from lessor import __version__
 from lessor.api.methods import Method
 from lessor.base.errors import Code
 from lessor.base.tls_errors import reason_of
-from lessor.client._connection import MESSAGE_BYTES_MAX, Call, Connection
+from lessor.client._connection import MESSAGE_BYTES_MAX, Call, Connection, Metadata
 from lessor.client._endpoint import Endpoint, parse_endpoints
 from lessor.client._errors import CallTimeout, ClientClosed, ConnectionLost, ServerError
 from lessor.client._tls import tls_context
-from lessor.wire.grpc import format_timeout
 
 SHUTDOWN_S_MAX = 2.0  # wait for the end of TLS from a server that we leave
-USER_AGENT = f"lessor/{__version__}".encode()
-Metadata = Iterable[tuple[str, str]]
 
 
 class Channel:
@@ -136,15 +132,17 @@ class Channel:
 
         `deadline` is on the loop's clock, and `timeout_s` what to say when it has passed.
         """
-        try:
-            async with asyncio.timeout_at(deadline):
-                connection = await self._connected()
-        except TimeoutError:
-            text = f"no connection to {', '.join(endpoint.text for endpoint in self.endpoints)} within {timeout_s:g} s"
-            raise CallTimeout(text, timeout_s=timeout_s or 0.0) from None
-        left_s = None if deadline is None else max(deadline - asyncio.get_running_loop().time(), 0.0)
-        headers = _headers(connection.endpoint, method, left_s, metadata)
-        return Call(connection, method, headers, timeout_s, deadline)
+        connection, left_s = self._current, timeout_s
+        if connection is None or not connection.usable or self._closed:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    connection = await self._connected()
+            except TimeoutError:
+                names = ", ".join(endpoint.text for endpoint in self.endpoints)
+                text = f"no connection to {names} within {timeout_s:g} s"
+                raise CallTimeout(text, timeout_s=timeout_s or 0.0) from None
+            left_s = None if deadline is None else max(deadline - asyncio.get_running_loop().time(), 0.0)
+        return Call(connection, method, connection.headers(method, left_s, metadata), timeout_s, deadline)
 
     def distrust(self, call: Call[Any]) -> None:
         """The server behind this call does not serve: later calls begin with the next endpoint.
@@ -222,24 +220,6 @@ class Channel:
         if endpoint.tls:
             await connection.heard()  # a server refuses our certificate only after the handshake
         return connection
-
-
-def _headers(
-    endpoint: Endpoint, method: Method, timeout_s: float | None, metadata: Metadata
-) -> list[tuple[bytes, bytes]]:
-    headers = [
-        (b":method", b"POST"),
-        (b":scheme", b"https" if endpoint.tls else b"http"),
-        (b":path", method.path.encode()),
-        (b":authority", endpoint.authority.encode()),
-        (b"te", b"trailers"),
-        (b"content-type", b"application/grpc"),
-        (b"user-agent", USER_AGENT),
-    ]
-    if timeout_s is not None:
-        headers.append((b"grpc-timeout", format_timeout(timeout_s)))
-    headers += [(name.encode(), value.encode()) for name, value in metadata]
-    return headers
 
 
 def _deadline(timeout_s: float | None) -> float | None:

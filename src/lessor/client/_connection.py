@@ -20,16 +20,21 @@ from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
+from lessor import __version__
 from lessor.api.methods import Method
 from lessor.base.errors import Code, EtcdError
 from lessor.base.tls_errors import reason_of
 from lessor.client._endpoint import Endpoint
 from lessor.client._errors import CallTimeout, ClientError, ConnectionLost, ServerError
 from lessor.wire import h2
-from lessor.wire.grpc import Deframer, check_encoding, frame, is_grpc, status_of
+from lessor.wire.grpc import Deframer, check_encoding, format_timeout, frame, is_grpc, status_of
 from lessor.wire.h2 import ErrorCode
 
 Reply = TypeVar("Reply", bound=Message)
+Metadata = Iterable[tuple[str, str]]
+
+USER_AGENT = f"lessor/{__version__}".encode()
+HEADERS_MAX = 256  # encoded request headers that a connection remembers: one for each kind of call that is made
 
 # Received and not yet taken by the caller. Far more than a watcher has waiting unless its owner has stopped reading.
 INBOX_BYTES_MAX = 67_108_864
@@ -98,6 +103,7 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         self.heard_at = self._loop.time()  # when the server said something the last time
         self._retired = False
+        self._headers: dict[tuple[Method, float | None, tuple[tuple[str, str], ...]], bytes] = {}
         self._look_timer: asyncio.TimerHandle | None = None
         self._answer_by = 0.0  # when a sign of life that was asked for has to be there; 0: none was
 
@@ -169,6 +175,17 @@ class Connection(asyncio.Protocol):
 
     # --- for the calls ------------------------------------------------------------------------------------------
 
+    def headers(self, method: Method, timeout_s: float | None, metadata: Metadata) -> bytes | list[h2.Field]:
+        """The headers of a request. Most calls differ from an earlier one in nothing here: those come encoded."""
+        key = (method, timeout_s, tuple(metadata))
+        known = self._headers.get(key)
+        if known is not None:
+            return known
+        headers = _headers(self.endpoint, *key)
+        if len(self._headers) < HEADERS_MAX:
+            self._headers[key] = h2.encode_headers(headers)
+        return headers  # the wire looks at their size once
+
     def begin(self, call: "Call[Any]") -> None:
         """A call has begun."""
         if self._look_timer is None:
@@ -227,6 +244,24 @@ class Connection(asyncio.Protocol):
         await self._closed
 
 
+def _headers(
+    endpoint: Endpoint, method: Method, timeout_s: float | None, metadata: tuple[tuple[str, str], ...]
+) -> list[h2.Field]:
+    headers = [
+        (b":method", b"POST"),
+        (b":scheme", b"https" if endpoint.tls else b"http"),
+        (b":path", method.path.encode()),
+        (b":authority", endpoint.authority.encode()),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        (b"user-agent", USER_AGENT),
+    ]
+    if timeout_s is not None:
+        headers.append((b"grpc-timeout", format_timeout(timeout_s)))
+    headers += [(name.encode(), value.encode()) for name, value in metadata]
+    return headers
+
+
 class Call(Generic[Reply]):
     """One remote call with any number of messages each way. Made by `Channel.stream`, used as
 
@@ -248,7 +283,7 @@ class Call(Generic[Reply]):
         "_stream",
         "_timeout_s",
         "_timer",
-        "_waiter",
+        "_waiters",
         "connection",
     )
 
@@ -256,7 +291,7 @@ class Call(Generic[Reply]):
         self,
         connection: Connection,
         method: Method,
-        headers: list[tuple[bytes, bytes]],
+        headers: bytes | list[h2.Field],
         timeout_s: float | None,
         deadline: float | None,
     ) -> None:
@@ -267,7 +302,7 @@ class Call(Generic[Reply]):
         self._inbox_bytes = 0
         self._over = False
         self._end: ClientError | None = None  # with `_over`: why; None is a good end
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._stream = connection.h2.start_request(headers)
         self._stream.owner = self
         connection.begin(self)
@@ -454,12 +489,13 @@ class Call(Generic[Reply]):
             raise self._end
 
     async def _wait(self) -> None:
-        """Until something happens. Sender and receiver may wait at the same time, on the same future."""
-        if self._waiter is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._waiter)
+        """Until something happens. Sender and receiver may wait at the same time."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
 
     def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)

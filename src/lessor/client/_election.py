@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One of many leads, as long as its lease lives. What `_lock.py` says about locks holds for leaders: use the token."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client import op
-from lessor.client._errors import CallTimeout, NotLeader
+from lessor.client._errors import NotLeader
 from lessor.client._lease import AsyncLease
 from lessor.client._line import Line
 from lessor.client._mirror import follow
@@ -53,13 +52,7 @@ class AsyncElection:
         `value`: what the world is to know of the leader, mostly its address. Raises CallTimeout (the candidacy is given
         up then), LeaseLost when the lease ends meanwhile, NotLeader when somebody deletes our key, or as calls do.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._line.enter(to_bytes(value), wait=True)
-        except TimeoutError:
-            text = f"the election {self._line.prefix.decode(errors='replace')} was not won within {timeout_s:g} s"
-            raise CallTimeout(text, timeout_s=timeout_s or 0.0) from None
-        return self._line.check()
+        return await self._line.win(to_bytes(value), timeout_s)
 
     async def proclaim(self, value: Bytes) -> None:
         """Changes what the leader says of itself. NotLeader when it does not lead (any more), LeaseLost."""

@@ -20,7 +20,7 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import LEASE_NOT_FOUND
 from lessor.client import op
 from lessor.client._caller import insist
-from lessor.client._errors import ClientError, Compacted, LeaseLost, NotLeader, ServerError
+from lessor.client._errors import CallTimeout, ClientError, Compacted, LeaseLost, NotLeader, ServerError
 from lessor.client._requests import Bytes, to_bytes
 from lessor.client.op import Key
 
@@ -86,6 +86,19 @@ class Line:
         if not first:
             await self.leave()
         return first
+
+    async def win(self, value: bytes, timeout_s: float | None) -> int:
+        """`enter`, waiting for `timeout_s` seconds at the most (None: no limit); returns the place's create revision.
+
+        CallTimeout when it is not first by then; it has left the line.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.enter(value, wait=True)
+        except TimeoutError:
+            text = f"{self.prefix.decode(errors='replace')}: not first in the line within {timeout_s:g} s"
+            raise CallTimeout(text, timeout_s=timeout_s or 0.0) from None
+        return self.check()
 
     async def leave(self) -> None:
         """Gives the place back; waits until that is certain, for the lease's TTL at the most."""

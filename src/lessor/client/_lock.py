@@ -9,12 +9,10 @@ along with every write, and let the receiver refuse a token smaller than the gre
 etcd do not even need that: make `lock.mine` a condition of their txn.
 """
 
-import asyncio
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.client._errors import CallTimeout
 from lessor.client._lease import AsyncLease
 from lessor.client._line import Line
 from lessor.client._requests import Bytes
@@ -45,13 +43,7 @@ class AsyncLock:
         Raises CallTimeout (the place is given up then), LeaseLost when the lease ends meanwhile, NotLeader when
         somebody deletes our key, or as calls do. To acquire what one holds returns the same token.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._line.enter(b"", wait=True)
-        except TimeoutError:
-            text = f"the lock {self._line.prefix.decode(errors='replace')} was not free within {timeout_s:g} s"
-            raise CallTimeout(text, timeout_s=timeout_s or 0.0) from None
-        return self._line.check()
+        return await self._line.win(b"", timeout_s)
 
     async def try_acquire(self) -> bool:
         """Takes the lock if it is free at this moment; returns whether it was."""

@@ -80,15 +80,15 @@ class Portal:
         waiter = _Waiter()
         try:
             self._submit(lambda: self._start(waiter, work))
-        except BaseException:
+            waiter.done.acquire()
+        except RuntimeError:  # refused: it will never be awaited
             close = getattr(work, "close", None)
             if close is not None:
-                close()  # it will never be awaited
+                close()
             raise
-        try:
-            waiter.done.acquire()
-        except BaseException:
-            self._loop.call_soon_threadsafe(_cancel, waiter)
+        except BaseException:  # an interrupt of this thread, at any point
+            if self._pid:
+                self._loop.call_soon_threadsafe(_cancel, waiter)
             raise
         return cast(T, waiter.result())
 
