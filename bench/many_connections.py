@@ -2,19 +2,19 @@
 """Ten thousand connections, each with a lease of its own that it renews at a third of the TTL.
 
 What is told of each server: memory per connection (resident, after all are connected and have renewed once, less that
-of before), processor time, and how long a renewal takes. Ours and etcd in turn; every reply is checked for ID and TTL.
-
-    python -m bench.many_connections [--connections 10000] [--seconds 20] [--ttl-s 30]
+of before), processor time, and how long a renewal takes. Every reply is checked for ID and TTL.
 """
 
 import argparse
 import sys
 import time
 
-from bench import side_by_side
+from bench import crowds
+from bench.rows import Goal
 from bench.thin_client import Calls, Connection, Crowd, WrongReplyError, call, percentiles_ms, raise_file_limit
 from lessor.api.proto import rpc_pb2
 
+CONNECTIONS = 10_000
 KEEPALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 GRANT = "/etcdserverpb.Lease/LeaseGrant"
 FIRST_ID = 1 << 40
@@ -83,11 +83,11 @@ def client(options: argparse.Namespace) -> None:
     raise_file_limit()
     begin = time.perf_counter()
     renewals = Renewals(("127.0.0.1", options.port), options.connections, options.ttl_s)
-    side_by_side.say("ready", connect_s=round(time.perf_counter() - begin, 2))
+    crowds.say("ready", connect_s=round(time.perf_counter() - begin, 2))
     busy = time.process_time()
     renewals.renew_for(options.seconds)
     busy = time.process_time() - busy
-    side_by_side.say(
+    crowds.say(
         "done",
         renewals=len(renewals.latencies_s),
         client_busy=round(busy / options.seconds, 3),
@@ -96,18 +96,21 @@ def client(options: argparse.Namespace) -> None:
     sys.stdin.readline()
 
 
-def main() -> int:
-    parser = side_by_side.parser(__doc__)
-    parser.add_argument("--connections", type=int, default=10_000)
+GOALS = (
+    Goal("bytes_each", "memory per connection, of 10,000 with a keepalive stream each", "bytes", 1),
+    Goal("p50_ms", "renewal over one of 10,000 connections, p50", "ms"),
+    Goal("p99_ms", "renewal over one of 10,000 connections, p99", "ms"),
+)
+ROWS = (crowds.row("many_connections", "many_connections", CONNECTIONS, GOALS, rounds_max=1),)
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--connections", type=int, default=CONNECTIONS)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--ttl-s", type=int, default=30)
-    options = parser.parse_args()
-    if options.port:
-        client(options)
-        return 0
-    arguments = ["--connections", options.connections, "--seconds", options.seconds, "--ttl-s", options.ttl_s]
-    return side_by_side.run("many_connections", options, {"": arguments}, per=options.connections)
+    return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(crowds.main(ROWS, arguments(), client))

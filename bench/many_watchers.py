@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ten thousand watchers, and how long an event takes to them. Ours and etcd in turn, every event checked.
+"""Ten thousand watchers, and how long an event takes to them. Every event is checked.
 
 Four cases: each watcher on a connection of its own; on a stream of its own, of ten connections; all on ten streams,
 each on its own key; and all on ten streams, on one key. What is told: memory per watcher, and the time from sending a
 put to having its event (of one key: the events of all watchers, and how many of them came per second).
-
-    python -m bench.many_watchers [--watchers 10000] [--seconds 8] [--case one_key]
 """
 
 import argparse
 import sys
 import time
 
-from bench import side_by_side
+from bench import crowds
+from bench.rows import Goal, Row
 from bench.thin_client import Calls, Connection, Crowd, WrongReplyError, percentiles_ms, raise_file_limit
 from lessor.api.proto import rpc_pb2
 
+WATCHERS = 10_000
 WATCH = "/etcdserverpb.Watch/Watch"
 PUT = "/etcdserverpb.KV/Put"
 # Connections, streams of each, keys (0: one for each watcher), and puts at a time.
@@ -27,7 +27,6 @@ CASES: dict[str, tuple[int, int, int, int]] = {
     "fanout_few_streams": (10, 1, 1, 8),
     "fanout_streams": (10, 0, 1, 8),
 }
-DEFAULT_CASES = ("connections", "streams", "few_streams", "one_key")
 
 Event = tuple[bytes, bytes, int]  # key, value, mod_revision
 
@@ -137,12 +136,12 @@ def client(options: argparse.Namespace) -> None:
     connections, streams, keys, under_way = CASES[options.case]
     watchers = Watchers(("127.0.0.1", options.port), options.watchers, connections, streams, keys)
     watchers.put_for(1.0, under_way)
-    side_by_side.say("ready")
+    crowds.say("ready")
     watchers.latencies_s.clear()
     events, busy_s = watchers.events, time.process_time()
     seconds = watchers.put_for(options.seconds, under_way)
     busy_s = time.process_time() - busy_s
-    side_by_side.say(
+    crowds.say(
         "done",
         events_per_s=round((watchers.events - events) / seconds),
         client_busy=round(busy_s / seconds, 3),
@@ -151,19 +150,31 @@ def client(options: argparse.Namespace) -> None:
     sys.stdin.readline()
 
 
-def main() -> int:
-    parser = side_by_side.parser(__doc__)
-    parser.add_argument("--watchers", type=int, default=10_000)
+def watchers_row(case: str, text: str, watchers: int = WATCHERS, seconds: float = 8.0) -> Row:
+    goals = (
+        Goal("bytes_each", f"memory per watcher, {text}", "bytes", 1),
+        Goal("p50_ms", f"put to event, {text}, p50", "ms"),
+        Goal("p99_ms", f"put to event, {text}, p99", "ms"),
+    )
+    load = ("--case", case, "--watchers", watchers, "--seconds", seconds)
+    return crowds.row(f"many_watchers_{case}", "many_watchers", watchers, goals, *load, rounds_max=1)
+
+
+ROWS = (
+    watchers_row("connections", "10,000 watchers, each on a connection"),
+    watchers_row("streams", "10,000 watchers, each on a stream"),
+    watchers_row("few_streams", "10,000 watchers on 10 streams"),
+    watchers_row("one_key", "10,000 watchers of one key"),
+)
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--watchers", type=int, default=WATCHERS)
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--case", choices=CASES, help="one of the cases only")
-    options = parser.parse_args()
-    if options.port:
-        client(options)
-        return 0
-    load = ["--watchers", options.watchers, "--seconds", options.seconds]
-    cases = {case: [*load, "--case", case] for case in ([options.case] if options.case else DEFAULT_CASES)}
-    return side_by_side.run("many_watchers", options, cases, per=options.watchers)
+    parser.add_argument("--case", choices=CASES, required=True)
+    return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(crowds.main(ROWS, arguments(), client))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many events per second 500 watchers of one key are told, on ten connections. Ours and etcd in turn.
+"""How many events per second 500 watchers of one key are told, on ten connections.
 
 Once with all watchers of a connection on one stream, as Go's client has them, and once with a stream for each. Eight
 puts are under way at a time, each until all of its events have come. The load is that of many_watchers.py; every event
@@ -8,19 +8,22 @@ is checked.
 
 import sys
 
-from bench import side_by_side
+from bench import crowds
+from bench.rows import Goal, Row, main
 
 WATCHERS = 500
 
 
-def main() -> int:
-    parser = side_by_side.parser(__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    options = parser.parse_args()
-    load = ["--watchers", WATCHERS, "--seconds", options.seconds]
-    cases = {case: [*load, "--case", case] for case in ("fanout_few_streams", "fanout_streams")}
-    return side_by_side.run("watch_fanout", options, cases, per=WATCHERS, load="many_watchers")
+def fanout(name: str, case: str, text: str) -> Row:
+    goal = Goal("events_per_s", text, "/s", 1.5)
+    load = ("--case", case, "--watchers", WATCHERS, "--seconds", 5)
+    return crowds.row(name, "many_watchers", WATCHERS, (goal,), *load)
 
+
+ROWS = (
+    fanout("watch_fanout", "fanout_few_streams", "watch events to 500 watchers of one key, 10 streams"),
+    fanout("watch_fanout_streams", "fanout_streams", "watch events to 500 watchers of one key, 500 streams"),
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(ROWS))
