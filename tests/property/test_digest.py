@@ -48,6 +48,7 @@ class Rows:
         self.leases: list[Any] = []
         self.alarms: list[Any] = []
         self.auth = AuthRows()
+        self.peer_urls = ()
 
 
 @given(st.lists(WRITES, max_size=30))

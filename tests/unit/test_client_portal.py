@@ -32,7 +32,7 @@ async def nothing() -> None:
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("lessor")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("lessor-client")]
 
 
 def until_gone(name: str) -> None:

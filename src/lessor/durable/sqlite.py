@@ -447,8 +447,8 @@ class SqliteEngine:
 
     def _record_of(self, batch: Batch) -> bytes | None:
         """The batch as a record of the batch log, or None when it goes to the tables at once."""
-        if batch.alarms or batch.clean or batch.auth is not None or batch.compact_revision is not None:
-            return None
+        if batch.row_count > len(batch.events) + len(batch.leases):
+            return None  # the log knows no other rows
         if batch.row_count * batch_log.ROW_BYTES_MIN > LOGGED_BYTES_MAX:
             return None
         record = batch_log.encode(batch, self._batch, self._salt)

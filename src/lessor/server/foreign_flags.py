@@ -57,9 +57,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
     "pages of any origin may ask, and prove with a token who they are; narrow that in a proxy": ("cors",),
     "any host name is served; narrow that in a proxy, or use https://": ("host-whitelist",),
     "at most 10000 streams on a connection; leave it out": ("max-concurrent-streams",),
-    "pings are answered up to 100 a second, and the kernel finds peers that vanished; leave it out": (
-        *("grpc-keepalive-min-time", "grpc-keepalive-interval", "grpc-keepalive-timeout"),
-    ),
     "profiles are taken from outside, with py-spy; leave it out": ("enable-pprof",),
     "/metrics is always at the level `basic`; leave it out": ("metrics",),
     "/metrics tells how long commits take; leave it out": (

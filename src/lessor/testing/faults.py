@@ -70,7 +70,8 @@ class Front(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._faults.fronts.discard(self)
         self._held.clear()
-        self._behind.connection_lost(exc)
+        behind, self._behind = self._behind, asyncio.Protocol()  # it knows us: neither is to keep the other
+        behind.connection_lost(exc)
 
     def pause_writing(self) -> None:
         self._behind.pause_writing()
