@@ -84,7 +84,9 @@ class Site:
             "peer": ",".join(member.peerURLs),
             "dir": str(folder),
         }
-        self._ids = {f"{member.ID:x}": "MEMBER", str(member.ID): "MEMBER", str(header.cluster_id): "CLUSTER"}
+        # etcdctl pads an id to sixteen places here and there.
+        self._ids = {f"{member.ID:16x}": "MEMBER", f"{header.cluster_id:16x}": "CLUSTER"}
+        self._ids |= {f"{member.ID:x}": "MEMBER", str(member.ID): "MEMBER", str(header.cluster_id): "CLUSTER"}
         self._ids[f"{header.cluster_id:x}"] = "CLUSTER"
         self._urls = {url: "URL", ",".join(member.clientURLs): "URL", self.names["peer"]: "URL"}
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
