@@ -146,7 +146,8 @@ class Connection(asyncio.Protocol):
             self._batch_full = True
             turn.pause(self)
         self._had_its_turn = self._had_its_turn or len(data) >= limits.LARGE_READ_BYTES
-        self._read_or_pause()
+        if self._batch_full or self._had_its_turn or self._unsent or self._session.paused or not self.reading:
+            self._read_or_pause()
 
     def _speak(self, kind: str) -> Session:
         return H2Session(self) if kind == "h2" else H1Session(self, answer)
@@ -200,7 +201,8 @@ class Connection(asyncio.Protocol):
         output = session.take_output()
         if output:
             self.transport.write(output)
-        self._read_or_pause()
+        if self._unsent or not self.reading:
+            self._read_or_pause()
         if session.closing:
             self._hang_up(session.cut_off)
 

@@ -44,6 +44,7 @@ class H2Session:
     """The streams of one connection."""
 
     begun = True  # its preface is more than a stray peer sends
+    paused = False  # flow control holds an HTTP/2 peer back, stream by stream
 
     def __init__(self, connection: "Connection") -> None:
         self.core = connection.core
@@ -262,10 +263,6 @@ class H2Session:
 
     def eof(self) -> bool:
         return False  # an HTTP/2 peer that half-closes the connection has given it up
-
-    @property
-    def paused(self) -> bool:
-        return False  # flow control holds an HTTP/2 peer back, stream by stream
 
     def drain(self, error: EtcdError) -> None:
         self._draining = True

@@ -156,7 +156,8 @@ class Turn:
     @property
     def overloaded(self) -> bool:
         """Whether the open batch is full. A connection that brings requests then calls `pause` and stops reading."""
-        return self.machine.journal.row_count > limits.BATCH_ROWS_MAX
+        journal = self.machine.journal
+        return journal.newest_with_rows == journal.number and journal.row_count > limits.BATCH_ROWS_MAX
 
     def pause(self, connection: Flushable) -> None:
         """The connection has stopped reading; it is told to resume when the batch is sealed."""
