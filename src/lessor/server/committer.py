@@ -44,8 +44,8 @@ class Committer:
         self._clock = clock or MonotonicClock()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="commit", daemon=True)
-        self._jobs_left = 0  # given and not done
-        self._counting = threading.Lock()
+        # Jobs, each count kept by one thread only so that none needs a lock: given by others, by the engine's, done.
+        self._given = self._given_by_itself = self._done = 0
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_committed: Callable[[Batch], None] = lambda batch: None
@@ -97,8 +97,7 @@ class Committer:
         return future
 
     def _give(self, job: Callable[[], None]) -> None:
-        with self._counting:
-            self._jobs_left += 1
+        self._given += 1
         self._jobs.put(job)
 
     def start(
@@ -121,7 +120,7 @@ class Committer:
     @property
     def idle(self) -> bool:
         """Whether the thread has nothing to do, upkeep included, and the loop has heard of the last commit."""
-        return self.in_flight is None and self._jobs_left == 0
+        return self.in_flight is None and self._done == self._given + self._given_by_itself
 
     def commit(self, batch: Batch) -> None:
         """Hands a sealed batch over; `free` must be true. Returns at once."""
@@ -163,8 +162,7 @@ class Committer:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
-            with self._counting:
-                self._jobs_left -= 1
+            self._done += 1
 
     def _close(self) -> None:
         self._closed = True  # before: jobs that stand in line behind this one must not touch the engine
@@ -197,7 +195,8 @@ class Committer:
         """One step of deleting what a compaction made superfluous; queues the next, so that commits get in between."""
         self.compacted_rows += len(dead)
         if self._engine.collect(dead):
-            self._give(lambda: self._upkeep(lambda: self._collect(())))
+            self._given_by_itself += 1
+            self._jobs.put(lambda: self._upkeep(lambda: self._collect(())))
         self._measure()
 
     def _upkeep(self, work: Callable[[], None]) -> None:
