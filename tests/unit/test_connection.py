@@ -14,6 +14,7 @@ import uvloop
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base import errors, limits
+from lessor.base.errors import Code
 from lessor.server.connection import Connection
 from lessor.server.core import Core
 from lessor.server.metrics import Counts, Metrics
@@ -566,6 +567,23 @@ def test_a_stopping_server_ends_the_streams_it_has_and_those_that_still_come() -
         assert found[9][0][-1]["grpc-status"] == "0"  # a short call is still served
         assert all(ended for _, _, ended in found.values())
         assert not cast(Any, peer.connection)._session.streaming
+
+    run(steps)
+
+
+def test_a_call_that_the_peer_gives_up_is_counted_as_ended() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        serve(peer)
+        paths = ("/etcdserverpb.Watch/Watch", "/etcdserverpb.KV/Put")
+        begun = b"".join(
+            open_stream(number, path.encode(), b"application/grpc") for number, path in zip((1, 3), paths, strict=True)
+        )
+        peer.receive(frames.PREFACE + SETTINGS + begun)
+        for number in (1, 3):
+            peer.receive(frame(frames.RST_STREAM, 0, number, (8).to_bytes(4, "big")))
+        handled = peer.connection.core.metrics.handled
+        assert [handled[BY_PATH[path], Code.CANCELED].n for path in paths] == [1, 1]
 
     run(steps)
 

@@ -292,6 +292,46 @@ def test_a_lease_does_not_end_before_its_grant_is_told() -> None:
     assert lease not in world.machine.leases
 
 
+def behind_a_hung_commit(world: World) -> None:
+    """For longer than a TTL a batch does not get to the disk; then it does, and after it what has come meanwhile."""
+    for _ in range(30):
+        world.loop.settle()
+        world.loop.now_s += 0.1
+        world.turn.schedule()
+    world.disk.succeed()
+    world.settle()
+
+
+def test_a_grant_that_waits_behind_a_hung_commit_does_not_end_before_it_is_told() -> None:
+    world, peer = World(), Peer()
+    world.call(rpc_pb2.PutRequest(key=b"k"))
+    world.loop.settle()  # the put's batch is on its way to the disk
+    lease = world.grant(1, peer=peer)
+    behind_a_hung_commit(world)
+    assert len(peer.got) == 1
+    assert lease in world.machine.leases
+    world.pass_time(1 - SLOW_COMMIT_S)
+    assert lease in world.machine.leases
+    world.pass_time(2 * SLOW_COMMIT_S)
+    assert lease not in world.machine.leases
+
+
+def test_a_renewal_that_waits_behind_a_hung_commit_is_not_told_of_a_dead_lease() -> None:
+    world, peer = World(), Peer()
+    lease = world.grant(1)
+    world.settle()
+    world.call(rpc_pb2.PutRequest(key=b"k"))
+    world.loop.settle()
+    world.loop.now_s += 0.3
+    renewed = world.machine.leases.renew(lease, world.turn.now_s())
+    assert renewed is not None
+    world.gate.hold(renewed.batch, peer, "renewed")
+    world.turn.schedule()
+    behind_a_hung_commit(world)
+    assert peer.got == ["renewed"]
+    assert lease in world.machine.leases
+
+
 def test_a_keepalive_that_is_waiting_to_be_read_wins_against_the_timer() -> None:
     world = World()
     lease = world.grant(60)

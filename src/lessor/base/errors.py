@@ -61,6 +61,11 @@ class EtcdError(Exception):
         self.code = code
         self.message = message
 
+    def bare(self) -> "EtcdError":
+        """Itself, without what led to it: the frames it went through, which often hold it in turn."""
+        self.__context__ = self.__cause__ = None
+        return self.with_traceback(None)
+
     @property
     def go_text(self) -> str:
         """The error as Go's gRPC prints it: what a watch that is refused carries as its reason."""

@@ -580,6 +580,9 @@ class SqliteEngine:
             with contextlib.closing(self._connect(self._path, "ro")) as source:
                 source.set_progress_handler(lambda: int(self._no_backups), STOP_LOOK_STEPS)
                 source.execute("VACUUM INTO ?", (str(part),))
+            # The copy has no batch log, and whoever holds it is not to know how our records are marked.
+            with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy:
+                schema.execute_rows(copy, schema.META, [("batch_log", "")])
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)

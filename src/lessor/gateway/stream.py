@@ -76,7 +76,7 @@ class StreamDecoder:
             if len(self._buffer) > self._object_bytes_max:
                 self._refuse_size(len(self._buffer))
         except EtcdError as error:
-            self.error = error
+            self.error = error.bare()  # which would hold us
             self._buffer.clear()
         return messages
 

@@ -187,7 +187,7 @@ class Core:
             outcome = handler(self, request)
         except EtcdError as error:
             # Its traceback holds this frame, which holds the error: a circle for the collector.
-            outcome = error.with_traceback(None)
+            outcome = error.bare()
         except Exception:
             outcome = self._bug(call.method)
         self.finish(call, outcome)

@@ -144,6 +144,8 @@ class GrpcUnary:
             waiting.on_gone()
 
     def on_reset(self) -> None:
+        if self._stream is not None:
+            self._session.core.metrics.handled[self.method, Code.CANCELED].n += 1
         self._stream = None
         if self._timer is not None:
             self._timer.cancel()
@@ -219,7 +221,7 @@ class GrpcStream:
                 self._handler.on_messages(messages)
             error = self._deframer.error  # in what came after these
         except EtcdError as raised:
-            error = raised
+            error = raised.bare()  # which would hold us, while we hold it
         if error is not None:
             self._fail(error)
 
@@ -254,7 +256,8 @@ class GrpcStream:
         self._handler.on_requests_end()
 
     def on_reset(self) -> None:
-        self._close()
+        if self._close() is not None:
+            self._session.core.metrics.handled[self.method, Code.CANCELED].n += 1
 
     def _close(self) -> Stream | None:
         stream, self._stream = self._stream, None

@@ -130,6 +130,7 @@ class H1Session:
         if opened is None:
             exchange.owner.reply(*_BAD_UPGRADE)
             return
+        exchange.owner.body.on_gone()  # what would have answered a plain GET
         rest = self._h1.hand_over()
         self._websocket = WebSocketCall(self, exchange, method, opened)
         self._websocket.receive(rest)
@@ -197,8 +198,9 @@ class H1Session:
 
     def lost(self) -> None:
         self._keep_count(0)
-        if self._websocket is not None:
-            self._websocket.gone()
+        call, self._websocket = self._websocket, None  # it knows us
+        if call is not None:
+            call.gone()
             return
         exchange = self._h1.exchange
         self._deferred.clear()

@@ -126,7 +126,8 @@ class Plain:
         if exchange is not None:
             exchange.reply(*self._reply)
 
-    def on_gone(self) -> None: ...
+    def on_gone(self) -> None:
+        self._exchange = None
 
 
 def _token_of(exchange: Exchange | None) -> bytes | None:
@@ -263,7 +264,7 @@ class JsonStream:
                 self._core.metrics.received[self.method] += len(messages)
                 self._handler.on_messages(messages)
         except EtcdError as error:
-            self._fail(error)
+            self._fail(error.bare())
         self._check()
 
     @property

@@ -25,12 +25,17 @@ class Job:
     __slots__ = ("_future", "_gone")
 
     def __init__(self, future: "Future[Any]") -> None:
-        self._future = future
+        self._future: Future[Any] | None = future
         self._gone = False
 
     def on_gone(self) -> None:
         self._gone = True
-        self._future.cancel()
+        if self._future is not None:
+            self._future.cancel()
+
+    def over(self) -> None:
+        """The work is done. It knows whom to tell, and so us: neither is to keep the other."""
+        self._future = None
 
     @property
     def gone(self) -> bool:
@@ -96,14 +101,15 @@ class Passwords:
         future = self._threads.submit(work)
         job = Job(future)
 
-        def deliver() -> None:
+        def deliver(finished: "Future[T]") -> None:
             self._waiting -= 1
-            if not job.gone and not future.cancelled():
-                then(future.result())
+            job.over()
+            if not job.gone and not finished.cancelled():
+                then(finished.result())
 
-        def done(_: "Future[T]") -> None:
+        def done(finished: "Future[T]") -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(deliver)
+                loop.call_soon_threadsafe(deliver, finished)
 
         future.add_done_callback(done)
         return job

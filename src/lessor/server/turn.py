@@ -23,7 +23,8 @@ When leases expire
 - At most EXPIRE_PER_TURN_MAX leases end per turn; the rest goes to the next turn, keepalives get in between.
 - A promise counts from the moment its reply leaves, not from when it was made. Replies leave at the end of a turn, so
   after a turn that took longer than MARGIN_S can hide, the leases renewed in it get their deadline once more.
-- While a commit hangs, nothing expires: a lease whose grant or renewal nobody was told of yet must not end before that.
+- While a commit hangs, nothing expires, nor before the batch is durable that gathered meanwhile: a lease whose grant or
+  renewal nobody was told of yet must not end before that.
 """
 
 import asyncio
@@ -110,6 +111,7 @@ class Turn:
         self._cutoff_s = 0.0  # leases due until here may end in this turn
         self._began_s = 0.0  # when this turn read its first bytes
         self._commit_began_s = 0.0
+        self._expire_after_batch = 0  # nothing ends before this batch is durable
         self._opened_s = uptime_s  # not later than the first row of the open batch
         self.renewed: list[Lease] = []  # leases whose renewal is told in this turn
         self._uptime_saved_s = uptime_s
@@ -187,7 +189,8 @@ class Turn:
     def _expire_due(self) -> None:
         if self._cutoff_s == 0.0 or self.overloaded or self._halted:
             return
-        if self._committer.in_flight is not None and self.now_s() - self._commit_began_s > SLOW_COMMIT_S:
+        slow = self._committer.in_flight is not None and self.now_s() - self._commit_began_s > SLOW_COMMIT_S
+        if slow or self.gate.durable < self._expire_after_batch:
             return  # the cutoff stays for the turn that follows the commit
         cutoff_s, self._cutoff_s = self._cutoff_s, 0.0
         self._expiring = False
@@ -248,6 +251,9 @@ class Turn:
         self.renewed += batch.leases_touched
         self.durable_revision = self._sealed_revision
         self.gate.committed(batch.number)
+        if now_s - self._commit_began_s > SLOW_COMMIT_S:
+            # What came meanwhile may have come due meanwhile, and is in a batch that nobody has been told of yet.
+            self._expire_after_batch = self.machine.journal.newest_with_rows
         # Not scheduled but done at once: whoever waits for the disk has waited long enough.
         self._end_of_turn()
 

@@ -313,6 +313,7 @@ class WaitingLines:
         if not line.in_use and self._lines.get(line.prefix) is line:
             del self._lines[line.prefix]
             self.machine.hub.remove(line.watcher)
+            del line.watcher  # it knows the line: neither is to keep the other
 
 
 def created_at(key: bytes, create_revision: int) -> rpc_pb2.Compare:

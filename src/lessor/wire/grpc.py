@@ -97,7 +97,7 @@ class Deframer:
         try:
             self._cut(data, messages)
         except EtcdError as error:
-            self.error = error
+            self.error = error.bare()  # which would hold us
             self._buffer.clear()
             if not messages:
                 raise
