@@ -19,8 +19,8 @@ PLUGIN = [] if INSTALLED else ["-p", "lessor.testing.pytest_plugin"]
 # What the examples of the documents use beyond Lessor; each is run where its libraries are.
 NEEDS = {"test_election.py": ["tooz", "etcd3gw"]}
 
-# A run of pytest inside of this one forgets again what it has imported. These cannot be imported a second time, because C
-# code goes on with the classes of the first.
+# A run of pytest inside of this one forgets again what it has imported. These cannot be imported a second time: C code
+# goes on with the classes of the first.
 for module in ("lessor.testing.server", "tests.certificates"):
     import_module(module)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/guide.zh.md says what it shows comes from a run: its commands and Python, in order, at a fresh `lessor serve`.
+"""What docs/guide.zh.md and docs/client.md show, done in order at a fresh `lessor serve`: commands, and Python.
 
 Laws
 - Each command prints what the page shows. Only what no two runs share may differ: the ids of the server, how much time
@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.certificates import Authority
 from tests.conformance.etcdctl import etcdctl_binary
 from tests.conformance.lessor_server import LessorServer
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "guide.zh.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 RUN_S_MAX = 60.0
 INTERRUPT = "^C"
 LEASE_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])|(?<!\d)\d{13,20}(?!\d)")
@@ -94,7 +95,7 @@ class Reader:
             return ""
         if step.kind == "python":
             with contextlib.redirect_stdout(io.StringIO()) as output:
-                exec(compile(text, str(PAGE), "exec"), self._python)
+                exec(text, self._python)
             return output.getvalue().strip()
         lines = step.shown.count("\n") if step.shown.endswith(INTERRUPT) else None
         return self._command(text, lines)
@@ -134,10 +135,20 @@ def reader(folder: Path) -> Iterator[Reader]:
 
 
 @pytest.mark.slow
-def test_everything_that_the_page_shows_is_what_comes_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "commands", "programs"), [("guide.zh.md", 35, 8), ("client.md", 0, 7)])
+def test_what_the_page_shows_is_what_comes_out(
+    name: str, commands: int, programs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = list(steps((DOCS / name).read_text()))
+    found = [step.kind for step in plan]
+    assert (found.count("command"), found.count("python")) == (commands, programs)
+    certificates = Authority("ca")
+    certificates.write(tmp_path / "ca.pem")
+    certificates.issue(tmp_path, "me")
+    monkeypatch.chdir(tmp_path)
     ids = Ids()
     with reader(tmp_path) as somebody:
-        for step in steps(PAGE.read_text()):
+        for step in plan:
             printed = somebody.play(step._replace(text=ids.translate(step.text)))
             assert ids.same(step.shown, printed), f"{step.text}\n{printed}\n-- but the page says --\n{step.shown}"
 
