@@ -113,14 +113,14 @@ def test_a_lease_that_a_jump_has_ended_is_lost_with_its_next_renewal(pytester: p
     pytester.makepyfile(
         """
         def test_lost(lessor_client, lessor_clock):
-            with lessor_client.lease(1) as lease:
+            with lessor_client.lease(3) as lease:
                 lessor_clock.jump(60)
                 assert lease.lost.wait(timeout_s=10)
                 # Not by the client's own clock, by which it would be lost as well, only later.
                 assert "the server says" in str(lease.lost_error)
 
         def test_not_lost_while_time_stands_still(lessor_client):
-            with lessor_client.lease(1) as lease:
+            with lessor_client.lease(3) as lease:
                 assert not lease.lost.wait(timeout_s=1.5)
                 assert lease.alive
         """
