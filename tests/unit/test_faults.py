@@ -130,7 +130,7 @@ def test_faults_lie_below_tls(tmp_path: Path) -> None:
     with InProcessServer(tls=True) as server:
 
         async def story() -> None:
-            async with server.client() as client:
+            async with server.async_client() as client:
                 await client.put("k", "1")
                 server.drop_connections()
                 with contextlib.suppress(ConnectionLost):  # it may not have noticed yet

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from lessor.client import AsyncClient
+    from lessor.client import AsyncClient, Client
     from lessor.testing.server import InProcessServer
     from lessor.testing.virtual_clock import VirtualClock
 
@@ -77,6 +77,13 @@ def lessor_clock(lessor_server: "InProcessServer") -> "VirtualClock":
 
 
 @pytest.fixture
-def lessor_client(lessor_server: "InProcessServer") -> "AsyncClient":
-    """A client of `lessor_server`, not connected yet: `async with lessor_client:` closes it. Others: `.client()`."""
-    return lessor_server.client()
+def lessor_client(lessor_server: "InProcessServer") -> Iterator["Client"]:
+    """A client of `lessor_server`, closed when the test is over. Other servers make theirs: `.client()`."""
+    with lessor_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def lessor_async_client(lessor_server: "InProcessServer") -> "AsyncClient":
+    """As `lessor_client`, for asyncio. The test closes it, in its own loop: `async with lessor_async_client:`."""
+    return lessor_server.async_client()

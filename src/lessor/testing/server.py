@@ -35,7 +35,7 @@ from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import limits
-from lessor.client import AsyncClient, tls_context
+from lessor.client import AsyncClient, Client, tls_context
 from lessor.durable.engine import Engine
 from lessor.durable.sqlite import SqliteEngine
 from lessor.server.command import parse
@@ -207,17 +207,24 @@ class InProcessServer:
         """The certificate by which clients verify the server; None without `tls`. There once it has started."""
         return Path(self.server.options.data_dir, "fixtures", "client", "cert.pem") if self.tls else None
 
-    def client(self, **settings: Any) -> AsyncClient:
+    def client(self, **settings: Any) -> Client:
         """A new client of this server: it trusts `ca_file` and is root, where there is one. Close it yourself.
 
         `settings` are those of the client, and win.
         """
+        return Client(self.client_url, **self._to_connect() | settings)
+
+    def async_client(self, **settings: Any) -> AsyncClient:
+        """As `client`, for asyncio."""
+        return AsyncClient(self.client_url, **self._to_connect() | settings)
+
+    def _to_connect(self) -> dict[str, Any]:
         known: dict[str, Any] = {}
         if self.tls:
             known["ssl"] = tls_context(ca_file=str(self.ca_file))
         if self.root_password is not None:
             known |= {"user": "root", "password": self.root_password}
-        return AsyncClient(self.client_url, **known | settings)
+        return known
 
     # --- faults ---
 
