@@ -165,6 +165,18 @@ KNOWN_DIFFERENCES = (
     ),
     Difference(
         ("3.5.",),
+        "3.5.1 does not tell the permissions of the role root",
+        lambda request, model: isinstance(request, rpc.AuthRoleGetRequest) and request.role == "root",
+        skip=True,
+    ),
+    Difference(
+        ("3.5.",),
+        "3.5.1 lets the rest of a long password be",
+        lambda request, model: len(getattr(request, "password", "")) > 72,
+        skip=True,
+    ),
+    Difference(
+        ("3.5.",),
         "3.5.1 grants permissions on ranges that nothing can be in",
         _permission_on_nothing,
         skip=True,

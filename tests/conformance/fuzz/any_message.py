@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from hypothesis import strategies as st
 
 from lessor.api.methods import METHODS, Method
+from lessor.api.proto import election_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.limits import LEASE_TTL_S_MAX
 from tests.conformance.fuzz.pair import Side
@@ -109,6 +110,8 @@ def harmless(side: Side, method: Method, request: Message | None) -> bool:
             return request.action != rpc.DowngradeRequest.ENABLE and not side.unsafe(request)
         case rpc.HashKVRequest():
             return request.revision >= 0 and not side.unsafe(request)  # negative: different (docs/compatibility.md)
+        case election_pb2.ResignRequest():
+            return request.leader.lease != 0  # etcd would grant a lease for it (docs/compatibility.md)
         case rpc.LeaseGrantRequest():
             return request.ID in (0, *LEASES)
     if method.name in _WAIT:

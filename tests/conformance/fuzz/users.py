@@ -97,7 +97,7 @@ class Player:
         return As(self.side.subject, None if self.side.old and not self._on else self.tokens.get(actor))
 
     def _step(self, step: Any) -> Any:
-        if self.side.old and step[0] != "root" and (isinstance(step, _NEWER) or isinstance(step[1], _NEWER)):
+        if self.side.old and self._on and (isinstance(step, _NEWER) or isinstance(step[1], _NEWER)):
             return None
         if step[0] != "root" and isinstance(step, Call | Watch) and _asks_for_nothing(step.request):
             return None

@@ -169,9 +169,12 @@ class Player:
         now = self.side.now
         if self.side.old and (request.start_revision < 0 or request.start_revision == now.compacted):
             return  # 3.5.1 cancels the one in a second response, and may have lost deletions that the other begins with
+        # An id whose watch was lost to compaction stays taken in etcd (docs/compatibility.md).
         past = 0 < request.start_revision < now.compacted
         if past:
-            request.watch_id = 0  # an id whose watch was lost to compaction stays taken in etcd
+            request.watch_id = 0
+        if stream.count(lambda r: r.compact_revision and r.watch_id == request.watch_id != 0):
+            return
         if request.watch_id:
             self._settle()  # whether the id is free must not depend on how far a cancellation has come
         before = stream.count(lambda r: r.created)
