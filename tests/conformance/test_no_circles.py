@@ -82,9 +82,10 @@ def locks_and_elections(subject: Subject) -> None:
     for name in (b"one", b"two"):
         peer.lock(name, peer.lease())
         peer.wait_for_lock(name, peer.lease()).cancel()
-        peer.campaign(name, peer.lease())
-        peer.wait_for_victory(name, peer.lease()).cancel()
-        observing = peer.observe(name)
+        election = name + b" election"
+        peer.campaign(election, peer.lease())
+        peer.wait_for_victory(election, peer.lease()).cancel()
+        observing = peer.observe(election)
         observing.read()
         observing.cancel()
 
