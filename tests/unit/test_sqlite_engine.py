@@ -4,6 +4,7 @@
 Faults of the disk are in tests/fault/test_engine_faults.py.
 """
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -498,6 +499,8 @@ def test_a_backup_is_a_data_directory_of_that_moment(engine: SqliteEngine, tmp_p
     target.parent.mkdir()
     engine.backup(target)
     engine.commit(batch(2, events=[put(3, b"b")]))
+    with contextlib.closing(sqlite3.connect(target)) as copy:  # which must not tell how the log's records are marked
+        assert copy.execute("SELECT value FROM meta WHERE name = 'batch_log'").fetchone() == ("",)
     assert [path.name for path in target.parent.iterdir()] == ["lessor.db"]
     restored = SqliteEngine(target.parent)
     meta = restored.open((1, 1))
