@@ -13,7 +13,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
 
-from lessor.api.proto import election_pb2, health_pb2, lock_pb2, rpc_pb2
+from lessor.api.proto import election_pb2, health_pb2, leases_pb2, lock_pb2, rpc_pb2
 
 # By "<Service>/<Method>": routes below the /v3 prefix, the first one being the route to show people.
 _ROUTES: dict[str, tuple[str, ...]] = {
@@ -65,6 +65,8 @@ _ROUTES: dict[str, tuple[str, ...]] = {
     "Election/Leader": ("/election/leader",),
     "Election/Observe": ("/election/observe",),
     "Election/Resign": ("/election/resign",),
+    "Leases/List": ("/lessor/leases/list",),
+    "Leases/Watch": ("/lessor/leases/watch",),
 }
 
 # The prefixes of all routes: /v3beta is what clients of etcd 3.3 use, and etcd still accepts it.
@@ -111,7 +113,9 @@ def _methods_of(file: FileDescriptor) -> list[Method]:
 
 
 METHODS: tuple[Method, ...] = tuple(
-    method for module in (rpc_pb2, lock_pb2, election_pb2, health_pb2) for method in _methods_of(module.DESCRIPTOR)
+    method
+    for module in (rpc_pb2, lock_pb2, election_pb2, leases_pb2, health_pb2)
+    for method in _methods_of(module.DESCRIPTOR)
 )
 BY_PATH: dict[str, Method] = {method.path: method for method in METHODS}
 BY_ROUTE: dict[str, Method] = {

@@ -142,3 +142,9 @@ WATCH_CANCELED = _server(Code.CANCELED, "watch canceled")
 REQUEST_CANCELED = _server(Code.CANCELED, "request canceled")
 MALFORMED_MESSAGE = ErrorText(Code.INTERNAL, "grpc: error unmarshalling request: malformed message")
 DEADLINE_EXCEEDED = ErrorText(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
+# Of Lessor's own calls.
+UNKNOWN_LEASE_ORDER = ErrorText(Code.INVALID_ARGUMENT, "lessor: unknown order of leases")
+INVALID_PAGE_TOKEN = ErrorText(Code.INVALID_ARGUMENT, "lessor: page_token is not from a list in this order")
+LEASE_WATCH_LAGS = ErrorText(
+    Code.RESOURCE_EXHAUSTED, "lessor: the lease events were not read in time; list the leases and watch anew"
+)

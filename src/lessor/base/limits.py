@@ -10,6 +10,11 @@ LEASE_TTL_S_MAX = 9_000_000_000  # etcd's bound; a longer TTL is OutOfRange
 LEASE_TTL_S_MIN = 1  # default of --min-lease-ttl; etcd's default is 2, from its election timeout
 EXPIRE_PER_TURN_MAX = 1_000  # leases ended in one loop turn, so that a storm cannot starve keepalives
 
+LEASE_PAGE_DEFAULT = 100  # leases in one page of a list
+LEASE_PAGE_MAX = 1_000  # the same when more are asked for; also keys shown of one lease
+LEASE_PAGE_BYTES = 1_048_576  # keys in one page; clients take 4 MiB
+LEASE_LIST_STEP = 2_500  # leases, and keys where those matter, looked at between others' calls: about a millisecond
+
 # --- requests ---------------------------------------------------------------------------------------------------
 REQUEST_BYTES_MAX = 1_572_864  # default of --max-request-bytes: the encoded request
 REQUEST_OVERHEAD_BYTES = 524_288  # what a gRPC message may have beyond that, as in etcd

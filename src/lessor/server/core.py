@@ -7,6 +7,7 @@ likes. Neither knows whether gRPC or JSON is spoken at the other end: that is th
 grpc_calls.py and http_calls.py, which are two codecs over the same messages.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -168,6 +169,7 @@ class Core:
         self.downgrade_target = ""  # of the downgrade that was enabled; see maintenance.py
         self.watch_streams: set[WatchesProgress] = set()
         self.waiting_lines = WaitingLines(self)
+        self.lease_lists = asyncio.Lock()  # one list of leases is made at a time, see leases.py
         self.unfinished = Unfinished(options.message_bytes_max)
         self.exposition = Exposition(self)
         self.unary_handlers: dict[Method, UnaryHandler] = {}

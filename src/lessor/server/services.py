@@ -13,7 +13,7 @@ from lessor.api.methods import BY_PATH, Method
 from lessor.api.proto import health_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
-from lessor.server import auth, elections, locks, maintenance, members
+from lessor.server import auth, elections, leases, locks, maintenance, members
 from lessor.server.core import Core, StreamCall, StreamFactory, UnaryHandler, WaitingHandler
 from lessor.server.keepalive import KeepAlive
 from lessor.server.snapshot import SnapshotStream
@@ -109,6 +109,7 @@ WAITING: dict[Method, WaitingHandler] = _by_method(
     {
         "/v3lockpb.Lock/Lock": locks.lock,
         "/v3electionpb.Election/Campaign": elections.campaign,
+        "/lessorpb.Leases/List": leases.list_leases,
         "/etcdserverpb.Auth/Authenticate": auth.authenticate,
         "/etcdserverpb.Auth/UserAdd": auth.add_user,
         "/etcdserverpb.Auth/UserChangePassword": auth.change_password,
@@ -124,5 +125,6 @@ STREAMS: dict[Method, StreamFactory] = _by_method(
         "/etcdserverpb.Maintenance/Snapshot": SnapshotStream,
         "/grpc.health.v1.Health/Watch": HealthWatch,
         "/v3electionpb.Election/Observe": elections.Observe,
+        "/lessorpb.Leases/Watch": leases.LeaseWatch,
     }
 )

@@ -29,7 +29,7 @@ When leases expire
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from lessor.base import limits
 from lessor.base.clock import Clock
@@ -78,6 +78,18 @@ class _Audience:
 
 
 _AUDIENCE = _Audience()
+
+
+class _LeaseAudience:
+    """The same for what became of leases."""
+
+    def deliver(self, payload: tuple[list[Any], bytes]) -> None:
+        watchers, response = payload
+        for watcher in watchers:
+            watcher.on_lease_events(response)
+
+
+_LEASE_AUDIENCE = _LeaseAudience()
 
 
 class Turn:
@@ -214,6 +226,10 @@ class Turn:
                     _AUDIENCE.deliver(publication)
                 else:
                     self.gate.hold(batch, _AUDIENCE, publication)
+        lease_events = self.machine.lease_events
+        if lease_events.told:
+            payload = lease_events.take(self.machine.header())
+            self.gate.hold(self.machine.journal.newest_with_rows, _LEASE_AUDIENCE, payload)
 
     def _seal(self) -> None:
         journal = self.machine.journal

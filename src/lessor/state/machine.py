@@ -33,6 +33,7 @@ from lessor.state import auth_requests, kv, txn
 from lessor.state.auth import Auth
 from lessor.state.encode import HeaderEncoder, nested, number_field, varint
 from lessor.state.journal import Journal
+from lessor.state.lease_events import EXPIRED, GRANTED, REVOKED, LeaseEvents
 from lessor.state.leases import Lease, Lessor
 from lessor.state.mvcc import Store
 from lessor.state.watch_hub import WatchHub
@@ -77,6 +78,7 @@ class StateMachine:
         "hub",
         "identity",
         "journal",
+        "lease_events",
         "leases",
         "no_space",
         "peer_urls",
@@ -104,6 +106,7 @@ class StateMachine:
         self.leases = Lessor(self.journal, min_ttl_s=min_lease_ttl_s, id_seed=lease_id_seed)
         self.store = Store(self.journal, self.leases)
         self.hub = WatchHub(self.store)
+        self.lease_events = LeaseEvents()
         self.auth = Auth(self.journal)
         self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the active ones; change by requests only
         self.no_space = False  # whether a NOSPACE alarm is active
@@ -205,9 +208,11 @@ class StateMachine:
         if self.corrupt:
             return 0
         ended = self.leases.expire(now, leases_max)
+        watched = self.lease_events.watchers
         for lease in ended:
-            if lease.keys:
-                self._delete_keys(lease)
+            deleted = self._delete_keys(lease) if lease.keys else 0
+            if watched:
+                self.lease_events.tell(EXPIRED, lease, deleted, self.store.revision)
         return len(ended)
 
     def next_deadline(self) -> float | None:
@@ -302,6 +307,8 @@ class StateMachine:
         lease = self.leases.grant(request.ID, request.TTL, now)
         self.granted[min((lease.ttl_s - 1).bit_length(), TTL_BITS_MAX + 1)] += 1
         self.granted_ttl_s += lease.ttl_s
+        if self.lease_events.watchers:
+            self.lease_events.tell(GRANTED, lease)
         return self.header_field() + b"\x10" + varint(lease.id) + b"\x18" + varint(lease.ttl_s)
 
     def _revoke(self, request: rpc_pb2.LeaseRevokeRequest, now: float) -> bytes:
@@ -309,12 +316,13 @@ class StateMachine:
             raise errors.CORRUPT.error()
         lease = self.leases.revoke(request.ID)
         self.revoked += 1
-        if lease.keys:
-            self._delete_keys(lease)
+        deleted = self._delete_keys(lease) if lease.keys else 0
+        if self.lease_events.watchers:
+            self.lease_events.tell(REVOKED, lease, deleted, self.store.revision)
         return self.header_field()
 
-    def _delete_keys(self, lease: Lease) -> None:
-        """Deletes what hung on an ended lease. Cost: k log k for k keys."""
+    def _delete_keys(self, lease: Lease) -> int:
+        """Deletes what hung on an ended lease; returns how many keys. Cost: k log k for k keys."""
         delete = self.store.delete
         keys = sorted(lease.keys)
         for key in keys:
@@ -323,6 +331,7 @@ class StateMachine:
         self.store.deletes += len(keys)
         self.txns += len(keys) > 1
         self._finish()
+        return len(keys)
 
     def _keep_alive(self, request: rpc_pb2.LeaseKeepAliveRequest, now: float) -> bytes:
         lease_id = request.ID

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from google.protobuf.message import Message
 
-from lessor.api.proto import election_pb2, health_pb2, lock_pb2, rpc_pb2
+from lessor.api.proto import election_pb2, health_pb2, leases_pb2, lock_pb2, rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.state import kv, txn
@@ -55,6 +55,15 @@ def check(machine: StateMachine, claimed: Claimed, request: Message, request_byt
     """
     if machine.auth.enabled:
         _RULES.get(type(request), _root_only)(_Check(machine, claimed, request_bytes_max), request)
+
+
+def lease_reader(machine: StateMachine, claimed: Claimed) -> Callable[[Lease], None] | None:
+    """Raises PERMISSION_DENIED for a lease with a key that the caller may not read; None for a caller who may read all.
+
+    For a list of leases that is made in pieces: to ask it for each is what LeaseLeases asks at once.
+    """
+    check = _Check(machine, claimed, 0)
+    return check.read_keys_of if machine.auth.enabled and not check.is_root() else None
 
 
 class _Check:
@@ -220,6 +229,11 @@ def _lease_leases(check: _Check, request: rpc_pb2.LeaseLeasesRequest) -> None:
             check.read_keys_of(lease)
 
 
+def _lease_watch(check: _Check, request: leases_pb2.LeaseWatchRequest) -> None:
+    # Whoever may read every key is the one whom LeaseLeases will not refuse later, whatever leases there will be.
+    check.read(b"", OPEN_END)
+
+
 def _watch(check: _Check, request: rpc_pb2.WatchCreateRequest) -> None:
     check.read(request.key or b"\0", request.range_end)
 
@@ -341,5 +355,7 @@ _RULES: Final[dict[type[Message], Callable[[_Check, Any], None]]] = {
     election_pb2.ProclaimRequest: _proclaim,
     election_pb2.ResignRequest: _resign,
     election_pb2.LeaderRequest: _leader,
+    leases_pb2.LeaseListRequest: _signed_in,  # and lease_reader, for each lease
+    leases_pb2.LeaseWatchRequest: _lease_watch,
     health_pb2.HealthCheckRequest: _anybody,
 }

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""lessorpb.Leases: listing leases, and telling what becomes of them.
+
+Laws
+- A list never holds the loop up: it is made step by step, others are served in between, and lists wait for each other,
+  so that any number of them takes one step of each turn. One whose peer went away is given up.
+- A lease event leaves when no crash can take back what it tells, each once and in order; what comes after `created`
+  is told without a gap.
+- A watcher that does not read costs bounded memory: with H2_STREAM_SEND_BYTES_MAX waiting in its connection it is cut off
+  with LEASE_WATCH_LAGS. It has missed events then, so it has to list anew; there is no history of leases to catch up from.
+
+The page of a list is made by state/lease_list.py; events are gathered by state/lease_events.py and leave at the end of
+each turn, see Turn.hold_publications.
+"""
+
+import asyncio
+
+from google.protobuf.message import DecodeError
+
+from lessor.api.proto import leases_pb2
+from lessor.base import errors, limits
+from lessor.base.errors import EtcdError
+from lessor.server.core import Core, StreamCall, UnaryCall
+from lessor.state.lease_list import LeaseList
+from lessor.state.permissions import lease_reader
+
+
+def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListRequest) -> "_Listing":
+    """List: one page. Cost: the number of leases, in steps; see LeaseList."""
+    may_read = lease_reader(core.machine, core.claimed(call)) if core.auth.enabled else None
+    return _Listing(core, call, LeaseList(core.machine.leases, request, may_read))
+
+
+class _Listing:
+    """A List call under way."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, core: Core, call: UnaryCall, leases: LeaseList) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._make(core, call, leases))
+
+    async def _make(self, core: Core, call: UnaryCall, leases: LeaseList) -> None:
+        outcome: bytes | EtcdError
+        try:
+            async with core.lease_lists:
+                while not leases.step(core.turn.now_s()):
+                    await asyncio.sleep(0)
+                outcome = leases.page(core.machine.header(), core.turn.now_s()).SerializeToString()
+        except EtcdError as error:
+            outcome = error
+        core.finish(call, outcome)
+
+    def on_gone(self) -> None:
+        self._task.cancel()
+
+
+class LeaseWatch:
+    """Watch: one stream of lease events."""
+
+    __slots__ = ("_call", "_core")
+
+    def __init__(self, core: Core, call: StreamCall) -> None:
+        self._core = core
+        self._call = call
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        try:
+            leases_pb2.LeaseWatchRequest.FromString(messages[0])
+        except DecodeError:
+            raise errors.MALFORMED_MESSAGE.error() from None
+        self._begin()
+
+    def on_requests_end(self) -> None:
+        """Over HTTP the one request may be an empty body."""
+        self._begin()
+
+    def _begin(self) -> None:
+        core = self._core
+        watchers = core.machine.lease_events.watchers
+        if self not in watchers:
+            core.turn.hold_publications()  # what happened before is for the others
+            watchers.add(self)
+            created = leases_pb2.LeaseWatchResponse(header=core.machine.header(), created=True)
+            core.gate.hold(core.machine.journal.newest_with_rows, self, created.SerializeToString())
+
+    def on_gone(self) -> None:
+        self._core.machine.lease_events.watchers.discard(self)
+
+    def deliver(self, created: bytes) -> None:
+        """The gate lets the beginning through."""
+        self._call.send([created])
+
+    def on_lease_events(self, response: bytes) -> None:
+        """The gate lets events through."""
+        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            self._call.finish(errors.LEASE_WATCH_LAGS.error())
+        else:
+            self._call.send([response])

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One page of the live leases: filtered, in an order, from where the page before ended.
+
+Laws
+- A step is short: it looks at about LEASE_LIST_STEP leases, and keys where a filter or a right makes it look at keys,
+  but always at whole leases. What a page is made of in memory is bounded by LEASE_PAGE_MAX and LEASE_PAGE_BYTES, beside
+  a pointer for each lease.
+- Over all pages of a list by ID or by remaining time, each lease that lives throughout and passes the filters is there
+  at least once; one that is renewed while the list is made may be there twice, by remaining time. By number of keys, a
+  lease whose number changes meanwhile may be missed.
+- Nothing is remembered between pages: a token is the place of the last lease of its page.
+
+Theory of operation. The walk begins with a copy of the lessor's index, which is one pass in C, and goes through it in
+steps. Whoever comes behind the token and before the worst of those found so far joins them, and when there are twice as
+many as wanted the worse half is dropped. So a page costs O(n) for n leases, whatever the order: 300,000 leases take
+50-60 ms of the processor, in steps of half a millisecond. A tree by deadline would make the page cheap and each renewal
+dear, and renewals are what a lease server does.
+
+Worked example, by ID, limit 2, leases 5 1 4 2 3: found 5 1 4 2, cut to 1 2 with `worst` 2; 3 is beyond it. The page is
+1 2, its token the place of 2; the next walk passes over whatever is not behind that.
+
+Does not do: taking turns with other calls (server/leases.py), deciding who may read what.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from heapq import nsmallest
+from typing import Final
+
+from lessor.api.proto import leases_pb2, rpc_pb2
+from lessor.base import errors, limits
+from lessor.state.leases import Lease, Lessor
+
+_BY_ID: Final = leases_pb2.LeaseListRequest.ID
+_BY_REMAINING: Final = leases_pb2.LeaseListRequest.REMAINING
+_BY_KEYS: Final = leases_pb2.LeaseListRequest.KEYS
+_TOKEN: Final = struct.Struct(">Bdq")  # order, rank, lease id
+
+Place = tuple[float, int]  # where a lease stands: its rank, then its id
+_FIRST: Final[Place] = (float("-inf"), 0)  # before all
+_LAST: Final[Place] = (float("inf"), 0)  # behind all
+
+
+class LeaseList:
+    """The making of one page. Call `step` until it says that it is done, then `page`."""
+
+    __slots__ = (
+        "_after",
+        "_found",
+        "_keys_limit",
+        "_leases",
+        "_limit",
+        "_may_read",
+        "_more",
+        "_order",
+        "_prefix",
+        "_remaining_s_max",
+        "_rest",
+        "_worst",
+    )
+
+    def __init__(
+        self,
+        leases: Lessor,
+        request: leases_pb2.LeaseListRequest,
+        may_read: Callable[[Lease], None] | None = None,
+    ) -> None:
+        """`may_read` raises what the caller is told of a lease that it may not see.
+
+        Raises UNKNOWN_LEASE_ORDER, INVALID_PAGE_TOKEN.
+        """
+        self._leases = leases
+        self._may_read = may_read
+        self._order = request.order
+        if self._order not in (_BY_ID, _BY_REMAINING, _BY_KEYS):
+            raise errors.UNKNOWN_LEASE_ORDER.error()
+        self._prefix = request.key_prefix
+        self._remaining_s_max = request.remaining_ms_max / 1000 if request.remaining_ms_max > 0 else None
+        limit = request.limit if request.limit > 0 else limits.LEASE_PAGE_DEFAULT
+        self._limit = min(limit, limits.LEASE_PAGE_MAX)
+        self._keys_limit = min(max(request.keys_limit, 0), limits.LEASE_PAGE_MAX)
+        self._after = self._read_token(request.page_token) if request.page_token else _FIRST
+        self._found: list[tuple[float, int, Lease]] = []
+        self._worst = _LAST
+        self._more = False  # whether a lease that passes was left out
+        self._rest: Iterator[Lease] | None = None
+
+    def _read_token(self, token: bytes) -> Place:
+        if len(token) != _TOKEN.size:
+            raise errors.INVALID_PAGE_TOKEN.error()
+        order, rank, lease_id = _TOKEN.unpack(token)
+        if order != self._order or rank != rank:
+            raise errors.INVALID_PAGE_TOKEN.error()
+        return rank, lease_id
+
+    def step(self, now: float, work_max: int = limits.LEASE_LIST_STEP) -> bool:
+        """Looks at some more leases; returns whether that were all. Raises what `may_read` does."""
+        if self._rest is None:
+            self._rest = iter(list(self._leases))
+        looks_at_keys = bool(self._prefix) or self._may_read is not None
+        latest_s = float("inf") if self._remaining_s_max is None else now + self._remaining_s_max
+        order, after, found = self._order, self._after, self._found
+        work = 0
+        for lease in self._rest:
+            work += 1 + len(lease.keys) if looks_at_keys else 1
+            if lease.ended:
+                pass
+            elif looks_at_keys and not self._passes(lease):
+                pass
+            elif lease.deadline_s <= latest_s:
+                rank = 0.0 if order == _BY_ID else lease.deadline_s if order == _BY_REMAINING else -len(lease.keys)
+                place = (rank, lease.id)
+                if place > after:
+                    if place < self._worst:
+                        found.append((rank, lease.id, lease))
+                        if len(found) >= 2 * self._limit:
+                            self._cut()
+                    else:
+                        self._more = True
+            if work >= work_max:
+                return False
+        self._cut()
+        return True
+
+    def _passes(self, lease: Lease) -> bool:
+        if self._may_read is not None:
+            self._may_read(lease)
+        prefix = self._prefix
+        return not prefix or any(key.startswith(prefix) for key in lease.keys)
+
+    def _cut(self) -> None:
+        """Keeps the best of what was found."""
+        found = self._found
+        found.sort()
+        if len(found) > self._limit:
+            del found[self._limit :]
+            self._more = True
+        if len(found) == self._limit:
+            self._worst = found[-1][:2]
+
+    def page(self, header: rpc_pb2.ResponseHeader, now: float) -> leases_pb2.LeaseListResponse:
+        """The page. Leases that ended while it was made are left out."""
+        page = leases_pb2.LeaseListResponse(header=header, lease_count=len(self._leases))
+        room_bytes = limits.LEASE_PAGE_BYTES
+        last: Place = _FIRST
+        for rank, lease_id, lease in self._found:
+            if room_bytes <= 0:
+                self._more = True
+                break
+            last = rank, lease_id
+            if lease.ended:
+                continue
+            item = page.leases.add(
+                ID=lease_id,
+                TTL=lease.ttl_s,
+                remaining_ms=max(int((lease.deadline_s - now) * 1000), 0),
+                key_count=len(lease.keys),
+            )
+            for key in nsmallest(self._keys_limit, lease.keys):
+                room_bytes -= len(key)
+                if room_bytes < 0:
+                    break
+                item.keys.append(key)
+        if self._more:
+            page.next_page_token = _TOKEN.pack(self._order, *last)
+        return page
