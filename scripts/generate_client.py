@@ -46,6 +46,7 @@ from google.protobuf.message import Message
 
 from lessor.api.methods import Method
 from lessor.api.proto import auth_pb2 as auth
+from lessor.api.proto import leases_pb2
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 '''
@@ -206,6 +207,7 @@ def generate(folder: Path) -> str:
     source = Source(folder)
     imports: dict[str, set[str]] = {
         "_caller": {"DEFAULT", "Timeout"},
+        "_connection": {"PING_AFTER_S", "PING_ANSWER_S_MAX"},
         "_requests": {"Bytes"},
         "_errors": {"LeaseLost"},
         "_election": {"Leader"},

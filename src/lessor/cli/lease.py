@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lessor lease`: grant, revoke, timetolive, list, keep-alive. Same arguments, outputs and exit codes as etcdctl.
+"""`lessor lease`: grant, revoke, timetolive, list, keep-alive, with etcdctl's arguments, outputs and exit codes; watch.
 
 Beyond it: a TTL may have a unit (30s, 5m, 2h), and ids may be decimal, marked (`0d7587845169630795786`) or for a whole
-command (`--decimal`, which prints them so as well).
+command (`--decimal`, which prints them so as well); `list` takes flags (lease_list.py); `watch` is our own
+(lease_watch.py).
 """
 
+import os
 from typing import TYPE_CHECKING
 
 import click
 
 from lessor.cli import notation, printing
 from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, Failure
-from lessor.cli.options import Command, Group, settings_of
+from lessor.cli.options import DURATION, Command, GoValue, Group, settings_of
 from lessor.cli.printing import Printer
 from lessor.cli.session import ask
 
@@ -19,7 +21,15 @@ if TYPE_CHECKING:
     from lessor.api.proto import rpc_pb2 as rpc
     from lessor.client import AsyncClient
 
+
+def _order(text: str) -> str:
+    if text not in ("remaining", "id", "keys"):
+        raise ValueError("expecting remaining, id or keys")
+    return text
+
+
 arguments = click.argument("args", nargs=-1, metavar="LEASE_ID")
+SORT = GoValue("order", _order)
 decimal_option = click.option("--decimal", is_flag=True, help="Read and print lease ids in decimal.")
 
 
@@ -87,11 +97,31 @@ def timetolive(ctx: click.Context, args: tuple[str, ...], keys: bool, decimal: b
 
 @click.command("list", cls=Command)
 @click.argument("args", nargs=-1, metavar="")
+@click.option("--long", is_flag=True, help="Show granted and remaining TTL, the number of keys, and the keys.")
+@click.option("--expiring-in", type=DURATION, default=0.0, help="Only leases with at most so long left: 30s, 5m.")
+@click.option("--prefix", default="", help="Only leases with a key that begins so.")
+@click.option("--sort", type=SORT, help="Order by remaining (default), id or keys (most first).")
 @decimal_option
 @click.pass_context
-def list_(ctx: click.Context, args: tuple[str, ...], decimal: bool) -> None:
-    """List the ids of all leases, the one that ends first at the top."""
+def list_(
+    ctx: click.Context,
+    args: tuple[str, ...],
+    long: bool,
+    expiring_in: float,
+    prefix: str,
+    sort: str | None,
+    decimal: bool,
+) -> None:
+    """List the ids of all leases, the one that ends first at the top.
+
+    The flags are beyond etcdctl; a server other than Lessor is asked about each lease by itself for them.
+    """
     printer = _printer(ctx, decimal)
+    if long or expiring_in > 0 or prefix or sort:
+        from lessor.cli.lease_list import Wanted, show
+
+        show(settings_of(ctx), Wanted(os.fsencode(prefix), expiring_in, sort or "remaining", long), printer, decimal)
+        return
     printing.write(printer.leases(ask(settings_of(ctx), lambda client: client.leases(), exit_code=BAD_CONNECTION)))
 
 
@@ -118,6 +148,12 @@ def keep_alive(ctx: click.Context, args: tuple[str, ...], once: bool, decimal: b
     ask(settings_of(ctx), renew, exit_code=BAD_CONNECTION)
 
 
+def _watch() -> click.Command:
+    from lessor.cli.lease_watch import watch
+
+    return watch
+
+
 lease = Group(
     "lease",
     help="Grant, renew, show and end leases.",
@@ -127,5 +163,6 @@ lease = Group(
         "timetolive": ("Show the granted and the remaining TTL of a lease.", lambda: timetolive),
         "list": ("List the ids of all leases.", lambda: list_),
         "keep-alive": ("Keep a lease alive.", lambda: keep_alive),
+        "watch": ("Print what becomes of leases, as it happens.", _watch),
     },
 )

@@ -156,6 +156,12 @@ def _help() -> click.Command:
     return help_
 
 
+def _top() -> click.Command:
+    from lessor.cli.top import top
+
+    return top
+
+
 def _version_command() -> click.Command:
     from lessor.cli.version import version
 
@@ -195,6 +201,7 @@ cli = Group(
         "member": ("List and change the members of the cluster.", _member),
         "move-leader": ("Hand the leadership to another member.", _move_leader),
         "snapshot": ("Save, check and restore a copy of the data.", _snapshot),
+        "top": ("Show leases by the time that they have left, live.", _top),
         "completion": (
             "Print a script that completes command lines in the shell.",
             _completion,

@@ -35,6 +35,8 @@ class Settings:
     endpoints: tuple[str, ...]
     dial_timeout_s: float
     command_timeout_s: float
+    keepalive_time_s: float
+    keepalive_timeout_s: float
     output_format: str
     hexadecimal: bool
     debug: bool
@@ -62,6 +64,8 @@ class Globals:
             endpoints=self._value("endpoints", _endpoints, (DEFAULT_ENDPOINT,)),
             dial_timeout_s=self._value("dial_timeout", notation.duration_s, 2.0),
             command_timeout_s=self._value("command_timeout", notation.duration_s, 5.0),
+            keepalive_time_s=self._value("keepalive_time", notation.duration_s, 2.0),
+            keepalive_timeout_s=self._value("keepalive_timeout", notation.duration_s, 6.0),
             output_format=self._value("write_out", str, "simple"),
             hexadecimal=self._value("hex", notation.boolean, False),
             debug=self._value("debug", notation.boolean, False),
@@ -175,6 +179,12 @@ def _global_options() -> list[click.Parameter]:
         ),
         option("--dial-timeout", type=DURATION, help="Longest wait for a connection, per endpoint (default 2s)."),
         option("--command-timeout", type=DURATION, help="Longest wait for an answer (default 5s)."),
+        option(
+            "--keepalive-time",
+            type=DURATION,
+            help="Silence after which a server is asked for a sign of life; 0: never, below 10s: 10s (default 2s).",
+        ),
+        option("--keepalive-timeout", type=DURATION, help="Longest wait for that sign (default 6s)."),
         option("--cacert", type=FILE, help="CA certificates (PEM) that the server's must come from."),
         option("--cert", type=FILE, help="The client's own certificate (PEM), for servers that ask for one."),
         option("--key", type=FILE, help="The key of that certificate (PEM)."),

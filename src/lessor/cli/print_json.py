@@ -30,7 +30,7 @@ class JsonPrinter:
 
     def time_to_live(self, reply: rpc.LeaseTimeToLiveResponse, keys: bool) -> bytes:
         own = {"id": reply.ID, "ttl": reply.TTL, "granted-ttl": reply.grantedTTL}
-        attached = [_base64(key) for key in reply.keys]
+        attached = [base64_text(key) for key in reply.keys]
         return line({**plain(reply.header), **own, "keys": attached or None})
 
     def leases(self, reply: rpc.LeaseLeasesResponse) -> bytes:
@@ -80,7 +80,7 @@ def plain(message: Message) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     if isinstance(value, bytes):
-        return _base64(value)
+        return base64_text(value)
     if isinstance(value, Message):
         return plain(value)
     if isinstance(value, (str, int, float)):
@@ -88,7 +88,7 @@ def _value(value: Any) -> Any:
     return [_value(item) for item in value]  # a repeated field
 
 
-def _base64(raw: bytes) -> str:
+def base64_text(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
 
 

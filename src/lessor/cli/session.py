@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Go's gRPC, and so etcdctl, raises a shorter --keepalive-time to this, and takes a --keepalive-timeout of 0 for 20 s.
+PING_AFTER_S_MIN = 10.0
+PING_ANSWER_S = 20.0
+NEVER_S = 100_000_000.0  # three years
+
 
 def ask(
     settings: Settings,
@@ -66,6 +71,8 @@ def client_of(settings: Settings) -> "AsyncClient":
         password=settings.password,
         request_bytes_max=max(settings.max_request_bytes, 0) or None,
         reply_bytes_max=max(settings.max_recv_bytes, 0) or None,
+        ping_after_s=max(settings.keepalive_time_s, PING_AFTER_S_MIN) if settings.keepalive_time_s > 0 else NEVER_S,
+        ping_answer_s_max=settings.keepalive_timeout_s if settings.keepalive_timeout_s > 0 else PING_ANSWER_S,
     )
 
 

@@ -22,11 +22,13 @@ from types import TracebackType
 from typing import cast
 
 from lessor.api.methods import BY_PATH
+from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import LEASE_NOT_FOUND
 from lessor.client._admin import AsyncAuth, AsyncCluster, AsyncMaintenance
 from lessor.client._caller import DEFAULT, HAS_LEADER, Backoff, Caller, Timeout, passing
 from lessor.client._channel import Channel
+from lessor.client._connection import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._discovery import AsyncDiscovery, AsyncRegistration
 from lessor.client._election import AsyncElection
 from lessor.client._errors import ConnectionLost, LeaseLost, ServerError
@@ -34,7 +36,7 @@ from lessor.client._keeper import RENEWALS_PER_TTL, Keeper
 from lessor.client._lease import AsyncLease
 from lessor.client._lock import AsyncLock
 from lessor.client._login import Login, Token, token_refused
-from lessor.client._requests import Bytes, delete_request, key_range, put_request, range_request
+from lessor.client._requests import Bytes, delete_request, key_range, put_request, range_request, to_bytes
 from lessor.client._txn import AsyncTxn
 from lessor.client._watch import AsyncWatch, Follower
 
@@ -49,6 +51,9 @@ class AsyncClient(Caller):
     ssl                how to speak TLS; see `tls_context` and `Channel`
     user, password     who calls, where the service wants to know; logs in at the first call, and again when need be
     request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
+    ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers take
+                       offence at less than 5 s
+    ping_answer_s_max  longest wait for that sign; then the connection is given up
 
     Raises InvalidEndpoint. For tasks of one event loop; not for several threads.
     """
@@ -64,6 +69,8 @@ class AsyncClient(Caller):
         password: str = "",
         request_bytes_max: int | None = None,
         reply_bytes_max: int | None = None,
+        ping_after_s: float = PING_AFTER_S,
+        ping_answer_s_max: float = PING_ANSWER_S_MAX,
     ) -> None:
         channel = Channel(
             endpoints,
@@ -71,6 +78,8 @@ class AsyncClient(Caller):
             ssl=ssl,
             request_bytes_max=request_bytes_max,
             reply_bytes_max=reply_bytes_max,
+            ping_after_s=ping_after_s,
+            ping_answer_s_max=ping_answer_s_max,
         )
         super().__init__(channel, timeout_s, Login(user, password))
         self._keeper = Keeper(self)
@@ -120,6 +129,67 @@ class AsyncClient(Caller):
     async def leases(self, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseLeasesResponse:
         """The ids of all leases, the one that ends first at the beginning. Cost: grows with their number."""
         return await self.ask(_LEASE_LEASES, rpc.LeaseLeasesRequest(), rpc.LeaseLeasesResponse, timeout_s)
+
+    async def lease_list(
+        self,
+        *,
+        key_prefix: Bytes = b"",
+        remaining_s_max: float = 0.0,
+        order: int = 0,
+        limit: int = 0,
+        keys_limit: int = 0,
+        timeout_s: Timeout = DEFAULT,
+    ) -> AsyncGenerator[leases_pb2.LeaseListResponse, None]:
+        """Yields the live leases page by page: granted and remaining time, number of keys, keys. Lessor only.
+
+        key_prefix       only leases with a key that begins so
+        remaining_s_max  only leases with at most so many seconds left, to the millisecond; 0: all
+        order            a number of LeaseListRequest.Order: by id, by remaining time, by number of keys (most first)
+        limit            the most leases of a page, up to 1,000; 0: 100
+        keys_limit       the most keys shown of a lease, up to 1,000; 0: none
+
+        Nothing is asked for ahead: who wants one page stops after it. By id or remaining time no lease that lives
+        throughout is left out; one that is renewed meanwhile may come twice by remaining time. Cost: each page makes
+        the server look at all of its leases, in small steps. `timeout_s`: for each page. ServerError Unimplemented:
+        the server is not Lessor; PermissionDenied: there are keys that the user may not read.
+        """
+        request = leases_pb2.LeaseListRequest(
+            key_prefix=to_bytes(key_prefix),
+            remaining_ms_max=max(int(remaining_s_max * 1000), 1) if remaining_s_max > 0 else 0,
+            order=cast("leases_pb2.LeaseListRequest.Order", order),
+            limit=limit,
+            keys_limit=keys_limit,
+        )
+        while True:
+            page = await self.ask(_LIST, request, leases_pb2.LeaseListResponse, timeout_s)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def lease_events(self) -> AsyncGenerator[leases_pb2.LeaseWatchResponse, None]:
+        """Yields what becomes of leases from now on: granted, expired, revoked; renewals are not told. Lessor only.
+
+        The first response is `created` and has no events: what happens after it is told, in order, so whoever wants to
+        know all leases lists them then. There is no history: a lost connection raises ConnectionLost, and a reader who
+        stays away for so long that some MiB of events wait is cut off with ServerError ResourceExhausted; begin anew
+        and list again. ServerError Unimplemented: the server is not Lessor; PermissionDenied: the user may not read
+        all keys.
+        """
+        credentials = self.credentials()
+        while True:
+            token = await credentials.metadata()
+            try:
+                async with self.channel.stream(_LEASE_EVENTS, metadata=token) as call:
+                    await call.send(leases_pb2.LeaseWatchRequest(), last=True)
+                    async for reply in call:
+                        credentials.accepted()
+                        yield cast(leases_pb2.LeaseWatchResponse, reply)
+            except ServerError as error:
+                if token_refused(error) and credentials.renew():
+                    continue
+                raise
+            raise ConnectionLost("the server ended the lease events", endpoint="")
 
     async def keep_alive_once(self, lease_id: int, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseKeepAliveResponse:
         """Renews a lease once, to its full TTL. ServerError NotFound: it is gone."""
@@ -462,3 +532,5 @@ _LEASE_REVOKE = BY_PATH[_LEASE + "LeaseRevoke"]
 _LEASE_KEEP_ALIVE = BY_PATH[_LEASE + "LeaseKeepAlive"]
 _LEASE_TIME_TO_LIVE = BY_PATH[_LEASE + "LeaseTimeToLive"]
 _LEASE_LEASES = BY_PATH[_LEASE + "LeaseLeases"]
+_LIST = BY_PATH["/lessorpb.Leases/List"]
+_LEASE_EVENTS = BY_PATH["/lessorpb.Leases/Watch"]

@@ -24,7 +24,14 @@ from google.protobuf.message import Message
 from lessor.api.methods import Method
 from lessor.base.errors import Code
 from lessor.base.tls_errors import reason_of
-from lessor.client._connection import MESSAGE_BYTES_MAX, Call, Connection, Metadata
+from lessor.client._connection import (
+    MESSAGE_BYTES_MAX,
+    PING_AFTER_S,
+    PING_ANSWER_S_MAX,
+    Call,
+    Connection,
+    Metadata,
+)
 from lessor.client._endpoint import Endpoint, parse_endpoints
 from lessor.client._errors import CallTimeout, ClientClosed, ConnectionLost, ServerError
 from lessor.client._tls import tls_context
@@ -40,6 +47,7 @@ class Channel:
     ssl                how to speak TLS; see `tls_context`. Endpoints without a scheme, and unix: ones, then speak it
                        too. None: https:// and unixs:// servers need a certificate that the machine trusts
     request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
+    ping_after_s, ping_answer_s_max     as for `AsyncClient`
     """
 
     def __init__(
@@ -50,8 +58,11 @@ class Channel:
         ssl: tls.SSLContext | None = None,
         request_bytes_max: int | None = None,
         reply_bytes_max: int | None = None,
+        ping_after_s: float = PING_AFTER_S,
+        ping_answer_s_max: float = PING_ANSWER_S_MAX,
     ) -> None:
-        self._limits = (request_bytes_max or MESSAGE_BYTES_MAX, reply_bytes_max or MESSAGE_BYTES_MAX)
+        sizes = (request_bytes_max or MESSAGE_BYTES_MAX, reply_bytes_max or MESSAGE_BYTES_MAX)
+        self._limits = (*sizes, ping_after_s, ping_answer_s_max)
         self.endpoints = parse_endpoints(endpoints)
         if ssl is not None:
             self.endpoints = tuple(each._replace(tls=each.tls or each.tls_optional) for each in self.endpoints)

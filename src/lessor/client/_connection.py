@@ -44,8 +44,8 @@ SEND_BYTES_MAX = 1_048_576
 # sends; this is what the length prefix of gRPC could carry in Go's clients too.
 MESSAGE_BYTES_MAX = 2_147_483_647
 
-# Silence of the server, while calls wait, after which it is asked for a sign of life. etcd takes offence at PINGs that
-# come more often than every 5 seconds.
+# Unless the client was told otherwise: silence of the server, while calls wait, after which it is asked for a sign of
+# life. etcd takes offence at PINGs that come more often than every 5 seconds.
 PING_AFTER_S = 10.0
 PING_ANSWER_S_MAX = 5.0  # wait for that sign
 _PING = b"areyouup"
@@ -65,7 +65,7 @@ _REPEATABLE = frozenset(
             "HashKV",
         ),
         *("Snapshot", "Defragment", "AuthStatus", "Authenticate", "UserGet", "UserList", "RoleGet", "RoleList"),
-        *("Leader", "Observe", "Check"),
+        *("Leader", "Observe", "Check", "List"),
     }
 )
 
@@ -87,10 +87,14 @@ class Connection(asyncio.Protocol):
         endpoint: Endpoint,
         request_bytes_max: int = MESSAGE_BYTES_MAX,
         reply_bytes_max: int = MESSAGE_BYTES_MAX,
+        ping_after_s: float = PING_AFTER_S,
+        ping_answer_s_max: float = PING_ANSWER_S_MAX,
     ) -> None:
         self.endpoint = endpoint
         self.request_bytes_max = request_bytes_max
         self.reply_bytes_max = reply_bytes_max
+        self._ping_after_s = ping_after_s
+        self._ping_answer_s_max = ping_answer_s_max
         self.h2 = h2.H2Client()
         self.calls: set[Call[Any]] = set()
         self.lost = False
@@ -155,7 +159,7 @@ class Connection(asyncio.Protocol):
         self._look_timer = None
         if self._transport is None or not self.calls:
             return  # the next call starts it again
-        due_at = self._answer_by or self.heard_at + PING_AFTER_S
+        due_at = self._answer_by or self.heard_at + self._ping_after_s
         if self._loop.time() < due_at - 0.001:  # a timer may come a hair too early
             self._look_timer = self._loop.call_at(due_at, self._look)
         elif self._answer_by:
@@ -166,7 +170,7 @@ class Connection(asyncio.Protocol):
             self._ping()
 
     def _ping(self) -> None:
-        self._answer_by = self._loop.time() + PING_ANSWER_S_MAX
+        self._answer_by = self._loop.time() + self._ping_answer_s_max
         self.h2.send_ping(_PING)
         self.flush()
         if self._look_timer is not None:
@@ -190,7 +194,7 @@ class Connection(asyncio.Protocol):
         """A call has begun."""
         if self._look_timer is None:
             self.heard_at = self._loop.time()  # silence counts from here on: without a call there was nothing to say
-            self._look_timer = self._loop.call_later(PING_AFTER_S, self._look)
+            self._look_timer = self._loop.call_later(self._ping_after_s, self._look)
         self.calls.add(call)
 
     def end(self, call: "Call[Any]") -> None:

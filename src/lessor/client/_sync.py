@@ -18,11 +18,13 @@ from google.protobuf.message import Message
 
 from lessor.api.methods import Method
 from lessor.api.proto import auth_pb2 as auth
+from lessor.api.proto import leases_pb2
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client._admin import AsyncAuth, AsyncCluster, AsyncMaintenance
 from lessor.client._async import AsyncClient
 from lessor.client._caller import DEFAULT, Timeout
+from lessor.client._connection import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._discovery import AsyncDiscovery, AsyncRegistration, Change, Instance
 from lessor.client._election import AsyncElection, Leader
 from lessor.client._errors import LeaseLost
@@ -551,6 +553,9 @@ class Client(Facade[AsyncClient]):
     ssl                how to speak TLS; see `tls_context` and `Channel`
     user, password     who calls, where the service wants to know; logs in at the first call, and again when need be
     request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
+    ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers take
+                       offence at less than 5 s
+    ping_answer_s_max  longest wait for that sign; then the connection is given up
 
     Raises InvalidEndpoint. For threads.
     """
@@ -566,6 +571,8 @@ class Client(Facade[AsyncClient]):
         password: str = "",
         request_bytes_max: int | None = None,
         reply_bytes_max: int | None = None,
+        ping_after_s: float = PING_AFTER_S,
+        ping_answer_s_max: float = PING_ANSWER_S_MAX,
     ) -> None:
         inner = AsyncClient(
             endpoints,
@@ -576,6 +583,8 @@ class Client(Facade[AsyncClient]):
             password=password,
             request_bytes_max=request_bytes_max,
             reply_bytes_max=reply_bytes_max,
+            ping_after_s=ping_after_s,
+            ping_answer_s_max=ping_answer_s_max,
         )
         super().__init__(Portal(inner.aclose), inner)
 
@@ -618,6 +627,52 @@ class Client(Facade[AsyncClient]):
     def leases(self, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseLeasesResponse:
         """The ids of all leases, the one that ends first at the beginning. Cost: grows with their number."""
         return self._portal.run(self._inner.leases(timeout_s=timeout_s))
+
+    def lease_list(
+        self,
+        *,
+        key_prefix: Bytes = b"",
+        remaining_s_max: float = 0.0,
+        order: int = 0,
+        limit: int = 0,
+        keys_limit: int = 0,
+        timeout_s: Timeout = DEFAULT,
+    ) -> Stream[leases_pb2.LeaseListResponse]:
+        """Yields the live leases page by page: granted and remaining time, number of keys, keys. Lessor only.
+
+        key_prefix       only leases with a key that begins so
+        remaining_s_max  only leases with at most so many seconds left, to the millisecond; 0: all
+        order            a number of LeaseListRequest.Order: by id, by remaining time, by number of keys (most first)
+        limit            the most leases of a page, up to 1,000; 0: 100
+        keys_limit       the most keys shown of a lease, up to 1,000; 0: none
+
+        Nothing is asked for ahead: who wants one page stops after it. By id or remaining time no lease that lives
+        throughout is left out; one that is renewed meanwhile may come twice by remaining time. Cost: each page makes
+        the server look at all of its leases, in small steps. `timeout_s`: for each page. ServerError Unimplemented:
+        the server is not Lessor; PermissionDenied: there are keys that the user may not read.
+        """
+        return Stream(
+            self._portal,
+            self._inner.lease_list(
+                key_prefix=key_prefix,
+                remaining_s_max=remaining_s_max,
+                order=order,
+                limit=limit,
+                keys_limit=keys_limit,
+                timeout_s=timeout_s,
+            ),
+        )
+
+    def lease_events(self) -> Stream[leases_pb2.LeaseWatchResponse]:
+        """Yields what becomes of leases from now on: granted, expired, revoked; renewals are not told. Lessor only.
+
+        The first response is `created` and has no events: what happens after it is told, in order, so whoever wants to
+        know all leases lists them then. There is no history: a lost connection raises ConnectionLost, and a reader who
+        stays away for so long that some MiB of events wait is cut off with ServerError ResourceExhausted; begin anew
+        and list again. ServerError Unimplemented: the server is not Lessor; PermissionDenied: the user may not read
+        all keys.
+        """
+        return Stream(self._portal, self._inner.lease_events())
 
     def keep_alive_once(self, lease_id: int, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseKeepAliveResponse:
         """Renews a lease once, to its full TTL. ServerError NotFound: it is gone."""

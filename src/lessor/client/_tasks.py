@@ -74,6 +74,48 @@ def signals(*numbers: int) -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
+def now_s() -> float:
+    """The event loop's clock."""
+    return asyncio.get_running_loop().time()
+
+
+@contextmanager
+def cbreak(file: int) -> Iterator[None]:
+    """Inside the block a terminal hands over each key as it is pressed, without showing it; others are left alone."""
+    if not os.isatty(file):
+        yield
+        return
+    import termios
+    import tty
+
+    before = termios.tcgetattr(file)
+    tty.setcbreak(file)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(file, termios.TCSADRAIN, before)
+
+
+async def key_pressed(file: int, keys: bytes) -> None:
+    """Waits until one of the keys is pressed at a terminal in `cbreak`; forever where there is no terminal."""
+    loop = asyncio.get_running_loop()
+    pressed = loop.create_future()
+
+    def read() -> None:
+        piece = os.read(file, 1_024)
+        if not piece:  # nobody is there any more
+            loop.remove_reader(file)
+        elif any(key in keys for key in piece) and not pressed.done():
+            pressed.set_result(None)
+
+    if os.isatty(file):
+        loop.add_reader(file, read)
+    try:
+        await pressed
+    finally:
+        loop.remove_reader(file)
+
+
 async def program(command: list[str], variables: Mapping[str, str]) -> int:
     """Runs a program with the terminal and environment that we have, and these variables; its return code.
 

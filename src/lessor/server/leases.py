@@ -6,8 +6,9 @@ Laws
   so that any number of them takes one step of each turn. One whose peer went away is given up.
 - A lease event leaves when no crash can take back what it tells, each once and in order; what comes after `created`
   is told without a gap.
-- A watcher that does not read costs bounded memory: with H2_STREAM_SEND_BYTES_MAX waiting in its connection it is cut off
-  with LEASE_WATCH_LAGS. It has missed events then, so it has to list anew; there is no history of leases to catch up from.
+- A watcher that does not read costs bounded memory: with H2_STREAM_SEND_BYTES_MAX waiting in its connection it is cut
+  off with LEASE_WATCH_LAGS. It has missed events then, and there is no history of leases to catch up from: it has to
+  list them and watch anew.
 
 The page of a list is made by state/lease_list.py; events are gathered by state/lease_events.py and leave at the end of
 each turn, see Turn.hold_publications.

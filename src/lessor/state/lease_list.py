@@ -101,24 +101,11 @@ class LeaseList:
             self._rest = iter(list(self._leases))
         looks_at_keys = bool(self._prefix) or self._may_read is not None
         latest_s = float("inf") if self._remaining_s_max is None else now + self._remaining_s_max
-        order, after, found = self._order, self._after, self._found
         work = 0
         for lease in self._rest:
             work += 1 + len(lease.keys) if looks_at_keys else 1
-            if lease.ended:
-                pass
-            elif looks_at_keys and not self._passes(lease):
-                pass
-            elif lease.deadline_s <= latest_s:
-                rank = 0.0 if order == _BY_ID else lease.deadline_s if order == _BY_REMAINING else -len(lease.keys)
-                place = (rank, lease.id)
-                if place > after:
-                    if place < self._worst:
-                        found.append((rank, lease.id, lease))
-                        if len(found) >= 2 * self._limit:
-                            self._cut()
-                    else:
-                        self._more = True
+            if not lease.ended and (not looks_at_keys or self._passes(lease)) and lease.deadline_s <= latest_s:
+                self._place(lease)
             if work >= work_max:
                 return False
         self._cut()
@@ -129,6 +116,18 @@ class LeaseList:
             self._may_read(lease)
         prefix = self._prefix
         return not prefix or any(key.startswith(prefix) for key in lease.keys)
+
+    def _place(self, lease: Lease) -> None:
+        """Takes in a lease that passes, if it belongs to this page as far as one can tell yet."""
+        order = self._order
+        rank = 0.0 if order == _BY_ID else lease.deadline_s if order == _BY_REMAINING else -len(lease.keys)
+        place = (rank, lease.id)
+        if self._after < place < self._worst:
+            self._found.append((rank, lease.id, lease))
+            if len(self._found) >= 2 * self._limit:
+                self._cut()
+        elif place > self._after:
+            self._more = True
 
     def _cut(self) -> None:
         """Keeps the best of what was found."""

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lessor top`: a live view of leases by the time that they have left, with what happens to leases per second.
+
+Laws
+- The rates count the server's own lease events; the rows are one page of a list, asked for anew for each frame, so a
+  frame shows what is true and not what was added up.
+- On a terminal a frame takes its place until q or Ctrl-C; the terminal is left as it was found. Elsewhere one frame is
+  printed, after one interval, and that is all.
+
+A frame costs the server one List: every lease is looked at, in small steps.
+"""
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from lessor.api.proto import leases_pb2
+from lessor.cli import printing
+from lessor.cli.failure import BAD_ARGS, INTERRUPTED, Failure
+from lessor.cli.lease_list import ORDERS, head_bytes, row_bytes
+from lessor.cli.lease_watch import events
+from lessor.cli.notation import hex_escaped, quote
+from lessor.cli.options import DURATION, Command, settings_of
+from lessor.cli.session import ask
+
+if TYPE_CHECKING:
+    from lessor.client import AsyncClient
+    from lessor.client._tasks import Event
+
+ROWS_ELSEWHERE = 20  # when there is no terminal whose height would say
+ROWS_AROUND = 4  # of the terminal: the line above, the titles, the last line, and one to stay clear of the edge
+HOME, CLEAR_LINE, CLEAR_BELOW = b"\x1b[H", b"\x1b[K", b"\x1b[J"
+OTHER_SCREEN, BACK = b"\x1b[?1049h\x1b[?25l", b"\x1b[?25h\x1b[?1049l"
+
+
+@click.command("top", cls=Command)
+@click.option("--interval", type=DURATION, default=1.0, help="Time between frames (default 1s).")
+@click.option("--prefix", default="", help="Only leases with a key that begins so.")
+@click.option("--decimal", is_flag=True, help="Print lease ids in decimal.")
+@click.pass_context
+def top(ctx: click.Context, interval: float, prefix: str, decimal: bool) -> None:
+    """Show the leases that end first, and how many are granted and end per second, until q or Ctrl-C. Lessor only."""
+    if interval < 0.05:
+        raise Failure(BAD_ARGS, "--interval must be at least 50ms")
+    settings = settings_of(ctx)
+    if settings.output_format != "simple":
+        printing.choose(settings.output_format)
+        raise Failure(BAD_ARGS, "top has no other output format than simple; `lease list --long` has")
+    live = sys.stdout.isatty()
+    view = View(",".join(settings.endpoints), os.fsencode(prefix), decimal, settings.hexadecimal)
+
+    async def question(client: "AsyncClient") -> None:
+        await (view.live(client, interval) if live else view.once(client, interval))
+
+    if not live:
+        ask(settings, question, exit_code=INTERRUPTED)
+        return
+    from lessor.client._tasks import cbreak
+
+    with cbreak(sys.stdin.fileno()):
+        printing.write(OTHER_SCREEN)
+        try:
+            ask(settings, question, exit_code=INTERRUPTED)
+        finally:
+            printing.write(BACK)
+
+
+def quoted(key: bytes) -> bytes:
+    return quote(key).encode()
+
+
+class View:
+    """What is shown, and the count of what happened since the last frame."""
+
+    def __init__(self, title: str, prefix: bytes, decimal: bool, hexadecimal: bool) -> None:
+        self._title = title
+        self._prefix = prefix
+        self._decimal = decimal
+        self._hexadecimal = hexadecimal
+        self.counts = [0, 0, 0]  # granted, expired, revoked, since the last frame
+
+    async def once(self, client: "AsyncClient", interval_s: float) -> None:
+        """One frame, whose rates are those of one interval."""
+        from lessor.client._tasks import Event, first_of, sleep
+
+        begun = Event()
+
+        async def wait() -> None:
+            await begun.wait()
+            await sleep(interval_s)
+
+        await first_of(self._count(client, begun), wait())
+        printing.write(await self._frame(client, ROWS_ELSEWHERE, interval_s))
+
+    async def live(self, client: "AsyncClient", interval_s: float) -> None:
+        """Frame after frame until the key q."""
+        from lessor.client._tasks import Event, first_of, key_pressed
+
+        await first_of(
+            self._count(client, Event()), self._draw(client, interval_s), key_pressed(sys.stdin.fileno(), b"qQ")
+        )
+
+    async def _count(self, client: "AsyncClient", begun: "Event") -> None:
+        async for response in events(client):
+            begun.set()
+            for event in response.events:
+                self.counts[event.type] += 1
+        raise Failure(INTERRUPTED, "the server ended the lease events")
+
+    async def _draw(self, client: "AsyncClient", interval_s: float) -> None:
+        from lessor.client._tasks import now_s, sleep
+
+        last_s = now_s()
+        while True:
+            drawn_s = now_s()
+            height = shutil.get_terminal_size().lines
+            frame = await self._frame(client, max(height - ROWS_AROUND, 1), drawn_s - last_s)
+            last_s = drawn_s
+            width = shutil.get_terminal_size().columns
+            lines = [line[:width].encode() for line in frame.decode().split("\n")[:-1]]
+            lines.append(b"q or Ctrl-C ends")
+            printing.write(HOME + b"".join(line + CLEAR_LINE + b"\r\n" for line in lines) + CLEAR_BELOW)
+            await sleep(interval_s)
+
+    async def _frame(self, client: "AsyncClient", rows: int, seconds: float) -> bytes:
+        counts, self.counts = self.counts, [0, 0, 0]
+        pages = client.lease_list(key_prefix=self._prefix, order=ORDERS["remaining"], limit=rows, keys_limit=3)
+        return self.frame(await anext(pages), counts, seconds)
+
+    def frame(self, page: leases_pb2.LeaseListResponse, counts: list[int], seconds: float) -> bytes:
+        """One frame. `counts`: what happened in `seconds`; 0 seconds are too few for a rate."""
+        rates = [f"{count / seconds:.1f}/s" if seconds > 0 else "-" for count in counts]
+        text = f"{self._title}  {page.lease_count} leases  granted {rates[0]}  expired {rates[1]}  revoked {rates[2]}\n"
+        shown = hex_escaped if self._hexadecimal else quoted  # a key must not write what it likes on a terminal
+        rows = [row_bytes(item, shown, decimal=self._decimal) for item in page.leases]
+        return b"".join([text.encode(), head_bytes(self._decimal), *rows])
