@@ -22,6 +22,7 @@ import grpc
 import pytest
 
 from lessor.api.methods import BY_PATH
+from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.durable.sqlite import SqliteEngine
 from lessor.state.journal import Batch
@@ -61,7 +62,7 @@ class World:
         self.sockets: dict[str, socket.socket] = {}  # name -> connection that waits for a JSON reply
 
     def _stub(self, path: str) -> Any:
-        method = BY_PATH["/etcdserverpb." + path]
+        method = BY_PATH[path if path.startswith("/") else "/etcdserverpb." + path]
         make = self._channel.unary_unary if method.unary else self._channel.stream_stream
         return make(
             method.path,
@@ -191,6 +192,7 @@ def ask_over_grpc(here: World, revision: int) -> None:
     here.ask("put on it", "KV/Put", rpc.PutRequest(key=b"leased", lease=NEW))
     here.ask("timetolive", "Lease/LeaseTimeToLive", rpc.LeaseTimeToLiveRequest(ID=NEW, keys=True))
     here.ask("leases", "Lease/LeaseLeases", rpc.LeaseLeasesRequest())
+    here.ask("list of leases", "/lessorpb.Leases/List", leases_pb2.LeaseListRequest())
     here.ask("duplicate grant", "Lease/LeaseGrant", rpc.LeaseGrantRequest(ID=NEW, TTL=600))
     here.ask("revoke", "Lease/LeaseRevoke", rpc.LeaseRevokeRequest(ID=ENDED))
     here.ask("second revoke", "Lease/LeaseRevoke", rpc.LeaseRevokeRequest(ID=ENDED))
@@ -219,10 +221,14 @@ def test_nothing_tells_of_a_write_before_it_is_on_disk(tmp_path: Path) -> None:
         early, late = here.stream("Watch/Watch"), here.stream("Watch/Watch")
         early.send(rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"k")))
         assert early.read().created
+        of_leases = here.stream("/lessorpb.Leases/Watch")
+        of_leases.send(leases_pb2.LeaseWatchRequest())
+        assert of_leases.read().created
         revision = here.renew_old().header.revision
         here.engine.goes.clear()
         answered = here.handled
         here.listen("event", early)
+        here.listen("lease event", of_leases)
         ask_over_grpc(here, revision)
         history = rpc.WatchCreateRequest(key=b"k", start_revision=revision + 1)
         here.ask_stream("created", late, rpc.WatchRequest(create_request=history))
@@ -239,6 +245,8 @@ def test_nothing_tells_of_a_write_before_it_is_on_disk(tmp_path: Path) -> None:
         assert results["put on it"].header.revision == revision + 2
         assert list(results["timetolive"].keys) == [b"leased"]
         assert {lease.ID for lease in results["leases"].leases} == {OLD, ENDED, NEW}
+        assert {lease.ID for lease in results["list of leases"].leases} == {OLD, ENDED, NEW}
+        assert results["lease event"].events[0].ID == NEW
         assert results["duplicate grant"] == grpc.StatusCode.FAILED_PRECONDITION
         assert results["second revoke"] == results["put on the ended"] == grpc.StatusCode.NOT_FOUND
         assert results["timetolive of the ended"].TTL == -1

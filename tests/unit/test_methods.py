@@ -31,6 +31,8 @@ def names(methods: list[Method]) -> set[str]:
         ("/etcdserverpb.Auth/UserChangePassword", "/v3/auth/user/changepw"),
         ("/v3lockpb.Lock/Lock", "/v3/lock/lock"),
         ("/v3electionpb.Election/Observe", "/v3/election/observe"),
+        ("/lessorpb.Leases/List", "/v3/lessor/leases/list"),
+        ("/lessorpb.Leases/Watch", "/v3/lessor/leases/watch"),
     ],
 )
 def test_a_route_and_its_old_prefix_lead_to_the_method(path: str, route: str) -> None:
@@ -53,10 +55,10 @@ def test_no_route_leads_to_two_methods() -> None:
     assert len(BY_ROUTE) == len(routes) * len(ROUTE_PREFIXES)
 
 
-def test_each_service_of_a_single_etcd_is_there() -> None:
+def test_each_service_of_a_single_etcd_is_there_and_our_own() -> None:
     assert {
         *(f"etcdserverpb.{name}" for name in ("KV", "Watch", "Lease", "Cluster", "Maintenance", "Auth")),
-        *("v3lockpb.Lock", "v3electionpb.Election", HEALTH),
+        *("v3lockpb.Lock", "v3electionpb.Election", HEALTH, "lessorpb.Leases"),
     } == SERVICES
     assert {method.service for method in METHODS} == SERVICES
 
@@ -69,6 +71,7 @@ def test_streaming_kinds() -> None:
         "/etcdserverpb.Maintenance/Snapshot",
         "/v3electionpb.Election/Observe",
         f"/{HEALTH}/Watch",
+        "/lessorpb.Leases/Watch",
     }
     assert not [method for method in METHODS if method.client_streaming and not method.server_streaming]
     assert all(method.unary != (method.client_streaming or method.server_streaming) for method in METHODS)

@@ -231,7 +231,7 @@ def _lease_leases(check: _Check, request: rpc_pb2.LeaseLeasesRequest) -> None:
 
 def _lease_watch(check: _Check, request: leases_pb2.LeaseWatchRequest) -> None:
     # Whoever may read every key is the one whom LeaseLeases will not refuse later, whatever leases there will be.
-    check.read(b"", OPEN_END)
+    check.read(b"\0", OPEN_END)
 
 
 def _watch(check: _Check, request: rpc_pb2.WatchCreateRequest) -> None:
