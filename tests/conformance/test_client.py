@@ -20,6 +20,8 @@ from lessor.client import (
     ConnectionLost,
     Event,
     Key,
+    LeaseEvent,
+    LeaseListRequest,
     LeaseLost,
     OutcomeUnknown,
     ServerError,
@@ -27,7 +29,7 @@ from lessor.client import (
     prefix_end,
 )
 from tests.conformance.server_process import free_port
-from tests.conformance.subject import Subject, new_lease_id
+from tests.conformance.subject import Subject, new_lease_id, running
 
 
 @pytest.fixture
@@ -269,3 +271,41 @@ def test_the_same_words_for_tasks(subject: Subject, prefix: bytes) -> None:
             assert not (await client.get(prefix, prefix=True)).kvs
 
     asyncio.run(main())
+
+
+# --- Lessor's own -----------------------------------------------------------------------------------------------------
+
+
+def test_leases_page_by_page_and_what_becomes_of_them(subject: Subject, client: Client, prefix: bytes) -> None:
+    pages = client.lease_list(key_prefix=prefix, remaining_s_max=400, limit=1, keys_limit=9)
+    if not subject.is_lessor:
+        for stream in (pages, client.lease_events()):
+            with pytest.raises(ServerError) as caught:
+                next(iter(stream))
+            assert caught.value.code == Code.UNIMPLEMENTED
+        return
+    events = client.lease_events()
+    assert next(events).created
+    ids = [client.grant(ttl_s, new_lease_id()).ID for ttl_s in (300, 200, 500)]
+    for lease_id in ids:
+        client.put(prefix + b"%d" % lease_id, lease_id=lease_id)
+    found = [[(item.ID, item.TTL, list(item.keys)) for item in page.leases] for page in pages]
+    assert found == [[(ids[0], 300, [prefix + b"%d" % ids[0]])], [(ids[1], 200, [prefix + b"%d" % ids[1]])]]
+    by_time = client.lease_list(key_prefix=prefix, order=LeaseListRequest.REMAINING)
+    assert [item.ID for item in next(iter(by_time)).leases] == [ids[1], ids[0], ids[2]]
+    revision = client.revoke(ids[0]).header.revision
+    told: list[tuple[int, int, int]] = []
+    while len(told) < 4:
+        told += [(event.type, event.ID, event.revision) for event in next(events).events if event.ID in ids]
+    assert told == [*((LeaseEvent.GRANTED, each, 0) for each in ids), (LeaseEvent.REVOKED, ids[0], revision)]
+    events.close()
+
+
+def test_lease_events_end_with_the_server() -> None:
+    """A gap is never hidden: the iterator ends with an error, and is not begun anew."""
+    with running("in-process") as mine, Client(mine.server.address) as client:
+        events = client.lease_events()
+        assert next(events).created
+        mine.server.stop()
+        with pytest.raises((ConnectionLost, ServerError)):
+            next(events)

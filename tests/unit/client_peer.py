@@ -130,8 +130,8 @@ class Peer:
         self.dials: list[str] = []
         self.refuse: Callable[[str], Exception | None] = lambda endpoint: None
 
-    def channel(self, endpoints: str = "127.0.0.1:1") -> Channel:
-        return _MemoryChannel(self, endpoints)
+    def channel(self, endpoints: str = "127.0.0.1:1", **options: float) -> Channel:
+        return _MemoryChannel(self, endpoints, **options)
 
     def client(
         self, endpoints: str = "127.0.0.1:1", timeout_s: float | None = 5.0, user: str = "", password: str = ""
@@ -142,8 +142,8 @@ class Peer:
 
 
 class _MemoryChannel(Channel):
-    def __init__(self, peer: Peer, endpoints: str) -> None:
-        super().__init__(endpoints, connect_timeout_s=2.0)
+    def __init__(self, peer: Peer, endpoints: str, **options: Any) -> None:
+        super().__init__(endpoints, connect_timeout_s=2.0, **options)
         self._peer = peer
 
     async def _open(self, endpoint: Endpoint) -> Connection:
@@ -153,7 +153,7 @@ class _MemoryChannel(Channel):
             await asyncio.sleep(3600)
         if refusal is not None:
             raise refusal
-        connection = Connection(endpoint)
+        connection = Connection(endpoint, *self._limits)
         transport = PeerConnection(self._peer, connection)
         self._peer.connections.append(transport)
         connection.connection_made(transport)

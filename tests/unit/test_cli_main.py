@@ -13,7 +13,9 @@ from lessor.base.errors import Code
 from lessor.cli import main
 from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, Failure
 from lessor.cli.kv import key_range
+from lessor.cli.main import cli
 from lessor.cli.options import Command, Globals, Group, Settings, rewritten, settings_of
+from lessor.cli.session import NEVER_S, client_of
 from lessor.cli.watch import watched
 from lessor.client import CallTimeout, ConnectionLost, ServerError
 
@@ -259,3 +261,29 @@ def test_python_m_lessor_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "lessor", "version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("lessor version: ")
     assert done.stdout.endswith("\nAPI version: 3.6\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "after_s", "answer_s"),
+    [
+        ([], 10.0, 6.0),  # what Go's gRPC makes of etcdctl's 2 s
+        (["--keepalive-time", "9s"], 10.0, 6.0),
+        (["--keepalive-time=5m", "--keepalive-timeout=500ms"], 300.0, 0.5),
+        (["--keepalive-time", "0", "--keepalive-timeout", "0"], NEVER_S, 20.0),
+    ],
+)
+def test_how_long_a_silent_server_is_believed_in(
+    flags: list[str], after_s: float, answer_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr("lessor.client.AsyncClient", lambda endpoints, **options: made.append(options))
+    ctx = cli.make_context("lessor", [*flags, "version"])
+    client_of(settings_of(ctx))
+    assert (made[0]["ping_after_s"], made[0]["ping_answer_s_max"]) == (after_s, answer_s)
+
+
+def test_patience_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ETCDCTL_KEEPALIVE_TIME", "30s")
+    monkeypatch.setenv("ETCDCTL_KEEPALIVE_TIMEOUT", "1m")
+    settings = Globals().settings()
+    assert (settings.keepalive_time_s, settings.keepalive_timeout_s) == (30.0, 60.0)

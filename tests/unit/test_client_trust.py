@@ -291,3 +291,18 @@ def test_one_class_finds_all_errors_whose_outcome_is_unknown(unknown: bool) -> N
 )
 def test_each_error_names_who_can_help(error: ClientError, blame: str) -> None:
     assert error.blame == blame
+
+
+def test_the_patience_with_a_silent_server_can_be_chosen() -> None:
+    peer = Peer(silent)
+
+    async def main() -> None:
+        async with peer.channel(ping_after_s=60.0, ping_answer_s_max=7.0).stream(WATCH) as call:
+            await call.send(rpc.WatchRequest())
+            begun = now()
+            peer.connections[0].deaf = True
+            with pytest.raises(ConnectionLost, match="no sign of life for 67 s"):
+                await call.receive()
+            assert now() - begun == pytest.approx(67.0, abs=0.01)
+
+    run(main())

@@ -35,8 +35,6 @@ class Settings:
     endpoints: tuple[str, ...]
     dial_timeout_s: float
     command_timeout_s: float
-    keepalive_time_s: float
-    keepalive_timeout_s: float
     output_format: str
     hexadecimal: bool
     debug: bool
@@ -49,6 +47,8 @@ class Settings:
     password: str = field(default="", repr=False)
     max_request_bytes: int = 0  # 0 and below: no limit of ours
     max_recv_bytes: int = 0
+    keepalive_time_s: float = 2.0
+    keepalive_timeout_s: float = 6.0
 
 
 class Globals:
@@ -64,8 +64,6 @@ class Globals:
             endpoints=self._value("endpoints", _endpoints, (DEFAULT_ENDPOINT,)),
             dial_timeout_s=self._value("dial_timeout", notation.duration_s, 2.0),
             command_timeout_s=self._value("command_timeout", notation.duration_s, 5.0),
-            keepalive_time_s=self._value("keepalive_time", notation.duration_s, 2.0),
-            keepalive_timeout_s=self._value("keepalive_timeout", notation.duration_s, 6.0),
             output_format=self._value("write_out", str, "simple"),
             hexadecimal=self._value("hex", notation.boolean, False),
             debug=self._value("debug", notation.boolean, False),
@@ -78,6 +76,8 @@ class Globals:
             password=password,
             max_request_bytes=self._value("max_request_bytes", _decimal, 0),
             max_recv_bytes=self._value("max_recv_bytes", _decimal, 0),
+            keepalive_time_s=self._value("keepalive_time", notation.duration_s, 2.0),
+            keepalive_timeout_s=self._value("keepalive_timeout", notation.duration_s, 6.0),
         )
 
     def _value(self, name: str, read: Callable[[str], Any], default: Any) -> Any:

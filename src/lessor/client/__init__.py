@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from lessor.api.proto.auth_pb2 import Permission
+from lessor.api.proto.leases_pb2 import LeaseEvent, LeaseListRequest
 from lessor.api.proto.mvcc_pb2 import Event, KeyValue
 from lessor.client import op
 from lessor.client._admin import AsyncAuth, AsyncCluster, AsyncMaintenance
@@ -98,6 +99,8 @@ __all__ = [
     "KeyValue",
     "Leader",
     "Lease",
+    "LeaseEvent",
+    "LeaseListRequest",
     "LeaseLost",
     "Lock",
     "LoginFailed",
