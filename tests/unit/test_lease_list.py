@@ -32,7 +32,7 @@ def page(leases: Lessor, now: float = 0.0, work_max: int = 1_000_000, may_read: 
     listing = LeaseList(leases, leases_pb2.LeaseListRequest(**request), may_read)
     while not listing.step(now, work_max):
         pass
-    return listing.page(HEADER, now)
+    return listing.page(HEADER)
 
 
 def ids(reply: Any) -> list[int]:
@@ -66,9 +66,9 @@ LEASES = st.lists(
 def test_the_pages_together_are_the_leases_that_pass_in_order(
     leases: list[tuple[int, int, int]], order: int, limit: int, work_max: int, remaining_ms_max: int
 ) -> None:
-    rank = {ID: lambda lease: 0, REMAINING: lambda lease: lease[1], KEYS: lambda lease: -lease[2]}[order]
+    column, sign = {ID: (0, 0), REMAINING: (1, 1), KEYS: (2, -1)}[order]
     passing = [lease for lease in leases if remaining_ms_max == 0 or lease[1] * 1000 <= remaining_ms_max]
-    expected = [lease[0] for lease in sorted(passing, key=lambda lease: (rank(lease), lease[0]))]
+    expected = [lease[0] for lease in sorted(passing, key=lambda lease: (sign * lease[column], lease[0]))]
     request = {"order": order, "limit": limit, "remaining_ms_max": remaining_ms_max}
     pages = all_ids(lessor(*leases), work_max=work_max, **request)
     assert [lease_id for found in pages for lease_id in found] == expected
@@ -122,8 +122,10 @@ def test_a_page_of_large_keys_ends_early_and_goes_on() -> None:
 
 def test_a_step_looks_at_no_more_than_it_was_told() -> None:
     listing = LeaseList(lessor(*((number, 10, 0) for number in range(1, 8))), leases_pb2.LeaseListRequest())
-    assert [listing.step(0.0, 3) for _ in range(3)] == [False, False, True]
-    # Where keys are looked at they count as well.
+    assert [listing.step(0.0, 3) for _ in range(5)] == [False, False, False, False, True]
+    # Where keys are looked at they count as well, be it for the filter or for the page.
+    listing = LeaseList(lessor((1, 10, 3), (2, 10, 3)), leases_pb2.LeaseListRequest(keys_limit=1))
+    assert [listing.step(0.0, 4) for _ in range(3)] == [False, False, True]
     listing = LeaseList(lessor((1, 10, 3), (2, 10, 3)), leases_pb2.LeaseListRequest(key_prefix=b"k"))
     assert [listing.step(0.0, 4) for _ in range(3)] == [False, False, True]
 
@@ -136,7 +138,7 @@ def test_what_ends_or_is_granted_while_the_page_is_made() -> None:
     leases.revoke(3)
     leases.grant(4, 10, 0.0)
     assert listing.step(0.0)
-    reply = listing.page(HEADER, 0.0)
+    reply = listing.page(HEADER)
     assert (ids(reply), reply.lease_count) == ([2], 2)
 
 
@@ -145,7 +147,7 @@ def test_a_page_whose_leases_have_all_ended_leads_on() -> None:
     listing = LeaseList(leases, leases_pb2.LeaseListRequest(limit=1))
     listing.step(0.0)
     leases.revoke(1)
-    reply = listing.page(HEADER, 0.0)
+    reply = listing.page(HEADER)
     assert ids(reply) == []
     assert ids(page(leases, limit=1, page_token=reply.next_page_token)) == [2]
 

@@ -46,7 +46,7 @@ class _Listing:
             async with core.lease_lists:
                 while not leases.step(core.turn.now_s()):
                     await asyncio.sleep(0)
-                outcome = leases.page(core.machine.header(), core.turn.now_s()).SerializeToString()
+                outcome = leases.page(core.machine.header()).SerializeToString()
         except EtcdError as error:
             outcome = error
         core.finish(call, outcome)

@@ -59,7 +59,7 @@ def test_a_long_list_lets_others_in_between_and_lists_wait_for_each_other(monkey
             turns += 1
             await asyncio.sleep(0)
             assert len(steps) <= turns
-        assert len(steps) == 10
+        assert len(steps) == 20
         assert len(set(map(id, steps))) == 1
         while not second.answers:
             await asyncio.sleep(0)
