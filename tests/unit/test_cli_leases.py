@@ -5,7 +5,6 @@ server that has no such service."""
 import base64
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from tests.unit.test_cli_at_work import ShortLeases
 from tests.unit.test_cli_beside_etcdctl import OURS
 
 slow = pytest.mark.slow
+# Runs a command in a terminal of its own, between our pipes.
+TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 SHORT, LONG, BARE = 0x51, 0x52, 0x53
 
 
@@ -249,19 +250,20 @@ def test_without_a_terminal_one_frame_is_printed(ours: AnyServer, capfd: pytest.
 @pytest.mark.parametrize("key", [b"q", b"\x03"])
 def test_on_a_terminal_it_goes_on_until_a_key(ours: AnyServer, key: bytes) -> None:
     """q ends it, Ctrl-C too; the terminal's own screen comes back."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execv(sys.executable, [*OURS, "top", "--interval", "50ms", "--endpoints", ours.address])
-    seen = b""
-    while seen.count(b"q or Ctrl-C ends") < 2:
-        seen += os.read(terminal, 65_536)
-    assert b"0000000000000051" in seen
-    os.write(terminal, key)
-    try:
-        while piece := os.read(terminal, 65_536):
+    line = [*OURS, "top", "--interval", "50ms", "--endpoints", ours.address]
+    with subprocess.Popen(
+        [sys.executable, "-c", TERMINAL, *line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        seen = b""
+        while seen.count(b"q or Ctrl-C ends") < 2:
+            piece = process.stdout.read(65_536)
+            assert piece, seen
             seen += piece
-    except OSError:  # how Linux says that nobody has the terminal any more
-        pass
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if key == b"q" else 130)
+        assert b"0000000000000051" in seen
+        process.stdin.write(key)
+        while piece := process.stdout.read(65_536):
+            seen += piece
+    assert process.returncode == (0 if key == b"q" else 130)
     assert seen.endswith(b"\x1b[?25h\x1b[?1049l")
