@@ -175,8 +175,10 @@ class Player:
             request.watch_id = 0
         if stream.count(lambda r: r.compact_revision and r.watch_id == request.watch_id != 0):
             return
-        if request.watch_id:
-            self._settle()  # whether the id is free must not depend on how far a cancellation has come
+        if request.watch_id or 0 < request.start_revision <= now.current:
+            # Whether the id is free must not depend on how far a cancellation has come; and progress that was asked for
+            # earlier must not be taken for that of this watcher.
+            self._settle()
         before = stream.count(lambda r: r.created)
         lost = stream.count(lambda r: r.compact_revision)
         stream.send(create_request=request)
