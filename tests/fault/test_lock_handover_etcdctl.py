@@ -67,8 +67,11 @@ class Relay:
             target.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # one of the two is gone
+        finally:
+            source.close()
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # or the thread would wait in `accept` for ever
         self._listener.close()
 
 
