@@ -9,6 +9,7 @@ import argparse
 import os
 import random
 import re
+import signal
 import sys
 import time
 import traceback
@@ -83,6 +84,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """0: no difference was found. 1: one was; the last lines are a test that shows it."""
     chosen = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no server behind
     first_seed = random.SystemRandom().randrange(1 << 32) if chosen.seed is None else chosen.seed
     ends_s = time.monotonic() + chosen.minutes * 60
     areas = [AREAS[name] for name in chosen.area or AREAS]
