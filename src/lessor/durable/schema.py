@@ -110,6 +110,15 @@ INSERT INTO meta VALUES ('auth_enabled', 0), ('auth_revision', 1);
 # Tells a Lessor that knows no batch log to keep off: newer rows than the tables have may be in there.
 _BATCH_LOG = """
 REPLACE INTO meta VALUES ('batch_log', '');  -- the salt of lessor.log.*, hexadecimal; none: those files do not count
+
+DROP VIEW live_leases;
+
+CREATE VIEW live_leases AS       -- id as etcdctl prints it; the true remaining time may be shorter, never longer
+    SELECT printf('%016x', id) AS lease, ttl_s,
+           round(min(ttl_s, deadline_s - (SELECT value FROM meta WHERE name = 'uptime_s')), 3) AS remaining_s
+      FROM lease
+     WHERE NOT ended
+     ORDER BY deadline_s;
 """
 
 MIGRATIONS: tuple[str, ...] = (_FIRST, _AUTH, _BATCH_LOG)
