@@ -93,7 +93,7 @@ SENT = [
     method
     for method in METHODS
     for _ in range(_RATES.get(method.service, 1))
-    if method.unary and not method.service.startswith("grpc.")
+    if method.unary and not method.service.startswith(("grpc.", "lessorpb."))
 ]
 
 
