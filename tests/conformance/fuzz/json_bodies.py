@@ -20,7 +20,7 @@ from lessor.base.errors import EtcdError
 from lessor.gateway.json_codec import decode
 from tests.conformance.fuzz import any_message
 from tests.conformance.fuzz.pair import Side
-from tests.conformance.fuzz.steps import plain
+from tests.conformance.fuzz.steps import plain, plain_lease
 from tests.property.strategies import mostly
 
 _KEEP_ALIVE = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
@@ -168,7 +168,17 @@ def _reply(side: Side, method: Method, request: Message | None, told: Any) -> An
         return plain(message)
     for name in ("cluster_id", "member_id", "raft_term"):
         told["header"].pop(name)
-    return told
+    return _plain_leases(told)
+
+
+def _plain_leases(told: Any) -> Any:
+    if isinstance(told, list):
+        return [_plain_leases(inner) for inner in told]
+    if not isinstance(told, dict):
+        return told
+    return {
+        name: str(plain_lease(int(inner))) if name == "lease" else _plain_leases(inner) for name, inner in told.items()
+    }
 
 
 def _error(body: bytes) -> Any:

@@ -67,13 +67,8 @@ def plain(reply: Any) -> Any:
     if not isinstance(reply, Message):
         return reply
     copy: Any = comparable(reply)
+    change_numbers(copy, lambda name, number: plain_lease(number) if name in ("ID", "lease") else number)
     match copy:
-        case rpc_pb2.LeaseGrantResponse() if copy.ID >= IDS_DRAWN_MIN and copy.ID < (1 << 63) - 1:
-            copy.ID = IDS_DRAWN_MIN
-        case rpc_pb2.LeaseLeasesResponse():
-            for lease in copy.leases:
-                if IDS_DRAWN_MIN <= lease.ID < (1 << 63) - 1:
-                    lease.ID = IDS_DRAWN_MIN
         case rpc_pb2.LeaseTimeToLiveResponse() if copy.TTL > 0:
             copy.TTL = 1  # a second may have begun on one side only
         case rpc_pb2.StatusResponse():
@@ -90,6 +85,11 @@ def plain(reply: Any) -> Any:
         case _ if "members" in copy.DESCRIPTOR.fields_by_name:
             copy = type(copy)(members=[rpc_pb2.Member(isLearner=member.isLearner) for member in copy.members])
     return copy
+
+
+def plain_lease(lease_id: int) -> int:
+    """One number for all lease ids that servers draw: for a grant without an id, for a proclamation without a lease."""
+    return IDS_DRAWN_MIN if IDS_DRAWN_MIN <= lease_id < (1 << 63) - 1 else lease_id
 
 
 def code_of(value: Any) -> str:
