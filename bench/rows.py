@@ -28,7 +28,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.harness import ETCD, NEWER, OURS, ROOT, Node, Server, commit, cpu_s, fresh, machine, memory_kib, servers
+from bench.harness import (
+    COMPILED,
+    ETCD,
+    NEWER,
+    OURS,
+    ROOT,
+    Node,
+    Server,
+    commit,
+    cpu_s,
+    fresh,
+    machine,
+    memory_kib,
+    servers,
+)
 from bench.load_loop import WrongReplyError
 
 RESULTS = ROOT / "bench" / "results"
@@ -159,17 +173,24 @@ def measure(row: Row, peers: Sequence[Server], options: argparse.Namespace) -> d
 
 
 def verdict(goal: Goal, found: dict[str, Any]) -> dict[str, Any]:
-    """The goal, how ours compares with each etcd, and whether it was reached (None: it was not judged)."""
-    medians = {name: one["median"][goal.figure] for name, one in found.items()}
+    """The goal, and of ours, as it is and compiled, how it compares with each etcd and whether it reached the goal."""
     said: dict[str, Any] = {"figure": goal.figure, "text": goal.text, "unit": goal.unit, "target": goal.target()}
-    said["reached"] = None
-    if OURS in medians:
-        ratios = {name: goal.ratio(medians[OURS], medians[name]) for name in (ETCD, NEWER) if name in medians}
-        said["ratio"] = {name: value for name, value in ratios.items() if value < math.inf}
-        if ETCD in medians:
-            judged = goal.target() != NO_TARGET
-            said["reached"] = goal.held(medians[OURS], medians[ETCD]) and not found[ETCD][BOUND] if judged else None
+    said |= comparison(goal, found, OURS)
+    if COMPILED in found:
+        said[COMPILED] = comparison(goal, found, COMPILED)
     return said
+
+
+def comparison(goal: Goal, found: dict[str, Any], build: str) -> dict[str, Any]:
+    """`reached` is None when it was not judged."""
+    medians = {name: one["median"][goal.figure] for name, one in found.items()}
+    if build not in medians:
+        return {"reached": None}
+    ratios = {name: goal.ratio(medians[build], medians[name]) for name in (ETCD, NEWER) if name in medians}
+    reached = None
+    if ETCD in medians and goal.target() != NO_TARGET:
+        reached = goal.held(medians[build], medians[ETCD]) and not found[ETCD][BOUND]
+    return {"ratio": {name: value for name, value in ratios.items() if value < math.inf}, "reached": reached}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -179,10 +200,25 @@ def show(result: dict[str, Any]) -> None:
         for name, one in result["servers"].items():
             median, least, most = (quantity(one[part][goal["figure"]], unit) for part in ("median", "least", "most"))
             bound = "  (the load program was the limit)" if one[BOUND] else ""
-            ratio = f"  ours {goal['ratio'][name]:g} x" if name in goal.get("ratio", {}) else ""
+            ratio = f"  ours {times(goal, name)} x" if name in goal.get("ratio", {}) else ""
             print(f"{name:>8}  {median:>12}  ({least} to {most}){ratio}{bound}")
         if goal["reached"] is not None:
-            print(f"{'':>8}  {'reached' if goal['reached'] else 'NOT REACHED'}")
+            print(f"{'':>8}  {reached_by(goal)}")
+
+
+def times(goal: dict[str, Any], peer: str) -> str:
+    """How ours compares with a peer: as it is, and compiled behind a stroke."""
+    builds = [goal, goal.get(COMPILED, {})]
+    return " / ".join(f"{build['ratio'][peer]:g}" for build in builds if peer in build.get("ratio", {}))
+
+
+def reached_by(goal: dict[str, Any]) -> str:
+    """Which build reached the goal; "" when it was not judged."""
+    if goal["reached"] is None:
+        return ""
+    if goal["reached"]:
+        return "yes"
+    return "compiled" if goal.get(COMPILED, {}).get("reached") else "**no**"
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -192,7 +228,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=float, default=0.5)
     parser.add_argument("--scale", type=float, default=1.0, help="of populations: 0.01 to see whether a bench works")
     parser.add_argument("--huge", action="store_true", help="run the rows with a million leases as well")
-    parser.add_argument("--only", choices=(OURS, ETCD, NEWER), help="run one of them; there is no ratio then")
+    parser.add_argument("--only", choices=(OURS, COMPILED, ETCD, NEWER), help="run one of them; there is no ratio then")
     parser.add_argument("--directory", default=str(ROOT / "build" / "bench"), help="where data directories are made")
     parser.add_argument("--no-result", action="store_true", help="leave no file in bench/results")
     return parser.parse_args(arguments)

@@ -14,7 +14,7 @@ import pytest
 
 from bench import __main__ as suite
 from bench import growth, report, rows
-from bench.harness import ETCD, NEWER, OURS
+from bench.harness import COMPILED, ETCD, NEWER, OURS
 from bench.plot import panels
 from bench.rows import Goal
 
@@ -62,6 +62,18 @@ def test_a_summary_is_of_what_all_runs_have() -> None:
     said = rows.summary(runs)
     assert (said["median"], said["least"], said["most"]) == ({"rate": 3.0}, {"rate": 1.0}, {"rate": 8.0})
     assert said[rows.BOUND]
+
+
+@pytest.mark.parametrize(
+    ("plain", "compiled", "said"),
+    [(50.0, 60.0, "yes"), (40.0, 60.0, "compiled"), (40.0, 49.0, "**no**"), (50.0, 40.0, "yes")],
+)
+def test_a_goal_may_be_reached_by_the_compiled_build_alone(plain: float, compiled: float, said: str) -> None:
+    goal = Goal("rate", "LeaseGrant", "/s", 5)
+    figures = {OURS: plain, COMPILED: compiled, ETCD: 10.0}
+    found = {"grant": result("grant", "2026-01-01", {name: {"rate": rate} for name, rate in figures.items()}, goal)}
+    ratios = f"{plain / 10:g} / {compiled / 10:g}"
+    assert f"| LeaseGrant | 10/s | {plain:g}/s | {compiled:g}/s | {ratios} | 5 x | {said} |" in report.claims(found)
 
 
 def test_each_row_has_one_name_and_is_found_by_a_word() -> None:

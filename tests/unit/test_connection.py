@@ -296,7 +296,8 @@ def test_the_kernel_finds_out_about_peers_that_vanished(new_loop: Callable[[], a
                 made.set_result(self)
 
         core = SimpleNamespace(metrics=SimpleNamespace(connections=0), turn=SimpleNamespace(forget=lambda one: None))
-        server = await loop.create_server(lambda: Accept(cast(Core, core), set()), "127.0.0.1", 0)
+        accept = cast(Callable[[], asyncio.Protocol], lambda: Accept(cast(Core, core), set()))
+        server = await loop.create_server(accept, "127.0.0.1", 0)
         peer, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
         connection = await made
         accepted = connection.transport.get_extra_info("socket")

@@ -96,8 +96,8 @@ def _ask_silent_peers(transport: asyncio.Transport) -> None:
             accepted.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-class Connection(asyncio.Protocol):
-    """One accepted socket."""
+class Connection:
+    """One accepted socket. An asyncio.Protocol by its methods alone: inheriting would keep it from being compiled."""
 
     def __init__(self, core: Core, connections: "set[Connection]", peer_common_name: str | None = None) -> None:
         self.core = core

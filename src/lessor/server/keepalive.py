@@ -15,6 +15,8 @@ both are remembered: `_fast` maps request bytes to the lease and the tail of its
 protobuf; tests/property/test_keepalive_paths.py holds the two equal.
 """
 
+from typing import ClassVar
+
 from google.protobuf.message import DecodeError
 
 from lessor.api.proto import rpc_pb2
@@ -33,7 +35,7 @@ class KeepAlive:
     __slots__ = ("_call", "_core", "_ended", "_waits_for")
 
     # Shared by all streams of the process: a lease's Lease object is part of the entry, so that nothing stale matches.
-    _fast: dict[bytes, tuple[Lease, bytes]] = {}  # noqa: RUF012 - a cache shared on purpose
+    _fast: ClassVar[dict[bytes, tuple[Lease, bytes]]] = {}
 
     def __init__(self, core: Core, call: StreamCall) -> None:
         self._core = core

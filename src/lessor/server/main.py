@@ -20,6 +20,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors
@@ -159,7 +160,7 @@ class Server:
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen, kind: type[Connection]) -> None:
         def connection(peer_common_name: str | None = None) -> asyncio.Protocol:
-            return kind(self.core, self._connections, peer_common_name)
+            return cast(asyncio.Protocol, kind(self.core, self._connections, peer_common_name))
 
         accept: Accept = connection
         if listen.tls:

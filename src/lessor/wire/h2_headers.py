@@ -87,19 +87,27 @@ class Head:
         "status",
     )
 
-    def __init__(self, form: int, pseudo: dict[bytes, bytes], headers: tuple[Field, ...], content_length: int) -> None:
+    def __init__(
+        self,
+        form: int,
+        method: bytes,
+        scheme: bytes,
+        path: bytes,
+        authority: bytes,
+        status: bytes,
+        headers: tuple[Field, ...],
+        content_length: int,
+    ) -> None:
         self.form = form
-        self.method = pseudo.get(b":method", b"")
-        self.scheme = pseudo.get(b":scheme", b"")
-        self.path = pseudo.get(b":path", b"")
-        self.status = pseudo.get(b":status", b"")
+        self.method = method
+        self.scheme = scheme
+        self.path = path
+        self.authority = authority
+        self.status = status
         self.headers = headers
         self.content_length = content_length
         self.route: Any = None
         self._first: dict[bytes, bytes] | None = None
-        self.authority = pseudo.get(b":authority", b"")
-        if form == REQUEST and not self.authority:
-            self.authority = self.get(b"host") or b""
 
     def get(self, name: bytes) -> bytes | None:
         """The value of the first field called `name` (lower case), or None. Cost: one dict look-up after the first."""
@@ -110,25 +118,25 @@ class Head:
 
     def with_headers(self, headers: tuple[Field, ...]) -> "Head":
         """The same head with other fields of PER_CALL_FIELDS."""
-        head = Head.__new__(Head)
-        head.form = self.form
-        head.method = self.method
-        head.scheme = self.scheme
-        head.path = self.path
-        head.status = self.status
-        head.authority = self.authority
-        head.content_length = self.content_length
+        head = Head(
+            self.form,
+            self.method,
+            self.scheme,
+            self.path,
+            self.authority,
+            self.status,
+            headers,
+            self.content_length,
+        )
         head.route = self.route
-        head.headers = headers
-        head._first = None
         return head
 
     def __repr__(self) -> str:
         return f"Head({self.form}, {self.method!r}, {self.path!r}, {self.status!r}, {self.headers!r})"
 
 
-_MALFORMED_HEAD = Head(MALFORMED, {}, (), -1)
-_TOO_LARGE_HEAD = Head(TOO_LARGE, {}, (), -1)
+_MALFORMED_HEAD = Head(MALFORMED, b"", b"", b"", b"", b"", (), -1)
+_TOO_LARGE_HEAD = Head(TOO_LARGE, b"", b"", b"", b"", b"", (), -1)
 
 
 def head_of(fields: list[Field], kinds: dict[Field, int]) -> Head:
@@ -173,7 +181,16 @@ def head_of(fields: list[Field], kinds: dict[Field, int]) -> Head:
         form = MALFORMED
     if form == MALFORMED:
         return _MALFORMED_HEAD
-    return Head(form, pseudo, tuple(headers), content_length)
+    return Head(
+        form,
+        pseudo.get(b":method", b""),
+        pseudo.get(b":scheme", b""),
+        pseudo.get(b":path", b""),
+        pseudo.get(b":authority") or (host if form == REQUEST and host is not None else b""),
+        pseudo.get(b":status", b""),
+        tuple(headers),
+        content_length,
+    )
 
 
 # What a single field is, whatever stands around it.

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds a wheel whose innermost modules are compiled, when the environment says LESSOR_COMPILE=1.
+
+mypyc turns the very files named here, types and all, into one C extension. Nothing is written for it: without the
+variable, or a C compiler, the same files run as they are. Why, and what it asks of the code:
+docs/decisions/0010-compiled-build.md.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+# What each call goes through. A class that inherits from a compiled one must be compiled too.
+FOLDERS = ("base", "state", "wire")
+SERVER = (
+    "connection",
+    "core",
+    "grpc_calls",
+    "h1_session",
+    "h2_session",
+    "histogram",
+    "http_calls",
+    "keepalive",
+    "metrics",
+    "metrics_connection",
+    "release",
+    "services",
+    "turn",
+    "unfinished",
+    "watch",
+)
+BUILD_NEEDS = ("mypy[mypyc]>=1.15", "setuptools>=77", "types-protobuf>=6.30")
+
+
+class CompileHook(BuildHookInterface[Any]):
+    """hatchling calls it before it packs a wheel."""
+
+    def _wanted(self) -> bool:
+        return self.target_name == "wheel" and os.environ.get("LESSOR_COMPILE", "") not in ("", "0")
+
+    def dependencies(self) -> list[str]:
+        return [*BUILD_NEEDS, *self.metadata.core.dependencies] if self._wanted() else []
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if not self._wanted():
+            return
+        if version == "editable":
+            raise ValueError("LESSOR_COMPILE is for wheels: an editable install would run files older than its sources")
+        # Kept: pip has a wheel made twice, once for its metadata, and the second time nothing is to be done any more.
+        scratch = Path(self.root, "build", "mypyc")
+        for built in self._compile(scratch):
+            build_data["force_include"][str(built)] = str(built.relative_to(scratch / "lib"))
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+
+    def _compile(self, scratch: Path) -> list[Path]:
+        from mypyc.build import mypycify
+        from setuptools import Distribution
+
+        package = Path(self.root, "src", "lessor")
+        sources = [path for folder in FOLDERS for path in sorted(package.joinpath(folder).glob("*.py"))]
+        sources += [package / "server" / f"{name}.py" for name in SERVER]
+        names = [str(path.relative_to(self.root)) for path in sources if path.name != "__init__.py"]
+        os.chdir(self.root)  # mypy finds its settings here
+        extensions = mypycify(names, opt_level="1", debug_level="0", target_dir=str(scratch / "c"))
+        command = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
+        command.build_lib, command.build_temp = str(scratch / "lib"), str(scratch / "temp")
+        command.ensure_finalized()
+        command.run()
+        return sorted(scratch.joinpath("lib").rglob("*.so"))
