@@ -256,7 +256,7 @@ class Turn:
         if self._cutoff_s:
             # The full batch has held up expiry, and reading: what waits in the sockets comes first.
             cutoff_s, self._cutoff_s = self._cutoff_s, 0.0
-            self._before_poll(cutoff_s)
+            self._before_poll(cutoff_s, now_s)
 
     def _committed(self, batch: Batch) -> None:
         """The batch is on disk: the promises in it begin to count now, and what waited for it leaves."""
@@ -309,33 +309,42 @@ class Turn:
             if self._timer_due_s <= deadline_s:
                 return
             self._timer.cancel()
-        now_s = self.now_s()
-        # In a storm the earliest deadline is long past: the timer is late against the moment it could come at.
-        self._timer_due_s = max(deadline_s, now_s)
-        self._timer = self._loop.call_later(self._timer_due_s - now_s, self._timer_fired)
+        # In a storm the earliest deadline is long past: the timer is late against the moment it could come at, which is
+        # not this one but the beginning of the turn. A turn that took long is a stall, too.
+        self._timer_due_s = max(deadline_s, self._began_s)
+        self._timer = self._loop.call_later(max(self._timer_due_s - self.now_s(), 0.0), self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
-        now_s = self.now_s()
-        stall_s = now_s - self._timer_due_s
-        if stall_s >= STALL_S:
-            # What could not get through for some time gets through within as much more: TCP doubles its waiting.
-            self._spared_until_s = now_s + min(stall_s, RECONNECT_GRACE_S)
+        now_s = self._spare_after_stall(self._timer_due_s)
         deadline_s = self.machine.next_deadline()
         if deadline_s is None or max(deadline_s + MARGIN_S, self._spared_until_s) > now_s:
             self.schedule()
             return
         self._expiring = True
-        self._before_poll(now_s - MARGIN_S)
+        self._before_poll(now_s - MARGIN_S, now_s)
 
-    def _before_poll(self, cutoff_s: float, polls: int = 2) -> None:
+    def _spare_after_stall(self, due_s: float) -> float:
+        """Called by what was to come at `due_s`: how late it is tells whether the process stood still. Returns now."""
+        now_s = self.now_s()
+        stall_s = now_s - due_s
+        if stall_s >= STALL_S:
+            # What could not get through for some time gets through within as much more: TCP doubles its waiting.
+            self._spared_until_s = now_s + min(stall_s, RECONNECT_GRACE_S)
+        return now_s
+
+    def _before_poll(self, cutoff_s: float, began_s: float, polls: int = 2) -> None:
         # uvloop runs timers, then what is scheduled, then polls the sockets; asyncio polls first and runs what it read
         # after what was scheduled before. With one step more than polls, both have polled so often after `cutoff_s`.
         if polls:
-            self._loop.call_soon(self._before_poll, cutoff_s, polls - 1)
+            self._loop.call_soon(self._before_poll, cutoff_s, began_s, polls - 1)
         else:
-            self._loop.call_soon(self._after_poll, cutoff_s)
+            self._loop.call_soon(self._after_poll, cutoff_s, began_s)
 
-    def _after_poll(self, cutoff_s: float) -> None:
-        self._cutoff_s = cutoff_s
+    def _after_poll(self, cutoff_s: float, began_s: float) -> None:
+        # The polls follow each other at once. No timer is set meanwhile, so this is where a stall among them shows.
+        if self._spare_after_stall(began_s) < self._spared_until_s:
+            self._expiring = False
+        else:
+            self._cutoff_s = cutoff_s
         self.schedule()
