@@ -160,6 +160,10 @@ class Observe:
             self._told = leader
             self._call.send([response])
 
+    def fail(self, error: EtcdError) -> None:
+        """A bug ends the call, see bugs.py."""
+        self._call.finish(error)
+
     def catch_up(self) -> bool:
         """The peer has read: it is shown the leader of now in place of all that was passed over."""
         if self._prefix is not None and self._behind:

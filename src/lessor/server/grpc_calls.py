@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from lessor.api.methods import Method
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
+from lessor.server.bugs import told
 from lessor.server.core import OVER
 from lessor.server.metrics import Metrics
 from lessor.wire import grpc
@@ -220,8 +221,8 @@ class GrpcStream:
                 core.metrics.received[self.method] += len(messages)
                 self._handler.on_messages(messages)
             error = self._deframer.error  # in what came after these
-        except EtcdError as raised:
-            error = raised.bare()  # which would hold us, while we hold it
+        except Exception as raised:
+            error = told(raised, self.method.path)
         if error is not None:
             self._fail(error)
 
@@ -247,13 +248,12 @@ class GrpcStream:
         if self._stream is None or self._failed:
             return
         core = self._session.core
-        if core.auth.enabled and not self._asked:
-            try:
+        try:
+            if core.auth.enabled and not self._asked:
                 core.permit_messages(self, [b""])
-            except EtcdError as error:
-                self._fail(error)
-                return
-        self._handler.on_requests_end()
+            self._handler.on_requests_end()
+        except Exception as error:
+            self._fail(told(error, self.method.path))
 
     def on_reset(self) -> None:
         if self._close() is not None:
@@ -266,7 +266,10 @@ class GrpcStream:
                 self._timer.cancel()
             self._session.streaming.discard(self)
             handler, self._handler = self._handler, OVER
-            handler.on_gone()
+            try:
+                handler.on_gone()
+            except Exception as error:  # the connection has other calls to end
+                told(error, self.method.path)
         return stream
 
     def send(self, replies: list[bytes]) -> None:

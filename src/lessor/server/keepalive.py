@@ -123,6 +123,10 @@ class KeepAlive:
             self._core.machine.leases.acknowledged((lease,), turn.now_s())
             turn.renewed.append(lease)
 
+    def fail(self, error: EtcdError) -> None:
+        """A bug ends the call, see bugs.py."""
+        self._call.finish(error)
+
     def on_requests_end(self) -> None:
         self._core.gate.hold(self._waits_for, self, None)
 

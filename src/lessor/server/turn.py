@@ -33,6 +33,9 @@ from typing import Any, Protocol
 
 from lessor.base import limits
 from lessor.base.clock import Clock
+from lessor.base.errors import EtcdError
+from lessor.server import bugs
+from lessor.server.bugs import Answerable
 from lessor.server.committer import Committer
 from lessor.server.release import Gate
 from lessor.state.journal import Batch
@@ -52,7 +55,7 @@ MARGIN_S = 0.001
 SLOW_COMMIT_S = 0.25
 
 
-class Flushable(Protocol):
+class Flushable(Answerable, Protocol):
     """A connection that has bytes to send."""
 
     def flush(self) -> None: ...
@@ -60,7 +63,7 @@ class Flushable(Protocol):
     def resume_reading(self) -> None: ...
 
 
-class CatchUp(Protocol):
+class CatchUp(Answerable, Protocol):
     """A watch stream whose watchers are behind."""
 
     def catch_up(self) -> bool:
@@ -68,25 +71,37 @@ class CatchUp(Protocol):
         ...
 
 
-class _Audience:
+class _Crowd:
+    """Many outlets in one; each of them fails for itself."""
+
+    def fail(self, _error: EtcdError) -> None: ...
+
+
+class _Audience(_Crowd):
     """Where publications go when they may be seen: to the owners of the watchers."""
 
     def deliver(self, publication: Publication) -> None:
         changes = publication.changes
         for owner, watchers in publication.audience.items():
-            owner.on_changes(watchers, changes)
+            try:
+                owner.on_changes(watchers, changes)
+            except Exception as error:  # the others are told
+                bugs.end(owner, error)
 
 
 _AUDIENCE = _Audience()
 
 
-class _LeaseAudience:
+class _LeaseAudience(_Crowd):
     """The same for what became of leases."""
 
     def deliver(self, payload: tuple[list[Any], bytes]) -> None:
         watchers, response = payload
         for watcher in watchers:
-            watcher.on_lease_events(response)
+            try:
+                watcher.on_lease_events(response)
+            except Exception as error:
+                bugs.end(watcher, error)
 
 
 _LEASE_AUDIENCE = _LeaseAudience()
@@ -277,15 +292,21 @@ class Turn:
         if self._behind:
             behind, self._behind = self._behind, set()
             for stream in behind:
-                if stream.catch_up():
-                    self.catch_up_later(stream)
+                try:
+                    if stream.catch_up():
+                        self.catch_up_later(stream)
+                except Exception as error:
+                    bugs.end(stream, error)
 
     def _flush(self) -> None:
         to_flush = self._to_flush
         if to_flush:
             self._to_flush = set()
             for connection in to_flush:
-                connection.flush()
+                try:
+                    connection.flush()
+                except Exception as error:
+                    bugs.end(connection, error)
 
     def _count_promises(self) -> None:
         """The replies have left: what they promise counts from now, if the turn took noticeably long."""
