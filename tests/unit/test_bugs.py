@@ -86,12 +86,13 @@ def test_who_meets_a_bug_is_told_and_the_next_call_is_served(
     assert raw.call(KV + "Put", framed(PUT)).status == (0, "")
 
 
-def test_a_stream_without_requests_that_meets_a_bug_is_ended(raw: RawH2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_at_the_end_of_a_stream_s_requests_ends_it(raw: RawH2, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(LeaseWatch, "_begin", broken)
-        assert raw.call(LEASES + "Watch").status == BUG
+        patch.setattr(keepalive.KeepAlive, "on_requests_end", broken)
+        assert raw.call(LEASE + "LeaseKeepAlive").status == BUG
         patch.setattr(limits, "SNAPSHOTS_MAX", 0)  # and what is refused there is refused, not a bug
-        assert raw.call(MAINTENANCE + "Snapshot").status == (Code.UNKNOWN, errors.TOO_MANY_REQUESTS.message)
+        outcome = raw.call("/v3/maintenance/snapshot", content_type="application/json")
+        assert json.loads(outcome.data)["message"] == errors.TOO_MANY_REQUESTS.message
     assert raw.call(KV + "Put", framed(PUT)).status == (0, "")
 
 
@@ -142,7 +143,7 @@ def test_who_waits_for_a_lock_is_told_of_a_bug_and_who_let_it_go_is_not(
     lock, unlock = "/v3lockpb.Lock/Lock", "/v3lockpb.Lock/Unlock"
     held = raw.call(lock, framed(lock_pb2.LockRequest(name=b"l")))
     waiting = raw.open(lock, framed(lock_pb2.LockRequest(name=b"l")))
-    observing = raw.open(OBSERVE, framed(election_pb2.LeaderRequest(name=b"l")), end=False)
+    observing = raw.open(OBSERVE, framed(election_pb2.LeaderRequest(name=b"l")))
     raw.call(KV + "Put", framed(PUT))
     key = lock_pb2.LockResponse.FromString(held.data[5:]).key
     with monkeypatch.context() as patch:
@@ -161,7 +162,7 @@ def test_a_line_that_cannot_be_kept_lets_all_go_who_wait_in_it(
     lock = "/v3lockpb.Lock/Lock"
     held = raw.call(lock, framed(lock_pb2.LockRequest(name=b"m")))
     waiting = [raw.open(lock, framed(lock_pb2.LockRequest(name=b"m"))) for _ in range(2)]
-    waiting.append(raw.open(OBSERVE, framed(election_pb2.LeaderRequest(name=b"m")), end=False))
+    waiting.append(raw.open(OBSERVE, framed(election_pb2.LeaderRequest(name=b"m"))))
     raw.call(KV + "Put", framed(PUT))
     key = lock_pb2.LockResponse.FromString(held.data[5:]).key
     with monkeypatch.context() as patch:

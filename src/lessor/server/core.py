@@ -222,7 +222,7 @@ class Core:
                 try:
                     request = call.method.request.FromString(message)
                 except DecodeError:
-                    raise errors.MALFORMED_MESSAGE.error() from None
+                    raise errors.MALFORMED_IN_STREAM.error() from None
                 self.permit(call, request)
 
     def claimed(self, call: Credentials) -> Claimed:

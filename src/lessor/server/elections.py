@@ -116,7 +116,7 @@ class Observe:
         try:
             request = election_pb2.LeaderRequest.FromString(messages[0])
         except DecodeError:
-            raise errors.MALFORMED_MESSAGE.error() from None
+            raise errors.MALFORMED_IN_STREAM.error() from None
         self._begin(request)
 
     def on_requests_end(self) -> None:

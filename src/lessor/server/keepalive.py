@@ -138,4 +138,4 @@ def _parse(message: bytes) -> rpc_pb2.LeaseKeepAliveRequest:
     try:
         return rpc_pb2.LeaseKeepAliveRequest.FromString(message)
     except DecodeError:
-        raise errors.MALFORMED_MESSAGE.error() from None
+        raise errors.MALFORMED_IN_STREAM.error() from None

@@ -54,7 +54,7 @@ class LeaseWatch:
         try:
             leases_pb2.LeaseWatchRequest.FromString(messages[0])
         except DecodeError:
-            raise errors.MALFORMED_MESSAGE.error() from None
+            raise errors.MALFORMED_IN_STREAM.error() from None
         self._begin()
 
     def on_requests_end(self) -> None:

@@ -125,7 +125,7 @@ class WatchStream:
             try:
                 request = rpc_pb2.WatchRequest.FromString(message)
             except DecodeError:
-                raise errors.MALFORMED_MESSAGE.error() from None
+                raise errors.MALFORMED_IN_STREAM.error() from None
             match request.WhichOneof("request_union"):
                 case "create_request":
                     self._create(request.create_request)
