@@ -150,8 +150,7 @@ class JsonUnary:
         self._exchange: Exchange | None = exchange
         self._deadline_s = None if timeout_s is None else core.turn.now_s() + timeout_s
         self._timer: asyncio.TimerHandle | None = None  # while the call waits for its turn
-        self._body: list[bytes] = []
-        self.unfinished_bytes = 0
+        self._body = bytearray()  # no list: of pieces of a few bytes each that would take many times their size
         self.method = method
         self.waiting: Waiting | None = None
         core.metrics.started[method].n += 1
@@ -162,17 +161,20 @@ class JsonUnary:
         return _token_of(self._exchange)
 
     def on_body(self, data: bytes) -> None:
-        self._body.append(data)
-        self.unfinished_bytes += len(data)
+        self._body += data
+
+    @property
+    def unfinished_bytes(self) -> int:
+        return len(self._body)
 
     def fail(self, error: EtcdError) -> None:
         self._body.clear()
-        self.unfinished_bytes = 0
         self.deliver(error)
 
     def on_end(self) -> None:
         try:
-            request = json_codec.decode(self.method.request, b"".join(self._body))
+            request = json_codec.decode(self.method.request, bytes(self._body))
+            self._body.clear()
         except Exception as error:
             self.deliver(told(error, self.method.path))
             return

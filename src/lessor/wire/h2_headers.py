@@ -72,6 +72,7 @@ class Head:
     method, scheme, path, authority, status   the pseudo-headers, b"" when absent; authority falls back to `host`
     headers          the other fields in the order they came
     content_length   bytes the body must have, -1 when it is not announced
+    own_bytes        what it alone keeps in memory, where that is much: of a list too long to be remembered for others
     """
 
     __slots__ = (
@@ -81,6 +82,7 @@ class Head:
         "form",
         "headers",
         "method",
+        "own_bytes",
         "path",
         "route",
         "scheme",
@@ -95,6 +97,7 @@ class Head:
         self.status = pseudo.get(b":status", b"")
         self.headers = headers
         self.content_length = content_length
+        self.own_bytes = 0
         self.route: Any = None
         self._first: dict[bytes, bytes] | None = None
         self.authority = pseudo.get(b":authority", b"")
@@ -118,6 +121,7 @@ class Head:
         head.status = self.status
         head.authority = self.authority
         head.content_length = self.content_length
+        head.own_bytes = 0
         head.route = self.route
         head.headers = headers
         head._first = None
@@ -250,11 +254,16 @@ class HeaderDecoder:
                 raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
             if size_bytes > limits.H2_HEADER_LIST_BYTES_MAX:
                 return _TOO_LARGE_HEAD
-        if short and fresh >= 0 and fields[fresh][0] in PER_CALL_FIELDS:
+            if not short:
+                head = head_of(fields, self._kinds)
+                if head.form != MALFORMED:
+                    head.own_bytes = size_bytes
+                return head
+        if fresh >= 0 and fields[fresh][0] in PER_CALL_FIELDS:
             head = self._head_with(fields, fresh)
         else:
             head = head_of(fields, self._kinds)
-        if short and not changed:
+        if not changed:
             if len(heads) >= limits.H2_HEAD_CACHE_MAX:
                 heads.clear()
             heads[block] = head
