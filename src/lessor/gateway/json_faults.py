@@ -24,7 +24,7 @@ _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _LITERALS = {ord("t"): b"true", ord("f"): b"false", ord("n"): b"null"}
 _BY_NAME = {7: r"\a", 8: r"\b", 9: r"\t", 10: r"\n", 11: r"\v", 12: r"\f", 13: r"\r", 39: r"\'", 92: r"\\"}
 # How much of an offending value an error shows.
-_SHOWN_LETTERS_MAX = 100
+_SHOWN_LETTERS_MAX = 1_000
 
 EOF: Final = "unexpected EOF"
 
