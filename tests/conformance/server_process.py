@@ -108,6 +108,11 @@ class ServerProcess(AnyServer):
         return self._process is not None and self._process.poll() is None
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def data_dir(self) -> Path:
         return self.folder / "data"
 

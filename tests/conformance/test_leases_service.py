@@ -53,6 +53,7 @@ def watching(subject: Subject | As) -> Conversation:
 
 def begun(stream: Conversation) -> Conversation:
     stream.send(leases_pb2.LeaseWatchRequest())
+    stream.half_close()
     created = stream.read()
     assert created.created
     assert not created.events
@@ -211,6 +212,7 @@ def test_who_may_watch(locked: As, prefix: bytes) -> None:
     for caller, answer, status in ((As(locked.subject), NOBODY, 400), (some, DENIED, 403)):
         stream = caller.conversation(WATCH)
         stream.send(leases_pb2.LeaseWatchRequest())
+        stream.half_close()
         assert stream.read() == answer
         assert caller.post("/v3/lessor/leases/watch").status == status
     lease_id = new_lease_id()

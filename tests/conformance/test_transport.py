@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from lessor.api.proto import health_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.grpc_peer import Failure
-from tests.conformance.raw_h2 import DATA, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, RawH2, framed
+from tests.conformance.raw_h2 import DATA, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, RawH2, framed
 from tests.conformance.subject import OURS, RUNNERS, Subject, end_of, new_lease_id, running
 from tests.conformance.watch_peer import WatchPeer
 
@@ -27,6 +27,11 @@ LEASE = "/etcdserverpb.Lease/"
 WATCH = "/etcdserverpb.Watch/Watch"
 GRANT = rpc.LeaseGrantRequest(TTL=60)
 KEEPALIVE = rpc.LeaseKeepAliveRequest(ID=0x7E57)
+SNAPSHOT = "/etcdserverpb.Maintenance/Snapshot"
+OBSERVE = "/v3electionpb.Election/Observe"
+HALF = framed(GRANT)[:-1]
+NO_REQUEST = (13, "cardinality violation: received no request message from non-client-streaming RPC")
+SEVERAL = (13, "cardinality violation: received multiple request messages for non-client-streaming RPC")
 
 
 @pytest.fixture
@@ -149,6 +154,15 @@ def test_malformed_protobuf_costs_its_call(raw: RawH2, garbage: bytes) -> None:
     assert raw.call(LEASE + "LeaseGrant", framed(GRANT)).status[0] == 0
 
 
+@pytest.mark.parametrize("path", [WATCH, LEASE + "LeaseKeepAlive", OBSERVE, SNAPSHOT])
+def test_malformed_protobuf_in_a_stream_costs_its_call(subject: Subject, raw: RawH2, path: str) -> None:
+    stream = raw.open(path, framed(b"\xff\xff"), end=False)
+    code, text = raw.outcomes([stream])[stream].status
+    if subject.like(3, 6) or path in (OBSERVE, SNAPSHOT):
+        assert (code, text[:46]) == (13, "grpc: failed to unmarshal the received message")
+    assert raw.call(LEASE + "LeaseGrant", framed(GRANT)).status[0] == 0
+
+
 @pytest.mark.parametrize("bad", [framed(b"\xff\xff"), framed(b"", flag=2)], ids=["no protobuf", "no frame"])
 def test_a_malformed_request_of_a_stream_ends_it_after_the_replies_before(
     subject: Subject, raw: RawH2, bad: bytes
@@ -176,14 +190,61 @@ def test_a_message_too_large_ends_its_stream(subject: Subject, request_: Message
     assert error.details() == f"grpc: received message larger than max ({large.ByteSize()} vs. 2097152)"
 
 
-def test_a_call_needs_exactly_one_whole_message(subject: Subject, raw: RawH2) -> None:
-    if not subject.is_lessor:
-        pytest.skip("etcd waits for ever for the first message, and does not look at a second one")
+def status_of(raw: RawH2, path: str, body: bytes) -> tuple[int, str]:
+    """Of a call whose end comes in an empty frame: etcd never sees one that comes with the head."""
+    stream = raw.open(path, body, end=False)
+    raw.send(DATA, END_STREAM, stream)
+    return raw.outcomes([stream])[stream].status
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        (LEASE + "LeaseGrant", b"", (2, "EOF")),
+        (LEASE + "LeaseGrant", HALF[:4], (2, "EOF")),
+        (LEASE + "LeaseGrant", HALF[:5], (2, "unexpected EOF")),
+        (LEASE + "LeaseGrant", HALF, (2, "unexpected EOF")),
+        (LEASE + "LeaseKeepAlive", b"", (0, "")),
+        (LEASE + "LeaseKeepAlive", HALF[:4], (0, "")),
+        (LEASE + "LeaseKeepAlive", HALF, (13, "unexpected EOF")),
+        (WATCH, HALF, (13, "unexpected EOF")),
+        (SNAPSHOT, HALF, (13, "unexpected EOF")),
+        (SNAPSHOT, framed(b"") + HALF, (13, "unexpected EOF")),
+        (SNAPSHOT, HALF[:4], NO_REQUEST),
+        (SNAPSHOT, b"", NO_REQUEST),
+        (OBSERVE, b"", NO_REQUEST),
+        ("/grpc.health.v1.Health/Watch", b"", NO_REQUEST),
+        (OBSERVE, framed(b"") * 2, SEVERAL),
+        (SNAPSHOT, framed(b"") * 2, SEVERAL),
+    ],
+)
+def test_a_body_that_is_not_as_many_messages_as_the_call_takes(
+    subject: Subject, raw: RawH2, path: str, body: bytes, status: tuple[int, str]
+) -> None:
+    if not subject.like(3, 6):
+        pytest.skip("grpc-go did not look at most of this then")
+    assert status_of(raw, path, body) == status
+    assert raw.call(LEASE + "LeaseGrant", framed(GRANT)).status == (0, "")
+
+
+@pytest.mark.parametrize("more", [b"", framed(GRANT), HALF, framed(b"\xff"), framed(b"", flag=2)])
+@pytest.mark.parametrize("end", [True, False])
+def test_a_unary_call_is_served_when_its_first_message_is_whole(
+    subject: Subject, raw: RawH2, more: bytes, end: bool
+) -> None:
     lease_id = new_lease_id()
-    whole = framed(rpc.LeaseGrantRequest(ID=lease_id, TTL=60))
-    for body in (b"", whole[:-1], whole * 2):
-        assert raw.call(LEASE + "LeaseGrant", body).status[0] == 13
-    assert not subject.alive(lease_id)
+    body = framed(rpc.LeaseGrantRequest(ID=lease_id, TTL=60))
+    stream = raw.open(LEASE + "LeaseGrant", body + more, end=end)
+    assert raw.outcomes([stream])[stream].status == (0, "")
+    assert subject.alive(lease_id)
+    assert raw.call(LEASE + "LeaseRevoke", framed(rpc.LeaseRevokeRequest(ID=lease_id))).status == (0, "")
+
+
+def test_a_call_without_any_body_is_answered(subject: Subject, raw: RawH2) -> None:
+    if not subject.is_lessor:
+        pytest.skip("etcd waits for ever for a message when the head ends the stream")
+    assert raw.call(LEASE + "LeaseGrant").status == (2, "EOF")
+    assert raw.call(SNAPSHOT).status == NO_REQUEST
 
 
 # --- compression ------------------------------------------------------------------------------------------------------
@@ -236,12 +297,32 @@ def test_a_deadline_that_is_kept(raw: RawH2) -> None:
         assert raw.call(LEASE + "LeaseGrant", framed(GRANT), grpc_timeout=timeout).status[0] == 0
 
 
-def test_a_malformed_timeout_costs_its_call(subject: Subject, raw: RawH2) -> None:
-    outcome = raw.call(LEASE + "LeaseGrant", framed(GRANT), grpc_timeout="1x")
+@pytest.mark.parametrize(
+    ("timeout", "text"),
+    [
+        ("", 'transport: timeout string is too short: ""'),
+        ("S", 'transport: timeout string is too short: "S"'),
+        ("000000001S", 'transport: timeout string is too long: "000000001S"'),
+        ("1x", 'transport: timeout unit is not recognized: "1x"'),
+        ('"\\x', 'transport: timeout unit is not recognized: "\\"\\\\x"'),
+        ("-1S", 'strconv.ParseUint: parsing "-1": invalid syntax'),
+        ("1.5S", 'strconv.ParseUint: parsing "1.5": invalid syntax'),
+    ],
+)
+@pytest.mark.parametrize("path", [LEASE + "LeaseGrant", WATCH])
+def test_a_malformed_timeout_costs_its_call(subject: Subject, raw: RawH2, path: str, timeout: str, text: str) -> None:
+    lease_id = new_lease_id()
+    request: Message = rpc.LeaseGrantRequest(ID=lease_id, TTL=60) if path != WATCH else watch_of(b"k")
+    outcome = raw.call(path, framed(request), grpc_timeout=timeout)
     if subject.like(3, 6):  # 3.5 only resets the stream
-        assert outcome.status[0] == 13
-        assert outcome.status[1].startswith("malformed grpc-timeout: ")
+        assert outcome.status == (13, "malformed grpc-timeout: " + text)
+    assert not subject.alive(lease_id)
     assert raw.call(LEASE + "LeaseGrant", framed(GRANT)).status[0] == 0
+
+
+def test_a_deadline_of_no_time_has_passed(raw: RawH2) -> None:
+    code, text = raw.call(LEASE + "LeaseGrant", framed(GRANT), grpc_timeout="0S").status
+    assert (code in (2, 4), text) == (True, "context deadline exceeded")
 
 
 @pytest.mark.parametrize("path", [WATCH, LEASE + "LeaseKeepAlive"])

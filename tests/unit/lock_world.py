@@ -40,6 +40,9 @@ class Call:
         assert self.outcome is None, "answered twice"
         self.outcome = payload
 
+    def fail(self, error: EtcdError) -> None:
+        self.deliver(error)
+
     def cancel(self) -> None:
         """The peer goes away, as the connections tell it."""
         waiting, self.waiting = self.waiting, None

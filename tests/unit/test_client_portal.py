@@ -6,6 +6,8 @@ import asyncio
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import pytest
 
 import lessor.client
 from lessor.client import Client, ClientClosed, LeaseLost, UsedAfterFork
-from lessor.client._portal import Portal
+from lessor.client._portal import Portal, _Waiter
 from lessor.testing.server import InProcessServer
 from tests.in_process import in_process
 
@@ -168,6 +170,127 @@ def test_it_does_not_wait_for_itself() -> None:
         portal.run(outer())
 
     portal.close()
+
+
+def test_a_call_that_had_not_begun_when_the_thread_ended_is_told() -> None:
+    portal = Portal(nothing)
+    portal.run(nothing())
+    waiter = _Waiter()
+
+    def begin_and_stop() -> None:
+        portal._start(waiter, nothing())
+        portal._loop.stop()
+
+    portal._loop.call_soon_threadsafe(begin_and_stop)
+    assert waiter.done.acquire(timeout=10)
+    with pytest.raises(ClientClosed, match="before the call began"):
+        waiter.result()
+    until_gone("lessor-client")
+
+
+def test_calls_of_other_threads_end_when_the_client_is_closed_among_them() -> None:
+    for _ in range(30):
+        portal = Portal(nothing)
+        portal.run(nothing())
+        outcomes: list[str] = []
+
+        def call(portal: Portal = portal, outcomes: list[str] = outcomes) -> None:
+            try:
+                while True:
+                    portal.run(nothing())
+            except ClientClosed:
+                outcomes.append("closed")
+
+        callers = [threading.Thread(target=call, daemon=True) for _ in range(3)]
+        for caller in callers:
+            caller.start()
+        portal.close()
+        for caller in callers:
+            caller.join(10)
+        assert outcomes == ["closed"] * 3
+        assert threads() == []
+
+
+def test_a_call_that_is_under_way_is_told_of_the_end() -> None:
+    portal = Portal(nothing)
+    begun = threading.Event()
+    outcomes: list[str] = []
+
+    async def long() -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    def call() -> None:
+        try:
+            portal.run(long())
+        except ClientClosed as error:
+            outcomes.append(str(error))
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    assert begun.wait(10)
+    portal.close()
+    caller.join(10)
+    assert outcomes == ["the client was closed while the call was underway"]
+
+
+async def fails() -> None:
+    raise ValueError("cannot say goodbye")
+
+
+def test_a_goodbye_that_fails_ends_the_thread_all_the_same() -> None:
+    portal = Portal(fails)
+    portal.run(nothing())
+    with pytest.raises(ValueError, match="goodbye"):
+        portal.close()
+    assert threads() == []
+    portal.close()
+    with pytest.raises(ClientClosed):
+        portal.run(nothing())
+
+
+def test_a_dropped_client_whose_goodbye_fails_ends_its_thread() -> None:
+    portal = Portal(fails)
+    portal.run(nothing())
+    del portal
+    gc.collect()
+    until_gone("lessor-client")
+
+
+def test_a_child_can_leave_a_client_that_another_thread_was_using_at_the_fork() -> None:
+    portal = Portal(nothing)
+    portal.run(nothing())
+
+    def leave() -> str:
+        signal.alarm(10)
+        portal.close()
+        return "left"
+
+    with portal._lock:
+        assert in_child(leave) == "left"
+    portal.run(nothing())
+    portal.close()
+
+
+PROGRAM = """
+import sys, threading
+from lessor.client import Client
+client = Client(sys.argv[1])
+lease = client.lease(30).grant()
+watch = client.watch(b"k")
+threading.Thread(target=lambda: next(iter(watch)), daemon=True).start()
+client.put("k")
+print(lease.id)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_may_end_without_closing_its_client(server: InProcessServer) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM, server.address], capture_output=True, timeout=60, text=True
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert int(ran.stdout) > 0
 
 
 def test_a_callback_may_close_the_client(server: InProcessServer) -> None:

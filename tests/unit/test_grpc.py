@@ -42,7 +42,7 @@ def test_messages_are_found_however_the_body_is_cut() -> None:
     for cut in range(len(body) + 1):
         deframer = grpc.Deframer(1000)
         assert deframer.feed(body[:cut]) + deframer.feed(body[cut:]) == messages
-        assert not deframer.incomplete
+        assert not deframer.unfinished_bytes
     deframer = grpc.Deframer(1000)
     assert [message for byte in body for message in deframer.feed(bytes((byte,)))] == messages
 
@@ -52,7 +52,7 @@ def test_a_body_that_ends_within_a_message_is_incomplete() -> None:
     for cut in range(1, len(body)):
         deframer = grpc.Deframer(1000)
         assert deframer.feed(body[:cut]) == []
-        assert deframer.incomplete
+        assert deframer.unfinished_bytes
 
 
 def test_the_largest_message_passes_and_one_byte_more_is_refused_before_it_has_come() -> None:

@@ -144,6 +144,35 @@ def test_a_header_block_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> Non
     assert server.closing
 
 
+def head_of_length(length: int) -> bytes:
+    """A header block that changes no table: a literal that is never indexed."""
+    return encode_headers([*REQUEST, (b"x-long", b"y" * length)])
+
+
+def test_long_header_lists_of_live_streams_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "H2_HEADS_BYTES_MAX", 150_000)
+    server = raw_server()
+    long = head_of_length(60_000)
+    server.receive(headers_frames(1, long) + headers_frames(3, long) + headers_frames(5, long) + headers_frame(7))
+    assert resets_of(server) == [(5, ErrorCode.REFUSED_STREAM)]
+    server.receive(frames.rst_stream_frame(1, 8) + headers_frames(9, long))  # there is room again
+    (kept, short, new) = server.open_streams()
+    assert (kept.id, short.id, new.id) == (3, 7, 9)
+    server.send_headers(kept, RESPONSE_BLOCK, end_stream=True)  # an answered one makes room, too
+    server.receive(headers_frames(11, long))
+    assert [stream.id for stream in server.open_streams()] == [7, 9, 11]
+    assert not server.closing
+
+
+def headers_frames(stream_id: int, block: bytes) -> bytes:
+    """One block in as many frames as it takes."""
+    pieces = [block[at : at + 16_384] for at in range(0, len(block), 16_384)]
+    made = frames.frame(frames.HEADERS, 0, stream_id, pieces[0])
+    for piece in pieces[1:-1]:
+        made += frames.frame(frames.CONTINUATION, 0, stream_id, piece)
+    return made + frames.frame(frames.CONTINUATION, frames.FLAG_END_HEADERS, stream_id, pieces[-1])
+
+
 def test_nothing_is_kept_of_streams_that_are_over() -> None:
     server = raw_server()
     for number in range(5_000):

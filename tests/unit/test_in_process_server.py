@@ -22,6 +22,7 @@ from lessor.server.options import OptionError
 from lessor.state.journal import Batch
 from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
+from tests.conformance.raw_h2 import ACK, PING, RawH2, framed
 
 CALL_S_MAX = 20.0
 
@@ -169,7 +170,8 @@ def test_auto_jump_takes_who_waits_to_the_expiry(server: InProcessServer, calls:
 
 
 def test_automatic_compaction_follows_the_clock() -> None:
-    with InProcessServer("--auto-compaction-retention=10h") as server, calls_to(server) as calls:
+    flags = ("--auto-compaction-retention=10h", "--grpc-keepalive-interval=100h")  # nobody answers a ping in a jump
+    with InProcessServer(*flags) as server, calls_to(server) as calls:
         for _ in range(5):
             revision = calls("KV/Put", rpc.PutRequest(key=b"k")).header.revision
         server.clock.jump(9 * 3600)
@@ -325,3 +327,27 @@ def test_a_server_leaves_nothing_behind_and_spares_the_collector() -> None:
         assert urllib.request.urlopen(f"{server.client_url}/health", timeout=5).status == 200
     assert gc.get_freeze_count() == frozen
     server.stop()  # once more does nothing
+
+
+def test_an_idle_http2_peer_is_pinged_after_two_hours_and_let_go_after_twenty_seconds_more() -> None:
+    """The defaults of --grpc-keepalive-interval and --grpc-keepalive-timeout."""
+    with InProcessServer() as server, RawH2(server.address) as answering, RawH2(server.address) as silent:
+        for peer in (answering, silent):
+            assert peer.call("/etcdserverpb.KV/Put", framed(rpc.PutRequest(key=b"k"))).status == (0, "")
+        server.clock.jump(7_199)
+        answering.send(PING, ACK, 0, bytes(8))  # a sign of life, so that nobody asks it for the next two hours
+        server.clock.jump(2)
+        assert read_until_ping(silent)
+        server.clock.jump(17)
+        assert server.call(lambda: len(server.server._connections)) == 2
+        server.clock.jump(4)
+        with contextlib.suppress(ConnectionResetError):
+            assert silent.read() is None
+        assert answering.call("/etcdserverpb.KV/Put", framed(rpc.PutRequest(key=b"k"))).status == (0, "")
+
+
+def read_until_ping(peer: RawH2) -> bool:
+    while (frame := peer.read()) is not None:
+        if frame.kind == PING and not frame.flags:
+            return True
+    return False

@@ -6,6 +6,7 @@ from typing import Any
 
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import leases_pb2
+from lessor.base.errors import EtcdError
 from lessor.server import leases
 from lessor.state.lease_list import LeaseList
 from tests.unit.lock_world import LockWorld as World
@@ -26,6 +27,9 @@ class ListCall:
 
     def deliver(self, payload: Any) -> None:
         self.answers.append(payload)
+
+    def fail(self, error: EtcdError) -> None:
+        self.deliver(error)
 
 
 def ask(world: World, **request: Any) -> ListCall:

@@ -3,9 +3,12 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lessor.base.errors import EtcdError
+from lessor.server import bugs
 from lessor.server.release import Gate
 
 
@@ -17,6 +20,32 @@ class Collector:
 
     def deliver(self, payload: Any) -> None:
         self.payloads.append(payload)
+
+    def fail(self, error: EtcdError) -> None:
+        self.payloads.append(error.message)
+
+
+class Broken(Collector):
+    """An outlet with a bug."""
+
+    def deliver(self, payload: Any) -> None:
+        raise RuntimeError("a bug")
+
+
+class Hopeless(Broken):
+    """One that cannot even be told of its bug."""
+
+    def fail(self, error: EtcdError) -> None:
+        raise RuntimeError("another")
+
+
+@pytest.mark.parametrize("batch", [7, 8], ids=["at once", "with its batch"])
+def test_a_bug_of_one_outlet_is_told_to_that_one_and_the_others_get_theirs(batch: int) -> None:
+    gate, outlets = Gate(durable=7), [Collector(), Broken(), Hopeless(), Collector()]
+    for outlet in outlets:
+        gate.hold(batch, outlet, "reply")
+    gate.committed(8)
+    assert [outlet.payloads for outlet in outlets] == [["reply"], [bugs.TEXT], [], ["reply"]]
 
 
 def test_what_needs_no_batch_leaves_at_once() -> None:

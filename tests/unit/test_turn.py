@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import limits
+from lessor.base.errors import EtcdError
+from lessor.server import bugs
 from lessor.server.committer import Committer
 from lessor.server.release import Gate
 from lessor.server.turn import MARGIN_S, SLOW_COMMIT_S, STALL_S, Turn
@@ -110,6 +112,9 @@ class Peer:
 
     def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
         self.told.append(changes)
+
+    def fail(self, error: EtcdError) -> None:
+        self.got.append(error)
 
     def flush(self) -> None:
         self.flushed += 1
@@ -487,21 +492,92 @@ def test_a_storm_is_spread_over_turns_so_that_others_get_in_between() -> None:
     assert [ended for ended, _ in world.expired] == [limits.EXPIRE_PER_TURN_MAX, limits.EXPIRE_PER_TURN_MAX, 1]
 
 
-def test_a_storm_that_takes_long_is_not_taken_for_a_stall() -> None:
+def storm(turns: int, turn_s: float) -> tuple[World, list[float]]:
+    """Leases that come due at once; the turns that end them take so long each. Returns when each of them was over."""
     world = World()
-    for _ in range(3 * limits.EXPIRE_PER_TURN_MAX):
+    for _ in range(turns * limits.EXPIRE_PER_TURN_MAX):
         world.grant(60)
     world.settle()
     begun_s = world.loop.now_s
     ended_s: list[float] = []
 
     def on_expired(_leases: int, _late_s: float) -> None:
-        world.loop.now_s += 2 * STALL_S  # so long does each turn of this storm take
+        world.loop.now_s += turn_s
         ended_s.append(world.loop.now_s - begun_s)
 
     world.turn._on_expired = on_expired
+    return world, ended_s
+
+
+def test_a_storm_that_takes_long_is_not_taken_for_a_stall() -> None:
+    world, ended_s = storm(turns=3, turn_s=0.9 * STALL_S)
     world.pass_time(70)
-    assert ended_s == [pytest.approx(60 + MARGIN_S + turn * 2 * STALL_S) for turn in (1, 2, 3)]
+    assert ended_s == [pytest.approx(60 + MARGIN_S + turn * 0.9 * STALL_S) for turn in (1, 2, 3)]
+
+
+def test_a_turn_of_ours_that_takes_long_is_a_stall() -> None:
+    world, ended_s = storm(turns=2, turn_s=1.5 * STALL_S)
+    world.pass_time(70)
+    assert ended_s == [pytest.approx(60 + MARGIN_S + taken_s) for taken_s in (1.5 * STALL_S, 4.5 * STALL_S)]
+
+
+def test_a_lease_that_comes_due_in_a_turn_that_stalls_is_spared_as_long() -> None:
+    """The timer is set in that turn, when the deadline is past: it is late all the same."""
+    world = World()
+    world.grant(60)
+    later = world.grant(61)
+    world.settle()
+    resumed_s: list[float] = []
+
+    def on_expired(_leases: int, _late_s: float) -> None:
+        if not resumed_s:
+            world.loop.now_s += 600
+            resumed_s.append(world.loop.now_s)
+
+    world.turn._on_expired = on_expired
+    world.pass_time(60 + MARGIN_S)
+    assert resumed_s == [world.loop.now_s]
+    world.pass_time(RECONNECT_GRACE_S - MARGIN_S)
+    assert later in world.machine.leases
+    world.pass_time(2 * MARGIN_S)
+    assert later not in world.machine.leases
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_stop_between_the_timer_and_the_end_of_a_lease_spares_it(steps: int) -> None:
+    """No timer is set while the sockets are polled before an expiry: the stop shows all the same."""
+    world = World()
+    lease, later = world.grant(60), world.grant(61)
+    world.settle()
+    world.pass_time(59.9)
+    world.loop.now_s = 160 + 2 * MARGIN_S  # the test's clock begins with 100
+    for _ in range(steps):
+        world.loop.run()
+    assert lease in world.machine.leases
+    world.loop.now_s += 600
+    world.loop.settle()
+    world.pass_time(RECONNECT_GRACE_S - MARGIN_S)
+    assert later in world.machine.leases
+    world.pass_time(2 * MARGIN_S)
+    assert lease not in world.machine.leases
+    assert later not in world.machine.leases
+
+
+def test_a_slow_disk_is_not_taken_for_a_stall() -> None:
+    """The sockets are read while a commit hangs, so nobody needs time to come back."""
+    world = World()
+    lease = world.grant(60)
+    world.settle()
+    world.pass_time(59)
+    world.call(rpc_pb2.PutRequest(key=b"k"))
+    for _ in range(30):
+        world.loop.settle()
+        world.loop.now_s += 0.1
+        world.turn.schedule()
+    world.disk.succeed()
+    world.settle()
+    world.pass_time(2 * MARGIN_S)
+    assert lease not in world.machine.leases
 
 
 def test_served_time_is_saved_while_leases_live_and_only_then() -> None:
@@ -546,6 +622,62 @@ def test_output_is_flushed_once_a_turn_and_forgotten_with_its_connection() -> No
     world.turn.forget(gone)
     world.loop.settle()
     assert (peer.flushed, gone.flushed) == (1, 0)
+
+
+class BrokenPeer(Peer):
+    """One that meets a bug, whatever is done for it."""
+
+    def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
+        raise RuntimeError("a bug")
+
+    def on_lease_events(self, response: bytes) -> None:
+        raise RuntimeError("a bug")
+
+    def flush(self) -> None:
+        raise RuntimeError("a bug")
+
+    def catch_up(self) -> bool:
+        raise RuntimeError("a bug")
+
+
+class SoundPeer(Peer):
+    """One beside it."""
+
+    def on_lease_events(self, response: bytes) -> None:
+        self.got.append(response)
+
+    def catch_up(self) -> bool:
+        self.got.append("caught up")
+        return False
+
+
+def test_a_bug_of_one_connection_or_stream_does_not_stop_the_others() -> None:
+    world = World()
+    broken, sound = [BrokenPeer(), BrokenPeer()], [SoundPeer(), SoundPeer()]
+    order: list[Any] = [sound[0], broken[0], broken[1], sound[1]]
+    for peer in order:
+        world.turn.flush_later(peer)
+        world.turn.catch_up_later(peer)
+    world.loop.settle()
+    assert [peer.flushed for peer in sound] == [1, 1]
+    assert [peer.got for peer in sound] == [["caught up"]] * 2
+    assert [[error.message for error in peer.got] for peer in broken] == [[bugs.TEXT] * 2] * 2
+
+
+def test_a_bug_of_one_watcher_does_not_keep_events_from_the_others() -> None:
+    world = World()
+    broken, sound = [BrokenPeer(), BrokenPeer()], [SoundPeer(), SoundPeer()]
+    order: list[Any] = [sound[0], broken[0], broken[1], sound[1]]
+    for peer in order:
+        world.machine.hub.add(Watcher(0, b"k", owner=peer))
+        world.machine.lease_events.watchers.add(peer)
+    world.grant(60)
+    world.call(rpc_pb2.PutRequest(key=b"k"))
+    world.turn.hold_publications()
+    world.settle()
+    assert [len(peer.told) for peer in sound] == [1, 1]
+    assert [len(peer.got) for peer in sound] == [1, 1]
+    assert [[error.message for error in peer.got] for peer in broken] == [[bugs.TEXT] * 2] * 2
 
 
 def test_watchers_are_told_when_the_change_is_durable() -> None:

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests that are sent by halves: what they may take of the memory, and who is refused when it is too much."""
 
+import base64
+import re
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2
@@ -14,6 +17,7 @@ from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.unfinished import Unfinished
 from lessor.testing.server import InProcessServer
+from tests.conformance.lessor_server import LessorServer
 from tests.conformance.raw_h2 import DATA, END_STREAM, RST_STREAM, RawH2, framed
 from tests.in_process import in_process
 
@@ -37,7 +41,8 @@ def kept_bytes(server: InProcessServer) -> int:
     return server.call(lambda: server.server.core.unfinished.total_bytes)
 
 
-BODY = framed(b"\x0a\x01k\x12" + b"\xa0\x8d\x06" + bytes(VALUE_BYTES))  # a put that is larger than this server takes
+# A put that is larger than this server takes, but for its last byte.
+BODY = framed(b"\x0a\x01k\x12" + b"\xa0\x8d\x06" + bytes(VALUE_BYTES))[:-1]
 
 
 def test_one_connection_may_keep_so_much_and_its_last_request_is_refused(server: InProcessServer) -> None:
@@ -47,9 +52,9 @@ def test_one_connection_may_keep_so_much_and_its_last_request_is_refused(server:
         refused = connection.outcomes([streams[-1]])[streams[-1]].status
         assert refused[0] == Code.RESOURCE_EXHAUSTED
         assert f"larger than max {CONNECTION_BYTES_MAX}" in refused[1]
-        assert kept_bytes(server) == fits * (len(BODY) - 5)
+        assert kept_bytes(server) == fits * len(BODY)
         for stream in streams[:-1]:
-            connection.send(DATA, END_STREAM, stream)
+            connection.send(DATA, END_STREAM, stream, b"\0")
         outcomes = connection.outcomes(streams[:-1])  # they came to their end, and to what there is to say about them
         assert {outcome.status[1] for outcome in outcomes.values()} == {"etcdserver: request is too large"}
     assert kept_bytes(server) == 0
@@ -79,7 +84,7 @@ def test_beyond_the_bound_of_all_whoever_keeps_most_pays(server: InProcessServer
         assert "all connections" in refused[1]
         assert kept_bytes(server) <= SERVER_BYTES_MAX
         for stream in own:
-            modest.send(DATA, END_STREAM, stream)
+            modest.send(DATA, END_STREAM, stream, b"\0")
         assert {each.status[1] for each in modest.outcomes(own).values()} == {"etcdserver: request is too large"}
 
 
@@ -96,6 +101,60 @@ def test_a_half_sent_request_over_http_1_counts_and_is_refused_in_http_s_words(s
         assert answer.startswith(b"HTTP/1.1 429 ")
 
 
+def test_a_half_sent_message_over_a_websocket_counts_and_is_refused(server: InProcessServer) -> None:
+    host, _, port = server.address.partition(":")
+    key = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + base64.b64encode(bytes(16))
+    head = b"GET /v3/watch HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + key + b"\r\n\r\n"
+    with socket.create_connection((host, int(port)), 10) as one, ExitStack() as stack:
+        one.sendall(head + b"\x01\xff" + (1_000_000).to_bytes(8, "big") + bytes(4) + b"{" + b" " * 500_000)
+        while kept_bytes(server) < 500_001:
+            pass
+        for _ in range(3):  # each keeps less
+            connection = stack.enter_context(RawH2(server.address))
+            for _ in range(4):
+                connection.open(PUT, BODY, end=False)
+        answer = b""
+        while b"unfinished messages of" not in answer:
+            more = one.recv(4096)
+            assert more
+            answer += more
+    with RawH2(server.address) as connection:
+        while kept_bytes(server):
+            connection.call("/etcdserverpb.KV/Range", framed(rpc_pb2.RangeRequest(key=b"k")))
+
+
+CHUNK_BYTES = 65_536
+
+
+@pytest.mark.slow
+def test_a_peer_that_half_sends_on_many_streams_costs_bounded_memory() -> None:
+    """A quarter of a gigabyte, in pieces for each stream in turn; others are served meanwhile."""
+    streams_of, total = 256, 256 * 1_048_576
+    half = framed(bytes(1_500_000))[:1_048_576]
+    with LessorServer() as server, RawH2(server.address) as hostile:
+        status = Path(f"/proc/{server.pid}/status")
+        before = peak_bytes(status)
+        streams = [hostile.open(PUT, half[:CHUNK_BYTES], end=False) for _ in range(streams_of)]
+        for at in range(CHUNK_BYTES, len(half), CHUNK_BYTES):
+            for stream in streams:
+                for frame_at in range(at, at + CHUNK_BYTES, 16_384):
+                    hostile.send(DATA, 0, stream, half[frame_at : frame_at + 16_384])
+            with RawH2(server.address) as other:
+                put = rpc_pb2.PutRequest(key=b"k", value=bytes(100_000))
+                assert other.call(PUT, framed(put)).status == (0, "")
+        outcome = hostile.outcomes([streams[-1]])[streams[-1]]
+        assert outcome.status[0] == Code.RESOURCE_EXHAUSTED
+        assert hostile.call(PUT, framed(rpc_pb2.PutRequest(key=b"k"))).status == (0, "")
+        grown = peak_bytes(status) - before
+    assert limits.UNFINISHED_CONNECTION_BYTES_MAX / 2 < grown < total / 2
+
+
+def peak_bytes(status: Path) -> int:
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+    assert found is not None
+    return 1024 * int(found[1])
+
+
 class Keeper:
     """A connection that keeps requests of some sizes."""
 
@@ -108,6 +167,12 @@ class Keeper:
         self.sizes.append(size)
         self.count.change(self, size)
 
+    def grow(self, size: int) -> None:
+        """More comes of the request that began first."""
+        if self.sizes:
+            self.sizes[0] += size
+            self.count.change(self, size)
+
     def finish(self) -> None:
         if self.sizes:
             self.count.change(self, -self.sizes.pop(0))
@@ -117,17 +182,25 @@ class Keeper:
         self.count.change(self, -self.sizes.pop())
 
 
-@given(steps=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40)), max_size=60))
-def test_the_count_is_true_and_bounded(steps: list[tuple[int, int]]) -> None:
+_STEPS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40), st.booleans()), max_size=60)
+
+
+@given(steps=_STEPS)
+@example([(0, 1, False)] * 30 + [(0, 40, True)])
+def test_the_count_is_true_and_bounded(steps: list[tuple[int, int, bool]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "UNFINISHED_CONNECTION_BYTES_MAX", 60)
         patch.setattr(limits, "UNFINISHED_BYTES_MAX", 150)
         count = Unfinished(message_bytes_max=10)
         keepers = [Keeper(count) for _ in range(5)]
-        for number, size in steps:
+        for number, size, of_an_old_one in steps:
             before = {keeper: sum(keeper.sizes) for keeper in keepers}
             refused = {keeper: len(keeper.refused) for keeper in keepers}
-            keepers[number].keep(size) if size else keepers[number].finish()
+            keeper = keepers[number]
+            if not size:
+                keeper.finish()
+            else:
+                keeper.grow(size) if of_an_old_one else keeper.keep(size)
             assert count.total_bytes == sum(sum(keeper.sizes) for keeper in keepers) <= 150
             assert all(sum(keeper.sizes) <= 60 for keeper in keepers)
             for keeper in keepers:

@@ -141,6 +141,17 @@ SERVER_STOPPED = _server(Code.UNAVAILABLE, "server stopped")
 WATCH_CANCELED = _server(Code.CANCELED, "watch canceled")
 REQUEST_CANCELED = _server(Code.CANCELED, "request canceled")
 MALFORMED_MESSAGE = ErrorText(Code.INTERNAL, "grpc: error unmarshalling request: malformed message")
+MALFORMED_IN_STREAM = ErrorText(Code.INTERNAL, "grpc: failed to unmarshal the received message: malformed message")
+# A request's body that ends too early, in the words of grpc-go: in the five bytes before a message, or in the message.
+NO_MESSAGE = ErrorText(Code.UNKNOWN, "EOF")
+HALF_A_MESSAGE = ErrorText(Code.UNKNOWN, "unexpected EOF")
+HALF_A_MESSAGE_IN_STREAM = ErrorText(Code.INTERNAL, "unexpected EOF")
+NO_REQUEST = ErrorText(
+    Code.INTERNAL, "cardinality violation: received no request message from non-client-streaming RPC"
+)
+SEVERAL_REQUESTS = ErrorText(
+    Code.INTERNAL, "cardinality violation: received multiple request messages for non-client-streaming RPC"
+)
 DEADLINE_EXCEEDED = ErrorText(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
 # Of Lessor's own calls.
 UNKNOWN_LEASE_ORDER = ErrorText(Code.INVALID_ARGUMENT, "lessor: unknown order of leases")

@@ -49,8 +49,13 @@ class _Waiter:
             self._error = ClientClosed("the client was closed while the call was underway")
         except BaseException as error:
             self._error = error
-        finally:
-            self.done.release()
+
+    def over(self, task: "asyncio.Task[None]", work: Awaitable[Any]) -> None:
+        """The task has ended; perhaps it never began, being cancelled before."""
+        if task.cancelled():
+            self._error = ClientClosed("the client was closed before the call began")
+            _discard(work)
+        self.done.release()
 
     def result(self) -> Any:
         if self._error is None:
@@ -59,6 +64,13 @@ class _Waiter:
             raise self._error
         finally:
             self._error = None  # its traceback holds this frame
+
+
+def _discard(work: Awaitable[Any]) -> None:
+    """Lets go of what will never be awaited, or Python warns of it."""
+    close = getattr(work, "close", None)
+    if close is not None:
+        close()
 
 
 class Portal:
@@ -81,10 +93,8 @@ class Portal:
         try:
             self._submit(lambda: self._start(waiter, work))
             waiter.done.acquire()
-        except RuntimeError:  # refused: it will never be awaited
-            close = getattr(work, "close", None)
-            if close is not None:
-                close()
+        except RuntimeError:  # refused
+            _discard(work)
             raise
         except BaseException:  # an interrupt of this thread, at any point
             if self._pid:
@@ -101,22 +111,24 @@ class Portal:
             self.run(work)
 
     def close(self) -> None:
-        """Ends the thread and waits for that; nothing the second time."""
+        """Ends the thread and waits for that; nothing the second time. Raises what `last` raises, after that."""
+        if self._pid and os.getpid() != self._pid:
+            return  # the parent's client is the parent's to close; one of its threads may hold the lock for ever
         with self._lock:
             if self._closed:
                 return
             if not self._pid:
                 self._closed = True
                 return
-        if os.getpid() != self._pid:
-            return  # the parent's client is the parent's to close
-        self.leave(self._last())
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        try:
+            self.leave(self._last())
+        finally:
+            with self._lock:
+                if not self._closed:
+                    self._closed = True
+                    self._finalizer.detach()
+                    self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
 
     def elsewhere(self, callback: Callable[[T], object] | None) -> Callable[[T], None] | None:
         """A callback that runs the given one in a thread of its own."""
@@ -146,10 +158,12 @@ class Portal:
         self._thread.start()
         self._pid = os.getpid()
         # Who drops a client without closing it should not keep its leases for ever.
-        weakref.finalize(self, _stop, self._loop, self._pid, self._last).atexit = False
+        self._finalizer = weakref.finalize(self, _stop, self._loop, self._pid, self._last)
+        self._finalizer.atexit = False
 
     def _start(self, waiter: _Waiter, work: Awaitable[Any]) -> None:
         waiter.task = self._loop.create_task(waiter.drive(work))
+        waiter.task.add_done_callback(lambda task: waiter.over(task, work))
 
 
 def _cancel(waiter: _Waiter) -> None:
@@ -159,8 +173,10 @@ def _cancel(waiter: _Waiter) -> None:
 
 def _stop(loop: asyncio.AbstractEventLoop, pid: int, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async def end() -> None:
-        await last()
-        loop.stop()
+        try:
+            await last()
+        finally:
+            loop.stop()
 
     if os.getpid() == pid and not loop.is_closed():
         loop.call_soon_threadsafe(lambda: loop.create_task(end()))
@@ -175,7 +191,8 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

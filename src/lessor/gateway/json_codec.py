@@ -7,7 +7,8 @@ Laws
 - In: original or lowerCamel names; integers as numbers or strings, `1e2` and `100.0` too; base64 standard or URL-safe,
   padded or not; enums by name or number; null means not set; unknown fields and unknown enum names are skipped; an
   empty body is an empty message. A field or a oneof that is given twice is an error.
-- Whatever else comes in is EtcdError(INVALID_ARGUMENT) whose text names the field and the reason.
+- Whatever else comes in is EtcdError(INVALID_ARGUMENT) whose text names the place, the field and the reason as etcd
+  does: json_faults.py.
 
 Theory of operation. Each message class is compiled once, at first use, into closures: one writer per field for
 encoding, one dictionary from JSON name to converter for decoding. Decoding turns the JSON value into the keyword
@@ -31,13 +32,14 @@ from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2
 from lessor.base.errors import Code, EtcdError
+from lessor.gateway import json_faults
+from lessor.gateway.json_faults import FaultError
 
 M = TypeVar("M", bound=Message)
 
-# Messages inside messages: what protobuf itself reads from the wire, so that both codecs accept the same requests.
+# Messages inside messages, the outermost counted: what protobuf reads from the wire, where replies are one deeper than
+# their requests.
 NESTED_MESSAGES_MAX = 100
-# How much of an offending value an error shows.
-_SHOWN_LETTERS_MAX = 100
 
 _INTEGERS: Final = {
     FieldDescriptor.TYPE_INT32: ("int32", -(2**31), 2**31 - 1),
@@ -211,34 +213,44 @@ def decode(message_class: type[M], body: bytes) -> M:
 
     Raises EtcdError(INVALID_ARGUMENT): not JSON, not an object, or a field with a value that it cannot hold.
     """
+    body = body.lstrip(b" \t\r\n")
+    if not body:
+        return message_class()
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        raise _invalid(f"syntax error: invalid UTF-8 at byte {error.start}") from None
-    text = text.lstrip(" \t\r\n")
-    if not text:
-        return message_class()
+        raise _not_utf8(body, error.start) from None
     try:
         value, _ = _scan(text)
         if "\\u" in text:  # an escape, maybe of half a surrogate pair: refused even where nobody knows the field
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise _invalid("syntax error: invalid escape code, half of a surrogate pair") from None
-    except json.JSONDecodeError as error:
-        if error.pos >= len(text) or error.msg.startswith("Unterminated"):
-            raise EtcdError(Code.INVALID_ARGUMENT, "unexpected EOF") from None
-        raise _invalid(f"syntax error (line {error.lineno}:{error.colno}): {error.msg.lower()}") from None
     except RecursionError:
         raise _invalid("syntax error: exceeded max depth") from None
-    except ValueError as error:  # NaN, or an integer of thousands of digits
-        raise _invalid(f"syntax error: {_shortened(str(error))}") from None
-    return message_class(**_arguments(message_class.DESCRIPTOR, value, 1))
+    except ValueError:  # of the JSON decoder; or NaN, or an integer of thousands of digits
+        fault = json_faults.syntax_fault(body)
+        raise EtcdError(Code.INVALID_ARGUMENT, fault or "proto: syntax error: number too long") from None
+    try:
+        arguments = _arguments(message_class.DESCRIPTOR, value, 1)
+    except FaultError as fault_inside:
+        raise EtcdError(Code.INVALID_ARGUMENT, fault_inside.told(text)) from None
+    return message_class(**arguments)
+
+
+def _not_utf8(body: bytes, at: int) -> EtcdError:
+    fault = json_faults.syntax_fault(body)
+    if fault is not None:
+        return EtcdError(Code.INVALID_ARGUMENT, fault)
+    start = json_faults.text_around(body, at)
+    place = json_faults.place(body.decode("utf-8", "replace"), len(body[:start].decode("utf-8", "replace")))
+    return _invalid(f"syntax error ({place}): invalid UTF-8 in string")
 
 
 def _arguments(descriptor: Any, value: Any, depth: int) -> dict[str, Any]:
     """The constructor's arguments for one message."""
     if not isinstance(value, dict):
-        raise _invalid(f"syntax error: unexpected token {_token(value)}")
+        raise _unexpected_token()
     if depth > NESTED_MESSAGES_MAX:
         raise _invalid("exceeded max recursion depth")
     plan = _plans.get(descriptor)
@@ -247,7 +259,7 @@ def _arguments(descriptor: Any, value: Any, depth: int) -> dict[str, Any]:
     if type(value) is _Repeating:
         for name in value.again:
             if name in plan:
-                raise _invalid(f'duplicate field "{name}"')
+                raise _fault_of_name(name, f'duplicate field "{name}"', 2)
     arguments: dict[str, Any] = {}
     seen = 0
     for name, item in value.items():
@@ -256,18 +268,32 @@ def _arguments(descriptor: Any, value: Any, depth: int) -> dict[str, Any]:
             continue
         own_name, _, bit, union_bit, union, convert = field
         if seen & bit:
-            raise _invalid(f'duplicate field "{name}"')
+            raise _fault_of_name(name, f'duplicate field "{name}"')
         seen |= bit
         if item is None:
             continue
         if union_bit:
             if seen & union_bit:
-                raise _invalid(f'error parsing "{name}", oneof {union} is already set')
+                raise _fault_of_name(name, f'error parsing "{name}", oneof {union} is already set')
             seen |= union_bit
-        converted = convert(item, depth)
+        try:
+            converted = convert(item, depth)
+        except FaultError as fault:
+            fault.path.append(name)
+            raise
         if converted is not _NOTHING:
             arguments[own_name] = converted
     return arguments
+
+
+def _unexpected_token() -> FaultError:
+    return FaultError("unexpected token ", syntax=True)
+
+
+def _fault_of_name(name: str, text: str, of_name: int = 1) -> FaultError:
+    fault = FaultError(text, shows=False, of_name=of_name)
+    fault.path.append(name)
+    return fault
 
 
 def _compile(descriptor: Descriptor) -> dict[str, FieldPlan]:
@@ -275,7 +301,7 @@ def _compile(descriptor: Descriptor) -> dict[str, FieldPlan]:
     plan: dict[str, FieldPlan] = {}
     for index, field in enumerate(descriptor.fields):
         union = field.containing_oneof
-        convert = _list_of(_converter(field), field) if field.is_repeated else _converter(field)
+        convert = _list_of(_converter(field)) if field.is_repeated else _converter(field)
         entry = (
             field.name,
             field.json_name,
@@ -288,25 +314,8 @@ def _compile(descriptor: Descriptor) -> dict[str, FieldPlan]:
     return plan
 
 
-def _token(value: Any) -> str:
-    """A JSON value as an error shows it: of an array or object, its first letter."""
-    if isinstance(value, dict):
-        return "{"
-    if isinstance(value, list):
-        return "["
-    if isinstance(value, _Fraction):
-        return _shortened(value)
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, int) or value is True else str(value)
-    return _shortened(text if value is not False else "false")
-
-
-def _shortened(text: str) -> str:
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= _SHOWN_LETTERS_MAX else text[:_SHOWN_LETTERS_MAX] + "..."
-
-
-def _wrong(kind: str, field: str, value: Any) -> EtcdError:
-    return _invalid(f"invalid value for {kind} field {field}: {_token(value)}")
+def _wrong(kind: str, field: str) -> FaultError:
+    return FaultError(f"invalid value for {kind} field {field}: ")
 
 
 def _integer(text: str) -> int | None:
@@ -336,7 +345,7 @@ def _integer_converter(field: FieldDescriptor) -> Converter:
     def convert(value: Any, depth: int) -> int:
         number = value if type(value) is int else _integer(value) if isinstance(value, str) else None
         if number is None or not least <= number <= most:
-            raise _wrong(kind, name, value)
+            raise _wrong(kind, name)
         return number
 
     return convert
@@ -347,12 +356,12 @@ def _bytes_converter(field: FieldDescriptor) -> Converter:
 
     def convert(value: Any, depth: int) -> bytes:
         if type(value) is not str:
-            raise _wrong("bytes", name, value)
+            raise _wrong("bytes", name)
         data = _standard_base64(value)
         if data is None:
             data = _loose_base64(value)
             if data is None:
-                raise _wrong("bytes", name, value)
+                raise _wrong("bytes", name)
         return data
 
     return convert
@@ -389,7 +398,7 @@ def _string_converter(field: FieldDescriptor) -> Converter:
 
     def convert(value: Any, depth: int) -> str:
         if type(value) is not str:
-            raise _wrong("string", name, value)
+            raise _wrong("string", name)
         return value
 
     return convert
@@ -401,7 +410,7 @@ def _bool_converter(field: FieldDescriptor) -> Converter:
     def convert(value: Any, depth: int) -> bool:
         if value is True or value is False:
             return bool(value)
-        raise _wrong("bool", name, value)
+        raise _wrong("bool", name)
 
     return convert
 
@@ -416,7 +425,7 @@ def _enum_converter(field: FieldDescriptor) -> Converter:
             return numbers.get(value, _NOTHING)
         number = value if type(value) is int else _integer(value) if isinstance(value, _Fraction) else None
         if number is None or not -(2**31) <= number < 2**31:
-            raise _wrong("enum", name, value)
+            raise _wrong("enum", name)
         return number
 
     return convert
@@ -449,10 +458,19 @@ def _converter(field: FieldDescriptor) -> Converter:
     raise TypeError(f"no JSON form for {field.full_name}")
 
 
-def _list_of(convert: Converter, field: FieldDescriptor) -> Converter:
+def _list_of(convert: Converter) -> Converter:
     def convert_list(values: Any, depth: int) -> list[Any]:
         if type(values) is not list:
-            raise _invalid(f"syntax error: unexpected token {_token(values)} for the list {field.json_name}")
-        return [item for item in (convert(value, depth) for value in values) if item is not _NOTHING]
+            raise _unexpected_token()
+        converted = []
+        for index, value in enumerate(values):
+            try:
+                item = convert(value, depth)
+            except FaultError as fault:
+                fault.path.append(index)
+                raise
+            if item is not _NOTHING:
+                converted.append(item)
+        return converted
 
     return convert_list

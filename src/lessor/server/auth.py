@@ -11,15 +11,15 @@ Most requests go straight to the state machine; afterwards the tokens hear of us
 
 import base64
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors
-from lessor.base.errors import EtcdError
+from lessor.server.bugs import told
 from lessor.server.core import Core, UnaryCall, Waiting
+from lessor.server.passwords import Failed
 
 log = logging.getLogger("lessor")
 
@@ -54,10 +54,10 @@ def _with_hash(core: Core, call: UnaryCall, request: Any) -> Waiting:
 
     def go_on(hashed: bytes) -> None:
         request.hashedPassword = base64.b64encode(hashed).decode()
-        _answer(core, call, lambda: _again(core, claimed, request))
+        core.answer(call, lambda: _again(core, claimed, request))
 
     password, request.password = request.password, ""
-    return core.passwords.hash(password, go_on)
+    return core.passwords.hash(password, go_on, _failed(core, call))
 
 
 def _again(core: Core, claimed: Any, request: Message) -> bytes:
@@ -80,29 +80,18 @@ def authenticate(core: Core, call: UnaryCall, request: rpc_pb2.AuthenticateReque
             log.info("invalid password", extra={"user": request.name})
             core.finish(call, errors.AUTH_FAILED.error())
         elif auth.revision != checked_revision:
-            _restart(core, call, request)
+            call.waiting = authenticate(core, call, request)
         else:
-            _answer(core, call, lambda: _logged_in(core, request.name))
+            core.answer(call, lambda: _logged_in(core, request.name))
 
-    return core.passwords.check(request.password, user.password if user is not None else None, go_on)
+    hashed = user.password if user is not None else None
+    return core.passwords.check(request.password, hashed, go_on, _failed(core, call))
 
 
-def _restart(core: Core, call: UnaryCall, request: rpc_pb2.AuthenticateRequest) -> None:
-    try:
-        call.waiting = authenticate(core, call, request)
-    except EtcdError as error:
-        core.finish(call, error)
+def _failed(core: Core, call: UnaryCall) -> Failed:
+    return lambda error: core.finish(call, told(error, call.method.path))
 
 
 def _logged_in(core: Core, name: str) -> bytes:
     token = core.tokens.issue(name, core.auth.revision)
     return core.machine.header_field() + rpc_pb2.AuthenticateResponse(token=token).SerializeToString()
-
-
-def _answer(core: Core, call: UnaryCall, reply: Callable[[], bytes]) -> None:
-    outcome: bytes | EtcdError
-    try:
-        outcome = reply()
-    except EtcdError as error:
-        outcome = error
-    core.finish(call, outcome)

@@ -206,6 +206,10 @@ class Connection:
         if session.closing:
             self._hang_up(session.cut_off)
 
+    def fail(self, _error: EtcdError) -> None:
+        """A bug in making its output: what the peer would read next is not to be trusted."""
+        self.transport.abort()
+
     def _hang_up(self, cut_off: bool) -> None:
         """Ends the connection after its last bytes.
 

@@ -8,7 +8,6 @@ grpc_calls.py and http_calls.py, which are two codecs over the same messages.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,7 +16,8 @@ from google.protobuf.message import DecodeError, Message
 from lessor.api.methods import Method
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors
-from lessor.base.errors import Code, EtcdError
+from lessor.base.errors import EtcdError
+from lessor.server.bugs import told
 from lessor.server.committer import Committer
 from lessor.server.exposition import Exposition
 from lessor.server.metrics import Metrics
@@ -32,8 +32,6 @@ from lessor.server.waiting_lines import WaitingLines
 from lessor.state import permissions
 from lessor.state.machine import StateMachine
 from lessor.state.permissions import Caller, Claimed
-
-log = logging.getLogger("lessor")
 
 
 class Credentials(Protocol):
@@ -62,6 +60,10 @@ class UnaryCall(Credentials, Protocol):
 
     def deliver(self, payload: Any) -> None:
         """Sends what `encode` made, or an EtcdError, and ends the call."""
+        ...
+
+    def fail(self, error: EtcdError) -> None:
+        """Ends the call with the error, now."""
         ...
 
 
@@ -187,11 +189,17 @@ class Core:
                 call.waiting = self.waiting_handlers[call.method](self, call, request)
                 return
             outcome = handler(self, request)
-        except EtcdError as error:
-            # Its traceback holds this frame, which holds the error: a circle for the collector.
-            outcome = error.bare()
-        except Exception:
-            outcome = self._bug(call.method)
+        except Exception as error:
+            outcome = told(error, call.method.path)
+        self.finish(call, outcome)
+
+    def answer(self, call: UnaryCall, reply: Callable[[], bytes]) -> None:
+        """`finish` with what `reply` returns or raises, for a call that has waited."""
+        outcome: bytes | EtcdError
+        try:
+            outcome = reply()
+        except Exception as error:
+            outcome = told(error, call.method.path)
         self.finish(call, outcome)
 
     # --- who may do what: the one place where calls meet state/permissions.py ---
@@ -214,7 +222,7 @@ class Core:
                 try:
                     request = call.method.request.FromString(message)
                 except DecodeError:
-                    raise errors.MALFORMED_MESSAGE.error() from None
+                    raise errors.MALFORMED_IN_STREAM.error() from None
                 self.permit(call, request)
 
     def claimed(self, call: Credentials) -> Claimed:
@@ -231,21 +239,16 @@ class Core:
         call.waiting = None
         if self.machine.hub.outbox:
             self.turn.hold_publications()
-        payload = outcome if isinstance(outcome, EtcdError) else call.encode(outcome)
+        try:
+            payload = outcome if isinstance(outcome, EtcdError) else call.encode(outcome)
+        except Exception as error:
+            payload = told(error, call.method.path)
         self.gate.hold(self.machine.journal.newest_with_rows, call, payload)
         self.turn.schedule()
 
     def serves(self, method: Method) -> bool:
         """Whether there is a handler of any kind."""
         return method in self.unary_handlers or method in self.stream_handlers or method in self.waiting_handlers
-
-    def _bug(self, method: Method) -> EtcdError:
-        """An exception that no rule foresees: the client is told, and the log gets the traceback.
-
-        The state machine changes nothing before its checks are through, so memory is taken to be whole.
-        """
-        log.exception("unexpected error", extra={"method": method.path})
-        return EtcdError(Code.INTERNAL, "etcdserver: internal error, see the server's log")
 
     def durable_header_field(self) -> bytes:
         """The header of a reply that does not wait at the gate, as its field 1: it names the durable revision."""

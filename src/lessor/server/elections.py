@@ -116,7 +116,7 @@ class Observe:
         try:
             request = election_pb2.LeaderRequest.FromString(messages[0])
         except DecodeError:
-            raise errors.MALFORMED_MESSAGE.error() from None
+            raise errors.MALFORMED_IN_STREAM.error() from None
         self._begin(request)
 
     def on_requests_end(self) -> None:
@@ -159,6 +159,10 @@ class Observe:
         else:
             self._told = leader
             self._call.send([response])
+
+    def fail(self, error: EtcdError) -> None:
+        """A bug ends the call, see bugs.py."""
+        self._call.finish(error)
 
     def catch_up(self) -> bool:
         """The peer has read: it is shown the leader of now in place of all that was passed over."""

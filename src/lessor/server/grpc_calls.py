@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from lessor.api.methods import Method
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
+from lessor.server.bugs import told
 from lessor.server.core import OVER
 from lessor.server.metrics import Metrics
 from lessor.wire import grpc
@@ -30,9 +31,6 @@ def token_of(stream: Stream | None) -> bytes | None:
         return None
     token = head.get(b"token")
     return token if token is not None else head.get(b"authorization")
-
-
-_EXACTLY_ONE = EtcdError(Code.INTERNAL, "grpc: a unary call takes exactly one message")
 
 
 class Route:
@@ -53,9 +51,12 @@ class Route:
 
 
 class GrpcUnary:
-    """One unary call. The hot path of grants, puts and ranges."""
+    """One unary call. The hot path of grants, puts and ranges.
 
-    __slots__ = ("_deframer", "_route", "_session", "_stream", "_timer", "deadline_s", "message", "method", "waiting")
+    It is served when its first message is whole; what comes after that is not looked at, as in etcd.
+    """
+
+    __slots__ = ("_deframer", "_route", "_served", "_session", "_stream", "_timer", "deadline_s", "method", "waiting")
 
     def __init__(self, session: "H2Session", stream: Stream, route: Route) -> None:
         self._session = session
@@ -63,7 +64,7 @@ class GrpcUnary:
         self._deframer: grpc.Deframer | None = None
         self._route = route
         self.method = route.method
-        self.message: bytes | None = None
+        self._served = False  # its message has come
         self.deadline_s: float | None = None  # set where the peer named a timeout
         self.waiting: Waiting | None = None
         self._timer: Any = None
@@ -80,41 +81,38 @@ class GrpcUnary:
         """The request's whole body, as one frame: the usual case by far."""
         size = len(data) - 5
         if size >= 0 and data[0] == 0 and int.from_bytes(data[1:5], "big") == size <= self._session.message_bytes_max:
-            self.message = data[5:]
+            self._serve(data[5:])
         else:
             self.on_data(data)
-        if self._stream is not None:  # and did not fail
             self.on_end()
 
     def on_data(self, data: bytes) -> None:
+        if self._served or self._stream is None:
+            return
         if self._deframer is None:
-            assert self._stream is not None
             self._deframer = self._session.deframer(self._stream)
         try:
             messages = self._deframer.feed(data)
         except EtcdError as error:
             self.fail(error)
             return
-        for message in messages:
-            if self.message is not None:
-                self.fail(_EXACTLY_ONE)
-                return
-            self.message = message
-        if self._deframer.error is not None:
-            self.fail(self._deframer.error)
+        if messages:
+            self._deframer = None
+            self._serve(messages[0])
 
     @property
     def unfinished_bytes(self) -> int:
-        held = len(self.message) if self.message is not None else 0
-        return held if self._deframer is None else held + self._deframer.unfinished_bytes
+        return 0 if self._deframer is None else self._deframer.unfinished_bytes
 
     def on_end(self) -> None:
+        if not self._served:
+            half = self.unfinished_bytes >= grpc.PREFIX_BYTES
+            self.fail((errors.HALF_A_MESSAGE if half else errors.NO_MESSAGE).error())
+
+    def _serve(self, message: bytes) -> None:
+        self._served = True
         if self._session.overfull:
             self._refuse()
-            return
-        message = self.message
-        if message is None or (self._deframer is not None and self._deframer.incomplete):
-            self.fail(_EXACTLY_ONE)
             return
         core = self._session.core
         try:
@@ -166,7 +164,7 @@ class GrpcUnary:
             return
         if isinstance(payload, EtcdError):
             self.fail(payload)
-        elif self.deadline_s is not None and self._session.core.turn.now_s() > self.deadline_s:
+        elif self.deadline_s is not None and self._session.core.turn.now_s() >= self.deadline_s:
             self.fail(errors.DEADLINE_EXCEEDED.error())
         else:
             self._stream = None
@@ -180,9 +178,13 @@ class GrpcUnary:
 
 
 class GrpcStream:
-    """One streaming call, between its stream and its handler."""
+    """One streaming call, between its stream and its handler.
 
-    __slots__ = ("_asked", "_deframer", "_failed", "_handler", "_session", "_started", "_stream", "_timer", "method")
+    Where only the server streams there is exactly one request, and the call begins when the peer has said so by ending
+    its side.
+    """
+
+    __slots__ = ("_deframer", "_failed", "_handler", "_only", "_session", "_started", "_stream", "_timer", "method")
 
     def __init__(self, session: "H2Session", stream: Stream, method: Method) -> None:
         self.method = method
@@ -190,7 +192,7 @@ class GrpcStream:
         self._stream: Stream | None = stream
         self._deframer = session.deframer(stream)
         self._started = False
-        self._asked = False  # whether a request has come
+        self._only: bytes | None = None  # the request of a call that takes one, until its end
         self._failed = False  # a request was malformed or refused; those after it are not looked at
         self._timer: Any = None
         self._handler: StreamHandler = session.core.stream_handlers[method](session.core, self)
@@ -213,21 +215,36 @@ class GrpcStream:
         try:
             messages = self._deframer.feed(data)
             if messages and self._stream is not None:
-                self._asked = True
-                core = self._session.core
-                if core.auth.enabled:
-                    core.permit_messages(self, messages)
-                core.metrics.received[self.method] += len(messages)
-                self._handler.on_messages(messages)
+                if self.method.client_streaming:
+                    self._take(messages)
+                else:
+                    self._keep_only(messages)
             error = self._deframer.error  # in what came after these
-        except EtcdError as raised:
-            error = raised.bare()  # which would hold us, while we hold it
+        except Exception as raised:
+            error = told(raised, self.method.path)
         if error is not None:
             self._fail(error)
 
+    def _take(self, messages: list[bytes]) -> None:
+        core = self._session.core
+        if core.auth.enabled:
+            core.permit_messages(self, messages)
+        core.metrics.received[self.method] += len(messages)
+        self._handler.on_messages(messages)
+
+    def _keep_only(self, messages: list[bytes]) -> None:
+        for message in messages:
+            try:
+                self.method.request.FromString(message)
+            except DecodeError:
+                raise errors.MALFORMED_IN_STREAM.error() from None
+            if self._only is not None:
+                raise errors.SEVERAL_REQUESTS.error()
+            self._only = message
+
     @property
     def unfinished_bytes(self) -> int:
-        return self._deframer.unfinished_bytes
+        return self._deframer.unfinished_bytes + len(self._only or b"")
 
     def fail(self, error: EtcdError) -> None:
         """Ends the call now."""
@@ -246,14 +263,16 @@ class GrpcStream:
     def on_end(self) -> None:
         if self._stream is None or self._failed:
             return
-        core = self._session.core
-        if core.auth.enabled and not self._asked:
-            try:
-                core.permit_messages(self, [b""])
-            except EtcdError as error:
-                self._fail(error)
-                return
-        self._handler.on_requests_end()
+        try:
+            if self._deframer.unfinished_bytes >= grpc.PREFIX_BYTES:
+                raise errors.HALF_A_MESSAGE_IN_STREAM.error()
+            if not self.method.client_streaming:
+                if self._only is None:
+                    raise errors.NO_REQUEST.error()
+                self._take([self._only])
+            self._handler.on_requests_end()
+        except Exception as error:
+            self._fail(told(error, self.method.path))
 
     def on_reset(self) -> None:
         if self._close() is not None:
@@ -266,7 +285,10 @@ class GrpcStream:
                 self._timer.cancel()
             self._session.streaming.discard(self)
             handler, self._handler = self._handler, OVER
-            handler.on_gone()
+            try:
+                handler.on_gone()
+            except Exception as error:  # the connection has other calls to end
+                told(error, self.method.path)
         return stream
 
     def send(self, replies: list[bytes]) -> None:

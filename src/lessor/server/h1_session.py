@@ -63,7 +63,7 @@ class H1Session:
 
     def receive(self, data: bytes) -> None:
         if self._websocket is not None:
-            self._websocket.receive(data)
+            self._receive_from_websocket(self._websocket, data)
             return
         if self._deferred:
             self._kept += data
@@ -122,7 +122,9 @@ class H1Session:
     def refuse_unfinished(self, error: EtcdError) -> None:
         self._keep_count(0)
         exchange = self._h1.exchange
-        if exchange is not None and exchange.owner is not None:
+        if self._websocket is not None:
+            self._websocket.end(error)
+        elif exchange is not None and exchange.owner is not None:
             exchange.owner.body.fail(error)
 
     def _open_websocket(self, exchange: h1.Exchange, method: Method) -> None:
@@ -133,7 +135,11 @@ class H1Session:
         exchange.owner.body.on_gone()  # what would have answered a plain GET
         rest = self._h1.hand_over()
         self._websocket = WebSocketCall(self, exchange, method, opened)
-        self._websocket.receive(rest)
+        self._receive_from_websocket(self._websocket, rest)
+
+    def _receive_from_websocket(self, call: WebSocketCall, data: bytes) -> None:
+        call.receive(data)
+        self._keep_count(call.unfinished_bytes)
 
     def flush_later(self) -> None:
         self.core.turn.flush_later(self.connection)

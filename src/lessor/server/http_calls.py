@@ -14,6 +14,7 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec, routes, stream
 from lessor.gateway.routes import Headers
+from lessor.server.bugs import told
 from lessor.server.core import OVER, Core, StreamHandler, Waiting
 from lessor.server.pages import page
 
@@ -149,8 +150,7 @@ class JsonUnary:
         self._exchange: Exchange | None = exchange
         self._deadline_s = None if timeout_s is None else core.turn.now_s() + timeout_s
         self._timer: asyncio.TimerHandle | None = None  # while the call waits for its turn
-        self._body: list[bytes] = []
-        self.unfinished_bytes = 0
+        self._body = bytearray()  # no list: of pieces of a few bytes each that would take many times their size
         self.method = method
         self.waiting: Waiting | None = None
         core.metrics.started[method].n += 1
@@ -161,19 +161,22 @@ class JsonUnary:
         return _token_of(self._exchange)
 
     def on_body(self, data: bytes) -> None:
-        self._body.append(data)
-        self.unfinished_bytes += len(data)
+        self._body += data
+
+    @property
+    def unfinished_bytes(self) -> int:
+        return len(self._body)
 
     def fail(self, error: EtcdError) -> None:
         self._body.clear()
-        self.unfinished_bytes = 0
         self.deliver(error)
 
     def on_end(self) -> None:
         try:
-            request = json_codec.decode(self.method.request, b"".join(self._body))
-        except EtcdError as error:
-            self.deliver(error)
+            request = json_codec.decode(self.method.request, bytes(self._body))
+            self._body.clear()
+        except Exception as error:
+            self.deliver(told(error, self.method.path))
             return
         size, size_max = request.ByteSize(), self._core.options.message_bytes_max
         if size > size_max:
@@ -255,16 +258,16 @@ class JsonStream:
     def on_body(self, data: bytes) -> None:
         if self._failed:
             return
-        messages = [message.SerializeToString() for message in self._decoder.feed(data)]
         try:
+            messages = [message.SerializeToString() for message in self._decoder.feed(data)]
             if messages and self._exchange is not None:
                 self._asked = True
                 if self._core.auth.enabled:
                     self._core.permit_messages(self, messages)
                 self._core.metrics.received[self.method] += len(messages)
                 self._handler.on_messages(messages)
-        except EtcdError as error:
-            self._fail(error.bare())
+        except Exception as error:
+            self._fail(told(error, self.method.path))
         self._check()
 
     @property
@@ -284,13 +287,12 @@ class JsonStream:
         self._check()
         if self._exchange is None or self._failed or self._decoder.error is not None:
             return
-        if self._core.auth.enabled and not self._asked:
-            try:
+        try:
+            if self._core.auth.enabled and not self._asked:
                 self._core.permit_messages(self, [b""])
-            except EtcdError as error:
-                self._fail(error)
-                return
-        self._handler.on_requests_end()
+            self._handler.on_requests_end()
+        except Exception as error:
+            self._fail(told(error, self.method.path))
 
     def _check(self) -> None:
         """A malformed request ends the call, after the replies to those before it, which may wait at the gate."""
@@ -311,7 +313,10 @@ class JsonStream:
                 self._timer.cancel()
             self._core.metrics.handled[self.method, error.code if error else Code.OK].n += 1
             handler, self._handler = self._handler, OVER
-            handler.on_gone()
+            try:
+                handler.on_gone()
+            except Exception as problem:  # the connection has other calls to end
+                told(problem, self.method.path)
         return exchange
 
     def send(self, replies: list[bytes]) -> None:

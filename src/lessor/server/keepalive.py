@@ -125,6 +125,10 @@ class KeepAlive:
             self._core.machine.leases.acknowledged((lease,), turn.now_s())
             turn.renewed.append(lease)
 
+    def fail(self, error: EtcdError) -> None:
+        """A bug ends the call, see bugs.py."""
+        self._call.finish(error)
+
     def on_requests_end(self) -> None:
         self._core.gate.hold(self._waits_for, self, None)
 
@@ -136,4 +140,4 @@ def _parse(message: bytes) -> rpc_pb2.LeaseKeepAliveRequest:
     try:
         return rpc_pb2.LeaseKeepAliveRequest.FromString(message)
     except DecodeError:
-        raise errors.MALFORMED_MESSAGE.error() from None
+        raise errors.MALFORMED_IN_STREAM.error() from None

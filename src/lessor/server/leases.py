@@ -22,37 +22,23 @@ from lessor.api.proto import leases_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.server.core import Core, StreamCall, UnaryCall
+from lessor.server.later import Later
 from lessor.state.lease_list import LeaseList
 from lessor.state.permissions import lease_reader
 
 
-def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListRequest) -> "_Listing":
+def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListRequest) -> Later:
     """List: one page. Cost: the number of leases, in steps; see LeaseList."""
     may_read = lease_reader(core.machine, core.claimed(call)) if core.auth.enabled else None
-    return _Listing(core, call, LeaseList(core.machine.leases, request, may_read))
+    leases = LeaseList(core.machine.leases, request, may_read)
 
+    async def answer() -> bytes:
+        async with core.lease_lists:
+            while not leases.step(core.turn.now_s()):
+                await asyncio.sleep(0)
+            return leases.page(core.machine.header()).SerializeToString()
 
-class _Listing:
-    """A List call under way."""
-
-    __slots__ = ("_task",)
-
-    def __init__(self, core: Core, call: UnaryCall, leases: LeaseList) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._make(core, call, leases))
-
-    async def _make(self, core: Core, call: UnaryCall, leases: LeaseList) -> None:
-        outcome: bytes | EtcdError
-        try:
-            async with core.lease_lists:
-                while not leases.step(core.turn.now_s()):
-                    await asyncio.sleep(0)
-                outcome = leases.page(core.machine.header()).SerializeToString()
-        except EtcdError as error:
-            outcome = error
-        core.finish(call, outcome)
-
-    def on_gone(self) -> None:
-        self._task.cancel()
+    return Later(core, call, answer, gives_up=True)
 
 
 class LeaseWatch:
@@ -68,7 +54,7 @@ class LeaseWatch:
         try:
             leases_pb2.LeaseWatchRequest.FromString(messages[0])
         except DecodeError:
-            raise errors.MALFORMED_MESSAGE.error() from None
+            raise errors.MALFORMED_IN_STREAM.error() from None
         self._begin()
 
     def on_requests_end(self) -> None:
@@ -90,6 +76,10 @@ class LeaseWatch:
     def deliver(self, created: bytes) -> None:
         """The gate lets the beginning through."""
         self._call.send([created])
+
+    def fail(self, error: EtcdError) -> None:
+        """A bug ends the call, see bugs.py."""
+        self._call.finish(error)
 
     def on_lease_events(self, response: bytes) -> None:
         """The gate lets events through."""

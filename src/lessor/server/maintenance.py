@@ -12,8 +12,6 @@ downgrade is told to those who ask, until it is cancelled or the server ends, an
 
 import asyncio
 import re
-from collections.abc import Coroutine
-from typing import Any
 
 from google.protobuf.message import Message
 
@@ -23,35 +21,11 @@ from lessor.base.errors import Code, EtcdError
 from lessor.durable.engine import EngineError
 from lessor.server.core import Core, UnaryCall
 from lessor.server.health import alarm_name
+from lessor.server.later import Later
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 from lessor.state.digest import KvDigest
 
 _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?(?:-[0-9A-Za-z.-]+)?")
-
-
-class Later:
-    """A call that a coroutine answers: with a serialized reply, or by raising EtcdError."""
-
-    _running: set["asyncio.Task[None]"] = set()  # noqa: RUF012 - shared on purpose: a loop holds its tasks weakly
-
-    def __init__(self, core: Core, call: UnaryCall, work: Coroutine[Any, Any, bytes]) -> None:
-        self._core = core
-        self._call: UnaryCall | None = call
-        task = asyncio.get_running_loop().create_task(self._answer(work))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    async def _answer(self, work: Coroutine[Any, Any, bytes]) -> None:
-        outcome: bytes | EtcdError
-        try:
-            outcome = await work
-        except EtcdError as error:
-            outcome = error
-        if self._call is not None:
-            self._core.finish(self._call, outcome)
-
-    def on_gone(self) -> None:
-        self._call = None
 
 
 # --- Status -------------------------------------------------------------------------------------------------------
@@ -106,7 +80,7 @@ def hash_kv(core: Core, call: UnaryCall, request: rpc_pb2.HashKVRequest) -> Late
         )
         return response.SerializeToString()
 
-    return Later(core, call, answer())
+    return Later(core, call, answer)
 
 
 def hash_all(core: Core, call: UnaryCall, _request: rpc_pb2.HashRequest) -> Later:
@@ -116,7 +90,7 @@ def hash_all(core: Core, call: UnaryCall, _request: rpc_pb2.HashRequest) -> Late
         made = await _digest(core, KvDigest(core.machine.store))
         return rpc_pb2.HashResponse(header=core.machine.header(), hash=made.value).SerializeToString()
 
-    return Later(core, call, answer())
+    return Later(core, call, answer)
 
 
 # --- space --------------------------------------------------------------------------------------------------------
@@ -130,7 +104,7 @@ def defragment(core: Core, call: UnaryCall, _request: rpc_pb2.DefragmentRequest)
             raise EtcdError(Code.UNKNOWN, str(error)) from None
         return rpc_pb2.DefragmentResponse().SerializeToString()
 
-    return Later(core, call, answer())
+    return Later(core, call, answer)
 
 
 # --- one member ---------------------------------------------------------------------------------------------------

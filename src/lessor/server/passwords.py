@@ -4,7 +4,8 @@
 Laws
 - The loop never waits for a hash; bcrypt gives up the interpreter while it works.
 - No more than PASSWORDS_WAITING_MAX calls wait for one; more are refused.
-- A result is delivered in the loop's thread, and not at all to a call that has gone.
+- A result is delivered in the loop's thread, and not at all to a call that has gone. What is raised in its place, by
+  the work or by who takes its result, goes to `failed`: nobody waits for ever.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import bcrypt
 from lessor.base import errors, limits
 
 T = TypeVar("T")
+Failed = Callable[[Exception], None]
 
 
 class Job:
@@ -51,14 +53,14 @@ class Passwords:
         self._threads = ThreadPoolExecutor(limits.HASH_THREADS, thread_name_prefix="password")
         self._waiting = 0
 
-    def hash(self, password: str, then: Callable[[bytes], None]) -> Job:
+    def hash(self, password: str, then: Callable[[bytes], None], failed: Failed) -> Job:
         """Hashes a password; `then` gets the hash. Raises PASSWORD_TOO_LONG, TOO_MANY_REQUESTS."""
         raw = password.encode()
         if len(raw) > limits.PASSWORD_BYTES_MAX:
             raise errors.PASSWORD_TOO_LONG.error()
-        return self._submit(lambda: self._hash(raw), then)
+        return self._submit(lambda: self._hash(raw), then, failed)
 
-    def check(self, password: str, hashed: bytes | None, then: Callable[[bool], None]) -> Job:
+    def check(self, password: str, hashed: bytes | None, then: Callable[[bool], None], failed: Failed) -> Job:
         """Checks a password; `then` gets the verdict. Raises TOO_MANY_REQUESTS.
 
         `hashed` None stands for a user who does not exist: the answer is no, and takes as long as a check, so that it
@@ -66,7 +68,7 @@ class Passwords:
         """
         # Of a longer password bcrypt sees the beginning only, also in etcd.
         raw = password.encode()[: limits.PASSWORD_BYTES_MAX]
-        return self._submit(lambda: self._check(raw, hashed), then)
+        return self._submit(lambda: self._check(raw, hashed), then, failed)
 
     @property
     def waiting(self) -> int:
@@ -93,7 +95,7 @@ class Passwords:
 
     # --- between threads and loop ---
 
-    def _submit(self, work: Callable[[], T], then: Callable[[T], None]) -> Job:
+    def _submit(self, work: Callable[[], T], then: Callable[[T], None], failed: Failed) -> Job:
         if self._waiting >= limits.PASSWORDS_WAITING_MAX:
             raise errors.TOO_MANY_REQUESTS.error()
         self._waiting += 1
@@ -105,7 +107,10 @@ class Passwords:
             self._waiting -= 1
             job.over()
             if not job.gone and not finished.cancelled():
-                then(finished.result())
+                try:
+                    then(finished.result())
+                except Exception as error:
+                    failed(error)
 
         def done(finished: "Future[T]") -> None:
             if not loop.is_closed():

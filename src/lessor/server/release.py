@@ -16,12 +16,15 @@ The gate knows no sockets: it delivers to `Outlet`s.
 from collections import deque
 from typing import Any, Protocol
 
+from lessor.server import bugs
+from lessor.server.bugs import Answerable
 
-class Outlet(Protocol):
+
+class Outlet(Answerable, Protocol):
     """Where something held goes when its batch is durable."""
 
     def deliver(self, payload: Any) -> None:
-        """Takes what was held. Must not raise: a peer that went away is the outlet's own business."""
+        """Takes what was held. A peer that went away is the outlet's own business; whatever it raises is a bug."""
         ...
 
 
@@ -43,7 +46,10 @@ class Gate:
         payloads in order; callers pass the newest batch with rows, or the newest they have waited for.
         """
         if batch <= self.durable:
-            outlet.deliver(payload)
+            try:
+                outlet.deliver(payload)
+            except Exception as error:
+                bugs.end(outlet, error)
             return
         held = self._held
         if held and held[-1][0] == batch:
@@ -70,7 +76,10 @@ class Gate:
         held = self._held
         while held and held[0][0] <= batch:
             for outlet, payload in held.popleft()[1]:
-                outlet.deliver(payload)
+                try:
+                    outlet.deliver(payload)
+                except Exception as error:  # what waits beside it is for others
+                    bugs.end(outlet, error)
 
     @property
     def waiting(self) -> int:

@@ -50,7 +50,7 @@ class HealthWatch:
         try:
             asked = health_pb2.HealthCheckRequest.FromString(messages[0]).service
         except DecodeError:
-            raise errors.MALFORMED_MESSAGE.error() from None
+            raise errors.MALFORMED_IN_STREAM.error() from None
         kinds = health_pb2.HealthCheckResponse
         status = kinds(status=kinds.SERVICE_UNKNOWN if asked else kinds.SERVING)
         self._call.send([status.SerializeToString()])

@@ -23,6 +23,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.durable.engine import EngineError
+from lessor.server.bugs import told
 from lessor.server.core import Core, StreamCall
 from lessor.server.snapshots import NAME, Snapshots, copy
 from lessor.server.version import ETCD_VERSION
@@ -54,6 +55,10 @@ class SnapshotStream:
         self._gone = True
         self._awake.set()
 
+    def fail(self, error: EtcdError) -> None:
+        """A bug ends the call, see bugs.py."""
+        self._call.finish(error)
+
     def catch_up(self) -> bool:
         """The peer has taken something."""
         self._awake.set()
@@ -81,12 +86,12 @@ class SnapshotStream:
             with await loop.run_in_executor(snapshots.threads, copy, snapshots.engine, path) as file:
                 await self._send_file(loop, snapshots, file)
             self._core.metrics.snapshot_s.observe(self._core.turn.now_s() - began_s)
-        except EtcdError as problem:
-            error = problem
         except EngineError as problem:
             error = EtcdError(Code.UNKNOWN, str(problem))
         except OSError as problem:
             error = EtcdError(Code.UNKNOWN, f"snapshot: {problem.strerror}")
+        except Exception as problem:
+            error = told(problem, self._call.method.path)
         finally:
             snapshots.running -= 1
         if not self._gone:

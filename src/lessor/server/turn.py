@@ -33,6 +33,9 @@ from typing import Any, Protocol
 
 from lessor.base import limits
 from lessor.base.clock import Clock
+from lessor.base.errors import EtcdError
+from lessor.server import bugs
+from lessor.server.bugs import Answerable
 from lessor.server.committer import Committer
 from lessor.server.release import Gate
 from lessor.state.journal import Batch
@@ -52,7 +55,7 @@ MARGIN_S = 0.001
 SLOW_COMMIT_S = 0.25
 
 
-class Flushable(Protocol):
+class Flushable(Answerable, Protocol):
     """A connection that has bytes to send."""
 
     def flush(self) -> None: ...
@@ -60,7 +63,7 @@ class Flushable(Protocol):
     def resume_reading(self) -> None: ...
 
 
-class CatchUp(Protocol):
+class CatchUp(Answerable, Protocol):
     """A watch stream whose watchers are behind."""
 
     def catch_up(self) -> bool:
@@ -68,25 +71,37 @@ class CatchUp(Protocol):
         ...
 
 
-class _Audience:
+class _Crowd:
+    """Many outlets in one; each of them fails for itself."""
+
+    def fail(self, _error: EtcdError) -> None: ...
+
+
+class _Audience(_Crowd):
     """Where publications go when they may be seen: to the owners of the watchers."""
 
     def deliver(self, publication: Publication) -> None:
         changes = publication.changes
         for owner, watchers in publication.audience.items():
-            owner.on_changes(watchers, changes)
+            try:
+                owner.on_changes(watchers, changes)
+            except Exception as error:  # the others are told
+                bugs.end(owner, error)
 
 
 _AUDIENCE = _Audience()
 
 
-class _LeaseAudience:
+class _LeaseAudience(_Crowd):
     """The same for what became of leases."""
 
     def deliver(self, payload: tuple[list[Any], bytes]) -> None:
         watchers, response = payload
         for watcher in watchers:
-            watcher.on_lease_events(response)
+            try:
+                watcher.on_lease_events(response)
+            except Exception as error:
+                bugs.end(watcher, error)
 
 
 _LEASE_AUDIENCE = _LeaseAudience()
@@ -256,7 +271,7 @@ class Turn:
         if self._cutoff_s:
             # The full batch has held up expiry, and reading: what waits in the sockets comes first.
             cutoff_s, self._cutoff_s = self._cutoff_s, 0.0
-            self._before_poll(cutoff_s)
+            self._before_poll(cutoff_s, now_s)
 
     def _committed(self, batch: Batch) -> None:
         """The batch is on disk: the promises in it begin to count now, and what waited for it leaves."""
@@ -277,15 +292,21 @@ class Turn:
         if self._behind:
             behind, self._behind = self._behind, set()
             for stream in behind:
-                if stream.catch_up():
-                    self.catch_up_later(stream)
+                try:
+                    if stream.catch_up():
+                        self.catch_up_later(stream)
+                except Exception as error:
+                    bugs.end(stream, error)
 
     def _flush(self) -> None:
         to_flush = self._to_flush
         if to_flush:
             self._to_flush = set()
             for connection in to_flush:
-                connection.flush()
+                try:
+                    connection.flush()
+                except Exception as error:
+                    bugs.end(connection, error)
 
     def _count_promises(self) -> None:
         """The replies have left: what they promise counts from now, if the turn took noticeably long."""
@@ -309,33 +330,42 @@ class Turn:
             if self._timer_due_s <= deadline_s:
                 return
             self._timer.cancel()
-        now_s = self.now_s()
-        # In a storm the earliest deadline is long past: the timer is late against the moment it could come at.
-        self._timer_due_s = max(deadline_s, now_s)
-        self._timer = self._loop.call_later(self._timer_due_s - now_s, self._timer_fired)
+        # In a storm the earliest deadline is long past: the timer is late against the moment it could come at, which is
+        # not this one but the beginning of the turn. A turn that took long is a stall, too.
+        self._timer_due_s = max(deadline_s, self._began_s)
+        self._timer = self._loop.call_later(max(self._timer_due_s - self.now_s(), 0.0), self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
-        now_s = self.now_s()
-        stall_s = now_s - self._timer_due_s
-        if stall_s >= STALL_S:
-            # What could not get through for some time gets through within as much more: TCP doubles its waiting.
-            self._spared_until_s = now_s + min(stall_s, RECONNECT_GRACE_S)
+        now_s = self._spare_after_stall(self._timer_due_s)
         deadline_s = self.machine.next_deadline()
         if deadline_s is None or max(deadline_s + MARGIN_S, self._spared_until_s) > now_s:
             self.schedule()
             return
         self._expiring = True
-        self._before_poll(now_s - MARGIN_S)
+        self._before_poll(now_s - MARGIN_S, now_s)
 
-    def _before_poll(self, cutoff_s: float, polls: int = 2) -> None:
+    def _spare_after_stall(self, due_s: float) -> float:
+        """Called by what was to come at `due_s`: how late it is tells whether the process stood still. Returns now."""
+        now_s = self.now_s()
+        stall_s = now_s - due_s
+        if stall_s >= STALL_S:
+            # What could not get through for some time gets through within as much more: TCP doubles its waiting.
+            self._spared_until_s = now_s + min(stall_s, RECONNECT_GRACE_S)
+        return now_s
+
+    def _before_poll(self, cutoff_s: float, began_s: float, polls: int = 2) -> None:
         # uvloop runs timers, then what is scheduled, then polls the sockets; asyncio polls first and runs what it read
         # after what was scheduled before. With one step more than polls, both have polled so often after `cutoff_s`.
         if polls:
-            self._loop.call_soon(self._before_poll, cutoff_s, polls - 1)
+            self._loop.call_soon(self._before_poll, cutoff_s, began_s, polls - 1)
         else:
-            self._loop.call_soon(self._after_poll, cutoff_s)
+            self._loop.call_soon(self._after_poll, cutoff_s, began_s)
 
-    def _after_poll(self, cutoff_s: float) -> None:
-        self._cutoff_s = cutoff_s
+    def _after_poll(self, cutoff_s: float, began_s: float) -> None:
+        # The polls follow each other at once. No timer is set meanwhile, so this is where a stall among them shows.
+        if self._spare_after_stall(began_s) < self._spared_until_s:
+            self._expiring = False
+        else:
+            self._cutoff_s = cutoff_s
         self.schedule()

@@ -4,7 +4,7 @@
 Laws
 - What has come of a message, or of a request that is not ended, counts from the end of the read that brought it.
 - One connection keeps at most UNFINISHED_CONNECTION_BYTES_MAX, but room for two messages in any case; beyond it the
-  request that began last is refused, so that those before it can come to their end.
+  request that began last is refused, and the one before it, until it fits: so those before them can come to their end.
 - All together keep at most UNFINISHED_BYTES_MAX. Beyond it the connection that keeps most loses its last request, and
   the next one, until it fits: whoever fills the memory pays, not the caller whose bytes came one too many.
 - A request that comes in one read, as nearly all do, is never counted.
@@ -45,7 +45,7 @@ class Unfinished:
         self.total_bytes += by_bytes
         if by_bytes <= 0:
             return
-        if kept_bytes > self._connection_bytes_max:
+        while held.get(holder, 0) > self._connection_bytes_max:
             holder.refuse_unfinished(_too_much("this connection", self._connection_bytes_max))
         while self.total_bytes > limits.UNFINISHED_BYTES_MAX:
             max(held, key=held.__getitem__).refuse_unfinished(_too_much("all connections", limits.UNFINISHED_BYTES_MAX))

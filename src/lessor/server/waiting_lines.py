@@ -33,6 +33,8 @@ from google.protobuf.message import Message
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
+from lessor.server import bugs
+from lessor.server.bugs import Answerable
 from lessor.state.encode import nested
 from lessor.state.mvcc import Event
 from lessor.state.watch_hub import Changes, Watcher
@@ -53,7 +55,7 @@ def key_of(name: bytes, lease_id: int) -> bytes:
     return prefix_of(name) + b"%x" % lease_id
 
 
-class Observer(Protocol):
+class Observer(Answerable, Protocol):
     """Wants to know who is first."""
 
     def show(self, leader: Event, response: bytes) -> None:
@@ -86,9 +88,13 @@ class Claim:
 
     def settle(self) -> None:
         """The key is first, or gone. What counts is the present: of leases that end together only the last change."""
+        self._lines.core.answer(self._call, self._outcome)
+
+    def _outcome(self) -> bytes:
         event = self._lines.machine.store.get(self.key)
-        held = event is not None and event.create_revision == self.create_revision
-        self.finish(self._won() if held else self._lost.error())
+        if event is None or event.create_revision != self.create_revision:
+            raise self._lost.error()
+        return self._won()
 
     def finish(self, outcome: bytes | EtcdError) -> None:
         self._lines.core.finish(self._call, outcome)
@@ -115,10 +121,6 @@ class Line:
     @property
     def in_use(self) -> bool:
         return bool(self._claims or self.observers)
-
-    @property
-    def claims(self) -> list[Claim]:
-        return [claim for claims in self._claims.values() for claim in claims]
 
     def has_older(self, create_revision: int) -> bool:
         """Whether a key that was created before this revision is still there."""
@@ -171,6 +173,20 @@ class Line:
             self._show_leader()
         self._lines.close_unused(self)
 
+    def fail(self, error: EtcdError) -> None:
+        """A bug in keeping the line: nobody can wait or look on here any longer."""
+        self.dismiss(error)
+        for observer in list(self.observers):
+            observer.fail(error)
+
+    def dismiss(self, error: EtcdError) -> None:
+        """Answers all who wait."""
+        claims = [claim for claims in self._claims.values() for claim in claims]
+        self._claims.clear()
+        for claim in claims:
+            claim.finish(error)
+        self._lines.close_unused(self)
+
     def _show_leader(self) -> None:
         leader = self.leader()
         if leader is not self._shown:
@@ -178,7 +194,10 @@ class Line:
             if leader is not None:
                 response = self._lines.leader_response(leader)
                 for observer in list(self.observers):
-                    observer.show(leader, response)
+                    try:
+                        observer.show(leader, response)
+                    except Exception as error:  # whoever made this change has nothing to do with it
+                        bugs.end(observer, error)
 
     def observe(self, observer: Observer) -> None:
         """Begins to show who is first, beginning with who is now."""
@@ -270,10 +289,7 @@ class WaitingLines:
         """Answers all who wait. Their keys stay, so that who comes back with its lease in time has kept its place."""
         self._stopped = error.error()
         for line in list(self._lines.values()):
-            for claim in line.claims:
-                line.remove(claim)
-                claim.finish(error.error())
-            self.close_unused(line)
+            line.dismiss(error.error())
 
     # --- leaders ---
 

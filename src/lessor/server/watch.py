@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
+from lessor.server import bugs
 from lessor.server.core import Core, StreamCall
 from lessor.server.turn import Turn
 from lessor.state.encode import number_field
@@ -72,13 +73,20 @@ class _Pace:
     def forget(self, stream: "WatchStream") -> None:
         self._streams.pop(stream, None)
 
+    def fail(self, _error: EtcdError) -> None:
+        """Each stream fails for itself."""
+
     def catch_up(self) -> bool:
         streams = self._streams
         room_bytes = limits.H2_STREAM_SEND_BYTES_MAX
         while streams and room_bytes > 0:
             stream = next(iter(streams))
             del streams[stream]
-            sent_bytes, more = stream.send_piece()
+            try:
+                sent_bytes, more = stream.send_piece()
+            except Exception as error:
+                bugs.end(stream, error)
+                continue
             room_bytes -= max(sent_bytes, _PIECE_COST_BYTES_MIN)
             if more:
                 streams[stream] = None
@@ -108,12 +116,16 @@ class WatchStream:
 
     # --- what the peer asks ---
 
+    def fail(self, error: EtcdError) -> None:
+        """A bug ends the call, see bugs.py."""
+        self._call.finish(error)
+
     def on_messages(self, messages: list[bytes]) -> None:
         for message in messages:
             try:
                 request = rpc_pb2.WatchRequest.FromString(message)
             except DecodeError:
-                raise errors.MALFORMED_MESSAGE.error() from None
+                raise errors.MALFORMED_IN_STREAM.error() from None
             match request.WhichOneof("request_union"):
                 case "create_request":
                     self._create(request.create_request)

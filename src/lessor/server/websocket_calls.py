@@ -69,6 +69,11 @@ class WebSocketCall:
             self.gone()
         self._session.flush_later()
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """What is kept of a message that has not come in whole."""
+        return self._body.unfinished_bytes if self._body is not None else 0
+
     def gone(self) -> None:
         """The peer said goodbye, or went without."""
         body, self._body = self._body, None

@@ -32,6 +32,7 @@ TRAILERS_OK = encode_headers([(b"grpc-status", b"0")])
 
 _UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_TIMEOUT_BYTES_MAX = 9
 _UNPRINTABLE = re.compile(rb"[^\x20-\x24\x26-\x7e]")  # and the percent sign itself
 
 # What an answer that is not gRPC's means, by HTTP status; everything else is UNKNOWN.
@@ -73,11 +74,6 @@ class Deframer:
         self._buffer = bytearray()
         self._needed_bytes = PREFIX_BYTES
         self.error: EtcdError | None = None
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether part of a message has come without its rest; at the end of a stream that is an error."""
-        return bool(self._buffer)
 
     @property
     def unfinished_bytes(self) -> int:
@@ -227,9 +223,25 @@ def parse_timeout(value: bytes) -> float:
     """The seconds of a grpc-timeout (0..3.6e11). Raises EtcdError for anything but 1 to 8 digits and a unit."""
     match = _TIMEOUT.fullmatch(value)
     if match is None:
-        text = value.decode("ascii", "replace")
-        raise EtcdError(Code.INTERNAL, f"malformed grpc-timeout: {text!r}")
+        raise EtcdError(Code.INTERNAL, f"malformed grpc-timeout: {_fault_of_timeout(value)}")
     return int(match[1]) * _UNIT_S[match[2]]
+
+
+def _fault_of_timeout(value: bytes) -> str:
+    """What is wrong with it, in the words of grpc-go."""
+    if len(value) < 2:
+        return f"transport: timeout string is too short: {_go_quoted(value)}"
+    if len(value) > _TIMEOUT_BYTES_MAX:
+        return f"transport: timeout string is too long: {_go_quoted(value)}"
+    if value[-1:] not in _UNIT_S:
+        return f"transport: timeout unit is not recognized: {_go_quoted(value)}"
+    return f"strconv.ParseUint: parsing {_go_quoted(value[:-1])}: invalid syntax"
+
+
+def _go_quoted(value: bytes) -> str:
+    """As Go quotes a string. A header value has no control characters but the tab."""
+    escaped = value.replace(b"\\", rb"\\").replace(b'"', rb"\"").replace(b"\t", rb"\t")
+    return f'"{escaped.decode("utf-8", "backslashreplace")}"'
 
 
 def format_timeout(timeout_s: float) -> bytes:

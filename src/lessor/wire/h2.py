@@ -114,6 +114,7 @@ class H2Server(H2Connection):
             self._last_call
             or self.queued_bytes > limits.CONNECTION_SEND_BYTES_MAX
             or len(self._streams) >= limits.H2_STREAMS_MAX
+            or self._heads_bytes + head.own_bytes > limits.H2_HEADS_BYTES_MAX
         ):
             self._reset_id(stream_id, ErrorCode.REFUSED_STREAM)
             return
@@ -125,6 +126,7 @@ class H2Server(H2Connection):
             return
         stream = Stream(stream_id, head, self._initial_send_window, limits.H2_WINDOW_BYTES)
         self._streams[stream_id] = stream
+        self._heads_bytes += head.own_bytes
         events.append((HEADERS, stream, b""))
         if end_stream:
             self._end_remote(stream, events)
@@ -238,6 +240,7 @@ class H2Client(H2Connection):
                 self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, events)
         else:
             stream.head = head
+            self._heads_bytes += head.own_bytes
             events.append((HEADERS, stream, b""))
             if end_stream:  # a length without a body is right for HEAD and 304
                 self._end_remote(stream, events)

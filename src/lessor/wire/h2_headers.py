@@ -72,6 +72,7 @@ class Head:
     method, scheme, path, authority, status   the pseudo-headers, b"" when absent; authority falls back to `host`
     headers          the other fields in the order they came
     content_length   bytes the body must have, -1 when it is not announced
+    own_bytes        what it alone keeps in memory, where that is much: of a list too long to be remembered for others
     """
 
     __slots__ = (
@@ -81,6 +82,7 @@ class Head:
         "form",
         "headers",
         "method",
+        "own_bytes",
         "path",
         "route",
         "scheme",
@@ -106,6 +108,7 @@ class Head:
         self.status = status
         self.headers = headers
         self.content_length = content_length
+        self.own_bytes = 0
         self.route: Any = None
         self._first: dict[bytes, bytes] | None = None
 
@@ -267,11 +270,16 @@ class HeaderDecoder:
                 raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
             if size_bytes > limits.H2_HEADER_LIST_BYTES_MAX:
                 return _TOO_LARGE_HEAD
-        if short and fresh >= 0 and fields[fresh][0] in PER_CALL_FIELDS:
+            if not short:
+                head = head_of(fields, self._kinds)
+                if head.form != MALFORMED:
+                    head.own_bytes = size_bytes
+                return head
+        if fresh >= 0 and fields[fresh][0] in PER_CALL_FIELDS:
             head = self._head_with(fields, fresh)
         else:
             head = head_of(fields, self._kinds)
-        if short and not changed:
+        if not changed:
             if len(heads) >= limits.H2_HEAD_CACHE_MAX:
                 heads.clear()
             heads[block] = head

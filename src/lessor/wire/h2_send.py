@@ -62,6 +62,7 @@ class H2Sender:
 
     __slots__ = (
         "_append",
+        "_heads_bytes",
         "_last_call",
         "_last_peer_id",
         "_out",
@@ -82,6 +83,7 @@ class H2Sender:
         self._out: list[bytes | memoryview] = []
         self._append = self._out.append
         self._streams: dict[int, Stream] = {}
+        self._heads_bytes = 0  # what the peer's long header lists take of the memory, over all streams
         self._waiting: dict[int, Stream] = {}  # have data and a stream window, but found the connection's used up
         self._own_resets: dict[int, None] = {}  # streams we reset lately: frames for them may still be on their way
         self._send_window = WINDOW_BYTES_DEFAULT
@@ -222,7 +224,8 @@ class H2Sender:
 
     def _forget(self, stream: Stream) -> None:
         """The stream is over."""
-        self._streams.pop(stream.id, None)
+        if self._streams.pop(stream.id, None) is not None and stream.head is not None:
+            self._heads_bytes -= stream.head.own_bytes
         stream.local_ended = stream.remote_ended = True
         if stream.pending is not None:
             stream.pending = None

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a JSON body, in the words of Go, which etcd's gateway is written in.
+
+Laws
+- Only bodies that were refused come here. What is refused is not decided here, only how it is told and where.
+- A place is told as line and column, both from 1, counted from the first letter that is not white space.
+- Cost: proportional to the body.
+
+Two of Go's libraries look at a body, one after the other. encoding/json finds out where the value ends; what it
+stumbles over is the syntax: "invalid character '}' looking for beginning of value". protojson then reads the value into
+the message: "proto: (line 1:8): invalid value for bytes field key: 1".
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+_SPACE = " \t\r\n"
+_NOT_SPACE = re.compile(r"[^ \t\r\n]|\Z")
+_SOUND_TEXT = re.compile(rb'(?:[^"\\\x00-\x1f]+|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
+_DIGITS = re.compile(rb"[0-9]*")
+_HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
+_LITERALS = {ord("t"): b"true", ord("f"): b"false", ord("n"): b"null"}
+_BY_NAME = {7: r"\a", 8: r"\b", 9: r"\t", 10: r"\n", 11: r"\v", 12: r"\f", 13: r"\r", 39: r"\'", 92: r"\\"}
+# How much of an offending value an error shows.
+_SHOWN_LETTERS_MAX = 1_000
+
+EOF: Final = "unexpected EOF"
+
+_scan = json.JSONDecoder().raw_decode
+
+
+class FaultError(Exception):
+    """A value that its field cannot hold. Found inside; on the way out each level adds its step to `path`.
+
+    text      what is told, behind the place
+    syntax    whether protojson calls it a syntax error
+    shows     whether the value follows the text
+    of_name   the number of the field's name in its object, from 1, when the fault is in the name and not in the value
+    path      from the fault outwards: the name of a field as it was sent, or the place in a list
+    """
+
+    def __init__(self, text: str, *, syntax: bool = False, shows: bool = True, of_name: int = 0) -> None:
+        super().__init__(text)
+        self.text = text
+        self.syntax = syntax
+        self.shows = shows
+        self.of_name = of_name
+        self.path: list[str | int] = []
+
+    def told(self, source: str) -> str:
+        """The error's text, given the body, which is sound JSON and begins without white space."""
+        at = _place_of(source, self.path[::-1], self.of_name)
+        shown = ""
+        if self.shows:
+            shown = source[at] if source[at] in "{[" else source[at : _scan(source, at)[1]]
+            shown = shown if len(shown) <= _SHOWN_LETTERS_MAX else shown[:_SHOWN_LETTERS_MAX] + "..."
+        kind = "syntax error " if self.syntax else ""
+        return f"proto: {kind}({place(source, at)}): {self.text}{shown}"
+
+
+def place(source: str, at: int) -> str:
+    return f"line {source.count(chr(10), 0, at) + 1}:{at - source.rfind(chr(10), 0, at)}"
+
+
+def _place_of(source: str, path: list[str | int], of_name: int) -> int:
+    """Where the value at the end of the path stands; with `of_name`, of its name, the so many-th."""
+    at = 0
+    for depth, step in enumerate(path, 1):
+        wanted = of_name if depth == len(path) else 0
+        at = _inside(source, at, step, wanted)
+    return at
+
+
+def _inside(source: str, at: int, step: str | int, of_name: int) -> int:
+    """The step from the object or list that begins at `at`."""
+    index = seen = 0
+    at = _after_space(source, at + 1)
+    while True:
+        name_at, name = at, ""
+        if isinstance(step, str):
+            name, at = _scan(source, at)
+            at = _after_space(source, _after_space(source, at) + 1)  # the colon
+        seen += name == step
+        if of_name and seen == of_name:
+            return name_at
+        if not of_name and (seen if isinstance(step, str) else index == step):
+            return at
+        _, at = _scan(source, at)
+        at = _after_space(source, _after_space(source, at) + 1)  # the comma
+        index += 1
+
+
+def _after_space(source: str, at: int) -> int:
+    found = _NOT_SPACE.search(source, at)
+    assert found is not None  # the end, if nothing else
+    return found.start()
+
+
+# --- syntax -------------------------------------------------------------------------------------------------------
+
+
+class _BrokenError(Exception):
+    """The text of a syntax error."""
+
+
+class _Text(NamedTuple):
+    """Where a string stands, quotes and all."""
+
+    start: int
+    end: int
+
+
+def syntax_fault(body: bytes) -> str | None:
+    """What encoding/json says of the first value in a body; None when that is sound."""
+    try:
+        for _ in _texts(body):
+            pass
+    except _BrokenError as broken:
+        return str(broken)
+    return None
+
+
+def text_around(body: bytes, at: int) -> int:
+    """Where the string begins that holds the byte at `at`; the body is sound JSON but for its UTF-8."""
+    return next((text.start for text in _texts(body) if text.start <= at < text.end), 0)
+
+
+def _texts(body: bytes) -> Iterator[_Text]:
+    """Walks through the first value; yields its strings, names too. Raises _BrokenError."""
+    open_ones: list[int] = []  # the brackets around
+    looking_for = "value"
+    at = 0
+    while True:
+        while at < len(body) and chr(body[at]) in _SPACE:
+            at += 1
+        if at >= len(body):
+            raise _BrokenError(EOF)
+        letter = body[at : at + 1]
+        if looking_for == "value" or (looking_for == "value or ]" and letter != b"]"):
+            if letter in (b"{", b"["):
+                open_ones.append(letter[0])
+                looking_for = "name or }" if letter == b"{" else "value or ]"
+                at += 1
+                continue
+            end = _scalar(body, at)
+            if letter == b'"':
+                yield _Text(at, end)
+            at = end
+        elif looking_for == "name" or (looking_for == "name or }" and letter != b"}"):
+            if letter != b'"':
+                raise _unexpected(body, at, "looking for beginning of object key string")
+            end = _string(body, at)
+            yield _Text(at, end)
+            at, looking_for = end, "colon"
+            continue
+        elif looking_for == "colon":
+            if letter != b":":
+                raise _unexpected(body, at, "after object key")
+            at, looking_for = at + 1, "value"
+            continue
+        elif letter == b",":
+            at, looking_for = at + 1, "name" if open_ones[-1] == 0x7B else "value"
+            continue
+        elif letter == (b"}" if open_ones[-1] == 0x7B else b"]"):
+            open_ones.pop()
+            at += 1
+        else:
+            where = "after object key:value pair" if open_ones[-1] == 0x7B else "after array element"
+            raise _unexpected(body, at, where)
+        if not open_ones:
+            return
+        looking_for = "more"
+
+
+def _scalar(body: bytes, at: int) -> int:
+    letter = body[at]
+    if letter == 0x22:
+        return _string(body, at)
+    literal = _LITERALS.get(letter)
+    if literal is not None:
+        for number, expected in enumerate(literal):
+            if _at(body, at + number) != expected:
+                raise _unexpected(body, at + number, f"in literal {literal.decode()} (expecting {_quoted(expected)})")
+        return at + len(literal)
+    if letter == 0x2D or 0x30 <= letter <= 0x39:
+        return _number(body, at)
+    raise _unexpected(body, at, "looking for beginning of value")
+
+
+def _string(body: bytes, at: int) -> int:
+    found = _SOUND_TEXT.match(body, at + 1)
+    assert found is not None  # the empty text, if nothing else
+    at = found.end()
+    letter = _at(body, at)
+    if letter == 0x22:
+        return at + 1
+    if letter != 0x5C:
+        raise _unexpected(body, at, "in string literal")
+    if _at(body, at + 1) != 0x75:
+        raise _unexpected(body, at + 1, "in string escape code")
+    at += 2
+    while _at(body, at) in _HEX_DIGITS:
+        at += 1
+    raise _unexpected(body, at, r"in \u hexadecimal character escape")
+
+
+def _number(body: bytes, at: int) -> int:
+    if body[at] == 0x2D:
+        at += 1
+        _demand_digit(body, at, "in numeric literal")
+    at = at + 1 if body[at] == 0x30 else _after_digits(body, at)
+    if body[at : at + 1] == b".":
+        at += 1
+        _demand_digit(body, at, "after decimal point in numeric literal")
+        at = _after_digits(body, at)
+    if body[at : at + 1] in (b"e", b"E"):
+        at += 2 if body[at + 1 : at + 2] in (b"+", b"-") else 1
+        _demand_digit(body, at, "in exponent of numeric literal")
+        at = _after_digits(body, at)
+    return at
+
+
+def _demand_digit(body: bytes, at: int, where: str) -> None:
+    if not 0x30 <= _at(body, at) <= 0x39:
+        raise _unexpected(body, at, where)
+
+
+def _after_digits(body: bytes, at: int) -> int:
+    found = _DIGITS.match(body, at)
+    assert found is not None
+    return found.end()
+
+
+def _at(body: bytes, at: int) -> int:
+    if at >= len(body):
+        raise _BrokenError(EOF)
+    return body[at]
+
+
+def _unexpected(body: bytes, at: int, where: str) -> _BrokenError:
+    return _BrokenError(f"invalid character {_quoted(_at(body, at))} {where}")
+
+
+def _quoted(byte: int) -> str:
+    """A byte as Go quotes it, which takes it for a letter of its own."""
+    letter = chr(byte)
+    if byte in _BY_NAME:
+        letter = _BY_NAME[byte]
+    elif byte < 0x20 or byte == 0x7F:
+        letter = f"\\x{byte:02x}"
+    elif not letter.isprintable():
+        letter = f"\\u{byte:04x}"
+    return f"'{letter}'"

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of a bug of ours: an exception that no rule foresees ends the call that met it, and no other.
+
+Laws
+- The client of that call is answered: INTERNAL, and where to look. The traceback is in the log.
+- Whoever does something for many calls in a row - the gate, a turn, a line of waiting calls - goes on with the next.
+
+The state machine changes nothing before its checks are through, so memory is taken to be whole. This is no way to deal
+with errors that can be foreseen: those are EtcdErrors where they arise.
+"""
+
+import logging
+from typing import Protocol
+
+from lessor.base.errors import Code, EtcdError
+
+log = logging.getLogger("lessor")
+
+TEXT = "etcdserver: internal error, see the server's log"
+
+
+class Answerable(Protocol):
+    """Something that stands for a call."""
+
+    def fail(self, error: EtcdError) -> None:
+        """Ends the call with the error, now. Does nothing once it has ended."""
+        ...
+
+
+def told(error: Exception, where: str) -> EtcdError:
+    """What the client is told of an exception that was caught: an EtcdError as it is, INTERNAL for any other.
+
+    `where`: the method that was called, or what else was under way; it goes to the log with the traceback.
+    """
+    if isinstance(error, EtcdError):
+        # Its traceback holds the frame that caught it, which holds the error: a circle for the collector.
+        return error.bare()
+    log.error("unexpected error", exc_info=error, extra={"method": where})
+    return EtcdError(Code.INTERNAL, TEXT)
+
+
+def end(call: Answerable, error: Exception) -> None:
+    """Ends a call that met a bug outside of its own handler."""
+    where = type(call).__name__
+    try:
+        call.fail(told(error, where))
+    except Exception as another:
+        told(another, where)
