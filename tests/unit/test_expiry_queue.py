@@ -38,6 +38,15 @@ def test_in_the_order_of_deadlines_and_of_arrival_where_equal() -> None:
     assert queue.next_deadline() == 30.0
 
 
+def test_many_at_once_are_in_the_same_order_and_come_before_later_ones_where_equal() -> None:
+    queue = ExpiryQueue()
+    queue.load(lease(lease_id, deadline_s) for lease_id, deadline_s in ((1, 30.0), (2, 10.0), (3, 20.0), (4, 10.0)))
+    queue.add(lease(5, 10.0))
+    queue.add(lease(6, 9.0))
+    assert queue.next_deadline() == 9.0
+    assert ids(queue.take_due(35.0, 10)) == [6, 2, 4, 5, 3, 1]
+
+
 def test_a_renewed_lease_goes_back() -> None:
     queue = ExpiryQueue()
     renewed = lease(1, 10.0)

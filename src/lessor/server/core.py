@@ -10,7 +10,8 @@ grpc_calls.py and http_calls.py, which are two codecs over the same messages.
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
@@ -19,7 +20,6 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.server.committer import Committer
-from lessor.server.exposition import Exposition
 from lessor.server.metrics import Metrics
 from lessor.server.options import Options
 from lessor.server.passwords import Passwords
@@ -32,6 +32,9 @@ from lessor.server.waiting_lines import WaitingLines
 from lessor.state import permissions
 from lessor.state.machine import StateMachine
 from lessor.state.permissions import Caller, Claimed
+
+if TYPE_CHECKING:
+    from lessor.server.exposition import Exposition
 
 log = logging.getLogger("lessor")
 
@@ -171,7 +174,6 @@ class Core:
         self.waiting_lines = WaitingLines(self)
         self.lease_lists = asyncio.Lock()  # one list of leases is made at a time, see leases.py
         self.unfinished = Unfinished(options.message_bytes_max)
-        self.exposition = Exposition(self)
         self.unary_handlers: dict[Method, UnaryHandler] = {}
         self.waiting_handlers: dict[Method, WaitingHandler] = {}
         self.stream_handlers: dict[Method, StreamFactory] = {}
@@ -193,6 +195,13 @@ class Core:
         except Exception:
             outcome = self._bug(call.method)
         self.finish(call, outcome)
+
+    @cached_property
+    def exposition(self) -> "Exposition":
+        """What /metrics shows. Loaded when it is first asked for: Prometheus' library would make each start longer."""
+        from lessor.server.exposition import Exposition
+
+        return Exposition(self)
 
     # --- who may do what: the one place where calls meet state/permissions.py ---
 

@@ -12,8 +12,10 @@ key's version never changes, so its bytes are made once and pasted into every re
 Does not do: parsing.
 """
 
-_CONTINUED = [bytes(((n & 0x7F) | 0x80, (n >> 7) | 0x80)) for n in range(1 << 14)]
-_SHORT = [bytes((n,)) if n < 0x80 else bytes(((n & 0x7F) | 0x80, n >> 7)) for n in range(1 << 14)]
+_LAST = [bytes((n,)) for n in range(0x80)]
+_MORE = [bytes((n | 0x80,)) for n in range(0x80)]
+_CONTINUED = [low + high for high in _MORE for low in _MORE]
+_SHORT = _LAST + [low + high for high in _LAST[1:] for low in _MORE]
 
 
 def varint(number: int) -> bytes:

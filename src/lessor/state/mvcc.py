@@ -395,7 +395,4 @@ class Store:
 
     def attach_loaded(self) -> None:
         """Hangs each key on its lease."""
-        lessor = self._lessor
-        for event in self._live.values():
-            if event.lease and event.lease in lessor:
-                lessor.attach(event.lease, event.key)
+        self._lessor.attach_loaded([(event.lease, event.key) for event in self._live.values() if event.lease])
