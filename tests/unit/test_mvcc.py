@@ -228,7 +228,7 @@ def test_put_moves_between_leases() -> None:
 Step = tuple[str, list[bytes], int]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(("write", "write", "write", "compact")),
+        st.sampled_from(("write", "write", "write", "compact", "sweep")),
         st.lists(st.sampled_from(KEYS), max_size=4),
         st.integers(0, 9),
     ),
@@ -260,9 +260,15 @@ class Naive:
 
 
 def drive(store: Store, journal: Journal, plan: Iterable[Step]) -> Naive:
-    """Runs a plan against both; a key in a write is put, or deleted where it exists and the number is odd."""
+    """Runs a plan against both; a key in a write is put, or deleted where it exists and the number is odd.
+
+    What a compaction gave up may still be in memory, wholly or in part.
+    """
     naive = Naive()
     for what, keys, number in plan:
+        if what == "sweep":
+            store.sweep(number)
+            continue
         if what == "compact":
             revision = max(naive.revision - number % 4, 0)
             if revision > naive.compact_revision:
@@ -311,6 +317,7 @@ def test_every_retained_revision_can_be_read(plan: list[Step]) -> None:
 def test_compaction_reports_each_row_that_nothing_needs_once(plan: list[Step]) -> None:
     store, journal = new_store()
     naive = drive(store, journal, plan)
+    store.sweep(store.superfluous)
     rows = [(row[0], row[1]) for row in naive.rows]
     dead = journal.seal(0.0).dead
     assert len(dead) == len(set(dead))
@@ -323,6 +330,7 @@ def test_a_loaded_store_is_the_same_store(plan: list[Step]) -> None:
     """Whether the dead rows are still there or not, and for later compactions too."""
     store, journal = new_store()
     naive = drive(store, journal, plan)
+    store.sweep(store.superfluous)
     dead = set(journal.seal(0.0).dead)
     for rows in (naive.rows, [row for row in naive.rows if (row[0], row[1]) not in dead]):
         loaded, loaded_journal = new_store()
@@ -334,10 +342,49 @@ def test_a_loaded_store_is_the_same_store(plan: list[Step]) -> None:
         assert [repr(event) for event in loaded.log_slice(0, 999)] == [repr(event) for event in store.log_slice(0, 999)]
         if naive.compact_revision < naive.revision == store.revision:
             loaded.compact(naive.revision)
+            loaded.sweep(loaded.superfluous)
             left = {(row[0], row[1]) for row in rows} - set(again) - set(loaded_journal.seal(0.0).dead)
             compacted = Naive()
             compacted.rows, compacted.compact_revision = naive.rows, naive.revision
             assert left == set(compacted.retained())
+
+
+@settings(max_examples=50)
+@given(STEPS)
+def test_nothing_retained_shows_how_far_a_sweep_has_come(plan: list[Step]) -> None:
+    store, journal = new_store()
+    naive = drive(store, journal, plan)
+
+    def retained() -> object:
+        events = store.log_slice(store.log_position(store.compact_revision), 999)
+        befores = [store.previous_of(event) for event in events]
+        ranges = [
+            [shown(event) for event in store.range_at(b"\0", b"", revision)]
+            for revision in range(max(naive.compact_revision, 1), naive.revision + 1)
+        ]
+        return hash_kv(store), ranges, repr(events), repr(befores)
+
+    before = retained()
+    while store.superfluous:
+        store.sweep(1)
+        assert retained() == before
+
+
+@settings(max_examples=50)
+@given(STEPS)
+def test_a_crash_between_any_two_deletions_of_rows_brings_nothing_back(plan: list[Step]) -> None:
+    """The engine sorts what one batch names, and deletes it before what the next one names."""
+    store, journal = new_store()
+    naive = drive(store, journal, plan)
+    deleted = sorted(journal.seal(0.0).dead)
+    while store.superfluous:
+        store.sweep(2)
+        deleted += sorted(journal.seal(0.0).dead)
+    for count in range(len(deleted) + 1):
+        loaded, _ = new_store()
+        loaded.load([row for row in naive.rows if row[:2] not in set(deleted[:count])], naive.compact_revision)
+        assert hash_kv(loaded) == hash_kv(store)
+        assert repr(loaded.range(b"\0", b"")) == repr(store.range(b"\0", b""))
 
 
 def test_the_worked_example() -> None:
@@ -353,6 +400,7 @@ def test_the_worked_example() -> None:
 
     def compact(revision: int) -> tuple[list[str], list[tuple[int, int]]]:
         store.compact(revision)
+        store.sweep(99)
         chain = []
         event = store.newest_of(b"k")
         while event is not None:

@@ -293,6 +293,7 @@ class StateMachine:
         if revision > store.revision:
             raise errors.FUTURE_REVISION.error()
         store.compact(revision)
+        store.sweep(limits.SWEEP_EVENTS_MAX)  # mostly that is all; the server does the rest between turns
         return self.header_field()
 
     # --- leases -------------------------------------------------------------------------------------------------
