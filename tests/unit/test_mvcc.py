@@ -147,6 +147,26 @@ def test_key_index_puts_off_only_so_much() -> None:
     assert index.range(b"\0", b"") == sorted(keys[6_000:])
 
 
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from((1, 3, 255, 256, 257, 900)), st.booleans()), max_size=12))
+def test_key_index_takes_many_at_once(plan: list[tuple[bool, int, bool]]) -> None:
+    """Every third key of those that are absent, or present, so that they lie between the others."""
+    universe = [b"%05d" % number for number in range(3_000)]
+    index, keys = KeyIndex(), set[bytes]()
+    for adds, count, reads in plan:
+        chosen = [key for key in universe if (key in keys) != adds][::3][:count]
+        if adds:
+            index.add_all(chosen)
+            keys |= set(chosen)
+        else:
+            index.remove_all(chosen)
+            keys -= set(chosen)
+        assert len(index) == len(keys)
+        if reads:
+            assert index.range(b"", b"") == sorted(keys)
+    assert index.range(b"", b"") == sorted(keys)
+
+
 # --- store ------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +243,29 @@ def test_put_moves_between_leases() -> None:
     assert held() == ([], [])
     store.put(b"a", b"", 1)
     assert held() == ([b"a"], [])
+
+
+@pytest.mark.parametrize("count", [2, 700])
+def test_many_deletes_are_the_same_as_one_by_one(count: int) -> None:
+    def history(*, at_once: bool) -> tuple[object, ...]:
+        journal = Journal()
+        lessor = Lessor(journal)
+        store, lease = Store(journal, lessor), lessor.grant(1, 10, 0.0)
+        for number in range(1_000):
+            store.put(b"%04d" % number, b"v", number % 2)
+        store.finish()
+        keys = [b"%04d" % number for number in range(150, 150 + count)]
+        store.put(keys[0] + b"x", b"", 0)
+        if at_once:
+            store.delete_all(keys)
+        else:
+            for key in keys:
+                store.delete(key)
+        store.finish()
+        seen = store.range(b"\0", b""), store.newest_of_range(b"\0", b""), store.range_at(b"\0", b"", 2)
+        return repr(seen), hash_kv(store), sorted(lease.keys), journal.seal(0.0).events, repr(store.newest_events(9))
+
+    assert history(at_once=True) == history(at_once=False)
 
 
 Step = tuple[str, list[bytes], int]

@@ -229,9 +229,7 @@ def delete_range(store: Store, request: rpc_pb2.DeleteRangeRequest) -> bytes:
         doomed = [] if event is None else [event]
     if not doomed:
         return b""
-    delete = store.delete
-    for event in doomed:
-        delete(event.key)
+    store.delete_all([event.key for event in doomed])
     deleted = b"\x10" + varint(len(doomed))
     if request.prev_kv:
         return deleted + b"".join([nested(b"\x1a", event.kv_bytes()) for event in doomed])

@@ -324,10 +324,8 @@ class StateMachine:
 
     def _delete_keys(self, lease: Lease) -> int:
         """Deletes what hung on an ended lease; returns how many keys. Cost: k log k for k keys."""
-        delete = self.store.delete
         keys = sorted(lease.keys)
-        for key in keys:
-            delete(key)
+        self.store.delete_all(keys)
         lease.keys = frozenset()  # somebody may hold on to the lease for a while
         self.store.deletes += len(keys)
         self.txns += len(keys) > 1

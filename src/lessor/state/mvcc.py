@@ -219,22 +219,31 @@ class Store:
                 self._lessor.attach(lease_id, key)
         return replaced
 
-    def delete(self, key: bytes) -> Event:
-        """Deletes a key that exists; returns the tombstone. Cost: O(1)."""
+    def delete(self, key: bytes) -> None:
+        """Deletes a key that exists. Cost: O(1)."""
+        self._bury(key)
+        self._live_keys.remove(key)
+        self._gone_keys.add(key)
+
+    def delete_all(self, keys: Sequence[bytes]) -> None:
+        """Deletes keys that exist, in this order, which is ascending. Cost: O(1) each, for many half of `delete`'s."""
+        for key in keys:
+            self._bury(key)
+        self._live_keys.remove_all(keys)
+        self._gone_keys.add_all(keys)
+
+    def _bury(self, key: bytes) -> None:
+        """Puts a tombstone in the place of a key's newest version, everywhere but in the indexes."""
         revision = self.revision + 1
         sub = self._changes
         self._changes = sub + 1
         previous = self._live.pop(key)
         key = previous.key
-        event = Event(key, None, 0, revision, sub, 0, 0, previous)
-        self._live_keys.remove(key)
-        self._gone[key] = event
-        self._gone_keys.add(key)
+        self._gone[key] = event = Event(key, None, 0, revision, sub, 0, 0, previous)
         self._log.append(event)
         self._journal.event((revision, sub, key, None, 0, 0, 0))
         if previous.lease:
             self._lessor.detach(previous.lease, key)
-        return event
 
     def finish(self) -> int:
         """Ends the write; returns how many changes it made. With any, `revision` is one higher now."""
@@ -353,7 +362,7 @@ class Store:
         """Takes the oldest superfluous events out of memory, at most `events_max`, and notes the rows of theirs.
 
         Call it while there are `superfluous` ones. In between, too, all that can be read is what can be read after the
-        last call. Cost: 0.3 us an event, 3 us a tombstone.
+        last call. Cost: 0.2 us an event, 4 us a tombstone.
         """
         count = min(events_max, self.superfluous)
         events = self._log[:count]
