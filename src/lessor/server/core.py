@@ -9,7 +9,7 @@ grpc_calls.py and http_calls.py, which are two codecs over the same messages.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.server.committer import Committer
+from lessor.server.long_reply import LongReply
 from lessor.server.metrics import Metrics
 from lessor.server.options import Options
 from lessor.server.passwords import Passwords
@@ -141,7 +142,8 @@ class WatchesProgress(Protocol):
         ...
 
 
-UnaryHandler = Callable[["Core", Any], bytes]
+# Returns the reply; one that takes long as pieces still to be made.
+UnaryHandler = Callable[["Core", Any], bytes | Iterator[bytes]]
 # Begins a call that answers by `Core.finish`, perhaps at once. Raises EtcdError to answer with that.
 WaitingHandler = Callable[["Core", UnaryCall, Any], "Waiting | None"]
 StreamFactory = Callable[["Core", StreamCall], StreamHandler]
@@ -172,7 +174,7 @@ class Core:
         self.downgrade_target = ""  # of the downgrade that was enabled; see maintenance.py
         self.watch_streams: set[WatchesProgress] = set()
         self.waiting_lines = WaitingLines(self)
-        self.lease_lists = asyncio.Lock()  # one list of leases is made at a time, see leases.py
+        self.long_replies = asyncio.Lock()  # one is made at a time, see long_reply.py
         self.unfinished = Unfinished(options.message_bytes_max)
         self.unary_handlers: dict[Method, UnaryHandler] = {}
         self.waiting_handlers: dict[Method, WaitingHandler] = {}
@@ -188,12 +190,16 @@ class Core:
             if handler is None:
                 call.waiting = self.waiting_handlers[call.method](self, call, request)
                 return
-            outcome = handler(self, request)
+            reply = handler(self, request)
+            if not isinstance(reply, bytes):
+                call.waiting = LongReply(self, call, reply)
+                return
+            outcome = reply
         except EtcdError as error:
             # Its traceback holds this frame, which holds the error: a circle for the collector.
             outcome = error.bare()
         except Exception:
-            outcome = self._bug(call.method)
+            outcome = self.bug(call.method)
         self.finish(call, outcome)
 
     @cached_property
@@ -248,7 +254,7 @@ class Core:
         """Whether there is a handler of any kind."""
         return method in self.unary_handlers or method in self.stream_handlers or method in self.waiting_handlers
 
-    def _bug(self, method: Method) -> EtcdError:
+    def bug(self, method: Method) -> EtcdError:
         """An exception that no rule foresees: the client is told, and the log gets the traceback.
 
         The state machine changes nothing before its checks are through, so memory is taken to be whole.
