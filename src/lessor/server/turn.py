@@ -10,7 +10,7 @@ The write rule
   is durable it leaves at once. A keepalive waits for the batch that last wrote its lease, mostly none.
 - Watch events pass the same gate.
 - What may take long is cut into steps of some milliseconds, one a turn: ends of leases, history for watchers, the sweep
-  after a compaction.
+  after a compaction; and long replies (long_reply.py). The end of one lease with all its keys is one step.
 - When a commit fails, memory is ahead of disk and the outcome is unknown: nothing is answered any more, nothing is
   rolled back, the server stops with a message and an exit code of its own.
 
