@@ -2,7 +2,9 @@
 """Replies with many parts: the same bytes as at once, fixed when the call came in, and others are served in between."""
 
 import asyncio
+import socket
 from collections.abc import Iterator
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -12,6 +14,7 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors
 from lessor.server.long_reply import LongReply
 from lessor.state import encode
+from lessor.testing.server import InProcessServer
 from tests.unit.lock_world import Call, LockWorld
 
 ALL = rpc.RangeRequest(key=b"\0", range_end=b"\0")
@@ -110,3 +113,21 @@ def test_what_goes_wrong_meanwhile_is_answered() -> None:
             assert world.do(rpc.RangeRequest(key=b"k01")).count == 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/v3/kv/range", "/v3/lessor/leases/list"])
+def test_a_peer_that_sends_no_more_gets_its_reply(path: str) -> None:
+    """Not so a lock's: whoever waits for another's doing without end has to stay."""
+    body = b'{"key":"AA==","range_end":"AA=="}' if "range" in path else b"{}"
+    head = f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with mock.patch.object(encode, "REPLY_PARTS_MAX", 2), InProcessServer() as server:
+        for number in range(9):
+            put = rpc.PutRequest(key=b"%d" % number)
+            server.call(partial(server.server.core.machine.apply, put, 0.0))
+        host, port = server.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as peer:
+            peer.sendall(head + body)
+            peer.shutdown(socket.SHUT_WR)
+            reply = b"".join(iter(lambda: peer.recv(65_536), b""))
+        assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b'"revision":"10"' in reply

@@ -20,6 +20,7 @@ from lessor.gateway import routes
 from lessor.gateway.routes import Headers
 from lessor.server.core import Core
 from lessor.server.http_calls import Body, Exchange, JsonStream, JsonUnary, answer
+from lessor.server.long_reply import LongReply
 from lessor.wire import h1
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ class H1Session:
         self._take(self._h1.receive_eof())
         exchange = self._h1.exchange
         body = exchange.owner.body if exchange is not None and exchange.owner else None
-        hung_up = isinstance(body, JsonStream) or (isinstance(body, JsonUnary) and body.waiting is not None)
+        waiting = body.waiting if isinstance(body, JsonUnary) else None
+        waits = waiting is not None and not isinstance(waiting, LongReply)
+        hung_up = waits or isinstance(body, JsonStream)
         return not (self._h1.closing or hung_up)
 
     def _take(self, events: list[h1.Event]) -> None:
