@@ -114,8 +114,10 @@ class Node:
         self._log = home / "log"
         blanks = {"data": home / "data", "client": self.port, "peer": free_port()}
         self._command = [part.format(**blanks) for part in server.command]
-        # Variables meant for a server would change what is compared.
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+        # Variables meant for a server would change what is compared. Our own is to find its modules compiled, as in an
+        # installed package, when it starts again.
+        foreign = ("ETCD_", "PYTHONDONTWRITEBYTECODE")
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         if server.python_path is not None:
             self._environment["PYTHONPATH"] = server.python_path
         self.start()

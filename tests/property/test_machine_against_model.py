@@ -7,13 +7,16 @@ remaining time, and the history from each revision on.
 """
 
 from typing import Any
+from unittest import mock
 
 import pytest
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.api.proto.mvcc_pb2 import Event
+from lessor.base import limits
 from lessor.base.errors import EtcdError
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.watch_hub import CompactedError, Watcher, event_bytes
@@ -159,10 +162,12 @@ def _changes_a_key_twice(model: Model, revision: int) -> bool:
     return len(changed) > len(set(changed))
 
 
-def _run(steps: list[Any]) -> None:
+def _run(steps: list[Any], sweep: int = limits.SWEEP_EVENTS_MAX) -> None:
+    """`sweep`: events that the machine takes out of memory at once after a compaction."""
     pair = Pair()
-    for step in steps:
-        pair.step(step)
+    with mock.patch.object(limits, "SWEEP_EVENTS_MAX", sweep):
+        for step in steps:
+            pair.step(step)
     pair.compare_state()
 
 
@@ -176,6 +181,13 @@ def test_edges(edge: str) -> None:
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_same_as_model(steps: list[Any]) -> None:
     _run(steps)
+
+
+@pytest.mark.slow
+@given(sequences(length=60), st.integers(0, 2))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_same_as_model_while_history_is_swept(steps: list[Any], sweep: int) -> None:
+    _run(steps, sweep)
 
 
 @pytest.mark.slow

@@ -38,6 +38,18 @@ def test_in_the_order_of_deadlines_and_of_arrival_where_equal() -> None:
     assert queue.next_deadline() == 30.0
 
 
+@given(st.lists(st.integers(1, 9), max_size=30), st.lists(st.integers(1, 9), max_size=5))
+def test_many_at_once_are_in_the_same_order_and_come_before_later_ones_where_equal(
+    at_once: list[int], later: list[int]
+) -> None:
+    queue = ExpiryQueue()
+    leases = [lease(number, deadline_s) for number, deadline_s in enumerate(at_once + later)]
+    queue.load(leases[: len(at_once)])
+    for each in leases[len(at_once) :]:
+        queue.add(each)
+    assert queue.take_due(9.0, 100) == sorted(leases, key=lambda each: each.deadline_s)
+
+
 def test_a_renewed_lease_goes_back() -> None:
     queue = ExpiryQueue()
     renewed = lease(1, 10.0)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lessor.base.errors import Code, EtcdError
 from lessor.state.journal import Journal
-from lessor.state.leases import RENEW_SLACK, Lessor
+from lessor.state.leases import RENEW_SLACK, Lease, Lessor
 
 DAY_S = 86_400
 
@@ -279,3 +279,12 @@ def test_a_promise_of_a_prompt_commit_needs_no_second_row() -> None:
     lessor.grant(7, 10, now=0.0)
     lessor.acknowledged(journal.seal(0.0).leases_touched, now=0.02)
     assert journal.row_count == 0
+
+
+def test_loaded_keys_are_hung_on_the_leases_that_live() -> None:
+    lessor = Lessor(Journal())
+    lessor.load([Lease(1, 10, 10.0, 10.0, 1), Lease(2, 10, 10.0, 10.0, 1), Lease(3, 10, 10.0, 10.0, 1)])
+    lessor.attach_loaded([(1, b"a"), (2, b"b"), (1, b"c"), (9, b"d")])
+    assert {lease.id: set(lease.keys) for lease in lessor} == {1: {b"a", b"c"}, 2: {b"b"}, 3: set()}
+    lessor.attach(3, b"e")
+    assert {lease.id: set(lease.keys) for lease in lessor} == {1: {b"a", b"c"}, 2: {b"b"}, 3: {b"e"}}

@@ -147,6 +147,26 @@ def test_key_index_puts_off_only_so_much() -> None:
     assert index.range(b"\0", b"") == sorted(keys[6_000:])
 
 
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from((1, 3, 255, 256, 257, 900)), st.booleans()), max_size=12))
+def test_key_index_takes_many_at_once(plan: list[tuple[bool, int, bool]]) -> None:
+    """Every third key of those that are absent, or present, so that they lie between the others."""
+    universe = [b"%05d" % number for number in range(3_000)]
+    index, keys = KeyIndex(), set[bytes]()
+    for adds, count, reads in plan:
+        chosen = [key for key in universe if (key in keys) != adds][::3][:count]
+        if adds:
+            index.add_all(chosen)
+            keys |= set(chosen)
+        else:
+            index.remove_all(chosen)
+            keys -= set(chosen)
+        assert len(index) == len(keys)
+        if reads:
+            assert index.range(b"", b"") == sorted(keys)
+    assert index.range(b"", b"") == sorted(keys)
+
+
 # --- store ------------------------------------------------------------------------------------------------------
 
 
@@ -225,10 +245,33 @@ def test_put_moves_between_leases() -> None:
     assert held() == ([b"a"], [])
 
 
+@pytest.mark.parametrize("count", [2, 700])
+def test_many_deletes_are_the_same_as_one_by_one(count: int) -> None:
+    def history(*, at_once: bool) -> tuple[object, ...]:
+        journal = Journal()
+        lessor = Lessor(journal)
+        store, lease = Store(journal, lessor), lessor.grant(1, 10, 0.0)
+        for number in range(1_000):
+            store.put(b"%04d" % number, b"v", number % 2)
+        store.finish()
+        keys = [b"%04d" % number for number in range(150, 150 + count)]
+        store.put(keys[0] + b"x", b"", 0)
+        if at_once:
+            store.delete_all(keys)
+        else:
+            for key in keys:
+                store.delete(key)
+        store.finish()
+        seen = store.range(b"\0", b""), store.newest_of_range(b"\0", b""), store.range_at(b"\0", b"", 2)
+        return repr(seen), hash_kv(store), sorted(lease.keys), journal.seal(0.0).events, repr(store.newest_events(9))
+
+    assert history(at_once=True) == history(at_once=False)
+
+
 Step = tuple[str, list[bytes], int]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(("write", "write", "write", "compact")),
+        st.sampled_from(("write", "write", "write", "compact", "sweep")),
         st.lists(st.sampled_from(KEYS), max_size=4),
         st.integers(0, 9),
     ),
@@ -260,9 +303,15 @@ class Naive:
 
 
 def drive(store: Store, journal: Journal, plan: Iterable[Step]) -> Naive:
-    """Runs a plan against both; a key in a write is put, or deleted where it exists and the number is odd."""
+    """Runs a plan against both; a key in a write is put, or deleted where it exists and the number is odd.
+
+    What a compaction gave up may still be in memory, wholly or in part.
+    """
     naive = Naive()
     for what, keys, number in plan:
+        if what == "sweep":
+            store.sweep(number)
+            continue
         if what == "compact":
             revision = max(naive.revision - number % 4, 0)
             if revision > naive.compact_revision:
@@ -311,6 +360,7 @@ def test_every_retained_revision_can_be_read(plan: list[Step]) -> None:
 def test_compaction_reports_each_row_that_nothing_needs_once(plan: list[Step]) -> None:
     store, journal = new_store()
     naive = drive(store, journal, plan)
+    store.sweep(store.superfluous)
     rows = [(row[0], row[1]) for row in naive.rows]
     dead = journal.seal(0.0).dead
     assert len(dead) == len(set(dead))
@@ -323,6 +373,7 @@ def test_a_loaded_store_is_the_same_store(plan: list[Step]) -> None:
     """Whether the dead rows are still there or not, and for later compactions too."""
     store, journal = new_store()
     naive = drive(store, journal, plan)
+    store.sweep(store.superfluous)
     dead = set(journal.seal(0.0).dead)
     for rows in (naive.rows, [row for row in naive.rows if (row[0], row[1]) not in dead]):
         loaded, loaded_journal = new_store()
@@ -334,10 +385,49 @@ def test_a_loaded_store_is_the_same_store(plan: list[Step]) -> None:
         assert [repr(event) for event in loaded.log_slice(0, 999)] == [repr(event) for event in store.log_slice(0, 999)]
         if naive.compact_revision < naive.revision == store.revision:
             loaded.compact(naive.revision)
+            loaded.sweep(loaded.superfluous)
             left = {(row[0], row[1]) for row in rows} - set(again) - set(loaded_journal.seal(0.0).dead)
             compacted = Naive()
             compacted.rows, compacted.compact_revision = naive.rows, naive.revision
             assert left == set(compacted.retained())
+
+
+@settings(max_examples=50)
+@given(STEPS)
+def test_nothing_retained_shows_how_far_a_sweep_has_come(plan: list[Step]) -> None:
+    store, journal = new_store()
+    naive = drive(store, journal, plan)
+
+    def retained() -> object:
+        events = store.log_slice(store.log_position(store.compact_revision), 999)
+        befores = [store.previous_of(event) for event in events]
+        ranges = [
+            [shown(event) for event in store.range_at(b"\0", b"", revision)]
+            for revision in range(max(naive.compact_revision, 1), naive.revision + 1)
+        ]
+        return hash_kv(store), ranges, repr(events), repr(befores)
+
+    before = retained()
+    while store.superfluous:
+        store.sweep(1)
+        assert retained() == before
+
+
+@settings(max_examples=50)
+@given(STEPS)
+def test_a_crash_between_any_two_deletions_of_rows_brings_nothing_back(plan: list[Step]) -> None:
+    """The engine sorts what one batch names, and deletes it before what the next one names."""
+    store, journal = new_store()
+    naive = drive(store, journal, plan)
+    deleted = sorted(journal.seal(0.0).dead)
+    while store.superfluous:
+        store.sweep(2)
+        deleted += sorted(journal.seal(0.0).dead)
+    for count in range(len(deleted) + 1):
+        loaded, _ = new_store()
+        loaded.load([row for row in naive.rows if row[:2] not in set(deleted[:count])], naive.compact_revision)
+        assert hash_kv(loaded) == hash_kv(store)
+        assert repr(loaded.range(b"\0", b"")) == repr(store.range(b"\0", b""))
 
 
 def test_the_worked_example() -> None:
@@ -353,6 +443,7 @@ def test_the_worked_example() -> None:
 
     def compact(revision: int) -> tuple[list[str], list[tuple[int, int]]]:
         store.compact(revision)
+        store.sweep(99)
         chain = []
         event = store.newest_of(b"k")
         while event is not None:

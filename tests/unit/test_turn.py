@@ -580,6 +580,31 @@ def test_a_slow_disk_is_not_taken_for_a_stall() -> None:
     assert lease not in world.machine.leases
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_compaction_is_swept_between_others_and_its_rows_are_named_though_nobody_writes(hangs: bool) -> None:
+    world = World()
+    versions = 5 * limits.SWEEP_EVENTS_MAX + 1
+    for _ in range(versions):
+        world.call(rpc_pb2.PutRequest(key=b"a"))
+    world.settle()
+    before, turns = len(world.disk.batches), 0
+    world.call(rpc_pb2.CompactionRequest(revision=1 + versions))
+    while world.machine.store.superfluous and turns < 10:
+        turns += 1
+        peer = Peer()
+        world.call(rpc_pb2.RangeRequest(key=b"a"), peer)
+        world.loop.run()
+        if not hangs:
+            while world.disk.in_flight:
+                world.disk.succeed()
+            assert len(peer.got) == 1
+    assert 2 <= turns <= 4
+    world.settle()
+    batches = world.disk.batches[before:]
+    assert sorted(row for batch in batches for row in batch.dead) == [(2 + number, 0) for number in range(versions - 1)]
+    assert [batch.row_count for batch in batches] == [1, 0]
+
+
 def test_served_time_is_saved_while_leases_live_and_only_then() -> None:
     world = World()
     world.pass_time(10)

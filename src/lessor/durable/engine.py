@@ -106,8 +106,9 @@ class Engine(Protocol):
     def collect(self, dead: Sequence[tuple[int, int]] = (), rows_max: int = COLLECT_ROWS_MAX) -> bool:
         """Queues `dead`, the (revision, sub) of superfluous rows, for deletion, and deletes at most `rows_max` rows.
 
-        Give the whole list that a compaction named at once, or in pieces in ascending order: rows are deleted oldest
-        first, because a tombstone that went before what it covers would bring the key back after a crash.
+        Give the whole list that a compaction named at once, or in pieces that have each key's tombstones not before
+        what they cover: each piece is deleted oldest row first, and before the next one, because a tombstone that went
+        before what it covers would bring the key back after a crash.
 
         Returns whether something is left to do: call again without arguments, with commits in between, until it is not.
         Ended leases of batches before the newest compaction go too, and the space goes back to the file system.

@@ -34,6 +34,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -367,25 +368,26 @@ class SqliteEngine:
         )
 
     def _load_events(self) -> Iterator[EventRow]:
-        yield from self._stream(
+        return self._stream(
             "SELECT revision, sub, key, value, create_revision, version, lease FROM event ORDER BY revision, sub"
         )
 
     def _load_leases(self) -> Iterator[LeaseRow]:
-        for lease_id, ttl_s, deadline_s in self._stream(
-            "SELECT id, ttl_s, deadline_s FROM lease WHERE NOT ended ORDER BY id"
-        ):
-            yield lease_id, ttl_s, deadline_s, False
+        return self._stream("SELECT id, ttl_s, deadline_s, ended FROM lease WHERE NOT ended ORDER BY id")
 
     def _load_alarms(self) -> Iterator[AlarmRow]:
         for member_id, alarm in self._stream("SELECT member_id, type FROM alarm WHERE active ORDER BY member_id, type"):
             yield int(member_id, 16), alarm, True
 
     def _stream(self, query: str) -> Iterator[Any]:
+        """The rows one by one, as SQLite's own tuples: no code of ours runs for each."""
+        return chain.from_iterable(self._pieces(query))
+
+    def _pieces(self, query: str) -> Iterator[list[Any]]:
         with self._explained():
             cursor = self._connection.execute(query)
             while rows := cursor.fetchmany(LOAD_ROWS):
-                yield from rows
+                yield rows
 
     # --- write -----------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ grpc_calls.py and http_calls.py, which are two codecs over the same messages.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
@@ -19,7 +19,7 @@ from lessor.base import errors
 from lessor.base.errors import EtcdError
 from lessor.server.bugs import told
 from lessor.server.committer import Committer
-from lessor.server.exposition import Exposition
+from lessor.server.long_reply import LongReply
 from lessor.server.metrics import Metrics
 from lessor.server.options import Options
 from lessor.server.passwords import Passwords
@@ -32,6 +32,9 @@ from lessor.server.waiting_lines import WaitingLines
 from lessor.state import permissions
 from lessor.state.machine import StateMachine
 from lessor.state.permissions import Caller, Claimed
+
+if TYPE_CHECKING:
+    from lessor.server.exposition import Exposition
 
 
 class Credentials(Protocol):
@@ -140,7 +143,8 @@ class WatchesProgress(Protocol):
         ...
 
 
-UnaryHandler = Callable[["Core", Any], bytes]
+# Returns the reply; one that takes long as pieces still to be made.
+UnaryHandler = Callable[["Core", Any], bytes | Iterator[bytes]]
 # Begins a call that answers by `Core.finish`, perhaps at once. Raises EtcdError to answer with that.
 WaitingHandler = Callable[["Core", UnaryCall, Any], "Waiting | None"]
 StreamFactory = Callable[["Core", StreamCall], StreamHandler]
@@ -171,9 +175,9 @@ class Core:
         self.downgrade_target = ""  # of the downgrade that was enabled; see maintenance.py
         self.watch_streams: set[WatchesProgress] = set()
         self.waiting_lines = WaitingLines(self)
-        self.lease_lists = asyncio.Lock()  # one list of leases is made at a time, see leases.py
+        self._exposition: Exposition | None = None
+        self.long_replies = asyncio.Lock()  # one is made at a time, see long_reply.py
         self.unfinished = Unfinished(options.message_bytes_max)
-        self.exposition = Exposition(self)
         self.unary_handlers: dict[Method, UnaryHandler] = {}
         self.waiting_handlers: dict[Method, WaitingHandler] = {}
         self.stream_handlers: dict[Method, StreamFactory] = {}
@@ -188,7 +192,11 @@ class Core:
             if handler is None:
                 call.waiting = self.waiting_handlers[call.method](self, call, request)
                 return
-            outcome = handler(self, request)
+            reply = handler(self, request)
+            if not isinstance(reply, bytes):
+                call.waiting = LongReply(self, call, reply)
+                return
+            outcome = reply
         except Exception as error:
             outcome = told(error, call.method.path)
         self.finish(call, outcome)
@@ -201,6 +209,15 @@ class Core:
         except Exception as error:
             outcome = told(error, call.method.path)
         self.finish(call, outcome)
+
+    @property
+    def exposition(self) -> "Exposition":
+        """What /metrics shows. Loaded when it is first asked for: Prometheus' library would make each start longer."""
+        if self._exposition is None:
+            from lessor.server.exposition import Exposition
+
+            self._exposition = Exposition(self)
+        return self._exposition
 
     # --- who may do what: the one place where calls meet state/permissions.py ---
 

@@ -22,13 +22,12 @@ from prometheus_client.process_collector import ProcessCollector
 from lessor.api.methods import BY_PATH, METHODS, Method
 from lessor.base.errors import Code
 from lessor.server.health import CHECKS, alarm_name
+from lessor.server.histogram import Histogram
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 from lessor.state.machine import TTL_BITS_MAX
 
 if TYPE_CHECKING:
     from lessor.server.core import Core
-
-CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 # What an ended stream counts as a failure, by the name that etcd gives the stream.
 _STREAMS = {"/etcdserverpb.Lease/LeaseKeepAlive": "lease-keepalive", "/etcdserverpb.Watch/Watch": "watch"}
@@ -75,7 +74,7 @@ class Exposition:
         name = "etcd_debugging_lease_ttl_total"
         yield HistogramMetricFamily(name, "TTLs granted, in seconds.", buckets, machine.granted_ttl_s)
         text = "How long after its deadline a lease ended."
-        yield metrics.lateness.family("lessor_lease_expiry_lateness_seconds", text)
+        yield _histogram("lessor_lease_expiry_lateness_seconds", text, metrics.lateness)
 
     def _store_metrics(self) -> Iterator[Metric]:
         machine, committer = self._core.machine, self._core.committer
@@ -116,12 +115,12 @@ class Exposition:
     def _disk_metrics(self) -> Iterator[Metric]:
         committer, metrics = self._core.committer, self._core.metrics
         text = "How long batches took to become durable."
-        yield committer.commit_s.family("etcd_disk_backend_commit_duration_seconds", text)
-        yield committer.commit_s.family("etcd_disk_wal_fsync_duration_seconds", text)
+        yield _histogram("etcd_disk_backend_commit_duration_seconds", text, committer.commit_s)
+        yield _histogram("etcd_disk_wal_fsync_duration_seconds", text, committer.commit_s)
         text = "How long defragmentations took."
-        yield committer.defragment_s.family("etcd_disk_backend_defrag_duration_seconds", text)
+        yield _histogram("etcd_disk_backend_defrag_duration_seconds", text, committer.defragment_s)
         yield _gauge("etcd_disk_defrag_inflight", "Whether the data is being defragmented.", committer.defragmenting)
-        yield metrics.snapshot_s.family("etcd_disk_backend_snapshot_duration_seconds", "How long snapshots took.")
+        yield _histogram("etcd_disk_backend_snapshot_duration_seconds", "How long snapshots took.", metrics.snapshot_s)
         rows = self._core.machine.journal.row_count
         yield _gauge("lessor_open_batch_rows", "Rows that wait for the next commit.", rows)
 
@@ -211,6 +210,10 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(name, text, value)
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    return HistogramMetricFamily(name, text, histogram.buckets(), histogram.sum)
 
 
 def _labelled(name: str, text: str, labels: dict[str, str]) -> Metric:

@@ -4,8 +4,6 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from prometheus_client.core import HistogramMetricFamily
-
 DISK_BUCKETS_S = tuple(0.001 * 2**power for power in range(14))  # 1 ms to 8 s, as etcd has them
 
 
@@ -28,13 +26,13 @@ class Histogram:
     def count(self) -> int:
         return sum(self._counts)
 
-    def family(self, name: str, text: str) -> HistogramMetricFamily:
-        """The histogram as /metrics shows it."""
+    def buckets(self) -> list[tuple[str, float]]:
+        """Each upper bound as Prometheus spells it, with how many values are not above it."""
         buckets, total = [], 0
         for bound, count in zip([*map(_bound, self._bounds), "+Inf"], list(self._counts), strict=True):
             total += count
             buckets.append((bound, float(total)))
-        return HistogramMetricFamily(name, text, buckets, self.sum)
+        return buckets
 
 
 def _bound(bound: float) -> str:

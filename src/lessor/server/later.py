@@ -3,7 +3,7 @@
 
 Laws
 - It is answered, whatever the coroutine raises.
-- A call whose peer went away is not answered. Its work runs to its end, or is given up, as its owner says.
+- A call whose peer went away is not answered. Its work runs to its end.
 """
 
 import asyncio
@@ -20,16 +20,13 @@ class Later:
 
     _running: set["asyncio.Task[None]"] = set()  # noqa: RUF012 - shared on purpose: a loop holds its tasks weakly
 
-    def __init__(
-        self, core: Core, call: UnaryCall, work: Callable[[], Coroutine[Any, Any, bytes]], *, gives_up: bool = False
-    ) -> None:
-        """`work` returns the serialized reply or raises. `gives_up`: whether it is cancelled when the peer goes."""
+    def __init__(self, core: Core, call: UnaryCall, work: Callable[[], Coroutine[Any, Any, bytes]]) -> None:
+        """`work` returns the serialized reply or raises."""
         self._core = core
         self._call: UnaryCall | None = call
-        self._gives_up = gives_up
-        self._task = asyncio.get_running_loop().create_task(self._answer(work))
-        self._running.add(self._task)
-        self._task.add_done_callback(self._running.discard)
+        task = asyncio.get_running_loop().create_task(self._answer(work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def _answer(self, work: Callable[[], Coroutine[Any, Any, bytes]]) -> None:
         outcome: bytes | EtcdError
@@ -42,5 +39,3 @@ class Later:
 
     def on_gone(self) -> None:
         self._call = None
-        if self._gives_up:
-            self._task.cancel()

@@ -2,8 +2,7 @@
 """lessorpb.Leases: listing leases, and telling what becomes of them.
 
 Laws
-- A list never holds the loop up: it is made step by step, others are served in between, and lists wait for each other,
-  so that any number of them takes one step of each turn. One whose peer went away is given up.
+- A list never holds the loop up: it is made step by step, see long_reply.py.
 - A lease event leaves when no crash can take back what it tells, each once and in order; what comes after `created`
   is told without a gap.
 - A watcher that does not read costs bounded memory: with H2_STREAM_SEND_BYTES_MAX waiting in its connection it is cut
@@ -14,7 +13,7 @@ The page of a list is made by state/lease_list.py; events are gathered by state/
 each turn, see Turn.hold_publications.
 """
 
-import asyncio
+from collections.abc import Iterator
 
 from google.protobuf.message import DecodeError
 
@@ -22,23 +21,22 @@ from lessor.api.proto import leases_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.server.core import Core, StreamCall, UnaryCall
-from lessor.server.later import Later
+from lessor.server.long_reply import LongReply
 from lessor.state.lease_list import LeaseList
 from lessor.state.permissions import lease_reader
 
 
-def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListRequest) -> Later:
+def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListRequest) -> LongReply:
     """List: one page. Cost: the number of leases, in steps; see LeaseList."""
     may_read = lease_reader(core.machine, core.claimed(call)) if core.auth.enabled else None
-    leases = LeaseList(core.machine.leases, request, may_read)
+    return LongReply(core, call, _page(core, LeaseList(core.machine.leases, request, may_read)))
 
-    async def answer() -> bytes:
-        async with core.lease_lists:
-            while not leases.step(core.turn.now_s()):
-                await asyncio.sleep(0)
-            return leases.page(core.machine.header()).SerializeToString()
 
-    return Later(core, call, answer, gives_up=True)
+def _page(core: Core, leases: LeaseList) -> Iterator[bytes]:
+    """Nothing while the page is being made, then all of it."""
+    while not leases.step(core.turn.now_s()):
+        yield b""
+    yield leases.page(core.machine.header()).SerializeToString()
 
 
 class LeaseWatch:

@@ -324,10 +324,10 @@ def _tame_the_collector() -> None:
     puts. So whatever has outlived two looks is set aside for good. What lives long and may hold a circle, a
     connection say, has to undo it when it ends; a test holds that. Figures: docs/performance.md.
     """
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # without a look first: what was loaded is whole, and modules leave some hundred objects of garbage
     gc.set_threshold(*GC_THRESHOLDS)
     gc.callbacks.append(_set_aside)
+    gc.enable()
 
 
 def _set_aside(phase: str, info: dict[str, int]) -> None:
@@ -348,6 +348,7 @@ def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, 
 
     _raise_file_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.disable()  # while the state is loaded: it would look at all of it again and again, a third of the time
 
     async def main() -> int:
         server = Server(options)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from lessor.gateway.routes import CORS_HEADERS, Answer, wrong_verb
 from lessor.server import debug_vars, health
-from lessor.server.exposition import CONTENT_TYPE
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 _JSON = (*CORS_HEADERS, (b"content-type", b"application/json"))
 _VARS = (*CORS_HEADERS, (b"content-type", b"application/json; charset=utf-8"))
-_METRICS = (*CORS_HEADERS, (b"content-type", CONTENT_TYPE))
+_METRICS = (*CORS_HEADERS, (b"content-type", b"text/plain; version=0.0.4; charset=utf-8"))
 _CHECKS = tuple(
     f"/{page}{end}" for page in health.CHECKS for end in ("", *(f"/{name}" for name in health.CHECKS[page]))
 )

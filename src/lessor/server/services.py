@@ -5,6 +5,7 @@ Law: no state here. What a call decides lives in state/machine.py; what a stream
 watch.py. A method that is absent from the tables below answers UNIMPLEMENTED.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -23,6 +24,11 @@ from lessor.server.watch import WatchStream
 def small(core: Core, request: Message) -> bytes:
     """Applies a request whose size needs no check."""
     return core.machine.apply_encoded(request, core.turn.now_s())
+
+
+def long(core: Core, request: Message) -> bytes | Iterator[bytes]:
+    """Applies a request whose reply may take long to make."""
+    return core.machine.apply_in_pieces(request, core.turn.now_s())
 
 
 def sized(core: Core, request: Message) -> bytes:
@@ -66,15 +72,15 @@ def _by_method(table: dict[str, Any]) -> dict[Method, Any]:
 
 UNARY: dict[Method, UnaryHandler] = _by_method(
     {
-        "/etcdserverpb.KV/Range": small,
+        "/etcdserverpb.KV/Range": long,
         "/etcdserverpb.KV/Put": sized,
         "/etcdserverpb.KV/DeleteRange": sized,
         "/etcdserverpb.KV/Txn": sized,
         "/etcdserverpb.KV/Compact": small,
         "/etcdserverpb.Lease/LeaseGrant": small,
         "/etcdserverpb.Lease/LeaseRevoke": small,
-        "/etcdserverpb.Lease/LeaseTimeToLive": small,
-        "/etcdserverpb.Lease/LeaseLeases": small,
+        "/etcdserverpb.Lease/LeaseTimeToLive": long,
+        "/etcdserverpb.Lease/LeaseLeases": long,
         "/etcdserverpb.Maintenance/Alarm": small,
         "/etcdserverpb.Maintenance/Status": maintenance.status,
         "/etcdserverpb.Maintenance/MoveLeader": maintenance.move_leader,

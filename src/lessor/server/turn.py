@@ -9,6 +9,8 @@ The write rule
 - A write waits for its own batch. A read, and an error too, waits for the newest batch with rows at its moment; if all
   is durable it leaves at once. A keepalive waits for the batch that last wrote its lease, mostly none.
 - Watch events pass the same gate.
+- What may take long is cut into steps of some milliseconds, one a turn: ends of leases, history for watchers, the sweep
+  after a compaction; and long replies (long_reply.py). The end of one lease with all its keys is one step.
 - When a commit fails, memory is ahead of disk and the outcome is unknown: nothing is answered any more, nothing is
   rolled back, the server stops with a message and an exit code of its own.
 
@@ -210,6 +212,7 @@ class Turn:
         self._seal()
         self._send_history()
         self._flush()
+        self._sweep()
         self._count_promises()
         self._arm_timer()
 
@@ -252,9 +255,7 @@ class Turn:
             return
         now_s = self.now_s()
         # Served time is saved with every batch; while leases live it is saved once a second in any case.
-        if journal.row_count == 0 and (
-            not len(self.machine.leases) or now_s - self._uptime_saved_s < self.uptime_save_s
-        ):
+        if journal.row_count == 0 and not (self._must_save_uptime(now_s) or self._must_name_dead()):
             return
         # With rows, the clock of before the first of them is saved: a deadline beside a later clock would take from the
         # lease, after a crash, what the batch had waited for the disk.
@@ -272,6 +273,13 @@ class Turn:
             # The full batch has held up expiry, and reading: what waits in the sockets comes first.
             cutoff_s, self._cutoff_s = self._cutoff_s, 0.0
             self._before_poll(cutoff_s, now_s)
+
+    def _must_save_uptime(self, now_s: float) -> bool:
+        return bool(len(self.machine.leases)) and now_s - self._uptime_saved_s >= self.uptime_save_s
+
+    def _must_name_dead(self) -> bool:
+        """Whether a compaction is through in memory and has left rows to be deleted."""
+        return self.machine.journal.names_dead and not self.machine.store.superfluous
 
     def _committed(self, batch: Batch) -> None:
         """The batch is on disk: the promises in it begin to count now, and what waited for it leaves."""
@@ -307,6 +315,13 @@ class Turn:
                     connection.flush()
                 except Exception as error:
                     bugs.end(connection, error)
+
+    def _sweep(self) -> None:
+        """Takes some of what a compaction gave up out of memory, and asks for a turn to go on in, or to seal in."""
+        store = self.machine.store
+        if store.superfluous and not self._halted:
+            store.sweep(limits.SWEEP_EVENTS_MAX)
+            self.schedule()
 
     def _count_promises(self) -> None:
         """The replies have left: what they promise counts from now, if the turn took noticeably long."""

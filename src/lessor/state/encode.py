@@ -12,8 +12,17 @@ key's version never changes, so its bytes are made once and pasted into every re
 Does not do: parsing.
 """
 
-_CONTINUED = [bytes(((n & 0x7F) | 0x80, (n >> 7) | 0x80)) for n in range(1 << 14)]
-_SHORT = [bytes((n,)) if n < 0x80 else bytes(((n & 0x7F) | 0x80, n >> 7)) for n in range(1 << 14)]
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from lessor.base.limits import REPLY_PARTS_MAX
+
+Part = TypeVar("Part")
+
+_LAST = [bytes((n,)) for n in range(0x80)]
+_MORE = [bytes((n | 0x80,)) for n in range(0x80)]
+_CONTINUED = [low + high for high in _MORE for low in _MORE]
+_SHORT = _LAST + [low + high for high in _LAST[1:] for low in _MORE]
 
 
 def varint(number: int) -> bytes:
@@ -56,3 +65,21 @@ class HeaderEncoder:
 def revision_header(revision: int) -> bytes:
     """The header of a reply inside a txn: it carries the revision only. As field 1 of the reply."""
     return nested(b"\x0a", b"\x18" + varint(revision))
+
+
+def in_pieces(
+    head: bytes, parts: Sequence[Part], encode: Callable[[Sequence[Part]], bytes], tail: bytes = b""
+) -> bytes | Iterator[bytes]:
+    """A reply whose middle is `encode` of `parts`, which no longer change. Long ones are encoded when asked for."""
+    if len(parts) <= REPLY_PARTS_MAX:
+        return head + encode(parts) + tail
+    return _pieces(head, parts, encode, tail)
+
+
+def _pieces(
+    head: bytes, parts: Sequence[Part], encode: Callable[[Sequence[Part]], bytes], tail: bytes
+) -> Iterator[bytes]:
+    yield head
+    for first in range(0, len(parts), REPLY_PARTS_MAX):
+        yield encode(parts[first : first + REPLY_PARTS_MAX])
+    yield tail

@@ -208,6 +208,11 @@ class Journal:
         """Notes event rows that an earlier compaction made superfluous and that are still on disk."""
         self._dead += dead
 
+    @property
+    def names_dead(self) -> bool:
+        """Whether the open batch names superfluous rows. They are no rows of it, so it may be sealed for them alone."""
+        return bool(self._dead)
+
     def mark_clean(self) -> None:
         """Notes that the server stops in good order after this batch."""
         self._clean = True

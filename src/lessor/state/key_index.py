@@ -20,13 +20,14 @@ Does not do: values, versions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
 from sortedcontainers import SortedList
 
 _PENDING_MAX: Final = 1_024  # keys put off at most: a millisecond or two of work
+_FEW: Final = 256  # keys up to which adding or removing several is done one by one
 _REBUILD_RATIO: Final = 8  # sort anew when more than 1/8 of the keys are news
 
 
@@ -60,6 +61,25 @@ class KeyIndex:
             self._removed.add(key)
             if len(self._removed) > _PENDING_MAX:
                 self._settle()
+
+    def add_all(self, keys: Sequence[bytes]) -> None:
+        """Adds absent keys, in ascending order. Cost: as `add` each, less for many."""
+        if len(keys) <= _FEW:
+            for key in keys:
+                self.add(key)
+            return
+        self._settle()
+        self._sorted.update(keys)  # it merges when they are a quarter or more
+
+    def remove_all(self, keys: Sequence[bytes]) -> None:
+        """Removes present keys. Cost: as `remove` each, less for many."""
+        if len(keys) <= _FEW:
+            for key in keys:
+                self.remove(key)
+            return
+        self._settle()
+        self._removed.update(keys)
+        self._settle()
 
     def _settle(self) -> None:
         added, removed = self._added, self._removed

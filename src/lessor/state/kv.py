@@ -11,13 +11,13 @@ Does not do: request sizes (the server does), the NOSPACE rule (machine.py), end
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors
-from lessor.state.encode import nested, varint
+from lessor.state.encode import in_pieces, nested, varint
 from lessor.state.leases import Lessor
 from lessor.state.mvcc import Event, Store
 
@@ -66,6 +66,11 @@ def verify_range_in_txn(store: Store, request: rpc_pb2.RangeRequest) -> None:
 
 
 def range_reply(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> bytes:
+    reply = range_in_pieces(store, request, header)
+    return reply if isinstance(reply, bytes) else b"".join(reply)
+
+
+def range_in_pieces(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> bytes | Iterator[bytes]:
     """Cost: O(1) for one key; O(log n + keys shown) for a range at the newest revision with neither sort nor filter."""
     store.ranges += 1
     revision = request.revision
@@ -97,7 +102,7 @@ def _passes(request: rpc_pb2.RangeRequest, event: Event) -> bool:
 
 def _range_of_many(
     store: Store, request: rpc_pb2.RangeRequest, header: bytes, end: bytes, revision: int, limit: int
-) -> bytes:
+) -> bytes | Iterator[bytes]:
     start = request.key
     newest = revision <= 0 or revision >= store.revision_inside
     if newest and request.count_only:
@@ -132,17 +137,24 @@ def _range_of_many(
     more = 0 < limit < len(events)
     if more:
         del events[limit:]
-    parts = [header]
-    keys_only = request.keys_only
+    tail = _count_field(count)
+    if more:
+        tail = b"\x18\x01" + tail
+    return in_pieces(header, events, _keys_field if request.keys_only else _kvs_field, tail)
+
+
+def _kvs_field(events: Sequence[Event]) -> bytes:
+    parts = []
     for event in events:
-        shown = event.kv_bytes_without_value() if keys_only else event.kv_bytes()
+        shown = event.kv_bytes()
         parts.append(b"\x12")
         parts.append(varint(len(shown)))
         parts.append(shown)
-    if more:
-        parts.append(b"\x18\x01")
-    parts.append(_count_field(count))
     return b"".join(parts)
+
+
+def _keys_field(events: Sequence[Event]) -> bytes:
+    return b"".join([nested(b"\x12", event.kv_bytes_without_value()) for event in events])
 
 
 def _count_field(count: int) -> bytes:
@@ -229,9 +241,7 @@ def delete_range(store: Store, request: rpc_pb2.DeleteRangeRequest) -> bytes:
         doomed = [] if event is None else [event]
     if not doomed:
         return b""
-    delete = store.delete
-    for event in doomed:
-        delete(event.key)
+    store.delete_all([event.key for event in doomed])
     deleted = b"\x10" + varint(len(doomed))
     if request.prev_kv:
         return deleted + b"".join([nested(b"\x1a", event.kv_bytes()) for event in doomed])

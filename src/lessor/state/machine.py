@@ -21,7 +21,7 @@ collects what to tell), Status and other members' affairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from google.protobuf.message import Message
@@ -31,7 +31,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.state import auth_requests, kv, txn
 from lessor.state.auth import Auth
-from lessor.state.encode import HeaderEncoder, nested, number_field, varint
+from lessor.state.encode import HeaderEncoder, in_pieces, nested, number_field, varint
 from lessor.state.journal import Journal
 from lessor.state.lease_events import EXPIRED, GRANTED, REVOKED, LeaseEvents
 from lessor.state.leases import Lease, Lessor
@@ -48,7 +48,7 @@ _ALARM_DEACTIVATE: Final = 2
 
 TTL_BITS_MAX: Final = 23  # TTLs up to 2^23 s are told apart in the metrics
 
-Handler = Callable[[Any, float], bytes]
+Handler = Callable[[Any, float], bytes | Iterator[bytes]]
 
 _RESPONSES: Final[dict[type[Message], type[Message]]] = {method.request: method.response for method in METHODS}
 
@@ -185,6 +185,14 @@ class StateMachine:
 
     def apply_encoded(self, request: Message, now: float) -> bytes:
         """Like `apply`, but returns the reply encoded: the form in which it leaves."""
+        reply = self.apply_in_pieces(request, now)
+        return reply if isinstance(reply, bytes) else b"".join(reply)
+
+    def apply_in_pieces(self, request: Message, now: float) -> bytes | Iterator[bytes]:
+        """Like `apply_encoded`, but what has many parts is encoded while the pieces are asked for.
+
+        All of it happens now, and what the reply shows is the state of now; a piece takes some milliseconds.
+        """
         handler = self._handlers.get(type(request))
         if handler is None:
             raise TypeError(f"the state machine does not serve {type(request).__name__}")
@@ -246,10 +254,10 @@ class StateMachine:
             events = store.newest_events(changes)
             hub.notify(store.revision, events, [store.previous_of(event) for event in events])
 
-    def _range(self, request: rpc_pb2.RangeRequest, now: float) -> bytes:
+    def _range(self, request: rpc_pb2.RangeRequest, now: float) -> bytes | Iterator[bytes]:
         kv.check_range(request)
         kv.verify_range_alone(self.store, request)
-        return kv.range_reply(self.store, request, self.header_field())
+        return kv.range_in_pieces(self.store, request, self.header_field())
 
     def _put(self, request: rpc_pb2.PutRequest, now: float) -> bytes:
         put = kv.read_put(request)
@@ -293,6 +301,7 @@ class StateMachine:
         if revision > store.revision:
             raise errors.FUTURE_REVISION.error()
         store.compact(revision)
+        store.sweep(limits.SWEEP_EVENTS_MAX)  # mostly that is all; the server does the rest between turns
         return self.header_field()
 
     # --- leases -------------------------------------------------------------------------------------------------
@@ -323,10 +332,8 @@ class StateMachine:
 
     def _delete_keys(self, lease: Lease) -> int:
         """Deletes what hung on an ended lease; returns how many keys. Cost: k log k for k keys."""
-        delete = self.store.delete
         keys = sorted(lease.keys)
-        for key in keys:
-            delete(key)
+        self.store.delete_all(keys)
         lease.keys = frozenset()  # somebody may hold on to the lease for a while
         self.store.deletes += len(keys)
         self.txns += len(keys) > 1
@@ -339,7 +346,7 @@ class StateMachine:
         reply = self.header_field() + number_field(b"\x10", lease_id)
         return reply if lease is None else reply + b"\x18" + varint(lease.ttl_s)
 
-    def _time_to_live(self, request: rpc_pb2.LeaseTimeToLiveRequest, now: float) -> bytes:
+    def _time_to_live(self, request: rpc_pb2.LeaseTimeToLiveRequest, now: float) -> bytes | Iterator[bytes]:
         lease_id = request.ID
         reply = self.header_field() + number_field(b"\x10", lease_id)
         lease = self.leases.get(lease_id)
@@ -347,12 +354,11 @@ class StateMachine:
             return reply + b"\x18" + varint(-1)
         reply += number_field(b"\x18", self.leases.remaining_s(lease, now)) + b"\x20" + varint(lease.ttl_s)
         if request.keys and lease.keys:
-            reply += b"".join([nested(b"\x2a", key) for key in sorted(lease.keys)])
+            return in_pieces(reply, sorted(lease.keys), _keys_field)
         return reply
 
-    def _leases(self, request: rpc_pb2.LeaseLeasesRequest, now: float) -> bytes:
-        statuses = [nested(b"\x12", b"\x08" + varint(lease.id)) for lease in self.leases.by_deadline()]
-        return self.header_field() + b"".join(statuses)
+    def _leases(self, request: rpc_pb2.LeaseLeasesRequest, now: float) -> bytes | Iterator[bytes]:
+        return in_pieces(self.header_field(), self.leases.by_deadline(), _leases_field)
 
     # --- alarms -------------------------------------------------------------------------------------------------
 
@@ -383,3 +389,11 @@ class StateMachine:
         if ((member_id, kind) in self.alarms) != active:
             self.state_for_alarm(member_id, kind, active)
             self.journal.alarm((member_id, kind, active))
+
+
+def _keys_field(keys: Sequence[bytes]) -> bytes:
+    return b"".join([nested(b"\x2a", key) for key in keys])
+
+
+def _leases_field(leases: Sequence[Lease]) -> bytes:
+    return b"".join([nested(b"\x12", b"\x08" + varint(lease.id)) for lease in leases])

@@ -8,6 +8,8 @@ Laws
   changes, and only compaction cuts it.
 - Each change writes its row and keeps the key's attachment to its lease right, in the same step.
 - Nothing here raises once a change has begun: callers check first.
+- A compaction takes effect at once; `sweep` gives memory back, in steps as short as the caller likes. Nothing that is
+  retained shows how far it has come.
 
 Theory of operation. `live` maps each existing key to its newest version, `gone` each deleted key whose deletion is
 still part of the retained history to its tombstone; versions link to the version before them. A read of the newest
@@ -25,9 +27,9 @@ Worked example, one key k (pN: put at revision N, tN: tombstone, "->": the versi
     compact 6                   gone: t7 -> p6                           p6 t7             dead: t4
     compact 8                   nothing                                                    dead: p6 t7
 
-At 4 the tombstone t4 stays although no reader can see it: a watcher may start at the compact revision, and is told.
-So what is retained after compaction at C: of each key the newest version at or before C unless that is a tombstone
-older than C, and everything after C.
+The chains are those after the sweep. At 4 the tombstone t4 stays although no reader can see it: a watcher may start at
+the compact revision, and is told. So what is retained after compaction at C: of each key the newest version at or
+before C unless that is a tombstone older than C, and everything after C.
 
 Does not do: requests and their errors (kv.py, txn.py), telling watchers (machine.py does after `finish`).
 """
@@ -150,6 +152,7 @@ class Store:
         "puts",
         "ranges",
         "revision",
+        "superfluous",
     )
 
     def __init__(self, journal: Journal, lessor: Lessor) -> None:
@@ -166,6 +169,7 @@ class Store:
         self.put_bytes = 0  # of keys and values
         self.revision = FIRST_REVISION
         self.compact_revision = NOTHING_COMPACTED
+        self.superfluous = 0  # events at the front of the log that a compaction gave up and `sweep` has not taken yet
         self.get = (
             self._live.get
         )  # key -> newest version, None when the key does not exist; changes of the open write count
@@ -215,22 +219,31 @@ class Store:
                 self._lessor.attach(lease_id, key)
         return replaced
 
-    def delete(self, key: bytes) -> Event:
-        """Deletes a key that exists; returns the tombstone. Cost: O(1)."""
+    def delete(self, key: bytes) -> None:
+        """Deletes a key that exists. Cost: O(1)."""
+        self._bury(key)
+        self._live_keys.remove(key)
+        self._gone_keys.add(key)
+
+    def delete_all(self, keys: Sequence[bytes]) -> None:
+        """Deletes keys that exist, in this order, which is ascending. Cost: O(1) each, for many half of `delete`'s."""
+        for key in keys:
+            self._bury(key)
+        self._live_keys.remove_all(keys)
+        self._gone_keys.add_all(keys)
+
+    def _bury(self, key: bytes) -> None:
+        """Puts a tombstone in the place of a key's newest version, everywhere but in the indexes."""
         revision = self.revision + 1
         sub = self._changes
         self._changes = sub + 1
         previous = self._live.pop(key)
         key = previous.key
-        event = Event(key, None, 0, revision, sub, 0, 0, previous)
-        self._live_keys.remove(key)
-        self._gone[key] = event
-        self._gone_keys.add(key)
+        self._gone[key] = event = Event(key, None, 0, revision, sub, 0, 0, previous)
         self._log.append(event)
         self._journal.event((revision, sub, key, None, 0, 0, 0))
         if previous.lease:
             self._lessor.detach(previous.lease, key)
-        return event
 
     def finish(self) -> int:
         """Ends the write; returns how many changes it made. With any, `revision` is one higher now."""
@@ -325,40 +338,59 @@ class Store:
     def compact(self, revision: int) -> None:
         """Gives up the history before a revision that is above the compact revision and not above the current one.
 
-        Cost: the events between the two compact revisions.
+        Readers see that at once. What is given up leaves memory by `sweep`. Cost: the events of `revision` itself.
+        """
+        self.compact_revision = revision
+        self._journal.compact(revision, self._give_up(revision))
+
+    def _give_up(self, revision: int) -> list[tuple[int, int]]:
+        """Leaves what lies before `revision` to `sweep`; of its own changes keeps the last of each key.
+
+        Returns the rows that this makes superfluous.
         """
         log = self._log
-        end = self.log_position(revision + 1)
-        keep_from = self.log_position(revision)
-        superseded, dead = self._cut(log[:end], revision)
-        kept = [event for event in log[keep_from:end] if event not in superseded] if superseded else log[keep_from:end]
-        log[:end] = kept
-        self.compact_revision = revision
-        self._journal.compact(revision, dead)
+        begin, end = self.log_position(revision), self.log_position(revision + 1)
+        own = log[begin:end]
+        superseded = {event.previous for event in own if event.previous and event.previous.mod_revision == revision}
+        dead = self._cut(own, revision)
+        if superseded:
+            log[begin:end] = [event for event in own if event not in superseded]
+        self.superfluous = begin
+        return dead
 
-    def _cut(self, events: Iterable[Event], revision: int) -> tuple[set[Event], list[tuple[int, int]]]:
-        """Cuts the links that compaction at `revision` ends, over the log up to it.
+    def sweep(self, events_max: int) -> None:
+        """Takes the oldest superfluous events out of memory, at most `events_max`, and notes the rows of theirs.
 
-        Returns the events of `revision` itself that a later change of the same write superseded, and all dead rows.
+        Call it while there are `superfluous` ones. In between, too, all that can be read is what can be read after the
+        last call. Cost: 0.2 us an event, 4 us a tombstone.
         """
-        superseded: set[Event] = set()
+        count = min(events_max, self.superfluous)
+        events = self._log[:count]
+        del self._log[:count]
+        self.superfluous -= count
+        self._journal.collect(self._cut(events, self.compact_revision))
+
+    def _cut(self, events: Iterable[Event], revision: int) -> list[tuple[int, int]]:
+        """Cuts the links that compaction at `revision` ends. The events, in order, are of that revision or older.
+
+        Returns the rows that nothing needs any more. Of each key they come oldest first, over several calls too, as
+        long as the older ones are deleted before the tombstone that follows them.
+        """
         dead: list[tuple[int, int]] = []
         gone = self._gone
         for event in events:
             previous = event.previous
             if previous is not None:
                 event.previous = None
-                if previous.mod_revision == revision:
-                    superseded.add(previous)
-                    dead.append((revision, previous.sub))
-                elif previous.value is not None:  # an older tombstone was reported at its own turn
+                # A tombstone is reported at its own turn, unless its own write puts the key again.
+                if previous.value is not None or previous.mod_revision == revision:
                     dead.append((previous.mod_revision, previous.sub))
             if event.value is None and event.mod_revision < revision:
                 dead.append((event.mod_revision, event.sub))
                 if gone.get(event.key) is event:
                     del gone[event.key]
                     self._gone_keys.remove(event.key)
-        return superseded, dead
+        return dead
 
     # --- boot ---------------------------------------------------------------------------------------------------
 
@@ -386,16 +418,9 @@ class Store:
         self.compact_revision = compact_revision
         self.revision = max(FIRST_REVISION, compact_revision, log[-1].mod_revision if log else 0)
         if compact_revision != NOTHING_COMPACTED:
-            end = self.log_position(compact_revision + 1)
-            keep_from = self.log_position(compact_revision)
-            superseded, dead = self._cut(log[:end], compact_revision)
-            log[:end] = [event for event in log[keep_from:end] if event not in superseded]
-            if dead:
-                self._journal.collect(dead)
+            self._journal.collect(self._give_up(compact_revision))
+            self.sweep(self.superfluous)
 
     def attach_loaded(self) -> None:
         """Hangs each key on its lease."""
-        lessor = self._lessor
-        for event in self._live.values():
-            if event.lease and event.lease in lessor:
-                lessor.attach(event.lease, event.key)
+        self._lessor.attach_loaded([(event.lease, event.key) for event in self._live.values() if event.lease])

@@ -19,11 +19,12 @@ Does not do: reading rows from anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
 from lessor.base import limits
 from lessor.state.journal import AlarmRow, AuthRows, EventRow, LeaseRow
+from lessor.state.leases import Lease
 from lessor.state.machine import Identity, StateMachine
 
 RECONNECT_GRACE_S: Final = 2.0  # what every lease has left at boot, at least
@@ -82,18 +83,23 @@ def restore(
     )
     # In the order in which `Loaded` wants to be read: one pass over each, nothing held back.
     machine.store.load(loaded.events, meta.compact_revision)
-    for lease_id, ttl_s, saved_deadline_s, ended in loaded.leases:
-        if ended:
-            continue
-        ttl_s = max(ttl_s, min_lease_ttl_s)
-        remaining_s = saved_deadline_s - meta.uptime_s
-        if not meta.clean:
-            remaining_s = min(remaining_s + limits.UPTIME_SAVE_S, ttl_s)
-        deadline_s = meta.uptime_s + max(remaining_s, RECONNECT_GRACE_S)
-        machine.leases.load(lease_id, ttl_s, deadline_s, saved_deadline_s, meta.batch)
+    machine.leases.load(_live_leases(loaded.leases, meta, min_lease_ttl_s))
     machine.store.attach_loaded()
     for member_id, alarm, active in loaded.alarms:
         machine.state_for_alarm(member_id, alarm, active)
     machine.auth.load(loaded.auth)
     machine.peer_urls = meta.peer_urls
     return machine
+
+
+def _live_leases(rows: Iterable[LeaseRow], meta: LoadedMeta, min_ttl_s: int) -> Iterator[Lease]:
+    """The leases that have not ended, each with its deadline as the rules above have it."""
+    uptime_s, clean, batch = meta.uptime_s, meta.clean, meta.batch
+    for lease_id, ttl_s, saved_deadline_s, ended in rows:
+        if ended:
+            continue
+        ttl_s = max(ttl_s, min_ttl_s)
+        remaining_s = saved_deadline_s - uptime_s
+        if not clean:
+            remaining_s = min(remaining_s + limits.UPTIME_SAVE_S, ttl_s)
+        yield Lease(lease_id, ttl_s, uptime_s + max(remaining_s, RECONNECT_GRACE_S), saved_deadline_s, batch)
