@@ -104,8 +104,8 @@ def test_pages_have_a_size_unless_asked_and_no_more_than_the_most() -> None:
     leases = lessor(*((number, 10, 0) for number in range(1, limits.LEASE_PAGE_MAX + 3)))
     assert len(page(leases).leases) == len(page(leases, limit=-1).leases) == limits.LEASE_PAGE_DEFAULT
     assert len(page(leases, limit=2_000_000_000).leases) == limits.LEASE_PAGE_MAX
-    leases = lessor((1, 10, limits.LEASE_PAGE_MAX + 1))
-    assert len(page(leases, keys_limit=2_000_000_000).leases[0].keys) == limits.LEASE_PAGE_MAX
+    leases = lessor((1, 10, limits.LEASE_PAGE_KEYS_MAX + 1))
+    assert len(page(leases, keys_limit=2_000_000_000).leases[0].keys) == limits.LEASE_PAGE_KEYS_MAX
     assert not page(leases, keys_limit=-1).leases[0].keys
 
 

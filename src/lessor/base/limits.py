@@ -11,7 +11,8 @@ LEASE_TTL_S_MIN = 1  # default of --min-lease-ttl; etcd's default is 2, from its
 EXPIRE_PER_TURN_MAX = 1_000  # leases ended in one loop turn, so that a storm cannot starve keepalives
 
 LEASE_PAGE_DEFAULT = 100  # leases in one page of a list
-LEASE_PAGE_MAX = 1_000  # the same when more are asked for; also keys shown of one lease
+LEASE_PAGE_MAX = 10_000  # the same when more are asked for
+LEASE_PAGE_KEYS_MAX = 1_000  # keys shown of one lease
 LEASE_PAGE_BYTES = 1_048_576  # keys in one page; clients take 4 MiB
 LEASE_LIST_STEP = 2_500  # leases, and keys where those matter, looked at between others' calls: about a millisecond
 

@@ -643,13 +643,14 @@ class Client(Facade[AsyncClient]):
         key_prefix       only leases with a key that begins so
         remaining_s_max  only leases with at most so many seconds left, to the millisecond; 0: all
         order            a number of LeaseListRequest.Order: by id, by remaining time, by number of keys (most first)
-        limit            the most leases of a page, up to 1,000; 0: 100
+        limit            the most leases of a page, up to 10,000; 0: 100
         keys_limit       the most keys shown of a lease, up to 1,000; 0: none
 
         Nothing is asked for ahead: who wants one page stops after it. By id or remaining time no lease that lives
         throughout is left out; one that is renewed meanwhile may come twice by remaining time. Cost: each page makes
-        the server look at all of its leases, in small steps. `timeout_s`: for each page. ServerError Unimplemented:
-        the server is not Lessor; PermissionDenied: there are keys that the user may not read.
+        the server look at all of its leases, in small steps, so who wants all of them asks for large pages.
+        `timeout_s`: for each page. ServerError Unimplemented: the server is not Lessor; PermissionDenied: there are keys
+        that the user may not read.
         """
         return Stream(
             self._portal,
