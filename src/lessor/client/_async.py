@@ -151,8 +151,8 @@ class AsyncClient(Caller):
         Nothing is asked for ahead: who wants one page stops after it. By id or remaining time no lease that lives
         throughout is left out; one that is renewed meanwhile may come twice by remaining time. Cost: each page makes
         the server look at all of its leases, in small steps, so who wants all of them asks for large pages.
-        `timeout_s`: for each page. ServerError Unimplemented: the server is not Lessor; PermissionDenied: there are keys
-        that the user may not read.
+        `timeout_s`: for each page. ServerError Unimplemented: the server is not Lessor; PermissionDenied: there are
+        keys that the user may not read.
         """
         request = leases_pb2.LeaseListRequest(
             key_prefix=to_bytes(key_prefix),

@@ -17,8 +17,8 @@ many as wanted the worse half is dropped. So a page costs O(n) for n leases, wha
 about 0.1 s of the processor, in steps of a millisecond; by key prefix 0.16 s. All 300,000 in pages of 10,000 take 3 s.
 A tree by deadline would make the page cheap and each renewal dear, and renewals are what a lease server does.
 
-Worked example, by ID, limit 2, leases 5 1 4 2 3, four in a step: found 5 1 4 2, cut to 1 2 with `worst` 2; 3 is beyond it. The page is
-1 2, its token the place of 2; the next walk passes over whatever is not behind that.
+Worked example, by ID, limit 2, leases 5 1 4 2 3, four in a step: found 5 1 4 2, cut to 1 2 with `worst` 2; 3 is
+beyond it. The page is 1 2, its token the place of 2; the next walk passes over whatever is not behind that.
 
 Does not do: taking turns with other calls (server/leases.py), deciding who may read what.
 """
@@ -64,8 +64,8 @@ class LeaseList:
         "_limit",
         "_may_read",
         "_more",
-        "_page",
         "_order",
+        "_page",
         "_prefix",
         "_remaining_s_max",
         "_rest",
