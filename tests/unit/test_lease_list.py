@@ -143,6 +143,27 @@ def test_what_ends_or_is_granted_while_the_page_is_made() -> None:
     assert (ids(reply), reply.lease_count) == ([2], 2)
 
 
+def test_one_that_has_ended_takes_no_place_and_several_may_end_behind() -> None:
+    leases = lessor(*((number, 10, 0) for number in range(1, 7)))
+    listing = LeaseList(leases, leases_pb2.LeaseListRequest(limit=4))
+    assert not listing.step(0.0, 1)
+    leases.revoke(2)
+    assert not listing.step(0.0, 8)  # 1, 3, 4 and 5 are chosen, and three of them written
+    leases.revoke(1)
+    leases.revoke(4)
+    assert listing.step(0.0)
+    assert ids(listing.page(HEADER)) == [3, 5]
+
+
+def test_what_is_kept_is_twice_a_page_and_a_step_at_most() -> None:
+    listing = LeaseList(lessor(*((number, 10, 0) for number in range(99, 0, -1))), leases_pb2.LeaseListRequest(limit=3))
+    kept = []
+    while not listing.step(0.0, 2):
+        kept.append(len(listing._found))
+    assert max(kept) <= 2 * 3 + 2
+    assert ids(listing.page(HEADER)) == [1, 2, 3]
+
+
 def test_a_page_whose_leases_have_all_ended_leads_on() -> None:
     leases = lessor((1, 10, 0), (2, 10, 0))
     listing = LeaseList(leases, leases_pb2.LeaseListRequest(limit=1))

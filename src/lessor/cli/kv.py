@@ -83,7 +83,7 @@ def put_request(
     try:
         lease_id = notation.lease_id(lease_text, decimal=decimal)
     except ValueError as error:
-        raise Failure(BAD_ARGS, f"bad lease ID ({error}), expecting ID in {'decimal' if decimal else 'Hex'}") from None
+        raise Failure(BAD_ARGS, f"bad lease ID ({error}), {notation.expecting_id(lease_text, decimal=decimal)}") from None
     return rpc.PutRequest(
         key=os.fsencode(args[0]),
         value=value,

@@ -13,7 +13,7 @@ that cannot be read is one.
 import getpass
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -330,7 +330,7 @@ class Group(click.Group):
         said = args[0]
         names = [said] if said in self.loaders else [name for name in self.loaders if name.startswith(said)]
         if len(names) != 1:
-            maybe = f", could be {' or '.join(sorted(names))}" if names else ""
+            maybe = f", could be {' or '.join(sorted(names))}" if names else suggestion(said, self.loaders)
             text = f'unknown command {quote(os.fsencode(said))} for "{ctx.command_path}"{maybe}{hint(ctx)}'
             raise Failure(ERROR, text)
         return names[0], self.get_command(ctx, names[0]), args[1:]
@@ -346,6 +346,14 @@ def settings_of(ctx: click.Context) -> Settings:
     return (gathered or Globals()).settings()
 
 
+def suggestion(said: str, known: Iterable[str], before: str = "") -> str:
+    """For the end of a complaint about a name: which of the known ones it may have been meant to be, if any."""
+    from difflib import get_close_matches
+
+    meant = get_close_matches(said, known, cutoff=0.7)
+    return f"; did you mean {' or '.join(before + name for name in meant)}?" if meant else ""
+
+
 # How click words what is wrong with a line, and how etcdctl does.
 _NEEDS_VALUE = re.compile(r"requires an argument")
 
@@ -355,6 +363,9 @@ def complaint(error: click.UsageError) -> str:
     if isinstance(error, click.NoSuchOption):
         name = error.option_name
         text = f"unknown flag: {name}" if name.startswith("--") else f"unknown shorthand flag: '{name[1:2]}' in {name}"
+        if error.ctx is not None:
+            flags = (flag for param in error.ctx.command.get_params(error.ctx) for flag in param.opts)
+            text += suggestion(name[2:], (flag[2:] for flag in flags if flag.startswith("--")), "--")
     elif isinstance(error, click.BadOptionUsage) and _NEEDS_VALUE.search(error.message):
         name = error.option_name
         text = (
