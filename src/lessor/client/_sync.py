@@ -551,6 +551,7 @@ class Client(Facade[AsyncClient]):
     connect_timeout_s  longest wait for one endpoint to take the connection
     timeout_s          longest wait for the answer to a call, unless the call says otherwise; None: no limit
     ssl                how to speak TLS; see `tls_context` and `Channel`
+    server_name        what the servers' certificates must name; "": the endpoint's host
     user, password     who calls, where the service wants to know; logs in at the first call, and again when need be
     request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
     ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers take
@@ -567,6 +568,7 @@ class Client(Facade[AsyncClient]):
         connect_timeout_s: float = 2.0,
         timeout_s: float | None = 5.0,
         ssl: tls.SSLContext | None = None,
+        server_name: str = "",
         user: str = "",
         password: str = "",
         request_bytes_max: int | None = None,
@@ -579,6 +581,7 @@ class Client(Facade[AsyncClient]):
             connect_timeout_s=connect_timeout_s,
             timeout_s=timeout_s,
             ssl=ssl,
+            server_name=server_name,
             user=user,
             password=password,
             request_bytes_max=request_bytes_max,
