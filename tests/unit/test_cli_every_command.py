@@ -143,6 +143,7 @@ TABLE = [
     Row("completion bash", ONE, silent=True, reads=True, since=(3, 6)),
     Row("completion zsh", ONE, silent=True, reads=True, since=(3, 6)),
     Row("completion fish", ONE, silent=True, reads=True, since=(3, 6)),
+    Row("completion powershell", ONE, silent=True, reads=True, since=(3, 6)),
     Row("completion", ONE, silent=True, reads=True),
     Row("help lease grant", ONE, silent=True, reads=True),
 ]
