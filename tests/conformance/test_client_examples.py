@@ -4,6 +4,7 @@
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,15 @@ def line(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
+def wait_until_it_waits(process: "subprocess.Popen[str]") -> None:
+    """Until its main thread has slept for 20 ms: as people press Ctrl-C, not in the middle of a call of a function."""
+    asleep = 0
+    while asleep < 20:
+        state = Path(f"/proc/{process.pid}/task/{process.pid}/stat").read_text().rpartition(") ")[2][0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.001)
+
+
 def test_a_service_is_seen_to_appear_and_to_vanish_when_it_is_killed(server: AnyServer) -> None:
     with running("finder.py", server.address) as finder:
         assert line(finder) == "there are []"
@@ -63,6 +73,7 @@ def test_ctrl_c_ends_an_example_in_one_line(
 ) -> None:
     with running(name, *arguments, server.address) as process:
         assert line(process).startswith(begins)
+        wait_until_it_waits(process)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=10)
         assert (process.returncode, out, err) == (130, "", "interrupted\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guides (docs/guide.md, guide.zh.md, client.md) show, done in order at a fresh `lessor serve`: commands, Python.
+"""What docs/guide.md, guide.zh.md and client.md show, done in order at a fresh `lessor serve`: commands, and Python.
 
 Laws
 - Each command prints what the page shows. Only what no two runs share may differ: the ids of the server, how much time

@@ -300,11 +300,12 @@ def test_how_long_a_silent_server_is_believed_in(
     assert (made[0]["ping_after_s"], made[0]["ping_answer_s_max"]) == (after_s, answer_s)
 
 
-def test_a_password_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_is_asked_for_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"Password: ": "pw"}
     monkeypatch.setattr("getpass.getpass", answers.pop)  # a second time it raises
-    assert main.run(["lease", "grant", "5", "--user", "root", "--endpoints", "127.0.0.1:1"]) == 1
-    assert not answers
+    exit_code, _, err = said(capsys, "lease", "grant", "5", "--user", "root", "--endpoints", "127.0.0.1:1")
+    assert (exit_code, answers) == (1, {})
+    assert "cannot connect" in err
 
 
 def test_patience_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,13 +82,13 @@ class Portal:
             self._submit(lambda: self._start(waiter, work))
             waiter.done.acquire()
         except RuntimeError:  # refused: it will never be awaited
-            close = getattr(work, "close", None)
-            if close is not None:
-                close()
+            _close(work)
             raise
         except BaseException:  # an interrupt of this thread, at any point
             if self._pid:
-                self._loop.call_soon_threadsafe(_cancel, waiter)
+                self._loop.call_soon_threadsafe(_cancel, waiter, work)
+            else:
+                _close(work)
             raise
         return cast(T, waiter.result())
 
@@ -152,9 +152,18 @@ class Portal:
         waiter.task = self._loop.create_task(waiter.drive(work))
 
 
-def _cancel(waiter: _Waiter) -> None:
+def _cancel(waiter: _Waiter, work: Awaitable[Any]) -> None:
     if waiter.task is not None:
-        waiter.task.cancel()
+        asyncio.get_running_loop().call_soon(waiter.task.cancel)  # not before it has begun, or `work` never would
+    else:  # the interrupt came before it was handed over
+        _close(work)
+
+
+def _close(work: Awaitable[Any]) -> None:
+    """Of what will never be awaited, so that nobody is warned of that."""
+    close = getattr(work, "close", None)
+    if close is not None:
+        close()
 
 
 def _stop(loop: asyncio.AbstractEventLoop, pid: int, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
