@@ -3,7 +3,7 @@
 
 import sys
 
-from lessor.client import Client
+from lessor.client import Client, ClientError
 
 
 def main(endpoint: str = "127.0.0.1:2379") -> None:
@@ -14,4 +14,12 @@ def main(endpoint: str = "127.0.0.1:2379") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if not 1 <= len(sys.argv) <= 2 or sys.argv[1:2] == ["--help"]:
+        sys.exit("usage: python finder.py [ENDPOINT]")
+    try:
+        main(*sys.argv[1:])
+    except ClientError as error:
+        sys.exit(f"finder: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # as the shell says it of a program that Ctrl-C ended

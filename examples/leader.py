@@ -4,7 +4,7 @@
 import asyncio
 import sys
 
-from lessor.client import AsyncClient, Key, LeaseLost, op
+from lessor.client import AsyncClient, ClientError, Key, LeaseLost, op
 
 
 async def main(name: str, endpoint: str = "127.0.0.1:2379") -> None:
@@ -26,4 +26,12 @@ async def main(name: str, endpoint: str = "127.0.0.1:2379") -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    if not 2 <= len(sys.argv) <= 3 or sys.argv[1:2] == ["--help"]:
+        sys.exit("usage: python leader.py NAME [ENDPOINT]")
+    try:
+        asyncio.run(main(*sys.argv[1:]))
+    except ClientError as error:
+        sys.exit(f"leader: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # as the shell says it of a program that Ctrl-C ended

@@ -4,7 +4,7 @@
 import sys
 import time
 
-from lessor.client import Client
+from lessor.client import Client, ClientError
 
 
 def main(address: str, endpoint: str = "127.0.0.1:2379") -> None:
@@ -15,4 +15,12 @@ def main(address: str, endpoint: str = "127.0.0.1:2379") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if not 2 <= len(sys.argv) <= 3 or sys.argv[1:2] == ["--help"]:
+        sys.exit("usage: python service.py ADDRESS [ENDPOINT]")
+    try:
+        main(*sys.argv[1:])
+    except ClientError as error:
+        sys.exit(f"service: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # as the shell says it of a program that Ctrl-C ended

@@ -4,6 +4,7 @@
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ def server() -> Iterator[AnyServer]:
 @contextmanager
 def running(name: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, str(EXAMPLES / name), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
@@ -40,6 +41,15 @@ def line(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
+def wait_until_it_waits(process: "subprocess.Popen[str]") -> None:
+    """Until its main thread has slept for 20 ms: as people press Ctrl-C, not in the middle of a call of a function."""
+    asleep = 0
+    while asleep < 20:
+        state = Path(f"/proc/{process.pid}/task/{process.pid}/stat").read_text().rpartition(") ")[2][0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.001)
+
+
 def test_a_service_is_seen_to_appear_and_to_vanish_when_it_is_killed(server: AnyServer) -> None:
     with running("finder.py", server.address) as finder:
         assert line(finder) == "there are []"
@@ -48,6 +58,44 @@ def test_a_service_is_seen_to_appear_and_to_vanish_when_it_is_killed(server: Any
             assert line(finder) == "appeared 10.0.0.5:8080"
             service.send_signal(signal.SIGKILL)
         assert line(finder) == "vanished 10.0.0.5:8080"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "begins"),
+    [
+        ("finder.py", (), "there are"),
+        ("service.py", ("10.0.0.6:80",), "registered"),
+        ("leader.py", ("carl",), "carl leads"),
+    ],
+)
+def test_ctrl_c_ends_an_example_in_one_line(
+    server: AnyServer, name: str, arguments: tuple[str, ...], begins: str
+) -> None:
+    with running(name, *arguments, server.address) as process:
+        assert line(process).startswith(begins)
+        wait_until_it_waits(process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+        assert (process.returncode, out, err) == (130, "", "interrupted\n")
+    with Client(server.address) as client:
+        assert client.get("web/10.0.0.6:80").count == client.get("scheduler/", prefix=True).count == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("finder.py", ("a", "b"), "usage: python finder.py [ENDPOINT]\n"),
+        ("service.py", (), "usage: python service.py ADDRESS [ENDPOINT]\n"),
+        ("leader.py", ("--help",), "usage: python leader.py NAME [ENDPOINT]\n"),
+        ("finder.py", ("127.0.0.1:1",), "finder: cannot connect to 127.0.0.1:1: "),
+        ("leader.py", ("ann", "x://y"), "leader: endpoint 'x://y': unknown scheme x"),
+    ],
+)
+def test_an_example_that_cannot_run_says_so_in_one_line(name: str, arguments: tuple[str, ...], said: str) -> None:
+    with running(name, *arguments) as process:
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(said)
 
 
 def test_one_of_several_leads_and_the_next_when_it_is_gone(server: AnyServer) -> None:

@@ -395,8 +395,12 @@ def test_a_mirror_of_everything(pair: Pair, tmp_path: Path) -> None:
 @pytest.mark.skipif("LESSOR_TEST_PERF" not in os.environ, reason="takes minutes: set LESSOR_TEST_PERF=1")
 @pytest.mark.parametrize("line", ["check perf --load=s", "check datascale --load=s"])
 def test_checks(pair: Pair, line: str) -> None:
-    """60 s of load, and 10,000 keys: whether the server is quick enough, in etcdctl's opinion."""
-    ours, etcds = (each.run(line) for each in pair)
+    """60 s of load, and 10,000 keys: whether the server is quick enough, in etcdctl's opinion.
+
+    Both at the same time: a disk that stands still for half a second, which is a failure to etcdctl, does so for both.
+    """
+    with ThreadPoolExecutor(2) as threads:
+        ours, etcds = threads.map(lambda each: each.run(line), pair)
     print(ours.out, etcds.out)
-    assert ours.code == 0
-    assert "FAIL" not in ours.out or "FAIL" in etcds.out  # a machine may be too slow for either
+    assert "Throughput too low" not in ours.out
+    assert ours.code == 0 or etcds.code != 0

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/guide.zh.md and docs/client.md show, done in order at a fresh `lessor serve`: commands, and Python.
+"""What docs/guide.md, guide.zh.md and client.md show, done in order at a fresh `lessor serve`: commands, and Python.
 
 Laws
 - Each command prints what the page shows. Only what no two runs share may differ: the ids of the server, how much time
   is left, measured times. A lease's id may differ too, but it is the same lease wherever the page shows the same id.
 - A command whose output ends with ^C is interrupted after as many lines as the page shows. A line that begins with `# `
-  and says 重启 restarts the server.
+  restarts the server when it says so (重启), and otherwise, that the command behind it runs in another terminal: beside
+  what follows, and what it prints is compared at the end of the page.
 
 `play` finds out what is printed, `Ids.same` compares. The Go program is not run here: it needs Go and its modules.
 """
@@ -18,9 +19,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.request import urlopen
 
 import pytest
 
@@ -34,11 +37,12 @@ INTERRUPT = "^C"
 LEASE_ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])|(?<!\d)\d{13,20}(?!\d)")
 DIFFERING = re.compile(
     r'(?<=cluster_id":)"?\d+|(?<=member_id":)"?\d+|(?<=remaining\()\d+|"TTL":"\d+",(?="gr)|\d+\.\d{3}\b'
+    r'|(?<=remaining_ms":)"\d+|(?<=s) +\d+\.\ds(?= )'
 )
 
 
 class Step(NamedTuple):
-    kind: str  # "command", "restart" or "python"
+    kind: str  # "command", "beside", "restart" or "python"
     text: str
     shown: str
 
@@ -49,12 +53,17 @@ def steps(page: str) -> Iterator[Step]:
         if kind == "python":
             yield Step("python", block, printed.strip())
             continue
+        kind = "command"
         for first, output in re.findall(r"^([$#] .*)\n((?:(?![$#] ).*\n)*)", block, re.MULTILINE):
             if first.startswith("# "):
-                assert "重启" in first
-                yield Step("restart", first, "")
+                if "重启" in first:
+                    yield Step("restart", first, "")
+                else:
+                    assert re.search("another terminal|另一个终端", first)
+                    kind = "beside"
             else:
-                yield Step("command", first[2:], output.strip())
+                yield Step(kind, first[2:], output.strip())
+                kind = "command"
 
 
 class Ids:
@@ -85,6 +94,7 @@ class Reader:
         self._python: dict[str, Any] = {}
         known = {name: value for name, value in os.environ.items() if not name.startswith("ETCDCTL_")}
         path = f"{bin_folder}:{known['PATH']}"
+        self._beside: list[tuple[Step, subprocess.Popen[str]]] = []
         self._environment = known | {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": server.address, "PATH": path}
 
     def play(self, step: Step) -> str:
@@ -97,17 +107,35 @@ class Reader:
             with contextlib.redirect_stdout(io.StringIO()) as output:
                 exec(text, self._python)
             return output.getvalue().strip()
+        if step.kind == "beside":
+            self._beside.append((step, self._start(f"exec {text}")))
+            while not self._begun(len(self._beside)):
+                time.sleep(0.01)
+            return step.shown  # the end will tell
         lines = step.shown.count("\n") if step.shown.endswith(INTERRUPT) else None
         return self._command(text, lines)
 
+    def _start(self, text: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            ["sh", "-c", text], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=self._environment,
+        )  # fmt: skip
+
     def _command(self, text: str, lines: int | None) -> str:
-        with subprocess.Popen(
-            ["sh", "-c", f"exec {text}" if lines else text], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env=self._environment,
-        ) as process:  # fmt: skip
+        process = self._start(f"exec {text}" if lines else text)
+        if lines is not None:
+            return self._interrupted(process, lines)
+        with process:
             try:
-                if lines is None:
-                    return process.communicate(timeout=RUN_S_MAX)[0].strip()
+                output = process.communicate(timeout=RUN_S_MAX)[0].strip()
+                return output.replace(self._server.address, "127.0.0.1:2379")
+            finally:
+                process.kill()
+
+    def _interrupted(self, process: "subprocess.Popen[str]", lines: int) -> str:
+        """The first lines, and Ctrl-C."""
+        with process:
+            try:
                 assert process.stdout is not None
                 output = "".join(process.stdout.readline() for _ in range(lines))
                 process.send_signal(signal.SIGINT)
@@ -115,7 +143,24 @@ class Reader:
             finally:
                 process.kill()
 
+    def _begun(self, watches: int) -> bool:
+        """Whether the server has told so many watches of leases that they have begun."""
+        with urlopen(f"http://{self._server.address}/metrics") as metrics:
+            sent = re.search(
+                r'msg_sent_total\{.*"Watch",grpc_service="lessorpb.Leases".*\} (\d+)', metrics.read().decode()
+            )
+        return sent is not None and int(sent[1]) >= watches
+
+    def beside(self) -> Iterator[tuple[Step, str]]:
+        """What ran in other terminals, and what it printed."""
+        for step, process in self._beside:
+            yield step, self._interrupted(process, step.shown.count("\n"))
+        self._beside.clear()
+
     def leave(self) -> None:
+        for _, process in self._beside:
+            with process:
+                process.kill()
         if "client" in self._python:
             self._python["client"].close()
 
@@ -135,7 +180,9 @@ def reader(folder: Path) -> Iterator[Reader]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "commands", "programs"), [("guide.zh.md", 35, 8), ("client.md", 0, 7)])
+@pytest.mark.parametrize(
+    ("name", "commands", "programs"), [("guide.md", 42, 0), ("guide.zh.md", 43, 8), ("client.md", 0, 7)]
+)
 def test_what_the_page_shows_is_what_comes_out(
     name: str, commands: int, programs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +197,9 @@ def test_what_the_page_shows_is_what_comes_out(
     with reader(tmp_path) as somebody:
         for step in plan:
             printed = somebody.play(step._replace(text=ids.translate(step.text)))
+            if step.kind != "beside":
+                assert ids.same(step.shown, printed), f"{step.text}\n{printed}\n-- but the page says --\n{step.shown}"
+        for step, printed in somebody.beside():
             assert ids.same(step.shown, printed), f"{step.text}\n{printed}\n-- but the page says --\n{step.shown}"
 
 

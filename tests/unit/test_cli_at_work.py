@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that go on for a while, against a running Lessor: lock, elect, make-mirror, check, watch -i, completion."""
+"""Commands that go on for a while, against a running Lessor: lock, elect, make-mirror, check, watch -i, help."""
 
 import os
 import re
@@ -383,42 +383,7 @@ def test_progress_of_a_clients_watches(asked: LessorServer) -> None:
     assert sorted(run(ask())) == [(0, 0), (0, 0), (1, 0), (1, 0)]
 
 
-# --- completion and help --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("lessor le", ["lease"]),
-        ("lessor lease g", ["grant"]),
-        ("lessor --endpoints a:1 get --pri", ["--print-value-only"]),
-        ("lessor get -w j", ["json"]),
-        ("lessor bogus x", []),
-    ],
-)
-def test_completions(
-    words: str, expected: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COMP_WORDS", words)
-    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
-    monkeypatch.setenv("_LESSOR_COMPLETE", "bash_complete")
-    with pytest.raises(SystemExit) as caught:
-        main.main([])
-    assert not caught.value.code
-    said = capsys.readouterr()
-    assert ([line.partition(",")[2] for line in said.out.splitlines()], said.err) == (expected, "")
-
-
-@slow
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts(shell: str) -> None:
-    script = subprocess.run([*OURS, "completion", shell], capture_output=True, text=True, check=True).stdout
-    assert f"_LESSOR_COMPLETE={shell}_complete" in script
-    if shell == "bash":
-        loaded = subprocess.run(
-            ["bash", "-c", f"{script}\ncomplete -p lessor"], capture_output=True, text=True, check=True
-        )
-        assert loaded.stdout.endswith(" lessor\n")
+# --- help ------------------------------------------------------------------------------------------------------------
 
 
 def test_help_of_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 from google.protobuf.message import Message
 
@@ -143,6 +144,7 @@ TABLE = [
     Row("completion bash", ONE, silent=True, reads=True, since=(3, 6)),
     Row("completion zsh", ONE, silent=True, reads=True, since=(3, 6)),
     Row("completion fish", ONE, silent=True, reads=True, since=(3, 6)),
+    Row("completion powershell", ONE, silent=True, reads=True, since=(3, 6)),
     Row("completion", ONE, silent=True, reads=True),
     Row("help lease grant", ONE, silent=True, reads=True),
 ]
@@ -267,16 +269,47 @@ def test_same_until_ctrl_c(pair: Pair, line: str, output_format: str) -> None:
     assert printed[1][1] == 0
 
 
+def helped(line: str) -> str:
+    return subprocess.run([etcdctl_binary(), *line.split(), "--help"], capture_output=True, text=True).stdout
+
+
+def commands() -> list[str]:
+    listed = helped("").partition("COMMANDS:\n")[2].partition("\nOPTIONS:")[0]
+    names = [line.strip().split("\t")[0] for line in listed.splitlines() if line.strip()]
+    assert len(names) > 40
+    return names
+
+
 def test_no_command_of_etcdctl_is_missing() -> None:
-    said = subprocess.run([etcdctl_binary(), "--help"], capture_output=True, text=True, check=True).stdout
-    listed = said.partition("COMMANDS:\n")[2].partition("\nOPTIONS:")[0]
-    commands = [line.strip().split("\t")[0] for line in listed.splitlines() if line.strip()]
-    assert len(commands) > 40
     # 3.5 still has the offline commands of snapshot; since 3.6 they are etcdutl's, and ours are as those.
     elsewhere = {"snapshot restore", "snapshot status"}
     here = [f"{row.line} " for row in TABLE]
     assert [
         name
-        for name in commands
+        for name in commands()
         if name not in elsewhere and not any(f"{name} " == line[: len(name) + 1] for line in here)
     ] == []
+
+
+def test_no_flag_of_etcdctl_is_missing() -> None:
+    """Each has the same short form, and takes a value or none as etcdctl's does."""
+    # What a server without peers has no use for; and etcdctl 3.5's way to an etcd's files.
+    elsewhere = {
+        *(("snapshot restore", name) for name in ("name", "wal-dir", "initial-cluster", "initial-cluster-token")),
+        *(("snapshot restore", "initial-advertise-peer-urls"), ("defrag", "data-dir")),
+    }
+    missing = set()
+    for name in ["", *commands()]:
+        command: click.Command | None = main.cli
+        for word in name.split():
+            assert isinstance(command, click.Group)
+            command = command.get_command(click.Context(command), word)
+        assert command is not None
+        ours = {}
+        for option in command.get_params(click.Context(command, **command.context_settings)):
+            short = next((flag for flag in option.opts if len(flag) == 2), "")
+            ours.update(dict.fromkeys(option.opts, (short, isinstance(option, click.Option) and option.is_flag)))
+        for short, flag, bracket in re.findall(r"^ +(?:(-\w), )?--([\w-]+)(\[?)=.*\t", helped(name), re.MULTILINE):
+            if ours.get(f"--{flag}") != (short, bool(bracket)):
+                missing.add((name, flag))
+    assert missing - elsewhere == set()

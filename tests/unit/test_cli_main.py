@@ -123,6 +123,24 @@ def test_a_line_is_rewritten_only_where_click_reads_it_otherwise() -> None:
         ("watch", 128, "bad number of arguments"),
         ("watch a b c", 128, "bad number of arguments"),
         ("bogus", 1, 'unknown command "bogus" for "lessor" (see \'lessor --help\')'),
+        ("lst", 1, 'unknown command "lst" for "lessor" (see \'lessor --help\')'),
+        ("lese list", 1, 'unknown command "lese" for "lessor"; did you mean lease? (see \'lessor --help\')'),
+        ("lease lst", 1, 'unknown command "lst" for "lessor lease"; did you mean list? (see \'lessor lease --help\')'),
+        ("user grant-rol a b --x", 1, "unknown flag: --x (see 'lessor user grant-role --help')"),
+        ("get k --prefx", 1, "unknown flag: --prefx; did you mean --prefix? (see 'lessor get --help')"),
+        (
+            "lease list --endpoint a:1",
+            1,
+            "unknown flag: --endpoint; did you mean --endpoints? (see 'lessor lease list --help')",
+        ),
+        ("--hx get k", 1, "unknown flag: --hx; did you mean --hex? (see 'lessor --help')"),
+        ("get k -q", 1, "unknown shorthand flag: 'q' in -q (see 'lessor get --help')"),
+        (
+            "put k v --lease 7587845169630795786",
+            128,
+            'bad lease ID (strconv.ParseInt: parsing "7587845169630795786": value out of range), expecting ID in Hex; '
+            "if it is decimal, write 0d7587845169630795786",
+        ),
         (
             "lease re",
             2,
@@ -292,6 +310,14 @@ def test_how_long_a_silent_server_is_believed_in(
     ctx = cli.make_context("lessor", [*flags, "version"])
     client_of(settings_of(ctx))
     assert (made[0]["ping_after_s"], made[0]["ping_answer_s_max"]) == (after_s, answer_s)
+
+
+def test_a_password_is_asked_for_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"Password: ": "pw"}
+    monkeypatch.setattr("getpass.getpass", answers.pop)  # a second time it raises
+    exit_code, _, err = said(capsys, "lease", "grant", "5", "--user", "root", "--endpoints", "127.0.0.1:1")
+    assert (exit_code, answers) == (1, {})
+    assert "cannot connect" in err
 
 
 def test_patience_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

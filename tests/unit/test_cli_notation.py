@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lessor.cli.notation import boolean, duration_s, hex_escaped, int64, lease_id, quote, ttl_s
+from lessor.cli.notation import boolean, duration_s, expecting_id, hex_escaped, int64, lease_id, quote, ttl_s
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,24 @@ def test_lease_ids_are_hexadecimal_unless_marked_or_told_otherwise(text: str, de
 def test_an_id_as_it_is_printed_is_read_back(number: int) -> None:
     assert lease_id(f"{number:016x}", decimal=False) == number
     assert lease_id(str(number), decimal=True) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "decimal", "said"),
+    [
+        ("xyz", False, "expecting ID in Hex"),
+        ("xyz", True, "expecting ID in decimal"),
+        ("0x7d", False, "expecting ID in Hex, without 0x"),
+        ("7587845169630795786", False, "expecting ID in Hex; if it is decimal, write 0d7587845169630795786"),
+        ("9223372036854775807", False, "expecting ID in Hex; if it is decimal, write 0d9223372036854775807"),
+        ("9223372036854775808", False, "expecting ID in Hex"),  # no lease has that
+        ("123456789012345678901", False, "expecting ID in Hex"),
+    ],
+)
+def test_what_is_said_of_an_id_that_cannot_be_read(text: str, decimal: bool, said: str) -> None:
+    with pytest.raises(ValueError, match="ParseInt"):
+        lease_id(text, decimal=decimal)
+    assert expecting_id(text, decimal=decimal) == said
 
 
 @pytest.mark.parametrize(

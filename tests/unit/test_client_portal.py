@@ -4,13 +4,14 @@
 import ast
 import asyncio
 import gc
+import inspect
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,39 @@ def test_an_interrupt_cancels_the_call_that_is_waited_for() -> None:
         portal.run(interrupt())
     assert cancelled.wait(10)
 
+    portal.close()
+    assert threads() == []
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+@pytest.mark.parametrize("started", [False, True])
+def test_an_interrupt_before_the_work_has_begun_leaves_nothing_behind(
+    handed_over: bool, started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a task nor a coroutine that nobody awaited, of which Python would warn the user who pressed Ctrl-C."""
+    portal = Portal(nothing)
+    if started:
+        portal.run(nothing())
+    submit, may_go_on = portal._submit, threading.Event()
+
+    def wait() -> None:
+        may_go_on.wait()
+
+    def interrupted(start: Callable[[], None]) -> None:
+        if handed_over:
+            submit(wait)  # so that the work and its end find themselves in one turn of the loop
+            submit(start)
+        raise KeyboardInterrupt
+
+    work = nothing()
+    monkeypatch.setattr(portal, "_submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        portal.run(work)
+    monkeypatch.undo()
+    may_go_on.set()
+    portal.run(nothing())
+    portal.run(nothing())
+    assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED
     portal.close()
     assert threads() == []
 

@@ -104,8 +104,8 @@ def test_pages_have_a_size_unless_asked_and_no_more_than_the_most() -> None:
     leases = lessor(*((number, 10, 0) for number in range(1, limits.LEASE_PAGE_MAX + 3)))
     assert len(page(leases).leases) == len(page(leases, limit=-1).leases) == limits.LEASE_PAGE_DEFAULT
     assert len(page(leases, limit=2_000_000_000).leases) == limits.LEASE_PAGE_MAX
-    leases = lessor((1, 10, limits.LEASE_PAGE_MAX + 1))
-    assert len(page(leases, keys_limit=2_000_000_000).leases[0].keys) == limits.LEASE_PAGE_MAX
+    leases = lessor((1, 10, limits.LEASE_PAGE_KEYS_MAX + 1))
+    assert len(page(leases, keys_limit=2_000_000_000).leases[0].keys) == limits.LEASE_PAGE_KEYS_MAX
     assert not page(leases, keys_limit=-1).leases[0].keys
 
 
@@ -141,6 +141,27 @@ def test_what_ends_or_is_granted_while_the_page_is_made() -> None:
     assert listing.step(0.0)
     reply = listing.page(HEADER)
     assert (ids(reply), reply.lease_count) == ([2], 2)
+
+
+def test_one_that_has_ended_takes_no_place_and_several_may_end_behind() -> None:
+    leases = lessor(*((number, 10, 0) for number in range(1, 7)))
+    listing = LeaseList(leases, leases_pb2.LeaseListRequest(limit=4))
+    assert not listing.step(0.0, 1)
+    leases.revoke(2)
+    assert not listing.step(0.0, 8)  # 1, 3, 4 and 5 are chosen, and three of them written
+    leases.revoke(1)
+    leases.revoke(4)
+    assert listing.step(0.0)
+    assert ids(listing.page(HEADER)) == [3, 5]
+
+
+def test_what_is_kept_is_twice_a_page_and_a_step_at_most() -> None:
+    listing = LeaseList(lessor(*((number, 10, 0) for number in range(99, 0, -1))), leases_pb2.LeaseListRequest(limit=3))
+    kept = []
+    while not listing.step(0.0, 2):
+        kept.append(len(listing._found))
+    assert max(kept) <= 2 * 3 + 2
+    assert ids(listing.page(HEADER)) == [1, 2, 3]
 
 
 def test_a_page_whose_leases_have_all_ended_leads_on() -> None:

@@ -13,7 +13,8 @@ REPLY_PARTS_MAX = 1_000  # keys or leases of one reply that are encoded in one l
 SWEEP_EVENTS_MAX = 500  # compacted events taken out of memory in one loop turn: 0.1 to 2 ms
 
 LEASE_PAGE_DEFAULT = 100  # leases in one page of a list
-LEASE_PAGE_MAX = 1_000  # the same when more are asked for; also keys shown of one lease
+LEASE_PAGE_MAX = 10_000  # the same when more are asked for
+LEASE_PAGE_KEYS_MAX = 1_000  # keys shown of one lease
 LEASE_PAGE_BYTES = 1_048_576  # keys in one page; clients take 4 MiB
 LEASE_LIST_STEP = 2_500  # leases, and keys where those matter, looked at between others' calls: about a millisecond
 

@@ -3,21 +3,86 @@
 
 Law: a key press never gets an error message. What cannot be understood so far has no completions.
 
-The scripts are click's. They call `lessor` with the line so far in the environment, and find the answer on stdout.
+The scripts are click's, but for PowerShell's. They call `lessor` with the line so far in the environment, and find the
+answer on stdout.
 """
 
+import os
 from contextlib import suppress
+from typing import Any, ClassVar
 
 import click
+from click.shell_completion import CompletionItem, ShellComplete, add_completion_class
 
 from lessor.cli.failure import ERROR, Failure
 from lessor.cli.options import Command
 
-SHELLS = ("bash", "zsh", "fish")
+SHELLS = ("bash", "zsh", "fish", "powershell")
+
+# The cursor's position and the words' are counted from the beginning of the same line. For file names nothing is
+# answered: PowerShell offers them by itself then. A completion takes the place of the whole word, so what stands before
+# the = of a flag is put before it again.
+_POWERSHELL = """\
+Register-ArgumentCompleter -Native -CommandName %(prog_name)s -ScriptBlock {
+    param($wordToComplete, $commandAst, $cursorPosition)
+    $words = @()
+    $begun = ''
+    foreach ($element in $commandAst.CommandElements) {
+        $extent = $element.Extent
+        if ($extent.EndOffset -lt $cursorPosition) {
+            if ($element -is [System.Management.Automation.Language.StringConstantExpressionAst]) {
+                $words += $element.Value
+            } else {
+                $words += $extent.Text
+            }
+        } elseif ($extent.StartOffset -lt $cursorPosition) {
+            $begun = $extent.Text.Substring(0, $cursorPosition - $extent.StartOffset)
+        }
+    }
+    $flag = ''
+    if ($begun -match '^--[^=]*=') {
+        $flag = $Matches[0]
+    }
+    try {
+        $env:COMP_WORDS = $words -join "`n"
+        $env:COMP_CWORD = $begun
+        $env:%(complete_var)s = 'powershell_complete'
+        %(prog_name)s | ForEach-Object {
+            $type, $value, $help = $_ -split "`t", 3
+            if ($type -eq 'plain') {
+                $text = $flag + $value
+                if (-not $help) {
+                    $help = $value
+                }
+                [System.Management.Automation.CompletionResult]::new($text, $value, 'ParameterValue', $help)
+            }
+        }
+    } finally {
+        Remove-Item -ErrorAction Ignore -Path 'Env:COMP_WORDS', 'Env:COMP_CWORD', 'Env:%(complete_var)s'
+    }
+}
+"""
+
+
+class PowerShellComplete(ShellComplete):
+    """What click lacks. The words come as lines, the one at the cursor by itself; answers are type, value, help."""
+
+    name: ClassVar[str] = "powershell"
+    source_template: ClassVar[str] = _POWERSHELL
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        words = os.environ.get("COMP_WORDS", "").split("\n")
+        return words[1:], os.environ.get("COMP_CWORD", "")  # PowerShell has no empty variables
+
+    def format_completion(self, item: CompletionItem[Any]) -> str:
+        return "\t".join((item.type, item.value, " ".join((item.help or "").split())))
+
+
+add_completion_class(PowerShellComplete)
 
 
 @click.command("completion", cls=Command)
-@click.argument("args", nargs=-1, metavar="bash|zsh|fish")
+@click.argument("args", nargs=-1, metavar="bash|zsh|fish|powershell")
 @click.pass_context
 def completion(ctx: click.Context, args: tuple[str, ...]) -> None:
     """Print a script that completes the command lines of lessor in a shell.
@@ -26,8 +91,9 @@ def completion(ctx: click.Context, args: tuple[str, ...]) -> None:
     bash:  source <(lessor completion bash)
     zsh:   source <(lessor completion zsh)
     fish:  lessor completion fish | source
+    PowerShell:  lessor completion powershell | Out-String | Invoke-Expression
 
-    For all sessions put that into ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish.
+    For all sessions put that into ~/.bashrc, ~/.zshrc, ~/.config/fish/config.fish or the file that $PROFILE names.
     """
     from click.shell_completion import get_completion_class
 

@@ -83,7 +83,8 @@ def put_request(
     try:
         lease_id = notation.lease_id(lease_text, decimal=decimal)
     except ValueError as error:
-        raise Failure(BAD_ARGS, f"bad lease ID ({error}), expecting ID in {'decimal' if decimal else 'Hex'}") from None
+        expecting = notation.expecting_id(lease_text, decimal=decimal)
+        raise Failure(BAD_ARGS, f"bad lease ID ({error}), {expecting}") from None
     return rpc.PutRequest(
         key=os.fsencode(args[0]),
         value=value,

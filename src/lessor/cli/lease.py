@@ -49,9 +49,7 @@ def _lease_id(args: tuple[str, ...], decimal: bool, complaint: str) -> int:
     try:
         return notation.lease_id(text, decimal=decimal)
     except ValueError as error:
-        raise Failure(
-            BAD_ARGS, f"bad lease ID arg ({error}), expecting ID in {'decimal' if decimal else 'Hex'}"
-        ) from None
+        raise Failure(BAD_ARGS, f"bad lease ID arg ({error}), {notation.expecting_id(text, decimal=decimal)}") from None
 
 
 @click.command("grant", cls=Command)

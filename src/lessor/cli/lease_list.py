@@ -29,7 +29,7 @@ from lessor.cli.session import ask
 if TYPE_CHECKING:
     from lessor.client import AsyncClient
 
-PAGE_LEASES = 1_000
+PAGE_LEASES = 10_000
 KEYS_MAX = 100  # keys shown of a lease; their number is always there
 ORDERS = {"id": 0, "remaining": 1, "keys": 2}
 

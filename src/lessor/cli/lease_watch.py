@@ -1,28 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor lease watch`: prints grants, expiries and revocations as they happen, one line for each, until Ctrl-C.
 
-There is no history of leases: after a lost connection the command ends, and says so, rather than hide a gap.
+A lost connection is made again, which one line on stderr says; what happened meanwhile is printed then, as far as a
+list of the leases tells it (see lease_follow.py).
 """
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from lessor.api.proto import leases_pb2
 from lessor.cli import printing
-from lessor.cli.failure import ERROR, INTERRUPTED, Failure
-from lessor.cli.lease_list import no_service
+from lessor.cli.failure import INTERRUPTED
+from lessor.cli.lease_follow import Follower, resumed
 from lessor.cli.options import Command, Settings, settings_of
 from lessor.cli.print_json import line
 from lessor.cli.printing import id_text
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from lessor.client import AsyncClient
-
-NO_SERVICE = "this server tells no lease events (it is not Lessor)"
+    from lessor.client import AsyncClient, ClientError
 
 
 @click.command("watch", cls=Command)
@@ -30,28 +28,24 @@ NO_SERVICE = "this server tells no lease events (it is not Lessor)"
 @click.option("--decimal", is_flag=True, help="Print lease ids in decimal.")
 @click.pass_context
 def watch(ctx: click.Context, args: tuple[str, ...], decimal: bool) -> None:
-    """Print what becomes of leases from now on: granted, expired, revoked. Renewals are not told. Lessor only."""
+    """Print what becomes of leases from now on: granted, expired, revoked. Renewals are not told. Lessor only.
+
+    A lost connection is made again. A lease that is gone by then has "ended": how, nobody tells any more.
+    """
     settings = settings_of(ctx)
     printing.choose(settings.output_format)  # refuses one that there is not
 
+    def tell(response: leases_pb2.LeaseWatchResponse) -> None:
+        printing.write(response_bytes(response, settings, decimal))
+
     async def follow(client: "AsyncClient") -> None:
-        async for response in events(client):
-            printing.write(response_bytes(response, settings, decimal))
+        await resumed(Follower(client, tell).follow, say_lost)
 
     ask(settings, follow, exit_code=INTERRUPTED)
 
 
-async def events(client: "AsyncClient") -> "AsyncIterator[leases_pb2.LeaseWatchResponse]":
-    """The server's responses. Failure for a server that has no such service."""
-    from lessor.client import ServerError
-
-    try:
-        async for response in client.lease_events():
-            yield response
-    except ServerError as error:
-        if no_service(error):
-            raise Failure(ERROR, NO_SERVICE) from None
-        raise
+def say_lost(error: "ClientError") -> None:
+    print(f"connection lost, retrying: {error}", file=sys.stderr, flush=True)
 
 
 def response_bytes(response: leases_pb2.LeaseWatchResponse, settings: Settings, decimal: bool) -> bytes:

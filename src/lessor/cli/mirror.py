@@ -75,6 +75,7 @@ def make_mirror(ctx: click.Context, /, args: tuple[str, ...], rev: int, max_txn_
     there = dataclasses.replace(
         settings,
         endpoints=(args[0],),
+        server_name="",
         cacert=flags["dest_cacert"] or "",
         cert=flags["dest_cert"] or "",
         key=flags["dest_key"] or "",

@@ -81,6 +81,17 @@ def lease_id(text: str, *, decimal: bool) -> int:
     return int64(text, 10 if decimal else 16)
 
 
+def expecting_id(text: str, *, decimal: bool) -> str:
+    """For the end of a complaint about a text that `lease_id` cannot read: etcdctl's words, and what may help."""
+    if decimal:
+        return "expecting ID in decimal"
+    if text[:2] in ("0x", "0X"):
+        return "expecting ID in Hex, without 0x"
+    # As curl shows ids, and too long to be hexadecimal; a shorter one could be either.
+    looks_decimal = re.fullmatch("[0-9]{1,19}", text) and int(text) <= INT64_MAX
+    return f"expecting ID in Hex; if it is decimal, write 0d{text}" if looks_decimal else "expecting ID in Hex"
+
+
 def duration_s(text: str) -> float:
     """Seconds of a duration such as 300ms, 5s, 1h30m or 0. ValueError as Go's time.ParseDuration."""
     return float(_duration_ns(text) / 1_000_000_000)

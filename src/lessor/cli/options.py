@@ -13,7 +13,7 @@ that cannot be read is one.
 import getpass
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +49,7 @@ class Settings:
     max_recv_bytes: int = 0
     keepalive_time_s: float = 2.0
     keepalive_timeout_s: float = 6.0
+    server_name: str = ""  # what certificates must name, if not the endpoint
 
 
 class Globals:
@@ -56,12 +57,23 @@ class Globals:
 
     def __init__(self) -> None:
         self.given: dict[str, Any] = {}
+        self._settings: Settings | None = None
 
     def settings(self) -> Settings:
-        """Adds the environment and the defaults. Failure for a variable that cannot be read."""
+        """Adds the environment and the defaults, asks for a password and looks the endpoints up: all that only once.
+
+        Failure for a variable that cannot be read, and where nothing is found.
+        """
+        if self._settings is None:
+            self._settings = self._read()
+        return self._settings
+
+    def _read(self) -> Settings:
+        endpoints, server_name = self._servers()
         user, password = credentials(self._value("user", str, ""), self._value("password", str, ""), "Password: ")
         return Settings(
-            endpoints=self._value("endpoints", _endpoints, (DEFAULT_ENDPOINT,)),
+            endpoints=endpoints,
+            server_name=server_name,
             dial_timeout_s=self._value("dial_timeout", notation.duration_s, 2.0),
             command_timeout_s=self._value("command_timeout", notation.duration_s, 5.0),
             output_format=self._value("write_out", str, "simple"),
@@ -79,6 +91,19 @@ class Globals:
             keepalive_time_s=self._value("keepalive_time", notation.duration_s, 2.0),
             keepalive_timeout_s=self._value("keepalive_timeout", notation.duration_s, 6.0),
         )
+
+    def _servers(self) -> tuple[tuple[str, ...], str]:
+        """The endpoints, and what their certificates must name: the domain, if what DNS says is not to be believed."""
+        domain = self._value("discovery_srv", str, "")
+        if not domain:
+            return self._value("endpoints", _endpoints, (DEFAULT_ENDPOINT,)), ""
+        from lessor.cli.discovery import endpoints_of
+
+        insecure = self._value("insecure_discovery", notation.boolean, True)
+        service_name = self._value("discovery_srv_name", str, "")
+        timeout_s = self._value("dial_timeout", notation.duration_s, 2.0)
+        found = endpoints_of(domain, service_name, insecure=insecure, timeout_s=timeout_s)
+        return tuple(found), "" if insecure else domain
 
     def _value(self, name: str, read: Callable[[str], Any], default: Any) -> Any:
         if name in self.given:
@@ -176,6 +201,18 @@ def _global_options() -> list[click.Parameter]:
             metavar="LIST",
             help="Servers, comma-separated, tried in this order: host:port, http(s)://host:port or unix(s):///path "
             f"(default {DEFAULT_ENDPOINT}).",
+        ),
+        option(
+            "-d",
+            "--discovery-srv",
+            metavar="DOMAIN",
+            help="Use the servers that the SRV records of this domain name, rather than --endpoints.",
+        ),
+        option("--discovery-srv-name", metavar="NAME", help="Look for _etcd-client-NAME there, not _etcd-client."),
+        option(
+            "--insecure-discovery/--no-insecure-discovery",
+            default=True,
+            help="Take servers found so that speak no TLS, or whose certificates do not name DOMAIN (default true).",
         ),
         option("--dial-timeout", type=DURATION, help="Longest wait for a connection, per endpoint (default 2s)."),
         option("--command-timeout", type=DURATION, help="Longest wait for an answer (default 5s)."),
@@ -330,7 +367,7 @@ class Group(click.Group):
         said = args[0]
         names = [said] if said in self.loaders else [name for name in self.loaders if name.startswith(said)]
         if len(names) != 1:
-            maybe = f", could be {' or '.join(sorted(names))}" if names else ""
+            maybe = f", could be {' or '.join(sorted(names))}" if names else suggestion(said, self.loaders)
             text = f'unknown command {quote(os.fsencode(said))} for "{ctx.command_path}"{maybe}{hint(ctx)}'
             raise Failure(ERROR, text)
         return names[0], self.get_command(ctx, names[0]), args[1:]
@@ -346,6 +383,14 @@ def settings_of(ctx: click.Context) -> Settings:
     return (gathered or Globals()).settings()
 
 
+def suggestion(said: str, known: Iterable[str], before: str = "") -> str:
+    """For the end of a complaint about a name: which of the known ones it may have been meant to be, if any."""
+    from difflib import get_close_matches
+
+    meant = get_close_matches(said, known, cutoff=0.7)
+    return f"; did you mean {' or '.join(before + name for name in meant)}?" if meant else ""
+
+
 # How click words what is wrong with a line, and how etcdctl does.
 _NEEDS_VALUE = re.compile(r"requires an argument")
 
@@ -355,6 +400,9 @@ def complaint(error: click.UsageError) -> str:
     if isinstance(error, click.NoSuchOption):
         name = error.option_name
         text = f"unknown flag: {name}" if name.startswith("--") else f"unknown shorthand flag: '{name[1:2]}' in {name}"
+        if error.ctx is not None:
+            flags = (flag for param in error.ctx.command.get_params(error.ctx) for flag in param.opts)
+            text += suggestion(name[2:], (flag[2:] for flag in flags if flag.startswith("--")), "--")
     elif isinstance(error, click.BadOptionUsage) and _NEEDS_VALUE.search(error.message):
         name = error.option_name
         text = (

@@ -67,6 +67,7 @@ def client_of(settings: Settings) -> "AsyncClient":
         connect_timeout_s=settings.dial_timeout_s,
         timeout_s=settings.command_timeout_s,
         ssl=tls_of(settings),
+        server_name=settings.server_name,
         user=settings.user,
         password=settings.password,
         request_bytes_max=max(settings.max_request_bytes, 0) or None,

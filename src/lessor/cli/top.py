@@ -4,6 +4,7 @@
 Laws
 - The rates count the server's own lease events; the rows are one page of a list, asked for anew for each frame, so a
   frame shows what is true and not what was added up.
+- A lost connection is made again: until then the first line says so, above the rows of the last frame.
 - On a terminal a frame takes its place until q or Ctrl-C; the terminal is left as it was found. Elsewhere one frame is
   printed, after one interval, and that is all.
 
@@ -13,6 +14,7 @@ A frame costs the server one List: every lease is looked at, in small steps.
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -20,15 +22,14 @@ import click
 from lessor.api.proto import leases_pb2
 from lessor.cli import printing
 from lessor.cli.failure import BAD_ARGS, INTERRUPTED, Failure
+from lessor.cli.lease_follow import comes_back, events, resumed
 from lessor.cli.lease_list import ORDERS, head_bytes, row_bytes
-from lessor.cli.lease_watch import events
 from lessor.cli.notation import hex_escaped, quote
 from lessor.cli.options import DURATION, Command, settings_of
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient
-    from lessor.client._tasks import Event
 
 ROWS_ELSEWHERE = 20  # when there is no terminal whose height would say
 ROWS_AROUND = 4  # of the terminal: the line above, the titles, the last line, and one to stay clear of the edge
@@ -80,7 +81,9 @@ class View:
         self._prefix = prefix
         self._decimal = decimal
         self._hexadecimal = hexadecimal
-        self.counts = [0, 0, 0]  # granted, expired, revoked, since the last frame
+        self.counts = [0, 0, 0]  # granted, expired, revoked, since `_since_s`
+        self._since_s: float | None = None  # from when on nothing escaped the count; None: there is no connection
+        self._rows = b""  # of the last frame, with their titles
 
     async def once(self, client: "AsyncClient", interval_s: float) -> None:
         """One frame, whose rates are those of one interval."""
@@ -92,48 +95,63 @@ class View:
             await begun.wait()
             await sleep(interval_s)
 
-        await first_of(self._count(client, begun), wait())
-        printing.write(await self._frame(client, ROWS_ELSEWHERE, interval_s))
+        await first_of(self._count(client, begun.set), wait())
+        printing.write(self.frame(await self._page(client, ROWS_ELSEWHERE), interval_s))
 
     async def live(self, client: "AsyncClient", interval_s: float) -> None:
         """Frame after frame until the key q."""
-        from lessor.client._tasks import Event, first_of, key_pressed
+        from lessor.client._tasks import first_of, key_pressed
 
-        await first_of(
-            self._count(client, Event()), self._draw(client, interval_s), key_pressed(sys.stdin.fileno(), b"qQ")
-        )
+        async def count(begun: Callable[[], None]) -> None:
+            await self._count(client, begun)
 
-    async def _count(self, client: "AsyncClient", begun: "Event") -> None:
+        def lost(error: object) -> None:
+            self._since_s = None
+
+        await first_of(resumed(count, lost), self._draw(client, interval_s), key_pressed(sys.stdin.fileno(), b"qQ"))
+
+    async def _count(self, client: "AsyncClient", begun: Callable[[], None]) -> None:
+        from lessor.client._tasks import now_s
+
         async for response in events(client):
-            begun.set()
+            if response.created:
+                self.counts, self._since_s = [0, 0, 0], now_s()
+                begun()
             for event in response.events:
                 self.counts[event.type] += 1
-        raise Failure(INTERRUPTED, "the server ended the lease events")
 
     async def _draw(self, client: "AsyncClient", interval_s: float) -> None:
+        from lessor.client import ClientError
         from lessor.client._tasks import now_s, sleep
 
-        last_s = now_s()
         while True:
-            drawn_s = now_s()
-            height = shutil.get_terminal_size().lines
-            frame = await self._frame(client, max(height - ROWS_AROUND, 1), drawn_s - last_s)
-            last_s = drawn_s
-            width = shutil.get_terminal_size().columns
-            lines = [line[:width].encode() for line in frame.decode().split("\n")[:-1]]
+            size = shutil.get_terminal_size()
+            try:
+                page = await self._page(client, max(size.lines - ROWS_AROUND, 1))
+            except ClientError as error:
+                if not self._rows or not comes_back(error):
+                    raise
+                frame = f"{self._title}  connection lost, retrying\n".encode() + self._rows
+            else:
+                drawn_s = now_s()
+                frame = self.frame(page, drawn_s - (self._since_s or drawn_s))
+                if self._since_s is not None:
+                    self.counts, self._since_s = [0, 0, 0], drawn_s
+            lines = [line[: size.columns].encode() for line in frame.decode().split("\n")[:-1]]
             lines.append(b"q or Ctrl-C ends")
             printing.write(HOME + b"".join(line + CLEAR_LINE + b"\r\n" for line in lines) + CLEAR_BELOW)
             await sleep(interval_s)
 
-    async def _frame(self, client: "AsyncClient", rows: int, seconds: float) -> bytes:
-        counts, self.counts = self.counts, [0, 0, 0]
-        pages = client.lease_list(key_prefix=self._prefix, order=ORDERS["remaining"], limit=rows, keys_limit=3)
-        return self.frame(await anext(pages), counts, seconds)
+    async def _page(self, client: "AsyncClient", rows: int) -> leases_pb2.LeaseListResponse:
+        return await anext(
+            client.lease_list(key_prefix=self._prefix, order=ORDERS["remaining"], limit=rows, keys_limit=3)
+        )
 
-    def frame(self, page: leases_pb2.LeaseListResponse, counts: list[int], seconds: float) -> bytes:
-        """One frame. `counts`: what happened in `seconds`; 0 seconds are too few for a rate."""
-        rates = [f"{count / seconds:.1f}/s" if seconds > 0 else "-" for count in counts]
+    def frame(self, page: leases_pb2.LeaseListResponse, seconds: float) -> bytes:
+        """One frame, with what was counted in `seconds`; 0 seconds are too few for a rate."""
+        rates = [f"{count / seconds:.1f}/s" if seconds > 0 else "-" for count in self.counts]
         text = f"{self._title}  {page.lease_count} leases  granted {rates[0]}  expired {rates[1]}  revoked {rates[2]}\n"
         shown = hex_escaped if self._hexadecimal else quoted  # a key must not write what it likes on a terminal
         rows = [row_bytes(item, shown, decimal=self._decimal) for item in page.leases]
-        return b"".join([text.encode(), head_bytes(self._decimal), *rows])
+        self._rows = head_bytes(self._decimal) + b"".join(rows)
+        return text.encode() + self._rows

@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 one_name = click.argument("args", nargs=-1, metavar="NAME")
 name_and_role = click.argument("args", nargs=-1, metavar="NAME ROLE")
 interactive_option = click.option(
-    "--interactive",
-    default="true",
-    metavar="BOOL",
-    help="true: ask for the password on the terminal; false: read it from stdin.",
+    "--interactive/--no-interactive",
+    default=True,
+    help="Ask for the password on the terminal (default true); --interactive=false reads it from stdin.",
 )
 
 
@@ -45,14 +44,8 @@ def _asked_twice(name: str) -> str:
     return first
 
 
-def _password(name: str, interactive: str) -> str:
-    from lessor.cli import notation
-
-    try:
-        on_terminal = notation.boolean(interactive)
-    except ValueError as error:
-        raise Failure(1, f'invalid argument "{interactive}" for "--interactive" flag: {error}') from None
-    if on_terminal:
+def _password(name: str, interactive: bool) -> str:
+    if interactive:
         return _asked_twice(name)
     words = sys.stdin.readline().split()
     return words[0] if words else ""
@@ -64,7 +57,9 @@ def _password(name: str, interactive: str) -> str:
 @click.option("--new-user-password", default="", metavar="PASSWORD", help="The new user's password.")
 @click.option("--no-password", is_flag=True, help="The user has none and comes with a client certificate.")
 @click.pass_context
-def add(ctx: click.Context, args: tuple[str, ...], interactive: str, new_user_password: str, no_password: bool) -> None:
+def add(
+    ctx: click.Context, args: tuple[str, ...], interactive: bool, new_user_password: str, no_password: bool
+) -> None:
     """Add a user."""
     from lessor.api.proto import auth_pb2, rpc_pb2
 
@@ -141,7 +136,7 @@ def list_(ctx: click.Context, args: tuple[str, ...]) -> None:
 @one_name
 @interactive_option
 @click.pass_context
-def passwd(ctx: click.Context, args: tuple[str, ...], interactive: str) -> None:
+def passwd(ctx: click.Context, args: tuple[str, ...], interactive: bool) -> None:
     """Change a user's password; its tokens end."""
     from lessor.api.proto import rpc_pb2
 

@@ -46,6 +46,7 @@ class Channel:
     connect_timeout_s  longest wait for one endpoint to take the connection
     ssl                how to speak TLS; see `tls_context`. Endpoints without a scheme, and unix: ones, then speak it
                        too. None: https:// and unixs:// servers need a certificate that the machine trusts
+    server_name        what the servers' certificates must name; "": the endpoint's host
     request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
     ping_after_s, ping_answer_s_max     as for `AsyncClient`
     """
@@ -56,6 +57,7 @@ class Channel:
         *,
         connect_timeout_s: float = 2.0,
         ssl: tls.SSLContext | None = None,
+        server_name: str = "",
         request_bytes_max: int | None = None,
         reply_bytes_max: int | None = None,
         ping_after_s: float = PING_AFTER_S,
@@ -71,6 +73,7 @@ class Channel:
         if ssl is not None:
             ssl.set_alpn_protocols(["h2"])
         self._ssl = ssl
+        self._server_name = server_name
         self._connect_timeout_s = connect_timeout_s
         self._first = 0  # index of the endpoint to try first
         self._current: Connection | None = None
@@ -219,7 +222,8 @@ class Channel:
         loop = asyncio.get_running_loop()
         secure: dict[str, Any] = {}
         if endpoint.tls:
-            secure = {"ssl": self._ssl, "server_hostname": endpoint.server_name, "ssl_shutdown_timeout": SHUTDOWN_S_MAX}
+            name = self._server_name or endpoint.server_name
+            secure = {"ssl": self._ssl, "server_hostname": name, "ssl_shutdown_timeout": SHUTDOWN_S_MAX}
         if endpoint.path:
             _, connection = await loop.create_unix_connection(
                 lambda: Connection(endpoint, *self._limits), endpoint.path, **secure

@@ -98,7 +98,9 @@ class Portal:
             raise
         except BaseException:  # an interrupt of this thread, at any point
             if self._pid:
-                self._loop.call_soon_threadsafe(_cancel, waiter)
+                self._loop.call_soon_threadsafe(_cancel, waiter, work)
+            else:
+                _discard(work)
             raise
         return cast(T, waiter.result())
 
@@ -166,9 +168,11 @@ class Portal:
         waiter.task.add_done_callback(lambda task: waiter.over(task, work))
 
 
-def _cancel(waiter: _Waiter) -> None:
+def _cancel(waiter: _Waiter, work: Awaitable[Any]) -> None:
     if waiter.task is not None:
-        waiter.task.cancel()
+        asyncio.get_running_loop().call_soon(waiter.task.cancel)  # not before it has begun, or `work` never would
+    else:  # the interrupt came before it was handed over
+        _discard(work)
 
 
 def _stop(loop: asyncio.AbstractEventLoop, pid: int, last: Callable[[], Coroutine[Any, Any, None]]) -> None:

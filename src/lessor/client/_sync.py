@@ -551,6 +551,7 @@ class Client(Facade[AsyncClient]):
     connect_timeout_s  longest wait for one endpoint to take the connection
     timeout_s          longest wait for the answer to a call, unless the call says otherwise; None: no limit
     ssl                how to speak TLS; see `tls_context` and `Channel`
+    server_name        what the servers' certificates must name; "": the endpoint's host
     user, password     who calls, where the service wants to know; logs in at the first call, and again when need be
     request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
     ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers take
@@ -567,6 +568,7 @@ class Client(Facade[AsyncClient]):
         connect_timeout_s: float = 2.0,
         timeout_s: float | None = 5.0,
         ssl: tls.SSLContext | None = None,
+        server_name: str = "",
         user: str = "",
         password: str = "",
         request_bytes_max: int | None = None,
@@ -579,6 +581,7 @@ class Client(Facade[AsyncClient]):
             connect_timeout_s=connect_timeout_s,
             timeout_s=timeout_s,
             ssl=ssl,
+            server_name=server_name,
             user=user,
             password=password,
             request_bytes_max=request_bytes_max,
@@ -643,13 +646,14 @@ class Client(Facade[AsyncClient]):
         key_prefix       only leases with a key that begins so
         remaining_s_max  only leases with at most so many seconds left, to the millisecond; 0: all
         order            a number of LeaseListRequest.Order: by id, by remaining time, by number of keys (most first)
-        limit            the most leases of a page, up to 1,000; 0: 100
+        limit            the most leases of a page, up to 10,000; 0: 100
         keys_limit       the most keys shown of a lease, up to 1,000; 0: none
 
         Nothing is asked for ahead: who wants one page stops after it. By id or remaining time no lease that lives
         throughout is left out; one that is renewed meanwhile may come twice by remaining time. Cost: each page makes
-        the server look at all of its leases, in small steps. `timeout_s`: for each page. ServerError Unimplemented:
-        the server is not Lessor; PermissionDenied: there are keys that the user may not read.
+        the server look at all of its leases, in small steps, so who wants all of them asks for large pages.
+        `timeout_s`: for each page. ServerError Unimplemented: the server is not Lessor; PermissionDenied: there are
+        keys that the user may not read.
         """
         return Stream(
             self._portal,

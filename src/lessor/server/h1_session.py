@@ -154,7 +154,7 @@ class H1Session:
         self._websocket = WebSocketCall(self, exchange, method, opened)
         self._receive_from_websocket(self._websocket, rest)
 
-    def _receive_from_websocket(self, call: WebSocketCall, data: bytes) -> None:
+    def _receive_from_websocket(self, call: "WebSocketCall", data: bytes) -> None:
         call.receive(data)
         self._keep_count(call.unfinished_bytes)
 

@@ -79,9 +79,11 @@ class LeaseEvent(_message.Message):
         GRANTED: _ClassVar[LeaseEvent.Type]
         EXPIRED: _ClassVar[LeaseEvent.Type]
         REVOKED: _ClassVar[LeaseEvent.Type]
+        ENDED: _ClassVar[LeaseEvent.Type]
     GRANTED: LeaseEvent.Type
     EXPIRED: LeaseEvent.Type
     REVOKED: LeaseEvent.Type
+    ENDED: LeaseEvent.Type
     TYPE_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     TTL_FIELD_NUMBER: _ClassVar[int]
