@@ -19,9 +19,9 @@ metadata follows.
 How reading knows what counts. Each record begins with the salt, eight random bytes that the tables keep and that each
 start of a server draws anew; so nothing of an earlier run counts, and no client can put bytes into a value that would
 be taken for a record. Of this run all that is whole and above the tables' newest batch counts, wherever in the files it
-stands: what is older is in the tables for good, or its file would not have started over. Each names the batch before it. A crash
-can tear the newest record only, and nobody was told of that one: it ends the chain. Anything else that is missing
-leaves a gap.
+stands: what is older is in the tables for good, or its file would not have started over. Each names the batch before
+it. A crash can tear the newest record only, and nobody was told of that one: it ends the chain. Anything else that is
+missing leaves a gap.
 
 A record: salt, checksum of all that follows; bytes of the rows, batch number, number of the batch before, uptime,
 numbers of event and of lease rows; then the rows, numbers little-endian, each event followed by its key and value. The
