@@ -23,7 +23,16 @@ import pytest
 
 from lessor.durable import batch_log, directory, sqlite
 from lessor.durable.engine import DataDirError, EngineError
-from lessor.durable.faulty import DISK_FULL, FSYNC_FAILED, WRITE_FAILED, FaultyEngine, StatementFaults, WriteFaults
+from lessor.durable.faulty import (
+    DISK_FULL,
+    FSYNC_FAILED,
+    WRITE_FAILED,
+    FaultyEngine,
+    PowerLoss,
+    StatementFaults,
+    WriteFaults,
+    run_at_once,
+)
 from lessor.durable.sqlite import SqliteEngine
 from lessor.state.journal import Batch, EventRow, LeaseRow
 
@@ -136,6 +145,8 @@ def test_every_statement_fails_once(
 ) -> None:
     monkeypatch.setattr(sqlite, "WAL_PAGES_SETTLE", 4)  # so that SQLite's log is copied during the load
     monkeypatch.setattr(sqlite, "FOLD_BYTES", 1_000)  # so that `settle` folds each batch
+    monkeypatch.setattr(batch_log, "FILE_BYTES", 32_768)  # files of the usual size take their time
+    monkeypatch.setattr(sqlite, "LOGGED_BYTES_MAX", 16_384)
     messages: list[str] = []
     fail_at, seen = 0, set()
     while True:
@@ -143,7 +154,7 @@ def test_every_statement_fails_once(
         alive, crashed = quick_dir / f"alive{fail_at}", quick_dir / f"crashed{fail_at}"
         faults = StatementFaults(fail_at, took_effect=took_effect, error=error)
         acknowledged = Acknowledged()
-        engine = SqliteEngine(alive, connect=faults.connect)
+        engine = SqliteEngine(alive, connect=faults.connect, start=run_at_once)
         try:
             scripted_load(engine, acknowledged)
         except (DataDirError, EngineError) as caught:
@@ -166,7 +177,6 @@ def small_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of the batch log that are full after two batches of the script."""
     monkeypatch.setattr(batch_log, "FILE_BYTES", 8_000)
     monkeypatch.setattr(sqlite, "LOGGED_BYTES_MAX", 5_000)
-    monkeypatch.setattr(sqlite, "UNFOLDED_BYTES_MAX", 3_000)
     monkeypatch.setattr(sqlite, "FOLD_BYTES", 3_000)
 
 
@@ -181,7 +191,7 @@ def test_every_write_of_the_batch_log_fails_once(quick_dir: Path, written_max: i
         alive, crashed = quick_dir / f"alive{fail_at}", quick_dir / f"crashed{fail_at}"
         faults = WriteFaults(fail_at, written_max=written_max, error=error)
         acknowledged = Acknowledged()
-        engine = SqliteEngine(alive, write=faults.write)
+        engine = SqliteEngine(alive, write=faults.write, start=run_at_once)
         message = ""
         try:
             scripted_load(engine, acknowledged)
@@ -227,7 +237,8 @@ def test_a_wrapped_engine_fails_every_write_once(quick_dir: Path, took_effect: b
         fail_at += 1
         data_dir = quick_dir / str(fail_at)
         acknowledged = Acknowledged()
-        engine = FaultyEngine(SqliteEngine(data_dir), fail_at, took_effect=took_effect, message="gone")
+        made = SqliteEngine(data_dir, start=run_at_once)
+        engine = FaultyEngine(made, fail_at, took_effect=took_effect, message="gone")
         try:
             scripted_load(engine, acknowledged)
         except EngineError:
@@ -297,6 +308,32 @@ def test_a_log_with_a_bad_byte_is_a_prefix_of_whole_batches(
         bad = bytearray(log)
         bad[offset] ^= 1 << chance.randrange(8)
         assert prefix_left(quick_dir / "bad", database, bytes(bad)) < LAST_BATCH
+
+
+@pytest.mark.slow
+def test_sqlites_log_cut_anywhere_in_what_was_not_synced_costs_nothing_beside_the_batch_log(quick_dir: Path) -> None:
+    power = PowerLoss(quick_dir / "alive")
+    engine = SqliteEngine(quick_dir / "alive", connect=power.connect)
+    engine.open(IDENTITY)
+    engine.begin_term(1)
+    synced_bytes = len(power.synced[1])
+    batches = [make_batch(number, events=scripted_batch(number).events) for number in range(1, 5)]
+    for batch in batches:
+        engine.commit(batch)
+        engine.fold()
+    shutil.copytree(quick_dir / "alive", quick_dir / "files")
+    engine.close()
+    log = (quick_dir / "files" / "lessor.db-wal").read_bytes()
+    assert len(log) > synced_bytes + len(batches) * sqlite.PAGE_BYTES
+    for offset in range(synced_bytes, len(log), 1_500):
+        left = quick_dir / str(offset)
+        shutil.copytree(quick_dir / "files", left, ignore=shutil.ignore_patterns("*-shm"))
+        (left / "lessor.db-wal").write_bytes(log[:offset])
+        engine = SqliteEngine(left)
+        assert (engine.open(IDENTITY).term, engine.load().meta.batch) == (1, len(batches))
+        assert list(engine.load().events) == [row for batch in batches for row in batch.events]
+        engine.close()
+        shutil.rmtree(left)
 
 
 # --- garbage over the database --------------------------------------------------------------------------------------
@@ -414,12 +451,12 @@ def test_a_file_that_may_not_grow(tmp_path: Path, settle: bool) -> None:
     assert_prefix(tmp_path / "data", acknowledged)
 
 
-SMALL_DISK = 'mount -t tmpfs -o size=3m none "$1" && shift && "$@" && cp -r "$DATA" "$OUT"'
+SMALL_DISK = 'mount -t tmpfs -o size=6m none "$1" && shift && "$@" && cp -r "$DATA" "$OUT"'
 
 
 @pytest.mark.slow
 def test_a_disk_without_space(tmp_path: Path) -> None:
-    """A file system of 3 MB, where the system lets an ordinary process have one of its own."""
+    """A file system of 6 MB, where the system lets an ordinary process have one of its own."""
     mounted, kept = tmp_path / "mounted", tmp_path / "kept"
     mounted.mkdir()
     unshare = shutil.which("unshare")

@@ -6,13 +6,17 @@ The loop is a list that the test empties by hand, and a timer runs when the test
 
 import asyncio
 import queue
-from collections.abc import Callable
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from lessor.durable.engine import EngineError
+from lessor.durable import sqlite
+from lessor.durable.engine import COLLECT_ROWS_MAX, EngineError, TablesLockedError
 from lessor.durable.faulty import FaultyEngine
 from lessor.durable.sqlite import SqliteEngine
 from lessor.server import committer as module
@@ -63,14 +67,19 @@ class Engine(SqliteEngine):
     def __init__(self, data_dir: Path) -> None:
         super().__init__(data_dir)
         self.diary: list[str] = []
+        self.before_collect: Callable[[], object] = lambda: None
+
+    def collect(self, dead: Sequence[tuple[int, int]] = (), rows_max: int = COLLECT_ROWS_MAX) -> bool:
+        self.before_collect()
+        return super().collect(dead, rows_max)
 
     def commit(self, given_batch: Batch) -> None:
         super().commit(given_batch)
         self.diary.append(f"commit {given_batch.number}")
 
-    def fold(self) -> None:
-        super().fold()
+    def fold_step(self) -> bool:
         self.diary.append("fold")
+        return super().fold_step()
 
 
 class Bench:
@@ -183,6 +192,80 @@ def test_a_fold_on_request_that_fails_is_told_and_ends_the_server(tmp_path: Path
         asyncio.run(bench.committer.fold())
     assert len(bench.failures) == 1
     bench.committer.close()
+
+
+def test_a_fold_in_steps_lets_commits_in_between(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "FOLD_ROWS", 1)
+    for number in (1, 2, 3):
+        bench.commit(number)
+    bench.loop.fire()
+    gate = threading.Event()
+
+    def hold() -> None:
+        gate.wait(10)
+
+    bench.committer._give(hold)
+    bench.loop.fire()
+    bench.committer.commit(batch(4, events=[put(4, b"key")]))
+    gate.set()
+    for _ in range(5):
+        bench.rest()
+    assert bench.engine.diary == ["commit 1", "commit 2", "commit 3", "fold", "commit 4", "fold", "fold", "fold"]
+    assert bench.unfolded() == 0
+
+
+def test_a_fold_that_finds_the_tables_locked_is_tried_again(bench: Bench, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "lessor.db", isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        bench.commit(1)
+        for _ in range(15):
+            bench.loop.fire()
+            bench.rest()
+            if bench.engine.diary[-1] == "fold":
+                bench.loop.run_one()
+        assert bench.engine.diary.count("fold") > 10
+        assert bench.unfolded() == 1
+        bench.commit(2)  # needs nobody's leave
+        shell.execute("ROLLBACK")
+    while bench.loop.timers:
+        bench.loop.fire()
+        bench.rest()
+    assert bench.unfolded() == 0
+    assert not bench.failures
+
+
+def test_a_fold_on_request_that_finds_the_tables_locked_is_told_and_ends_nothing(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_S", 0.01)
+    bench.commit(1)
+    with closing(sqlite3.connect(tmp_path / "lessor.db", isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        with pytest.raises(TablesLockedError, match="locked by another program"):
+            asyncio.run(bench.committer.fold())
+        bench.commit(2)
+    asyncio.run(bench.committer.fold())
+    assert bench.unfolded() == 0
+    assert not bench.failures
+
+
+def test_what_a_compaction_named_is_deleted_once_the_tables_are_free(bench: Bench, tmp_path: Path) -> None:
+    for number in (1, 2):
+        bench.commit(number)
+    with closing(sqlite3.connect(tmp_path / "lessor.db", isolation_level=None, check_same_thread=False)) as shell:
+        bench.engine.before_collect = lambda: shell.execute("BEGIN IMMEDIATE")
+        bench.committer.commit(batch(3, compact_revision=2, dead=[(1, 0)]))
+        bench.loop.run_one()
+        bench.rest()
+        bench.loop.timers.clear()  # that of the fold
+        bench.loop.run_one()
+        bench.engine.before_collect = lambda: None
+        assert [event[0] for event in bench.committer.call(lambda: list(bench.engine.load().events))] == [1, 2]
+        shell.execute("ROLLBACK")
+    assert bench.loop.fire() == module.IDLE_S
+    bench.rest()
+    assert [event[0] for event in bench.committer.call(lambda: list(bench.engine.load().events))] == [2]
+    assert not bench.failures
 
 
 def test_what_comes_after_the_close_touches_nothing(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 Laws
 - `append` returns when the record would survive the loss of power at once.
 - A record is there whole or not at all: a checksum covers every byte of it.
-- A file starts over only when all its batches are in the tables for good. So what is needed is never overwritten.
+- A file starts over only when all its batches are in the tables for good, where a loss of power cannot undo them. So
+  what is needed is never overwritten.
 - What is logged above the tables' newest batch is a chain without a gap, or the directory is refused.
 
 Theory of operation. Two files of equal standing, `lessor.log.0` and `.1`. Records go to the end of one of them; when
@@ -18,9 +19,9 @@ metadata follows.
 How reading knows what counts. Each record begins with the salt, eight random bytes that the tables keep and that each
 start of a server draws anew; so nothing of an earlier run counts, and no client can put bytes into a value that would
 be taken for a record. Of this run all that is whole and above the tables' newest batch counts, wherever in the files it
-stands: what is older has been folded, or its file would not have started over. Each names the batch before it. A crash
-can tear the newest record only, and nobody was told of that one: it ends the chain. Anything else that is missing
-leaves a gap.
+stands: what is older is in the tables for good, or its file would not have started over. Each names the batch before
+it. A crash can tear the newest record only, and nobody was told of that one: it ends the chain. Anything else that is
+missing leaves a gap.
 
 A record: salt, checksum of all that follows; bytes of the rows, batch number, number of the batch before, uptime,
 numbers of event and of lease rows; then the rows, numbers little-endian, each event followed by its key and value. The
@@ -41,7 +42,7 @@ from typing import Final
 from lessor.durable import directory
 from lessor.state.journal import Batch, EventRow, LeaseRow
 
-FILE_BYTES: Final = 512 * 1024  # what each file has from the start
+FILE_BYTES: Final = 2 * 1024 * 1024  # what each file has from the start
 SALT_BYTES: Final = 8
 
 Write = Callable[[int, memoryview, int], int]  # descriptor, data, position -> bytes written
@@ -178,22 +179,31 @@ class BatchLog:
             raise
         self._current = self._files[0]
 
-    def append(self, record: bytes, number: int, folded: int) -> None:
-        """Makes a batch durable. `folded`: up to where the tables have all batches for good."""
+    def has_room(self, size_bytes: int, synced: int) -> bool:
+        """Whether a record of that size can be appended. `synced`: up to where the tables have all batches for good."""
+        return (
+            self._current.newest <= synced
+            or self._current.end + size_bytes <= FILE_BYTES
+            or self._files[self._current is self._files[0]].newest <= synced
+        )
+
+    def append(self, record: bytes, number: int, synced: int) -> None:
+        """Makes a batch durable, for which there must be room."""
+        assert self.has_room(len(record), synced), "what is needed would be written over"
         file = self._current
-        if file.newest <= folded:
+        if file.newest <= synced:
             file.end = 0
         elif file.end + len(record) > FILE_BYTES:
-            other = self._files[file is self._files[0]]
-            if other.newest <= folded:
-                self._current = file = other
-                file.end = 0
+            self._current = file = self._files[file is self._files[0]]
+            file.end = 0
         file.write(record, file.end)
         file.end += len(record)
         file.newest = number
 
-    def size_bytes(self) -> int:
-        return sum(os.fstat(file.descriptor).st_size for file in self._files)
+    @property
+    def resting(self) -> int:
+        """Number of the newest batch in the file that is not written to now; 0 when there is none."""
+        return self._files[self._current is self._files[0]].newest
 
     def close(self) -> None:
         for file in self._files:

@@ -36,6 +36,10 @@ class EngineError(Exception):
     """A write failed. The message is one line. What the disk holds is unknown until the next boot."""
 
 
+class TablesLockedError(EngineError):
+    """The tables cannot be written at this moment; nothing was done. Trying again is safe, and may succeed."""
+
+
 class Meta(NamedTuple):
     """What is known about the data as a whole."""
 
@@ -98,8 +102,16 @@ class Engine(Protocol):
     def fold(self) -> None:
         """Brings everything that is committed into the tables, where `backup`, and people, find it.
 
-        To be called when there is nothing else to do for a moment, and now and then under load. A failure is that of a
-        commit: what was committed is safe, and nothing more will be. Raises `EngineError`.
+        Waits for others who write to them, a few seconds. Raises `TablesLockedError` then, otherwise `EngineError`: as
+        that of a commit, but what was committed is safe.
+        """
+        ...
+
+    def fold_step(self) -> bool:
+        """Brings the oldest of what is committed into the tables, a few milliseconds' worth, and waits for nobody.
+
+        To be called when there is nothing else to do for a moment, and now and then under load. Returns whether there
+        is more. Raises as `fold` does.
         """
         ...
 
@@ -112,12 +124,13 @@ class Engine(Protocol):
 
         Returns whether something is left to do: call again without arguments, with commits in between, until it is not.
         Ended leases of batches before the newest compaction go too, and the space goes back to the file system.
-        What a crash leaves undone comes back from `load`. Raises `EngineError`.
+        What a crash leaves undone comes back from `load`. Raises `EngineError`, and `TablesLockedError` when it would
+        have to wait: call again without arguments then, too.
         """
         ...
 
     def size_bytes(self) -> int:
-        """Bytes that the data takes on disk."""
+        """Bytes that the data takes on disk, without what is set aside for a log and never grows."""
         ...
 
     def in_use_bytes(self) -> int:

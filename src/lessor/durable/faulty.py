@@ -11,16 +11,21 @@ log and fails at its Nth write, which tests the engine itself:
 A disk that failed once goes on failing: every later call fails too. `took_effect` says whether the call that fails did
 its work first, as a COMMIT may have done whose answer was lost.
 
-It does not: imitate a lost page cache or torn pages (tests cut the logs for that).
+`PowerLoss` keeps account of what SQLite has synced, as its documentation has it, and makes of a data directory what a
+loss of power may leave of it. `run_at_once` and `Later` take the place of the thread that syncs.
+
+It does not: cut a sync short (the batch log and SQLite's log are cut by tests of their own).
 """
 
 import errno
 import os
+import random
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lessor.durable import directory
 from lessor.durable.engine import COLLECT_ROWS_MAX, Engine, EngineError, Loaded, Meta
 from lessor.state.journal import Batch
 
@@ -58,7 +63,7 @@ class Countdown:
 class FaultyEngine:
     """Passes everything on to `engine`; its `fail_at`th write, and every later one, raises `EngineError`.
 
-    Writes are `begin_term`, `commit`, `settle`, `fold`, `collect` and `defragment`.
+    Writes are `begin_term`, `commit`, `settle`, `fold`, `fold_step`, `collect` and `defragment`.
     """
 
     def __init__(
@@ -93,6 +98,9 @@ class FaultyEngine:
 
     def fold(self) -> None:
         self._write(self._engine.fold)
+
+    def fold_step(self) -> bool:
+        return self._write(self._engine.fold_step)
 
     def collect(self, dead: Sequence[tuple[int, int]] = (), rows_max: int = COLLECT_ROWS_MAX) -> bool:
         return self._write(lambda: self._engine.collect(dead, rows_max))
@@ -177,3 +185,83 @@ class WriteFaults:
             return os.pwrite(descriptor, data[:size_max], position)
 
         return self.countdown.run(work, lambda: OSError(self._error, os.strerror(self._error)))
+
+
+def run_at_once(work: Callable[[], None]) -> Callable[[], None]:
+    """Takes the place of a thread: the caller does the work itself."""
+    work()
+    return lambda: None
+
+
+class Later:
+    """Takes the place of a thread: the work waits until `run` is called, or somebody waits for its end."""
+
+    def __init__(self) -> None:
+        self._work: list[Callable[[], None]] = []
+
+    def start(self, work: Callable[[], None]) -> Callable[[], None]:
+        self._work.append(work)
+        return self.run
+
+    def run(self) -> None:
+        while self._work:
+            self._work.pop()()
+
+
+class PowerLoss:
+    """Which bytes of the database and of SQLite's log are on disk for good, for an engine on `data_dir`.
+
+    A COMMIT that wrote something syncs the log when the connection's level is FULL, and does not at NORMAL. A copy of
+    the whole log into the file syncs both. What was written since may be there or not, sector by sector; but for the
+    first one, which says which round of the log this is: SQLite syncs that before it writes the first page of a round.
+    """
+
+    SECTOR_BYTES = 512
+
+    def __init__(self, data_dir: Path) -> None:
+        self._files = (data_dir / directory.DATABASE_NAME, data_dir / f"{directory.DATABASE_NAME}-wal")
+        self.synced: list[bytes] = [b"", b""]
+
+    def connect(self, database: str, **options: Any) -> sqlite3.Connection:
+        """Takes the place of `sqlite3.connect`."""
+        connection = sqlite3.connect(database, factory=_WatchedConnection, **options)
+        connection.power = self
+        return connection
+
+    def now(self) -> list[bytes]:
+        return [path.read_bytes() if path.exists() else b"" for path in self._files]
+
+    def sync(self) -> None:
+        self.synced = self.now()
+
+    def leave(self, copied_to: Path, chance: random.Random) -> None:
+        """Makes of a copy of the directory, made at this instant, what may be left."""
+        lost = chance.choice((0.0, 0.1, 0.5, 1.0))
+        for path, old, new in zip(self._files, self.synced, self.now(), strict=True):
+            left = bytearray(new)
+            for start in range(self.SECTOR_BYTES, len(new), self.SECTOR_BYTES):
+                if chance.random() < lost:
+                    size = len(new[start : start + self.SECTOR_BYTES])
+                    left[start : start + size] = old[start : start + size].ljust(size, b"\0")
+            (copied_to / path.name).write_bytes(left)
+
+
+class _WatchedConnection(sqlite3.Connection):
+    power: PowerLoss
+    level = "FULL"
+    before: list[bytes]
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        if sql.startswith("BEGIN"):
+            self.before = self.power.now()
+        cursor = super().execute(sql, parameters)
+        if sql.startswith("PRAGMA synchronous = "):
+            self.level = sql.split()[-1]
+        elif sql == "COMMIT" and self.level == "FULL" and self.power.now() != self.before:
+            self.power.sync()
+        elif sql.startswith("PRAGMA wal_checkpoint"):
+            row = busy, pages, copied = cursor.fetchone()
+            if not busy and pages == copied:
+                self.power.sync()
+            return super().execute("SELECT ?, ?, ?", row)  # to be fetched again
+        return cursor

@@ -4,29 +4,41 @@
 Laws
 - A batch is one write: of keys and leases, into the batch log (batch_log.py); of anything else, and large ones, into
   the tables, as one transaction. The tables always show the state after some batch, whole, and every batch up to it.
-- What is logged is *folded* into the tables later, many batches in one transaction, by `settle` and `fold`, which the
-  caller runs after the replies have left. Before anything else is written to the tables all of it is folded, so they
-  change in the order of batches. No more than UNFOLDED_BYTES_MAX and a record wait for it.
-- WAL mode with synchronous=FULL syncs once at each COMMIT, so what is folded is durable in the tables, and the batch
-  log may start over.
+- What is logged is *folded* into the tables later, many batches in one transaction, by `settle`, `fold_step` and
+  `fold`, which the caller runs after the replies have left. Before anything else is written to the tables all of it is
+  folded, so they change in the order of batches.
+- A fold does not wait for the disk: until the tables are *synced* a loss of power takes the newest folds out of them,
+  the last one first, and the log still has those batches. What is in the tables alone syncs at its COMMIT.
+- A file of the log starts over when all its batches are synced. Syncs run beside the commits (table_sync.py); a
+  commit waits for one only when both files of the log are full.
 - After the first error of a write every further write is refused. Nothing is rolled back by hand: closing does that.
+  That another program holds the write lock is no error of a write; but a commit that cannot do without it fails.
 
-Theory of operation. A new file is built whole under another name and renamed, so a `lessor.db` that exists was complete
-once. Opening looks whether all is there before it writes anything; then it folds what a crash left in the batch log,
-copies SQLite's log into the file and syncs that: what a failed fsync left in the page cache alone is written again
-before anybody is told about it. People may read the file with the `sqlite3` shell while the server runs (a reader that
-never ends its transaction keeps SQLite's log from starting over: it grows until then).
+Theory of operation. WAL mode: a COMMIT with synchronous=NORMAL appends pages to SQLite's log, one with FULL syncs it
+too, with all that older transactions left in it; checksums end the log where a loss of power has spoilt it. One
+connection writes, in the caller's thread. It folds without waiting for the write lock: what does not get it tries
+later.
+
+    batch log    | 41 | 42 | 43 | 44 | 45 | 46 |     committed
+    tables       | 41 | 42 | 43 | 44 |               folded: what people see, and what a killed server finds
+    disk         | 41 | 42 |                         synced: what a loss of power leaves at least, beside the log
+
+A new file is built whole under another name and renamed, so a `lessor.db` that exists was complete once. Opening looks
+whether all is there before it writes anything; then it folds what a crash left in the batch log, copies SQLite's log
+into the file and syncs that: what a failed fsync left in the page cache alone is written again before anybody is told
+about it. People may read the file with the `sqlite3` shell while the server runs (a reader that never ends its
+transaction keeps SQLite's log from starting over: it grows until then).
 
 Superfluous rows are deleted oldest first. The order matters: a tombstone that went before the values that it covers
 would, after a crash between the two, bring the key back.
 
 It does not: check every page at boot (a damaged one is met by `load`), or share the directory with a second server.
 
-Why these settings, with figures: docs/decisions/0003-sqlite-engine.md; why the batch log: 0007-batch-log.md.
+Why these settings, with figures: docs/decisions/0003-sqlite-engine.md; why the batch log: 0007-batch-log.md; why folds
+do not sync: 0010-folds-without-a-sync.md.
 """
 
 import contextlib
-import math
 import os
 import secrets
 import sqlite3
@@ -34,29 +46,28 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from lessor.durable import auth_tables, batch_log, directory, explain, schema
+from lessor.durable import auth_tables, batch_log, directory, explain, meta_rows, schema
 from lessor.durable.batch_log import BatchLog, Record, Write
-from lessor.durable.engine import COLLECT_ROWS_MAX, DataDirError, EngineError, Loaded, Meta
+from lessor.durable.engine import COLLECT_ROWS_MAX, DataDirError, EngineError, Loaded, Meta, TablesLockedError
+from lessor.durable.table_sync import COUNT_SYNC, Start, TableSync, is_locked, start_thread
 from lessor.durable.unfolded import Unfolded
 from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
 
 PAGE_BYTES = 4_096
-WAL_PAGES_SETTLE = 1_000  # log pages from which `settle` copies the log into the file
-WAL_PAGES_MAX = 8_000  # log pages from which `commit` itself does
+WAL_PAGES_SETTLE = 2_000  # new log pages from which `settle` has the log copied into the file
+WAL_PAGES_MAX = 8_000  # log pages from which `commit` waits for that
 CACHE_BYTES = 16 * 1024 * 1024  # pages that SQLite keeps in memory
 BUSY_S = 5.0  # how long a commit waits for a person who writes with the sqlite3 shell
 VACUUM_PAGES_MAX = 256  # pages given back to the file system in one `collect` step
 LOAD_ROWS = 1_000  # rows fetched at once
 FOLD_BYTES = 64 * 1024  # bytes in the batch log from which `settle` folds a step
-FOLD_ROWS = 1_000  # rows that one step folds: two milliseconds
+FOLD_ROWS = 500  # rows that one step folds: one to four milliseconds, for a commit that comes in just then
 LOGGED_BYTES_MAX = 128 * 1024  # larger batches go to the tables at once: writing them twice would cost more
-# Bytes in the batch log from which `commit` itself folds. A file that cannot take another record holds more than this,
-# so the other one holds nothing that is needed then, and neither ever grows.
-UNFOLDED_BYTES_MAX = batch_log.FILE_BYTES - LOGGED_BYTES_MAX
+FULL, NORMAL = "FULL", "NORMAL"  # levels of synchronous: a COMMIT syncs, or leaves that to the next one that does
 STOP_LOOK_STEPS = 20_000  # steps of SQLite's machine, about a millisecond, after which a backup looks whether to stop
 
 _WAL_INDEX_PAGES_AT = 16  # where the wal-index header says, in the machine's byte order, how many pages the log has
@@ -82,18 +93,29 @@ class SqliteEngine:
     """
 
     def __init__(
-        self, data_dir: Path, *, connect: Connect = sqlite3.connect, write: Write = os.pwrite, sync: bool = True
+        self,
+        data_dir: Path,
+        *,
+        connect: Connect = sqlite3.connect,
+        write: Write = os.pwrite,
+        start: Start = start_thread,
+        sync: bool = True,
     ) -> None:
-        """`connect` and `write` stand in for sqlite3.connect and os.pwrite in tests of faults."""
+        """`connect`, `write` and `start` stand in for sqlite3.connect, os.pwrite and a new thread in tests."""
         self._sync = sync
         self._dir = data_dir
         self._path = data_dir / directory.DATABASE_NAME
         self._connect_with = connect
         self._write_with = write
+        self._start_with = start
         self._log: BatchLog | None = None
         self._salt = b""
         self._unfolded = Unfolded()
-        self._folded = 0  # up to this batch, all that was logged is in the tables
+        self._folded = 0  # up to this batch, all that was logged is in the tables, where a loss of power may undo it
+        self._table_sync: TableSync | None = None  # knows up to where it cannot any more
+        self._wal_pages_then = 0  # how long SQLite's log was when the last sync began
+        self._manner = (FULL, True)  # of the connection: synchronous, and whether it waits for the write lock
+        self._shrink_wal = False  # whether the next one gives back the space of SQLite's log
         self._lock: int | None = None
         self._open: sqlite3.Connection | None = None
         # Held open as long as the connection: closing any descriptor of a file drops all POSIX locks that this process
@@ -145,14 +167,15 @@ class SqliteEngine:
                 self._open = self._connect(self._path, "rw")
                 self._use_log(self._open)
                 self._migrate(self._open)
-                meta = self._read_meta(self._open)
-                self._check_newest_rows(self._open, meta)
+                meta = meta_rows.read(self._open, self._path)
+                meta_rows.check_newest_rows(self._open, self._path, meta)
             self._batch = self._folded = meta.batch
             self._term = meta.term
             self._begin_batch_log(left)
             with self._explained():
                 self._open.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-                meta = self._read_meta(self._open)
+                meta = meta_rows.read(self._open, self._path)
+                self._table_sync = TableSync(self._connect(self._path, "rw", waits=False), meta.batch, self._start_with)
             self._wal_index = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             self.close()
@@ -167,7 +190,7 @@ class SqliteEngine:
         with contextlib.closing(self._connect(self._path, "ro")) as connection:
             if self._check_schema(connection) < schema.BATCH_LOG_VERSION:
                 return []
-            meta = self._read_meta(connection)
+            meta = meta_rows.read(connection, self._path)
             row = connection.execute("SELECT value FROM meta WHERE name = 'batch_log'").fetchone()
             (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
         try:
@@ -208,16 +231,16 @@ class SqliteEngine:
             raise DataDirError(str(error)) from None
         self._batch = self._folded
 
-    def _connect(self, path: Path, mode: str) -> sqlite3.Connection:
+    def _connect(self, path: Path, mode: str, *, waits: bool = True) -> sqlite3.Connection:
         connection = self._connect_with(
             f"{path.absolute().as_uri()}?mode={mode}",
             uri=True,
-            timeout=BUSY_S,
+            timeout=BUSY_S if waits else 0.0,
             isolation_level=None,
             check_same_thread=False,
         )
         for pragma in (
-            f"synchronous = {'FULL' if self._sync else 'OFF'}",
+            f"synchronous = {FULL if self._sync else 'OFF'}",
             f"cache_size = {-CACHE_BYTES // 1024}",
             "wal_autocheckpoint = 0",
             "trusted_schema = OFF",
@@ -264,7 +287,7 @@ class SqliteEngine:
             raise directory.cannot_use(self._path, error) from error
 
     def _check_schema(self, connection: sqlite3.Connection) -> int:
-        version = self._read_schema_version(connection)
+        version = meta_rows.read_schema_version(connection, self._path)
         if version > schema.SCHEMA_VERSION:
             raise DataDirError(
                 f"{self._path}: written by a newer Lessor (schema {version}, this one knows {schema.SCHEMA_VERSION}): "
@@ -278,15 +301,9 @@ class SqliteEngine:
         if mode != "wal":
             raise DataDirError(f"{self._path}: its file system cannot share memory: give --data-dir a local disk")
 
-    def _read_schema_version(self, connection: sqlite3.Connection) -> int:
-        row = connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
-        if row is None or not isinstance(row[0], int) or row[0] < 1:
-            raise directory.damaged(self._path, "meta.schema_version is not a number")
-        return row[0]
-
     def _migrate(self, connection: sqlite3.Connection) -> None:
         """Runs what is missing in one transaction: the file is at its old version or at ours."""
-        version = self._read_schema_version(connection)
+        version = meta_rows.read_schema_version(connection, self._path)
         if version == schema.SCHEMA_VERSION:
             return
         connection.execute("BEGIN IMMEDIATE")
@@ -301,49 +318,6 @@ class SqliteEngine:
         for statement in schema.split_statements(schema.MIGRATIONS[index]):
             connection.execute(statement)
 
-    def _read_meta(self, connection: sqlite3.Connection) -> Meta:
-        """The meta rows, each checked for type and range. Raises `DataDirError`."""
-        rows: dict[str, Any] = dict(connection.execute("SELECT name, value FROM meta").fetchall())
-
-        def whole(name: str, least: int) -> int:
-            value = rows.get(name)
-            if not isinstance(value, int) or value < least:
-                raise directory.damaged(self._path, f"meta.{name} is {value!r}")
-            return value
-
-        def identity(name: str) -> int:
-            value = rows.get(name)
-            try:
-                number = int(value, 16) if isinstance(value, str) else 0
-            except ValueError:
-                number = 0
-            if not 0 < number <= _UINT64_MAX:
-                raise directory.damaged(self._path, f"meta.{name} is {value!r}")
-            return number
-
-        uptime_s = rows.get("uptime_s")
-        if not isinstance(uptime_s, (int, float)) or not math.isfinite(uptime_s) or uptime_s < 0:
-            raise directory.damaged(self._path, f"meta.uptime_s is {uptime_s!r}")
-        return Meta(
-            cluster_id=identity("cluster_id"),
-            member_id=identity("member_id"),
-            term=whole("term", 0),
-            compact_revision=whole("compact_revision", -1),
-            batch=whole("batch", 0),
-            uptime_s=float(uptime_s),
-            clean=bool(whole("clean", 0)),
-            schema_version=whole("schema_version", 1),
-            peer_urls=tuple(str(rows.get("peer_urls") or "").split()),
-        )
-
-    def _check_newest_rows(self, connection: sqlite3.Connection, meta: Meta) -> None:
-        """Touches the root of every table and the path to the newest event: cheap, and finds a file cut short."""
-        newest = connection.execute("SELECT batch FROM event ORDER BY revision DESC, sub DESC LIMIT 1").fetchone()
-        if newest is not None and newest[0] > meta.batch:
-            raise directory.damaged(self._path, f"an event of batch {newest[0]}, but meta.batch is {meta.batch}")
-        connection.execute("SELECT id FROM lease ORDER BY id DESC LIMIT 1").fetchone()
-        connection.execute("SELECT count(*) FROM alarm").fetchone()
-
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Turns SQLite's errors into `DataDirError`. For what happens before serving."""
@@ -357,7 +331,7 @@ class SqliteEngine:
     def load(self) -> Loaded:
         self.fold()
         with self._explained():
-            meta = self._read_meta(self._connection)
+            meta = meta_rows.read(self._connection, self._path)
             auth = auth_tables.load(self._connection, self._path)
         return Loaded(
             meta=meta,
@@ -399,28 +373,58 @@ class SqliteEngine:
     @contextlib.contextmanager
     def _failing_once(self) -> Iterator[sqlite3.Connection]:
         """For what must not go wrong: the first error ends the engine's writing for good."""
-        if self._refusal is not None:
-            raise EngineError(f"no write after a failed one: {self._refusal}")
+        self._refuse_after_failure()
         try:
             yield self._connection
-        except sqlite3.Error as error:
-            self._refusal = explain.sqlite_error(error, self._path)
-            raise EngineError(self._refusal) from error
-        except OSError as error:
-            self._refusal = explain.system_error(error, self._dir)
-            raise EngineError(self._refusal) from error
         except BaseException as error:
-            self._refusal = f"{self._path}: {error!r}"
+            if is_locked(error):  # only a BEGIN meets that: nothing was done
+                raise TablesLockedError(self._explain(error)) from error
+            self._refusal = self._explain(error)
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise EngineError(self._refusal) from error
             raise
 
+    def _refuse_after_failure(self) -> None:
+        if self._refusal is None and self._table_sync is not None and self._table_sync.error is not None:
+            self._refusal = self._explain(self._table_sync.error)
+            raise EngineError(self._refusal) from self._table_sync.error
+        if self._refusal is not None:
+            raise EngineError(f"no write after a failed one: {self._refusal}")
+
+    def _explain(self, error: BaseException) -> str:
+        if isinstance(error, sqlite3.Error):
+            return explain.sqlite_error(error, self._path)
+        if isinstance(error, OSError):
+            return explain.system_error(error, self._dir)
+        return f"{self._path}: {error!r}"
+
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that ends in COMMIT. There is no ROLLBACK: closing does that."""
+    def _at_tables(self, level: str, *, wait: bool) -> Iterator[sqlite3.Connection]:
+        """The connection for a write. Without `wait`, TablesLockedError when a sync, or another program, is at it."""
+        if self._table_sync is not None:
+            if self._table_sync.running and not wait:
+                raise TablesLockedError(f"{self._path}: being synced: try again")
+            self._table_sync.wait()
         with self._failing_once() as connection:
+            self._behave(level, wait)
+            yield connection
+        self._unsettled = True
+
+    def _behave(self, level: str, wait: bool) -> None:
+        if self._manner != (level, wait):
+            self._connection.execute(f"PRAGMA synchronous = {level if self._sync else 'OFF'}").fetchall()
+            self._connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1e3) if wait else 0}").fetchall()
+            self._manner = level, wait
+
+    @contextlib.contextmanager
+    def _writing(self, level: str = FULL, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
+        """A transaction that ends in COMMIT. There is no ROLLBACK: closing does that."""
+        with self._at_tables(level, wait=wait) as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
-        self._unsettled = True
+        if level == FULL and self._table_sync is not None:
+            self._table_sync.synced = self._folded
 
     def begin_term(self, term: int) -> None:
         assert term > self._term, f"term {term} after {self._term}"
@@ -430,22 +434,39 @@ class SqliteEngine:
 
     def commit(self, batch: Batch) -> None:
         assert batch.number > self._batch, f"batch {batch.number} after {self._batch}"
-        record = self._record_of(batch)
-        if record is not None:
-            if self._unfolded.size_bytes >= UNFOLDED_BYTES_MAX:  # nobody calls `settle`
-                self.fold()
-            with self._failing_once():
-                assert self._log is not None, "the engine is not open"
-                self._log.append(record, batch.number, self._folded)
-            self._unfolded.add(batch, len(record))
-        else:
-            self.fold()
-            self._commit_to_tables(batch)
+        try:
+            self._commit(batch)
+        except TablesLockedError as error:
+            self._refusal = str(error)
+            raise EngineError(self._refusal) from error
         self._batch = batch.number
         if batch.compact_revision is not None:
             self._sweep = Sweep(batch.number)
-        if self._unsettled and self._wal_pages() >= WAL_PAGES_MAX:  # nobody calls `settle`
-            self._copy_log("PASSIVE")
+        if self._unsettled and self._new_wal_pages() >= WAL_PAGES_MAX:  # nobody calls `settle`
+            self._syncing.wait()
+            self._begin_sync()
+            self._syncing.wait()
+
+    def _commit(self, batch: Batch) -> None:
+        record = self._record_of(batch)
+        if record is None:
+            self.fold()
+            self._commit_to_tables(batch)
+            return
+        assert self._log is not None, "the engine is not open"
+        if not self._log.has_room(len(record), self._syncing.synced):
+            self._syncing.wait()
+            if not self._log.has_room(len(record), self._syncing.synced):  # nobody calls `settle`, or it cannot fold
+                self._make_room()
+        with self._failing_once():
+            self._log.append(record, batch.number, self._syncing.synced)
+        self._unfolded.add(batch, len(record))
+
+    def _make_room(self) -> None:
+        """Folds and syncs all, so that the log may start over."""
+        self.fold()
+        with self._writing() as connection:
+            connection.execute(COUNT_SYNC)
 
     def _record_of(self, batch: Batch) -> bytes | None:
         """The batch as a record of the batch log, or None when it goes to the tables at once."""
@@ -475,12 +496,17 @@ class SqliteEngine:
 
     def fold(self) -> None:
         while self._unfolded:
-            self._fold_some()
+            self._fold_some(FOLD_ROWS, wait=True)
 
-    def _fold_some(self) -> None:
-        """Brings the oldest batches of the log into the tables, FOLD_ROWS rows or a little more, in one transaction."""
-        fold = self._unfolded.oldest(FOLD_ROWS)
-        with self._writing() as connection:
+    def fold_step(self) -> bool:
+        if self._unfolded:
+            self._fold_some(FOLD_ROWS, wait=False)
+        return bool(self._unfolded)
+
+    def _fold_some(self, rows_min: int, *, wait: bool) -> None:
+        """Brings the oldest batches into the tables, `rows_min` rows or a little more, in one transaction."""
+        fold = self._unfolded.oldest(rows_min)
+        with self._writing(NORMAL, wait=wait) as connection:
             schema.execute_rows(connection, schema.EVENTS, fold.events)
             schema.execute_rows(connection, schema.LEASES, list(fold.leases.values()))
             meta = [("batch", fold.number), ("uptime_s", fold.now_s), ("clean", 0)]
@@ -489,45 +515,72 @@ class SqliteEngine:
         self._unfolded.remove(fold)
 
     def settle(self) -> bool:
+        self._refuse_after_failure()
+        if self._syncing.running:
+            return False
         if self._unfolded.size_bytes >= FOLD_BYTES:
-            self._fold_some()
+            with contextlib.suppress(TablesLockedError):
+                # Twice as much when a sync, or another program, has kept it waiting.
+                self._fold_some(FOLD_ROWS * (2 if self._unfolded.size_bytes >= 2 * FOLD_BYTES else 1), wait=False)
         if not self._unsettled:
             return False
         self._unsettled = False
-        if self._wal_pages() >= WAL_PAGES_SETTLE:
-            self._copy_log("PASSIVE")
+        if self._shrink_wal or self._log_wants_sync() or self._new_wal_pages() >= WAL_PAGES_SETTLE:
+            self._begin_sync()
         return True
+
+    # --- sync ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _syncing(self) -> TableSync:
+        assert self._table_sync is not None, "the engine is not open"
+        return self._table_sync
+
+    def _begin_sync(self) -> None:
+        self._refuse_after_failure()
+        self._wal_pages_then = self._wal_pages()
+        mode, self._shrink_wal = "TRUNCATE" if self._shrink_wal else "PASSIVE", False
+        self._syncing.begin(self._folded, mode)
+
+    def _log_wants_sync(self) -> bool:
+        """Whether one file of the log is full, and all of it folded, so that a sync would free it."""
+        assert self._log is not None
+        return self._syncing.synced < self._log.resting <= self._folded
+
+    def _new_wal_pages(self) -> int:
+        """By how many pages SQLite's log has grown since it was copied, or tried to be, or since it started over."""
+        pages = self._wal_pages()
+        if pages < self._wal_pages_then:
+            self._wal_pages_then = 0
+        return pages - self._wal_pages_then
 
     def _wal_pages(self) -> int:
         """Pages in the log now; the log's size says how many there ever were. From the header of the wal-index."""
         assert self._wal_index is not None
         return int.from_bytes(os.pread(self._wal_index, 4, _WAL_INDEX_PAGES_AT), sys.byteorder)
 
-    def _copy_log(self, mode: str) -> None:
-        with self._failing_once() as connection:
-            connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
-
     # --- space -----------------------------------------------------------------------------------------------------
 
     def collect(self, dead: Sequence[tuple[int, int]] = (), rows_max: int = COLLECT_ROWS_MAX) -> bool:
         self._dead.extend(sorted(dead))
         if self._dead:
-            step = [self._dead.popleft() for _ in range(min(rows_max, len(self._dead)))]
-            with self._writing() as connection:
+            step = list(islice(self._dead, rows_max))
+            with self._writing(NORMAL, wait=False) as connection:
                 schema.execute_rows(connection, schema.DEAD_EVENTS, step)
+            for _ in step:
+                self._dead.popleft()
         elif self._sweep is not None:
             self._sweep_leases(self._sweep, rows_max)
         elif self._free_pages() > 0:
-            with self._failing_once() as connection:
+            with self._at_tables(NORMAL, wait=False) as connection:
                 # A script, because this pragma yields a row without columns for each page, and `execute` stops at the
-                # first of those. It is a transaction of its own.
-                connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES_MAX})")
-            if self._free_pages() == 0:
-                self._copy_log("TRUNCATE")
+                # first of those.
+                connection.executescript(f"BEGIN IMMEDIATE; PRAGMA incremental_vacuum({VACUUM_PAGES_MAX}); COMMIT")
+            self._shrink_wal = self._free_pages() == 0
         return bool(self._dead) or self._sweep is not None or self._free_pages() > 0
 
     def _sweep_leases(self, sweep: Sweep, rows_max: int) -> None:
-        with self._writing() as connection:
+        with self._writing(NORMAL, wait=False) as connection:
             if sweep.last_id is None:
                 (sweep.last_id,) = connection.execute("SELECT max(id) FROM lease").fetchone()
             looked_at = "SELECT id FROM lease WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
@@ -558,20 +611,22 @@ class SqliteEngine:
         size = self._path.stat().st_size
         with contextlib.suppress(FileNotFoundError):
             size += os.stat(f"{self._path}-wal").st_size
-        return size + (self._log.size_bytes() if self._log is not None else 0)
+        return size
 
     def in_use_bytes(self) -> int:
         return (self._pages("page_count") - self._free_pages()) * PAGE_BYTES
 
     def defragment(self) -> None:
-        if self._refusal is not None:
-            raise EngineError(f"no write after a failed one: {self._refusal}")
+        self._syncing.wait()
+        self._refuse_after_failure()
         try:
+            self._behave(FULL, wait=True)
             self._connection.execute("VACUUM")
         except sqlite3.Error as error:
             # VACUUM builds the new file aside and switches in one transaction: the data is as it was.
             raise EngineError(explain.sqlite_error(error, self._path)) from error
-        self._copy_log("TRUNCATE")
+        with self._failing_once() as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def backup(self, path: Path) -> None:
         part = path.with_name(path.name + ".part")
@@ -600,6 +655,9 @@ class SqliteEngine:
         self._no_backups = True
 
     def close(self) -> None:
+        table_sync, self._table_sync = self._table_sync, None
+        if table_sync is not None:
+            table_sync.close()
         connection, self._open = self._open, None
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):  # closing cannot lose what was committed

@@ -31,7 +31,7 @@ class Fold:
 
 
 class Unfolded:
-    """The queue. `size_bytes` is what of the log is needed."""
+    """The queue. `size_bytes` is what these batches take in the log."""
 
     def __init__(self) -> None:
         self._queue: deque[tuple[Batch | Record, int]] = deque()

@@ -2,7 +2,8 @@
 """Hands batches to the engine's thread, one at a time, and reports what became of them to the loop.
 
 Laws
-- One thread touches the engine; it does nothing else. One batch is in flight at the most.
+- One thread calls the engine; it does nothing else. One batch is in flight at the most. (The engine syncs its tables in
+  a thread of its own. Upkeep that would have to wait for that, or for another program, is put off.)
 - A failed commit is final: memory is ahead of disk and nobody knows what the disk holds, so nothing is committed after
   it and the failure goes to `on_failure`, which ends the server.
 - Between the loop's hearing of a commit and the replies on their way the thread rests: whatever it did there would
@@ -12,8 +13,8 @@ Between commits the same thread does the engine's upkeep and its housekeeping (r
 in steps that are short beside the wait for a disk.
 
 When committed rows are brought into the tables, where people read them: once no commit came for IDLE_S; under load that
-never rests after LAG_S, if the engine has not seen to it by then. Batches that save nothing but the uptime do not make
-the disk work for that: one in BARE_MAX does.
+never rests after LAG_S, if the engine has not seen to it by then; as soon after that as the tables are free. Batches
+that save nothing but the uptime do not make the disk work for that: one in BARE_MAX does.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from lessor.base.clock import Clock, MonotonicClock
-from lessor.durable.engine import Engine, EngineError
+from lessor.durable.engine import Engine, EngineError, TablesLockedError
 from lessor.server.histogram import DISK_BUCKETS_S, Histogram
 from lessor.state.journal import Batch
 
@@ -139,9 +140,14 @@ class Committer:
         await self.run(self._defragment)
 
     async def fold(self) -> None:
-        """Brings everything that is committed into the engine's tables. Raises EngineError, which ends the server."""
+        """Brings everything that is committed into the engine's tables.
+
+        Raises EngineError, which ends the server, but for TablesLockedError.
+        """
         try:
             await self.run(self._fold)
+        except TablesLockedError:
+            raise
         except EngineError as error:
             self._fail(error)
             raise
@@ -191,13 +197,33 @@ class Committer:
         self._engine.fold()
         self._settle()
 
+    def _fold_step(self) -> None:
+        """One step of bringing rows into the tables; queues the next, so that commits get in between."""
+        try:
+            more = self._engine.fold_step()
+        except TablesLockedError:
+            self._tell_loop(self._look_later)
+            return
+        self._settle()
+        if more:
+            self._again(self._fold_step)
+
     def _collect(self, dead: Sequence[tuple[int, int]]) -> None:
         """One step of deleting what a compaction made superfluous; queues the next, so that commits get in between."""
         self.compacted_rows += len(dead)
-        if self._engine.collect(dead):
-            self._given_by_itself += 1
-            self._jobs.put(lambda: self._upkeep(lambda: self._collect(())))
+        try:
+            more = self._engine.collect(dead)
+        except TablesLockedError:
+            self._tell_loop(self._collect_later)
+            return
+        if more:
+            self._again(lambda: self._collect(()))
+        self._engine.settle()
         self._measure()
+
+    def _again(self, work: Callable[[], None]) -> None:
+        self._given_by_itself += 1
+        self._jobs.put(lambda: self._upkeep(work))
 
     def _upkeep(self, work: Callable[[], None]) -> None:
         """Runs what must not fail in the engine's thread; a failure is that of a commit."""
@@ -251,9 +277,14 @@ class Committer:
             if self._bare >= BARE_MAX:
                 self._fold_soon()
 
+    def _collect_later(self) -> None:
+        assert self._loop is not None
+        self._loop.call_later(IDLE_S, lambda: self._give(lambda: self._upkeep(lambda: self._collect(()))))
+
     def _look_later(self) -> None:
         assert self._loop is not None
-        self._fold_timer = self._loop.call_later(IDLE_S, self._look_whether_idle, self._newest)
+        if self._fold_timer is None and not self._closed:
+            self._fold_timer = self._loop.call_later(IDLE_S, self._look_whether_idle, self._newest)
 
     def _look_whether_idle(self, seen: int) -> None:
         """Folds when no commit has come since batch `seen`, or it has been put off for too long."""
@@ -269,7 +300,7 @@ class Committer:
 
     def _fold_soon(self) -> None:
         self._bare = 0
-        self._give(lambda: self._upkeep(self._fold))
+        self._give(lambda: self._upkeep(self._fold_step))
 
     def _fail(self, error: BaseException) -> None:
         if not self.failed:

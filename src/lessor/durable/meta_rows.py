@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of table `meta`, read with suspicion, and a first look at the other tables.
+
+Law: what is not of the right type and range is a damaged directory, said as such; nothing is guessed.
+
+It does not write; sqlite.py does.
+"""
+
+import math
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from lessor.durable import directory
+from lessor.durable.engine import Meta
+
+_UINT64_MAX = 2**64 - 1
+
+
+def read_schema_version(connection: sqlite3.Connection, path: Path) -> int:
+    row = connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
+    if row is None or not isinstance(row[0], int) or row[0] < 1:
+        raise directory.damaged(path, "meta.schema_version is not a number")
+    return row[0]
+
+
+def read(connection: sqlite3.Connection, path: Path) -> Meta:
+    """The meta rows, each checked for type and range. Raises `DataDirError`."""
+    rows: dict[str, Any] = dict(connection.execute("SELECT name, value FROM meta").fetchall())
+
+    def whole(name: str, least: int) -> int:
+        value = rows.get(name)
+        if not isinstance(value, int) or value < least:
+            raise directory.damaged(path, f"meta.{name} is {value!r}")
+        return value
+
+    def identity(name: str) -> int:
+        value = rows.get(name)
+        try:
+            number = int(value, 16) if isinstance(value, str) else 0
+        except ValueError:
+            number = 0
+        if not 0 < number <= _UINT64_MAX:
+            raise directory.damaged(path, f"meta.{name} is {value!r}")
+        return number
+
+    uptime_s = rows.get("uptime_s")
+    if not isinstance(uptime_s, (int, float)) or not math.isfinite(uptime_s) or uptime_s < 0:
+        raise directory.damaged(path, f"meta.uptime_s is {uptime_s!r}")
+    return Meta(
+        cluster_id=identity("cluster_id"),
+        member_id=identity("member_id"),
+        term=whole("term", 0),
+        compact_revision=whole("compact_revision", -1),
+        batch=whole("batch", 0),
+        uptime_s=float(uptime_s),
+        clean=bool(whole("clean", 0)),
+        schema_version=whole("schema_version", 1),
+        peer_urls=tuple(str(rows.get("peer_urls") or "").split()),
+    )
+
+
+def check_newest_rows(connection: sqlite3.Connection, path: Path, meta: Meta) -> None:
+    """Touches the root of every table and the path to the newest event: cheap, and finds a file cut short."""
+    newest = connection.execute("SELECT batch FROM event ORDER BY revision DESC, sub DESC LIMIT 1").fetchone()
+    if newest is not None and newest[0] > meta.batch:
+        raise directory.damaged(path, f"an event of batch {newest[0]}, but meta.batch is {meta.batch}")
+    connection.execute("SELECT id FROM lease ORDER BY id DESC LIMIT 1").fetchone()
+    connection.execute("SELECT count(*) FROM alarm").fetchone()
