@@ -13,7 +13,7 @@ from lessor.server.committer import Committer
 from lessor.server.core import Core, Waiting
 from lessor.server.metrics import Metrics
 from lessor.server.options import Options
-from tests.unit.test_turn import World
+from tests.unit.turn_world import World
 
 _BY_REQUEST = {method.request: method for method in METHODS if method.unary and method.service != "grpc.health"}
 OBSERVE = next(method for method in METHODS if method.name == "Observe")
