@@ -3,7 +3,7 @@
 
 mypyc turns the very files named here, types and all, into one C extension. Nothing is written for it: without the
 variable, or a C compiler, the same files run as they are. Why, and what it asks of the code:
-docs/decisions/0010-compiled-build.md.
+docs/decisions/0011-compiled-build.md.
 """
 
 import os
@@ -69,4 +69,4 @@ class CompileHook(BuildHookInterface[Any]):
         command.build_lib, command.build_temp = str(scratch / "lib"), str(scratch / "temp")
         command.ensure_finalized()
         command.run()
-        return sorted(scratch.joinpath("lib").rglob("*.so"))
+        return [Path(built) for built in command.get_outputs()]

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from lessor.durable import schema, sqlite
 from lessor.durable.sqlite import SqliteEngine
-from lessor.state.journal import Batch, EventRow
+from lessor.state.journal import Batch, EventRow, LeaseRow
 
 VALUE = b"v" * 64
 
@@ -39,7 +39,7 @@ def make_batch(number: int, rows: int, kind: str) -> Batch:
     events: list[EventRow] = [
         (first + row, 0, b"/svc/%09d" % (row * 7919), VALUE, first + row, 1, 7) for row in range(rows)
     ]
-    leases = [(first + row, 60, 60.0, False) for row in range(rows)]
+    leases: list[LeaseRow] = [(first + row, 60, 60.0, 0) for row in range(rows)]
     return Batch(
         number,
         float(number),

@@ -31,6 +31,7 @@ class Call:
         self.waiting: Waiting | None = None
         self.outcome: Any = None
         self.decided = False  # whether the outcome is on its way
+        self.overfull = False
 
     def encode(self, reply: bytes) -> Any:
         self.decided = True
@@ -42,6 +43,11 @@ class Call:
 
     def fail(self, error: EtcdError) -> None:
         self.deliver(error)
+
+    def refused(self) -> bool:
+        if self.overfull:
+            self.outcome = "refused"
+        return self.overfull
 
     def cancel(self) -> None:
         """The peer goes away, as the connections tell it."""

@@ -31,6 +31,9 @@ class ListCall:
     def fail(self, error: EtcdError) -> None:
         self.deliver(error)
 
+    def refused(self) -> bool:
+        return False
+
 
 def ask(world: World, **request: Any) -> ListCall:
     call = ListCall()

@@ -2,16 +2,19 @@
 """Replies with many parts: the same bytes as at once, fixed when the call came in, and others are served in between."""
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import pytest
 from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.server.long_reply import LongReply
 from lessor.state import encode
 from lessor.testing.server import InProcessServer
@@ -89,6 +92,65 @@ def test_a_reply_whose_peer_went_away_is_given_up() -> None:
                 await asyncio.sleep(0)
             await answered(last)
             assert waiting.outcome is running.outcome is None
+
+    asyncio.run(main())
+
+
+def test_what_is_given_up_is_let_go_of_without_the_collector() -> None:
+    def pieces() -> Iterator[bytes]:
+        while True:
+            yield b""
+
+    async def main() -> None:
+        world = filled()
+        gone: list[weakref.ref[Any]] = []
+        for _ in range(3):  # one that is made, one in line, and one that has not begun
+            call, long = Call(ALL), pieces()
+            call.waiting = LongReply(world.core, call, long)
+            gone += [weakref.ref(call), weakref.ref(long)]
+            if len(gone) < 6:
+                await asyncio.sleep(0)
+            call.cancel()
+            del call, long
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [one() for one in gone] == [None] * 6
+        await answered(world.begin(ALL))
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
+
+
+def test_a_peer_that_takes_nothing_is_refused_when_its_turn_comes() -> None:
+    async def main() -> None:
+        world = filled()
+        with mock.patch.object(encode, "REPLY_PARTS_MAX", 2):
+            first, second, third = world.begin(ALL), world.begin(ALL), world.begin(ALL)
+            second.overfull = True
+            await answered(third)
+        assert (first.outcome, second.outcome) == (third.outcome, "refused")
+
+    asyncio.run(main())
+
+
+def test_no_more_than_so_many_wait_and_the_next_is_made_at_once() -> None:
+    async def main() -> None:
+        world = filled()
+        wanted = world.machine.apply(ALL, world.turn.now_s())
+        with mock.patch.object(encode, "REPLY_PARTS_MAX", 2), mock.patch.object(limits, "LONG_REPLIES_MAX", 2):
+            first, second = world.begin(ALL), world.begin(ALL)
+            assert world.do(ALL) == wanted
+            second.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            third = world.begin(ALL)
+            assert third.waiting is not None
+            await answered(third)
+            assert first.outcome == third.outcome == wanted
 
     asyncio.run(main())
 

@@ -445,6 +445,55 @@ def test_a_compaction_is_swept_between_others_and_its_rows_are_named_though_nobo
     assert [batch.row_count for batch in batches] == [1, 0]
 
 
+def swept_beside_leases() -> World:
+    """A compaction that takes several turns, and a lease of 2 s; its grant is told."""
+    world = World()
+    versions = 30 * limits.SWEEP_EVENTS_MAX + 1
+    for _ in range(versions):
+        world.call(rpc_pb2.PutRequest(key=b"a"))
+    world.grant(2, 1)
+    world.settle()
+    world.pass_time(1.9)
+    world.call(rpc_pb2.CompactionRequest(revision=1 + versions))
+    return world
+
+
+def test_a_promise_of_a_long_turn_counts_from_its_end_while_a_compaction_is_swept() -> None:
+    world = swept_beside_leases()
+    world.loop.run()
+    assert world.machine.store.superfluous
+    told_s = 0.0
+
+    class SlowPeer(Peer):
+        def flush(self) -> None:
+            nonlocal told_s
+            world.loop.now_s += 0.4
+            told_s = world.turn.now_s()
+
+    world.turn.schedule()
+    renewed = world.machine.leases.renew(1, world.turn.now_s())
+    assert renewed is not None
+    world.turn.renewed.append(renewed)
+    world.turn.flush_later(SlowPeer())
+    world.loop.run()
+    assert told_s
+    assert renewed.deadline_s >= told_s + 2
+
+
+def test_leases_end_while_a_compaction_is_swept() -> None:
+    world = swept_beside_leases()
+    world.loop.now_s += 0.2
+    turns = 0
+    while 1 in world.machine.leases and turns < 20:
+        turns += 1
+        world.loop.now_s += 1e-4
+        world.loop.run()
+        while world.disk.in_flight:
+            world.disk.succeed()
+    assert 1 not in world.machine.leases
+    assert world.machine.store.superfluous
+
+
 def test_served_time_is_saved_while_leases_live_and_only_then() -> None:
     world = World()
     world.pass_time(10)

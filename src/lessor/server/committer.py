@@ -64,6 +64,7 @@ class Committer:
         self.compacted_rows = 0
         self._since_s = 0.0
         # When to fold. Loop thread only.
+        self._collecting_later = False  # a timer runs until housekeeping that met a lock is tried again
         self._fold_timer: asyncio.TimerHandle | None = None  # runs while committed rows wait for a fold
         self._fold_looks = 0  # how often it has run since those came
         self._newest = 0  # number of the newest batch that is durable
@@ -278,8 +279,14 @@ class Committer:
                 self._fold_soon()
 
     def _collect_later(self) -> None:
-        assert self._loop is not None
-        self._loop.call_later(IDLE_S, lambda: self._give(lambda: self._upkeep(lambda: self._collect(()))))
+        if not self._collecting_later:
+            assert self._loop is not None
+            self._collecting_later = True
+            self._loop.call_later(IDLE_S, self._collect_again)
+
+    def _collect_again(self) -> None:
+        self._collecting_later = False
+        self._give(lambda: self._upkeep(lambda: self._collect(())))
 
     def _look_later(self) -> None:
         assert self._loop is not None

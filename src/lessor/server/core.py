@@ -7,7 +7,6 @@ likes. Neither knows whether gRPC or JSON is spoken at the other end: that is th
 grpc_calls.py and http_calls.py, which are two codecs over the same messages.
 """
 
-import asyncio
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +18,7 @@ from lessor.base import errors
 from lessor.base.errors import EtcdError
 from lessor.server.bugs import told
 from lessor.server.committer import Committer
-from lessor.server.long_reply import LongReply
+from lessor.server.long_reply import Line, LongReply
 from lessor.server.metrics import Metrics
 from lessor.server.options import Options
 from lessor.server.passwords import Passwords
@@ -67,6 +66,10 @@ class UnaryCall(Credentials, Protocol):
 
     def fail(self, error: EtcdError) -> None:
         """Ends the call with the error, now."""
+        ...
+
+    def refused(self) -> bool:
+        """Ends the call if its peer has asked for more than it takes; returns whether it did."""
         ...
 
 
@@ -176,7 +179,7 @@ class Core:
         self.watch_streams: set[WatchesProgress] = set()
         self.waiting_lines = WaitingLines(self)
         self._exposition: Exposition | None = None
-        self.long_replies = asyncio.Lock()  # one is made at a time, see long_reply.py
+        self.long_replies = Line()
         self.unfinished = Unfinished(options.message_bytes_max)
         self.unary_handlers: dict[Method, UnaryHandler] = {}
         self.waiting_handlers: dict[Method, WaitingHandler] = {}
@@ -193,10 +196,13 @@ class Core:
                 call.waiting = self.waiting_handlers[call.method](self, call, request)
                 return
             reply = handler(self, request)
-            if not isinstance(reply, bytes):
+            if isinstance(reply, bytes):
+                outcome = reply
+            elif self.long_replies.full:
+                outcome = b"".join(reply)
+            else:
                 call.waiting = LongReply(self, call, reply)
                 return
-            outcome = reply
         except Exception as error:
             outcome = told(error, call.method.path)
         self.finish(call, outcome)

@@ -111,8 +111,7 @@ class GrpcUnary:
 
     def _serve(self, message: bytes) -> None:
         self._served = True
-        if self._session.overfull:
-            self._refuse()
+        if self.refused():
             return
         core = self._session.core
         try:
@@ -125,11 +124,14 @@ class GrpcUnary:
             left_s = self.deadline_s - core.turn.now_s()
             self._timer = self._session.loop.call_later(left_s, self._out_of_time)
 
-    def _refuse(self) -> None:
+    def refused(self) -> bool:
+        if not self._session.overfull:
+            return False
         stream, self._stream = self._stream, None
         if stream is not None:
             self._session.core.metrics.handled[self.method, Code.UNAVAILABLE].n += 1
             self._session.refuse(stream)
+        return True
 
     def _out_of_time(self) -> None:
         if self.waiting is not None:

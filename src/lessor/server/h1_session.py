@@ -236,6 +236,8 @@ class H1Session:
 class H1Exchange:
     """One HTTP/1.1 request."""
 
+    overfull = False  # one request at a time is looked at, when the last reply has left
+
     def __init__(self, session: H1Session, connection: h1.H1Connection, exchange: h1.Exchange) -> None:
         self._session = session
         self._h1 = connection

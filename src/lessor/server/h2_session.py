@@ -379,6 +379,10 @@ class H2Exchange:
             self._session.write_http(stream, data, end=True)
 
     @property
+    def overfull(self) -> bool:
+        return self._session.overfull
+
+    @property
     def backlog_bytes(self) -> int:
         return self._session.backlog_bytes
 

@@ -45,6 +45,11 @@ class Exchange(Protocol):
     @property
     def backlog_bytes(self) -> int: ...
 
+    @property
+    def overfull(self) -> bool:
+        """Whether the peer has asked for more than it takes."""
+        ...
+
     def wake_when_drained(self, stream: Any) -> None: ...
 
 
@@ -170,6 +175,12 @@ class JsonUnary:
     def fail(self, error: EtcdError) -> None:
         self._body.clear()
         self.deliver(error)
+
+    def refused(self) -> bool:
+        if self._exchange is None or not self._exchange.overfull:
+            return False
+        self.fail(errors.TOO_MANY_REQUESTS.error())
+        return True
 
     def on_end(self) -> None:
         try:

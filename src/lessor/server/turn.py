@@ -138,7 +138,8 @@ class Turn:
         self._expiring = False
         self._spared_until_s = 0.0  # no lease ends before, after a stall
         self._cutoff_s = 0.0  # leases due until here may end in this turn
-        self._began_s = 0.0  # when this turn read its first bytes
+        self._began_s = 0.0  # when this turn read its first bytes, or the next one if it has been asked for
+        self._ending_began_s = 0.0  # when the turn that ends now read its first bytes
         self._commit_began_s = 0.0
         self._expire_after_batch = 0  # nothing ends before this batch is durable
         self._opened_s = uptime_s  # not later than the first row of the open batch
@@ -207,6 +208,7 @@ class Turn:
 
     def _end_of_turn(self) -> None:
         self._scheduled = False
+        self._ending_began_s = self._began_s
         self._expire_due()
         self.hold_publications()
         self._seal()
@@ -327,7 +329,7 @@ class Turn:
         """The replies have left: what they promise counts from now, if the turn took noticeably long."""
         if self.renewed:
             now_s = self.now_s()
-            if now_s - self._began_s > MARGIN_S / 2:
+            if now_s - self._ending_began_s > MARGIN_S / 2:
                 self.machine.leases.acknowledged(self.renewed, now_s)
             self.renewed.clear()
 
@@ -341,13 +343,14 @@ class Turn:
         deadline_s = max(deadline_s + MARGIN_S, self._spared_until_s)
         if self._committer.free:
             deadline_s = min(deadline_s, self._uptime_saved_s + self.uptime_save_s)
-        if self._timer is not None:
-            if self._timer_due_s <= deadline_s:
-                return
-            self._timer.cancel()
         # In a storm the earliest deadline is long past: the timer is late against the moment it could come at, which is
         # not this one but the beginning of the turn. A turn that took long is a stall, too.
-        self._timer_due_s = max(deadline_s, self._began_s)
+        due_s = max(deadline_s, self._ending_began_s)
+        if self._timer is not None:
+            if self._timer_due_s <= due_s:
+                return
+            self._timer.cancel()
+        self._timer_due_s = due_s
         self._timer = self._loop.call_later(max(self._timer_due_s - self.now_s(), 0.0), self._timer_fired)
 
     def _timer_fired(self) -> None:

@@ -40,6 +40,8 @@ class WebSocketCall:
 
     method = "POST"
 
+    overfull = False  # there is one call on the connection
+
     def __init__(self, session: Session, exchange: h1.Exchange, method: Method, opened: websocket.WebSocket) -> None:
         self._session = session
         self._ws = opened

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # revision, sub, key, value (None: a tombstone), create_revision, version, lease
 EventRow = tuple[int, int, bytes, bytes | None, int, int, int]
-# id, ttl_s, deadline_s (a promise: never earlier than any acknowledged renewal), ended
-LeaseRow = tuple[int, int, float, bool]
+# id, ttl_s, deadline_s (a promise: never earlier than any acknowledged renewal), ended (0 or 1, as SQLite has it)
+LeaseRow = tuple[int, int, float, int]
 # member_id, alarm type, active
 AlarmRow = tuple[int, int, bool]
 # name, password hash (b"": none), whether the user has no password by intent, roles, deleted

@@ -145,6 +145,7 @@ class Store:
         "_live",
         "_live_keys",
         "_log",
+        "_swept",
         "compact_revision",
         "deletes",
         "get",
@@ -163,13 +164,14 @@ class Store:
         self._gone: dict[bytes, Event] = {}
         self._gone_keys = KeyIndex()
         self._log: list[Event] = []  # retained events from the compact revision on, in the order of (revision, sub)
+        self._swept = 0  # events at the front of the log that `sweep` has taken, and that are taken off it later
         self._changes = 0  # made by the open write
         # How often each was carried out, alone, in a txn or by a lease's end: for the metrics.
         self.ranges = self.puts = self.deletes = 0
         self.put_bytes = 0  # of keys and values
         self.revision = FIRST_REVISION
         self.compact_revision = NOTHING_COMPACTED
-        self.superfluous = 0  # events at the front of the log that a compaction gave up and `sweep` has not taken yet
+        self.superfluous = 0  # events, the oldest unswept ones, that a compaction gave up and `sweep` is to take
         self.get = (
             self._live.get
         )  # key -> newest version, None when the key does not exist; changes of the open write count
@@ -355,7 +357,7 @@ class Store:
         dead = self._cut(own, revision)
         if superseded:
             log[begin:end] = [event for event in own if event not in superseded]
-        self.superfluous = begin
+        self.superfluous = begin - self._swept
         return dead
 
     def sweep(self, events_max: int) -> None:
@@ -365,9 +367,13 @@ class Store:
         last call. Cost: 0.2 us an event, 4 us a tombstone.
         """
         count = min(events_max, self.superfluous)
-        events = self._log[:count]
-        del self._log[:count]
+        events = self._log[self._swept : self._swept + count]
+        self._swept += count
         self.superfluous -= count
+        # Taking some off the front moves all the rest.
+        if not self.superfluous or self._swept * 8 > len(self._log):
+            del self._log[: self._swept]
+            self._swept = 0
         self._journal.collect(self._cut(events, self.compact_revision))
 
     def _cut(self, events: Iterable[Event], revision: int) -> list[tuple[int, int]]:
