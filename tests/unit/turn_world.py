@@ -28,7 +28,10 @@ class Loop:
 
     def call_later(self, delay_s: float, callback: Callable[..., Any], *arguments: Any) -> "Timer":
         timer = Timer(self.now_s + delay_s, callback, arguments)
-        self._timers.append(timer)
+        if delay_s > 0:
+            self._timers.append(timer)
+        else:  # as uvloop does it
+            self.call_soon(lambda: timer.cancelled or callback(*arguments))
         return timer
 
     def run(self, poll: Callable[[], None] = lambda: None) -> None:
