@@ -223,6 +223,7 @@ def test_nothing_tells_of_a_write_before_it_is_on_disk(tmp_path: Path) -> None:
         assert early.read().created
         of_leases = here.stream("/lessorpb.Leases/Watch")
         of_leases.send(leases_pb2.LeaseWatchRequest())
+        of_leases.half_close()
         assert of_leases.read().created
         revision = here.renew_old().header.revision
         here.engine.goes.clear()
