@@ -2,7 +2,7 @@
 """Builds a wheel whose innermost modules are compiled, when the environment says LESSOR_COMPILE=1.
 
 mypyc turns the very files named here, types and all, into one C extension. Nothing is written for it: without the
-variable, or a C compiler, the same files run as they are. Why, and what it asks of the code:
+variable the same files run as they are, and no C compiler is needed. Why, and what it asks of the code:
 docs/decisions/0011-compiled-build.md.
 """
 

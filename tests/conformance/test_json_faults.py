@@ -98,6 +98,11 @@ def test_a_value_that_its_field_cannot_hold(subject: Subject, route: str, body: 
     assert said(subject, route, body) == (400, text)
 
 
+@pytest.mark.parametrize("more", [b"zzz", b"\xff", b"{", b'{"key":1}'])
+def test_what_follows_the_first_value_is_not_looked_at(subject: Subject, more: bytes) -> None:
+    assert said(subject, "range", b'{"key":"YQ=="}' + more) == (200, None)
+
+
 _LETTERS = st.sampled_from([*'{}[]:,"\\/ \n09.-+eEutrfalsn', "null", "true", '"a":', "\u00e9", "\\u0041"])
 _VALUES: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),

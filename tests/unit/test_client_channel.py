@@ -11,6 +11,7 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import Code
 from lessor.client import CallTimeout, ClientError, ConnectionLost, ServerError
 from lessor.client._connection import INBOX_BYTES_MAX
+from lessor.client._errors import ClientClosed
 from lessor.wire.grpc import frame, parse_timeout
 from lessor.wire.h2 import ErrorCode
 from tests.unit.client_peer import Peer, PeerCall, run
@@ -391,6 +392,23 @@ def test_closing_fails_what_is_underway_and_refuses_what_comes_later() -> None:
             await task
         with pytest.raises(RuntimeError, match="closed"):
             await channel.unary(GRANT, rpc.LeaseGrantRequest())
+
+    run(main())
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_closing_while_a_connection_is_made_leaves_none(turns: int) -> None:
+    peer = Peer(silent)
+
+    async def main() -> None:
+        channel = peer.channel()
+        tasks = [asyncio.create_task(channel.unary(GRANT, rpc.LeaseGrantRequest())) for _ in range(3)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await channel.aclose()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(error, ClientClosed | ConnectionLost) for error in ended)
+        assert not channel._connections
 
     run(main())
 

@@ -158,6 +158,51 @@ def test_an_interrupt_cancels_the_call_that_is_waited_for() -> None:
     assert threads() == []
 
 
+def test_whatever_a_signals_handler_raises_cancels_the_call() -> None:
+    portal = Portal(nothing)
+    cancelled, main = threading.Event(), threading.get_ident()
+
+    def raises(_number: int, _frame: object) -> None:
+        raise RuntimeError("of the user's own")
+
+    async def interrupt() -> None:
+        signal.pthread_kill(main, signal.SIGUSR1)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cancelled.set()
+
+    before = signal.signal(signal.SIGUSR1, raises)
+    try:
+        with pytest.raises(RuntimeError, match="of the user's own"):
+            portal.run(interrupt())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert cancelled.wait(10)
+    portal.close()
+    assert threads() == []
+
+
+def test_an_interrupt_while_the_thread_is_started_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    portal = Portal(nothing)
+    begin = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        begin(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        portal.run(nothing())
+    first = portal._thread
+    monkeypatch.undo()
+    first.join(10)
+    assert not first.is_alive()
+    portal.run(nothing())
+    portal.close()
+    assert threads() == []
+
+
 @pytest.mark.parametrize("handed_over", [False, True])
 @pytest.mark.parametrize("started", [False, True])
 def test_an_interrupt_before_the_work_has_begun_leaves_nothing_behind(

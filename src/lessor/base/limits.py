@@ -8,7 +8,7 @@ a person may set on the command line stand here with their default.
 # --- leases -----------------------------------------------------------------------------------------------------
 LEASE_TTL_S_MAX = 9_000_000_000  # etcd's bound; a longer TTL is OutOfRange
 LEASE_TTL_S_MIN = 1  # default of --min-lease-ttl; etcd's default is 2, from its election timeout
-EXPIRE_PER_TURN_MAX = 1_000  # leases ended in one loop turn, so that a storm cannot starve keepalives
+EXPIRE_PER_TURN_MAX = 250  # leases ended in one loop turn, so that a storm cannot starve keepalives: 3 to 8 ms
 REPLY_PARTS_MAX = 1_000  # keys or leases of one reply that are encoded in one loop turn: 0.5 to 3 ms
 LONG_REPLIES_MAX = 100  # replies of more parts that wait for their turn; each keeps 8 bytes a part until then
 SWEEP_EVENTS_MAX = 500  # compacted events taken out of memory in one loop turn: 0.1 to 2 ms

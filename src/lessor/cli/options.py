@@ -365,7 +365,7 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         said = args[0]
-        names = [said] if said in self.loaders else [name for name in self.loaders if name.startswith(said)]
+        names = [said] if said in self.loaders else [name for name in self.loaders if said and name.startswith(said)]
         if len(names) != 1:
             maybe = f", could be {' or '.join(sorted(names))}" if names else suggestion(said, self.loaders)
             text = f'unknown command {quote(os.fsencode(said))} for "{ctx.command_path}"{maybe}{hint(ctx)}'

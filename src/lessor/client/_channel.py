@@ -186,18 +186,26 @@ class Channel:
     # --- connecting ---------------------------------------------------------------------------------------------
 
     async def _connected(self) -> Connection:
-        if self._closed:
-            raise ClientClosed("the client is closed")
+        self._refuse_if_closed()
         current = self._current
         if current is not None and current.usable:
             return current
         async with self._connecting:
+            self._refuse_if_closed()
             if self._current is None or not self._current.usable:
                 self._current = None
                 self._connections = {connection for connection in self._connections if not connection.lost}
-                self._current = await self._connect()
-                self._connections.add(self._current)
+                connection = await self._connect()
+                if self._closed:  # meanwhile
+                    await connection.aclose()
+                    self._refuse_if_closed()
+                self._current = connection
+                self._connections.add(connection)
             return self._current
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise ClientClosed("the client is closed")
 
     async def _connect(self) -> Connection:
         """To the first endpoint that takes the connection, in order, beginning with the one that worked last."""

@@ -73,6 +73,10 @@ def _discard(work: Awaitable[Any]) -> None:
         close()
 
 
+class _OwnThreadError(RuntimeError):
+    """A call in the loop's thread would wait for itself."""
+
+
 class Portal:
     """A loop in a thread, started when it is needed. `last` runs in it before it ends."""
 
@@ -93,7 +97,7 @@ class Portal:
         try:
             self._submit(lambda: self._start(waiter, work))
             waiter.done.acquire()
-        except RuntimeError:  # refused
+        except (ClientClosed, UsedAfterFork, _OwnThreadError):  # refused
             _discard(work)
             raise
         except BaseException:  # an interrupt of this thread, at any point
@@ -151,13 +155,17 @@ class Portal:
             if not self._pid:
                 self._begin()
             elif threading.current_thread() is self._thread:
-                raise RuntimeError("the blocking client cannot wait in its own thread; use AsyncClient there")
+                raise _OwnThreadError("the blocking client cannot wait in its own thread; use AsyncClient there")
             self._loop.call_soon_threadsafe(start)
 
     def _begin(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=_serve, args=(self._loop,), name="lessor-client", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # an interrupt of this thread: the other one may have started
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            raise
         self._pid = os.getpid()
         # Who drops a client without closing it should not keep its leases for ever.
         self._finalizer = weakref.finalize(self, _stop, self._loop, self._pid, self._last)

@@ -219,7 +219,9 @@ def decode(message_class: type[M], body: bytes) -> M:
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        raise _not_utf8(body, error.start) from None
+        text = body[: error.start].decode()  # enough, if the first value ends before
+        if not _begins_with_a_value(text):
+            raise _not_utf8(body, error.start) from None
     try:
         value, _ = _scan(text)
         if "\\u" in text:  # an escape, maybe of half a surrogate pair: refused even where nobody knows the field
@@ -234,8 +236,23 @@ def decode(message_class: type[M], body: bytes) -> M:
     try:
         arguments = _arguments(message_class.DESCRIPTOR, value, 1)
     except FaultError as fault_inside:
-        raise EtcdError(Code.INVALID_ARGUMENT, fault_inside.told(text)) from None
+        raise EtcdError(Code.INVALID_ARGUMENT, _told(fault_inside, text)) from None
     return message_class(**arguments)
+
+
+def _begins_with_a_value(text: str) -> bool:
+    try:
+        _scan(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _told(fault: FaultError, text: str) -> str:
+    try:
+        return fault.told(text)
+    except RecursionError:  # it could be read from here, but not from a little further in
+        return "proto: syntax error: exceeded max depth"
 
 
 def _not_utf8(body: bytes, at: int) -> EtcdError:
