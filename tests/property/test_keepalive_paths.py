@@ -7,12 +7,14 @@ through `apply`. Replies, deadlines and rows must be the same.
 
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2
 from lessor.base.errors import EtcdError
+from lessor.server import keepalive
 from lessor.server.core import Core, StreamCall
 from lessor.server.keepalive import KeepAlive
 from lessor.server.metrics import Metrics
@@ -20,7 +22,7 @@ from lessor.server.release import Gate
 from lessor.state.leases import Lease
 from lessor.state.machine import Identity, StateMachine
 
-IDS = (1, 2, 3, -5, 2**63 - 1)
+IDS = (1, 127, 128, 2**40 + 5, -5, 2**63 - 1)
 
 
 class Wire:
@@ -116,9 +118,15 @@ _STEPS = st.lists(
 )
 
 
-@given(_STEPS)
-@example([("grant", 1, 2), ("commit",), ("put", 1), ("renew", [2, 1]), ("wait", 1.0)])
-def test_the_short_cut_and_the_state_machine_agree(steps: list[Any]) -> None:
+@given(_STEPS, st.sampled_from([0, 1, 2, keepalive.REMEMBERED_MAX]))
+@example([("grant", 1, 2), ("commit",), ("put", 1), ("renew", [2, 1]), ("wait", 1.0)], 2)
+def test_the_short_cut_and_the_state_machine_agree(steps: list[Any], remembered_max: int) -> None:
+    with mock.patch.object(keepalive, "REMEMBERED_MAX", remembered_max):
+        agree(steps)
+
+
+def agree(steps: list[Any]) -> None:
+    KeepAlive._fast.clear()
     pair = Pair()
     for step in steps:
         match step:
