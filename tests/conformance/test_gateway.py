@@ -478,7 +478,9 @@ def test_a_timeout_ends_a_wait_and_takes_its_key_along(subject: Subject, prefix:
     assert subject.post("/v3/lock/lock", {"name": b64(prefix), "lease": str(subject.grant())}).status == 200
     body = {"name": b64(prefix), "lease": str(subject.grant())}
     reply = subject.post("/v3/lock/lock", body, Grpc_Timeout="20m")
-    assert (reply.status, reply.json()["code"]) == (504, 4)  # etcd's text may be that of its own connection
+    # etcd's text may be that of its own connection; and where the time is up before it waits, its code is Unknown.
+    ended = (reply.status, reply.json()["code"])
+    assert ended == (504, 4) or (ended == (500, 2) and not subject.is_lessor)
     while subject.do(rpc.RangeRequest(key=prefix, range_end=end_of(prefix))).count > 1:
         pass  # etcd takes it away in a call of its own
 
