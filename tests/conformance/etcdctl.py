@@ -148,6 +148,8 @@ class Site:
         """An answer without what differs from server to server."""
         for own, general in sorted(self._ids.items(), key=lambda pair: -len(pair[0])):
             text = re.sub(rf"(?<![0-9a-zA-Z]){re.escape(own)}(?![0-9a-zA-Z])", general, text)
+        # One of fewer digits was padded, or took the space before it along.
+        text = re.sub(r" *(MEMBER|CLUSTER)\b", r" \1", text)
         for own, general in (*self._urls.items(), (self.names["dir"], "DIR")):
             text = text.replace(own, general)
         for pattern, general in _BLANKED:
