@@ -184,7 +184,7 @@ class BatchLog:
         return (
             self._current.newest <= synced
             or self._current.end + size_bytes <= FILE_BYTES
-            or self._files[self._current is self._files[0]].newest <= synced
+            or self._other.newest <= synced
         )
 
     def append(self, record: bytes, number: int, synced: int) -> None:
@@ -194,7 +194,7 @@ class BatchLog:
         if file.newest <= synced:
             file.end = 0
         elif file.end + len(record) > FILE_BYTES:
-            self._current = file = self._files[file is self._files[0]]
+            self._current = file = self._other
             file.end = 0
         file.write(record, file.end)
         file.end += len(record)
@@ -203,7 +203,11 @@ class BatchLog:
     @property
     def resting(self) -> int:
         """Number of the newest batch in the file that is not written to now; 0 when there is none."""
-        return self._files[self._current is self._files[0]].newest
+        return self._other.newest
+
+    @property
+    def _other(self) -> _File:
+        return self._files[self._current is self._files[0]]
 
     def close(self) -> None:
         for file in self._files:

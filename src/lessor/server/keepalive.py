@@ -12,10 +12,9 @@ Laws
 
 The request of a given lease is always the same bytes, and its reply is always the header followed by the same bytes, so
 both are remembered: `_fast` maps request bytes to the lease and the tail of its reply. `reply_slowly` is the same by
-protobuf; tests/property/test_keepalive_paths.py holds the two equal.
+reading the request; tests/property/test_keepalive_paths.py holds the two equal.
 """
 
-import re
 from typing import ClassVar
 
 from google.protobuf.message import DecodeError
@@ -24,15 +23,12 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import EtcdError
 from lessor.server.core import Core, StreamCall
-from lessor.state.encode import number_field
 from lessor.state.leases import Lease
+from lessor.state.machine import renewed_fields
 
 # Requests remembered over all streams, about 300 bytes each; on overflow all are forgotten and learnt again, unless
 # more leases than that are alive: then the others go without, which costs a microsecond.
 REMEMBERED_MAX = 65_536
-
-# A request as everybody encodes it: the id, which is positive, and nothing else.
-_USUAL = re.compile(rb"\x08[\x80-\xff]{0,8}[\x01-\x7f]")
 
 
 class KeepAlive:
@@ -103,20 +99,16 @@ class KeepAlive:
             core.metrics.renewed += 1
 
     def reply_slowly(self, message: bytes, now_s: float, header: bytes) -> tuple[Lease | None, int, bytes]:
-        """Renews by way of protobuf; returns the lease, the batch that the reply waits for, and the reply.
+        """Renews what the request names; returns the lease, the batch that the reply waits for, and the reply.
 
         Remembers lease and reply for the short cut.
         """
         core = self._core
         lease_id = _parse(message).ID
         lease = core.machine.leases.renew(lease_id, now_s)
+        tail = renewed_fields(lease_id, lease)
         if lease is None:
-            gone = rpc_pb2.LeaseKeepAliveResponse(ID=lease_id)
-            return None, core.machine.journal.newest_with_rows, header + gone.SerializeToString()
-        if _USUAL.fullmatch(message) is not None:  # the id's number in the reply is that of the request
-            tail = b"\x10" + message[1:] + number_field(b"\x18", lease.ttl_s)
-        else:
-            tail = rpc_pb2.LeaseKeepAliveResponse(ID=lease_id, TTL=lease.ttl_s).SerializeToString()
+            return None, core.machine.journal.newest_with_rows, header + tail
         if len(self._fast) < REMEMBERED_MAX:
             self._fast[message] = lease, tail
         elif len(core.machine.leases) < REMEMBERED_MAX:  # most of these have ended; else room would not last

@@ -342,9 +342,7 @@ class StateMachine:
 
     def _keep_alive(self, request: rpc_pb2.LeaseKeepAliveRequest, now: float) -> bytes:
         lease_id = request.ID
-        lease = self.leases.renew(lease_id, now)
-        reply = self.header_field() + number_field(b"\x10", lease_id)
-        return reply if lease is None else reply + b"\x18" + varint(lease.ttl_s)
+        return self.header_field() + renewed_fields(lease_id, self.leases.renew(lease_id, now))
 
     def _time_to_live(self, request: rpc_pb2.LeaseTimeToLiveRequest, now: float) -> bytes | Iterator[bytes]:
         lease_id = request.ID
@@ -389,6 +387,12 @@ class StateMachine:
         if ((member_id, kind) in self.alarms) != active:
             self.state_for_alarm(member_id, kind, active)
             self.journal.alarm((member_id, kind, active))
+
+
+def renewed_fields(lease_id: int, lease: Lease | None) -> bytes:
+    """What follows the header in the reply to a renewal: of a lease that is gone, no TTL."""
+    fields = number_field(b"\x10", lease_id)
+    return fields if lease is None else fields + b"\x18" + varint(lease.ttl_s)
 
 
 def _keys_field(keys: Sequence[bytes]) -> bytes:
