@@ -5,7 +5,10 @@ import sys
 
 from bench.rows import load_row, main
 
-ROWS = (load_row("txn_create", "Txn create-if-absent with lease, 10 x 20", 2, "create"),)
+ROWS = (
+    load_row("txn_create", "Txn create-if-absent with lease, 10 x 20", 2, "create"),
+    load_row("txn_sustained", "- 200,000 of them", 0.0, "create", writes=200_000),
+)
 
 if __name__ == "__main__":
     sys.exit(main(ROWS))

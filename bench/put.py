@@ -2,7 +2,8 @@
 """Durable puts: a service registers itself, with a key that goes with its lease; each key is new.
 
 `put_own_lease`: each key has a lease of its own. `put_one_lease`: one lease takes 20,000 keys, and the last thousand
-must not cost more than the first.
+must not cost more than the first. `put_sustained`: 20,000 are a burst, which the batch log takes; these are ten times
+as many, so that the tables have to follow.
 """
 
 import argparse
@@ -20,6 +21,7 @@ def one_lease(node: Node, options: argparse.Namespace) -> Figures:
 
 ROWS = (
     load_row("put_own_lease", "Put, each key its own lease, 10 x 20", 2.5, "put"),
+    load_row("put_sustained", "- 200,000 of them", 0.0, "put", writes=200_000),
     Row(
         "put_one_lease",
         one_lease,

@@ -95,20 +95,20 @@ class Row:
     alone: bool = False  # not about a server: runs beside ours only
 
 
-def load_row(name: str, text: str, times: float, *load: str) -> Row:
+def load_row(name: str, text: str, times: float, *load: str, writes: int = WRITES) -> Row:
     """A row whose figure is the rate that bench.load finds with these arguments."""
 
     def measure(node: Node, options: argparse.Namespace) -> Figures:
-        return run_load(node.port, options, *load)
+        return run_load(node.port, options, *load, writes=writes)
 
     return Row(name, measure, (Goal("rate", text, "/s", times),))
 
 
-def run_load(port: int, options: argparse.Namespace, *load: str) -> Figures:
-    """What bench.load, in a process of its own, found."""
+def run_load(port: int, options: argparse.Namespace, *load: str, writes: int = WRITES) -> Figures:
+    """What bench.load, in a process of its own, found. `writes`: how many are made, where each is made once."""
     command = [sys.executable, "-m", "bench.load", *load, "--port", str(port)]
     command += ["--seconds", str(options.seconds), "--warmup", str(options.warmup)]
-    command += ["--count", str(max(int(WRITES * options.scale), WRITES_LEAST))]
+    command += ["--count", str(max(int(writes * options.scale), WRITES_LEAST))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LOAD_S_MAX)
     if done.returncode:
         raise WrongReplyError(done.stderr.strip())

@@ -451,12 +451,12 @@ def test_a_file_that_may_not_grow(tmp_path: Path, settle: bool) -> None:
     assert_prefix(tmp_path / "data", acknowledged)
 
 
-SMALL_DISK = 'mount -t tmpfs -o size=6m none "$1" && shift && "$@" && cp -r "$DATA" "$OUT"'
+SMALL_DISK = 'mount -t tmpfs -o size=10m none "$1" && shift && "$@" && cp -r "$DATA" "$OUT"'
 
 
 @pytest.mark.slow
 def test_a_disk_without_space(tmp_path: Path) -> None:
-    """A file system of 6 MB, where the system lets an ordinary process have one of its own."""
+    """A file system of 10 MB, where the system lets an ordinary process have one of its own."""
     mounted, kept = tmp_path / "mounted", tmp_path / "kept"
     mounted.mkdir()
     unshare = shutil.which("unshare")

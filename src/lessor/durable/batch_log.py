@@ -42,7 +42,7 @@ from typing import Final
 from lessor.durable import directory
 from lessor.state.journal import Batch, EventRow, LeaseRow
 
-FILE_BYTES: Final = 2 * 1024 * 1024  # what each file has from the start
+FILE_BYTES: Final = 4 * 1024 * 1024  # what each file has from the start
 SALT_BYTES: Final = 8
 
 Write = Callable[[int, memoryview, int], int]  # descriptor, data, position -> bytes written

@@ -13,16 +13,16 @@ Does not do: parsing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from lessor.base.limits import REPLY_PARTS_MAX
 
 Part = TypeVar("Part")
 
-_LAST = [bytes((n,)) for n in range(0x80)]
-_MORE = [bytes((n | 0x80,)) for n in range(0x80)]
-_CONTINUED = [low + high for high in _MORE for low in _MORE]
-_SHORT = _LAST + [low + high for high in _LAST[1:] for low in _MORE]
+_LAST: Final = [bytes((n,)) for n in range(0x80)]
+_MORE: Final = [bytes((n | 0x80,)) for n in range(0x80)]
+_CONTINUED: Final = [low + high for high in _MORE for low in _MORE]
+_SHORT: Final = _LAST + [low + high for high in _LAST[1:] for low in _MORE]
 
 
 def varint(number: int) -> bytes:

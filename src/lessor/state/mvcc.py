@@ -48,7 +48,7 @@ from lessor.state.journal import EventRow, Journal
 from lessor.state.key_index import KeyIndex
 from lessor.state.leases import Lessor
 
-_mod_revision = attrgetter("mod_revision")
+_mod_revision: Final = attrgetter("mod_revision")
 _DELETE: Final = b"\x08\x01"  # mvccpb.Event.type
 
 

@@ -10,48 +10,49 @@ A frame is nine bytes and a payload: length (24 bits), type (8), flags (8), a re
 
 from enum import IntEnum
 from struct import Struct
+from typing import Final
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # what a client sends before its first frame
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # what a client sends before its first frame
 
 # (length << 8 | type, flags, stream id with the reserved bit)
-FRAME_HEADER = Struct(">IBI")
-FRAME_HEADER_BYTES = 9
-STREAM_ID_MAX = 0x7FFFFFFF
-WINDOW_BYTES_MAX = 0x7FFFFFFF
-WINDOW_BYTES_DEFAULT = 65_535  # of a connection, and of a stream until SETTINGS say otherwise
-FRAME_BYTES_DEFAULT = 16_384  # what every peer must accept
-FRAME_BYTES_CEILING = 16_777_215
-HEADER_TABLE_BYTES_DEFAULT = 4_096
+FRAME_HEADER: Final = Struct(">IBI")
+FRAME_HEADER_BYTES: Final = 9
+STREAM_ID_MAX: Final = 0x7FFFFFFF
+WINDOW_BYTES_MAX: Final = 0x7FFFFFFF
+WINDOW_BYTES_DEFAULT: Final = 65_535  # of a connection, and of a stream until SETTINGS say otherwise
+FRAME_BYTES_DEFAULT: Final = 16_384  # what every peer must accept
+FRAME_BYTES_CEILING: Final = 16_777_215
+HEADER_TABLE_BYTES_DEFAULT: Final = 4_096
 
 # Frame types (section 6). Plain integers: they are compared once per frame on the hot path.
-DATA = 0x0
-HEADERS = 0x1
-PRIORITY = 0x2
-RST_STREAM = 0x3
-SETTINGS = 0x4
-PUSH_PROMISE = 0x5
-PING = 0x6
-GOAWAY = 0x7
-WINDOW_UPDATE = 0x8
-CONTINUATION = 0x9
+DATA: Final = 0x0
+HEADERS: Final = 0x1
+PRIORITY: Final = 0x2
+RST_STREAM: Final = 0x3
+SETTINGS: Final = 0x4
+PUSH_PROMISE: Final = 0x5
+PING: Final = 0x6
+GOAWAY: Final = 0x7
+WINDOW_UPDATE: Final = 0x8
+CONTINUATION: Final = 0x9
 
-FLAG_END_STREAM = 0x1
-FLAG_ACK = 0x1
-FLAG_END_HEADERS = 0x4
-FLAG_PADDED = 0x8
-FLAG_PRIORITY = 0x20
+FLAG_END_STREAM: Final = 0x1
+FLAG_ACK: Final = 0x1
+FLAG_END_HEADERS: Final = 0x4
+FLAG_PADDED: Final = 0x8
+FLAG_PRIORITY: Final = 0x20
 
 # Settings (section 6.5.2)
-SETTINGS_HEADER_TABLE_SIZE = 0x1
-SETTINGS_ENABLE_PUSH = 0x2
-SETTINGS_MAX_CONCURRENT_STREAMS = 0x3
-SETTINGS_INITIAL_WINDOW_SIZE = 0x4
-SETTINGS_MAX_FRAME_SIZE = 0x5
-SETTINGS_MAX_HEADER_LIST_SIZE = 0x6
+SETTINGS_HEADER_TABLE_SIZE: Final = 0x1
+SETTINGS_ENABLE_PUSH: Final = 0x2
+SETTINGS_MAX_CONCURRENT_STREAMS: Final = 0x3
+SETTINGS_INITIAL_WINDOW_SIZE: Final = 0x4
+SETTINGS_MAX_FRAME_SIZE: Final = 0x5
+SETTINGS_MAX_HEADER_LIST_SIZE: Final = 0x6
 
-SETTING = Struct(">HI")
-UINT32 = Struct(">I")
-GOAWAY_HEAD = Struct(">II")  # last stream id, error code; debug data follows
+SETTING: Final = Struct(">HI")
+UINT32: Final = Struct(">I")
+GOAWAY_HEAD: Final = Struct(">II")  # last stream id, error code; debug data follows
 
 
 class ErrorCode(IntEnum):

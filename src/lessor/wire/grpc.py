@@ -15,28 +15,29 @@ import re
 import zlib
 from functools import lru_cache
 from struct import Struct
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.wire.h2_headers import Field, Head, encode_headers
 
-PREFIX_BYTES = 5
-_PREFIX = Struct(">BI")
-_GZIP_WBITS = 31  # zlib's name for "a gzip header and nothing else"
+PREFIX_BYTES: Final = 5
+_PREFIX: Final = Struct(">BI")
+_GZIP_WBITS: Final = 31  # zlib's name for "a gzip header and nothing else"
 
-CONTENT_TYPE = b"application/grpc"
+CONTENT_TYPE: Final = b"application/grpc"
 _HEADERS: list[Field] = [(b":status", b"200"), (b"content-type", CONTENT_TYPE)]
-RESPONSE_HEADERS = encode_headers(_HEADERS)
-TRAILERS_OK = encode_headers([(b"grpc-status", b"0")])
+RESPONSE_HEADERS: Final = encode_headers(_HEADERS)
+TRAILERS_OK: Final = encode_headers([(b"grpc-status", b"0")])
 
-_UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
-_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
-_TIMEOUT_BYTES_MAX = 9
-_UNPRINTABLE = re.compile(rb"[^\x20-\x24\x26-\x7e]")  # and the percent sign itself
+_UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_TIMEOUT_BYTES_MAX: Final = 9
+_UNPRINTABLE: Final = re.compile(rb"[^\x20-\x24\x26-\x7e]")  # and the percent sign itself
 
 # What an answer that is not gRPC's means, by HTTP status; everything else is UNKNOWN.
-_CODE_OF_HTTP_STATUS = {
+_CODE_OF_HTTP_STATUS: Final = {
     b"400": Code.INTERNAL,
     b"401": Code.UNAUTHENTICATED,
     b"403": Code.PERMISSION_DENIED,
@@ -48,7 +49,7 @@ _CODE_OF_HTTP_STATUS = {
 }
 
 
-_CODES = {b"%d" % code: code for code in Code}
+_CODES: Final = {b"%d" % code: code for code in Code}
 
 
 # --- messages -------------------------------------------------------------------------------------------------------
@@ -282,4 +283,4 @@ def metadata(head: Head) -> list[Field]:
     return fields
 
 
-_RESERVED = frozenset({b"content-type", b"te", b"content-length", b"host", b"user-agent"})
+_RESERVED: Final = frozenset({b"content-type", b"te", b"content-length", b"host", b"user-agent"})

@@ -18,6 +18,8 @@ or was passed over (then PROTOCOL_ERROR, section 5.1.1) is told by the gaps: cli
 without any, so remembering the few newest gaps is enough.
 """
 
+from typing import Final
+
 from lessor.base import limits
 from lessor.wire import frames
 from lessor.wire.frames import ConnectionFault, ErrorCode
@@ -54,17 +56,19 @@ __all__ = [
     "encode_headers",
 ]
 
-_HEADERS_TOO_LARGE = encode_headers([(b":status", b"431")])
-_SETTINGS = [
+_HEADERS_TOO_LARGE: Final = encode_headers([(b":status", b"431")])
+_SETTINGS: Final = [
     (frames.SETTINGS_INITIAL_WINDOW_SIZE, limits.H2_WINDOW_BYTES),
     (frames.SETTINGS_MAX_HEADER_LIST_SIZE, limits.H2_HEADER_LIST_BYTES_MAX),
 ]
-_CONNECTION_WINDOW = frames.window_update_frame(0, limits.H2_CONNECTION_WINDOW_BYTES - frames.WINDOW_BYTES_DEFAULT)
-_SERVER_OPENING = (
+_CONNECTION_WINDOW: Final = frames.window_update_frame(
+    0, limits.H2_CONNECTION_WINDOW_BYTES - frames.WINDOW_BYTES_DEFAULT
+)
+_SERVER_OPENING: Final = (
     frames.settings_frame([(frames.SETTINGS_MAX_CONCURRENT_STREAMS, limits.H2_STREAMS_MAX), *_SETTINGS])
     + _CONNECTION_WINDOW
 )
-_CLIENT_OPENING = (
+_CLIENT_OPENING: Final = (
     frames.PREFACE + frames.settings_frame([(frames.SETTINGS_ENABLE_PUSH, 0), *_SETTINGS]) + _CONNECTION_WINDOW
 )
 

@@ -39,27 +39,29 @@ RESPONSE: Final = 2
 TRAILERS: Final = 3
 TOO_LARGE: Final = 4
 
-_FIELD_OVERHEAD_BYTES = 32  # what RFC 7541 4.1 and RFC 9113 10.5.1 add to each field
+_FIELD_OVERHEAD_BYTES: Final = 32  # what RFC 7541 4.1 and RFC 9113 10.5.1 add to each field
 _STATIC: tuple[Field, ...] = ((b"", b""), *HeaderTable.STATIC_TABLE)  # counted from 1
-_STATIC_COUNT = len(HeaderTable.STATIC_TABLE)
-_STATIC_INDEX = {field: index for index, field in reversed(list(enumerate(_STATIC)))}
-_STATIC_NAME_INDEX = {field[0]: index for index, field in reversed(list(enumerate(_STATIC)))}
-_FIELDS_CEILING = limits.H2_HEADER_LIST_BYTES_CEILING // _FIELD_OVERHEAD_BYTES  # even empty ones are too many then
+_STATIC_COUNT: Final = len(HeaderTable.STATIC_TABLE)
+_STATIC_INDEX: Final = {field: index for index, field in reversed(list(enumerate(_STATIC)))}
+_STATIC_NAME_INDEX: Final = {field[0]: index for index, field in reversed(list(enumerate(_STATIC)))}
+_FIELDS_CEILING: Final = (
+    limits.H2_HEADER_LIST_BYTES_CEILING // _FIELD_OVERHEAD_BYTES
+)  # even empty ones are too many then
 # So many fields of a short block cannot exceed the limit on lists, since none is larger than the table: not measured.
-_SURELY_SHORT_FIELDS = limits.H2_HEADER_LIST_BYTES_MAX // HEADER_TABLE_BYTES_DEFAULT - 2
-_INTEGER_SHIFT_MAX = 28  # five bytes carry 2^32, more than anything here may be
+_SURELY_SHORT_FIELDS: Final = limits.H2_HEADER_LIST_BYTES_MAX // HEADER_TABLE_BYTES_DEFAULT - 2
+_INTEGER_SHIFT_MAX: Final = 28  # five bytes carry 2^32, more than anything here may be
 
-_NAME = re.compile(rb":?[^\x00-\x20A-Z:\x7f-\xff]+")
-_BAD_VALUE = re.compile(rb"[\x00\r\n]|\A[ \t]|[ \t]\Z")
-_DIGITS = re.compile(rb"[0-9]{1,18}")
-_STATUS = re.compile(rb"[1-9][0-9]{2}")
-_CONNECTION_SPECIFIC = frozenset(
+_NAME: Final = re.compile(rb":?[^\x00-\x20A-Z:\x7f-\xff]+")
+_BAD_VALUE: Final = re.compile(rb"[\x00\r\n]|\A[ \t]|[ \t]\Z")
+_DIGITS: Final = re.compile(rb"[0-9]{1,18}")
+_STATUS: Final = re.compile(rb"[1-9][0-9]{2}")
+_CONNECTION_SPECIFIC: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"},
 )
 # Fields whose values change from call to call. They decide nothing here, and must not decide what an owner keeps in
 # `Head.route`, which heads that differ in nothing else share.
-PER_CALL_FIELDS = frozenset({b"grpc-timeout", b"traceparent", b"tracestate", b"x-request-id"})
-_REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
+PER_CALL_FIELDS: Final = frozenset({b"grpc-timeout", b"traceparent", b"tracestate", b"x-request-id"})
+_REQUEST_PSEUDO: Final = frozenset({b":method", b":scheme", b":path", b":authority"})
 
 
 class Head:
@@ -138,8 +140,8 @@ class Head:
         return f"Head({self.form}, {self.method!r}, {self.path!r}, {self.status!r}, {self.headers!r})"
 
 
-_MALFORMED_HEAD = Head(MALFORMED, b"", b"", b"", b"", b"", (), -1)
-_TOO_LARGE_HEAD = Head(TOO_LARGE, b"", b"", b"", b"", b"", (), -1)
+_MALFORMED_HEAD: Final = Head(MALFORMED, b"", b"", b"", b"", b"", (), -1)
+_TOO_LARGE_HEAD: Final = Head(TOO_LARGE, b"", b"", b"", b"", b"", (), -1)
 
 
 def head_of(fields: list[Field], kinds: dict[Field, int]) -> Head:

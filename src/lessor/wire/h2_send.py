@@ -17,6 +17,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Final
 
 from lessor.base import limits
 from lessor.wire.frames import (
@@ -32,10 +33,10 @@ from lessor.wire.frames import (
 )
 from lessor.wire.h2_stream import Stream
 
-_pack = FRAME_HEADER.pack
-_ENDED = FLAG_END_HEADERS | FLAG_END_STREAM
+_pack: Final = FRAME_HEADER.pack
+_ENDED: Final = FLAG_END_HEADERS | FLAG_END_STREAM
 # RFC 7541 4.2: a peer that shrinks its table wants to be told so by the next block. We use none: size 0.
-_TABLE_SIZE_ZERO = b"\x20"
+_TABLE_SIZE_ZERO: Final = b"\x20"
 
 
 Pack = Callable[..., bytes]
