@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from lessor.api.methods import METHODS
 from lessor.base.errors import Code, EtcdError
-from lessor.gateway.json_codec import decode, encode
+from lessor.gateway.json_codec import decode, encode, encode_in_pieces
 from lessor.gateway.stream import StreamDecoder, result_frame
 
 CLASSES: list[type[Message]] = sorted(
@@ -73,6 +73,37 @@ def messages(draw: st.DrawFn, cls: type[Message] | None = None) -> Message:
 
 def reference(message: Message, original_names: bool = True) -> Any:
     return json_format.MessageToDict(message, preserving_proto_field_name=original_names)
+
+
+def cut(draw: st.DrawFn, message: Message) -> list[bytes]:
+    """The message in pieces: fields in the order of their numbers, lists cut anywhere."""
+    grains: list[Message] = []
+    descriptor: Any = message.DESCRIPTOR
+    for field in sorted(descriptor.fields, key=lambda field: field.number):
+        if field.is_repeated:
+            grains += [type(message)(**{field.name: [value]}) for value in getattr(message, field.name)]
+        elif message.HasField(field.name) if field.has_presence else getattr(message, field.name):
+            grains.append(type(message)(**{field.name: getattr(message, field.name)}))
+    pieces = [b""]
+    for grain in grains:
+        if draw(st.booleans()):
+            pieces.append(b"")
+        pieces[-1] += grain.SerializeToString()
+    return pieces
+
+
+@st.composite
+def messages_in_pieces(draw: st.DrawFn) -> tuple[Message, list[bytes]]:
+    message = draw(messages())
+    return message, cut(draw, message)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(messages_in_pieces())
+def test_in_pieces_is_as_at_once(given_message: tuple[Message, list[bytes]]) -> None:
+    message, pieces = given_message
+    assert b"".join(encode_in_pieces(type(message), pieces)) == encode(message)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole core without sockets: calls of locks and elections on a clock and a disk that the test moves."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 from google.protobuf.message import Message
@@ -36,6 +37,13 @@ class Call:
     def encode(self, reply: bytes) -> Any:
         self.decided = True
         return self.method.response.FromString(reply)
+
+    def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[Any]:
+        made = b""
+        for piece in pieces:
+            made += piece
+            yield None
+        yield self.encode(made)
 
     def deliver(self, payload: Any) -> None:
         assert self.outcome is None, "answered twice"

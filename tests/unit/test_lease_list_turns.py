@@ -4,40 +4,28 @@
 import asyncio
 from typing import Any
 
-from lessor.api.methods import BY_PATH
 from lessor.api.proto import leases_pb2
-from lessor.base.errors import EtcdError
 from lessor.server import leases
 from lessor.state.lease_list import LeaseList
+from tests.unit.lock_world import Call
 from tests.unit.lock_world import LockWorld as World
 
 
-class ListCall:
-    """A List call, and its answer."""
+class ListCall(Call):
+    """A List call, and all of its answers."""
 
-    method = BY_PATH["/lessorpb.Leases/List"]
-    token = peer_common_name = None
-
-    def __init__(self) -> None:
-        self.waiting: Any = None
+    def __init__(self, request: leases_pb2.LeaseListRequest) -> None:
+        super().__init__(request)
         self.answers: list[Any] = []
-
-    def encode(self, reply: bytes) -> Any:
-        return leases_pb2.LeaseListResponse.FromString(reply)
 
     def deliver(self, payload: Any) -> None:
         self.answers.append(payload)
 
-    def fail(self, error: EtcdError) -> None:
-        self.deliver(error)
-
-    def refused(self) -> bool:
-        return False
-
 
 def ask(world: World, **request: Any) -> ListCall:
-    call = ListCall()
-    call.waiting = leases.list_leases(world.core, call, leases_pb2.LeaseListRequest(**request))
+    asked = leases_pb2.LeaseListRequest(**request)
+    call = ListCall(asked)
+    call.waiting = leases.list_leases(world.core, call, asked)
     return call
 
 
@@ -83,9 +71,9 @@ def test_a_list_whose_peer_went_away_is_given_up(monkeypatch: Any) -> None:
     async def main() -> None:
         world = world_with(3)
         waiting, running, last = ask(world), ask(world), ask(world)
-        waiting.waiting.on_gone()  # before it began
+        waiting.cancel()  # before it began
         await asyncio.sleep(0)
-        running.waiting.on_gone()
+        running.cancel()
         while not last.answers:
             await asyncio.sleep(0)
         assert waiting.answers == running.answers == []

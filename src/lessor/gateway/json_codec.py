@@ -22,7 +22,7 @@ It knows nothing of HTTP: `routes.py` has the status codes, `stream.py` the fram
 import json
 import re
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import Any, Final, TypeVar
@@ -67,7 +67,33 @@ def encode(message: Message) -> bytes:
     return _text(message).encode()
 
 
+def encode_in_pieces(message_class: type[Message], pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """What `encode` makes of the message that `pieces`, serialized, are together: a piece for a piece, and an end.
+
+    A piece has whole fields, and none with a number below that of a field before it; a list may go on in the next one.
+    """
+    opened = ""  # the list that is not closed yet, as `"name":`
+    between = "{"
+    for piece in pieces:
+        text: list[str] = []
+        for part in _parts(message_class.FromString(piece)):
+            name = part[: part.index(":") + 1]
+            is_list = part.startswith("[", len(name))
+            if is_list and name == opened:
+                text += ",", part[len(name) + 1 : -1]
+            else:
+                text += "]" if opened else "", between, part[:-1] if is_list else part
+                opened, between = name if is_list else "", ","
+        yield "".join(text).encode()
+    yield (("]" if opened else "") + ("{}" if between == "{" else "}")).encode()
+
+
 def _text(message: Message) -> str:
+    return "{" + ",".join(_parts(message)) + "}"
+
+
+def _parts(message: Message) -> list[str]:
+    """The fields, each as `"name":value`."""
     descriptor: Any = message.DESCRIPTOR
     writers = _writers.get(descriptor)
     if writers is None:
@@ -77,7 +103,7 @@ def _text(message: Message) -> str:
     parts: list[str] = []
     for write in writers:
         write(message, parts)
-    return "{" + ",".join(parts) + "}"
+    return parts
 
 
 @lru_cache(maxsize=16)

@@ -60,6 +60,10 @@ class UnaryCall(Credentials, Protocol):
         """A serialized reply, as it will be sent. Made before the gate, while the commit is under way."""
         ...
 
+    def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[Any]:
+        """`encode` of the sum of `pieces`, step by step: None after each step but the last, which is the outcome."""
+        ...
+
     def deliver(self, payload: Any) -> None:
         """Sends what `encode` made, or an EtcdError, and ends the call."""
         ...
@@ -259,13 +263,17 @@ class Core:
 
     def finish(self, call: UnaryCall, outcome: bytes | EtcdError) -> None:
         """Answers a unary call with a serialized reply or an error, once no crash can take back what led to it."""
-        call.waiting = None
-        if self.machine.hub.outbox:
-            self.turn.hold_publications()
         try:
             payload = outcome if isinstance(outcome, EtcdError) else call.encode(outcome)
         except Exception as error:
             payload = told(error, call.method.path)
+        self.finish_encoded(call, payload)
+
+    def finish_encoded(self, call: UnaryCall, payload: Any) -> None:
+        """The same with what `call.encode` has made of the reply, or an error."""
+        call.waiting = None
+        if self.machine.hub.outbox:
+            self.turn.hold_publications()
         self.gate.hold(self.machine.journal.newest_with_rows, call, payload)
         self.turn.schedule()
 

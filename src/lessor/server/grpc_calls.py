@@ -6,6 +6,7 @@ joins a streaming call to its handler. Both survive their stream: what the gate 
 """
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
@@ -155,6 +156,13 @@ class GrpcUnary:
         framed = grpc.frame(reply)
         self._session.held_bytes += len(framed)
         return framed
+
+    def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]:
+        made = []
+        for piece in pieces:
+            made.append(piece)
+            yield None
+        yield self.encode(b"".join(made))
 
     def deliver(self, payload: Any) -> None:
         if not isinstance(payload, EtcdError):

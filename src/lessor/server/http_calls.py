@@ -7,6 +7,7 @@
 
 import asyncio
 import re
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from lessor.api.methods import Method
@@ -223,6 +224,13 @@ class JsonUnary:
 
     def encode(self, reply: bytes) -> bytes:
         return json_codec.encode(self.method.response.FromString(reply))
+
+    def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]:
+        made = []
+        for piece in json_codec.encode_in_pieces(self.method.response, pieces):
+            made.append(piece)
+            yield None
+        yield b"".join(made)
 
     def deliver(self, payload: Any) -> None:
         if self._timer is not None:

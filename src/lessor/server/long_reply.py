@@ -3,20 +3,19 @@
 
 Laws
 - One such reply is made at a time, a piece of it a turn: however many are asked for, each turn makes one piece.
-- What a reply shows was fixed when its call came in, or is the maker's care; here it is bytes only.
+- What a reply shows was fixed when its call came in, or is the maker's care; here it is bytes only. The call turns them
+  into what leaves, JSON say, in the same steps.
 - A call whose peer went away is given up, and so is its place in the line.
 - When its turn comes, a call is refused whose peer has not taken what it had asked for before.
 
-Does not do: cutting a reply on its way out, HTTP/2's flow control does that; JSON, which is made of the whole reply at
-once; what a Txn reads.
+Does not do: cutting a reply on its way out, HTTP/2's flow control does that; what a Txn reads.
 """
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lessor.base import limits
-from lessor.base.errors import EtcdError
 from lessor.server.bugs import told
 
 if TYPE_CHECKING:
@@ -60,17 +59,15 @@ class LongReply:
 
 async def _make(core: "Core", call: "UnaryCall", pieces: Iterator[bytes]) -> None:
     # No method: a task that was cancelled holds this frame, which must not hold who holds the task.
-    outcome: bytes | EtcdError
-    made = []
+    payload: Any
     try:
         async with core.long_replies.lock:
             if call.refused():
                 call.waiting = None
                 return
-            for piece in pieces:
-                made.append(piece)
+            steps = call.encode_pieces(pieces)
+            while (payload := next(steps)) is None:
                 await asyncio.sleep(0)
-        outcome = b"".join(made)
     except Exception as error:
-        outcome = told(error, call.method.path)
-    core.finish(call, outcome)
+        payload = told(error, call.method.path)
+    core.finish_encoded(call, payload)
