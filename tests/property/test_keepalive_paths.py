@@ -125,6 +125,20 @@ def test_the_short_cut_and_the_state_machine_agree(steps: list[Any], remembered_
         agree(steps)
 
 
+def test_a_request_with_more_in_it_is_answered_and_not_remembered() -> None:
+    """Whoever pads requests with fields that nobody knows does not fill the memory of all streams."""
+    KeepAlive._fast.clear()
+    pair = Pair()
+    pair.both(rpc_pb2.LeaseGrantRequest(ID=2**63 - 1, TTL=60))
+    pair.renew([2**63 - 1])
+    assert len(KeepAlive._fast) == 1
+    padded = rpc_pb2.LeaseKeepAliveRequest(ID=2**63 - 1).SerializeToString() + b"\x7a\x05extra"
+    pair.stream.on_messages([padded])
+    pair.commit()
+    assert pair.wire.replies[1] == pair.wire.replies[0]
+    assert len(KeepAlive._fast) == 1
+
+
 def agree(steps: list[Any]) -> None:
     KeepAlive._fast.clear()
     pair = Pair()

@@ -5,21 +5,28 @@ import asyncio
 import gc
 import socket
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from unittest import mock
 
 import pytest
 from google.protobuf.message import Message
 
+from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors, limits
+from lessor.server.core import Core
+from lessor.server.grpc_calls import GrpcUnary, Route
+from lessor.server.http_calls import JsonUnary
 from lessor.server.long_reply import LongReply
 from lessor.state import encode
 from lessor.testing.server import InProcessServer
+from lessor.wire.grpc import frame
 from tests.unit.lock_world import Call, LockWorld
 
+RANGE = BY_PATH["/etcdserverpb.KV/Range"]
 ALL = rpc.RangeRequest(key=b"\0", range_end=b"\0")
 ASKED = (
     ALL,
@@ -123,6 +130,77 @@ def test_what_is_given_up_is_let_go_of_without_the_collector() -> None:
         asyncio.run(main())
     finally:
         gc.enable()
+
+
+class Session:
+    """An HTTP/2 connection, as GrpcUnary sees it."""
+
+    message_bytes_max = 1_000
+    overfull = False
+    peer_common_name = None
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.held_bytes = 0
+        self.answers: list[bytes] = []
+
+    def respond(self, _stream: Any, payload: bytes) -> None:
+        self.answers.append(payload)
+
+
+class Exchange:
+    """An HTTP request with a JSON body, as JsonUnary sees it."""
+
+    overfull = False
+
+    def __init__(self) -> None:
+        self.answers: list[bytes] = []
+
+    def reply(self, _status: int, _headers: Any, body: bytes) -> None:
+        self.answers.append(body)
+
+
+def begun(world: LockWorld, as_json: bool) -> tuple[Session | Exchange, Callable[[], None]]:
+    """A range over all keys by one of the real calls; returns where its answer goes, and how its peer goes away."""
+    if as_json:
+        exchange = Exchange()
+        json_call = JsonUnary(world.core, cast(Any, exchange), RANGE)
+        json_call.on_body(b'{"key":"AA==","range_end":"AA=="}')
+        json_call.on_end()
+        return exchange, json_call.on_gone
+    session = Session(world.core)
+    stream = SimpleNamespace(head=None)
+    grpc_call = GrpcUnary(cast(Any, session), cast(Any, stream), Route(world.core.metrics, RANGE, b"test"))
+    grpc_call.on_whole(frame(ALL.SerializeToString()))
+    return session, grpc_call.on_reset
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["gRPC", "JSON"])
+@pytest.mark.parametrize("held", [False, True], ids=["at once", "behind a commit"])
+def test_a_peer_that_goes_away_at_any_step_leaves_nothing_behind(as_json: bool, held: bool) -> None:
+    async def main() -> None:
+        answered = []
+        for gone_at in range(15):
+            world = filled()
+            with mock.patch.object(encode, "REPLY_PARTS_MAX", 2):
+                where, go = begun(world, as_json)
+                if held:
+                    world.begin(rpc.PutRequest(key=b"later"))
+                for step in range(14):
+                    if step == gone_at:
+                        go()
+                    await asyncio.sleep(0)
+                assert not held or not where.answers
+                world.settle()
+            assert not world.core.long_replies.lock.locked()
+            assert not world.core.long_replies._waiting
+            assert not isinstance(where, Session) or not where.held_bytes
+            answered.append(len(where.answers))
+        assert answered[0] == 0
+        assert answered[-1] == 1
+        assert answered == sorted(answered)
+
+    asyncio.run(main())
 
 
 def test_a_peer_that_takes_nothing_is_refused_when_its_turn_comes() -> None:

@@ -262,6 +262,23 @@ def test_a_backlog_is_folded_faster(
     assert in_tables(shell) == [1, 2]
 
 
+def test_under_load_it_folds_from_so_many_bytes_or_rows_on(
+    engine: SqliteEngine, shell: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "FOLD_BYTES", FILE_BYTES)
+    monkeypatch.setattr(sqlite, "FOLD_FROM_ROWS", 3)
+    for number, expected in ((1, []), (2, []), (3, [1, 2, 3])):
+        put_batch(engine, number)
+        engine.settle()
+        assert in_tables(shell) == expected
+    monkeypatch.setattr(sqlite, "FOLD_BYTES", 2 * len(VALUE))
+    monkeypatch.setattr(sqlite, "FOLD_FROM_ROWS", 100)
+    for number, expected in ((4, [1, 2, 3]), (5, [1, 2, 3, 4, 5]), (6, [1, 2, 3, 4, 5])):
+        put_batch(engine, number)
+        engine.settle()
+        assert in_tables(shell) == expected
+
+
 @pytest.mark.parametrize("batches", [1, 9], ids=["a batch that is not for the log", "a log that is full"])
 def test_a_commit_that_cannot_do_without_the_tables_fails_for_good(
     engine: SqliteEngine, shell: sqlite3.Connection, batches: int

@@ -19,7 +19,7 @@ Row = tuple[object, ...]
 class Fold:
     """The rows of the oldest batches, to be written in one transaction; each ends with the number of its batch."""
 
-    __slots__ = ("batches", "events", "leases", "now_s", "number", "size_bytes")
+    __slots__ = ("batches", "events", "leases", "now_s", "number", "rows", "size_bytes")
 
     def __init__(self) -> None:
         self.events: list[Row] = []
@@ -28,14 +28,16 @@ class Fold:
         self.now_s = 0.0  # of the newest batch
         self.batches = 0
         self.size_bytes = 0
+        self.rows = 0  # of those batches; of `leases` there may be fewer
 
 
 class Unfolded:
-    """The queue. `size_bytes` is what these batches take in the log."""
+    """The queue. `size_bytes` is what these batches take in the log, `rows` how many they have."""
 
     def __init__(self) -> None:
         self._queue: deque[tuple[Batch | Record, int]] = deque()
         self.size_bytes = 0
+        self.rows = 0
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -43,6 +45,7 @@ class Unfolded:
     def add(self, batch: Batch | Record, size_bytes: int) -> None:
         """Adds the newest batch, whose record has that many bytes."""
         self.size_bytes += size_bytes
+        self.rows += len(batch.events) + len(batch.leases)
         if self._queue and not (batch.events or batch.leases):
             last, last_bytes = self._queue[-1]
             if not (last.events or last.leases):
@@ -53,7 +56,6 @@ class Unfolded:
     def oldest(self, rows_min: int) -> Fold:
         """The oldest batches, until they make `rows_min` rows or there are no more. There must be one."""
         fold = Fold()
-        rows = 0
         for batch, size_bytes in self._queue:
             number = batch.number
             fold.events += [(*row, number) for row in batch.events]
@@ -62,8 +64,8 @@ class Unfolded:
             fold.number, fold.now_s = number, batch.now_s
             fold.batches += 1
             fold.size_bytes += size_bytes
-            rows += len(batch.events) + len(batch.leases)
-            if rows >= rows_min:
+            fold.rows += len(batch.events) + len(batch.leases)
+            if fold.rows >= rows_min:
                 break
         return fold
 
@@ -72,3 +74,4 @@ class Unfolded:
         for _ in range(fold.batches):
             self._queue.popleft()
         self.size_bytes -= fold.size_bytes
+        self.rows -= fold.rows

@@ -29,6 +29,8 @@ from lessor.state.machine import renewed_fields
 # Requests remembered over all streams, about 300 bytes each; on overflow all are forgotten and learnt again, unless
 # more leases than that are alive: then the others go without, which costs a microsecond.
 REMEMBERED_MAX = 65_536
+# Requests that are longer are not remembered: a tag and a number of ten bytes are all that one needs.
+REMEMBERED_BYTES_MAX = 11
 
 
 class KeepAlive:
@@ -109,7 +111,9 @@ class KeepAlive:
         tail = renewed_fields(lease_id, lease)
         if lease is None:
             return None, core.machine.journal.newest_with_rows, header + tail
-        if len(self._fast) < REMEMBERED_MAX:
+        if len(message) > REMEMBERED_BYTES_MAX:
+            pass
+        elif len(self._fast) < REMEMBERED_MAX:
             self._fast[message] = lease, tail
         elif len(core.machine.leases) < REMEMBERED_MAX:  # most of these have ended; else room would not last
             self._fast.clear()

@@ -33,10 +33,15 @@ def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListReques
 
 
 def _page(core: Core, leases: LeaseList) -> Iterator[bytes]:
-    """Nothing while the page is being made, then all of it."""
+    """Nothing while the page is being made, then the page in pieces."""
     while not leases.step(core.turn.now_s()):
         yield b""
-    yield leases.page(core.machine.header()).SerializeToString()
+    page = leases.page(core.machine.header())
+    piece = leases_pb2.LeaseListResponse
+    yield piece(header=page.header).SerializeToString()
+    for first in range(0, len(page.leases), limits.REPLY_PARTS_MAX):
+        yield piece(leases=page.leases[first : first + limits.REPLY_PARTS_MAX]).SerializeToString()
+    yield piece(next_page_token=page.next_page_token, lease_count=page.lease_count).SerializeToString()
 
 
 class LeaseWatch:
