@@ -24,6 +24,7 @@ import gc
 import json
 import random
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -38,6 +39,7 @@ from lessor.api.proto import rpc_pb2
 
 LIST_CALLS = 4_096  # requests in the list that a connection repeats
 READ_KEYS = 10_000
+REST_S = 0.5  # for what a server does once it is left alone
 
 
 def grants(options: argparse.Namespace, report: Report) -> None:
@@ -129,13 +131,17 @@ def puts(options: argparse.Namespace, report: Report) -> None:
 
 
 def puts_on_one_lease(options: argparse.Namespace, report: Report) -> None:
-    """--count new keys with one lease, after as many others without, so that the server is warm."""
+    """--count new keys with one lease, after a quarter as many without, so that the server is warm.
+
+    In between it has time for what it has put off: the last thousand is to show what the lease costs.
+    """
     address = options.host, options.port
     (lease_id,) = population.new_ids(1)
     population.grant(address, [lease_id])
     how = {"connections": options.connections, "in_flight": options.in_flight}
     warm = [(b"warm/%08d" % number, 0) for number in range(options.count // 4)]
     population.put_each(address, warm, Report("warm", 0, 0), **how)
+    time.sleep(REST_S)
     pairs = [(b"shared/%08d" % number, lease_id) for number in range(options.count)]
     population.put_each(address, pairs, report, **how, part=1_000)
 
