@@ -27,7 +27,8 @@ NONE_YET = "No results yet: run `scripts/bench`."
 # The order of the table; what is not named here comes at its end.
 ORDER = (
     *("lease_grant_1x1", "lease_grant_10x1", "lease_grant_10x20", "lease_grant_200x4"),
-    *("put_own_lease", "put_one_lease", "range_one_key", "lease_time_to_live", "txn_create"),
+    *("put_own_lease", "put_sustained", "put_one_lease", "range_one_key", "lease_time_to_live"),
+    *("txn_create", "txn_sustained"),
     *("keepalive_10x64", "keepalive_500x1", "keepalive_2000x1", "gateway_grant", "gateway_range"),
     *("expiry_idle", "expiry_10k", "expiry_100k", "watch_fanout", "watch_fanout_streams", "memory_and_restart"),
     *("tail", "many_connections", "many_watchers_connections", "many_watchers_streams"),
