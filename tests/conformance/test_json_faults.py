@@ -5,13 +5,16 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lessor.gateway.json_faults import syntax_fault
 from tests.conformance.subject import Subject
 
 SYNTAX = [
+    (b"0e", "unexpected EOF"),
+    (b"1.", "unexpected EOF"),
+    (b"1.e5", "invalid character 'e' after decimal point in numeric literal"),
     (b"{", "unexpected EOF"),
     (b'{"key":"YQ==', "unexpected EOF"),
     (b'{"key":"\\', "unexpected EOF"),
@@ -119,7 +122,8 @@ def test_what_python_takes_for_json_has_no_fault_and_all_else_has_one(
     damaged = text[:at] + "".join(letters) + text[at + dropped :]
     damaged = damaged.lstrip(" \t\r\n")
     try:
-        json.JSONDecoder(parse_constant=_refuse).raw_decode(damaged)
+        found, _ = json.JSONDecoder(parse_constant=_refuse).raw_decode(damaged)
+        assume(type(found) not in (int, float))  # it takes `0` out of `0e`
         sound = True
     except ValueError:
         sound = False

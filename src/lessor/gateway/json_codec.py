@@ -259,6 +259,10 @@ def decode(message_class: type[M], body: bytes) -> M:
     except ValueError:  # of the JSON decoder; or NaN, or an integer of thousands of digits
         fault = json_faults.syntax_fault(body)
         raise EtcdError(Code.INVALID_ARGUMENT, fault or "proto: syntax error: number too long") from None
+    if not isinstance(value, dict):
+        fault = json_faults.syntax_fault(body)  # of a number like `0e` the decoder takes what it can
+        if fault is not None:
+            raise EtcdError(Code.INVALID_ARGUMENT, fault)
     try:
         arguments = _arguments(message_class.DESCRIPTOR, value, 1)
     except FaultError as fault_inside:
