@@ -15,21 +15,21 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 # What each call goes through. A class that inherits from a compiled one must be compiled too.
 FOLDERS = ("base", "state", "wire")
 SERVER = (
-    "connection",
-    "core",
-    "grpc_calls",
-    "h1_session",
-    "h2_session",
-    "histogram",
-    "http_calls",
-    "keepalive",
-    "metrics",
-    "metrics_connection",
-    "release",
-    "services",
-    "turn",
-    "unfinished",
-    "watch",
+    "loop/core",
+    "loop/release",
+    "loop/turn",
+    "loop/unfinished",
+    "observe/histogram",
+    "observe/metrics",
+    "services/keepalive",
+    "services/table",
+    "services/watch",
+    "transport/connection",
+    "transport/grpc_calls",
+    "transport/h1_session",
+    "transport/h2_session",
+    "transport/http_calls",
+    "transport/metrics_connection",
 )
 BUILD_NEEDS = ("mypy[mypyc]>=1.15", "setuptools>=77", "types-protobuf>=6.30")
 

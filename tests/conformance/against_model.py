@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import EtcdError
-from lessor.testing.model import Model
 from tests.conformance.grpc_peer import Failure, GrpcPeer
+from tests.model import Model
 from tests.property.strategies import EVERYTHING, TXN_OPS_MAX, reads_and_transactions, sequences
 from tests.property.translate import Translator, comparable
 

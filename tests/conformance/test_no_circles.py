@@ -15,15 +15,15 @@ import grpc
 import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.server.connection import Connection
-from lessor.server.grpc_calls import GrpcStream, GrpcUnary
-from lessor.server.h1_session import H1Exchange, H1Session
-from lessor.server.h2_session import H2Session
-from lessor.server.http_calls import JsonStream, JsonUnary
-from lessor.server.keepalive import KeepAlive
-from lessor.server.waiting_lines import Line
-from lessor.server.watch import WatchStream
-from lessor.server.websocket_calls import WebSocketCall
+from lessor.server.services.keepalive import KeepAlive
+from lessor.server.services.waiting_lines import Line
+from lessor.server.services.watch import WatchStream
+from lessor.server.transport.connection import Connection
+from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary
+from lessor.server.transport.h1_session import H1Exchange, H1Session
+from lessor.server.transport.h2_session import H2Session
+from lessor.server.transport.http_calls import JsonStream, JsonUnary
+from lessor.server.transport.websocket_calls import WebSocketCall
 from lessor.state.watch_hub import Watcher
 from lessor.wire.h2 import Stream
 from tests.conformance.auth_peer import CHEAP, As, enable_auth

@@ -23,7 +23,9 @@ import pytest
 
 from lessor.durable import batch_log, directory, sqlite
 from lessor.durable.engine import DataDirError, EngineError
-from lessor.durable.faulty import (
+from lessor.durable.sqlite import SqliteEngine
+from lessor.state.journal import Batch, EventRow, LeaseRow
+from tests.faulty_disk import (
     DISK_FULL,
     FSYNC_FAILED,
     WRITE_FAILED,
@@ -33,8 +35,6 @@ from lessor.durable.faulty import (
     WriteFaults,
     run_at_once,
 )
-from lessor.durable.sqlite import SqliteEngine
-from lessor.state.journal import Batch, EventRow, LeaseRow
 
 IDENTITY = (11, 22)
 
@@ -124,7 +124,7 @@ def assert_whole(data_dir: Path, acknowledged: Acknowledged) -> int:
     ]
     newest = {row[0]: row for batch in batches for row in batch.leases}
     assert leases == sorted(row for row in newest.values() if not row[3])
-    assert meta.uptime_s == float(meta.batch)
+    assert meta.clock_s == float(meta.batch)
     assert meta.clean == (meta.batch == LAST_BATCH or meta.term == 0)
     # The engine goes on from here.
     engine.begin_term(meta.term + 1)

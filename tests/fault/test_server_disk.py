@@ -10,10 +10,10 @@ import pytest
 
 from lessor.api.proto import rpc_pb2
 from lessor.durable.engine import EngineError
-from lessor.durable.faulty import FaultyEngine
 from lessor.durable.sqlite import SqliteEngine
 from lessor.server.main import EXIT_DISK_FAILED
 from tests.fault.crash_load import Stubs
+from tests.faulty_disk import FaultyEngine
 from tests.in_process import in_process
 
 

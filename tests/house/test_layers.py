@@ -150,8 +150,8 @@ def hidden_imports(module: Module) -> Iterator[str]:
 
 
 def services_hold_no_state(module: Module) -> Iterator[str]:
-    """Of server/services.py: an object may be given its parts when it is made, and nothing is remembered after that."""
-    if module.path != "lessor/server/services.py":
+    """Of services/table.py: an object is given its parts when it is made, and remembers nothing after that."""
+    if module.path != "lessor/server/services/table.py":
         return
     births = {
         inner
@@ -245,10 +245,10 @@ BROKEN = [
     (hidden_imports, "lessor/server/a.py", "from importlib import import_module", 1),
     (hidden_imports, "lessor/server/a.py", "import importlib", 1),
     # services
-    (services_hold_no_state, "lessor/server/services.py", "seen = {}", 1),
-    (services_hold_no_state, "lessor/server/services.py", "class S:\n def call(self):\n  self.count = 1", 3),
-    (services_hold_no_state, "lessor/server/services.py", "class S:\n def call(self):\n  self.count += 1", 3),
-    (services_hold_no_state, "lessor/server/services.py", "def f():\n global x", 2),
+    (services_hold_no_state, "lessor/server/services/table.py", "seen = {}", 1),
+    (services_hold_no_state, "lessor/server/services/table.py", "class S:\n def call(self):\n  self.count = 1", 3),
+    (services_hold_no_state, "lessor/server/services/table.py", "class S:\n def call(self):\n  self.count += 1", 3),
+    (services_hold_no_state, "lessor/server/services/table.py", "def f():\n global x", 2),
 ]
 
 
@@ -274,7 +274,7 @@ SOUND = [
     ("lessor/durable/a.py", "import sqlite3, threading\nfrom lessor.state import journal"),
     ("lessor/testing/a.py", "import asyncio\nfrom lessor.server.main import Server\nfrom lessor.client import sync"),
     ("lessor/cli/a.py", "from importlib import metadata\nfrom lessor.client import sync\nprint(1)"),
-    ("lessor/server/services.py", "LIMIT = 1\nclass S:\n def __init__(self, machine):\n  self.machine = machine"),
+    ("lessor/server/services/table.py", "LIMIT = 1\nclass S:\n def __init__(self, machine):\n  self.machine = machine"),
 ]
 
 

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 
 from lessor.durable import batch_log, directory, sqlite
 from lessor.durable.engine import EngineError, TablesLockedError
-from lessor.durable.faulty import Later, PowerLoss, WriteFaults
 from lessor.durable.sqlite import SqliteEngine
 from lessor.state.journal import Batch, EventRow, LeaseRow
+from tests.faulty_disk import Later, PowerLoss, WriteFaults
 from tests.property.test_engine_roundtrip import make_batch
 
 FILE_BYTES = 700
@@ -109,7 +109,7 @@ class Story:
         return make_batch(number, number / 3, events, leases, alarms, clean=kind == "clean")
 
     def take_in(self, batch: Batch) -> None:
-        self.number, self.now_s, self.clean = batch.number, batch.now_s, batch.clean
+        self.number, self.now_s, self.clean = batch.number, batch.clock_s, batch.clean
         self.events += batch.events
         self.leases |= {row[0]: row for row in batch.leases}
 
@@ -118,7 +118,7 @@ class Story:
         # A loss of power may bring back what was deleted as superfluous: nobody was told of that.
         assert [row for row in loaded.events if not (self.lost_power and row[:2] in self.dead)] == self.events
         assert list(loaded.leases) == sorted(row for row in self.leases.values() if not row[3])
-        assert (loaded.meta.batch, loaded.meta.uptime_s, loaded.meta.clean) == (self.number, self.now_s, self.clean)
+        assert (loaded.meta.batch, loaded.meta.clock_s, loaded.meta.clean) == (self.number, self.now_s, self.clean)
 
     def crash(self, *, power: bool) -> None:
         """Goes on with the files as they are at this instant, or as a loss of power leaves them."""

@@ -42,7 +42,7 @@ class Rows:
 
     def __init__(self, batches: list[Batch]) -> None:
         self.meta: Any = self
-        self.batch, self.uptime_s, self.clean = len(batches), 0.0, True
+        self.batch, self.clock_s, self.clean = len(batches), 0.0, True
         self.compact_revision = max([batch.compact_revision or -1 for batch in batches], default=-1)
         self.events = [row for batch in batches for row in batch.events]
         self.leases: list[Any] = []

@@ -83,7 +83,7 @@ def assert_holds(engine: SqliteEngine, committed: list[Batch]) -> None:
     alarms = {row[:2]: row for batch in committed for row in batch.alarms}
     assert set(loaded.alarms) == {row for row in alarms.values() if row[2]}
     assert loaded.meta.batch == committed[-1].number
-    assert loaded.meta.uptime_s == committed[-1].now_s
+    assert loaded.meta.clock_s == committed[-1].clock_s
 
 
 @pytest.mark.slow

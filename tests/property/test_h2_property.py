@@ -13,7 +13,7 @@ from lessor.wire import frames
 from lessor.wire.frames import ConnectionFault, ErrorCode
 from lessor.wire.h2 import DATA, END, HEADERS, RESET, TRAILERS, WHOLE, H2Client, H2Connection, H2Server, Stream
 from lessor.wire.h2_headers import Field, HeaderDecoder, head_of
-from tests.unit.h2_pair import (
+from tests.unit.wire.h2_pair import (
     EMPTY_SETTINGS,
     REQUEST,
     REQUEST_BLOCK,

@@ -2,8 +2,8 @@
 """The compiled JSON codec equals protobuf's json_format, over random messages of all our types.
 
 What is left out, because Go's protojson (which etcd uses) and Python's json_format differ there and the codec follows
-Go: values that only one of them reads. `tests/unit/test_json_codec.py` holds those, row by row. Here, what json_format
-writes is read by both, and both write the same.
+Go: values that only one of them reads. `tests/unit/gateway/test_json_codec.py` holds those, row by row.
+Here, what json_format writes is read by both, and both write the same.
 """
 
 import base64

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2
 from lessor.base.errors import EtcdError
-from lessor.server import keepalive
-from lessor.server.core import Core, StreamCall
-from lessor.server.keepalive import KeepAlive
-from lessor.server.metrics import Metrics
-from lessor.server.release import Gate
+from lessor.server.loop.core import Core, StreamCall
+from lessor.server.loop.release import Gate
+from lessor.server.observe.metrics import Metrics
+from lessor.server.services import keepalive
+from lessor.server.services.keepalive import KeepAlive
 from lessor.state.leases import Lease
 from lessor.state.machine import Identity, StateMachine
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lessor.api.proto import election_pb2, lock_pb2, rpc_pb2
-from tests.unit.lock_world import Call, LockWorld
+from tests.unit.server.lock_world import Call, LockWorld
 
 LEASES = (0xA, 0xB, 0xC, 0xD)
 NAME = b"job"

@@ -20,7 +20,7 @@ from lessor.base import limits
 from lessor.base.errors import EtcdError
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.watch_hub import CompactedError, Watcher, event_bytes
-from lessor.testing.model import Model
+from tests.model import Model
 from tests.property.strategies import (
     EDGES,
     EVERYTHING,

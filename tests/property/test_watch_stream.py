@@ -21,13 +21,13 @@ from lessor.api.proto import mvcc_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.base.errors import EtcdError
-from lessor.server import watch
-from lessor.server.committer import Committer
-from lessor.server.core import Core
-from lessor.server.metrics import Metrics
-from lessor.server.release import Gate
-from lessor.server.turn import Turn
-from lessor.server.watch import WatchStream
+from lessor.server.loop.committer import Committer
+from lessor.server.loop.core import Core
+from lessor.server.loop.release import Gate
+from lessor.server.loop.turn import Turn
+from lessor.server.observe.metrics import Metrics
+from lessor.server.services import watch
+from lessor.server.services.watch import WatchStream
 from lessor.state import watch_hub
 from lessor.state.journal import Batch
 from lessor.state.machine import Identity, StateMachine

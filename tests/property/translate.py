@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.testing.model import Model
+from tests.model import Model
 
 from .strategies import COMPACTED, CURRENT, NEAR, NEWEST_LEASE
 

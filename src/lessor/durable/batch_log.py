@@ -48,7 +48,7 @@ SALT_BYTES: Final = 8
 Write = Callable[[int, memoryview, int], int]  # descriptor, data, position -> bytes written
 
 _SEAL: Final = struct.Struct(f"<{SALT_BYTES}sI")  # salt, checksum
-_HEAD: Final = struct.Struct("<IQQdII")  # bytes of the rows, number, follows, now_s, events, leases
+_HEAD: Final = struct.Struct("<IQQdII")  # bytes of the rows, number, follows, data clock, events, leases
 _EVENT: Final = struct.Struct(
     "<qIqqqIi"
 )  # revision, sub, create_revision, version, lease, key bytes, value bytes or -1
@@ -59,12 +59,14 @@ ROW_BYTES_MIN: Final = _LEASE.size
 class Record:
     """What a batch that was logged is made of."""
 
-    __slots__ = ("events", "follows", "leases", "now_s", "number")
+    __slots__ = ("clock_s", "events", "follows", "leases", "number")
 
-    def __init__(self, number: int, follows: int, now_s: float, events: list[EventRow], leases: list[LeaseRow]) -> None:
+    def __init__(
+        self, number: int, follows: int, clock_s: float, events: list[EventRow], leases: list[LeaseRow]
+    ) -> None:
         self.number = number
         self.follows = follows  # number of the batch before
-        self.now_s = now_s
+        self.clock_s = clock_s
         self.events = events
         self.leases = leases
 
@@ -81,7 +83,7 @@ def encode(batch: Batch, follows: int, salt: bytes) -> bytes:
             parts.append(value)
     parts += [pack_lease(*row) for row in batch.leases]
     rows = b"".join(parts)
-    head = _HEAD.pack(len(rows), batch.number, follows, batch.now_s, len(batch.events), len(batch.leases))
+    head = _HEAD.pack(len(rows), batch.number, follows, batch.clock_s, len(batch.events), len(batch.leases))
     return _SEAL.pack(salt, zlib.crc32(rows, zlib.crc32(head))) + head + rows
 
 
@@ -91,7 +93,7 @@ def decode(data: bytes, position: int, above: int) -> Record | None:
     start = head_at + _HEAD.size
     if start > len(data):
         return None
-    size, number, follows, now_s, event_count, lease_count = _HEAD.unpack_from(data, head_at)
+    size, number, follows, clock_s, event_count, lease_count = _HEAD.unpack_from(data, head_at)
     end = start + size
     if number <= above or end > len(data):
         return None
@@ -111,7 +113,7 @@ def decode(data: bytes, position: int, above: int) -> Record | None:
         lease_id, ttl_s, deadline_s, ended = _LEASE.unpack_from(data, start)
         leases.append((lease_id, ttl_s, deadline_s, bool(ended)))
         start += _LEASE.size
-    return Record(number, follows, now_s, events, leases)
+    return Record(number, follows, clock_s, events, leases)
 
 
 def read(data_dir: Path, salt: bytes, above: int) -> list[Record]:

@@ -48,7 +48,7 @@ class Meta(NamedTuple):
     term: int  # raised by one at each boot, answered as raft_term
     compact_revision: int  # `NOTHING_COMPACTED` (-1) when nothing was compacted yet
     batch: int  # number of the newest batch; 0 when there is none
-    uptime_s: float  # seconds that this data was served, over all restarts, as of the newest batch
+    clock_s: float  # seconds that this data was served, over all restarts, as of the newest batch
     clean: bool  # whether the newest batch was the last act of an orderly stop
     schema_version: int
     peer_urls: tuple[str, ...] = ()  # those that the member was given; () when it was given none

@@ -44,16 +44,16 @@ def read(connection: sqlite3.Connection, path: Path) -> Meta:
             raise directory.damaged(path, f"meta.{name} is {value!r}")
         return number
 
-    uptime_s = rows.get("uptime_s")
-    if not isinstance(uptime_s, (int, float)) or not math.isfinite(uptime_s) or uptime_s < 0:
-        raise directory.damaged(path, f"meta.uptime_s is {uptime_s!r}")
+    clock_s = rows.get("uptime_s")
+    if not isinstance(clock_s, (int, float)) or not math.isfinite(clock_s) or clock_s < 0:
+        raise directory.damaged(path, f"meta.uptime_s is {clock_s!r}")
     return Meta(
         cluster_id=identity("cluster_id"),
         member_id=identity("member_id"),
         term=whole("term", 0),
         compact_revision=whole("compact_revision", -1),
         batch=whole("batch", 0),
-        uptime_s=float(uptime_s),
+        clock_s=float(clock_s),
         clean=bool(whole("clean", 0)),
         schema_version=whole("schema_version", 1),
         peer_urls=tuple(str(rows.get("peer_urls") or "").split()),

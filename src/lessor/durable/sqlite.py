@@ -488,7 +488,11 @@ class SqliteEngine:
             if batch.alarms:
                 rows = [(f"{member_id:016x}", alarm, active, number) for member_id, alarm, active in batch.alarms]
                 schema.execute_rows(connection, schema.ALARMS, rows)
-            meta: list[tuple[str, object]] = [("batch", number), ("uptime_s", batch.now_s), ("clean", int(batch.clean))]
+            meta: list[tuple[str, object]] = [
+                ("batch", number),
+                ("uptime_s", batch.clock_s),
+                ("clean", int(batch.clean)),
+            ]
             if batch.compact_revision is not None:
                 meta.append(("compact_revision", batch.compact_revision))
             if batch.peer_urls is not None:
@@ -513,7 +517,7 @@ class SqliteEngine:
             schema.execute_rows(connection, schema.EVENTS, fold.events)
             leases = [fold.leases[lease_id] for lease_id in sorted(fold.leases)]  # neighbours share a page
             schema.execute_rows(connection, schema.LEASES, leases)
-            meta = [("batch", fold.number), ("uptime_s", fold.now_s), ("clean", 0)]
+            meta = [("batch", fold.number), ("uptime_s", fold.clock_s), ("clean", 0)]
             schema.execute_rows(connection, schema.META, meta)
         self._folded = fold.number
         self._unfolded.remove(fold)

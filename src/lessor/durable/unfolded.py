@@ -19,13 +19,13 @@ Row = tuple[object, ...]
 class Fold:
     """The rows of the oldest batches, to be written in one transaction; each ends with the number of its batch."""
 
-    __slots__ = ("batches", "events", "leases", "now_s", "number", "rows", "size_bytes")
+    __slots__ = ("batches", "clock_s", "events", "leases", "number", "rows", "size_bytes")
 
     def __init__(self) -> None:
         self.events: list[Row] = []
         self.leases: dict[int, Row] = {}  # of several rows of a lease the last counts
         self.number = 0  # of the newest batch
-        self.now_s = 0.0  # of the newest batch
+        self.clock_s = 0.0  # of the newest batch
         self.batches = 0
         self.size_bytes = 0
         self.rows = 0  # of those batches; of `leases` there may be fewer
@@ -61,7 +61,7 @@ class Unfolded:
             fold.events += [(*row, number) for row in batch.events]
             for row in batch.leases:
                 fold.leases[row[0]] = (*row, number)
-            fold.number, fold.now_s = number, batch.now_s
+            fold.number, fold.clock_s = number, batch.clock_s
             fold.batches += 1
             fold.size_bytes += size_bytes
             fold.rows += len(batch.events) + len(batch.leases)

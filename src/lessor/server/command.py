@@ -19,7 +19,8 @@ from click.core import ParameterSource
 
 from lessor.base import limits
 from lessor.durable.engine import DataDirError, EngineError
-from lessor.server import foreign_flags, logs
+from lessor.server import foreign_flags
+from lessor.server.observe import logs
 from lessor.server.options import (
     DEFAULT_CLIENT_URL,
     Listen,

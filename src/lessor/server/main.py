@@ -27,21 +27,21 @@ from lessor.base import errors
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.durable.engine import Engine, EngineError
 from lessor.durable.sqlite import SqliteEngine
-from lessor.server import services
-from lessor.server.committer import Committer
-from lessor.server.compactor import Compactor
-from lessor.server.connection import Connection
-from lessor.server.core import Core
-from lessor.server.metrics import Metrics
-from lessor.server.metrics_connection import MetricsConnection
+from lessor.server.loop.committer import Committer
+from lessor.server.loop.core import Core
+from lessor.server.loop.release import Gate
+from lessor.server.loop.turn import Turn
+from lessor.server.observe.metrics import Metrics
 from lessor.server.options import Listen, OptionError, Options, parse_auth_token
-from lessor.server.passwords import Passwords
-from lessor.server.release import Gate
-from lessor.server.snapshots import Snapshots, remove_leftovers
+from lessor.server.services import table as services
+from lessor.server.services.compactor import Compactor
+from lessor.server.services.passwords import Passwords
+from lessor.server.services.snapshots import Snapshots, remove_leftovers
+from lessor.server.services.tokens import SimpleTokens, Tokens
 from lessor.server.tls.listeners import tls_for
 from lessor.server.tls.secure import Handshakes
-from lessor.server.tokens import SimpleTokens, Tokens
-from lessor.server.turn import Turn
+from lessor.server.transport.connection import Connection
+from lessor.server.transport.metrics_connection import MetricsConnection
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
 
@@ -88,7 +88,7 @@ class Server:
         """
         try:
             # The engine belongs to its thread from the first call on.
-            machine, uptime_s = self._committer.call(self._open)
+            machine, clock_s = self._committer.call(self._open)
             # After that: --auto-tls keeps its certificate with the data.
             self.handshakes = tls_for(self.options)
         except BaseException:
@@ -96,7 +96,7 @@ class Server:
             raise
         gate = Gate(durable=machine.journal.number - 1)
         metrics = Metrics()
-        turn = Turn(machine, gate, self._committer, self._clock, uptime_s, metrics.expiry)
+        turn = Turn(machine, gate, self._committer, self._clock, clock_s, metrics.expiry)
         data_dir = Path(self.options.data_dir)
         remove_leftovers(data_dir)
         self._snapshots = Snapshots(self._engine, data_dir)
@@ -112,7 +112,7 @@ class Server:
         """Raises OptionError, before any data is opened, for tokens that cannot be had."""
         kind, settings = parse_auth_token(self.options.auth_token)
         if kind == "jwt":
-            from lessor.server.jwt_tokens import JwtTokens
+            from lessor.server.services.jwt_tokens import JwtTokens
 
             return JwtTokens(settings, wall_clock_ms)
         return SimpleTokens(self._clock, self.options.auth_token_ttl_s, lambda: self.core.machine.journal.number)
@@ -129,7 +129,7 @@ class Server:
             lease_id_seed=(meta.member_id & 0xFFFF) << 48 | (wall_clock_ms() & 0xFFFFFFFFFF) << 8,
         )
         self._engine.begin_term(term)
-        return machine, meta.uptime_s
+        return machine, meta.clock_s
 
     async def start(self) -> None:
         """Begins to listen. Raises OptionError when an address cannot be had."""

@@ -59,12 +59,12 @@ class Batch:
         "alarms",
         "auth",
         "clean",
+        "clock_s",
         "compact_revision",
         "dead",
         "events",
         "leases",
         "leases_touched",
-        "now_s",
         "number",
         "peer_urls",
     )
@@ -72,7 +72,7 @@ class Batch:
     def __init__(
         self,
         number: int,
-        now_s: float,
+        clock_s: float,
         *,
         events: list[EventRow],
         leases: list[LeaseRow],
@@ -85,7 +85,7 @@ class Batch:
         peer_urls: tuple[str, ...] | None = None,
     ) -> None:
         self.number = number
-        self.now_s = now_s  # uptime at the seal
+        self.clock_s = clock_s  # reading of the data clock, saved with the batch
         self.events = events  # ascending by (revision, sub)
         self.leases = leases
         self.alarms = alarms
@@ -218,11 +218,11 @@ class Journal:
         self._clean = True
         self.newest_with_rows = self.number
 
-    def seal(self, now_s: float) -> Batch:
-        """Closes the open batch and opens the next. `now_s`: the uptime now."""
+    def seal(self, clock_s: float) -> Batch:
+        """Closes the open batch and opens the next. `clock_s`: the reading of the data clock that is saved with it."""
         batch = Batch(
             self.number,
-            now_s,
+            clock_s,
             events=self.events,
             leases=list(self._leases.values()),
             alarms=list(self._alarms.values()),

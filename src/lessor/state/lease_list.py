@@ -20,7 +20,7 @@ A tree by deadline would make the page cheap and each renewal dear, and renewals
 Worked example, by ID, limit 2, leases 5 1 4 2 3, four in a step: found 5 1 4 2, cut to 1 2 with `worst` 2; 3 is
 beyond it. The page is 1 2, its token the place of 2; the next walk passes over whatever is not behind that.
 
-Does not do: taking turns with other calls (server/leases.py), deciding who may read what.
+Does not do: taking turns with other calls (server/services/leases.py), deciding who may read what.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class LoadedMeta(Protocol):
     @property
     def batch(self) -> int: ...
     @property
-    def uptime_s(self) -> float: ...
+    def clock_s(self) -> float: ...
     @property
     def clean(self) -> bool: ...
     @property
@@ -70,7 +70,7 @@ def restore(
 ) -> StateMachine:
     """Builds the state that the rows describe. `events` come in ascending (revision, sub).
 
-    The arguments are those of `StateMachine`; its clock goes on at `loaded.meta.uptime_s`, its batches after
+    The arguments are those of `StateMachine`; its clock goes on at `loaded.meta.clock_s`, its batches after
     `loaded.meta.batch`. Cost: one pass over the rows, and sorting the keys.
     """
     meta = loaded.meta
@@ -94,12 +94,12 @@ def restore(
 
 def _live_leases(rows: Iterable[LeaseRow], meta: LoadedMeta, min_ttl_s: int) -> Iterator[Lease]:
     """The leases that have not ended, each with its deadline as the rules above have it."""
-    uptime_s, clean, batch = meta.uptime_s, meta.clean, meta.batch
+    clock_s, clean, batch = meta.clock_s, meta.clean, meta.batch
     for lease_id, ttl_s, saved_deadline_s, ended in rows:
         if ended:
             continue
         ttl_s = max(ttl_s, min_ttl_s)
-        remaining_s = saved_deadline_s - uptime_s
+        remaining_s = saved_deadline_s - clock_s
         if not clean:
-            remaining_s = min(remaining_s + limits.UPTIME_SAVE_S, ttl_s)
-        yield Lease(lease_id, ttl_s, uptime_s + max(remaining_s, RECONNECT_GRACE_S), saved_deadline_s, batch)
+            remaining_s = min(remaining_s + limits.CLOCK_SAVE_S, ttl_s)
+        yield Lease(lease_id, ttl_s, clock_s + max(remaining_s, RECONNECT_GRACE_S), saved_deadline_s, batch)

@@ -39,7 +39,7 @@ from lessor.client import AsyncClient, Client, tls_context
 from lessor.durable.engine import Engine
 from lessor.durable.sqlite import SqliteEngine
 from lessor.server.command import parse
-from lessor.server.core import Core
+from lessor.server.loop.core import Core
 from lessor.server.main import Server
 from lessor.server.options import Options
 from lessor.testing.faults import Faults
@@ -364,7 +364,7 @@ class _Timed:
 
     def hurry(self, jumping: bool) -> None:
         # The served time is saved once a second, which would be most of the work of a long jump.
-        self._core.turn.uptime_save_s = math.inf if jumping else limits.UPTIME_SAVE_S
+        self._core.turn.clock_save_s = math.inf if jumping else limits.CLOCK_SAVE_S
         self._core.turn.schedule()
 
 

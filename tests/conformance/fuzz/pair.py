@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.testing.model import Model
 from tests.conformance.against_model import Difference, Party, differences_of
 from tests.conformance.auth_peer import CHEAP, ROOT_PASSWORD, As
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
@@ -23,6 +22,7 @@ from tests.conformance.grpc_peer import Failure
 from tests.conformance.lessor_server import LessorServer
 from tests.conformance.server_process import ServerProcess
 from tests.conformance.subject import NOTIFY_S, Subject, etcd_flags
+from tests.model import Model
 from tests.property.strategies import EVERYTHING, TXN_OPS_MAX
 
 FLAGS = [f"--max-txn-ops={TXN_OPS_MAX}", *CHEAP]

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/debug/vars: what the process is and how its log stands, in the JSON of Go's expvar, for tools that look at etcd's.
+
+There is no raft: `raft.status` is that of a member that leads alone, and its indexes count batches, as Status does.
+What Go tells of its own memory (`memstats`) has no counterpart.
+"""
+
+import json
+import resource
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lessor.server.loop.core import Core
+
+
+def body(core: "Core") -> bytes:
+    identity = core.machine.identity
+    member = f"{identity.member_id:x}"
+    newest, durable = core.machine.journal.newest_with_rows, core.gate.durable
+    known = {
+        "cmdline": sys.argv,
+        "file_descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "raft.status": {
+            "id": member,
+            "term": identity.term,
+            "vote": member,
+            "commit": durable,
+            "lead": member,
+            "raftState": "StateLeader",
+            "applied": durable,
+            "progress": {member: {"match": durable, "next": newest + 1, "state": "StateReplicate"}},
+            "leadtransferee": "0",
+        },
+    }
+    return (
+        "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in known.items())
+    ).encode() + b"\n}\n"

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/metrics: the counters and the state's own figures in Prometheus' text, with etcd's names where etcd has one.
+
+Laws
+- A name of etcd's is used only where it means the same, so that dashboards made for etcd show sense. What raft and Go's
+  runtime count has no meaning here and is left out.
+- Prometheus objects are made only when somebody asks. Cost: grows with the distinct (method, code) pairs and the watch
+  streams, not with keys, leases or watchers that are up to date.
+
+Two durations are one here: a batch becomes durable by one commit with one fsync, which etcd's dashboards look for as
+`etcd_disk_wal_fsync_duration_seconds`, and as `etcd_disk_backend_commit_duration_seconds`.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+
+from lessor.api.methods import BY_PATH, METHODS, Method
+from lessor.base.errors import Code
+from lessor.server.observe.health import CHECKS, alarm_name
+from lessor.server.observe.histogram import Histogram
+from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
+from lessor.state.machine import TTL_BITS_MAX
+
+if TYPE_CHECKING:
+    from lessor.server.loop.core import Core
+
+# What an ended stream counts as a failure, by the name that etcd gives the stream.
+_STREAMS = {"/etcdserverpb.Lease/LeaseKeepAlive": "lease-keepalive", "/etcdserverpb.Watch/Watch": "watch"}
+
+
+class Exposition:
+    """Collects when it is asked for `text`."""
+
+    def __init__(self, core: "Core") -> None:
+        self._core = core
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._lease_metrics()
+        yield from self._store_metrics()
+        yield from self._watch_metrics()
+        yield from self._disk_metrics()
+        yield from self._server_metrics()
+        yield from self._health_metrics()
+        yield from self._call_metrics()
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: the names are ours alone, and the registry need not collect to learn them."""
+        yield from ()
+
+    def _lease_metrics(self) -> Iterator[Metric]:
+        metrics, machine = self._core.metrics, self._core.machine
+        granted = machine.granted
+        revoked = metrics.expired + machine.revoked
+        yield _gauge("lessor_leases", "Leases that live now.", len(machine.leases))
+        yield _counter("etcd_debugging_lease_granted", "Leases granted.", sum(granted))
+        yield _counter("etcd_debugging_lease_revoked", "Leases ended, by revoke or expiry.", revoked)
+        yield _counter("etcd_debugging_lease_renewed", "Keepalives answered.", metrics.renewed)
+        yield _counter("etcd_debugging_server_lease_expired", "Leases ended by their deadline.", metrics.expired)
+        buckets, total = [], 0
+        for bits, count in enumerate(granted):
+            total += count
+            buckets.append((f"{1 << bits}" if bits <= TTL_BITS_MAX else "+Inf", float(total)))
+        name = "etcd_debugging_lease_ttl_total"
+        yield HistogramMetricFamily(name, "TTLs granted, in seconds.", buckets, machine.granted_ttl_s)
+        text = "How long after its deadline a lease ended."
+        yield _histogram("lessor_lease_expiry_lateness_seconds", text, metrics.lateness)
+
+    def _store_metrics(self) -> Iterator[Metric]:
+        machine, committer = self._core.machine, self._core.committer
+        store = machine.store
+        yield _counter("etcd_mvcc_range", "Ranges carried out, alone or in a txn.", store.ranges)
+        yield _counter("etcd_mvcc_put", "Puts carried out, alone or in a txn.", store.puts)
+        yield _counter(
+            "etcd_mvcc_delete", "Deletes carried out, and keys deleted by the end of a lease.", store.deletes
+        )
+        yield _counter("etcd_mvcc_txn", "Txns of more than one operation, ends of leases included.", machine.txns)
+        yield _gauge("etcd_mvcc_db_total_size_in_bytes", "Size of the data on disk.", committer.size_bytes)
+        yield _gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "The part that holds data.", committer.in_use_bytes)
+        reading = self._core.snapshots.running
+        yield _gauge("etcd_mvcc_db_open_read_transactions", "Snapshots under way.", reading)
+        yield _gauge("etcd_debugging_mvcc_keys_total", "Keys.", len(store))
+        yield _gauge("etcd_debugging_mvcc_current_revision", "The newest revision.", machine.revision)
+        yield _gauge("etcd_debugging_mvcc_compact_revision", "The compacted revision.", machine.compact_revision)
+        yield _gauge("etcd_debugging_auth_revision", "Revision of users and roles.", machine.auth.revision)
+        name = "etcd_debugging_mvcc_total_put_size_in_bytes"
+        yield _gauge(name, "Bytes of the keys and values put since the start.", store.put_bytes)
+        name = "etcd_debugging_mvcc_db_compaction_keys"
+        yield _counter(name, "Versions of keys that compactions made superfluous.", committer.compacted_rows)
+
+    def _watch_metrics(self) -> Iterator[Metric]:
+        metrics, streams = self._core.metrics, self._core.watch_streams
+        slow = pending = 0
+        for stream in streams:
+            watchers, revisions = stream.behind()
+            slow += watchers
+            pending += revisions
+        yield _gauge("etcd_debugging_mvcc_watch_stream_total", "Watch streams.", len(streams))
+        yield _gauge("etcd_debugging_mvcc_watcher_total", "Watchers.", metrics.watchers)
+        yield _gauge("etcd_debugging_mvcc_slow_watcher_total", "Watchers that catch up from history.", slow)
+        name = "etcd_debugging_mvcc_pending_events_total"
+        yield _gauge(name, "Revisions that slow watchers have not been told of, added up.", pending)
+        yield _counter("etcd_debugging_mvcc_events", "Events sent to watchers.", metrics.events)
+
+    def _disk_metrics(self) -> Iterator[Metric]:
+        committer, metrics = self._core.committer, self._core.metrics
+        text = "How long batches took to become durable."
+        yield _histogram("etcd_disk_backend_commit_duration_seconds", text, committer.commit_s)
+        yield _histogram("etcd_disk_wal_fsync_duration_seconds", text, committer.commit_s)
+        text = "How long defragmentations took."
+        yield _histogram("etcd_disk_backend_defrag_duration_seconds", text, committer.defragment_s)
+        yield _gauge("etcd_disk_defrag_inflight", "Whether the data is being defragmented.", committer.defragmenting)
+        yield _histogram("etcd_disk_backend_snapshot_duration_seconds", "How long snapshots took.", metrics.snapshot_s)
+        rows = self._core.machine.journal.row_count
+        yield _gauge("lessor_open_batch_rows", "Rows that wait for the next commit.", rows)
+
+    def _server_metrics(self) -> Iterator[Metric]:
+        core, metrics = self._core, self._core.metrics
+        member_id = f"{core.machine.identity.member_id:x}"
+        yield _gauge("etcd_server_has_leader", "Whether there is a leader.", 1)
+        yield _gauge("etcd_server_is_leader", "Whether this member leads.", 1)
+        yield _gauge("etcd_server_is_learner", "Whether this member is a learner.", 0)
+        yield _counter("etcd_server_leader_changes_seen", "Changes of leader seen.", 1)
+        durable = core.gate.durable
+        yield _gauge("etcd_server_proposals_committed_total", "The newest batch handed to the disk.", durable)
+        yield _gauge("etcd_server_proposals_applied_total", "The newest batch that is durable.", durable)
+        yield _gauge("etcd_server_proposals_pending", "Replies and events that wait for the disk.", core.gate.waiting)
+        yield _counter("etcd_server_proposals_failed", "Batches that could not be written.", core.committer.failed)
+        yield _gauge("etcd_server_quota_backend_bytes", "The quota.", core.options.quota_backend_bytes)
+        yield _labelled("etcd_server_version", "The etcd version served.", {"server_version": ETCD_VERSION})
+        yield _labelled("etcd_cluster_version", "The cluster version served.", {"cluster_version": CLUSTER_VERSION})
+        yield _labelled("etcd_server_id", "This member.", {"server_id": member_id})
+        labels = ["server_id", "alarm_type"]
+        alarms = GaugeMetricFamily("etcd_debugging_server_alarms", "Alarms that are up.", labels=labels)
+        for member, kind in sorted(core.machine.alarms):
+            alarms.add_metric([f"{member:x}", alarm_name(kind)], 1)
+        yield alarms
+        yield _gauge("lessor_connections", "Client connections.", metrics.connections)
+        name = "etcd_network_client_grpc_received_bytes"
+        yield _counter(name, "Bytes received from gRPC clients.", metrics.grpc_received_bytes)
+        yield _counter("etcd_network_client_grpc_sent_bytes", "Bytes sent to gRPC clients.", metrics.grpc_sent_bytes)
+
+    def _health_metrics(self) -> Iterator[Metric]:
+        metrics = self._core.metrics
+        # Counters whose names etcd gave no _total; the library would add it.
+        yield _gauge("etcd_server_health_success", "Health checks passed.", metrics.health_success)
+        yield _gauge("etcd_server_health_failures", "Health checks failed.", metrics.health_failures)
+        now = GaugeMetricFamily("etcd_server_healthcheck", "What each check says.", labels=["type", "name"])
+        for page, checks in CHECKS.items():
+            for name, check in checks.items():
+                now.add_metric([page, name], check(self._core) is None)
+        yield now
+        labels = ["type", "name", "status"]
+        total = CounterMetricFamily("etcd_server_healthchecks", "Checks made.", labels=labels)
+        for (page, name, passed), count in metrics.checks.items():
+            total.add_metric([page, name, "success" if passed else "error"], count)
+        yield total
+
+    def _call_metrics(self) -> Iterator[Metric]:
+        core, metrics = self._core, self._core.metrics
+        labels = ["grpc_type", "grpc_service", "grpc_method"]
+        started = CounterMetricFamily("grpc_server_started", "Calls begun.", labels=labels)
+        handled = CounterMetricFamily("grpc_server_handled", "Calls ended.", labels=[*labels, "grpc_code"])
+        received = CounterMetricFamily("grpc_server_msg_received", "Messages received.", labels=labels)
+        sent = CounterMetricFamily("grpc_server_msg_sent", "Messages sent.", labels=labels)
+        ended: Counter[Method] = Counter()
+        for (method, _), count in metrics.handled.items():
+            ended[method] += count.n
+        for method in METHODS:
+            if not core.serves(method):
+                continue
+            named = [_kind(method), method.service, method.name]
+            started.add_metric(named, metrics.started[method].n)
+            received.add_metric(named, metrics.started[method].n if method.unary else metrics.received[method])
+            sent.add_metric(named, ended[method] if method.unary else metrics.sent[method])
+        for (method, code), count in metrics.handled.items():
+            handled.add_metric([_kind(method), method.service, method.name, _go_name(code)], count.n)
+        yield from (started, handled, received, sent)
+        labels = ["type", "client_api_version"]
+        requests = CounterMetricFamily(
+            "etcd_server_client_requests", "Calls by the version of the client.", labels=labels
+        )
+        for (unary, version), count in metrics.requests.items():
+            requests.add_metric(["unary" if unary else "stream", version.decode()], count.n)
+        yield requests
+        name = "etcd_network_server_stream_failures"
+        failures = CounterMetricFamily(name, "Streams that ended with an error.", labels=["API", "Type"])
+        for path, stream in _STREAMS.items():
+            fine = (Code.OK, Code.CANCELED)
+            counts = [
+                count.n for (of, code), count in metrics.handled.items() if of is BY_PATH[path] and code not in fine
+            ]
+            failures.add_metric([stream, "receive"], sum(counts))
+        yield failures
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value)
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    return HistogramMetricFamily(name, text, histogram.buckets(), histogram.sum)
+
+
+def _labelled(name: str, text: str, labels: dict[str, str]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    family.add_metric(list(labels.values()), 1)
+    return family
+
+
+def _kind(method: Method) -> str:
+    if method.unary:
+        return "unary"
+    return "bidi_stream" if method.client_streaming else "server_stream"
+
+
+def _go_name(code: Code) -> str:
+    """OK, InvalidArgument, ...: how grpc-go, and so etcd's dashboards, spell a code."""
+    return "OK" if code is Code.OK else code.name.title().replace("_", "")

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server counts: adding to a plain integer, on the hot path too. exposition.py shows it."""
+
+from collections import Counter
+from typing import Generic, TypeVar
+
+from lessor.api.methods import Method
+from lessor.base.errors import Code
+from lessor.server.observe.histogram import Histogram
+
+_LATENESS_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SNAPSHOT_BUCKETS_S = tuple(0.01 * 2**power for power in range(17))
+
+
+K = TypeVar("K")
+
+
+class Count:
+    """A number. Whoever adds to it often holds on to it, and saves looking it up by its key."""
+
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+
+class Counts(dict[K, Count], Generic[K]):
+    """Counts by key; one that is asked for begins at 0."""
+
+    def __missing__(self, key: K) -> Count:
+        count = self[key] = Count()
+        return count
+
+
+class Metrics:
+    """The counters. Add to them directly."""
+
+    def __init__(self) -> None:
+        self.started: Counts[Method] = Counts()
+        self.handled: Counts[tuple[Method, Code]] = Counts()
+        self.received: Counter[Method] = Counter()  # messages of streaming calls; a unary call takes one
+        self.sent: Counter[Method] = Counter()
+        self.requests: Counts[tuple[bool, bytes]] = Counts()  # by whether unary, and the client's API version
+        self.renewed = 0  # keepalive requests answered, those for missing leases included
+        self.expired = 0  # leases ended by their deadline
+        self.watchers = 0
+        self.events = 0  # sent to watchers
+        self.connections = 0
+        self.grpc_received_bytes = 0
+        self.grpc_sent_bytes = 0
+        self.health_success = 0
+        self.health_failures = 0
+        self.checks: Counter[tuple[str, str, bool]] = Counter()  # of /livez and /readyz: page, check, outcome
+        self.lateness = Histogram(_LATENESS_BUCKETS_S)
+        self.snapshot_s = Histogram(_SNAPSHOT_BUCKETS_S)
+
+    def expiry(self, leases: int, lateness_s: float) -> None:
+        """`leases` ended in one turn, the first of them this long after its deadline."""
+        self.expired += leases
+        self.lateness.observe(lateness_s, leases)

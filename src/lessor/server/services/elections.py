@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""v3electionpb.Election: the oldest key below `name` and a slash leads; its value is what it proclaims.
+
+Laws
+- Candidates lead in the order in which they came. A candidate's key hangs on its lease.
+- A candidate whose key goes while it waits is told that it does not lead. (etcd 3.6 lets it wait, and then tells it
+  that it has won: two leaders.)
+- Proclaim and Resign concern the key that was created at the leader key's `rev`, never a later one of the same name.
+- An observer sees the leader of now and then each new leader and each new value, in order. One that does not read
+  costs bounded memory: what it has no room for is passed over, and once it has read it is shown the leader of then.
+
+State changes are txns on the state machine, as any client could send them; waiting is waiting_lines.py's.
+"""
+
+from google.protobuf.message import DecodeError
+
+from lessor.api.proto import election_pb2, rpc_pb2
+from lessor.base import errors, limits
+from lessor.base.errors import Code, ErrorText, EtcdError
+from lessor.server.loop.core import Core, StreamCall, UnaryCall, Waiting
+from lessor.server.services.waiting_lines import WaitingLines, created_at, key_of, prefix_of
+from lessor.state.mvcc import Event
+from lessor.state.permissions import Caller
+
+NOT_LEADER = ErrorText(Code.UNKNOWN, "election: not leader")
+NO_LEADER = ErrorText(Code.UNKNOWN, "election: no leader")
+LEADER_MISSING = ErrorText(Code.UNKNOWN, '"leader" field must be provided')
+
+
+def campaign(core: Core, call: UnaryCall, request: election_pb2.CampaignRequest) -> Waiting | None:
+    """Campaign: answers with the leader key when the lease's candidate leads."""
+    lines = core.waiting_lines
+    name, value = request.name, request.value
+    lease_id = lines.session_lease(request.lease)
+    key = key_of(name, lease_id)
+    get = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key))
+    txn = lines.apply(
+        rpc_pb2.TxnRequest(compare=[created_at(key, 0)], success=[_put(key, value, lease_id)], failure=[get])
+    )
+    create_revision = txn.header.revision
+    if not txn.succeeded:
+        candidate = txn.responses[0].response_range.kvs[0]
+        create_revision = candidate.create_revision
+        if candidate.value != value:
+            try:
+                _proclaim(lines, key, create_revision, value, lease_id)
+            except EtcdError:
+                lines.delete_if_created_at(key, create_revision)
+                raise
+    leader = election_pb2.LeaderKey(name=name, key=key, rev=create_revision, lease=lease_id)
+    # The header is that of the candidacy, not of the victory: as in etcd.
+    reply = election_pb2.CampaignResponse(header=txn.header, leader=leader).SerializeToString()
+    return lines.contend(call, prefix_of(name), key, create_revision, at_once=reply, won=lambda: reply, lost=NOT_LEADER)
+
+
+def _put(key: bytes, value: bytes, lease_id: int) -> rpc_pb2.RequestOp:
+    return rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=key, value=value, lease=lease_id))
+
+
+def _proclaim(
+    lines: WaitingLines, key: bytes, create_revision: int, value: bytes, lease_id: int
+) -> rpc_pb2.ResponseHeader:
+    """Gives the key a new value; raises NOT_LEADER when it is not the one of that revision."""
+    compare, put = created_at(key, create_revision), _put(key, value, lease_id)
+    txn: rpc_pb2.TxnResponse = lines.apply(rpc_pb2.TxnRequest(compare=[compare], success=[put]))
+    if not txn.succeeded:
+        raise NOT_LEADER.error()
+    return txn.header
+
+
+def proclaim(core: Core, request: election_pb2.ProclaimRequest) -> bytes:
+    """Proclaim: changes the leader's value. A leader key without a lease gets a new one, as in etcd."""
+    if not request.HasField("leader"):
+        raise LEADER_MISSING.error()
+    lines, leader = core.waiting_lines, request.leader
+    lease_id = lines.session_lease(leader.lease)
+    header = _proclaim(lines, leader.key, leader.rev, request.value, lease_id)
+    return election_pb2.ProclaimResponse(header=header).SerializeToString()
+
+
+def resign(core: Core, request: election_pb2.ResignRequest) -> bytes:
+    """Resign: deletes the leader key, if it is still the one of its revision."""
+    if not request.HasField("leader"):
+        raise LEADER_MISSING.error()
+    txn = core.waiting_lines.delete_if_created_at(request.leader.key, request.leader.rev)
+    return election_pb2.ResignResponse(header=txn.header).SerializeToString()
+
+
+def leader(core: Core, request: election_pb2.LeaderRequest) -> bytes:
+    """Leader: the key that leads now."""
+    found = core.waiting_lines.leader(prefix_of(request.name))
+    if found is None:
+        raise NO_LEADER.error()
+    return core.waiting_lines.leader_response(found)
+
+
+class Observe:
+    """Observe: one stream that is shown the leader of one election, as long as its caller may read there.
+
+    The right is asked for before each showing, as etcd does with each new leader. Of the token only the name counts
+    from the beginning on: an observer may wait for longer than a token lives.
+    """
+
+    __slots__ = ("_asked", "_behind", "_call", "_caller", "_core", "_prefix", "_told")
+
+    def __init__(self, core: Core, call: StreamCall) -> None:
+        self._core = core
+        self._call = call
+        self._asked = election_pb2.LeaderRequest()
+        self._caller: str | None = None  # None for nobody in particular
+        self._prefix: bytes | None = None  # until the request has come
+        self._behind = False  # whether something was passed over since the peer last took all
+        self._told: Event | None = None  # the last that was sent
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        try:
+            request = election_pb2.LeaderRequest.FromString(messages[0])
+        except DecodeError:
+            raise errors.MALFORMED_IN_STREAM.error() from None
+        self._begin(request)
+
+    def on_requests_end(self) -> None:
+        """Over HTTP the one request may be an empty body."""
+        self._begin(self._asked)
+
+    def _begin(self, request: election_pb2.LeaderRequest) -> None:
+        if self._prefix is None:
+            claimed = self._core.claimed(self._call)
+            self._caller = claimed.name if isinstance(claimed, Caller) else None
+            self._asked = request
+            self._prefix = prefix_of(request.name)
+            self._core.waiting_lines.observe(self._prefix, self)
+
+    def on_gone(self) -> None:
+        if self._prefix is not None:
+            self._core.waiting_lines.unobserve(self._prefix, self)
+            self._prefix = None
+
+    def show(self, leader: Event, response: bytes) -> None:
+        payload: tuple[Event, bytes] | EtcdError = (leader, response)
+        caller = None if self._caller is None else Caller(self._caller, self._core.auth.revision)
+        try:
+            self._core.permit_claimed(caller, self._asked)
+        except EtcdError as error:
+            payload = error
+        self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, payload)
+
+    def deliver(self, payload: tuple[Event, bytes] | EtcdError) -> None:
+        """What the gate lets through. Something that waited there may have been caught up with meanwhile."""
+        if isinstance(payload, EtcdError):
+            self._call.finish(payload)
+            return
+        leader, response = payload
+        if self._prefix is None or self._behind or leader is self._told:
+            return
+        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            self._behind = True
+            self._call.wake_when_drained(self)
+        else:
+            self._told = leader
+            self._call.send([response])
+
+    def fail(self, error: EtcdError) -> None:
+        """A bug ends the call, see bugs.py."""
+        self._call.finish(error)
+
+    def catch_up(self) -> bool:
+        """The peer has read: it is shown the leader of now in place of all that was passed over."""
+        if self._prefix is not None and self._behind:
+            if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+                self._call.wake_when_drained(self)
+                return False
+            self._behind = False
+            found = self._core.waiting_lines.leader(self._prefix)
+            if found is not None:
+                self.show(found, self._core.waiting_lines.leader_response(found))
+        return False

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LeaseKeepAlive: the hot path of renewals.
+
+Laws
+- Each request gets exactly one reply, in the order of the requests.
+- A reply to a renewal waits for the batch that last wrote the lease's row (its grant, or a saved later deadline);
+  mostly that is durable long since and the reply leaves in the same turn. Whatever follows a waiting reply waits too.
+- A missing lease is no error: its reply carries the id and no TTL. It tells that the lease is gone, so it waits for the
+  newest batch with rows, which may be the one that ended it.
+- A header names the newest durable revision, not the newest one: a reply that does not wait must not tell of a revision
+  that a crash would take back.
+
+The request of a given lease is always the same bytes, and its reply is always the header followed by the same bytes, so
+both are remembered: `_fast` maps request bytes to the lease and the tail of its reply. `reply_slowly` is the same by
+reading the request; tests/property/test_keepalive_paths.py holds the two equal.
+"""
+
+from typing import ClassVar
+
+from google.protobuf.message import DecodeError
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors
+from lessor.base.errors import EtcdError
+from lessor.server.loop.core import Core, StreamCall
+from lessor.state.leases import Lease
+from lessor.state.machine import renewed_fields
+
+# Requests remembered over all streams, about 300 bytes each; on overflow all are forgotten and learnt again, unless
+# more leases than that are alive: then the others go without, which costs a microsecond.
+REMEMBERED_MAX = 65_536
+# Requests that are longer are not remembered: a tag and a number of ten bytes are all that one needs.
+REMEMBERED_BYTES_MAX = 11
+
+
+class KeepAlive:
+    """One keepalive stream."""
+
+    __slots__ = ("_call", "_core", "_ended", "_waits_for")
+
+    # Shared by all streams of the process: a lease's Lease object is part of the entry, so that nothing stale matches.
+    _fast: ClassVar[dict[bytes, tuple[Lease, bytes]]] = {}
+
+    def __init__(self, core: Core, call: StreamCall) -> None:
+        self._core = core
+        self._call = call
+        self._waits_for = 0  # the newest batch that a reply of this stream has waited for
+        self._ended = False  # nothing more is renewed: the call is over, or a refusal is on its way
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        core = self._core
+        if core.auth.enabled:
+            self._on_messages_asking(messages)
+            return
+        now_s = core.turn.now_s()
+        renew = core.machine.leases.renew
+        durable = core.gate.durable
+        fast = self._fast
+        header = core.durable_header_field()
+        ready: list[bytes] = []
+        told: list[Lease] = []
+        try:
+            for message in messages:
+                known = fast.get(message)
+                if known is not None and renew(known[0].id, now_s) is known[0]:
+                    lease: Lease | None = known[0]
+                    batch = known[0].batch
+                    reply = header + known[1]
+                else:
+                    lease, batch, reply = self.reply_slowly(message, now_s, header)
+                if batch > durable or self._waits_for > durable:
+                    self._waits_for = max(self._waits_for, batch)
+                    core.gate.hold(self._waits_for, self, (reply, lease))
+                    continue
+                ready.append(reply)
+                if lease is not None:
+                    told.append(lease)
+        finally:  # a malformed request takes none of the replies before it along
+            if ready:
+                self._call.send(ready)
+                core.turn.renewed += told
+        core.metrics.renewed += len(messages)
+
+    def _on_messages_asking(self, messages: list[bytes]) -> None:
+        """While auth is on: each renewal needs the caller's right to write all keys of the lease."""
+        core = self._core
+        for message in messages:
+            if self._ended:
+                return
+            try:
+                core.permit(self._call, _parse(message))
+                lease, batch, reply = self.reply_slowly(message, core.turn.now_s(), core.durable_header_field())
+            except EtcdError as error:
+                # Behind the replies to what came before it.
+                self._ended = True
+                self._waits_for = max(self._waits_for, core.machine.journal.newest_with_rows)
+                core.gate.hold(self._waits_for, self, error)
+                return
+            self._waits_for = max(self._waits_for, batch)
+            core.gate.hold(self._waits_for, self, (reply, lease))
+            core.metrics.renewed += 1
+
+    def reply_slowly(self, message: bytes, now_s: float, header: bytes) -> tuple[Lease | None, int, bytes]:
+        """Renews what the request names; returns the lease, the batch that the reply waits for, and the reply.
+
+        Remembers lease and reply for the short cut.
+        """
+        core = self._core
+        lease_id = _parse(message).ID
+        lease = core.machine.leases.renew(lease_id, now_s)
+        tail = renewed_fields(lease_id, lease)
+        if lease is None:
+            return None, core.machine.journal.newest_with_rows, header + tail
+        if len(message) > REMEMBERED_BYTES_MAX:
+            pass
+        elif len(self._fast) < REMEMBERED_MAX:
+            self._fast[message] = lease, tail
+        elif len(core.machine.leases) < REMEMBERED_MAX:  # most of these have ended; else room would not last
+            self._fast.clear()
+        return lease, lease.batch, header + tail
+
+    def deliver(self, payload: tuple[bytes, Lease | None] | EtcdError | None) -> None:
+        """What waited at the gate: a reply and the lease it renewed; or the end of the stream, None for a good one."""
+        if payload is None or isinstance(payload, EtcdError):
+            self._call.finish(payload)
+            return
+        reply, lease = payload
+        self._call.send([reply])
+        if lease is not None:
+            turn = self._core.turn
+            self._core.machine.leases.acknowledged((lease,), turn.now_s())
+            turn.renewed.append(lease)
+
+    def fail(self, error: EtcdError) -> None:
+        """A bug ends the call, see bugs.py."""
+        self._call.finish(error)
+
+    def on_requests_end(self) -> None:
+        self._core.gate.hold(self._waits_for, self, None)
+
+    def on_gone(self) -> None:
+        self._ended = True
+
+
+def _parse(message: bytes) -> rpc_pb2.LeaseKeepAliveRequest:
+    try:
+        return rpc_pb2.LeaseKeepAliveRequest.FromString(message)
+    except DecodeError:
+        raise errors.MALFORMED_IN_STREAM.error() from None

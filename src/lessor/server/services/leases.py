@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""lessorpb.Leases: listing leases, and telling what becomes of them.
+
+Laws
+- A list never holds the loop up: it is made step by step, see long_reply.py.
+- A lease event leaves when no crash can take back what it tells, each once and in order; what comes after `created`
+  is told without a gap.
+- A watcher that does not read costs bounded memory: with H2_STREAM_SEND_BYTES_MAX waiting in its connection it is cut
+  off with LEASE_WATCH_LAGS. It has missed events then, and there is no history of leases to catch up from: it has to
+  list them and watch anew.
+
+The page of a list is made by state/lease_list.py; events are gathered by state/lease_events.py and leave at the end of
+each turn, see Turn.hold_publications.
+"""
+
+from collections.abc import Iterator
+
+from google.protobuf.message import DecodeError
+
+from lessor.api.proto import leases_pb2
+from lessor.base import errors, limits
+from lessor.base.errors import EtcdError
+from lessor.server.loop.core import Core, StreamCall, UnaryCall
+from lessor.server.loop.long_reply import LongReply
+from lessor.state.lease_list import LeaseList
+from lessor.state.permissions import lease_reader
+
+
+def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListRequest) -> LongReply:
+    """List: one page. Cost: the number of leases, in steps; see LeaseList."""
+    may_read = lease_reader(core.machine, core.claimed(call)) if core.auth.enabled else None
+    return LongReply(core, call, _page(core, LeaseList(core.machine.leases, request, may_read)))
+
+
+def _page(core: Core, leases: LeaseList) -> Iterator[bytes]:
+    """Nothing while the page is being made, then the page in pieces."""
+    while not leases.step(core.turn.now_s()):
+        yield b""
+    page = leases.page(core.machine.header())
+    piece = leases_pb2.LeaseListResponse
+    yield piece(header=page.header).SerializeToString()
+    for first in range(0, len(page.leases), limits.REPLY_PARTS_MAX):
+        yield piece(leases=page.leases[first : first + limits.REPLY_PARTS_MAX]).SerializeToString()
+    yield piece(next_page_token=page.next_page_token, lease_count=page.lease_count).SerializeToString()
+
+
+class LeaseWatch:
+    """Watch: one stream of lease events."""
+
+    __slots__ = ("_call", "_core")
+
+    def __init__(self, core: Core, call: StreamCall) -> None:
+        self._core = core
+        self._call = call
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        try:
+            leases_pb2.LeaseWatchRequest.FromString(messages[0])
+        except DecodeError:
+            raise errors.MALFORMED_IN_STREAM.error() from None
+        self._begin()
+
+    def on_requests_end(self) -> None:
+        """Over HTTP the one request may be an empty body."""
+        self._begin()
+
+    def _begin(self) -> None:
+        core = self._core
+        watchers = core.machine.lease_events.watchers
+        if self not in watchers:
+            core.turn.hold_publications()  # what happened before is for the others
+            watchers.add(self)
+            created = leases_pb2.LeaseWatchResponse(header=core.machine.header(), created=True)
+            core.gate.hold(core.machine.journal.newest_with_rows, self, created.SerializeToString())
+
+    def on_gone(self) -> None:
+        self._core.machine.lease_events.watchers.discard(self)
+
+    def deliver(self, created: bytes) -> None:
+        """The gate lets the beginning through."""
+        self._call.send([created])
+
+    def fail(self, error: EtcdError) -> None:
+        """A bug ends the call, see bugs.py."""
+        self._call.finish(error)
+
+    def on_lease_events(self, response: bytes) -> None:
+        """The gate lets events through."""
+        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            self._call.finish(errors.LEASE_WATCH_LAGS.error())
+        else:
+            self._call.send([response])

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Maintenance service, but for alarms (state/machine.py) and snapshots (snapshot.py).
+
+Laws
+- What takes long never holds the loop up: digests are made piece by piece, defragmentation runs in the commit thread.
+  There it stands between two commits, so calls that came later are served after it, in order.
+- A call whose peer went away is not answered; its work runs to its end.
+
+There is one member, which leads: MoveLeader has nowhere to go. There is nothing to downgrade to either, so an enabled
+downgrade is told to those who ask, until it is cancelled or the server ends, and changes nothing else.
+"""
+
+import asyncio
+import re
+
+from google.protobuf.message import Message
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors, limits
+from lessor.base.errors import Code, EtcdError
+from lessor.durable.engine import EngineError
+from lessor.server.loop.core import Core, UnaryCall
+from lessor.server.observe.health import alarm_name
+from lessor.server.services.later import Later
+from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
+from lessor.state.digest import KvDigest
+
+_VERSION = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?(?:-[0-9A-Za-z.-]+)?")
+
+
+# --- Status -------------------------------------------------------------------------------------------------------
+
+
+def alarm_text(member_id: int, kind: int) -> str:
+    return f"memberID:{member_id} alarm:{alarm_name(kind)} "
+
+
+def status(core: Core, _request: Message) -> bytes:
+    machine = core.machine
+    header = machine.header()
+    # Lessor has no raft log; the newest batch is what grows by one with each commit, as raft's index does.
+    index = machine.journal.number
+    response = rpc_pb2.StatusResponse(
+        header=header,
+        version=ETCD_VERSION,
+        storageVersion=ETCD_VERSION,
+        dbSize=core.committer.size_bytes,
+        dbSizeInUse=core.committer.in_use_bytes,
+        dbSizeQuota=core.options.quota_backend_bytes,
+        leader=header.member_id,
+        raftIndex=index,
+        raftAppliedIndex=index,
+        raftTerm=header.raft_term,
+        errors=[alarm_text(member, kind) for member, kind in sorted(machine.alarms)],
+        downgradeInfo=rpc_pb2.DowngradeInfo(enabled=core.downgrade_target != "", targetVersion=core.downgrade_target),
+    )
+    return response.SerializeToString()
+
+
+# --- digests ------------------------------------------------------------------------------------------------------
+
+
+async def _digest(core: Core, digest: KvDigest) -> KvDigest:
+    while not digest.step(limits.DIGEST_STEP_KEYS):
+        await asyncio.sleep(0)
+    return digest
+
+
+def hash_kv(core: Core, call: UnaryCall, request: rpc_pb2.HashKVRequest) -> Later:
+    """A number over keys and history at a revision; equal data has equal numbers."""
+    digest = KvDigest(core.machine.store, request.revision)
+
+    async def answer() -> bytes:
+        made = await _digest(core, digest)
+        response = rpc_pb2.HashKVResponse(
+            header=core.machine.header(),
+            hash=made.value,
+            compact_revision=made.compact_revision,
+            hash_revision=made.revision,
+        )
+        return response.SerializeToString()
+
+    return Later(core, call, answer)
+
+
+def hash_all(core: Core, call: UnaryCall, _request: rpc_pb2.HashRequest) -> Later:
+    """The same over everything that is there now."""
+
+    async def answer() -> bytes:
+        made = await _digest(core, KvDigest(core.machine.store))
+        return rpc_pb2.HashResponse(header=core.machine.header(), hash=made.value).SerializeToString()
+
+    return Later(core, call, answer)
+
+
+# --- space --------------------------------------------------------------------------------------------------------
+
+
+def defragment(core: Core, call: UnaryCall, _request: rpc_pb2.DefragmentRequest) -> Later:
+    async def answer() -> bytes:
+        try:
+            await core.committer.defragment()
+        except EngineError as error:
+            raise EtcdError(Code.UNKNOWN, str(error)) from None
+        return rpc_pb2.DefragmentResponse().SerializeToString()
+
+    return Later(core, call, answer)
+
+
+# --- one member ---------------------------------------------------------------------------------------------------
+
+
+def move_leader(core: Core, request: rpc_pb2.MoveLeaderRequest) -> bytes:
+    if request.targetID != core.machine.identity.member_id:
+        raise errors.BAD_LEADER_TRANSFEREE.error()
+    return rpc_pb2.MoveLeaderResponse().SerializeToString()
+
+
+def downgrade(core: Core, request: rpc_pb2.DowngradeRequest) -> bytes:
+    action = rpc_pb2.DowngradeRequest.DowngradeAction
+    if request.action == action.CANCEL:
+        core.downgrade_target = ""
+    elif request.action in (action.VALIDATE, action.ENABLE):
+        target = _downgrade_target(request.version)
+        if core.downgrade_target:
+            raise errors.DOWNGRADE_IN_PROGRESS.error()
+        if request.action == action.ENABLE:
+            core.downgrade_target = target
+    else:
+        raise errors.UNKNOWN_METHOD.error()
+    return rpc_pb2.DowngradeResponse(header=core.machine.header(), version=CLUSTER_VERSION).SerializeToString()
+
+
+def _downgrade_target(version: str) -> str:
+    """The version as Status tells it; only the minor version before ours may be downgraded to."""
+    found = _VERSION.fullmatch(version)
+    if found is None:
+        raise errors.WRONG_DOWNGRADE_FORMAT.error()
+    major, minor = (int(part) for part in CLUSTER_VERSION.split("."))
+    if (int(found[1]), int(found[2])) != (major, minor - 1):
+        raise errors.INVALID_DOWNGRADE_TARGET.error()
+    return f"{major}.{minor - 1}.0"

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Cluster service of a server that is the only member, now and for good.
+
+Laws
+- What cannot be done is refused in words that etcd has for it, so that clients show what they always showed. A member
+  that could never start is not taken in: etcd would take it in and then wait for it with every write.
+- The member has no address for peers. Until it is given one by MemberUpdate it tells its clients' addresses as those of
+  its peers too: there is somebody there, and tools that look at the first of a member's peer URLs find one.
+"""
+
+from urllib.parse import urlsplit
+
+from google.protobuf.message import Message
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors
+from lessor.server.loop.core import Core
+
+
+def _members(core: Core) -> list[rpc_pb2.Member]:
+    member_id = core.machine.identity.member_id
+    return [
+        rpc_pb2.Member(
+            ID=member_id,
+            name=core.options.name,
+            peerURLs=_peer_urls(core),
+            clientURLs=core.options.advertise_client_urls,
+        )
+    ]
+
+
+def _peer_urls(core: Core) -> list[str]:
+    return list(core.machine.peer_urls or sorted(core.options.advertise_client_urls))
+
+
+def _header(core: Core) -> rpc_pb2.ResponseHeader:
+    return core.header(0)  # as in etcd, these headers have no revision
+
+
+def _check_known(core: Core, member_id: int) -> None:
+    if member_id != core.machine.identity.member_id:
+        raise errors.MEMBER_NOT_FOUND.error()
+
+
+def _check_urls(urls: list[str]) -> None:
+    for url in urls:
+        parts = urlsplit(url)
+        try:
+            has_port = parts.port is not None
+        except ValueError:
+            has_port = False
+        sound = parts.scheme in ("http", "https") and parts.hostname is not None and has_port and parts.path == ""
+        if not sound and not (parts.scheme in ("unix", "unixs") and (parts.netloc or parts.path)):
+            raise errors.MEMBER_URLS_INVALID.error()
+    if not urls:
+        raise errors.MEMBER_URLS_INVALID.error()
+
+
+def member_list(core: Core, _request: Message) -> bytes:
+    return rpc_pb2.MemberListResponse(header=_header(core), members=_members(core)).SerializeToString()
+
+
+def member_add(core: Core, request: rpc_pb2.MemberAddRequest) -> bytes:
+    urls = list(request.peerURLs)
+    _check_urls(urls)
+    if not set(urls).isdisjoint(_peer_urls(core)):
+        raise errors.PEER_URLS_EXIST.error()
+    raise (errors.TOO_MANY_LEARNERS if request.isLearner else errors.NOT_ENOUGH_STARTED).error()
+
+
+def member_remove(core: Core, request: rpc_pb2.MemberRemoveRequest) -> bytes:
+    _check_known(core, request.ID)
+    raise errors.NOT_ENOUGH_STARTED.error()
+
+
+def member_update(core: Core, request: rpc_pb2.MemberUpdateRequest) -> bytes:
+    """Nobody listens there; but scripts that move a member, and the tools that list it, find what they wrote."""
+    _check_known(core, request.ID)
+    urls = [url.strip() for url in request.peerURLs]
+    _check_urls(urls)
+    core.machine.name_peer_urls(tuple(urls))
+    return rpc_pb2.MemberUpdateResponse(header=_header(core), members=_members(core)).SerializeToString()
+
+
+def member_promote(core: Core, request: rpc_pb2.MemberPromoteRequest) -> bytes:
+    _check_known(core, request.ID)
+    raise errors.NOT_A_LEARNER.error()

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is next: the keys below a prefix in the order of their creation, and the calls that wait for their turn.
+
+Laws
+- A key is first when no key below its prefix was created before it. A call that waits on a key is answered in the step
+  in which the key becomes first, or in which it is deleted; never before, and nothing is looked at in between.
+- A change costs O(1) per line that it concerns, however many calls wait. Opening a line, which the first call that
+  waits or observes does, costs O(keys below the prefix).
+- A call that goes away takes its key along, in a write of its own, unless another call waits on that key too.
+- Answers pass the gate like all others: they leave with the batch that made them true.
+
+Theory of operation. A `Line` is a watcher of its prefix that is told of a change in the step of the change itself, not
+when it is durable, so its list of keys is always that of the memory. Keys come in with ever greater create revisions,
+so a list to which new keys are appended is in order by itself; a linked one, as `OrderedDict` has inside, gives the
+first of it at once and lets go of any of it at once. Only what one write creates together has one revision: such keys
+do not wait for each other, and the smallest of them leads.
+
+Worked example, lock "job", create revisions in brackets: job/a [5], job/b [6], job/c [7]; calls wait on job/b and on
+job/c. The lease of b ends: job/b goes, its call is told that its session is over. job/a is deleted: job/c is first and
+its call has the lock. Nobody waits or observes any more: the line is closed.
+
+Does not do: writing the keys (locks.py and elections.py do, by the same requests that clients send).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from google.protobuf.message import Message
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors
+from lessor.base.errors import Code, EtcdError
+from lessor.server.loop import bugs
+from lessor.server.loop.bugs import Answerable
+from lessor.state.encode import nested
+from lessor.state.mvcc import Event
+from lessor.state.watch_hub import Changes, Watcher
+
+if TYPE_CHECKING:
+    from lessor.server.loop.core import Core, UnaryCall, Waiting
+
+SESSION_TTL_S = 60  # of the lease that a call without one is given; nobody renews it
+
+
+def prefix_of(name: bytes) -> bytes:
+    """Below which the keys of a lock or an election are."""
+    return name + b"/"
+
+
+def key_of(name: bytes, lease_id: int) -> bytes:
+    """The key of one contender: clients know it by this spelling."""
+    return prefix_of(name) + b"%x" % lease_id
+
+
+class Observer(Answerable, Protocol):
+    """Wants to know who is first."""
+
+    def show(self, leader: Event, response: bytes) -> None:
+        """Who is first now, or its new value, and the encoded response that tells of it."""
+        ...
+
+
+class Claim:
+    """A call that waits on its key. Core.finish answers it; `on_gone` gives it up."""
+
+    __slots__ = ("_call", "_lines", "_lost", "_won", "create_revision", "key", "prefix")
+
+    def __init__(
+        self,
+        lines: WaitingLines,
+        call: UnaryCall,
+        prefix: bytes,
+        key: bytes,
+        create_revision: int,
+        won: Callable[[], bytes],
+        lost: errors.ErrorText,
+    ) -> None:
+        self._lines = lines
+        self._call = call
+        self.prefix = prefix
+        self.key = key
+        self.create_revision = create_revision
+        self._won = won  # makes the reply
+        self._lost = lost
+
+    def settle(self) -> None:
+        """The key is first, or gone. What counts is the present: of leases that end together only the last change."""
+        self._lines.core.answer(self._call, self._outcome)
+
+    def _outcome(self) -> bytes:
+        event = self._lines.machine.store.get(self.key)
+        if event is None or event.create_revision != self.create_revision:
+            raise self._lost.error()
+        return self._won()
+
+    def finish(self, outcome: bytes | EtcdError) -> None:
+        self._lines.core.finish(self._call, outcome)
+
+    def on_gone(self) -> None:
+        self._lines.give_up(self)
+
+
+class Line:
+    """The keys below one prefix, oldest first, with the calls that wait on them and those that observe the first."""
+
+    __slots__ = ("_claims", "_keys", "_lines", "_shown", "observers", "prefix", "watcher")
+
+    def __init__(self, lines: WaitingLines, prefix: bytes) -> None:
+        self._lines = lines
+        self.prefix = prefix
+        oldest_first = sorted(lines.keys_below(prefix), key=_create_revision)
+        self._keys = OrderedDict((event.key, event.create_revision) for event in oldest_first)
+        self._claims: dict[bytes, list[Claim]] = {}
+        self.observers: dict[Observer, None] = {}
+        self._shown: Event | None = self.leader()  # what observers know
+        self.watcher = Watcher(0, prefix, _end_of(prefix), at_once=True, owner=self)
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self._claims or self.observers)
+
+    def has_older(self, create_revision: int) -> bool:
+        """Whether a key that was created before this revision is still there."""
+        return bool(self._keys) and next(iter(self._keys.values())) < create_revision
+
+    def _first(self) -> list[bytes]:
+        """The keys that no other was created before: one, but for keys that one write created."""
+        first: list[bytes] = []
+        revision = -1
+        for key, created in self._keys.items():
+            if first and created != revision:
+                break
+            revision = created
+            first.append(key)
+        return first
+
+    def leader(self) -> Event | None:
+        """The newest version of the first key; None when there is none, or it has ended while changes are taken in."""
+        first = self._first()
+        return self._lines.machine.store.get(min(first)) if first else None
+
+    def add(self, claim: Claim) -> None:
+        self._claims.setdefault(claim.key, []).append(claim)
+
+    def remove(self, claim: Claim) -> bool:
+        """Forgets a claim; returns whether no other call waits on its key."""
+        claims = self._claims[claim.key]
+        claims.remove(claim)
+        if claims:
+            return False
+        del self._claims[claim.key]
+        return True
+
+    def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
+        """Takes in what one revision changed, and answers the calls whose wait it ends."""
+        keys = self._keys
+        settled: list[Claim] = []
+        for event, _ in changes.events:
+            if event.value is None:
+                keys.pop(event.key, None)
+                settled += self._claims.pop(event.key, ())
+            elif event.version == 1:
+                keys[event.key] = event.create_revision
+        if self._claims:
+            for key in self._first():
+                settled += self._claims.pop(key, ())
+        for claim in settled:
+            claim.settle()
+        if self.observers:
+            self._show_leader()
+        self._lines.close_unused(self)
+
+    def fail(self, error: EtcdError) -> None:
+        """A bug in keeping the line: nobody can wait or look on here any longer."""
+        self.dismiss(error)
+        for observer in list(self.observers):
+            observer.fail(error)
+
+    def dismiss(self, error: EtcdError) -> None:
+        """Answers all who wait."""
+        claims = [claim for claims in self._claims.values() for claim in claims]
+        self._claims.clear()
+        for claim in claims:
+            claim.finish(error)
+        self._lines.close_unused(self)
+
+    def _show_leader(self) -> None:
+        leader = self.leader()
+        if leader is not self._shown:
+            self._shown = leader
+            if leader is not None:
+                response = self._lines.leader_response(leader)
+                for observer in list(self.observers):
+                    try:
+                        observer.show(leader, response)
+                    except Exception as error:  # whoever made this change has nothing to do with it
+                        bugs.end(observer, error)
+
+    def observe(self, observer: Observer) -> None:
+        """Begins to show who is first, beginning with who is now."""
+        if not self.observers:
+            self._shown = self.leader()
+        self.observers[observer] = None
+        if self._shown is not None:
+            observer.show(self._shown, self._lines.leader_response(self._shown))
+
+
+class WaitingLines:
+    """All lines of a server; those that nobody waits in are not kept."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.machine = core.machine
+        self._lines: dict[bytes, Line] = {}
+        self._stopped: EtcdError | None = None
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    # --- requests, as an internal client would send them ---
+
+    def apply(self, request: Message) -> Any:
+        """Carries out a request and wakes whom it concerns. Errors lose their code on the way, as in etcd."""
+        turn = self.core.turn
+        try:
+            if request.ByteSize() > self.core.options.max_request_bytes:
+                raise errors.REQUEST_TOO_LARGE.error()
+            reply = self.machine.apply(request, turn.now_s())
+        except EtcdError as error:
+            raise EtcdError(Code.UNKNOWN, error.message) from None
+        turn.hold_publications()
+        turn.schedule()
+        return reply
+
+    def session_lease(self, lease_id: int) -> int:
+        """The lease to hang a key on: the caller's, or a new one for a caller without."""
+        if lease_id:
+            return lease_id
+        return int(self.apply(rpc_pb2.LeaseGrantRequest(TTL=SESSION_TTL_S)).ID)
+
+    def delete_if_created_at(self, key: bytes, create_revision: int) -> Any:
+        """Deletes a key unless it is a later one of the same name; returns the reply of the txn."""
+        delete = rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=key))
+        return self.apply(rpc_pb2.TxnRequest(compare=[created_at(key, create_revision)], success=[delete]))
+
+    # --- waiting ---
+
+    def contend(
+        self,
+        call: UnaryCall,
+        prefix: bytes,
+        key: bytes,
+        create_revision: int,
+        at_once: bytes,
+        won: Callable[[], bytes],
+        lost: errors.ErrorText,
+    ) -> Waiting | None:
+        """Answers `at_once` when the key is first; else waits, for `won` or `lost`.
+
+        Raises SERVER_STOPPED when it would have to wait; the key keeps its place then.
+        """
+        if not self._has_older(prefix, create_revision):
+            self.core.finish(call, at_once)
+            return None
+        if self._stopped is not None:
+            raise errors.SERVER_STOPPED.error()
+        claim = Claim(self, call, prefix, key, create_revision, won, lost)
+        self._open(prefix).add(claim)
+        return claim
+
+    def _has_older(self, prefix: bytes, create_revision: int) -> bool:
+        line = self._lines.get(prefix)
+        if line is not None:
+            return line.has_older(create_revision)
+        return any(event.create_revision < create_revision for event in self.keys_below(prefix))
+
+    def give_up(self, claim: Claim) -> None:
+        """The call is gone, and with it its place."""
+        line = self._lines[claim.prefix]
+        last = line.remove(claim)
+        self.close_unused(line)
+        if last:
+            self.delete_if_created_at(claim.key, claim.create_revision)
+
+    def stop(self, error: errors.ErrorText) -> None:
+        """Answers all who wait. Their keys stay, so that who comes back with its lease in time has kept its place."""
+        self._stopped = error.error()
+        for line in list(self._lines.values()):
+            line.dismiss(error.error())
+
+    # --- leaders ---
+
+    def leader(self, prefix: bytes) -> Event | None:
+        """Who is first. Cost: O(1) when the line is open, else O(keys below the prefix)."""
+        line = self._lines.get(prefix)
+        if line is not None:
+            return line.leader()
+        # The store's order is that of keys, and `min` takes the first of equals: the smallest key.
+        return min(self.keys_below(prefix), key=_create_revision, default=None)
+
+    def leader_response(self, leader: Event) -> bytes:
+        """The encoded LeaderResponse that shows a version of a key, with a header as of now."""
+        return self.machine.header_field() + nested(b"\x12", leader.kv_bytes())
+
+    def observe(self, prefix: bytes, observer: Observer) -> None:
+        self._open(prefix).observe(observer)
+
+    def unobserve(self, prefix: bytes, observer: Observer) -> None:
+        line = self._lines[prefix]
+        del line.observers[observer]
+        self.close_unused(line)
+
+    # --- lines ---
+
+    def keys_below(self, prefix: bytes) -> list[Event]:
+        return self.machine.store.range(prefix, _end_of(prefix))
+
+    def _open(self, prefix: bytes) -> Line:
+        line = self._lines.get(prefix)
+        if line is None:
+            line = self._lines[prefix] = Line(self, prefix)
+            self.machine.hub.add(line.watcher)
+        return line
+
+    def close_unused(self, line: Line) -> None:
+        if not line.in_use and self._lines.get(line.prefix) is line:
+            del self._lines[line.prefix]
+            self.machine.hub.remove(line.watcher)
+            del line.watcher  # it knows the line: neither is to keep the other
+
+
+def created_at(key: bytes, create_revision: int) -> rpc_pb2.Compare:
+    """Holds for a key that was created at this revision; 0: for a key that does not exist."""
+    return rpc_pb2.Compare(
+        result=rpc_pb2.Compare.EQUAL, target=rpc_pb2.Compare.CREATE, key=key, create_revision=create_revision
+    )
+
+
+def _end_of(prefix: bytes) -> bytes:
+    """Where the range of a prefix ends, which has a slash at its end."""
+    return prefix[:-1] + b"0"
+
+
+def _create_revision(event: Event) -> int:
+    return event.create_revision

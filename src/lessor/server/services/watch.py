@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watch: the watchers of one stream, from the hub's publications to WatchResponses.
+
+Laws
+- A watcher's first response is its `created`; its events follow in revision order, each exactly once, those of one
+  revision in one response (unless the watcher asked for fragments).
+- Only durable revisions are shown: publications come through the gate, history is read up to the durable revision.
+- A peer that does not read costs bounded memory. When its backlog passes H2_STREAM_SEND_BYTES_MAX its watchers *lag*:
+  live publications pass them by, and once the peer has read, they catch up from history. A watcher is either live (gets
+  publications) or lagging (gets history), and changes sides only when history has brought it to the durable revision.
+- History leaves in pieces of at most WATCH_REPLAY_BYTES_MAX. One turn sends few of them, over all streams together, and
+  each looks at the connection's backlog first; what waits at the gate is not encoded yet. So neither many watchers nor
+  many streams of a peer that does not read make more wait for it than one piece above the bound.
+- The stream outlives its watchers and the peer's half-close; only a cancel, a disconnect or a shutdown ends it.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors, limits
+from lessor.base.errors import EtcdError
+from lessor.server.loop import bugs
+from lessor.server.loop.core import Core, StreamCall
+from lessor.server.loop.turn import Turn
+from lessor.state.encode import number_field
+from lessor.state.watch_hub import (
+    Changes,
+    CompactedError,
+    Watcher,
+    range_is_empty,
+    watch_range,
+)
+
+_WATCH_ID_TAG = b"\x10"  # field 2, a number
+_FRAGMENT = b"\x38\x01"  # field 7, true
+_PIECE_COST_BYTES_MIN = (
+    65_536  # what a piece counts at least: history was looked through for it, though little was found
+)
+
+
+class _Progress(NamedTuple):
+    """A response that says how far a watcher has got, or all of them (None), when nobody has fallen behind since."""
+
+    response: bytes
+    watcher: Watcher | None
+    falls: int
+
+
+class _Tail(NamedTuple):
+    """History that is not durable yet: the last piece, mostly. Encoded when it leaves; at most one of each watcher."""
+
+    watcher: Watcher
+    changes: Changes
+
+
+class _Pace:
+    """Shares out what one turn sends of history among the streams of the server, in turn.
+
+    Output is written at the end of the turn, and no backlog shows it before.
+    """
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._streams: dict[WatchStream, None] = {}
+
+    def later(self, stream: "WatchStream") -> None:
+        self._streams[stream] = None
+        self._turn.catch_up_later(self)
+
+    def forget(self, stream: "WatchStream") -> None:
+        self._streams.pop(stream, None)
+
+    def fail(self, _error: EtcdError) -> None:
+        """Each stream fails for itself."""
+
+    def catch_up(self) -> bool:
+        streams = self._streams
+        room_bytes = limits.H2_STREAM_SEND_BYTES_MAX
+        while streams and room_bytes > 0:
+            stream = next(iter(streams))
+            del streams[stream]
+            try:
+                sent_bytes, more = stream.send_piece()
+            except Exception as error:
+                bugs.end(stream, error)
+                continue
+            room_bytes -= max(sent_bytes, _PIECE_COST_BYTES_MIN)
+            if more:
+                streams[stream] = None
+        return bool(streams)
+
+
+class WatchStream:
+    """One watch stream: the owner of its watchers."""
+
+    def __init__(self, core: Core, call: StreamCall) -> None:
+        self._core = core
+        self._call = call
+        self._watchers: dict[int, Watcher] = {}
+        self._behind: set[Watcher] = set()  # those that history is being sent to
+        self._ready: dict[Watcher, None] = {}  # those of them whose next piece can be sent
+        self._tails: set[Watcher] = set()  # those with a piece of history at the gate
+        self._falls = 0  # how often a watcher fell behind
+        # Where history left off: what still waits at the gate from before that was told by history already.
+        self._history_told: dict[Watcher, int] = {}
+        self._next_id = 0
+        self._waits_for = 0  # the newest batch that a response of this stream has waited for
+        self._silent_since: dict[int, int] = {}  # progress_notify watchers: revision of their last notification
+        # All streams of the server have the same one: that of any other, which is there as long as another stream is.
+        others = (other._pace for other in core.watch_streams if isinstance(other, WatchStream))
+        self._pace: _Pace = next(others, None) or _Pace(core.turn)
+        core.watch_streams.add(self)
+
+    # --- what the peer asks ---
+
+    def fail(self, error: EtcdError) -> None:
+        """A bug ends the call, see bugs.py."""
+        self._call.finish(error)
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        for message in messages:
+            try:
+                request = rpc_pb2.WatchRequest.FromString(message)
+            except DecodeError:
+                raise errors.MALFORMED_IN_STREAM.error() from None
+            match request.WhichOneof("request_union"):
+                case "create_request":
+                    self._create(request.create_request)
+                case "cancel_request":
+                    self._cancel(request.cancel_request.watch_id)
+                case "progress_request":
+                    self._report_progress()
+
+    def on_requests_end(self) -> None:
+        """Events go on flowing to a peer that has nothing more to ask; a watch over HTTP works that way."""
+
+    def on_gone(self) -> None:
+        for watcher in self._watchers.values():
+            self._core.machine.hub.remove(watcher)
+        self._core.watch_streams.discard(self)
+        self._core.metrics.watchers -= len(self._watchers)
+        self._watchers.clear()
+        self._behind.clear()
+        self._ready.clear()
+        self._tails.clear()
+        self._pace.forget(self)
+        self._history_told.clear()
+
+    def _create(self, request: rpc_pb2.WatchCreateRequest) -> None:
+        machine = self._core.machine
+        if request.start_revision < 0:
+            self._refuse(errors.COMPACTED.message)
+            return
+        if self._core.auth.enabled:
+            # Asked once, when the watch begins: as in etcd, what is revoked later ends no watch that is under way.
+            try:
+                self._core.permit(self._call, request)
+            except EtcdError as error:
+                self._refuse(error.go_text)
+                return
+        key, end = watch_range(request.key, request.range_end)
+        if range_is_empty(key, end):
+            self._refuse("mvcc: watcher range is empty")
+            return
+        watch_id = request.watch_id
+        if watch_id == 0:
+            watch_id = self._free_id()
+        elif watch_id in self._watchers:
+            self._refuse("mvcc: duplicate watch ID provided on the WatchStream")
+            return
+        watcher = Watcher(
+            watch_id,
+            key,
+            end,
+            start_revision=request.start_revision,
+            filters=request.filters,
+            prev_kv=request.prev_kv,
+            fragment=request.fragment,
+            progress_notify=request.progress_notify,
+            owner=self,
+        )
+        self._watchers[watch_id] = watcher
+        machine.hub.add(watcher)
+        self._core.metrics.watchers += 1
+        if watcher.progress_notify:
+            self._silent_since[watch_id] = machine.revision
+        created = rpc_pb2.WatchResponse(header=machine.header(), watch_id=watch_id, created=True)
+        self._hold((created.SerializeToString(), watcher))
+
+    def _free_id(self) -> int:
+        while self._next_id in self._watchers:
+            self._next_id += 1
+        self._next_id += 1
+        return self._next_id - 1
+
+    def _refuse(self, reason: str) -> None:
+        header = self._core.machine.header()
+        refusal = rpc_pb2.WatchResponse(header=header, watch_id=-1, created=True, canceled=True, cancel_reason=reason)
+        self._hold((refusal.SerializeToString(), None))
+
+    def _cancel(self, watch_id: int) -> None:
+        watcher = self._watchers.get(watch_id)
+        if watcher is None:
+            return  # as in etcd, there is no reply
+        self._drop(watcher)
+        response = rpc_pb2.WatchResponse(header=self._core.machine.header(), watch_id=watch_id, canceled=True)
+        self._hold((response.SerializeToString(), None))
+
+    def _drop(self, watcher: Watcher) -> None:
+        self._core.machine.hub.remove(watcher)
+        self._core.metrics.watchers -= 1
+        del self._watchers[watcher.watch_id]
+        self._behind.discard(watcher)
+        self._ready.pop(watcher, None)
+        self._tails.discard(watcher)
+        self._history_told.pop(watcher, None)
+        self._silent_since.pop(watcher.watch_id, None)
+
+    def _report_progress(self) -> None:
+        """Tells how far the stream has got, if all its watchers have got there; else, as etcd 3.6, says nothing."""
+        revision = self._core.machine.revision
+        if self._watchers and not any(w.lagging or w.next_revision > revision + 1 for w in self._watchers.values()):
+            response = rpc_pb2.WatchResponse(header=self._core.machine.header(), watch_id=-1)
+            self._hold(_Progress(response.SerializeToString(), None, self._falls))
+
+    def notify_progress(self) -> None:
+        """Tells the watchers that asked for it, and that heard nothing since the last call, how far they have got."""
+        revision = self._core.turn.durable_revision
+        for watch_id, silent_since in self._silent_since.items():
+            watcher = self._watchers[watch_id]
+            # Neither behind, nor with an event waiting at the gate, nor waiting for the future.
+            up_to_date = not watcher.lagging and watcher.next_revision <= revision + 1
+            if up_to_date and watcher.next_revision <= silent_since + 1:
+                response = rpc_pb2.WatchResponse(header=self._core.header(revision), watch_id=watch_id)
+                self._follow(_Progress(response.SerializeToString(), watcher, self._falls))
+            self._silent_since[watch_id] = max(watcher.next_revision - 1, silent_since)
+
+    def behind(self) -> tuple[int, int]:
+        revision = self._core.machine.revision
+        return len(self._behind), sum(max(revision + 1 - watcher.next_revision, 0) for watcher in self._behind)
+
+    # --- what the gate lets through ---
+
+    def _hold(self, payload: tuple[bytes, Watcher | None] | _Progress | _Tail) -> None:
+        """Sends when all that has been applied until now is durable."""
+        self._core.turn.hold_publications()
+        self._waits_for = self._core.machine.journal.newest_with_rows
+        self._follow(payload)
+
+    def _follow(self, payload: tuple[bytes, Watcher | None] | _Progress | _Tail) -> None:
+        """Sends what is durable already: at once, or after what the stream has waiting at the gate."""
+        self._core.gate.hold(self._waits_for, self, payload)
+
+    def deliver(self, payload: Any) -> None:
+        """(Response, watcher that begins with it), history, or a report of progress."""
+        if isinstance(payload, _Tail):
+            self._deliver_tail(payload)
+            return
+        if isinstance(payload, _Progress):
+            # What it speaks of may have passed a peer by that does not read; then it would be a lie.
+            if payload.falls == self._falls and (payload.watcher is None or not payload.watcher.cancelled):
+                self._call.send([payload.response])
+            return
+        response, begins = payload
+        self._call.send([response])
+        if begins is not None and begins.lagging and not begins.cancelled:
+            self._fall_behind(begins)
+
+    def on_changes(self, watchers: list[Watcher], changes: Changes) -> None:
+        """What is new and durable, for some of the watchers."""
+        told_until = self._history_told
+        room_bytes = limits.H2_STREAM_SEND_BYTES_MAX - self._call.backlog_bytes
+        responses: list[bytes] = []
+        told = 0
+        opening, fields = self._core.machine.header_field(changes.revision), changes.fields()
+        size_bytes = len(fields)
+        for watcher in watchers:
+            if watcher.cancelled or watcher in self._behind or changes.revision < told_until.get(watcher, 0):
+                continue
+            if room_bytes < 0:
+                self._core.machine.hub.lag(watcher, changes.revision)
+                self._fall_behind(watcher)
+                continue
+            room_bytes -= size_bytes
+            told += 1
+            if watcher.fragment:
+                responses += self._responses(watcher, changes)
+            else:
+                responses.append(opening + _watch_id_field(watcher.watch_id) + fields)
+        if responses:
+            self._send_events(responses, told * len(changes.events))
+
+    def _send_events(self, responses: list[bytes], events: int) -> None:
+        self._core.metrics.events += events
+        self._call.send(responses)
+
+    def _deliver_tail(self, tail: _Tail) -> None:
+        watcher = tail.watcher
+        self._tails.discard(watcher)
+        if watcher.cancelled:
+            return
+        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            self._core.machine.hub.lag(watcher, tail.changes.events[0][0].mod_revision)
+            self._fall_behind(watcher)
+            return
+        self._send_events(self._responses(watcher, tail.changes), len(tail.changes.events))
+        if watcher in self._behind:
+            self._ready[watcher] = None
+            self._pace.later(self)
+
+    def _fall_behind(self, watcher: Watcher) -> None:
+        self._falls += 1
+        self._behind.add(watcher)
+        self._ready[watcher] = None
+        self._pace.later(self)
+
+    def catch_up(self) -> bool:
+        """The peer has taken some of what waited for it: the stream takes its place among those that catch up."""
+        self._pace.later(self)
+        return False
+
+    def send_piece(self) -> tuple[int, bool]:
+        """Sends one watcher, the next in turn, its next piece of history.
+
+        Returns its size in bytes, and whether another piece can follow right away; when not, the stream comes back by
+        itself. Cost: of `WatchHub.replay`, and the encoding of one piece.
+        """
+        if not self._ready:
+            return 0, False
+        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            self._call.wake_when_drained(self)
+            return 0, False
+        watcher = next(iter(self._ready))
+        del self._ready[watcher]
+        sent_bytes = 0
+        try:
+            sent_bytes = self._send_history(watcher)
+        except CompactedError as error:
+            self._lost_to_compaction(watcher, error.compact_revision)
+        else:
+            if not watcher.lagging:
+                self._behind.discard(watcher)
+            elif watcher not in self._tails:
+                self._ready[watcher] = None
+        return sent_bytes, bool(self._ready)
+
+    def _send_history(self, watcher: Watcher) -> int:
+        """One piece of history: durable revisions at once, the few newer ones through the gate. Returns bytes sent."""
+        machine, durable = self._core.machine, self._core.turn.durable_revision
+        upto = durable if watcher.next_revision <= durable else machine.revision
+        told = machine.hub.replay(watcher, upto, limits.WATCH_REPLAY_REVISIONS_MAX, limits.WATCH_REPLAY_BYTES_MAX)
+        self._history_told[watcher] = watcher.next_revision
+        if not told:
+            return 0
+        changes = Changes(upto, told)
+        if upto > durable:
+            self._tails.add(watcher)
+            self._hold(_Tail(watcher, changes))
+            return 0
+        # Nothing that this watcher has to hear first is at the gate: not its beginning, and no earlier history.
+        responses = self._responses(watcher, changes)
+        self._send_events(responses, len(told))
+        return sum(map(len, responses))
+
+    def _lost_to_compaction(self, watcher: Watcher, compact_revision: int) -> None:
+        self._drop(watcher)  # told through the gate: the compaction may not be durable yet
+        header = self._core.header(0)  # as in etcd, whose reply has no revision here
+        response = rpc_pb2.WatchResponse(
+            header=header, watch_id=watcher.watch_id, canceled=True, compact_revision=compact_revision
+        )
+        self._hold((response.SerializeToString(), None))
+
+    def _responses(self, watcher: Watcher, changes: Changes) -> list[bytes]:
+        """The response that tells of the changes, which the hub has filtered for this watcher; or its fragments."""
+        core = self._core
+        head = core.machine.header_field(changes.revision) + _watch_id_field(watcher.watch_id)
+        fields = changes.fields()
+        size_max = core.options.max_request_bytes + limits.REQUEST_OVERHEAD_BYTES
+        if not watcher.fragment or len(fields) < size_max:
+            return [head + fields]
+        pieces = _split(changes.each_field(), size_max)
+        return [*(head + _FRAGMENT + piece for piece in pieces[:-1]), head + pieces[-1]]
+
+
+@lru_cache(maxsize=4_096)
+def _watch_id_field(watch_id: int) -> bytes:
+    return number_field(_WATCH_ID_TAG, watch_id)
+
+
+def _split(fields: list[bytes], size_max: int) -> list[bytes]:
+    """Joins serialized events into pieces below `size_max` bytes, or of a single event that is larger by itself."""
+    pieces = [b""]
+    for field in fields:
+        if pieces[-1] and len(pieces[-1]) + len(field) >= size_max:
+            pieces.append(b"")
+        pieces[-1] += field
+    return pieces

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client's connection: bytes from the socket to the protocol, the protocol's output back at the end of the turn.
+
+Laws
+- Whatever arrives is processed at once; nothing is written to a socket except by `flush`, which the turn calls.
+- A peer that does not read is not read from: beyond CONNECTION_SEND_BYTES_MAX unwritten bytes its socket pauses. What
+  one read has brought by then is refused (HTTP/2) or waits (HTTP/1.1), so that a few small requests for large replies
+  cannot fill the memory.
+- A connection gets one large read per turn. libuv goes on reading a socket that a peer fills as fast as it is emptied,
+  32 times over, and everybody else would wait for seconds.
+- When the open batch is full, a connection that brings more pauses until the batch is sealed (turn.py).
+- A connection that goes takes its calls along: each owner of a stream is told once.
+
+The first bytes decide between HTTP/2 and HTTP/1.1, which share each port, as in etcd. From then on a `Session` takes
+the bytes: h2_session.py or h1_session.py. This file knows sockets and turns, and nothing of either protocol.
+"""
+
+import asyncio
+import contextlib
+import socket
+from typing import Protocol, cast
+
+from lessor.base import limits
+from lessor.base.errors import EtcdError
+from lessor.server.loop.core import Core
+from lessor.server.transport.h1_session import H1Session
+from lessor.server.transport.h2_session import H2Session
+from lessor.server.transport.http_calls import answer
+from lessor.wire import sniff
+
+LINGER_S = 1.0
+
+
+class Session(Protocol):
+    """One protocol on one connection. What happens to the socket comes in here; it never touches the socket itself."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the peer has shown that it means to call: before that it has HANDSHAKE_S_MAX."""
+        ...
+
+    @property
+    def paused(self) -> bool:
+        """Whether no more bytes are wanted for now."""
+        ...
+
+    @property
+    def closing(self) -> bool:
+        """Whether the socket is to be closed once the output is written."""
+        ...
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether it closes while the peer may still be sending."""
+        ...
+
+    def receive(self, data: bytes) -> None: ...
+
+    def eof(self) -> bool:
+        """The peer sends no more. Returns whether the socket stays open for a reply that is under way."""
+        ...
+
+    def take_output(self) -> bytes:
+        """What is to be written now, at the end of the turn."""
+        ...
+
+    def wake_drained(self) -> None:
+        """The peer has taken some of what was written."""
+        ...
+
+    def drain(self, error: EtcdError) -> None:
+        """Lets the calls in hand finish, ends the streaming ones with `error`, takes no new ones."""
+        ...
+
+    def lost(self) -> None:
+        """The socket is gone."""
+        ...
+
+
+def _ask_silent_peers(transport: asyncio.Transport) -> None:
+    """Has the kernel find out when the peer has vanished without a FIN; else its calls and watches stay for ever.
+
+    Where a system lacks one of the options its own timing holds. Cost: four system calls.
+    """
+    accepted = transport.get_extra_info("socket")
+    if accepted is None or accepted.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", limits.TCP_KEEPALIVE_IDLE_S),
+        ("TCP_KEEPINTVL", limits.TCP_KEEPALIVE_INTERVAL_S),
+        ("TCP_KEEPCNT", limits.TCP_KEEPALIVE_PROBES),
+    ):
+        option = getattr(socket, name, None)
+        if option is not None:
+            accepted.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class Connection:
+    """One accepted socket. An asyncio.Protocol by its methods alone: inheriting would keep it from being compiled."""
+
+    def __init__(self, core: Core, connections: "set[Connection]", peer_common_name: str | None = None) -> None:
+        self.core = core
+        self._connections = connections
+        self.transport: asyncio.Transport
+        # Of the client's certificate, verified, under --client-cert-auth: the user that gRPC calls come from.
+        self.peer_common_name = peer_common_name
+        self._session: Session | None = None
+        self._first_bytes = b""
+        self._handshake: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.TimerHandle | None = None
+        self._batch_full = False
+        self._unsent = False  # whether the transport's buffer is filling
+        self._had_its_turn = False
+        self.reading = True
+
+    # --- asyncio's callbacks ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        # The bound of a stream's backlog, not the larger one of the connection: a watch that has stopped there waits to
+        # hear that the buffer has drained, and the transport tells only of what it once called full.
+        transport.set_write_buffer_limits(high=limits.H2_STREAM_SEND_BYTES_MAX)
+        _ask_silent_peers(transport)
+        self._connections.add(self)
+        self.core.metrics.connections += 1
+        loop = asyncio.get_running_loop()
+        self._handshake = loop.call_later(limits.HANDSHAKE_S_MAX, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        if self._session is None:
+            self._first_bytes += data
+            kind = sniff.sniff(self._first_bytes)
+            if kind is None:
+                return
+            self._session = self._speak(kind)
+            data, self._first_bytes = self._first_bytes, b""
+        self.core.turn.schedule()
+        self._session.receive(data)
+        if self._handshake is not None and self._session.begun:
+            self._handshake.cancel()
+            self._handshake = None
+        turn = self.core.turn
+        turn.flush_later(self)
+        if turn.overloaded and not self._batch_full:
+            self._batch_full = True
+            turn.pause(self)
+        self._had_its_turn = self._had_its_turn or len(data) >= limits.LARGE_READ_BYTES
+        if self._batch_full or self._had_its_turn or self._unsent or self._session.paused or not self.reading:
+            self._read_or_pause()
+
+    def _speak(self, kind: str) -> Session:
+        return H2Session(self) if kind == "h2" else H1Session(self, answer)
+
+    def eof_received(self) -> bool:
+        """Keeps the socket open while a reply to a request that came in whole is still under way."""
+        return self._session is not None and self._session.eof()
+
+    def pause_writing(self) -> None:
+        self._unsent = True
+        self._read_or_pause()
+
+    def resume_writing(self) -> None:
+        self._unsent = False
+        self._read_or_pause()
+        if self._session is not None:
+            self._session.wake_drained()
+
+    def resume_reading(self) -> None:
+        """The batch that was full is sealed."""
+        self._batch_full = False
+        self._read_or_pause()
+
+    def _read_or_pause(self) -> None:
+        session = self._session
+        peer_slow = self._unsent and self.transport.get_write_buffer_size() > limits.CONNECTION_SEND_BYTES_MAX
+        wanted = not (peer_slow or self._batch_full or self._had_its_turn or (session is not None and session.paused))
+        if wanted is not self.reading and not self.transport.is_closing():
+            self.reading = wanted
+            self.transport.resume_reading() if wanted else self.transport.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._handshake, self._lingering):
+            if timer is not None:
+                timer.cancel()
+        self.core.turn.forget(self)
+        self._connections.discard(self)
+        self.core.metrics.connections -= 1
+        # The session knows us too: without that link both go at once, and the collector is not needed (main.py).
+        session, self._session = self._session, None
+        if session is not None:
+            session.lost()
+
+    # --- the server's ---
+
+    def flush(self) -> None:
+        self._had_its_turn = False
+        session = self._session
+        if session is None or self.transport.is_closing():
+            return
+        output = session.take_output()
+        if output:
+            self.transport.write(output)
+        if self._unsent or not self.reading:
+            self._read_or_pause()
+        if session.closing:
+            self._hang_up(session.cut_off)
+
+    def fail(self, _error: EtcdError) -> None:
+        """A bug in making its output: what the peer would read next is not to be trusted."""
+        self.transport.abort()
+
+    def _hang_up(self, cut_off: bool) -> None:
+        """Ends the connection after its last bytes.
+
+        Closing a socket that holds unread bytes resets it, and the peer loses the reply that says what was wrong. So a
+        peer that was cut off while it was sending gets LINGER_S to stop and read; what it sends is dropped.
+        """
+        if not cut_off:
+            self.transport.close()
+        elif self._lingering is None:
+            if self.transport.can_write_eof():  # TLS has no end of one direction
+                with contextlib.suppress(OSError):  # reset by the peer already: not every loop keeps that to itself
+                    self.transport.write_eof()
+            self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self.transport.close)
+
+    def drain(self, error: EtcdError) -> None:
+        """Lets the calls in hand finish, ends the streaming ones with `error`, takes no new ones."""
+        if self._session is None:
+            self.transport.close()
+        else:
+            self._session.drain(error)
+            self.core.turn.flush_later(self)

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""HTTP/1.1 on one connection: one request after the other, as pages, JSON calls or a WebSocket.
+
+Laws
+- Replies leave in the order of their requests; a pipelined request begins when the reply before it is complete.
+- A pipeline whose peer does not take the replies waits, and so does whatever came behind it.
+
+What a WebSocket needs is loaded with the first one: it would be an eighth of the time that a server takes to start.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+from lessor.api.methods import BY_ROUTE, Method
+from lessor.base import limits
+from lessor.base.errors import EtcdError
+from lessor.gateway import routes
+from lessor.gateway.routes import Headers
+from lessor.server.loop.core import Core
+from lessor.server.loop.long_reply import LongReply
+from lessor.server.transport.http_calls import Body, Exchange, JsonStream, JsonUnary, answer
+from lessor.wire import h1
+
+if TYPE_CHECKING:
+    from lessor.server.transport.connection import Connection
+    from lessor.server.transport.websocket_calls import WebSocketCall
+
+_BAD_UPGRADE = routes.Answer(400, (*routes.TEXT_HEADERS, (b"sec-websocket-version", b"13")), b"Bad Request\n")
+
+
+@lru_cache(maxsize=256)
+def _block(headers: Headers) -> bytes:
+    return h1.encode_headers(headers)
+
+
+def _upgrades_to(core: Core, exchange: h1.Exchange) -> Method | None:
+    """The streaming method that a request wants to call over a WebSocket; None for any other request."""
+    if exchange.head.get(b"upgrade") is None:
+        return None
+    from lessor.server.transport.websocket_calls import streaming_method
+
+    return streaming_method(core, exchange)
+
+
+def _body_bytes_max(core: Core, exchange: h1.Exchange) -> int | None:
+    """A stream's body may be without end; its decoder bounds each message in it."""
+    found = BY_ROUTE.get(exchange.path)
+    # Base64 and names make JSON larger than the message, whose own limit is checked when it is known.
+    return 2 * core.options.message_bytes_max if found is None or found.unary else None
+
+
+class H1Session:
+    """The requests of one connection.
+
+    A pipelined request begins a little later than the protocol has read its head, see `replied`. Until then whatever
+    else happens to the connection waits, too: more bytes, their end, the end of the server.
+    """
+
+    def __init__(self, connection: "Connection", serve: Callable[[Core, Exchange], Body]) -> None:
+        self.core = connection.core
+        self.connection = connection
+        self.waiting_for_drain: set[Any] = set()
+        self.serve = serve
+        self._websocket: WebSocketCall | None = None
+        self._h1 = h1.H1Connection(partial(_body_bytes_max, self.core))
+        self.cut_off = False  # closed for what the peer sent, while it may be sending more
+        self.begun = False  # whether a request's head has come in whole
+        self._deferred: list[h1.Event] = []  # of the next request of a pipeline
+        self._kept = bytearray()  # what came behind them and was not looked at
+        self._eof = False
+        self._stopped: EtcdError | None = None
+        self._unfinished_bytes = 0  # kept of the request that has not come in whole
+
+    def receive(self, data: bytes) -> None:
+        if self._websocket is not None:
+            self._receive_from_websocket(self._websocket, data)
+            return
+        if self._deferred:
+            self._kept += data
+            return
+        was_open = not self._h1.closing
+        self._take(self._h1.receive(data))
+        if was_open and self._h1.closing:
+            self.cut_off = True
+
+    def refuse(self) -> None:
+        """Reads nothing, and closes."""
+        self._h1.abort()
+
+    def eof(self) -> bool:
+        """The peer will send no more. Returns whether a reply to it is still under way.
+
+        A streaming reply has no end that it could be waiting for, and a call that waits for its turn may wait for long:
+        their peers have hung up.
+        """
+        self._eof = True
+        if self._deferred:
+            return True
+        if self._websocket is not None:
+            return False
+        self._take(self._h1.receive_eof())
+        exchange = self._h1.exchange
+        body = exchange.owner.body if exchange is not None and exchange.owner else None
+        waiting = body.waiting if isinstance(body, JsonUnary) else None
+        waits = waiting is not None and not isinstance(waiting, LongReply)
+        hung_up = waits or isinstance(body, JsonStream)
+        return not (self._h1.closing or hung_up)
+
+    def _take(self, events: list[h1.Event]) -> None:
+        for kind, exchange, payload in events:
+            if kind == h1.REQUEST:
+                self.begun = True
+                exchange.owner = H1Exchange(self, self._h1, exchange)
+                self._h1.accept_body()
+            elif kind == h1.END and exchange.owner.upgrades_to is not None:
+                self._open_websocket(exchange, exchange.owner.upgrades_to)
+            elif kind == h1.BODY:
+                exchange.owner.body.on_body(payload)
+            elif kind == h1.END:
+                self._keep_count(0)
+                exchange.owner.body.on_end()
+            elif kind == h1.ABORT:
+                self._keep_count(0)
+                exchange.owner.body.on_gone()
+        if events and events[-1][0] == h1.BODY:
+            self._keep_count(events[-1][1].owner.body.unfinished_bytes)
+        self.core.turn.flush_later(self.connection)
+
+    def _keep_count(self, kept_bytes: int) -> None:
+        if kept_bytes != self._unfinished_bytes:
+            more_bytes, self._unfinished_bytes = kept_bytes - self._unfinished_bytes, kept_bytes
+            self.core.unfinished.change(self, more_bytes)
+
+    def refuse_unfinished(self, error: EtcdError) -> None:
+        self._keep_count(0)
+        exchange = self._h1.exchange
+        if self._websocket is not None:
+            self._websocket.end(error)
+        elif exchange is not None and exchange.owner is not None:
+            exchange.owner.body.fail(error)
+
+    def _open_websocket(self, exchange: h1.Exchange, method: Method) -> None:
+        from lessor.server.transport.websocket_calls import WebSocketCall
+        from lessor.wire import websocket
+
+        opened = websocket.accept(exchange)
+        if opened is None:
+            exchange.owner.reply(*_BAD_UPGRADE)
+            return
+        exchange.owner.body.on_gone()  # what would have answered a plain GET
+        rest = self._h1.hand_over()
+        self._websocket = WebSocketCall(self, exchange, method, opened)
+        self._receive_from_websocket(self._websocket, rest)
+
+    def _receive_from_websocket(self, call: "WebSocketCall", data: bytes) -> None:
+        call.receive(data)
+        self._keep_count(call.unfinished_bytes)
+
+    def flush_later(self) -> None:
+        self.core.turn.flush_later(self.connection)
+
+    def replied(self, next_events: list[h1.Event]) -> None:
+        """A reply is complete; a pipelined request may have been waiting for that."""
+        self.core.turn.flush_later(self.connection)
+        if next_events:
+            # Not from here: a long pipeline of cheap requests would nest as deep as it is long.
+            self._deferred = next_events
+            asyncio.get_running_loop().call_soon(self._take_next)
+
+    def _take_next(self) -> None:
+        """The next request of a pipeline: now, or when the peer has taken the replies to those before it."""
+        if self._deferred and self.backlog_bytes <= limits.H2_STREAM_SEND_BYTES_MAX:
+            self._take_deferred()
+
+    def _take_deferred(self) -> None:
+        events, self._deferred = self._deferred, []
+        self._take(events)
+        # Each of these may find the request answered and the one behind it deferred, and then waits again.
+        if self._kept and not self._deferred:
+            kept, self._kept = bytes(self._kept), bytearray()
+            self.receive(kept)
+        if self._stopped is not None and not self._deferred:
+            self.drain(self._stopped)
+        if self._eof and not self._deferred and not self.eof():
+            self.lost()
+
+    @property
+    def paused(self) -> bool:
+        return self._h1.paused or len(self._kept) >= h1.WAITING_BYTES_MAX
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self.connection.transport.get_write_buffer_size()
+
+    def wake_drained(self) -> None:
+        if self._deferred:
+            self._take_deferred()
+        waiting, self.waiting_for_drain = self.waiting_for_drain, set()
+        for stream in waiting:
+            self.core.turn.catch_up_later(stream)
+
+    def take_output(self) -> bytes:
+        output = self._h1.take_output()
+        return output + self._websocket.take_output() if self._websocket is not None else output
+
+    @property
+    def closing(self) -> bool:
+        return self._websocket.closing if self._websocket is not None else self._h1.closing
+
+    def drain(self, error: EtcdError) -> None:
+        self._stopped = error
+        if self._websocket is not None:
+            self._websocket.end(error)
+            return
+        exchange = self._h1.exchange
+        self._h1.drain()
+        if exchange is not None and exchange.owner is not None:
+            exchange.owner.end_stream(error)
+
+    def lost(self) -> None:
+        self._keep_count(0)
+        call, self._websocket = self._websocket, None  # it knows us
+        if call is not None:
+            call.gone()
+            return
+        exchange = self._h1.exchange
+        self._deferred.clear()
+        self._kept.clear()
+        self._h1.abort()
+        if exchange is not None and exchange.owner is not None:
+            exchange.owner.body.on_gone()
+
+
+class H1Exchange:
+    """One HTTP/1.1 request."""
+
+    overfull = False  # one request at a time is looked at, when the last reply has left
+
+    def __init__(self, session: H1Session, connection: h1.H1Connection, exchange: h1.Exchange) -> None:
+        self._session = session
+        self._h1 = connection
+        self.method = exchange.method
+        self.path = exchange.path
+        self.query = exchange.query
+        self.header = exchange.head.get
+        self.upgrades_to = _upgrades_to(session.core, exchange) if session.serve is answer else None
+        self.body = session.serve(session.core, self)
+
+    def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        self._session.replied(self._h1.reply(status, _block(headers), body))
+
+    def start(self, status: int, headers: Headers) -> None:
+        self._h1.start(status, _block(headers))
+        self._session.core.turn.flush_later(self._session.connection)
+
+    def write(self, data: bytes) -> None:
+        self._h1.write(data)
+        self._session.core.turn.flush_later(self._session.connection)
+
+    def finish(self) -> None:
+        self._session.replied(self._h1.finish())
+
+    def end_stream(self, error: EtcdError) -> None:
+        """Ends a streaming reply at shutdown; a unary one is under way and ends by itself."""
+        if isinstance(self.body, JsonStream):
+            self.body.finish(error)
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self._session.backlog_bytes
+
+    def wake_when_drained(self, stream: Any) -> None:
+        self._session.waiting_for_drain.add(stream)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A streaming call of the JSON gateway over a WebSocket: each line of the stream is a message of its own.
+
+The call itself is the `JsonStream` of http_calls.py, which sees an exchange like any other. A call that fails tells so
+in a message, as the stream does, and the code of the close frame tells it again.
+"""
+
+from typing import Any, Protocol
+
+from lessor.api.methods import BY_ROUTE, Method
+from lessor.base.errors import EtcdError
+from lessor.gateway.routes import Headers, error_answer
+from lessor.server.loop.core import Core
+from lessor.server.transport.http_calls import JsonStream, timeout_of
+from lessor.wire import h1, websocket
+
+
+class Session(Protocol):
+    """The connection's side: what an HTTP/1.1 session is too."""
+
+    core: Core
+    waiting_for_drain: set[Any]
+
+    @property
+    def backlog_bytes(self) -> int: ...
+
+    def flush_later(self) -> None: ...
+
+
+def streaming_method(core: Core, exchange: h1.Exchange) -> Method | None:
+    """The method that a request for a WebSocket wants to call; None for any other request, and for unary calls."""
+    if not websocket.wants_websocket(exchange):
+        return None
+    method = BY_ROUTE.get(exchange.path)
+    return method if method is not None and not method.unary and core.serves(method) else None
+
+
+class WebSocketCall:
+    """One call, and the exchange that its JsonStream replies to. `method` is POST whatever the request was."""
+
+    method = "POST"
+
+    overfull = False  # there is one call on the connection
+
+    def __init__(self, session: Session, exchange: h1.Exchange, method: Method, opened: websocket.WebSocket) -> None:
+        self._session = session
+        self._ws = opened
+        self._started = False
+        self.path = exchange.path
+        self.query = exchange.query
+        self.exchange = exchange
+        self._body: JsonStream | None = None
+        try:
+            self._body = JsonStream(session.core, self, method, timeout_of(self))
+        except EtcdError as error:
+            self.reply(*error_answer(error))
+
+    def header(self, name: bytes, /) -> bytes | None:
+        """Of the request that opened the WebSocket; a token among its subprotocols counts as `authorization`."""
+        if name == b"authorization" and self._ws.token is not None:
+            return b"Bearer " + self._ws.token
+        return self.exchange.get(name)
+
+    # from the connection
+
+    def receive(self, data: bytes) -> None:
+        for piece in self._ws.receive(data):
+            if self._body is not None:
+                self._body.on_body(piece)
+        if self._ws.closing:
+            self.gone()
+        self._session.flush_later()
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """What is kept of a message that has not come in whole."""
+        return self._body.unfinished_bytes if self._body is not None else 0
+
+    def gone(self) -> None:
+        """The peer said goodbye, or went without."""
+        body, self._body = self._body, None
+        if body is not None:
+            body.on_gone()
+
+    def end(self, error: EtcdError) -> None:
+        """The server goes."""
+        if self._body is not None:
+            self._body.finish(error)
+
+    def take_output(self) -> bytes:
+        return self._ws.take_output()
+
+    @property
+    def closing(self) -> bool:
+        return self._ws.closing
+
+    # from the call
+
+    def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """The call failed before its first message; `body` says why."""
+        self.write(b'{"error":%b}' % body)
+        self._close(websocket.BAD_MESSAGE if status == 400 else websocket.INTERNAL)
+
+    def start(self, status: int, headers: Headers) -> None: ...
+
+    def write(self, data: bytes) -> None:
+        self._ws.send(data.rstrip(b"\n"))
+        self._session.flush_later()
+
+    def finish(self) -> None:
+        self._close(websocket.NORMAL)
+
+    def _close(self, code: int) -> None:
+        self._body = None
+        self._ws.close(code)
+        self._session.flush_later()
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self._session.backlog_bytes
+
+    def wake_when_drained(self, stream: Any) -> None:
+        self._session.waiting_for_drain.add(stream)

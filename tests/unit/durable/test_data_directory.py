@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories that Lessor must not serve from, and files in them that do not belong together.
+
+Beyond what the engine's own tests hold.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lessor.durable import directory, snapshot_file, sqlite
+from lessor.durable.engine import DataDirError
+from lessor.durable.sqlite import SqliteEngine
+from tests.faulty_disk import StatementFaults
+from tests.unit.durable.engine_rows import batch, files, put
+
+
+def test_an_etcds_data_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "member" / "snap").mkdir(parents=True)
+    with pytest.raises(DataDirError, match="holds the data of an etcd"):
+        SqliteEngine(tmp_path).open((1, 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["member"]
+
+
+# --- the batch log and its database ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crashed(tmp_path: Path) -> Path:
+    """A directory whose server was killed: batch 1 is in the tables, batch 2 in the batch log alone."""
+    engine = SqliteEngine(tmp_path / "alive")
+    engine.open((1, 2))
+    engine.begin_term(1)
+    engine.commit(batch(1, events=[put(2, b"in the tables")]))
+    engine.fold()
+    engine.commit(batch(2, events=[put(3, b"in the log")]))
+    shutil.copytree(tmp_path / "alive", tmp_path / "crashed")
+    engine.close()
+    return tmp_path / "crashed"
+
+
+def keys(data_dir: Path) -> list[bytes]:
+    engine = SqliteEngine(data_dir)
+    try:
+        engine.open((1, 2))
+        return [event[2] for event in engine.load().events]
+    finally:
+        engine.close()
+
+
+def refused(data_dir: Path, match: str) -> None:
+    """Opening says so in one line and changes no file that holds data."""
+    before = files(data_dir)
+    with pytest.raises(DataDirError, match=match) as caught:
+        SqliteEngine(data_dir).open((1, 2))
+    assert "\n" not in str(caught.value)
+    assert {name: content for name, content in files(data_dir).items() if content or name in before} == before
+
+
+def test_what_is_in_the_log_alone_is_there_after_a_crash(crashed: Path) -> None:
+    assert keys(crashed) == [b"in the tables", b"in the log"]
+    assert keys(crashed) == [b"in the tables", b"in the log"]
+
+
+@pytest.mark.parametrize("name", directory.LOG_NAMES)
+def test_a_log_that_is_missing_after_a_crash_is_refused_until_a_person_says_so(crashed: Path, name: str) -> None:
+    held_batch = b"in the log" in (crashed / name).read_bytes()
+    (crashed / name).unlink()
+    refused(crashed, f"{name}: missing, and the newest writes may be in it alone")
+    (crashed / name).touch()
+    assert keys(crashed) == [b"in the tables"] + ([] if held_batch else [b"in the log"])
+
+
+def test_a_log_with_a_gap_is_refused_and_left_alone(crashed: Path) -> None:
+    path = crashed / "lessor.log.0"
+    engine = SqliteEngine(crashed)
+    engine.open((1, 2))
+    engine.commit(batch(3, events=[put(4, b"first")]))
+    engine.commit(batch(4, events=[put(5, b"second")]))
+    shutil.copytree(crashed, crashed.with_name("again"))
+    engine.close()
+    again = crashed.with_name("again")
+    data = path.read_bytes()
+    (again / path.name).write_bytes(data.replace(b"first", b"fIrst", 1))
+    refused(again, r"damaged \(batch 4 is there, but of those before it only the ones up to 2\)")
+    (again / path.name).write_bytes(data)
+    assert keys(again) == [b"in the tables", b"in the log", b"first", b"second"]
+
+
+def test_after_a_clean_stop_the_log_may_be_missing(crashed: Path) -> None:
+    engine = SqliteEngine(crashed)
+    engine.open((1, 2))
+    engine.begin_term(2)
+    engine.commit(batch(3, events=[put(4, b"last")], clean=True))
+    engine.close()
+    for name in directory.LOG_NAMES:
+        (crashed / name).unlink()
+    assert keys(crashed) == [b"in the tables", b"in the log", b"last"]
+
+
+def test_a_log_of_an_earlier_run_does_not_count(crashed: Path) -> None:
+    """As when a person puts an old log back: its batches are in the tables already, or were overtaken."""
+    old = {name: (crashed / name).read_bytes() for name in directory.LOG_NAMES}
+    engine = SqliteEngine(crashed)
+    engine.open((1, 2))
+    engine.begin_term(2)
+    engine.commit(batch(3, events=[put(4, b"newer")]))
+    engine.fold()
+    engine.close()
+    for name, content in old.items():
+        (crashed / name).write_bytes(content)
+    assert keys(crashed) == [b"in the tables", b"in the log", b"newer"]
+
+
+def test_a_backup_in_the_place_of_its_own_database_is_not_brought_up_to_date(crashed: Path) -> None:
+    """Whoever goes back to a backup wants the state of that moment, whatever logs lie beside it."""
+    engine = SqliteEngine(crashed)
+    engine.open((1, 2))
+    engine.begin_term(2)
+    engine.backup(crashed.with_name("copy"))
+    engine.commit(batch(3, events=[put(4, b"a mistake")]))
+    engine.close()
+    os.replace(crashed.with_name("copy"), crashed / "lessor.db")
+    assert keys(crashed) == [b"in the tables", b"in the log"]
+    engine = SqliteEngine(crashed)
+    engine.open((1, 2))
+    engine.begin_term(3)
+    engine.commit(batch(3, events=[put(4, b"another way")]))
+    engine.close()
+    assert keys(crashed) == [b"in the tables", b"in the log", b"another way"]
+
+
+def test_a_copy_of_the_database_alone_is_refused_unless_it_is_restored_as_such(crashed: Path, tmp_path: Path) -> None:
+    engine = SqliteEngine(crashed)
+    engine.open((1, 2))
+    engine.begin_term(2)
+    engine.defragment()  # so that SQLite's log is empty
+    (tmp_path / "alone").mkdir()
+    shutil.copy(crashed / "lessor.db", tmp_path / "alone")
+    engine.close()
+    refused(tmp_path / "alone", "missing, and the newest writes may be in it alone")
+    snapshot_file.restore(tmp_path / "alone" / "lessor.db", tmp_path / "restored", skip_checksum=True)
+    assert [path.name for path in (tmp_path / "restored").iterdir()] == ["lessor.db"]
+    assert keys(tmp_path / "restored") == [b"in the tables", b"in the log"]
+
+
+def test_logs_that_cannot_be_made_or_read_are_said(crashed: Path) -> None:
+    (crashed / "lessor.log.1").unlink()
+    (crashed / "lessor.log.1").mkdir()
+    with pytest.raises(DataDirError, match=r"lessor\.log\.1: the disk failed to read or write \(EISDIR\)"):
+        SqliteEngine(crashed).open((1, 2))
+
+
+@pytest.mark.slow
+def test_an_idle_server_saves_its_uptime_without_piling_up_or_writing_to_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "FOLD_BYTES", 8_000)
+    faults = StatementFaults(0)
+    engine = SqliteEngine(tmp_path / "data", connect=faults.connect)
+    engine.open((1, 2))
+    before = faults.countdown.calls
+    for number in range(1, 401):
+        engine.commit(batch(number, now_s=number / 2))
+        engine.settle()
+        assert len(engine._unfolded) <= 1
+        assert engine._unfolded.size_bytes < 8_000
+    assert 0 < faults.countdown.calls - before < 20
+    shutil.copytree(tmp_path / "data", tmp_path / "crashed")
+    engine.close()
+    engine = SqliteEngine(tmp_path / "crashed")
+    assert engine.open((1, 2)).clock_s == 200.0
+    engine.close()

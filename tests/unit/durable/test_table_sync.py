@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folds that do not sync, syncs beside the commits, and other programs that hold the write lock of the tables.
+
+The thread that syncs is the test's: a sync ends when `later.run()` is called, or when the engine waits for it.
+"""
+
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lessor.durable import batch_log, sqlite
+from lessor.durable.engine import EngineError, TablesLockedError
+from lessor.durable.sqlite import SqliteEngine
+from tests.faulty_disk import FSYNC_FAILED, Countdown, Later, PowerLoss, StatementFaults, run_at_once
+from tests.unit.durable.engine_rows import ALARM, IDENTITY, batch, put
+
+FILE_BYTES = 2_000
+VALUE = b"v" * 400  # four records fill a file
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_log, "FILE_BYTES", FILE_BYTES)
+    monkeypatch.setattr(sqlite, "LOGGED_BYTES_MAX", FILE_BYTES)
+    monkeypatch.setattr(sqlite, "FOLD_BYTES", 1)
+    monkeypatch.setattr(sqlite, "BUSY_S", 0.01)
+
+
+@pytest.fixture
+def later() -> Later:
+    return Later()
+
+
+@pytest.fixture
+def power(tmp_path: Path) -> PowerLoss:
+    return PowerLoss(tmp_path / "data")
+
+
+@pytest.fixture
+def engine(tmp_path: Path, power: PowerLoss, later: Later) -> Iterator[SqliteEngine]:
+    engine = SqliteEngine(tmp_path / "data", connect=power.connect, start=later.start)
+    engine.open(IDENTITY)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def shell(engine: SqliteEngine, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """A person with the sqlite3 shell."""
+    with closing(sqlite3.connect(tmp_path / "data" / "lessor.db", isolation_level=None, timeout=0)) as connection:
+        yield connection
+
+
+def put_batch(engine: SqliteEngine, number: int) -> None:
+    engine.commit(batch(number, events=[put(number, b"%d" % number, VALUE)]))
+
+
+def revisions(engine: SqliteEngine) -> list[int]:
+    return [event[0] for event in engine.load().events]
+
+
+def in_tables(shell: sqlite3.Connection) -> list[int]:
+    return [revision for (revision,) in shell.execute("SELECT revision FROM event ORDER BY revision")]
+
+
+def after_power_loss(power: PowerLoss, tmp_path: Path) -> SqliteEngine:
+    """An engine on what is left when nothing that was not synced is."""
+    left = tmp_path / "left"
+    shutil.copytree(tmp_path / "data", left)
+    power.leave(left, Always())
+    engine = SqliteEngine(left)
+    engine.open(IDENTITY)
+    return engine
+
+
+class Always(random.Random):
+    """Loses every sector."""
+
+    def choice(self, seq: object) -> float:  # type: ignore[override]
+        return 1.0
+
+    def random(self) -> float:
+        return 0.5
+
+
+def test_a_fold_shows_rows_to_people_and_leaves_the_disk_to_the_next_sync(
+    engine: SqliteEngine, power: PowerLoss, shell: sqlite3.Connection, later: Later
+) -> None:
+    put_batch(engine, 1)
+    synced = power.synced
+    engine.fold()
+    assert in_tables(shell) == [1]
+    assert power.synced == synced
+    for number in range(2, 7):  # into the second file
+        put_batch(engine, number)
+        engine.settle()
+    assert power.synced == synced
+    later.run()
+    assert power.synced == power.now() != synced
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda engine: engine.begin_term(7),
+        lambda engine: engine.commit(batch(3, alarms=ALARM)),
+        lambda engine: engine.commit(batch(3, compact_revision=1)),
+        lambda engine: engine.commit(batch(3, events=[put(3, b"large", b"v" * FILE_BYTES)])),
+        lambda engine: engine.commit(batch(3, clean=True, peer_urls=("http://a",))),
+    ],
+    ids=["term", "alarm", "compaction", "large", "peer URLs"],
+)
+def test_what_is_in_the_tables_alone_survives_a_loss_of_power(
+    engine: SqliteEngine, power: PowerLoss, tmp_path: Path, write: Callable[[SqliteEngine], None]
+) -> None:
+    put_batch(engine, 1)
+    engine.fold()
+    write(engine)
+    put_batch(engine, 4)
+    engine.fold()
+    expected = engine.load().meta._replace(clean=False)
+    found = after_power_loss(power, tmp_path)
+    assert found.load().meta._replace(clean=False) == expected
+    assert revisions(found) == revisions(engine)
+    found.close()
+
+
+def test_a_sync_runs_beside_commits_and_folds_wait_for_its_end(
+    engine: SqliteEngine, shell: sqlite3.Connection, later: Later, tmp_path: Path
+) -> None:
+    for number in range(1, 6):
+        put_batch(engine, number)
+        engine.settle()
+    assert engine._syncing.running
+    put_batch(engine, 6)
+    assert not engine.settle()
+    with pytest.raises(TablesLockedError):
+        engine.fold_step()
+    with pytest.raises(TablesLockedError):
+        engine.collect([(1, 0)])
+    assert in_tables(shell) == [1, 2, 3, 4, 5]
+    later.run()
+    assert engine._syncing.synced == 5
+    assert engine._wal_pages() < 4  # the log was copied whole, and begun anew by the sync itself
+    assert engine.settle()
+    assert not engine._syncing.running
+    assert in_tables(shell) == [1, 2, 3, 4, 5, 6]
+    engine.collect()
+    assert in_tables(shell) == [2, 3, 4, 5, 6]
+
+
+def test_a_commit_waits_only_when_both_files_are_full(engine: SqliteEngine, tmp_path: Path) -> None:
+    for number in range(1, 9):
+        put_batch(engine, number)
+        engine.settle()
+    assert engine._syncing.running
+    assert engine._syncing.synced == 0
+    put_batch(engine, 9)  # waits for the sync, whose end the test has not asked for
+    assert engine._syncing.synced >= 4
+    assert revisions(engine) == list(range(1, 10))
+    for name in ("lessor.log.0", "lessor.log.1"):
+        assert (tmp_path / "data" / name).stat().st_size == FILE_BYTES
+
+
+@pytest.mark.parametrize("settles", [False, True])
+def test_a_log_goes_round_and_round(engine: SqliteEngine, settles: bool, power: PowerLoss, tmp_path: Path) -> None:
+    for number in range(1, 60):
+        put_batch(engine, number)
+        if settles:
+            engine.settle()
+    found = after_power_loss(power, tmp_path)
+    assert revisions(found) == list(range(1, 60))
+    found.close()
+
+
+def test_with_a_thread_that_is_one(tmp_path: Path) -> None:
+    engine = SqliteEngine(tmp_path / "data")
+    engine.open(IDENTITY)
+    for number in range(1, 100):
+        put_batch(engine, number)
+        engine.settle()
+        if number % 9 == 0:
+            engine.fold()
+    assert engine._syncing.synced > 50
+    assert revisions(engine) == list(range(1, 100))
+    engine.close()
+    engine.open(IDENTITY)
+    assert revisions(engine) == list(range(1, 100))
+    engine.close()
+
+
+@pytest.mark.parametrize("took_effect", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("nth", range(1, 5))
+def test_a_sync_that_fails_is_final_and_loses_nothing(tmp_path: Path, nth: int, took_effect: bool) -> None:
+    """Whichever of its statements fails, the next write hears of it."""
+    faults = StatementFaults(0, error=FSYNC_FAILED)
+
+    def start(work: Callable[[], None]) -> Callable[[], None]:
+        faults.countdown = Countdown(nth, took_effect=took_effect)
+        return run_at_once(work)
+
+    engine = SqliteEngine(tmp_path / "data", connect=faults.connect, start=start)
+    engine.open(IDENTITY)
+    for number in range(1, 6):
+        put_batch(engine, number)
+        engine.settle()
+    assert faults.countdown.failed
+    for write in (
+        lambda: engine.commit(batch(6)),
+        lambda: engine.commit(batch(6, alarms=ALARM)),
+        engine.settle,
+        lambda: engine.begin_term(9),
+    ):
+        with pytest.raises(EngineError, match=r"disk failed to read or write \(SQLITE_IOERR_FSYNC\)") as caught:
+            write()
+        assert not isinstance(caught.value, TablesLockedError)
+    engine.close()
+    again = SqliteEngine(tmp_path / "data")
+    again.open(IDENTITY)
+    assert revisions(again) == [1, 2, 3, 4, 5]
+    again.close()
+
+
+# --- other programs -------------------------------------------------------------------------------------------------
+
+
+def test_a_fold_that_another_program_keeps_from_the_tables_is_done_later(
+    engine: SqliteEngine, shell: sqlite3.Connection
+) -> None:
+    shell.execute("BEGIN IMMEDIATE")
+    for number in (1, 2, 3):
+        put_batch(engine, number)
+        engine.settle()
+        with pytest.raises(TablesLockedError, match="locked by another program") as caught:
+            engine.fold_step()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(TablesLockedError):
+        engine.fold()
+    shell.execute("ROLLBACK")
+    assert in_tables(shell) == []
+    assert engine.fold_step() is False
+    assert in_tables(shell) == [1, 2, 3]
+    engine.commit(batch(4, alarms=ALARM))
+
+
+def test_a_backlog_is_folded_faster(
+    engine: SqliteEngine, shell: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "FOLD_ROWS", 1)
+    shell.execute("BEGIN IMMEDIATE")
+    for number in range(1, 5):
+        put_batch(engine, number)
+        engine.settle()
+    shell.execute("ROLLBACK")
+    put_batch(engine, 5)
+    engine.settle()
+    assert in_tables(shell) == [1, 2]
+
+
+def test_under_load_it_folds_from_so_many_bytes_or_rows_on(
+    engine: SqliteEngine, shell: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "FOLD_BYTES", FILE_BYTES)
+    monkeypatch.setattr(sqlite, "FOLD_FROM_ROWS", 3)
+    for number, expected in ((1, []), (2, []), (3, [1, 2, 3])):
+        put_batch(engine, number)
+        engine.settle()
+        assert in_tables(shell) == expected
+    monkeypatch.setattr(sqlite, "FOLD_BYTES", 2 * len(VALUE))
+    monkeypatch.setattr(sqlite, "FOLD_FROM_ROWS", 100)
+    for number, expected in ((4, [1, 2, 3]), (5, [1, 2, 3, 4, 5]), (6, [1, 2, 3, 4, 5])):
+        put_batch(engine, number)
+        engine.settle()
+        assert in_tables(shell) == expected
+
+
+@pytest.mark.parametrize("batches", [1, 9], ids=["a batch that is not for the log", "a log that is full"])
+def test_a_commit_that_cannot_do_without_the_tables_fails_for_good(
+    engine: SqliteEngine, shell: sqlite3.Connection, batches: int
+) -> None:
+    shell.execute("BEGIN IMMEDIATE")
+    for number in range(1, batches):
+        put_batch(engine, number)
+        engine.settle()
+    failing = batch(batches, alarms=ALARM) if batches == 1 else batch(batches, events=[put(batches, b"k", VALUE)])
+    with pytest.raises(EngineError, match="locked by another program") as caught:
+        engine.commit(failing)
+    assert not isinstance(caught.value, TablesLockedError)
+    shell.execute("ROLLBACK")
+    with pytest.raises(EngineError, match="no write after a failed one"):
+        engine.commit(batch(batches + 1))
+
+
+def test_a_sync_that_found_the_tables_locked_has_synced_nothing_and_is_tried_again(
+    engine: SqliteEngine, shell: sqlite3.Connection, later: Later, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "data" / "lessor.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM meta").fetchall()  # so that SQLite's log cannot be copied whole
+        for number in range(1, 6):
+            put_batch(engine, number)
+            engine.settle()
+        shell.execute("BEGIN IMMEDIATE")
+        later.run()
+        assert engine._syncing.synced == 0
+        assert engine._syncing.error is None
+        shell.execute("ROLLBACK")
+        put_batch(engine, 6)
+        engine.settle()
+        assert engine._syncing.running
+        later.run()
+        assert engine._syncing.synced == 6
+
+
+def test_a_lock_that_stays_does_not_make_it_sync_again_and_again(
+    engine: SqliteEngine, shell: sqlite3.Connection, later: Later
+) -> None:
+    for number in range(1, 6):
+        put_batch(engine, number)
+        engine.settle()
+    shell.execute("BEGIN IMMEDIATE")
+    later.run()
+    for number in (6, 7, 8):
+        put_batch(engine, number)
+        engine.settle()
+        assert not engine._syncing.running

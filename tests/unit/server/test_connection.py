@@ -1,0 +1,668 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a connection reads, pauses and gives up a peer. Transport and turn are stand-ins, the protocols are real."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any, cast
+
+import hpack
+import pytest
+import uvloop
+
+from lessor.api.methods import BY_PATH
+from lessor.api.proto import mvcc_pb2, rpc_pb2
+from lessor.base import errors, limits
+from lessor.base.errors import Code
+from lessor.server.loop.core import Core
+from lessor.server.loop.unfinished import Unfinished
+from lessor.server.observe.metrics import Counts, Metrics
+from lessor.server.transport.connection import Connection
+from lessor.wire import frames
+from lessor.wire.frames import ErrorCode
+from lessor.wire.h1 import WAITING_BYTES_MAX
+from lessor.wire.h2 import encode_headers
+from lessor.wire.h2_keepalive import KeepaliveRules
+
+
+class Transport:
+    def __init__(self) -> None:
+        self.reading = True
+        self.closed = False
+        self.written = b""
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    def get_extra_info(self, name: str) -> None:
+        """There is no socket."""
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+
+class Turn:
+    overloaded = False
+
+    def __init__(self) -> None:
+        self.to_flush: list[Connection] = []
+        self.time_s = 0.0
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def schedule(self) -> None: ...
+
+    def flush_later(self, connection: Connection) -> None:
+        self.to_flush.append(connection)
+
+    def end(self) -> None:
+        to_flush, self.to_flush = self.to_flush, []
+        for connection in to_flush:
+            connection.flush()
+
+
+class Accepted:
+    """A connection that was just accepted. To be made inside a running loop."""
+
+    def __init__(self) -> None:
+        self.turn = Turn()
+        self.transport = Transport()
+        core = SimpleNamespace(
+            turn=self.turn,
+            options=SimpleNamespace(message_bytes_max=1_000_000, grpc_keepalive=KeepaliveRules()),
+            metrics=Metrics(),
+            auth=SimpleNamespace(enabled=False),
+            unfinished=Unfinished(1_000_000),
+        )
+        self.connection = Connection(cast(Core, core), set())
+        self.connection.connection_made(cast(Any, self.transport))
+
+    def receive(self, data: bytes) -> None:
+        self.connection.data_received(data)
+
+
+def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(steps())
+
+
+def unknown_frames(size_bytes: int) -> bytes:
+    """HTTP/2 frames of a type that a receiver passes over, together at least as large as asked for."""
+    body = bytes(16_000)
+    one = len(body).to_bytes(3, "big") + b"\x63\x00" + bytes(4) + body
+    return one * (size_bytes // len(one) + 1)
+
+
+SETTINGS = bytes(3) + b"\x04\x00" + bytes(4)
+
+
+def test_a_large_read_is_the_connections_last_one_in_its_turn() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        peer.receive(frames.PREFACE + SETTINGS)
+        peer.turn.end()
+        peer.receive(unknown_frames(limits.LARGE_READ_BYTES))
+        assert not peer.transport.reading
+        peer.turn.end()
+        assert peer.transport.reading
+        assert not peer.transport.closed
+
+    run(steps)
+
+
+def test_small_reads_do_not_pause() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        peer.receive(frames.PREFACE + SETTINGS)
+        for _ in range(20):
+            peer.receive(unknown_frames(1))
+            assert peer.transport.reading
+
+    run(steps)
+
+
+@pytest.mark.parametrize(
+    "first_bytes",
+    [b"", b"PRI * HTTP/2.0\r\n\r\n", b"POST /v3/lease/grant HTTP/1.1\r\nHost: h\r\n", b"\r\n"],
+    ids=["silent", "half a preface", "half a head", "an empty line"],
+)
+def test_a_peer_that_stops_in_its_first_words_is_given_up(monkeypatch: pytest.MonkeyPatch, first_bytes: bytes) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKE_S_MAX", 0.0)
+
+    async def steps() -> None:
+        peer = Accepted()
+        if first_bytes:
+            peer.receive(first_bytes)
+        assert not peer.transport.closed
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert peer.transport.closed
+
+    run(steps)
+
+
+@pytest.mark.parametrize(
+    "first_bytes",
+    [
+        frames.PREFACE,
+        b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n",
+    ],
+    ids=["a preface", "a request", "a head"],
+)
+def test_a_peer_that_has_said_what_it_wants_is_not(monkeypatch: pytest.MonkeyPatch, first_bytes: bytes) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKE_S_MAX", 0.0)
+
+    async def steps() -> None:
+        peer = Accepted()
+        peer.receive(first_bytes)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not peer.transport.closed
+
+    run(steps)
+
+
+LARGE = rpc_pb2.RangeResponse(
+    kvs=[mvcc_pb2.KeyValue(value=bytes(limits.CONNECTION_SEND_BYTES_MAX // 3))]
+).SerializeToString()
+REQUESTS = 20
+
+
+def serve_large_replies(peer: Accepted, held: list[Any] | None = None) -> list[Any]:
+    """Lets each unary call be answered by LARGE: at once, or when the test delivers what is in `held`."""
+    asked: list[Any] = []
+
+    def unary(call: Any, request: Any) -> None:
+        asked.append(request)
+        payload = call.encode(LARGE)
+        if held is None:
+            call.deliver(payload)
+        else:
+            held.append((call, payload))
+
+    core = cast(Any, peer.connection.core)
+    core.unary = unary
+    core.serves = lambda method: True
+    return asked
+
+
+def grpc_request(stream_id: int) -> bytes:
+    head = encode_headers(
+        [
+            (b":method", b"POST"),
+            (b":scheme", b"http"),
+            (b":path", b"/etcdserverpb.KV/Range"),
+            (b"content-type", b"application/grpc"),
+        ]
+    )
+    at = stream_id.to_bytes(4, "big")
+    return len(head).to_bytes(3, "big") + b"\x01\x04" + at + head + b"\0\0\x05\0\x01" + at + bytes(5)
+
+
+def resets(output: bytes) -> list[int]:
+    """The error codes of the RST_STREAM frames."""
+    codes = []
+    at = 0
+    while at < len(output):
+        if output[at + 3] == frames.RST_STREAM:
+            codes.append(int.from_bytes(output[at + 9 : at + 13], "big"))
+        at += 9 + int.from_bytes(output[at : at + 3], "big")
+    return codes
+
+
+@pytest.mark.parametrize("window", [65_535, 2**31 - 1], ids=["no window", "any window"])
+def test_a_burst_of_requests_for_large_replies_is_bounded(window: int) -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked = serve_large_replies(peer)
+        initial_window = b"\0\0\x06\x04\0\0\0\0\0\0\x04" + window.to_bytes(4, "big")
+        more = b"\0\0\x04\x08\0\0\0\0\0" + (window - 65_535).to_bytes(4, "big") if window > 65_535 else b""
+        burst = b"".join(grpc_request(2 * number + 1) for number in range(REQUESTS))
+        peer.receive(frames.PREFACE + initial_window + more + burst)
+        peer.turn.end()
+        assert 1 < len(asked) <= 4  # what is one too many is noticed when it is there
+        assert resets(peer.transport.written) == [ErrorCode.REFUSED_STREAM] * (REQUESTS - len(asked))
+
+    run(steps)
+
+
+def test_replies_that_wait_at_the_gate_count_and_then_leave() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        held: list[Any] = []
+        asked = serve_large_replies(peer, held)
+        initial_window = b"\0\0\x06\x04\0\0\0\0\0\0\x04" + (2**31 - 1).to_bytes(4, "big")
+        more = b"\0\0\x04\x08\0\0\0\0\0" + (2**31 - 1 - 65_535).to_bytes(4, "big")
+        burst = b"".join(grpc_request(2 * number + 1) for number in range(REQUESTS))
+        peer.receive(frames.PREFACE + initial_window + more + burst)
+        first = len(asked)
+        assert 1 < first <= 4
+        for call, payload in held:
+            call.deliver(payload)
+        peer.turn.end()
+        held.clear()
+        peer.receive(grpc_request(2 * REQUESTS + 1))
+        assert len(asked) == first + 1
+
+    run(steps)
+
+
+@pytest.mark.slow
+def test_a_pipeline_waits_until_the_peer_takes_the_replies() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked = serve_large_replies(peer)
+        peer.receive(b"POST /v3/kv/range HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}" * REQUESTS)
+        for _ in range(REQUESTS):
+            peer.turn.end()
+            await asyncio.sleep(0)
+        assert len(asked) == 1
+        peer.transport.written = b""
+        peer.connection.resume_writing()
+        assert len(asked) == 2
+
+    run(steps)
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_the_kernel_finds_out_about_peers_that_vanished(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def steps() -> None:
+        loop = asyncio.get_running_loop()
+        made: asyncio.Future[Connection] = loop.create_future()
+
+        class Accept(Connection):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                super().connection_made(transport)
+                made.set_result(self)
+
+        core = SimpleNamespace(metrics=SimpleNamespace(connections=0), turn=SimpleNamespace(forget=lambda one: None))
+        accept = cast(Callable[[], asyncio.Protocol], lambda: Accept(cast(Core, core), set()))
+        server = await loop.create_server(accept, "127.0.0.1", 0)
+        peer, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+        connection = await made
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        timing = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+        assert [accepted.getsockopt(socket.IPPROTO_TCP, option) for option in timing] == [60, 20, 3]
+        peer.close()
+        connection.transport.close()
+        server.close()
+        await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(steps())
+
+
+# --- requests in a pipeline -------------------------------------------------------------------------------------------
+
+
+class StreamHandler:
+    """Stands behind a streaming call, and remembers what it was told."""
+
+    def __init__(self, core: Any, call: Any) -> None:
+        self.call = call
+        self.told: list[Any] = []
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        self.told += messages
+
+    def on_requests_end(self) -> None:
+        self.told.append("end")
+
+    def on_gone(self) -> None:
+        self.told.append("gone")
+
+
+def serve(peer: Accepted) -> tuple[list[Any], list[StreamHandler]]:
+    """Answers unary calls by a small reply; returns the requests and the handlers of the streaming calls."""
+    asked: list[Any] = []
+    handlers: list[StreamHandler] = []
+
+    def unary(call: Any, request: Any) -> None:
+        asked.append(request)
+        call.deliver(call.encode(call.method.response().SerializeToString()))
+
+    def stream_handler(core: Any, call: Any) -> StreamHandler:
+        handlers.append(StreamHandler(core, call))
+        return handlers[-1]
+
+    core = cast(Any, peer.connection.core)
+    core.unary = unary
+    core.serves = lambda method: True
+    core.stream_handlers = dict.fromkeys((method for method in BY_PATH.values() if not method.unary), stream_handler)
+    core.metrics.started = Counts()
+    core.metrics.handled = Counts()
+    return asked, handlers
+
+
+def post(path: str, body: bytes) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+PUT = post("/v3/kv/put", b'{"key":"aw=="}')
+PUTS_KEY = rpc_pb2.PutRequest(key=b"k")
+
+
+async def turns(peer: Accepted) -> None:
+    for _ in range(8):
+        peer.turn.end()
+        await asyncio.sleep(0)
+
+
+def test_the_body_of_a_pipelined_request_may_come_before_the_request_begins() -> None:
+    async def steps() -> None:
+        for cut in range(1, len(PUT)):
+            peer = Accepted()
+            asked, _ = serve(peer)
+            peer.receive(PUT + PUT[:cut])
+            peer.receive(PUT[cut : cut + 1])
+            peer.receive(PUT[cut + 1 :] + PUT)
+            await turns(peer)
+            assert asked == [PUTS_KEY] * 3
+            assert peer.transport.written.count(b"HTTP/1.1 200 OK\r\n") == 3
+            assert not peer.transport.closed
+
+    run(steps)
+
+
+@pytest.mark.slow
+def test_what_comes_behind_a_request_that_waits_for_a_slow_peer_is_kept_but_not_without_bound() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked = serve_large_replies(peer)
+        ask = post("/v3/kv/range", b"{}")
+        peer.receive(ask + ask[:-1])
+        await turns(peer)
+        assert len(asked) == 1
+        peer.receive(ask[-1:])
+        assert peer.transport.reading
+        # The reply is below the connection's own bound for a slow reader: only what is kept can pause it.
+        peer.transport.written = peer.transport.written[: limits.H2_STREAM_SEND_BYTES_MAX + 1]
+        peer.connection.pause_writing()
+        assert peer.transport.reading
+        peer.receive(post("/v3/kv/put", b" " * WAITING_BYTES_MAX))
+        assert not peer.transport.reading
+        assert len(asked) == 1
+        peer.transport.written = b""
+        peer.connection.resume_writing()
+        assert len(asked) == 2
+        await turns(peer)
+        peer.transport.written = b""
+        peer.connection.resume_writing()
+        await turns(peer)
+        assert peer.transport.reading
+
+    run(steps)
+
+
+def test_the_end_of_a_pipeline_waits_for_the_requests_before_it() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked, _ = serve(peer)
+        peer.receive(PUT + PUT[:-1])
+        peer.receive(PUT[-1:] + PUT)
+        assert peer.connection.eof_received()
+        await turns(peer)
+        assert asked == [PUTS_KEY] * 3
+        assert peer.transport.written.count(b"HTTP/1.1 200 OK\r\n") == 3
+        assert peer.transport.closed
+
+    run(steps)
+
+
+@pytest.mark.parametrize("late", [b"", b"}"], ids=["cut short", "cut short later"])
+def test_a_pipelined_request_that_never_comes_in_whole_is_given_up(late: bytes) -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked, handlers = serve(peer)
+        peer.receive(PUT + post("/v3/lease/keepalive", b'{"ID":"7"} {"ID":"8"}')[:-2])
+        if late:
+            peer.receive(late)
+        assert peer.connection.eof_received()
+        await turns(peer)
+        assert asked == [PUTS_KEY]
+        assert handlers[0].told[-1] == "gone"
+        assert peer.transport.written.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert peer.transport.closed
+
+    run(steps)
+
+
+def test_a_pipelined_stream_that_has_not_begun_when_the_server_stops_is_told() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        serve(peer)
+        peer.receive(PUT + post("/v3/watch", b'{"create_request":{}}'))
+        peer.connection.drain(errors.SERVER_STOPPED.error())
+        await turns(peer)
+        assert peer.transport.written.count(b"HTTP/1.1 ") == 2
+        assert b"HTTP/1.1 503 " in peer.transport.written
+        assert b"etcdserver: server stopped" in peer.transport.written
+        assert peer.transport.closed
+
+    run(steps)
+
+
+def test_a_pipelined_request_of_a_lost_connection_does_not_begin() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked, handlers = serve(peer)
+        cast(Any, peer.turn).forget = lambda connection: None
+        peer.receive(PUT + post("/v3/watch", b'{"create_request":{}}'))
+        peer.connection.connection_lost(None)
+        await turns(peer)
+        assert (asked, handlers) == ([PUTS_KEY], [])
+
+    run(steps)
+
+
+# --- streams over HTTP/2 ----------------------------------------------------------------------------------------------
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream_id.to_bytes(4, "big") + payload
+
+
+def open_stream(stream_id: int, path: bytes, content_type: bytes) -> bytes:
+    pairs = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b"content-type", content_type)]
+    return frame(frames.HEADERS, 4, stream_id, encode_headers(pairs))
+
+
+def replies(output: bytes) -> dict[int, tuple[list[dict[str, str]], bytes, bool]]:
+    """By stream: its header blocks, its data, and whether it has ended."""
+    decoder = hpack.Decoder()
+    found: dict[int, tuple[list[dict[str, str]], bytes, bool]] = {}
+    at = 0
+    while at < len(output):
+        size, kind, flags = int.from_bytes(output[at : at + 3], "big"), output[at + 3], output[at + 4]
+        stream_id = int.from_bytes(output[at + 5 : at + 9], "big")
+        payload = output[at + 9 : at + 9 + size]
+        at += 9 + size
+        if kind in (frames.DATA, frames.HEADERS):
+            blocks, data, _ = found.get(stream_id, ([], b"", False))
+            if kind == frames.HEADERS:
+                blocks.append({str(name): str(value) for name, value in decoder.decode(payload)})
+            else:
+                data += payload
+            found[stream_id] = (blocks, data, bool(flags & 1))
+    return found
+
+
+def test_a_json_stream_over_http2_has_no_end_of_its_own_but_its_objects_are_bounded() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        _, handlers = serve(peer)
+        core = cast(Any, peer.connection.core)
+        core.options.message_bytes_max = 1_000
+        core.gate = SimpleNamespace(hold=lambda batch, outlet, payload: outlet.deliver(payload))
+        core.machine = SimpleNamespace(journal=SimpleNamespace(newest_with_rows=0))
+        peer.receive(frames.PREFACE + SETTINGS + open_stream(1, b"/v3/lease/keepalive", b"application/json"))
+        for _ in range(10):
+            peer.receive(frame(frames.DATA, 0, 1, b'{"ID":"7"}'.ljust(900)))
+        peer.turn.end()
+        assert len(handlers[0].told) == 10
+        assert replies(peer.transport.written) == {}
+        peer.receive(frame(frames.DATA, 0, 1, b'{"ID":"7' + b"7" * 2_000))
+        peer.turn.end()
+        blocks, data, ended = replies(peer.transport.written)[1]
+        assert [block[":status"] for block in blocks] == ["429"]
+        assert b"larger than max" in data
+        assert ended
+
+    run(steps)
+
+
+def test_a_unary_call_in_json_over_http2_is_bounded() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked, _ = serve(peer)
+        cast(Any, peer.connection.core).options.message_bytes_max = 1_000
+        body = frame(frames.DATA, 0, 1, b" " * 2_001)
+        peer.receive(frames.PREFACE + SETTINGS + open_stream(1, b"/v3/kv/put", b"application/json") + body)
+        peer.turn.end()
+        assert [block[":status"] for block in replies(peer.transport.written)[1][0]] == ["413"]
+        assert asked == []
+
+    run(steps)
+
+
+def test_a_stopping_server_ends_the_streams_it_has_and_those_that_still_come() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        _, handlers = serve(peer)
+        json, grpc = (b"/v3/watch", b"application/json"), (b"/etcdserverpb.Watch/Watch", b"application/grpc")
+        peer.receive(frames.PREFACE + SETTINGS + open_stream(1, *json) + open_stream(3, *grpc))
+        handlers[0].call.send([b""])
+        peer.connection.drain(errors.SERVER_STOPPED.error())
+        peer.receive(open_stream(5, *json) + open_stream(7, *grpc) + grpc_request(9))
+        peer.turn.end()
+        found = replies(peer.transport.written)
+        stopped = b'"code":14,"message":"etcdserver: server stopped"}'
+        assert found[1][1].endswith(stopped + b"}\n")
+        assert [block[":status"] for block in found[1][0]] == ["200"]
+        assert found[5][0][0][":status"] == "503"
+        assert found[5][1].endswith(stopped)
+        for number in (3, 7):
+            assert found[number][0][-1]["grpc-status"] == "14"
+            assert found[number][0][-1]["grpc-message"] == "etcdserver: server stopped"
+        assert found[9][0][-1]["grpc-status"] == "0"  # a short call is still served
+        assert all(ended for _, _, ended in found.values())
+        assert not cast(Any, peer.connection)._session.streaming
+
+    run(steps)
+
+
+def test_a_call_that_the_peer_gives_up_is_counted_as_ended() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        serve(peer)
+        paths = ("/etcdserverpb.Watch/Watch", "/etcdserverpb.KV/Put")
+        begun = b"".join(
+            open_stream(number, path.encode(), b"application/grpc") for number, path in zip((1, 3), paths, strict=True)
+        )
+        peer.receive(frames.PREFACE + SETTINGS + begun)
+        for number in (1, 3):
+            peer.receive(frame(frames.RST_STREAM, 0, number, (8).to_bytes(4, "big")))
+        handled = peer.connection.core.metrics.handled
+        assert [handled[BY_PATH[path], Code.CANCELED].n for path in paths] == [1, 1]
+
+    run(steps)
+
+
+def test_json_streams_that_are_over_are_forgotten() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        _, handlers = serve(peer)
+        begun = open_stream(1, b"/v3/watch", b"application/json") + open_stream(3, b"/v3/watch", b"application/json")
+        peer.receive(frames.PREFACE + SETTINGS + begun)
+        session = cast(Any, peer.connection)._session
+        assert len(session.streaming) == 2
+        peer.receive(frame(frames.RST_STREAM, 0, 1, (8).to_bytes(4, "big")))
+        handlers[1].call.finish()
+        assert not session.streaming
+
+    run(steps)
+
+
+def test_a_unary_call_is_served_whatever_comes_behind_its_message() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        asked, _ = serve(peer)
+        broken = frame(frames.DATA, 1, 1, bytes(5) + b"\x02" + bytes(4))
+        peer.receive(frames.PREFACE + SETTINGS + open_stream(1, b"/etcdserverpb.KV/Put", b"application/grpc") + broken)
+        peer.turn.end()
+        assert replies(peer.transport.written)[1][0][-1]["grpc-status"] == "0"
+        assert len(asked) == 1
+
+    run(steps)
+
+
+# --- peers that may be gone -------------------------------------------------------------------------------------------
+
+PONG = frames.frame(frames.PING, frames.FLAG_ACK, 0, bytes(8))
+
+
+async def asked(accepted: Accepted) -> Callable[[], None]:
+    """Lets a connection be silent until it is asked for a sign of life; returns what its timer calls."""
+    accepted.receive(frames.PREFACE + SETTINGS)
+    look: Callable[[], None] = cast(Any, accepted.connection)._session._look_after_peer
+    accepted.turn.time_s = limits.GRPC_KEEPALIVE_INTERVAL_S
+    accepted.transport.written = b""
+    accepted.turn.end()
+    look()
+    accepted.turn.end()
+    assert accepted.transport.written.endswith(frames.frame(frames.PING, 0, 0, bytes(8)))
+    accepted.transport.written = b""
+    accepted.turn.time_s += limits.GRPC_KEEPALIVE_TIMEOUT_S
+    return look
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_silent_peer_is_let_go_unless_its_answer_waits_in_the_socket(answers: bool) -> None:
+    async def steps() -> None:
+        accepted = Accepted()
+        look = await asked(accepted)
+        look()
+        assert not accepted.transport.closed
+        if answers:  # the process stood still, and reads only now
+            accepted.receive(PONG)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert accepted.transport.closed is not answers
+        cast(Any, accepted.connection)._session.lost()
+
+    run(steps)
+
+
+def test_a_peer_that_we_do_not_read_from_is_not_let_go() -> None:
+    async def steps() -> None:
+        accepted = Accepted()
+        look = await asked(accepted)
+        accepted.connection.reading = False
+        look()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not accepted.transport.closed
+        cast(Any, accepted.connection)._session.lost()
+
+    run(steps)

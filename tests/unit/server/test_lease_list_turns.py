@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How lists of leases take turns: one at a time, others in between, and none for a peer that went away."""
+
+import asyncio
+from typing import Any
+
+from lessor.api.proto import leases_pb2
+from lessor.server.services import leases
+from lessor.state.lease_list import LeaseList
+from tests.unit.server.lock_world import Call
+from tests.unit.server.lock_world import LockWorld as World
+
+
+class ListCall(Call):
+    """A List call, and all of its answers."""
+
+    def __init__(self, request: leases_pb2.LeaseListRequest) -> None:
+        super().__init__(request)
+        self.answers: list[Any] = []
+
+    def deliver(self, payload: Any) -> None:
+        self.answers.append(payload)
+
+
+def ask(world: World, **request: Any) -> ListCall:
+    asked = leases_pb2.LeaseListRequest(**request)
+    call = ListCall(asked)
+    call.waiting = leases.list_leases(world.core, call, asked)
+    return call
+
+
+def world_with(leases: int) -> World:
+    world = World()
+    for number in range(leases):
+        world.lease(number + 1, 600)
+    return world
+
+
+def test_a_long_list_lets_others_in_between_and_lists_wait_for_each_other(monkeypatch: Any) -> None:
+    steps: list[LeaseList] = []
+    step = LeaseList.step
+
+    def noted(self: LeaseList, now: float, work_max: int = 10) -> bool:
+        steps.append(self)
+        return step(self, now, work_max)
+
+    monkeypatch.setattr(LeaseList, "step", noted)
+
+    async def main() -> None:
+        world = world_with(95)
+        first, second = ask(world), ask(world, limit=1)
+        turns = 0
+        while not first.answers:
+            turns += 1
+            await asyncio.sleep(0)
+            assert len(steps) <= turns
+        assert len(steps) == 20
+        assert len(set(map(id, steps))) == 1
+        while not second.answers:
+            await asyncio.sleep(0)
+        assert [item.ID for item in first.answers[0].leases] == list(range(1, 96))
+        assert [item.ID for item in second.answers[0].leases] == [1]
+
+    asyncio.run(main())
+
+
+def test_a_list_whose_peer_went_away_is_given_up(monkeypatch: Any) -> None:
+    step = LeaseList.step
+    monkeypatch.setattr(LeaseList, "step", lambda self, now: step(self, now, 1))
+
+    async def main() -> None:
+        world = world_with(3)
+        waiting, running, last = ask(world), ask(world), ask(world)
+        waiting.cancel()  # before it began
+        await asyncio.sleep(0)
+        running.cancel()
+        while not last.answers:
+            await asyncio.sleep(0)
+        assert waiting.answers == running.answers == []
+
+    asyncio.run(main())

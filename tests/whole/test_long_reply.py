@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replies with many parts: the same bytes as at once, fixed when the call came in, and others are served in between."""
+
+import asyncio
+import gc
+import socket
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
+
+import pytest
+from google.protobuf.message import Message
+
+from lessor.api.methods import BY_PATH
+from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base import errors, limits
+from lessor.server.loop.core import Core
+from lessor.server.loop.long_reply import LongReply
+from lessor.server.transport.grpc_calls import GrpcUnary, Route
+from lessor.server.transport.http_calls import JsonUnary
+from lessor.state import encode
+from lessor.testing.server import InProcessServer
+from lessor.wire.grpc import frame
+from tests.unit.server.lock_world import Call, LockWorld
+
+RANGE = BY_PATH["/etcdserverpb.KV/Range"]
+ALL = rpc.RangeRequest(key=b"\0", range_end=b"\0")
+ASKED = (
+    ALL,
+    rpc.RangeRequest(key=b"\0", range_end=b"\0", keys_only=True),
+    rpc.RangeRequest(key=b"\0", range_end=b"\0", limit=7, sort_order=rpc.RangeRequest.DESCEND),
+    rpc.RangeRequest(key=b"k", range_end=b"l", revision=6),
+    rpc.LeaseLeasesRequest(),
+    rpc.LeaseTimeToLiveRequest(ID=1, keys=True),
+)
+
+
+def filled() -> LockWorld:
+    world = LockWorld()
+    for number in range(1, 11):
+        world.lease(number, 600 - number)
+        world.do(rpc.PutRequest(key=b"k%02d" % number, value=b"v", lease=1))
+    return world
+
+
+async def answered(call: Call, turns_max: int = 50) -> int:
+    """Turns of the loop until there is an outcome."""
+    for turn in range(turns_max):
+        if call.outcome is not None:
+            return turn
+        await asyncio.sleep(0)
+    raise AssertionError("no answer")
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("parts_max", [1, 3, 9, 10])
+def test_a_reply_in_pieces_shows_the_moment_of_its_call(asked: Message, parts_max: int) -> None:
+    async def main() -> None:
+        world = filled()
+        wanted = world.machine.apply(asked, world.turn.now_s())
+        with mock.patch.object(encode, "REPLY_PARTS_MAX", parts_max):
+            call = world.begin(asked)
+            world.do(rpc.PutRequest(key=b"k03", value=b"other"))
+            world.revoke(1)
+            world.revoke(2)
+            world.do(rpc.CompactionRequest(revision=world.machine.revision))
+            await answered(call)
+        assert call.outcome == wanted
+
+    asyncio.run(main())
+
+
+def test_others_are_served_between_the_pieces_and_one_reply_is_made_at_a_time() -> None:
+    async def main() -> None:
+        world = filled()
+        with mock.patch.object(encode, "REPLY_PARTS_MAX", 2):
+            first, second = world.begin(ALL), world.begin(ALL)
+            assert world.do(rpc.RangeRequest(key=b"k01")).count == 1
+            assert first.outcome is None
+            assert await answered(first) >= 5
+            assert second.outcome is None
+            assert await answered(second) >= 5
+            assert second.outcome == first.outcome
+
+    asyncio.run(main())
+
+
+def test_a_reply_whose_peer_went_away_is_given_up() -> None:
+    async def main() -> None:
+        world = filled()
+        with mock.patch.object(encode, "REPLY_PARTS_MAX", 2):
+            waiting, running, last = world.begin(ALL), world.begin(ALL), world.begin(ALL)
+            for call in (waiting, running):
+                assert call.waiting is not None
+                call.waiting.on_gone()
+                await asyncio.sleep(0)
+            await answered(last)
+            assert waiting.outcome is running.outcome is None
+
+    asyncio.run(main())
+
+
+def test_what_is_given_up_is_let_go_of_without_the_collector() -> None:
+    def pieces() -> Iterator[bytes]:
+        while True:
+            yield b""
+
+    async def main() -> None:
+        world = filled()
+        gone: list[weakref.ref[Any]] = []
+        for _ in range(3):  # one that is made, one in line, and one that has not begun
+            call, long = Call(ALL), pieces()
+            call.waiting = LongReply(world.core, call, long)
+            gone += [weakref.ref(call), weakref.ref(long)]
+            if len(gone) < 6:
+                await asyncio.sleep(0)
+            call.cancel()
+            del call, long
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [one() for one in gone] == [None] * 6
+        await answered(world.begin(ALL))
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
+
+
+class Session:
+    """An HTTP/2 connection, as GrpcUnary sees it."""
+
+    message_bytes_max = 1_000
+    overfull = False
+    peer_common_name = None
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.held_bytes = 0
+        self.answers: list[bytes] = []
+
+    def respond(self, _stream: Any, payload: bytes) -> None:
+        self.answers.append(payload)
+
+
+class Exchange:
+    """An HTTP request with a JSON body, as JsonUnary sees it."""
+
+    overfull = False
+
+    def __init__(self) -> None:
+        self.answers: list[bytes] = []
+
+    def reply(self, _status: int, _headers: Any, body: bytes) -> None:
+        self.answers.append(body)
+
+
+def begun(world: LockWorld, as_json: bool) -> tuple[Session | Exchange, Callable[[], None]]:
+    """A range over all keys by one of the real calls; returns where its answer goes, and how its peer goes away."""
+    if as_json:
+        exchange = Exchange()
+        json_call = JsonUnary(world.core, cast(Any, exchange), RANGE)
+        json_call.on_body(b'{"key":"AA==","range_end":"AA=="}')
+        json_call.on_end()
+        return exchange, json_call.on_gone
+    session = Session(world.core)
+    stream = SimpleNamespace(head=None)
+    grpc_call = GrpcUnary(cast(Any, session), cast(Any, stream), Route(world.core.metrics, RANGE, b"test"))
+    grpc_call.on_whole(frame(ALL.SerializeToString()))
+    return session, grpc_call.on_reset
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["gRPC", "JSON"])
+@pytest.mark.parametrize("held", [False, True], ids=["at once", "behind a commit"])
+def test_a_peer_that_goes_away_at_any_step_leaves_nothing_behind(as_json: bool, held: bool) -> None:
+    async def main() -> None:
+        answered = []
+        for gone_at in range(15):
+            world = filled()
+            with mock.patch.object(encode, "REPLY_PARTS_MAX", 2):
+                where, go = begun(world, as_json)
+                if held:
+                    world.begin(rpc.PutRequest(key=b"later"))
+                for step in range(14):
+                    if step == gone_at:
+                        go()
+                    await asyncio.sleep(0)
+                assert not held or not where.answers
+                world.settle()
+            assert not world.core.long_replies.lock.locked()
+            assert not world.core.long_replies._waiting
+            assert not isinstance(where, Session) or not where.held_bytes
+            answered.append(len(where.answers))
+        assert answered[0] == 0
+        assert answered[-1] == 1
+        assert answered == sorted(answered)
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_takes_nothing_is_refused_when_its_turn_comes() -> None:
+    async def main() -> None:
+        world = filled()
+        with mock.patch.object(encode, "REPLY_PARTS_MAX", 2):
+            first, second, third = world.begin(ALL), world.begin(ALL), world.begin(ALL)
+            second.overfull = True
+            await answered(third)
+        assert (first.outcome, second.outcome) == (third.outcome, "refused")
+
+    asyncio.run(main())
+
+
+def test_no_more_than_so_many_wait_and_the_next_is_made_at_once() -> None:
+    async def main() -> None:
+        world = filled()
+        wanted = world.machine.apply(ALL, world.turn.now_s())
+        with mock.patch.object(encode, "REPLY_PARTS_MAX", 2), mock.patch.object(limits, "LONG_REPLIES_MAX", 2):
+            first, second = world.begin(ALL), world.begin(ALL)
+            assert world.do(ALL) == wanted
+            second.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            third = world.begin(ALL)
+            assert third.waiting is not None
+            await answered(third)
+            assert first.outcome == third.outcome == wanted
+
+    asyncio.run(main())
+
+
+def test_what_goes_wrong_meanwhile_is_answered() -> None:
+    def refused() -> Iterator[bytes]:
+        yield b""
+        raise errors.COMPACTED.error()
+
+    def broken() -> Iterator[bytes]:
+        yield b""
+        raise ValueError("a bug")
+
+    async def main() -> None:
+        world = filled()
+        for pieces, text in ((refused(), errors.COMPACTED.message), (broken(), "etcdserver: internal error")):
+            call = Call(ALL)
+            call.waiting = LongReply(world.core, call, pieces)
+            await answered(call)
+            assert isinstance(call.outcome, errors.EtcdError)
+            assert call.outcome.message.startswith(text)
+            assert world.do(rpc.RangeRequest(key=b"k01")).count == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/v3/kv/range", "/v3/lessor/leases/list"])
+def test_a_peer_that_sends_no_more_gets_its_reply(path: str) -> None:
+    """Not so a lock's: whoever waits for another's doing without end has to stay."""
+    body = b'{"key":"AA==","range_end":"AA=="}' if "range" in path else b"{}"
+    head = f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with mock.patch.object(encode, "REPLY_PARTS_MAX", 2), InProcessServer() as server:
+        for number in range(9):
+            put = rpc.PutRequest(key=b"%d" % number)
+            server.call(partial(server.server.core.machine.apply, put, 0.0))
+        host, port = server.address.split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as peer:
+            peer.sendall(head + body)
+            peer.shutdown(socket.SHUT_WR)
+            reply = b"".join(iter(lambda: peer.recv(65_536), b""))
+        assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b'"revision":"10"' in reply

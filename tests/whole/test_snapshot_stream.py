@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of a running server: peers that read, that do not, that go away; and what the disk holds afterwards."""
+
+import hashlib
+import json
+import socket
+import threading
+import time
+from base64 import b64decode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lessor.api.methods import BY_PATH
+from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base import limits
+from lessor.client import AsyncClient, ServerError, run
+from lessor.durable.engine import EngineError
+from lessor.durable.sqlite import SqliteEngine
+from lessor.server.services import snapshot
+from lessor.testing.server import InProcessServer
+from tests.in_process import in_process
+
+SNAPSHOT = BY_PATH["/etcdserverpb.Maintenance/Snapshot"]
+BIG = b"x" * 1_000_000
+
+
+async def fill(address: str, values: int) -> None:
+    async with AsyncClient(address) as client:
+        for index in range(values):
+            await client.put(b"big%d" % index, BIG)
+
+
+async def save(address: str) -> bytes:
+    async with AsyncClient(address) as client:
+        return b"".join([reply.blob async for reply in client.snapshot()])
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)  # waiting for another thread, not for a clock
+
+
+def leftovers(data_dir: Path) -> list[str]:
+    return [path.name for path in data_dir.iterdir() if path.name.startswith("snapshot-")]
+
+
+def idle(server: InProcessServer, data_dir: Path) -> bool:
+    return server.call(lambda: server.server.core.snapshots.running) == 0 and not leftovers(data_dir)
+
+
+class SlowEngine(SqliteEngine):
+    """Its backups wait until they may begin, and can be made to fail."""
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(data_dir)
+        self.begun = threading.Semaphore(0)
+        self.may_go_on = threading.Event()
+        self.problem: Exception | None = None
+
+    def backup(self, path: Path) -> None:
+        self.begun.release()
+        assert self.may_go_on.wait(10)
+        super().backup(path)
+        if self.problem is not None:
+            raise self.problem
+
+
+def test_a_snapshot_is_whole_and_leaves_nothing(tmp_path: Path) -> None:
+    with in_process(tmp_path) as server:
+        run(fill(server.address, 2))
+        data = run(save(server.address))
+        assert data[-32:] == hashlib.sha256(data[:-32]).digest()
+        assert data.count(BIG[:3000]) >= 2
+        eventually(lambda: idle(server, tmp_path))
+
+
+def test_calls_are_served_while_a_copy_is_made_and_are_not_in_it(tmp_path: Path) -> None:
+    engine = SlowEngine(tmp_path)
+    with in_process(tmp_path, engine=engine) as server:
+        run(fill(server.address, 1))
+        found: list[bytes] = []
+        saver = threading.Thread(target=lambda: found.append(run(save(server.address))))
+        saver.start()
+        assert engine.begun.acquire(timeout=10)
+        run(fill(server.address, 1))  # answered although the copy is under way
+        engine.may_go_on.set()
+        saver.join(10)
+        assert hashlib.sha256(found[0][:-32]).digest() == found[0][-32:]
+
+
+@pytest.mark.slow
+def test_a_peer_that_does_not_read_holds_up_the_reading_of_the_copy(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(snapshot, "LOOK_S", 0.001)
+    with in_process(tmp_path) as server:
+        run(fill(server.address, 12))
+        host, _, port = server.address.partition(":")
+        with socket.socket() as peer:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            peer.connect((host, int(port)))
+            peer.sendall(b"POST /v3/maintenance/snapshot HTTP/1.0\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
+            peer.recv(1)
+            (connection,) = server.call(lambda: list(server.server._connections))
+            backlog = [0]
+
+            def settled() -> bool:
+                backlog.append(server.call(lambda: connection.transport.get_write_buffer_size()))
+                return backlog[-1] == backlog[-2] > snapshot.BACKLOG_BYTES
+
+            eventually(settled)
+            # One more read may stand in it, in base64; the copy has 12 MB.
+            assert backlog[-1] < snapshot.BACKLOG_BYTES + 2 * snapshot.READ_BYTES
+            # It goes on as soon as the peer does.
+            received = bytearray()
+            while piece := peer.recv(1 << 20):
+                received += piece
+        lines = bytes(received).partition(b"\r\n\r\n")[2].splitlines()
+        blobs = [b64decode(json.loads(line)["result"]["blob"]) for line in lines]
+        assert hashlib.sha256(b"".join(blobs[:-1])).digest() == blobs[-1]
+        assert sum(map(len, blobs)) > 12_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_a_peer_that_goes_away_takes_the_copy_along(tmp_path: Path, kind: str) -> None:
+    async def look_in(address: str) -> None:
+        async with AsyncClient(address) as client, client.channel.stream(SNAPSHOT) as call:
+            await call.send(rpc.SnapshotRequest(), last=True)
+            await call.receive()
+
+    with in_process(tmp_path) as server:
+        run(fill(server.address, 16))
+        if kind == "grpc":
+            run(look_in(server.address))
+        else:
+            host, _, port = server.address.partition(":")
+            with socket.create_connection((host, int(port))) as peer:
+                peer.sendall(b"POST /v3/maintenance/snapshot HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
+                peer.recv(1)
+        eventually(lambda: idle(server, tmp_path))
+
+
+def test_a_peer_that_goes_away_while_the_copy_is_made(tmp_path: Path) -> None:
+    engine = SlowEngine(tmp_path)
+    with in_process(tmp_path, engine=engine) as server:
+        host, _, port = server.address.partition(":")
+        with socket.create_connection((host, int(port))) as peer:
+            peer.sendall(b"POST /v3/maintenance/snapshot HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+            assert engine.begun.acquire(timeout=10)
+        engine.may_go_on.set()
+        eventually(lambda: idle(server, tmp_path))
+
+
+def test_a_copy_that_fails_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    engine = SlowEngine(tmp_path)
+    engine.may_go_on.set()
+    engine.problem = EngineError("the disk is full")
+    with in_process(tmp_path, engine=engine) as server:
+        with pytest.raises(ServerError, match="the disk is full"):
+            run(save(server.address))
+        eventually(lambda: idle(server, tmp_path))
+        engine.problem = None
+        assert run(save(server.address))
+
+
+def test_there_is_a_bound_on_snapshots_at_a_time(tmp_path: Path) -> None:
+    engine = SlowEngine(tmp_path)
+    with in_process(tmp_path, engine=engine) as server:
+        savers = [threading.Thread(target=lambda: run(save(server.address))) for _ in range(limits.SNAPSHOTS_MAX)]
+        for saver in savers:
+            saver.start()
+            assert engine.begun.acquire(timeout=10)
+        with pytest.raises(ServerError, match=r"^etcdserver: too many requests$"):
+            run(save(server.address))
+        engine.may_go_on.set()
+        for saver in savers:
+            saver.join(10)
+        assert run(save(server.address))
+
+
+def test_a_server_that_stops_lets_go_of_its_snapshots(tmp_path: Path) -> None:
+    engine = SlowEngine(tmp_path)
+    with in_process(tmp_path, engine=engine) as server:
+
+        def save_in_vain() -> None:
+            with pytest.raises(ServerError, match="server stopped"):
+                run(save(server.address))
+
+        saver = threading.Thread(target=save_in_vain)
+        saver.start()
+        assert engine.begun.acquire(timeout=10)
+        threading.Timer(0.05, engine.may_go_on.set).start()
+    saver.join(10)
+    assert server.exit_code == 0
+    assert leftovers(tmp_path) == []
+
+
+def test_what_a_killed_server_left_behind_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    for name in ("snapshot-1.tmp", "snapshot-1.tmp.part", "snapshot-1.tmp.part-journal", "snapshot-mine.db"):
+        (tmp_path / name).write_text("x")
+    with in_process(tmp_path):
+        assert leftovers(tmp_path) == ["snapshot-mine.db"]
