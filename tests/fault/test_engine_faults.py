@@ -52,7 +52,7 @@ def quick_dir(tmp_path: Path) -> Iterator[Path]:
 
 def make_batch(number: int, **parts: Any) -> Batch:
     empty: dict[str, Any] = {
-        "now_s": float(number),
+        "clock_s": float(number),
         "events": [],
         "leases": [],
         "alarms": [],

@@ -12,7 +12,7 @@ ALARM = [(5, 1, True)]  # a batch with it goes to the tables at once
 
 def batch(number: int, **parts: Any) -> Batch:
     empty: dict[str, Any] = {
-        "now_s": float(number),
+        "clock_s": float(number),
         "events": [],
         "leases": [],
         "alarms": [],

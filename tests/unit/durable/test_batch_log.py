@@ -44,7 +44,7 @@ class Written:
 
 @given(st.integers(1, 2**64 - 1), st.lists(events_rows, max_size=5), st.lists(leases_rows, max_size=5), st.binary())
 def test_a_record_comes_back_as_it_was(number: int, events: list[Any], leases: list[Any], around: bytes) -> None:
-    given_batch = batch(number, events=events, leases=leases, now_s=number / 3)
+    given_batch = batch(number, events=events, leases=leases, clock_s=number / 3)
     record = decode(around + encode(given_batch, number - 1, SALT) + around, len(around), 0)
     assert record is not None
     assert (record.number, record.follows, record.clock_s) == (number, number - 1, number / 3)
@@ -201,7 +201,7 @@ def test_a_length_that_leads_beyond_the_file_is_no_record() -> None:
 def test_the_oldest_batches_are_folded_whole_and_the_newest_row_of_a_lease_counts() -> None:
     unfolded = Unfolded()
     unfolded.add(batch(1, leases=[(7, 60, 1.0, False)], events=[put(2, b"a")]), 100)
-    unfolded.add(batch(3, leases=[(7, 60, 2.0, False), (8, 60, 2.0, False)], now_s=3.5), 50)
+    unfolded.add(batch(3, leases=[(7, 60, 2.0, False), (8, 60, 2.0, False)], clock_s=3.5), 50)
     unfolded.add(batch(4, leases=[(7, 60, 4.0, True)]), 50)
     fold = unfolded.oldest(3)
     assert (fold.number, fold.clock_s) == (3, 3.5)
@@ -216,10 +216,10 @@ def test_the_oldest_batches_are_folded_whole_and_the_newest_row_of_a_lease_count
 def test_batches_without_rows_are_kept_as_one_but_their_bytes_are_counted() -> None:
     unfolded = Unfolded()
     for number in range(1, 1_000):
-        unfolded.add(batch(number, now_s=number / 2), 10)
+        unfolded.add(batch(number, clock_s=number / 2), 10)
     assert (len(unfolded), unfolded.size_bytes) == (1, 9_990)
     unfolded.add(batch(1_000, events=[put(2, b"a")]), 10)
-    unfolded.add(batch(1_001, now_s=900.0), 10)
+    unfolded.add(batch(1_001, clock_s=900.0), 10)
     assert len(unfolded) == 3
     fold = unfolded.oldest(2)
     assert (fold.number, fold.clock_s, fold.batches) == (1_001, 900.0, 3)

@@ -163,7 +163,7 @@ def test_an_idle_server_saves_its_uptime_without_piling_up_or_writing_to_the_tab
     engine.open((1, 2))
     before = faults.countdown.calls
     for number in range(1, 401):
-        engine.commit(batch(number, now_s=number / 2))
+        engine.commit(batch(number, clock_s=number / 2))
         engine.settle()
         assert len(engine._unfolded) <= 1
         assert engine._unfolded.size_bytes < 8_000

@@ -85,7 +85,7 @@ def test_rows_come_back_as_they_were(engine: SqliteEngine, data_dir: Path) -> No
     ]
     leases = [(1, 1, 1.5, False), (7, 9_000_000_000, 9_000_000_000.125, False), (INT64_MAX, 60, 0.1, False)]
     alarms = [(UINT64_MAX, 1, True), (3, 2, True)]
-    engine.commit(batch(1, events=events, leases=leases, alarms=alarms, now_s=12.25))
+    engine.commit(batch(1, events=events, leases=leases, alarms=alarms, clock_s=12.25))
     fresh = reopened(engine, data_dir)
     loaded = fresh.load()
     assert list(loaded.events) == events
@@ -130,7 +130,7 @@ def test_an_alarm_that_was_lifted_is_not_loaded(engine: SqliteEngine) -> None:
 
 
 def test_a_batch_without_rows_saves_the_uptime(engine: SqliteEngine, data_dir: Path) -> None:
-    engine.commit(batch(1, now_s=99.5))
+    engine.commit(batch(1, clock_s=99.5))
     fresh = reopened(engine, data_dir)
     assert fresh.load().meta.clock_s == 99.5
     fresh.close()
@@ -493,7 +493,7 @@ def test_a_directory_of_before_the_batch_log_opens_and_is_refused_from_then_on_b
 
 def test_a_backup_is_a_data_directory_of_that_moment(engine: SqliteEngine, tmp_path: Path) -> None:
     engine.begin_term(3)
-    engine.commit(batch(1, events=[put(2, b"a")], leases=[(7, 60, 61.0, False)], now_s=5.5))
+    engine.commit(batch(1, events=[put(2, b"a")], leases=[(7, 60, 61.0, False)], clock_s=5.5))
     engine.fold()
     target = tmp_path / "restored" / "lessor.db"
     target.parent.mkdir()
@@ -537,7 +537,7 @@ def test_people_can_read_it_while_it_is_served(engine: SqliteEngine, data_dir: P
     engine.commit(
         batch(
             1,
-            now_s=10.0,
+            clock_s=10.0,
             events=[
                 (2, 0, b"/svc/a", b"one", 2, 1, 0x1234),
                 (3, 0, b"/svc/b", b"two", 3, 1, 0),
