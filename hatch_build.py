@@ -15,6 +15,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 # What each call goes through. A class that inherits from a compiled one must be compiled too.
 FOLDERS = ("base", "state", "wire")
 SERVER = (
+    "loop/call",
     "loop/core",
     "loop/release",
     "loop/turn",
@@ -27,9 +28,9 @@ SERVER = (
     "transport/connection",
     "transport/grpc_calls",
     "transport/h1_session",
+    "transport/h2_output",
     "transport/h2_session",
     "transport/http_calls",
-    "transport/metrics_connection",
 )
 BUILD_NEEDS = ("mypy[mypyc]>=1.15", "setuptools>=77", "types-protobuf>=6.30")
 

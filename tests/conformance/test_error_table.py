@@ -67,8 +67,8 @@ UNSAID = {
 }
 OTHERS = "".join(
     path.read_text()
-    for folder in ("conformance", "unit")
-    for path in sorted((Path(__file__).parents[1] / folder).glob("*.py"))
+    for folder in ("conformance", "unit", "whole")
+    for path in sorted((Path(__file__).parents[1] / folder).rglob("*.py"))
     if path != Path(__file__)
 )
 

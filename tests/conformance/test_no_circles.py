@@ -16,7 +16,7 @@ import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.server.services.keepalive import KeepAlive
-from lessor.server.services.waiting_lines import Line
+from lessor.server.services.waiting_lines import WaitingLine
 from lessor.server.services.watch import WatchStream
 from lessor.server.transport.connection import Connection
 from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary
@@ -35,8 +35,19 @@ from tests.conformance.test_websocket_streams import Peer as WebSocket
 GONE_S_MAX = 10.0  # connections linger for a second
 # What is made for a connection or a call.
 KINDS = (
-    *(Connection, GrpcStream, GrpcUnary, H1Exchange, H1Session, H2Session, JsonStream, JsonUnary, KeepAlive, Line),
-    *(Stream, Watcher, WatchStream, WebSocketCall),
+    *(
+        Connection,
+        GrpcStream,
+        GrpcUnary,
+        H1Exchange,
+        H1Session,
+        H2Session,
+        JsonStream,
+        JsonUnary,
+        KeepAlive,
+        WaitingLine,
+    ),
+    *(Stream, WaitingLine, Watcher, WatchStream, WebSocketCall),
 )
 
 

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2
 from lessor.base.errors import EtcdError
-from lessor.server.loop.core import Core, StreamCall
+from lessor.server.loop.call import StreamCall
+from lessor.server.loop.core import Core
 from lessor.server.loop.release import Gate
 from lessor.server.observe.metrics import Metrics
 from lessor.server.services import keepalive
-from lessor.server.services.keepalive import KeepAlive
+from lessor.server.services.keepalive import Renewals
 from lessor.state.leases import Lease
 from lessor.state.machine import Identity, StateMachine
 
@@ -58,7 +59,8 @@ class Pair:
             metrics=Metrics(),
             durable_header_field=self.machine.header_field,
         )
-        self.stream = KeepAlive(cast(Core, core), cast(StreamCall, self.wire))
+        self.renewals = Renewals()
+        self.stream = self.renewals.open(cast(Core, core), cast(StreamCall, self.wire))
         self.expected: list[Any] = []
         self.needs: list[int] = []  # the batch that each reply has to wait for
         self.untold: list[tuple[int, Lease]] = []  # renewals whose reply waits, with the batch
@@ -88,9 +90,9 @@ class Pair:
             batch = machine.journal.seal(self.now_s)
             machine.leases.acknowledged(batch.leases_touched, self.now_s)
         # A promise counts from its reply, so those that waited behind another's batch count from now as well.
-        told = [lease for need, lease in self.untold if need <= batch.number]
+        acknowledged = [lease for need, lease in self.untold if need <= batch.number]
         self.untold = [(need, lease) for need, lease in self.untold if need > batch.number]
-        self.twin.leases.acknowledged(told, self.now_s)
+        self.twin.leases.acknowledged(acknowledged, self.now_s)
         self.gate.committed(batch.number)
 
     def check(self) -> None:
@@ -127,20 +129,18 @@ def test_the_short_cut_and_the_state_machine_agree(steps: list[Any], remembered_
 
 def test_a_request_with_more_in_it_is_answered_and_not_remembered() -> None:
     """Whoever pads requests with fields that nobody knows does not fill the memory of all streams."""
-    KeepAlive._fast.clear()
     pair = Pair()
     pair.both(rpc_pb2.LeaseGrantRequest(ID=2**63 - 1, TTL=60))
     pair.renew([2**63 - 1])
-    assert len(KeepAlive._fast) == 1
+    assert len(pair.renewals.remembered) == 1
     padded = rpc_pb2.LeaseKeepAliveRequest(ID=2**63 - 1).SerializeToString() + b"\x7a\x05extra"
     pair.stream.on_messages([padded])
     pair.commit()
     assert pair.wire.replies[1] == pair.wire.replies[0]
-    assert len(KeepAlive._fast) == 1
+    assert len(pair.renewals.remembered) == 1
 
 
 def agree(steps: list[Any]) -> None:
-    KeepAlive._fast.clear()
     pair = Pair()
     for step in steps:
         match step:

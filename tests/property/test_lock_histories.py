@@ -122,7 +122,7 @@ class History:
         waiting = self.oracle.waiting()
         if waiting:
             waiter = waiting[which % len(waiting)]
-            waiter.call.cancel()
+            waiter.call.gone()
             self.oracle.cancel(waiter)
 
     def revoke(self, lease_id: int) -> None:

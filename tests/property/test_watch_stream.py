@@ -27,7 +27,7 @@ from lessor.server.loop.release import Gate
 from lessor.server.loop.turn import Turn
 from lessor.server.observe.metrics import Metrics
 from lessor.server.services import watch
-from lessor.server.services.watch import WatchStream
+from lessor.server.services.watch import Watches
 from lessor.state import watch_hub
 from lessor.state.journal import Batch
 from lessor.state.machine import Identity, StateMachine
@@ -148,7 +148,8 @@ class World:
             watch_streams=set(),
             header=self._header,
         )
-        self.stream = WatchStream(cast(Core, self.core), cast(Any, self.peer))
+        self.watches = Watches(self.turn)
+        self.stream = self.watches.open(cast(Core, self.core), cast(Any, self.peer))
         self.log: list[Told] = []
         self.compacted_in: dict[int, int] = {}  # revision: the batch with the compaction
         self.watchers: dict[int, Expected] = {}
@@ -462,7 +463,7 @@ def test_history_for_a_peer_that_does_not_read_is_bounded(streams: int, watchers
         mock.patch.object(watch, "_PIECE_COST_BYTES_MIN", 100),
     ):
         for _ in range(streams):
-            stream = WatchStream(cast(Core, world.core), cast(Any, reader))
+            stream = world.watches.open(cast(Core, world.core), cast(Any, reader))
             stream.on_messages([create.SerializeToString()] * watchers_each)
         world.turn.schedule()
         total_bytes, turns = 0, 0

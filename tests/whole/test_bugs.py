@@ -154,7 +154,7 @@ def test_who_waits_for_a_lock_is_told_of_a_bug_and_who_let_it_go_is_not(
         outcomes = raw.outcomes([waiting, unlocking, observing])
     assert outcomes[waiting].status == outcomes[observing].status == BUG
     assert outcomes[unlocking].status == (0, "")
-    assert server.call(lambda: len(server.server.core.waiting_lines)) == 0
+    assert server.call(lambda: len(server.server.services.lines)) == 0
 
 
 def test_a_line_that_cannot_be_kept_lets_all_go_who_wait_in_it(
@@ -167,12 +167,12 @@ def test_a_line_that_cannot_be_kept_lets_all_go_who_wait_in_it(
     raw.call(KV + "Put", framed(PUT))
     key = lock_pb2.LockResponse.FromString(held.data[5:]).key
     with monkeypatch.context() as patch:
-        patch.setattr("lessor.server.services.waiting_lines.Line.on_changes", broken)
+        patch.setattr("lessor.server.services.waiting_lines.WaitingLine.on_changes", broken)
         unlocking = raw.open("/v3lockpb.Lock/Unlock", framed(lock_pb2.UnlockRequest(key=key)))
         outcomes = raw.outcomes([*waiting, unlocking])
     assert {outcomes[stream].status for stream in waiting} == {BUG}
     assert outcomes[unlocking].status == (0, "")
-    assert server.call(lambda: len(server.server.core.waiting_lines)) == 0
+    assert server.call(lambda: len(server.server.services.lines)) == 0
 
 
 def test_a_broken_watch_that_catches_up_is_ended_and_another_goes_on(

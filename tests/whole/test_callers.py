@@ -3,7 +3,7 @@
 
 import threading
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import bcrypt
 import grpc
@@ -12,6 +12,7 @@ import pytest
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import EtcdError
+from lessor.server.services.tokens import Tokens
 from lessor.state.permissions import Caller
 from tests.in_process import in_process
 
@@ -30,7 +31,7 @@ def test_a_token_counts_before_a_certificate(tmp_path: Path) -> None:
         core = running.server.core
 
         def look() -> None:
-            token = core.tokens.issue("ann", 1).encode()
+            token = cast(Tokens, core.tokens).issue("ann", 1).encode()
             assert core.claimed(Call()) is None
             assert core.claimed(Call(peer_common_name="bob")) == Caller("bob", core.auth.revision)
             assert core.claimed(Call(peer_common_name="")) == Caller("", core.auth.revision)

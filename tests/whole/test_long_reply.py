@@ -18,8 +18,7 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors, limits
 from lessor.server.loop.core import Core
-from lessor.server.loop.long_reply import LongReply
-from lessor.server.transport.grpc_calls import GrpcUnary, Route
+from lessor.server.transport.grpc_calls import GrpcUnary
 from lessor.server.transport.http_calls import JsonUnary
 from lessor.state import encode
 from lessor.testing.server import InProcessServer
@@ -112,12 +111,12 @@ def test_what_is_given_up_is_let_go_of_without_the_collector() -> None:
         world = filled()
         gone: list[weakref.ref[Any]] = []
         for _ in range(3):  # one that is made, one in line, and one that has not begun
-            call, long = Call(ALL), pieces()
-            call.waiting = LongReply(world.core, call, long)
+            call, long = Call(world.core, ALL), pieces()
+            call.waiting = world.core.long_replies.begin(call, long)
             gone += [weakref.ref(call), weakref.ref(long)]
             if len(gone) < 6:
                 await asyncio.sleep(0)
-            call.cancel()
+            call.gone()
             del call, long
         for _ in range(5):
             await asyncio.sleep(0)
@@ -164,15 +163,15 @@ def begun(world: LockWorld, as_json: bool) -> tuple[Session | Exchange, Callable
     """A range over all keys by one of the real calls; returns where its answer goes, and how its peer goes away."""
     if as_json:
         exchange = Exchange()
-        json_call = JsonUnary(world.core, cast(Any, exchange), RANGE)
+        json_call = JsonUnary(world.core, cast(Any, exchange), world.core.metrics.calls(RANGE, b"test"))
         json_call.on_body(b'{"key":"AA==","range_end":"AA=="}')
         json_call.on_end()
-        return exchange, json_call.on_gone
+        return exchange, json_call.gone
     session = Session(world.core)
     stream = SimpleNamespace(head=None)
-    grpc_call = GrpcUnary(cast(Any, session), cast(Any, stream), Route(world.core.metrics, RANGE, b"test"))
+    grpc_call = GrpcUnary(cast(Any, session), cast(Any, stream), world.core.metrics.calls(RANGE, b"test"))
     grpc_call.on_whole(frame(ALL.SerializeToString()))
-    return session, grpc_call.on_reset
+    return session, grpc_call.gone
 
 
 @pytest.mark.parametrize("as_json", [False, True], ids=["gRPC", "JSON"])
@@ -208,7 +207,7 @@ def test_a_peer_that_takes_nothing_is_refused_when_its_turn_comes() -> None:
         world = filled()
         with mock.patch.object(encode, "REPLY_PARTS_MAX", 2):
             first, second, third = world.begin(ALL), world.begin(ALL), world.begin(ALL)
-            second.overfull = True
+            second.is_overfull = True
             await answered(third)
         assert (first.outcome, second.outcome) == (third.outcome, "refused")
 
@@ -222,7 +221,7 @@ def test_no_more_than_so_many_wait_and_the_next_is_made_at_once() -> None:
         with mock.patch.object(encode, "REPLY_PARTS_MAX", 2), mock.patch.object(limits, "LONG_REPLIES_MAX", 2):
             first, second = world.begin(ALL), world.begin(ALL)
             assert world.do(ALL) == wanted
-            second.cancel()
+            second.gone()
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             third = world.begin(ALL)
@@ -245,8 +244,8 @@ def test_what_goes_wrong_meanwhile_is_answered() -> None:
     async def main() -> None:
         world = filled()
         for pieces, text in ((refused(), errors.COMPACTED.message), (broken(), "etcdserver: internal error")):
-            call = Call(ALL)
-            call.waiting = LongReply(world.core, call, pieces)
+            call = Call(world.core, ALL)
+            call.waiting = world.core.long_replies.begin(call, pieces)
             await answered(call)
             assert isinstance(call.outcome, errors.EtcdError)
             assert call.outcome.message.startswith(text)

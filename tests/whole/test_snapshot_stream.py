@@ -50,7 +50,7 @@ def leftovers(data_dir: Path) -> list[str]:
 
 
 def idle(server: InProcessServer, data_dir: Path) -> bool:
-    return server.call(lambda: server.server.core.snapshots.running) == 0 and not leftovers(data_dir)
+    return server.call(lambda: server.server.core.metrics.snapshots) == 0 and not leftovers(data_dir)
 
 
 class SlowEngine(SqliteEngine):

@@ -33,15 +33,15 @@ from lessor.server.loop.release import Gate
 from lessor.server.loop.turn import Turn
 from lessor.server.observe.metrics import Metrics
 from lessor.server.options import Listen, OptionError, Options, parse_auth_token
-from lessor.server.services import table as services
 from lessor.server.services.compactor import Compactor
 from lessor.server.services.passwords import Passwords
 from lessor.server.services.snapshots import Snapshots, remove_leftovers
+from lessor.server.services.table import Services
 from lessor.server.services.tokens import SimpleTokens, Tokens
 from lessor.server.tls.listeners import tls_for
 from lessor.server.tls.secure import Handshakes
-from lessor.server.transport.connection import Connection
-from lessor.server.transport.metrics_connection import MetricsConnection
+from lessor.server.transport.connection import Connection, Speak
+from lessor.server.transport.speak import speak_to_clients, speak_to_monitors
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
 
@@ -67,6 +67,7 @@ class Server:
     def __init__(self, options: Options, clock: Clock | None = None, engine: Engine | None = None) -> None:
         self.options = options
         self.core: Core
+        self.services: Services
         self.exit_code = 0
         self._clock = clock or MonotonicClock()
         self._tokens = self._make_tokens()
@@ -99,14 +100,16 @@ class Server:
         turn = Turn(machine, gate, self._committer, self._clock, clock_s, metrics.expiry)
         data_dir = Path(self.options.data_dir)
         remove_leftovers(data_dir)
-        self._snapshots = Snapshots(self._engine, data_dir)
-        self.core = Core(self.options, machine, gate, turn, self._committer, metrics)
-        self.core.tokens = self._tokens
-        self.core.passwords = Passwords(self.options.bcrypt_cost)
-        self.core.snapshots = self._snapshots
-        self.core.unary_handlers = services.UNARY
-        self.core.waiting_handlers = services.WAITING
-        self.core.stream_handlers = services.STREAMS
+        self.services = Services(
+            self.options,
+            machine,
+            turn,
+            self._tokens,
+            Passwords(self.options.bcrypt_cost),
+            Snapshots(self._engine, data_dir),
+        )
+        handlers = self.services.handlers()
+        self.core = Core(self.options, machine, gate, turn, self._committer, metrics, self._tokens, handlers)
 
     def _make_tokens(self) -> Tokens:
         """Raises OptionError, before any data is opened, for tokens that cannot be had."""
@@ -146,9 +149,9 @@ class Server:
         """Begins to listen, as `start` does, and again after `stop_listening`. Raises OptionError."""
         loop = asyncio.get_running_loop()
         for listen in self.options.listen_client_urls:
-            await self._listen(loop, listen, Connection)
+            await self._listen(loop, listen, "--listen-client-urls", speak_to_clients)
         for listen in self.options.listen_metrics_urls:
-            await self._listen(loop, listen, MetricsConnection)
+            await self._listen(loop, listen, "--listen-metrics-urls", speak_to_monitors)
 
     def stop_listening(self) -> None:
         """Takes no new connections; those that are there stay."""
@@ -158,9 +161,9 @@ class Server:
         self.addresses.clear()
         self._remove_sockets()
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen, kind: type[Connection]) -> None:
+    async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen, flag: str, speak: Speak) -> None:
         def connection(peer_common_name: str | None = None) -> asyncio.Protocol:
-            return cast(asyncio.Protocol, kind(self.core, self._connections, peer_common_name))
+            return cast(asyncio.Protocol, Connection(self.core, self._connections, speak, peer_common_name))
 
         accept: Accept = connection
         if listen.tls:
@@ -179,7 +182,6 @@ class Server:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             advice = "stop what uses it, or listen elsewhere" if error.errno == errno.EADDRINUSE else "listen elsewhere"
-            flag = "--listen-metrics-urls" if kind is MetricsConnection else "--listen-client-urls"
             raise OptionError(f"{flag}: cannot listen on {listen.url}: {reason}; {advice}") from None
         self._listeners.append(server)
         traffic = "serving client traffic securely" if listen.tls else "serving client traffic"
@@ -213,8 +215,8 @@ class Server:
             await self._save()
         for connection in list(self._connections):
             connection.transport.abort()
-        self.core.passwords.close()
-        await self._snapshots.close()
+        self.services.passwords.close()
+        await self.services.snapshots.close()
         self._committer.close()
         log.info("stopped", extra={"exit_code": self.exit_code})
 
@@ -229,8 +231,8 @@ class Server:
             self.handshakes.close()
         for connection in list(self._connections):
             connection.transport.abort()
-        self.core.passwords.close()
-        self._snapshots.abandon()
+        self.services.passwords.close()
+        self.services.snapshots.abandon()
         self._committer.close()
 
     def _remove_sockets(self) -> None:
@@ -242,7 +244,7 @@ class Server:
         self._sockets.clear()
 
     async def _drain(self) -> None:
-        self.core.waiting_lines.stop(errors.SERVER_STOPPED)
+        self.services.lines.stop(errors.SERVER_STOPPED)
         for connection in list(self._connections):
             connection.drain(errors.SERVER_STOPPED.error())
         deadline = asyncio.get_running_loop().time() + DRAIN_S

@@ -39,7 +39,6 @@ from lessor.client import AsyncClient, Client, tls_context
 from lessor.durable.engine import Engine
 from lessor.durable.sqlite import SqliteEngine
 from lessor.server.command import parse
-from lessor.server.loop.core import Core
 from lessor.server.main import Server
 from lessor.server.options import Options
 from lessor.testing.faults import Faults
@@ -314,7 +313,7 @@ class InProcessServer:
             main = asyncio.current_task()
             assert main is not None
             self._main = main
-            self.clock.attach(loop, _Timed(server.core, self.clock))
+            self.clock.attach(loop, _Timed(server, self.clock))
         except BaseException as problem:
             self._problem = problem
             return
@@ -348,12 +347,13 @@ class InProcessServer:
 class _Timed:
     """What the clock asks of a running server. Implements `Timed`."""
 
-    def __init__(self, core: Core, clock: VirtualClock) -> None:
-        self._core = core
+    def __init__(self, server: Server, clock: VirtualClock) -> None:
+        self._core = server.core
+        self._passwords = server.services.passwords
         self._clock = clock
 
     def busy(self) -> bool:
-        return self._core.committer.in_flight is not None or self._core.passwords.waiting > 0
+        return self._core.committer.in_flight is not None or self._passwords.waiting > 0
 
     def settled(self) -> bool:
         return self._core.committer.idle

@@ -6,33 +6,39 @@ from typing import Any, cast
 
 from google.protobuf.message import Message
 
-from lessor.api.methods import METHODS, Method
+from lessor.api.methods import METHODS
 from lessor.api.proto import election_pb2, lock_pb2, rpc_pb2
-from lessor.base.errors import EtcdError
+from lessor.base.errors import Code, EtcdError
+from lessor.server.loop.call import StreamCall, UnaryCall
 from lessor.server.loop.committer import Committer
-from lessor.server.loop.core import Core, Waiting
+from lessor.server.loop.core import Core
 from lessor.server.observe.metrics import Metrics
 from lessor.server.options import Options
-from lessor.server.services import table as services
+from lessor.server.services.table import Services
 from tests.unit.server.turn_world import World
 
 _BY_REQUEST = {method.request: method for method in METHODS if method.unary and method.service != "grpc.health"}
 OBSERVE = next(method for method in METHODS if method.name == "Observe")
 
 
-class Call:
+class Call(UnaryCall):
     """A unary call; `outcome` is its reply or its EtcdError once that has left the server."""
+
+    __slots__ = ("__weakref__", "decided", "is_overfull", "outcome", "request")
 
     token: bytes | None = None
     peer_common_name: str | None = None
 
-    def __init__(self, request: Message) -> None:
-        self.method: Method = _BY_REQUEST[type(request)]
+    def __init__(self, core: Core, request: Message) -> None:
+        super().__init__(core, core.metrics.calls(_BY_REQUEST[type(request)], b"test"))
         self.request = request
-        self.waiting: Waiting | None = None
         self.outcome: Any = None
         self.decided = False  # whether the outcome is on its way
-        self.overfull = False
+        self.is_overfull = False
+
+    @property
+    def overfull(self) -> bool:
+        return self.is_overfull
 
     def encode(self, reply: bytes) -> Any:
         self.decided = True
@@ -45,23 +51,18 @@ class Call:
             yield None
         yield self.encode(made)
 
-    def deliver(self, payload: Any) -> None:
+    def _send(self, payload: Any) -> None:
         assert self.outcome is None, "answered twice"
         self.outcome = payload
 
-    def fail(self, error: EtcdError) -> None:
-        self.deliver(error)
+    def _send_error(self, error: EtcdError) -> None:
+        self._send(error)
 
-    def refused(self) -> bool:
-        if self.overfull:
-            self.outcome = "refused"
-        return self.overfull
+    def _turn_away(self) -> Code:
+        self._send("refused")
+        return Code.UNAVAILABLE
 
-    def cancel(self) -> None:
-        """The peer goes away, as the connections tell it."""
-        waiting, self.waiting = self.waiting, None
-        if waiting is not None:
-            waiting.on_gone()
+    def _let_go(self) -> None: ...
 
     @property
     def answered(self) -> bool:
@@ -72,37 +73,46 @@ class Call:
         return self.outcome.message if isinstance(self.outcome, EtcdError) else None
 
 
-class Stream:
-    """A streaming call. `backlog_bytes` is the test's to set; `read` is what the peer does about it."""
+class Stream(StreamCall):
+    """A streaming call. `to_take_bytes` is the test's to set; `read` is the peer's taking of all of it."""
+
+    __slots__ = ("_drained", "_world", "sent", "to_take_bytes")
 
     token: bytes | None = None
     peer_common_name: str | None = None
 
     def __init__(self, world: "LockWorld", request: Message) -> None:
-        self.method = OBSERVE
-        self.backlog_bytes = 0
+        self.to_take_bytes = 0
         self.sent: list[Any] = []
         self._world = world
         self._drained: set[Any] = set()
-        self.handler = world.core.stream_handlers[self.method](world.core, self)
-        self.handler.on_messages([request.SerializeToString()])
+        super().__init__(world.core, world.core.metrics.calls(OBSERVE, b"test"))
+        self.take_requests(request)
 
-    def send(self, replies: list[bytes]) -> None:
+    def take_requests(self, *requests: Message) -> None:
+        self.take([request.SerializeToString() for request in requests])
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self.to_take_bytes
+
+    def _send(self, replies: list[bytes]) -> None:
         self.sent += [self.method.response.FromString(reply) for reply in replies]
 
-    def finish(self, error: EtcdError | None = None) -> None:
-        self.handler.on_gone()
+    def _send_end(self, error: EtcdError | None) -> None: ...
+
+    def _let_go(self) -> None: ...
 
     def wake_when_drained(self, stream: Any) -> None:
         self._drained.add(stream)
 
     def read(self) -> None:
-        self.backlog_bytes = 0
+        self.to_take_bytes = 0
         for stream in self._drained:
             self._world.turn.catch_up_later(stream)
         self._drained.clear()
 
-    def take(self) -> list[tuple[bytes, bytes]]:
+    def shown(self) -> list[tuple[bytes, bytes]]:
         """(key, value) of what was sent since the last time."""
         sent, self.sent = self.sent, []
         return [(reply.kv.key, reply.kv.value) for reply in sent]
@@ -114,15 +124,15 @@ class LockWorld(World):
     def __init__(self) -> None:
         super().__init__()
         disk = cast(Committer, self.disk)
-        self.core = Core(Options(), self.machine, self.gate, self.turn, disk, Metrics())
-        self.core.unary_handlers = services.UNARY
-        self.core.waiting_handlers = services.WAITING
-        self.core.stream_handlers = services.STREAMS
+        options, unused = Options(), cast(Any, None)
+        self.services = Services(options, self.machine, self.turn, unused, unused, unused)
+        handlers = self.services.handlers()
+        self.core = Core(options, self.machine, self.gate, self.turn, disk, Metrics(), unused, handlers)
 
     def begin(self, request: Message) -> Call:
         """Sends a request; nothing is durable yet."""
-        call = Call(request)
-        self.core.unary(call, request)
+        call = Call(self.core, request)
+        call.serve(request)
         return call
 
     def do(self, request: Message) -> Any:
@@ -163,4 +173,4 @@ class LockWorld(World):
     @property
     def idle(self) -> bool:
         """Whether nobody is kept in mind who waits or observes."""
-        return not len(self.core.waiting_lines) and not len(self.machine.hub)
+        return not len(self.services.lines) and not len(self.machine.hub)

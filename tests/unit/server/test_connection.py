@@ -15,10 +15,12 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code
-from lessor.server.loop.core import Core
+from lessor.server.loop.core import Core, Handlers
 from lessor.server.loop.unfinished import Unfinished
-from lessor.server.observe.metrics import Counts, Metrics
+from lessor.server.observe.metrics import Metrics
+from lessor.server.observe.pages import Pages
 from lessor.server.transport.connection import Connection
+from lessor.server.transport.speak import speak_to_clients
 from lessor.wire import frames
 from lessor.wire.frames import ErrorCode
 from lessor.wire.h1 import WAITING_BYTES_MAX
@@ -61,11 +63,14 @@ class Transport:
 
 
 class Turn:
+    """What connections and calls use of a turn. Outcomes leave at once, or go to `held` for the test."""
+
     overloaded = False
 
     def __init__(self) -> None:
         self.to_flush: list[Connection] = []
         self.time_s = 0.0
+        self.held: list[Any] | None = None
 
     def now_s(self) -> float:
         return self.time_s
@@ -74,6 +79,13 @@ class Turn:
 
     def flush_later(self, connection: Connection) -> None:
         self.to_flush.append(connection)
+
+    def after_everything(self, outlet: Any, payload: Any) -> int:
+        if self.held is None:
+            outlet.deliver(payload)
+        else:
+            self.held.append((outlet, payload))
+        return 0
 
     def end(self) -> None:
         to_flush, self.to_flush = self.to_flush, []
@@ -93,8 +105,10 @@ class Accepted:
             metrics=Metrics(),
             auth=SimpleNamespace(enabled=False),
             unfinished=Unfinished(1_000_000),
+            pages=Pages(),
+            serves=lambda method: True,
         )
-        self.connection = Connection(cast(Core, core), set())
+        self.connection = Connection(cast(Core, core), set(), speak_to_clients)
         self.connection.connection_made(cast(Any, self.transport))
 
     def receive(self, data: bytes) -> None:
@@ -192,17 +206,13 @@ def serve_large_replies(peer: Accepted, held: list[Any] | None = None) -> list[A
     """Lets each unary call be answered by LARGE: at once, or when the test delivers what is in `held`."""
     asked: list[Any] = []
 
-    def unary(call: Any, request: Any) -> None:
+    def unary(_core: Any, request: Any) -> bytes:
         asked.append(request)
-        payload = call.encode(LARGE)
-        if held is None:
-            call.deliver(payload)
-        else:
-            held.append((call, payload))
+        return LARGE
 
+    peer.turn.held = held
     core = cast(Any, peer.connection.core)
-    core.unary = unary
-    core.serves = lambda method: True
+    core.handlers = Handlers(dict.fromkeys(BY_PATH.values(), unary), {}, {})
     return asked
 
 
@@ -296,7 +306,7 @@ def test_the_kernel_finds_out_about_peers_that_vanished(new_loop: Callable[[], a
                 made.set_result(self)
 
         core = SimpleNamespace(metrics=SimpleNamespace(connections=0), turn=SimpleNamespace(forget=lambda one: None))
-        accept = cast(Callable[[], asyncio.Protocol], lambda: Accept(cast(Core, core), set()))
+        accept = cast(Callable[[], asyncio.Protocol], lambda: Accept(cast(Core, core), set(), speak_to_clients))
         server = await loop.create_server(accept, "127.0.0.1", 0)
         peer, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
         connection = await made
@@ -338,20 +348,17 @@ def serve(peer: Accepted) -> tuple[list[Any], list[StreamHandler]]:
     asked: list[Any] = []
     handlers: list[StreamHandler] = []
 
-    def unary(call: Any, request: Any) -> None:
+    def unary(_core: Any, request: Any) -> bytes:
         asked.append(request)
-        call.deliver(call.encode(call.method.response().SerializeToString()))
+        return b""
 
     def stream_handler(core: Any, call: Any) -> StreamHandler:
         handlers.append(StreamHandler(core, call))
         return handlers[-1]
 
     core = cast(Any, peer.connection.core)
-    core.unary = unary
-    core.serves = lambda method: True
-    core.stream_handlers = dict.fromkeys((method for method in BY_PATH.values() if not method.unary), stream_handler)
-    core.metrics.started = Counts()
-    core.metrics.handled = Counts()
+    methods = BY_PATH.values()
+    core.handlers = Handlers(dict.fromkeys(methods, unary), {}, dict.fromkeys(methods, stream_handler))
     return asked, handlers
 
 

@@ -48,21 +48,21 @@ def test_a_candidate_that_cannot_proclaim_gives_up_its_candidacy(world: LockWorl
 
 def test_an_observer_is_shown_the_leader_of_now_and_each_change(world: LockWorld) -> None:
     stream = world.observe(b"e")
-    assert stream.take() == []
+    assert stream.shown() == []
     leader = world.campaign(b"e", 0xA, b"1").outcome.leader
-    assert stream.take() == [(b"e/a", b"1")]
+    assert stream.shown() == [(b"e/a", b"1")]
     world.campaign(b"e", 0xB, b"2")
-    assert stream.take() == []
+    assert stream.shown() == []
     world.do(election_pb2.ProclaimRequest(leader=leader, value=b"1b"))
-    assert stream.take() == [(b"e/a", b"1b")]
+    assert stream.shown() == [(b"e/a", b"1b")]
     late = world.observe(b"e")
-    assert late.take() == [(b"e/a", b"1b")]
+    assert late.shown() == [(b"e/a", b"1b")]
     world.do(election_pb2.ResignRequest(leader=leader))
-    assert stream.take() == late.take() == [(b"e/b", b"2")]
+    assert stream.shown() == late.shown() == [(b"e/b", b"2")]
     world.revoke(0xB)
-    assert stream.take() == []
+    assert stream.shown() == []
     world.campaign(b"e", 0xC, b"3")
-    assert stream.take() == [(b"e/c", b"3")]
+    assert stream.shown() == [(b"e/c", b"3")]
     stream.finish()
     late.finish()
     assert world.idle
@@ -72,13 +72,13 @@ def test_an_observer_sees_nothing_that_is_not_durable(world: LockWorld) -> None:
     stream = world.observe(b"e")
     world.begin(election_pb2.CampaignRequest(name=b"e", lease=0xA))
     world.loop.settle()
-    assert stream.take() == []
-    late = world.core.stream_handlers[stream.method](world.core, stream)
+    assert stream.shown() == []
+    late = world.core.handlers.streams[stream.method](world.core, stream)
     late.on_messages([election_pb2.LeaderRequest(name=b"e").SerializeToString()])
     world.loop.settle()
-    assert stream.take() == []
+    assert stream.shown() == []
     world.disk.succeed()
-    assert stream.take() == [(b"e/a", b""), (b"e/a", b"")]
+    assert stream.shown() == [(b"e/a", b""), (b"e/a", b"")]
 
 
 def test_leaders_that_end_in_one_turn_are_not_shown_in_between(world: LockWorld) -> None:
@@ -86,9 +86,9 @@ def test_leaders_that_end_in_one_turn_are_not_shown_in_between(world: LockWorld)
     for lease_id in (1, 2, 0xA):
         world.campaign(b"e", lease_id)
     stream = world.observe(b"e")
-    assert stream.take() == [(b"e/1", b"")]
+    assert stream.shown() == [(b"e/1", b"")]
     world.pass_time(5.5)
-    assert stream.take() == [(b"e/a", b"")]
+    assert stream.shown() == [(b"e/a", b"")]
 
 
 def test_of_keys_that_one_write_made_the_smallest_leads(world: LockWorld) -> None:
@@ -107,48 +107,48 @@ def test_of_keys_that_one_write_made_the_smallest_leads(world: LockWorld) -> Non
 def test_an_observer_that_does_not_read_is_shown_the_leader_of_then(world: LockWorld) -> None:
     leader = world.campaign(b"e", 0xA, b"0").outcome.leader
     slow, quick = world.observe(b"e"), world.observe(b"e")
-    slow.take(), quick.take()
-    slow.backlog_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
+    slow.shown(), quick.shown()
+    slow.to_take_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
     values = [b"%d" % number for number in range(1, 10)]
     for value in values:
         world.do(election_pb2.ProclaimRequest(leader=leader, value=value))
-    assert slow.take() == []
-    assert quick.take() == [(b"e/a", value) for value in values]
+    assert slow.shown() == []
+    assert quick.shown() == [(b"e/a", value) for value in values]
     slow.read()
     world.settle()
-    assert slow.take() == [(b"e/a", b"9")]
+    assert slow.shown() == [(b"e/a", b"9")]
     world.do(election_pb2.ProclaimRequest(leader=leader, value=b"10"))
-    assert slow.take() == [(b"e/a", b"10")]
+    assert slow.shown() == [(b"e/a", b"10")]
 
 
 def test_what_waits_at_the_gate_while_an_observer_catches_up_is_shown_once(world: LockWorld) -> None:
     leader = world.campaign(b"e", 0xA, b"0").outcome.leader
     slow = world.observe(b"e")
-    slow.take()
-    slow.backlog_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
+    slow.shown()
+    slow.to_take_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
     world.do(election_pb2.ProclaimRequest(leader=leader, value=b"1"))
     world.begin(election_pb2.ProclaimRequest(leader=leader, value=b"2"))
     slow.read()
     world.loop.settle()
     world.settle()
-    assert slow.take() == [(b"e/a", b"2")]
+    assert slow.shown() == [(b"e/a", b"2")]
 
 
 def test_a_slow_observer_that_goes_is_forgotten(world: LockWorld) -> None:
     world.campaign(b"e", 0xA)
     slow = world.observe(b"e")
-    slow.backlog_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
+    slow.to_take_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
     world.unlock(b"e/a")
     world.campaign(b"e", 0xB)
-    slow.take()
+    slow.shown()
     slow.finish()
     slow.read()
     world.settle()
-    assert slow.take() == []
+    assert slow.shown() == []
     assert world.idle
 
 
 def test_observers_share_a_response(world: LockWorld) -> None:
     streams = [world.observe(b"e") for _ in range(3)]
     world.campaign(b"e", 0xA, b"v")
-    assert [stream.take() for stream in streams] == [[(b"e/a", b"v")]] * 3
+    assert [stream.shown() for stream in streams] == [[(b"e/a", b"v")]] * 3

@@ -5,6 +5,7 @@ import asyncio
 from typing import Any
 
 from lessor.api.proto import leases_pb2
+from lessor.server.loop.core import Core
 from lessor.server.services import leases
 from lessor.state.lease_list import LeaseList
 from tests.unit.server.lock_world import Call
@@ -14,17 +15,19 @@ from tests.unit.server.lock_world import LockWorld as World
 class ListCall(Call):
     """A List call, and all of its answers."""
 
-    def __init__(self, request: leases_pb2.LeaseListRequest) -> None:
-        super().__init__(request)
+    __slots__ = ("answers",)
+
+    def __init__(self, core: Core, request: leases_pb2.LeaseListRequest) -> None:
+        super().__init__(core, request)
         self.answers: list[Any] = []
 
-    def deliver(self, payload: Any) -> None:
+    def _send(self, payload: Any) -> None:
         self.answers.append(payload)
 
 
 def ask(world: World, **request: Any) -> ListCall:
     asked = leases_pb2.LeaseListRequest(**request)
-    call = ListCall(asked)
+    call = ListCall(world.core, asked)
     call.waiting = leases.list_leases(world.core, call, asked)
     return call
 
@@ -71,9 +74,9 @@ def test_a_list_whose_peer_went_away_is_given_up(monkeypatch: Any) -> None:
     async def main() -> None:
         world = world_with(3)
         waiting, running, last = ask(world), ask(world), ask(world)
-        waiting.cancel()  # before it began
+        waiting.gone()  # before it began
         await asyncio.sleep(0)
-        running.cancel()
+        running.gone()
         while not last.answers:
             await asyncio.sleep(0)
         assert waiting.answers == running.answers == []

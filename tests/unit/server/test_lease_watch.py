@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stream of lease events between the state machine and its peer: from when on, in which order, until when."""
 
-from typing import Any
+from typing import Any, cast
 
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import leases_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
+from lessor.server.loop.call import StreamCall
 from lessor.server.services.leases import LeaseWatch
 from tests.unit.server.lock_world import LockWorld
 
@@ -21,7 +22,7 @@ class WatchCall:
         self.backlog_bytes = 0
         self.sent: list[Any] = []
         self.end: EtcdError | None = None
-        self.handler = LeaseWatch(world.core, self)
+        self.handler = LeaseWatch(world.core, cast(StreamCall, self))
         self.handler.on_messages([b""])
 
     def send(self, replies: list[bytes]) -> None:

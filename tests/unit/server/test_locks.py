@@ -79,7 +79,7 @@ def test_a_call_that_goes_takes_its_key_along(world: LockWorld) -> None:
     world.lock(b"l", 0xA)
     gone, waiting = world.lock(b"l", 0xB), world.lock(b"l", 0xC)
     revision = world.machine.revision
-    gone.cancel()
+    gone.gone()
     world.settle()
     assert world.keys() == [b"l/a", b"l/c"]
     assert world.machine.revision == revision + 1
@@ -93,7 +93,7 @@ def test_the_removal_of_a_key_is_durable_like_any_write(world: LockWorld) -> Non
     world.lease(0xA), world.lease(0xB)
     world.lock(b"l", 0xA)
     waiting = world.lock(b"l", 0xB)
-    waiting.cancel()
+    waiting.gone()
     world.settle()
     (key, value) = world.disk.batches[-1].events[0][2:4]
     assert (key, value) == (b"l/b", None)
@@ -105,7 +105,7 @@ def test_a_call_repeated_on_a_new_connection_survives_the_end_of_the_old_one(wor
     world.lock(b"l", 0xA)
     first = world.lock(b"l", 0xB)
     repeated = world.lock(b"l", 0xB)
-    first.cancel()
+    first.gone()
     world.settle()
     assert world.keys() == [b"l/a", b"l/b"]
     world.unlock(b"l/a")
@@ -170,7 +170,7 @@ def test_a_stopping_server_answers_those_who_wait_and_keeps_their_places(world: 
     world.lease(0xA), world.lease(0xB)
     world.lock(b"l", 0xA)
     waiting = world.lock(b"l", 0xB)
-    world.core.waiting_lines.stop(errors.SERVER_STOPPED)
+    world.services.lines.stop(errors.SERVER_STOPPED)
     world.settle()
     assert (waiting.outcome.code, waiting.error) == (Code.UNAVAILABLE, "etcdserver: server stopped")
     assert world.lock(b"l", 0xB).error == "etcdserver: server stopped"

@@ -21,7 +21,7 @@ class Collector:
     def deliver(self, payload: Any) -> None:
         self.payloads.append(payload)
 
-    def fail(self, error: EtcdError) -> None:
+    def end_now(self, error: EtcdError) -> None:
         self.payloads.append(error.message)
 
 
@@ -35,7 +35,7 @@ class Broken(Collector):
 class Hopeless(Broken):
     """One that cannot even be told of its bug."""
 
-    def fail(self, error: EtcdError) -> None:
+    def end_now(self, error: EtcdError) -> None:
         raise RuntimeError("another")
 
 

@@ -109,7 +109,7 @@ class Peer:
     def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
         self.told.append(changes)
 
-    def fail(self, error: EtcdError) -> None:
+    def end_now(self, error: EtcdError) -> None:
         self.got.append(error)
 
     def flush(self) -> None:

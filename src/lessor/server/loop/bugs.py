@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of a bug of ours: an exception that no rule foresees ends the call that met it, and no other.
+"""An exception that no rule foresees, a bug of ours, ends the call that met it and no other.
 
 Laws
-- The client of that call is answered: INTERNAL, and where to look. The traceback is in the log.
-- Whoever does something for many calls in a row - the gate, a turn, a line of waiting calls - goes on with the next.
+- The client of that call is answered INTERNAL and pointed to the log. The traceback is in the log.
+- Code that does something for many calls in a row - the gate, a turn, a line of waiting calls - goes on with the next.
 
-The state machine changes nothing before its checks are through, so memory is taken to be whole. This is no way to deal
-with errors that can be foreseen: those are EtcdErrors where they arise.
+The state machine changes nothing before its checks are through, so memory is taken to be whole. Errors that can be
+foreseen do not belong here: they are EtcdErrors where they arise.
 """
 
 import logging
@@ -22,15 +22,15 @@ TEXT = "etcdserver: internal error, see the server's log"
 class Answerable(Protocol):
     """Something that stands for a call."""
 
-    def fail(self, error: EtcdError) -> None:
-        """Ends the call with the error, now. Does nothing once it has ended."""
+    def end_now(self, error: EtcdError) -> None:
+        """Ends the call with the error. Does nothing once it has ended."""
         ...
 
 
-def told(error: Exception, where: str) -> EtcdError:
-    """What the client is told of an exception that was caught: an EtcdError as it is, INTERNAL for any other.
+def as_answer(error: Exception, where: str) -> EtcdError:
+    """The answer to a call that met an exception: an EtcdError as it is, INTERNAL for any other exception.
 
-    `where`: the method that was called, or what else was under way; it goes to the log with the traceback.
+    `where`: the method that was called, or the work that was under way; it goes to the log with the traceback.
     """
     if isinstance(error, EtcdError):
         # Its traceback holds the frame that caught it, which holds the error: a circle for the collector.
@@ -43,6 +43,6 @@ def end(call: Answerable, error: Exception) -> None:
     """Ends a call that met a bug outside of its own handler."""
     where = type(call).__name__
     try:
-        call.fail(told(error, where))
+        call.end_now(as_answer(error, where))
     except Exception as another:
-        told(another, where)
+        as_answer(another, where)

@@ -1,29 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unary replies that take long to make: piece by piece, with everybody else served in between.
+"""Unary replies that take long to make: piece by piece, with all other calls served in between.
 
 Laws
-- One such reply is made at a time, a piece of it a turn: however many are asked for, each turn makes one piece.
-- What a reply shows was fixed when its call came in, or is the maker's care; here it is bytes only. The call turns them
-  into what leaves, JSON say, in the same steps.
-- A call whose peer went away is given up, and so is its place in the line.
-- When its turn comes, a call is refused whose peer has not taken what it had asked for before.
+- One such reply is made at a time, one piece of it a turn: however many are asked for, each turn makes one piece.
+- The content of a reply was fixed when its call came in, or is the care of the code that makes the pieces. Here the
+  pieces are bytes only. The call turns them into the bytes that leave, JSON for instance, in the same steps.
+- A call whose peer went away is dropped, and so is its place.
+- When its place comes, a call is refused if its peer has not taken the replies to earlier calls.
 
-Does not do: cutting a reply on its way out, HTTP/2's flow control does that; what a Txn reads.
+Does not do: cutting a reply on its way out, HTTP/2's flow control does that; the reads of a Txn.
 """
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from lessor.api.methods import Method
 from lessor.base import limits
-from lessor.server.loop.bugs import told
-
-if TYPE_CHECKING:
-    from lessor.server.loop.core import Core, UnaryCall
+from lessor.server.loop.bugs import as_answer
 
 
-class Line:
-    """Where such replies wait for their turn. Each keeps what it is to show, so no more than LONG_REPLIES_MAX wait."""
+class Answered(Protocol):
+    """The call that the reply is for; see UnaryCall."""
+
+    method: Method
+
+    def refused(self) -> bool: ...
+
+    def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]: ...
+
+    def finish_encoded(self, payload: Any) -> None: ...
+
+
+class LongReplies:
+    """The long replies of a server. Each keeps the data that it shows, so no more than LONG_REPLIES_MAX wait."""
 
     __slots__ = ("_waiting", "lock")
 
@@ -33,41 +43,44 @@ class Line:
 
     @property
     def full(self) -> bool:
-        """Whether one more has to be made at once. Then it counts among what its peer has not taken, like any other."""
+        """Whether one more has to be made at once. It then counts among the bytes that its peer has not taken."""
         return self._waiting >= limits.LONG_REPLIES_MAX
 
-    def enter(self, task: "asyncio.Task[None]") -> None:
+    def begin(self, call: Answered, pieces: Iterator[bytes]) -> "LongReply":
+        """Answers `call` with the sum of `pieces`; asking for a piece may raise EtcdError, which then is the answer."""
+        task = asyncio.get_running_loop().create_task(_make(self, call, pieces))
         self._waiting += 1
         task.add_done_callback(self._leave)
+        return LongReply(task)
 
     def _leave(self, _task: "asyncio.Task[None]") -> None:
         self._waiting -= 1
 
 
 class LongReply:
-    """A call under way whose reply is the sum of `pieces`; asking for one may raise EtcdError, which answers then."""
+    """A call waits for this while its reply is made (call.Waiting)."""
 
     __slots__ = ("_task",)
 
-    def __init__(self, core: "Core", call: "UnaryCall", pieces: Iterator[bytes]) -> None:
-        self._task = asyncio.get_running_loop().create_task(_make(core, call, pieces))
-        core.long_replies.enter(self._task)
+    open_ended = False  # it ends as soon as the reply is made
+
+    def __init__(self, task: "asyncio.Task[None]") -> None:
+        self._task = task
 
     def on_gone(self) -> None:
         self._task.cancel()
 
 
-async def _make(core: "Core", call: "UnaryCall", pieces: Iterator[bytes]) -> None:
-    # No method: a task that was cancelled holds this frame, which must not hold who holds the task.
+async def _make(replies: LongReplies, call: Answered, pieces: Iterator[bytes]) -> None:
+    # No method: a cancelled task holds this frame, which must not hold the holder of the task.
     payload: Any
     try:
-        async with core.long_replies.lock:
+        async with replies.lock:
             if call.refused():
-                call.waiting = None
                 return
             steps = call.encode_pieces(pieces)
             while (payload := next(steps)) is None:
                 await asyncio.sleep(0)
     except Exception as error:
-        payload = told(error, call.method.path)
-    core.finish_encoded(call, payload)
+        payload = as_answer(error, call.method.path)
+    call.finish_encoded(payload)

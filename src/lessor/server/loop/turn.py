@@ -76,7 +76,7 @@ class CatchUp(Answerable, Protocol):
 class _Crowd:
     """Many outlets in one; each of them fails for itself."""
 
-    def fail(self, _error: EtcdError) -> None: ...
+    def end_now(self, _error: EtcdError) -> None: ...
 
 
 class _Audience(_Crowd):

@@ -74,7 +74,7 @@ class Exposition:
         yield _histogram("lessor_lease_expiry_lateness_seconds", text, metrics.lateness)
 
     def _store_metrics(self) -> Iterator[Metric]:
-        machine, committer = self._observed.machine, self._observed.committer
+        metrics, machine, committer = self._observed.metrics, self._observed.machine, self._observed.committer
         store = machine.store
         yield _counter("etcd_mvcc_range", "Ranges carried out, alone or in a txn.", store.ranges)
         yield _counter("etcd_mvcc_put", "Puts carried out, alone or in a txn.", store.puts)
@@ -84,7 +84,7 @@ class Exposition:
         yield _counter("etcd_mvcc_txn", "Txns of more than one operation, ends of leases included.", machine.txns)
         yield _gauge("etcd_mvcc_db_total_size_in_bytes", "Size of the data on disk.", committer.size_bytes)
         yield _gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "The part that holds data.", committer.in_use_bytes)
-        reading = self._observed.snapshots.running
+        reading = metrics.snapshots
         yield _gauge("etcd_mvcc_db_open_read_transactions", "Snapshots under way.", reading)
         yield _gauge("etcd_debugging_mvcc_keys_total", "Keys.", len(store))
         yield _gauge("etcd_debugging_mvcc_current_revision", "The newest revision.", machine.revision)

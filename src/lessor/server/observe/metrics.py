@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Generic, TypeVar
 
 from lessor.api.methods import Method
+from lessor.base import limits
 from lessor.base.errors import Code
 from lessor.server.observe.histogram import Histogram
 
@@ -32,8 +33,33 @@ class Counts(dict[K, Count], Generic[K]):
         return count
 
 
+class CallCounts:
+    """Where the calls of one method by clients of one API version are counted. Kept, so that no call looks it up."""
+
+    __slots__ = ("_metrics", "_requests", "_started", "_succeeded", "method")
+
+    def __init__(self, metrics: "Metrics", method: Method, requests: Count) -> None:
+        self.method = method
+        self._metrics = metrics
+        self._started = metrics.started[method]
+        self._requests = requests
+        self._succeeded = metrics.handled[method, Code.OK]
+
+    def begin(self) -> None:
+        """A call has begun."""
+        self._started.n += 1
+        self._requests.n += 1
+
+    def end(self, code: Code) -> None:
+        """A call that began has ended."""
+        if code is Code.OK:
+            self._succeeded.n += 1
+        else:
+            self._metrics.handled[self.method, code].n += 1
+
+
 class Metrics:
-    """The counters. Add to them directly."""
+    """The counters. Add to them directly; those of calls through `calls`."""
 
     def __init__(self) -> None:
         self.started: Counts[Method] = Counts()
@@ -41,6 +67,7 @@ class Metrics:
         self.received: Counter[Method] = Counter()  # messages of streaming calls; a unary call takes one
         self.sent: Counter[Method] = Counter()
         self.requests: Counts[tuple[bool, bytes]] = Counts()  # by whether unary, and the client's API version
+        self._calls: dict[tuple[Method, bytes], CallCounts] = {}
         self.renewed = 0  # keepalive requests answered, those for missing leases included
         self.expired = 0  # leases ended by their deadline
         self.watchers = 0
@@ -52,7 +79,22 @@ class Metrics:
         self.health_failures = 0
         self.checks: Counter[tuple[str, str, bool]] = Counter()  # of /livez and /readyz: page, check, outcome
         self.lateness = Histogram(_LATENESS_BUCKETS_S)
+        self.snapshots = 0  # under way
         self.snapshot_s = Histogram(_SNAPSHOT_BUCKETS_S)
+
+    def calls(self, method: Method, client_api_version: bytes) -> CallCounts:
+        """The counts for calls of `method`. `client_api_version`: as the client names it, "unknown" without.
+
+        Beyond CLIENT_VERSIONS_MAX different versions the rest count as "other": a peer may send anything.
+        """
+        label = (method.unary, client_api_version)
+        if label not in self.requests and len(self.requests) >= limits.CLIENT_VERSIONS_MAX:
+            client_api_version = b"other"
+        counts = self._calls.get((method, client_api_version))
+        if counts is None:
+            counts = CallCounts(self, method, self.requests[method.unary, client_api_version])
+            self._calls[method, client_api_version] = counts
+        return counts
 
     def expiry(self, leases: int, lateness_s: float) -> None:
         """`leases` ended in one turn, the first of them this long after its deadline."""

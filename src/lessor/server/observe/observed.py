@@ -42,10 +42,6 @@ class ObservedGate(Protocol):
         ...
 
 
-class ObservedSnapshots(Protocol):
-    running: int
-
-
 class ObservedWatchStream(Protocol):
     def behind(self) -> tuple[int, int]:
         """How many of its watchers lag, and how many revisions they have not been sent, added up."""
@@ -74,9 +70,6 @@ class Observed(Protocol):
 
     @property
     def gate(self) -> ObservedGate: ...
-
-    @property
-    def snapshots(self) -> ObservedSnapshots: ...
 
     @property
     def watch_streams(self) -> Collection[ObservedWatchStream]: ...

@@ -9,14 +9,11 @@
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
 
 from lessor.api.proto import rpc_pb2
 from lessor.base.errors import EtcdError
+from lessor.server.loop.core import Core
 from lessor.server.options import Options
-
-if TYPE_CHECKING:
-    from lessor.server.loop.core import Core
 
 log = logging.getLogger("lessor")
 
@@ -27,7 +24,7 @@ SAMPLES_PER_RETENTION = 10
 class Compactor:
     """Asks the core for a compaction now and then. The caller passes the core once and calls `start`."""
 
-    def __init__(self, core: "Core", options: Options) -> None:
+    def __init__(self, core: Core, options: Options) -> None:
         self._core = core
         self._by_revision = options.auto_compaction_mode == "revision"
         self._retention = options.auto_compaction_retention

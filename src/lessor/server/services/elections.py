@@ -17,7 +17,8 @@ from google.protobuf.message import DecodeError
 from lessor.api.proto import election_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, ErrorText, EtcdError
-from lessor.server.loop.core import Core, StreamCall, UnaryCall, Waiting
+from lessor.server.loop.call import StreamCall, UnaryCall, Waiting
+from lessor.server.loop.core import Core
 from lessor.server.services.waiting_lines import WaitingLines, created_at, key_of, prefix_of
 from lessor.state.mvcc import Event
 from lessor.state.permissions import Caller
@@ -27,30 +28,65 @@ NO_LEADER = ErrorText(Code.UNKNOWN, "election: no leader")
 LEADER_MISSING = ErrorText(Code.UNKNOWN, '"leader" field must be provided')
 
 
-def campaign(core: Core, call: UnaryCall, request: election_pb2.CampaignRequest) -> Waiting | None:
-    """Campaign: answers with the leader key when the lease's candidate leads."""
-    lines = core.waiting_lines
-    name, value = request.name, request.value
-    lease_id = lines.session_lease(request.lease)
-    key = key_of(name, lease_id)
-    get = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key))
-    txn = lines.apply(
-        rpc_pb2.TxnRequest(compare=[created_at(key, 0)], success=[_put(key, value, lease_id)], failure=[get])
-    )
-    create_revision = txn.header.revision
-    if not txn.succeeded:
-        candidate = txn.responses[0].response_range.kvs[0]
-        create_revision = candidate.create_revision
-        if candidate.value != value:
-            try:
-                _proclaim(lines, key, create_revision, value, lease_id)
-            except EtcdError:
-                lines.delete_if_created_at(key, create_revision)
-                raise
-    leader = election_pb2.LeaderKey(name=name, key=key, rev=create_revision, lease=lease_id)
-    # The header is that of the candidacy, not of the victory: as in etcd.
-    reply = election_pb2.CampaignResponse(header=txn.header, leader=leader).SerializeToString()
-    return lines.contend(call, prefix_of(name), key, create_revision, at_once=reply, won=lambda: reply, lost=NOT_LEADER)
+class Elections:
+    """The calls."""
+
+    def __init__(self, lines: WaitingLines) -> None:
+        self._lines = lines
+
+    def campaign(self, _core: Core, call: UnaryCall, request: election_pb2.CampaignRequest) -> Waiting | None:
+        """Campaign: answers with the leader key when the lease's candidate leads."""
+        lines = self._lines
+        name, value = request.name, request.value
+        lease_id = lines.session_lease(request.lease)
+        key = key_of(name, lease_id)
+        get = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key))
+        txn = lines.apply(
+            rpc_pb2.TxnRequest(compare=[created_at(key, 0)], success=[_put(key, value, lease_id)], failure=[get])
+        )
+        create_revision = txn.header.revision
+        if not txn.succeeded:
+            candidate = txn.responses[0].response_range.kvs[0]
+            create_revision = candidate.create_revision
+            if candidate.value != value:
+                try:
+                    _proclaim(lines, key, create_revision, value, lease_id)
+                except EtcdError:
+                    lines.delete_if_created_at(key, create_revision)
+                    raise
+        leader = election_pb2.LeaderKey(name=name, key=key, rev=create_revision, lease=lease_id)
+        # The header is that of the candidacy, not of the victory: as in etcd.
+        reply = election_pb2.CampaignResponse(header=txn.header, leader=leader).SerializeToString()
+        return lines.contend(
+            call, prefix_of(name), key, create_revision, at_once=reply, won=lambda: reply, lost=NOT_LEADER
+        )
+
+    def proclaim(self, _core: Core, request: election_pb2.ProclaimRequest) -> bytes:
+        """Proclaim: changes the leader's value. A leader key without a lease gets a new one, as in etcd."""
+        if not request.HasField("leader"):
+            raise LEADER_MISSING.error()
+        lines, leader = self._lines, request.leader
+        lease_id = lines.session_lease(leader.lease)
+        header = _proclaim(lines, leader.key, leader.rev, request.value, lease_id)
+        return election_pb2.ProclaimResponse(header=header).SerializeToString()
+
+    def resign(self, _core: Core, request: election_pb2.ResignRequest) -> bytes:
+        """Resign: deletes the leader key, if it is still the one of its revision."""
+        if not request.HasField("leader"):
+            raise LEADER_MISSING.error()
+        txn = self._lines.delete_if_created_at(request.leader.key, request.leader.rev)
+        return election_pb2.ResignResponse(header=txn.header).SerializeToString()
+
+    def leader(self, _core: Core, request: election_pb2.LeaderRequest) -> bytes:
+        """Leader: the key that leads now."""
+        found = self._lines.leader(prefix_of(request.name))
+        if found is None:
+            raise NO_LEADER.error()
+        return self._lines.leader_response(found)
+
+    def observe(self, core: Core, call: StreamCall) -> "Observe":
+        """Observe: begins with the one request."""
+        return Observe(core, call, self._lines)
 
 
 def _put(key: bytes, value: bytes, lease_id: int) -> rpc_pb2.RequestOp:
@@ -68,32 +104,6 @@ def _proclaim(
     return txn.header
 
 
-def proclaim(core: Core, request: election_pb2.ProclaimRequest) -> bytes:
-    """Proclaim: changes the leader's value. A leader key without a lease gets a new one, as in etcd."""
-    if not request.HasField("leader"):
-        raise LEADER_MISSING.error()
-    lines, leader = core.waiting_lines, request.leader
-    lease_id = lines.session_lease(leader.lease)
-    header = _proclaim(lines, leader.key, leader.rev, request.value, lease_id)
-    return election_pb2.ProclaimResponse(header=header).SerializeToString()
-
-
-def resign(core: Core, request: election_pb2.ResignRequest) -> bytes:
-    """Resign: deletes the leader key, if it is still the one of its revision."""
-    if not request.HasField("leader"):
-        raise LEADER_MISSING.error()
-    txn = core.waiting_lines.delete_if_created_at(request.leader.key, request.leader.rev)
-    return election_pb2.ResignResponse(header=txn.header).SerializeToString()
-
-
-def leader(core: Core, request: election_pb2.LeaderRequest) -> bytes:
-    """Leader: the key that leads now."""
-    found = core.waiting_lines.leader(prefix_of(request.name))
-    if found is None:
-        raise NO_LEADER.error()
-    return core.waiting_lines.leader_response(found)
-
-
 class Observe:
     """Observe: one stream that is shown the leader of one election, as long as its caller may read there.
 
@@ -101,16 +111,17 @@ class Observe:
     from the beginning on: an observer may wait for longer than a token lives.
     """
 
-    __slots__ = ("_asked", "_behind", "_call", "_caller", "_core", "_prefix", "_told")
+    __slots__ = ("_asked", "_behind", "_call", "_caller", "_core", "_lines", "_prefix", "_shown")
 
-    def __init__(self, core: Core, call: StreamCall) -> None:
+    def __init__(self, core: Core, call: StreamCall, lines: WaitingLines) -> None:
         self._core = core
+        self._lines = lines
         self._call = call
         self._asked = election_pb2.LeaderRequest()
         self._caller: str | None = None  # None for nobody in particular
         self._prefix: bytes | None = None  # until the request has come
         self._behind = False  # whether something was passed over since the peer last took all
-        self._told: Event | None = None  # the last that was sent
+        self._shown: Event | None = None  # the last that was sent
 
     def on_messages(self, messages: list[bytes]) -> None:
         try:
@@ -129,11 +140,11 @@ class Observe:
             self._caller = claimed.name if isinstance(claimed, Caller) else None
             self._asked = request
             self._prefix = prefix_of(request.name)
-            self._core.waiting_lines.observe(self._prefix, self)
+            self._lines.observe(self._prefix, self)
 
     def on_gone(self) -> None:
         if self._prefix is not None:
-            self._core.waiting_lines.unobserve(self._prefix, self)
+            self._lines.unobserve(self._prefix, self)
             self._prefix = None
 
     def show(self, leader: Event, response: bytes) -> None:
@@ -143,7 +154,7 @@ class Observe:
             self._core.permit_claimed(caller, self._asked)
         except EtcdError as error:
             payload = error
-        self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, payload)
+        self._core.turn.after_everything(self, payload)
 
     def deliver(self, payload: tuple[Event, bytes] | EtcdError) -> None:
         """What the gate lets through. Something that waited there may have been caught up with meanwhile."""
@@ -151,16 +162,16 @@ class Observe:
             self._call.finish(payload)
             return
         leader, response = payload
-        if self._prefix is None or self._behind or leader is self._told:
+        if self._prefix is None or self._behind or leader is self._shown:
             return
         if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
             self._behind = True
             self._call.wake_when_drained(self)
         else:
-            self._told = leader
+            self._shown = leader
             self._call.send([response])
 
-    def fail(self, error: EtcdError) -> None:
+    def end_now(self, error: EtcdError) -> None:
         """A bug ends the call, see bugs.py."""
         self._call.finish(error)
 
@@ -171,7 +182,7 @@ class Observe:
                 self._call.wake_when_drained(self)
                 return False
             self._behind = False
-            found = self._core.waiting_lines.leader(self._prefix)
+            found = self._lines.leader(self._prefix)
             if found is not None:
-                self.show(found, self._core.waiting_lines.leader_response(found))
+                self.show(found, self._lines.leader_response(found))
         return False

@@ -15,14 +15,13 @@ both are remembered: `_fast` maps request bytes to the lease and the tail of its
 reading the request; tests/property/test_keepalive_paths.py holds the two equal.
 """
 
-from typing import ClassVar
-
 from google.protobuf.message import DecodeError
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import EtcdError
-from lessor.server.loop.core import Core, StreamCall
+from lessor.server.loop.call import StreamCall
+from lessor.server.loop.core import Core
 from lessor.state.leases import Lease
 from lessor.state.machine import renewed_fields
 
@@ -33,17 +32,30 @@ REMEMBERED_MAX = 65_536
 REMEMBERED_BYTES_MAX = 11
 
 
+# Request -> the lease that it renewed, and the reply behind its header. A lease's Lease object is part of the entry, so
+# that nothing stale matches.
+Remembered = dict[bytes, tuple[Lease, bytes]]
+
+
+class Renewals:
+    """Opens the keepalive streams of one server, which share what they remember."""
+
+    def __init__(self) -> None:
+        self.remembered: Remembered = {}
+
+    def open(self, core: Core, call: StreamCall) -> "KeepAlive":
+        return KeepAlive(core, call, self.remembered)
+
+
 class KeepAlive:
     """One keepalive stream."""
 
-    __slots__ = ("_call", "_core", "_ended", "_waits_for")
+    __slots__ = ("_call", "_core", "_ended", "_fast", "_waits_for")
 
-    # Shared by all streams of the process: a lease's Lease object is part of the entry, so that nothing stale matches.
-    _fast: ClassVar[dict[bytes, tuple[Lease, bytes]]] = {}
-
-    def __init__(self, core: Core, call: StreamCall) -> None:
+    def __init__(self, core: Core, call: StreamCall, remembered: Remembered) -> None:
         self._core = core
         self._call = call
+        self._fast = remembered
         self._waits_for = 0  # the newest batch that a reply of this stream has waited for
         self._ended = False  # nothing more is renewed: the call is over, or a refusal is on its way
 
@@ -58,7 +70,7 @@ class KeepAlive:
         fast = self._fast
         header = core.durable_header_field()
         ready: list[bytes] = []
-        told: list[Lease] = []
+        renewed: list[Lease] = []
         try:
             for message in messages:
                 known = fast.get(message)
@@ -74,11 +86,11 @@ class KeepAlive:
                     continue
                 ready.append(reply)
                 if lease is not None:
-                    told.append(lease)
+                    renewed.append(lease)
         finally:  # a malformed request takes none of the replies before it along
             if ready:
                 self._call.send(ready)
-                core.turn.renewed += told
+                core.turn.renewed += renewed
         core.metrics.renewed += len(messages)
 
     def _on_messages_asking(self, messages: list[bytes]) -> None:
@@ -91,10 +103,8 @@ class KeepAlive:
                 core.permit(self._call, _parse(message))
                 lease, batch, reply = self.reply_slowly(message, core.turn.now_s(), core.durable_header_field())
             except EtcdError as error:
-                # Behind the replies to what came before it.
                 self._ended = True
-                self._waits_for = max(self._waits_for, core.machine.journal.newest_with_rows)
-                core.gate.hold(self._waits_for, self, error)
+                core.turn.after_everything(self, error)  # so behind the replies to the requests before it, too
                 return
             self._waits_for = max(self._waits_for, batch)
             core.gate.hold(self._waits_for, self, (reply, lease))
@@ -131,7 +141,7 @@ class KeepAlive:
             self._core.machine.leases.acknowledged((lease,), turn.now_s())
             turn.renewed.append(lease)
 
-    def fail(self, error: EtcdError) -> None:
+    def end_now(self, error: EtcdError) -> None:
         """A bug ends the call, see bugs.py."""
         self._call.finish(error)
 

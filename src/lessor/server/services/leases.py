@@ -20,16 +20,16 @@ from google.protobuf.message import DecodeError
 from lessor.api.proto import leases_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
-from lessor.server.loop.core import Core, StreamCall, UnaryCall
-from lessor.server.loop.long_reply import LongReply
+from lessor.server.loop.call import StreamCall, UnaryCall, Waiting
+from lessor.server.loop.core import Core
 from lessor.state.lease_list import LeaseList
 from lessor.state.permissions import lease_reader
 
 
-def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListRequest) -> LongReply:
+def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListRequest) -> Waiting:
     """List: one page. Cost: the number of leases, in steps; see LeaseList."""
     may_read = lease_reader(core.machine, core.claimed(call)) if core.auth.enabled else None
-    return LongReply(core, call, _page(core, LeaseList(core.machine.leases, request, may_read)))
+    return core.long_replies.begin(call, _page(core, LeaseList(core.machine.leases, request, may_read)))
 
 
 def _page(core: Core, leases: LeaseList) -> Iterator[bytes]:
@@ -71,7 +71,7 @@ class LeaseWatch:
             core.turn.hold_publications()  # what happened before is for the others
             watchers.add(self)
             created = leases_pb2.LeaseWatchResponse(header=core.machine.header(), created=True)
-            core.gate.hold(core.machine.journal.newest_with_rows, self, created.SerializeToString())
+            core.turn.after_everything(self, created.SerializeToString())
 
     def on_gone(self) -> None:
         self._core.machine.lease_events.watchers.discard(self)
@@ -80,7 +80,7 @@ class LeaseWatch:
         """The gate lets the beginning through."""
         self._call.send([created])
 
-    def fail(self, error: EtcdError) -> None:
+    def end_now(self, error: EtcdError) -> None:
         """A bug ends the call, see bugs.py."""
         self._call.finish(error)
 

@@ -12,34 +12,40 @@ State changes are txns on the state machine, as any client could send them; wait
 
 from lessor.api.proto import lock_pb2, rpc_pb2
 from lessor.base.errors import Code, ErrorText
-from lessor.server.loop.core import Core, UnaryCall, Waiting
-from lessor.server.services.waiting_lines import created_at, key_of, prefix_of
+from lessor.server.loop.call import UnaryCall, Waiting
+from lessor.server.loop.core import Core
+from lessor.server.services.waiting_lines import WaitingLines, created_at, key_of, prefix_of
 
 SESSION_EXPIRED = ErrorText(Code.UNKNOWN, "mutex: session is expired")
 
 
-def lock(core: Core, call: UnaryCall, request: lock_pb2.LockRequest) -> Waiting | None:
-    """Lock: answers with the key when the lock is the lease's."""
-    lines = core.waiting_lines
-    name = request.name
-    lease_id = lines.session_lease(request.lease)
-    key = key_of(name, lease_id)
-    put = rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=key, lease=lease_id))
-    get = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key))
-    txn = lines.apply(rpc_pb2.TxnRequest(compare=[created_at(key, 0)], success=[put], failure=[get]))
-    create_revision = txn.header.revision if txn.succeeded else txn.responses[0].response_range.kvs[0].create_revision
-    return lines.contend(
-        call,
-        prefix_of(name),
-        key,
-        create_revision,
-        at_once=lock_pb2.LockResponse(header=txn.header, key=key).SerializeToString(),
-        won=lambda: lock_pb2.LockResponse(header=core.machine.header(), key=key).SerializeToString(),
-        lost=SESSION_EXPIRED,
-    )
+class Locks:
+    """The two calls."""
 
+    def __init__(self, lines: WaitingLines) -> None:
+        self._lines = lines
 
-def unlock(core: Core, request: lock_pb2.UnlockRequest) -> bytes:
-    """Unlock: deletes the key, whoever asks; it may be gone already."""
-    deleted = core.waiting_lines.apply(rpc_pb2.DeleteRangeRequest(key=request.key))
-    return lock_pb2.UnlockResponse(header=deleted.header).SerializeToString()
+    def lock(self, _core: Core, call: UnaryCall, request: lock_pb2.LockRequest) -> Waiting | None:
+        """Lock: answers with the key when the lock is the lease's."""
+        lines = self._lines
+        name = request.name
+        lease_id = lines.session_lease(request.lease)
+        key = key_of(name, lease_id)
+        put = rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=key, lease=lease_id))
+        get = rpc_pb2.RequestOp(request_range=rpc_pb2.RangeRequest(key=key))
+        txn = lines.apply(rpc_pb2.TxnRequest(compare=[created_at(key, 0)], success=[put], failure=[get]))
+        found = None if txn.succeeded else txn.responses[0].response_range.kvs[0]
+        return lines.contend(
+            call,
+            prefix_of(name),
+            key,
+            txn.header.revision if found is None else found.create_revision,
+            at_once=lock_pb2.LockResponse(header=txn.header, key=key).SerializeToString(),
+            won=lambda: lock_pb2.LockResponse(header=lines.machine.header(), key=key).SerializeToString(),
+            lost=SESSION_EXPIRED,
+        )
+
+    def unlock(self, _core: Core, request: lock_pb2.UnlockRequest) -> bytes:
+        """Unlock: deletes the key, whoever asks; it may be gone already."""
+        deleted = self._lines.apply(rpc_pb2.DeleteRangeRequest(key=request.key))
+        return lock_pb2.UnlockResponse(header=deleted.header).SerializeToString()

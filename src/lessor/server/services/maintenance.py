@@ -19,7 +19,8 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.durable.engine import EngineError
-from lessor.server.loop.core import Core, UnaryCall
+from lessor.server.loop.call import UnaryCall
+from lessor.server.loop.core import Core
 from lessor.server.observe.health import alarm_name
 from lessor.server.services.later import Later
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
@@ -35,26 +36,46 @@ def alarm_text(member_id: int, kind: int) -> str:
     return f"memberID:{member_id} alarm:{alarm_name(kind)} "
 
 
-def status(core: Core, _request: Message) -> bytes:
-    machine = core.machine
-    header = machine.header()
-    # Lessor has no raft log; the newest batch is what grows by one with each commit, as raft's index does.
-    index = machine.journal.number
-    response = rpc_pb2.StatusResponse(
-        header=header,
-        version=ETCD_VERSION,
-        storageVersion=ETCD_VERSION,
-        dbSize=core.committer.size_bytes,
-        dbSizeInUse=core.committer.in_use_bytes,
-        dbSizeQuota=core.options.quota_backend_bytes,
-        leader=header.member_id,
-        raftIndex=index,
-        raftAppliedIndex=index,
-        raftTerm=header.raft_term,
-        errors=[alarm_text(member, kind) for member, kind in sorted(machine.alarms)],
-        downgradeInfo=rpc_pb2.DowngradeInfo(enabled=core.downgrade_target != "", targetVersion=core.downgrade_target),
-    )
-    return response.SerializeToString()
+class Downgrades:
+    """Status and Downgrade. They share the downgrade that was enabled, which is kept in memory only."""
+
+    def __init__(self) -> None:
+        self._target = ""  # version of the downgrade that was enabled; empty: none
+
+    def status(self, core: Core, _request: Message) -> bytes:
+        machine = core.machine
+        header = machine.header()
+        # Lessor has no raft log; the newest batch is what grows by one with each commit, as raft's index does.
+        index = machine.journal.number
+        response = rpc_pb2.StatusResponse(
+            header=header,
+            version=ETCD_VERSION,
+            storageVersion=ETCD_VERSION,
+            dbSize=core.committer.size_bytes,
+            dbSizeInUse=core.committer.in_use_bytes,
+            dbSizeQuota=core.options.quota_backend_bytes,
+            leader=header.member_id,
+            raftIndex=index,
+            raftAppliedIndex=index,
+            raftTerm=header.raft_term,
+            errors=[alarm_text(member, kind) for member, kind in sorted(machine.alarms)],
+            downgradeInfo=rpc_pb2.DowngradeInfo(enabled=self._target != "", targetVersion=self._target),
+        )
+        return response.SerializeToString()
+
+    def downgrade(self, core: Core, request: rpc_pb2.DowngradeRequest) -> bytes:
+        action = rpc_pb2.DowngradeRequest.DowngradeAction
+        if request.action == action.CANCEL:
+            self._target = ""
+        elif request.action in (action.VALIDATE, action.ENABLE):
+            target = _known_target(request.version)
+            if self._target:
+                raise errors.DOWNGRADE_IN_PROGRESS.error()
+            if request.action == action.ENABLE:
+                self._target = target
+        else:
+            raise errors.UNKNOWN_METHOD.error()
+        return rpc_pb2.DowngradeResponse(header=core.machine.header(), version=CLUSTER_VERSION).SerializeToString()
 
 
 # --- digests ------------------------------------------------------------------------------------------------------
@@ -116,22 +137,7 @@ def move_leader(core: Core, request: rpc_pb2.MoveLeaderRequest) -> bytes:
     return rpc_pb2.MoveLeaderResponse().SerializeToString()
 
 
-def downgrade(core: Core, request: rpc_pb2.DowngradeRequest) -> bytes:
-    action = rpc_pb2.DowngradeRequest.DowngradeAction
-    if request.action == action.CANCEL:
-        core.downgrade_target = ""
-    elif request.action in (action.VALIDATE, action.ENABLE):
-        target = _downgrade_target(request.version)
-        if core.downgrade_target:
-            raise errors.DOWNGRADE_IN_PROGRESS.error()
-        if request.action == action.ENABLE:
-            core.downgrade_target = target
-    else:
-        raise errors.UNKNOWN_METHOD.error()
-    return rpc_pb2.DowngradeResponse(header=core.machine.header(), version=CLUSTER_VERSION).SerializeToString()
-
-
-def _downgrade_target(version: str) -> str:
+def _known_target(version: str) -> str:
     """The version as Status tells it; only the minor version before ours may be downgraded to."""
     found = _VERSION.fullmatch(version)
     if found is None:

@@ -22,7 +22,9 @@ Failed = Callable[[Exception], None]
 
 
 class Job:
-    """Work under way. It is what a unary call waits for (core.Waiting)."""
+    """Work under way, which a unary call waits for (call.Waiting)."""
+
+    open_ended = True
 
     __slots__ = ("_future", "_gone")
 

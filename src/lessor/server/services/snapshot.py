@@ -23,8 +23,9 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.durable.engine import EngineError
-from lessor.server.loop.bugs import told
-from lessor.server.loop.core import Core, StreamCall
+from lessor.server.loop.bugs import as_answer
+from lessor.server.loop.call import StreamCall
+from lessor.server.loop.core import Core
 from lessor.server.services.snapshots import NAME, Snapshots, copy
 from lessor.server.version import ETCD_VERSION
 
@@ -38,8 +39,9 @@ LOOK_S = 0.005
 class SnapshotStream:
     """One Snapshot call."""
 
-    def __init__(self, core: Core, call: StreamCall) -> None:
+    def __init__(self, core: Core, call: StreamCall, snapshots: Snapshots) -> None:
         self._core = core
+        self._snapshots = snapshots
         self._call = call
         self._begun = False
         self._gone = False
@@ -55,7 +57,7 @@ class SnapshotStream:
         self._gone = True
         self._awake.set()
 
-    def fail(self, error: EtcdError) -> None:
+    def end_now(self, error: EtcdError) -> None:
         """A bug ends the call, see bugs.py."""
         self._call.finish(error)
 
@@ -68,10 +70,10 @@ class SnapshotStream:
         if self._begun:
             return
         self._begun = True
-        snapshots = self._core.snapshots
-        if snapshots.running >= limits.SNAPSHOTS_MAX:
+        snapshots, metrics = self._snapshots, self._core.metrics
+        if metrics.snapshots >= limits.SNAPSHOTS_MAX:
             raise errors.TOO_MANY_REQUESTS.error()
-        snapshots.running += 1
+        metrics.snapshots += 1
         task = asyncio.get_running_loop().create_task(self._run(snapshots))
         snapshots.tasks.add(task)
         task.add_done_callback(snapshots.tasks.discard)
@@ -91,9 +93,9 @@ class SnapshotStream:
         except OSError as problem:
             error = EtcdError(Code.UNKNOWN, f"snapshot: {problem.strerror}")
         except Exception as problem:
-            error = told(problem, self._call.method.path)
+            error = as_answer(problem, self._call.method.path)
         finally:
-            snapshots.running -= 1
+            self._core.metrics.snapshots -= 1
         if not self._gone:
             self._call.finish(error)
 

@@ -37,7 +37,6 @@ class Snapshots:
     def __init__(self, engine: Engine, data_dir: Path) -> None:
         self.engine = engine
         self.data_dir = data_dir
-        self.running = 0
         # Threads of their own: a copy takes minutes, and others wait for the loop's.
         self.threads = ThreadPoolExecutor(max_workers=limits.SNAPSHOTS_MAX, thread_name_prefix="snapshot")
         self.tasks: set[asyncio.Task[None]] = set()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which method is served by what: the checks that belong to the server, then the state machine.
 
-Law: no state here. What a call decides lives in state/machine.py; what a stream remembers lives in keepalive.py and
-watch.py. A method that is absent from the tables below answers UNIMPLEMENTED.
+Law: no decision here, and no state but the parts that a server's services share. What a request means is decided in
+state/machine.py. A method that is absent from the tables below answers UNIMPLEMENTED.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -14,11 +14,21 @@ from lessor.api.methods import BY_PATH, Method
 from lessor.api.proto import health_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
-from lessor.server.loop.core import Core, StreamCall, StreamFactory, UnaryHandler, WaitingHandler
-from lessor.server.services import auth, elections, leases, locks, maintenance, members
-from lessor.server.services.keepalive import KeepAlive
+from lessor.server.loop.call import StreamCall, StreamFactory, UnaryHandler, WaitingHandler
+from lessor.server.loop.core import Core, Handlers
+from lessor.server.loop.turn import Turn
+from lessor.server.options import Options
+from lessor.server.services import elections, leases, maintenance, members
+from lessor.server.services.auth import Auth
+from lessor.server.services.keepalive import Renewals
+from lessor.server.services.locks import Locks
+from lessor.server.services.passwords import Passwords
 from lessor.server.services.snapshot import SnapshotStream
-from lessor.server.services.watch import WatchStream
+from lessor.server.services.snapshots import Snapshots
+from lessor.server.services.tokens import Tokens
+from lessor.server.services.waiting_lines import WaitingLines
+from lessor.server.services.watch import Watches
+from lessor.state.machine import StateMachine
 
 
 def small(core: Core, request: Message) -> bytes:
@@ -66,71 +76,98 @@ class HealthWatch:
     def on_gone(self) -> None: ...
 
 
-def _by_method(table: dict[str, Any]) -> dict[Method, Any]:
+class Services:
+    """The parts that the services of one server remember things in, and the table of their handlers."""
+
+    def __init__(
+        self,
+        options: Options,
+        machine: StateMachine,
+        turn: Turn,
+        tokens: Tokens,
+        passwords: Passwords,
+        snapshots: Snapshots,
+    ) -> None:
+        self.passwords = passwords
+        self.snapshots = snapshots
+        self.lines = WaitingLines(machine, turn, options.max_request_bytes)
+        self._auth = Auth(tokens, passwords)
+        self._locks = Locks(self.lines)
+        self._elections = elections.Elections(self.lines)
+        self._downgrades = maintenance.Downgrades()
+        self._renewals = Renewals()
+        self._watches = Watches(turn)
+
+    def handlers(self) -> Handlers:
+        return Handlers(_by_method(self._unary()), _by_method(self._waiting()), _by_method(self._streams()))
+
+    def _unary(self) -> dict[str, UnaryHandler]:
+        return {
+            "/etcdserverpb.KV/Range": long,
+            "/etcdserverpb.KV/Put": sized,
+            "/etcdserverpb.KV/DeleteRange": sized,
+            "/etcdserverpb.KV/Txn": sized,
+            "/etcdserverpb.KV/Compact": small,
+            "/etcdserverpb.Lease/LeaseGrant": small,
+            "/etcdserverpb.Lease/LeaseRevoke": small,
+            "/etcdserverpb.Lease/LeaseTimeToLive": long,
+            "/etcdserverpb.Lease/LeaseLeases": long,
+            "/etcdserverpb.Maintenance/Alarm": small,
+            "/etcdserverpb.Maintenance/Status": self._downgrades.status,
+            "/etcdserverpb.Maintenance/MoveLeader": maintenance.move_leader,
+            "/etcdserverpb.Maintenance/Downgrade": self._downgrades.downgrade,
+            "/etcdserverpb.Cluster/MemberList": members.member_list,
+            "/etcdserverpb.Cluster/MemberAdd": members.member_add,
+            "/etcdserverpb.Cluster/MemberRemove": members.member_remove,
+            "/etcdserverpb.Cluster/MemberUpdate": members.member_update,
+            "/etcdserverpb.Cluster/MemberPromote": members.member_promote,
+            "/etcdserverpb.Auth/AuthEnable": self._auth.manage,
+            "/etcdserverpb.Auth/AuthDisable": self._auth.manage,
+            "/etcdserverpb.Auth/AuthStatus": self._auth.manage,
+            "/etcdserverpb.Auth/UserGet": self._auth.manage,
+            "/etcdserverpb.Auth/UserList": self._auth.manage,
+            "/etcdserverpb.Auth/UserDelete": self._auth.manage,
+            "/etcdserverpb.Auth/UserGrantRole": self._auth.manage,
+            "/etcdserverpb.Auth/UserRevokeRole": self._auth.manage,
+            "/etcdserverpb.Auth/RoleAdd": self._auth.manage,
+            "/etcdserverpb.Auth/RoleGet": self._auth.manage,
+            "/etcdserverpb.Auth/RoleList": self._auth.manage,
+            "/etcdserverpb.Auth/RoleDelete": self._auth.manage,
+            "/etcdserverpb.Auth/RoleGrantPermission": self._auth.manage,
+            "/etcdserverpb.Auth/RoleRevokePermission": self._auth.manage,
+            "/grpc.health.v1.Health/Check": health_check,
+            "/v3lockpb.Lock/Unlock": self._locks.unlock,
+            "/v3electionpb.Election/Proclaim": self._elections.proclaim,
+            "/v3electionpb.Election/Leader": self._elections.leader,
+            "/v3electionpb.Election/Resign": self._elections.resign,
+        }
+
+    def _waiting(self) -> dict[str, WaitingHandler]:
+        return {
+            "/v3lockpb.Lock/Lock": self._locks.lock,
+            "/v3electionpb.Election/Campaign": self._elections.campaign,
+            "/lessorpb.Leases/List": leases.list_leases,
+            "/etcdserverpb.Auth/Authenticate": self._auth.authenticate,
+            "/etcdserverpb.Auth/UserAdd": self._auth.add_user,
+            "/etcdserverpb.Auth/UserChangePassword": self._auth.change_password,
+            "/etcdserverpb.Maintenance/Hash": maintenance.hash_all,
+            "/etcdserverpb.Maintenance/HashKV": maintenance.hash_kv,
+            "/etcdserverpb.Maintenance/Defragment": maintenance.defragment,
+        }
+
+    def _streams(self) -> dict[str, StreamFactory]:
+        return {
+            "/etcdserverpb.Lease/LeaseKeepAlive": self._renewals.open,
+            "/etcdserverpb.Watch/Watch": self._watches.open,
+            "/etcdserverpb.Maintenance/Snapshot": self._open_snapshot,
+            "/grpc.health.v1.Health/Watch": HealthWatch,
+            "/v3electionpb.Election/Observe": self._elections.observe,
+            "/lessorpb.Leases/Watch": leases.LeaseWatch,
+        }
+
+    def _open_snapshot(self, core: Core, call: StreamCall) -> SnapshotStream:
+        return SnapshotStream(core, call, self.snapshots)
+
+
+def _by_method(table: Mapping[str, Callable[..., Any]]) -> dict[Method, Callable[..., Any]]:
     return {BY_PATH[path]: handler for path, handler in table.items()}
-
-
-UNARY: dict[Method, UnaryHandler] = _by_method(
-    {
-        "/etcdserverpb.KV/Range": long,
-        "/etcdserverpb.KV/Put": sized,
-        "/etcdserverpb.KV/DeleteRange": sized,
-        "/etcdserverpb.KV/Txn": sized,
-        "/etcdserverpb.KV/Compact": small,
-        "/etcdserverpb.Lease/LeaseGrant": small,
-        "/etcdserverpb.Lease/LeaseRevoke": small,
-        "/etcdserverpb.Lease/LeaseTimeToLive": long,
-        "/etcdserverpb.Lease/LeaseLeases": long,
-        "/etcdserverpb.Maintenance/Alarm": small,
-        "/etcdserverpb.Maintenance/Status": maintenance.status,
-        "/etcdserverpb.Maintenance/MoveLeader": maintenance.move_leader,
-        "/etcdserverpb.Maintenance/Downgrade": maintenance.downgrade,
-        "/etcdserverpb.Cluster/MemberList": members.member_list,
-        "/etcdserverpb.Cluster/MemberAdd": members.member_add,
-        "/etcdserverpb.Cluster/MemberRemove": members.member_remove,
-        "/etcdserverpb.Cluster/MemberUpdate": members.member_update,
-        "/etcdserverpb.Cluster/MemberPromote": members.member_promote,
-        "/etcdserverpb.Auth/AuthEnable": auth.manage,
-        "/etcdserverpb.Auth/AuthDisable": auth.manage,
-        "/etcdserverpb.Auth/AuthStatus": auth.manage,
-        "/etcdserverpb.Auth/UserGet": auth.manage,
-        "/etcdserverpb.Auth/UserList": auth.manage,
-        "/etcdserverpb.Auth/UserDelete": auth.manage,
-        "/etcdserverpb.Auth/UserGrantRole": auth.manage,
-        "/etcdserverpb.Auth/UserRevokeRole": auth.manage,
-        "/etcdserverpb.Auth/RoleAdd": auth.manage,
-        "/etcdserverpb.Auth/RoleGet": auth.manage,
-        "/etcdserverpb.Auth/RoleList": auth.manage,
-        "/etcdserverpb.Auth/RoleDelete": auth.manage,
-        "/etcdserverpb.Auth/RoleGrantPermission": auth.manage,
-        "/etcdserverpb.Auth/RoleRevokePermission": auth.manage,
-        "/grpc.health.v1.Health/Check": health_check,
-        "/v3lockpb.Lock/Unlock": locks.unlock,
-        "/v3electionpb.Election/Proclaim": elections.proclaim,
-        "/v3electionpb.Election/Leader": elections.leader,
-        "/v3electionpb.Election/Resign": elections.resign,
-    }
-)
-WAITING: dict[Method, WaitingHandler] = _by_method(
-    {
-        "/v3lockpb.Lock/Lock": locks.lock,
-        "/v3electionpb.Election/Campaign": elections.campaign,
-        "/lessorpb.Leases/List": leases.list_leases,
-        "/etcdserverpb.Auth/Authenticate": auth.authenticate,
-        "/etcdserverpb.Auth/UserAdd": auth.add_user,
-        "/etcdserverpb.Auth/UserChangePassword": auth.change_password,
-        "/etcdserverpb.Maintenance/Hash": maintenance.hash_all,
-        "/etcdserverpb.Maintenance/HashKV": maintenance.hash_kv,
-        "/etcdserverpb.Maintenance/Defragment": maintenance.defragment,
-    }
-)
-STREAMS: dict[Method, StreamFactory] = _by_method(
-    {
-        "/etcdserverpb.Lease/LeaseKeepAlive": KeepAlive,
-        "/etcdserverpb.Watch/Watch": WatchStream,
-        "/etcdserverpb.Maintenance/Snapshot": SnapshotStream,
-        "/grpc.health.v1.Health/Watch": HealthWatch,
-        "/v3electionpb.Election/Observe": elections.Observe,
-        "/lessorpb.Leases/Watch": leases.LeaseWatch,
-    }
-)

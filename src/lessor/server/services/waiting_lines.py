@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is next: the keys below a prefix in the order of their creation, and the calls that wait for their turn.
+"""Locks and elections: the keys below a prefix in the order of their creation, and the calls that wait for their turn.
 
 Laws
 - A key is first when no key below its prefix was created before it. A call that waits on a key is answered in the step
@@ -9,11 +9,11 @@ Laws
 - A call that goes away takes its key along, in a write of its own, unless another call waits on that key too.
 - Answers pass the gate like all others: they leave with the batch that made them true.
 
-Theory of operation. A `Line` is a watcher of its prefix that is told of a change in the step of the change itself, not
-when it is durable, so its list of keys is always that of the memory. Keys come in with ever greater create revisions,
-so a list to which new keys are appended is in order by itself; a linked one, as `OrderedDict` has inside, gives the
-first of it at once and lets go of any of it at once. Only what one write creates together has one revision: such keys
-do not wait for each other, and the smallest of them leads.
+Theory of operation. A `WaitingLine` watches its prefix. It sees a change in the step of the change itself, not when the
+change is durable, so its list of keys is always that of the memory. Keys come in with ever greater create revisions, so
+a list to which new keys are appended is in order by itself. A linked list, which `OrderedDict` has inside, gives its
+first key and drops any key in O(1). Only keys that one write creates have the same revision: such keys do not wait for
+each other, and the smallest of them leads.
 
 Worked example, lock "job", create revisions in brackets: job/a [5], job/b [6], job/c [7]; calls wait on job/b and on
 job/c. The lease of b ends: job/b goes, its call is told that its session is over. job/a is deleted: job/c is first and
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
@@ -35,12 +35,12 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop import bugs
 from lessor.server.loop.bugs import Answerable
+from lessor.server.loop.call import UnaryCall, Waiting
+from lessor.server.loop.turn import Turn
 from lessor.state.encode import nested
+from lessor.state.machine import StateMachine
 from lessor.state.mvcc import Event
 from lessor.state.watch_hub import Changes, Watcher
-
-if TYPE_CHECKING:
-    from lessor.server.loop.core import Core, UnaryCall, Waiting
 
 SESSION_TTL_S = 60  # of the lease that a call without one is given; nobody renews it
 
@@ -64,7 +64,9 @@ class Observer(Answerable, Protocol):
 
 
 class Claim:
-    """A call that waits on its key. Core.finish answers it; `on_gone` gives it up."""
+    """A call that waits on its key (call.Waiting). Its `finish` answers it; `on_gone` gives its place up."""
+
+    open_ended = True
 
     __slots__ = ("_call", "_lines", "_lost", "_won", "create_revision", "key", "prefix")
 
@@ -88,7 +90,7 @@ class Claim:
 
     def settle(self) -> None:
         """The key is first, or gone. What counts is the present: of leases that end together only the last change."""
-        self._lines.core.answer(self._call, self._outcome)
+        self._call.answer(self._outcome)
 
     def _outcome(self) -> bytes:
         event = self._lines.machine.store.get(self.key)
@@ -97,13 +99,13 @@ class Claim:
         return self._won()
 
     def finish(self, outcome: bytes | EtcdError) -> None:
-        self._lines.core.finish(self._call, outcome)
+        self._call.finish(outcome)
 
     def on_gone(self) -> None:
         self._lines.give_up(self)
 
 
-class Line:
+class WaitingLine:
     """The keys below one prefix, oldest first, with the calls that wait on them and those that observe the first."""
 
     __slots__ = ("_claims", "_keys", "_lines", "_shown", "observers", "prefix", "watcher")
@@ -173,11 +175,11 @@ class Line:
             self._show_leader()
         self._lines.close_unused(self)
 
-    def fail(self, error: EtcdError) -> None:
-        """A bug in keeping the line: nobody can wait or look on here any longer."""
+    def end_now(self, error: EtcdError) -> None:
+        """A bug in keeping the line: no call can wait or observe here any longer."""
         self.dismiss(error)
         for observer in list(self.observers):
-            observer.fail(error)
+            observer.end_now(error)
 
     def dismiss(self, error: EtcdError) -> None:
         """Answers all who wait."""
@@ -211,10 +213,11 @@ class Line:
 class WaitingLines:
     """All lines of a server; those that nobody waits in are not kept."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
-        self.machine = core.machine
-        self._lines: dict[bytes, Line] = {}
+    def __init__(self, machine: StateMachine, turn: Turn, max_request_bytes: int) -> None:
+        self.machine = machine
+        self._turn = turn
+        self._max_request_bytes = max_request_bytes
+        self._lines: dict[bytes, WaitingLine] = {}
         self._stopped: EtcdError | None = None
 
     def __len__(self) -> int:
@@ -224,9 +227,9 @@ class WaitingLines:
 
     def apply(self, request: Message) -> Any:
         """Carries out a request and wakes whom it concerns. Errors lose their code on the way, as in etcd."""
-        turn = self.core.turn
+        turn = self._turn
         try:
-            if request.ByteSize() > self.core.options.max_request_bytes:
+            if request.ByteSize() > self._max_request_bytes:
                 raise errors.REQUEST_TOO_LARGE.error()
             reply = self.machine.apply(request, turn.now_s())
         except EtcdError as error:
@@ -263,7 +266,7 @@ class WaitingLines:
         Raises SERVER_STOPPED when it would have to wait; the key keeps its place then.
         """
         if not self._has_older(prefix, create_revision):
-            self.core.finish(call, at_once)
+            call.finish(at_once)
             return None
         if self._stopped is not None:
             raise errors.SERVER_STOPPED.error()
@@ -318,14 +321,14 @@ class WaitingLines:
     def keys_below(self, prefix: bytes) -> list[Event]:
         return self.machine.store.range(prefix, _end_of(prefix))
 
-    def _open(self, prefix: bytes) -> Line:
+    def _open(self, prefix: bytes) -> WaitingLine:
         line = self._lines.get(prefix)
         if line is None:
-            line = self._lines[prefix] = Line(self, prefix)
+            line = self._lines[prefix] = WaitingLine(self, prefix)
             self.machine.hub.add(line.watcher)
         return line
 
-    def close_unused(self, line: Line) -> None:
+    def close_unused(self, line: WaitingLine) -> None:
         if not line.in_use and self._lines.get(line.prefix) is line:
             del self._lines[line.prefix]
             self.machine.hub.remove(line.watcher)

@@ -23,7 +23,8 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.server.loop import bugs
-from lessor.server.loop.core import Core, StreamCall
+from lessor.server.loop.call import StreamCall
+from lessor.server.loop.core import Core
 from lessor.server.loop.turn import Turn
 from lessor.state.encode import number_field
 from lessor.state.watch_hub import (
@@ -36,9 +37,8 @@ from lessor.state.watch_hub import (
 
 _WATCH_ID_TAG = b"\x10"  # field 2, a number
 _FRAGMENT = b"\x38\x01"  # field 7, true
-_PIECE_COST_BYTES_MIN = (
-    65_536  # what a piece counts at least: history was looked through for it, though little was found
-)
+# A piece counts so much at least: history was looked through for it, though little was found.
+_PIECE_COST_BYTES_MIN = 65_536
 
 
 class _Progress(NamedTuple):
@@ -56,8 +56,8 @@ class _Tail(NamedTuple):
     changes: Changes
 
 
-class _Pace:
-    """Shares out what one turn sends of history among the streams of the server, in turn.
+class Pace:
+    """Shares out the history that one turn sends among the streams of one server, in turn.
 
     Output is written at the end of the turn, and no backlog shows it before.
     """
@@ -73,8 +73,8 @@ class _Pace:
     def forget(self, stream: "WatchStream") -> None:
         self._streams.pop(stream, None)
 
-    def fail(self, _error: EtcdError) -> None:
-        """Each stream fails for itself."""
+    def end_now(self, _error: EtcdError) -> None:
+        """Each stream ends for itself."""
 
     def catch_up(self) -> bool:
         streams = self._streams
@@ -93,10 +93,20 @@ class _Pace:
         return bool(streams)
 
 
+class Watches:
+    """Opens the watch streams of one server, which share one pace."""
+
+    def __init__(self, turn: Turn) -> None:
+        self.pace = Pace(turn)
+
+    def open(self, core: Core, call: StreamCall) -> "WatchStream":
+        return WatchStream(core, call, self.pace)
+
+
 class WatchStream:
     """One watch stream: the owner of its watchers."""
 
-    def __init__(self, core: Core, call: StreamCall) -> None:
+    def __init__(self, core: Core, call: StreamCall, pace: Pace) -> None:
         self._core = core
         self._call = call
         self._watchers: dict[int, Watcher] = {}
@@ -105,18 +115,16 @@ class WatchStream:
         self._tails: set[Watcher] = set()  # those with a piece of history at the gate
         self._falls = 0  # how often a watcher fell behind
         # Where history left off: what still waits at the gate from before that was told by history already.
-        self._history_told: dict[Watcher, int] = {}
+        self._sent_until: dict[Watcher, int] = {}
         self._next_id = 0
         self._waits_for = 0  # the newest batch that a response of this stream has waited for
         self._silent_since: dict[int, int] = {}  # progress_notify watchers: revision of their last notification
-        # All streams of the server have the same one: that of any other, which is there as long as another stream is.
-        others = (other._pace for other in core.watch_streams if isinstance(other, WatchStream))
-        self._pace: _Pace = next(others, None) or _Pace(core.turn)
+        self._pace = pace
         core.watch_streams.add(self)
 
     # --- what the peer asks ---
 
-    def fail(self, error: EtcdError) -> None:
+    def end_now(self, error: EtcdError) -> None:
         """A bug ends the call, see bugs.py."""
         self._call.finish(error)
 
@@ -147,7 +155,7 @@ class WatchStream:
         self._ready.clear()
         self._tails.clear()
         self._pace.forget(self)
-        self._history_told.clear()
+        self._sent_until.clear()
 
     def _create(self, request: rpc_pb2.WatchCreateRequest) -> None:
         machine = self._core.machine
@@ -216,7 +224,7 @@ class WatchStream:
         self._behind.discard(watcher)
         self._ready.pop(watcher, None)
         self._tails.discard(watcher)
-        self._history_told.pop(watcher, None)
+        self._sent_until.pop(watcher, None)
         self._silent_since.pop(watcher.watch_id, None)
 
     def _report_progress(self) -> None:
@@ -246,9 +254,7 @@ class WatchStream:
 
     def _hold(self, payload: tuple[bytes, Watcher | None] | _Progress | _Tail) -> None:
         """Sends when all that has been applied until now is durable."""
-        self._core.turn.hold_publications()
-        self._waits_for = self._core.machine.journal.newest_with_rows
-        self._follow(payload)
+        self._waits_for = self._core.turn.after_everything(self, payload)
 
     def _follow(self, payload: tuple[bytes, Watcher | None] | _Progress | _Tail) -> None:
         """Sends what is durable already: at once, or after what the stream has waiting at the gate."""
@@ -271,27 +277,27 @@ class WatchStream:
 
     def on_changes(self, watchers: list[Watcher], changes: Changes) -> None:
         """What is new and durable, for some of the watchers."""
-        told_until = self._history_told
+        sent_until = self._sent_until
         room_bytes = limits.H2_STREAM_SEND_BYTES_MAX - self._call.backlog_bytes
         responses: list[bytes] = []
-        told = 0
+        shown = 0
         opening, fields = self._core.machine.header_field(changes.revision), changes.fields()
         size_bytes = len(fields)
         for watcher in watchers:
-            if watcher.cancelled or watcher in self._behind or changes.revision < told_until.get(watcher, 0):
+            if watcher.cancelled or watcher in self._behind or changes.revision < sent_until.get(watcher, 0):
                 continue
             if room_bytes < 0:
                 self._core.machine.hub.lag(watcher, changes.revision)
                 self._fall_behind(watcher)
                 continue
             room_bytes -= size_bytes
-            told += 1
+            shown += 1
             if watcher.fragment:
                 responses += self._responses(watcher, changes)
             else:
                 responses.append(opening + _watch_id_field(watcher.watch_id) + fields)
         if responses:
-            self._send_events(responses, told * len(changes.events))
+            self._send_events(responses, shown * len(changes.events))
 
     def _send_events(self, responses: list[bytes], events: int) -> None:
         self._core.metrics.events += events
@@ -351,22 +357,22 @@ class WatchStream:
         """One piece of history: durable revisions at once, the few newer ones through the gate. Returns bytes sent."""
         machine, durable = self._core.machine, self._core.turn.durable_revision
         upto = durable if watcher.next_revision <= durable else machine.revision
-        told = machine.hub.replay(watcher, upto, limits.WATCH_REPLAY_REVISIONS_MAX, limits.WATCH_REPLAY_BYTES_MAX)
-        self._history_told[watcher] = watcher.next_revision
-        if not told:
+        history = machine.hub.replay(watcher, upto, limits.WATCH_REPLAY_REVISIONS_MAX, limits.WATCH_REPLAY_BYTES_MAX)
+        self._sent_until[watcher] = watcher.next_revision
+        if not history:
             return 0
-        changes = Changes(upto, told)
+        changes = Changes(upto, history)
         if upto > durable:
             self._tails.add(watcher)
             self._hold(_Tail(watcher, changes))
             return 0
         # Nothing that this watcher has to hear first is at the gate: not its beginning, and no earlier history.
         responses = self._responses(watcher, changes)
-        self._send_events(responses, len(told))
+        self._send_events(responses, len(history))
         return sum(map(len, responses))
 
     def _lost_to_compaction(self, watcher: Watcher, compact_revision: int) -> None:
-        self._drop(watcher)  # told through the gate: the compaction may not be durable yet
+        self._drop(watcher)  # the response passes the gate: the compaction may not be durable yet
         header = self._core.header(0)  # as in etcd, whose reply has no revision here
         response = rpc_pb2.WatchResponse(
             header=header, watch_id=watcher.watch_id, canceled=True, compact_revision=compact_revision

@@ -12,20 +12,19 @@ Laws
 - A connection that goes takes its calls along: each owner of a stream is told once.
 
 The first bytes decide between HTTP/2 and HTTP/1.1, which share each port, as in etcd. From then on a `Session` takes
-the bytes: h2_session.py or h1_session.py. This file knows sockets and turns, and nothing of either protocol.
+the bytes: h2_session.py or h1_session.py, made by speak.py. This file knows sockets and turns, and nothing of either
+protocol.
 """
 
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from lessor.base import limits
 from lessor.base.errors import EtcdError
 from lessor.server.loop.core import Core
-from lessor.server.transport.h1_session import H1Session
-from lessor.server.transport.h2_session import H2Session
-from lessor.server.transport.http_calls import answer
 from lessor.wire import sniff
 
 LINGER_S = 1.0
@@ -99,9 +98,12 @@ def _ask_silent_peers(transport: asyncio.Transport) -> None:
 class Connection:
     """One accepted socket. An asyncio.Protocol by its methods alone: inheriting would keep it from being compiled."""
 
-    def __init__(self, core: Core, connections: "set[Connection]", peer_common_name: str | None = None) -> None:
+    def __init__(
+        self, core: Core, connections: "set[Connection]", speak: "Speak", peer_common_name: str | None = None
+    ) -> None:
         self.core = core
         self._connections = connections
+        self._speak = speak
         self.transport: asyncio.Transport
         # Of the client's certificate, verified, under --client-cert-auth: the user that gRPC calls come from.
         self.peer_common_name = peer_common_name
@@ -133,7 +135,7 @@ class Connection:
             kind = sniff.sniff(self._first_bytes)
             if kind is None:
                 return
-            self._session = self._speak(kind)
+            self._session = self._speak(self, kind)
             data, self._first_bytes = self._first_bytes, b""
         self.core.turn.schedule()
         self._session.receive(data)
@@ -148,9 +150,6 @@ class Connection:
         self._had_its_turn = self._had_its_turn or len(data) >= limits.LARGE_READ_BYTES
         if self._batch_full or self._had_its_turn or self._unsent or self._session.paused or not self.reading:
             self._read_or_pause()
-
-    def _speak(self, kind: str) -> Session:
-        return H2Session(self) if kind == "h2" else H1Session(self, answer)
 
     def eof_received(self) -> bool:
         """Keeps the socket open while a reply to a request that came in whole is still under way."""
@@ -206,7 +205,7 @@ class Connection:
         if session.closing:
             self._hang_up(session.cut_off)
 
-    def fail(self, _error: EtcdError) -> None:
+    def end_now(self, _error: EtcdError) -> None:
         """A bug in making its output: what the peer would read next is not to be trusted."""
         self.transport.abort()
 
@@ -231,3 +230,6 @@ class Connection:
         else:
             self._session.drain(error)
             self.core.turn.flush_later(self)
+
+
+Speak = Callable[[Connection, str], Session]  # makes the session of a connection; "h2" or "h1", by its first bytes

@@ -19,12 +19,11 @@ from lessor.base.errors import EtcdError
 from lessor.gateway import routes
 from lessor.gateway.routes import Headers
 from lessor.server.loop.core import Core
-from lessor.server.loop.long_reply import LongReply
-from lessor.server.transport.http_calls import Body, Exchange, JsonStream, JsonUnary, answer
+from lessor.server.transport.connection import Connection
+from lessor.server.transport.http_calls import Body, Exchange
 from lessor.wire import h1
 
 if TYPE_CHECKING:
-    from lessor.server.transport.connection import Connection
     from lessor.server.transport.websocket_calls import WebSocketCall
 
 _BAD_UPGRADE = routes.Answer(400, (*routes.TEXT_HEADERS, (b"sec-websocket-version", b"13")), b"Bad Request\n")
@@ -58,11 +57,13 @@ class H1Session:
     else happens to the connection waits, too: more bytes, their end, the end of the server.
     """
 
-    def __init__(self, connection: "Connection", serve: Callable[[Core, Exchange], Body]) -> None:
+    def __init__(self, connection: Connection, serve: Callable[[Core, Exchange], Body], *, websockets: bool) -> None:
+        """`serve`: gives the taker of a request's body. `websockets`: whether a streaming call may come over one."""
         self.core = connection.core
         self.connection = connection
         self.waiting_for_drain: set[Any] = set()
         self.serve = serve
+        self.websockets = websockets
         self._websocket: WebSocketCall | None = None
         self._h1 = h1.H1Connection(partial(_body_bytes_max, self.core))
         self.cut_off = False  # closed for what the peer sent, while it may be sending more
@@ -92,8 +93,8 @@ class H1Session:
     def eof(self) -> bool:
         """The peer will send no more. Returns whether a reply to it is still under way.
 
-        A streaming reply has no end that it could be waiting for, and a call that waits for its turn may wait for long:
-        their peers have hung up.
+        A streaming reply has no end that the peer could be waiting for, and a wait that is open-ended may be long: the
+        peers of those have hung up.
         """
         self._eof = True
         if self._deferred:
@@ -102,10 +103,7 @@ class H1Session:
             return False
         self._take(self._h1.receive_eof())
         exchange = self._h1.exchange
-        body = exchange.owner.body if exchange is not None and exchange.owner else None
-        waiting = body.waiting if isinstance(body, JsonUnary) else None
-        waits = waiting is not None and not isinstance(waiting, LongReply)
-        hung_up = waits or isinstance(body, JsonStream)
+        hung_up = exchange is not None and exchange.owner and exchange.owner.body.open_ended
         return not (self._h1.closing or hung_up)
 
     def _take(self, events: list[h1.Event]) -> None:
@@ -123,7 +121,7 @@ class H1Session:
                 exchange.owner.body.on_end()
             elif kind == h1.ABORT:
                 self._keep_count(0)
-                exchange.owner.body.on_gone()
+                exchange.owner.body.gone()
         if events and events[-1][0] == h1.BODY:
             self._keep_count(events[-1][1].owner.body.unfinished_bytes)
         self.core.turn.flush_later(self.connection)
@@ -139,7 +137,7 @@ class H1Session:
         if self._websocket is not None:
             self._websocket.end(error)
         elif exchange is not None and exchange.owner is not None:
-            exchange.owner.body.fail(error)
+            exchange.owner.body.end_now(error)
 
     def _open_websocket(self, exchange: h1.Exchange, method: Method) -> None:
         from lessor.server.transport.websocket_calls import WebSocketCall
@@ -149,7 +147,7 @@ class H1Session:
         if opened is None:
             exchange.owner.reply(*_BAD_UPGRADE)
             return
-        exchange.owner.body.on_gone()  # what would have answered a plain GET
+        exchange.owner.body.gone()  # what would have answered a plain GET
         rest = self._h1.hand_over()
         self._websocket = WebSocketCall(self, exchange, method, opened)
         self._receive_from_websocket(self._websocket, rest)
@@ -230,7 +228,7 @@ class H1Session:
         self._kept.clear()
         self._h1.abort()
         if exchange is not None and exchange.owner is not None:
-            exchange.owner.body.on_gone()
+            exchange.owner.body.gone()
 
 
 class H1Exchange:
@@ -245,7 +243,7 @@ class H1Exchange:
         self.path = exchange.path
         self.query = exchange.query
         self.header = exchange.head.get
-        self.upgrades_to = _upgrades_to(session.core, exchange) if session.serve is answer else None
+        self.upgrades_to = _upgrades_to(session.core, exchange) if session.websockets else None
         self.body = session.serve(session.core, self)
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
@@ -264,8 +262,9 @@ class H1Exchange:
 
     def end_stream(self, error: EtcdError) -> None:
         """Ends a streaming reply at shutdown; a unary one is under way and ends by itself."""
-        if isinstance(self.body, JsonStream):
-            self.body.finish(error)
+        streaming = self.body.streaming_call
+        if streaming is not None:
+            streaming.finish(error)
 
     @property
     def backlog_bytes(self) -> int:

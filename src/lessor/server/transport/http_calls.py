@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP requests that are not gRPC: the JSON gateway's calls and the plain pages, over HTTP/1.1 and HTTP/2 alike.
+"""HTTP requests that are not gRPC, over HTTP/1.1 and HTTP/2: the JSON codec of calls (loop/call.py), and plain pages.
 
 `answer` looks at a request's head and gives the object that takes its body: a page, a unary call or a stream. An
 `Exchange` is a request with a way to reply to it; h1_session.py and h2_session.py have one each.
 """
 
-import asyncio
 import re
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from lessor.api.methods import Method
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec, routes, stream
 from lessor.gateway.routes import Headers
-from lessor.server.loop.bugs import told
-from lessor.server.loop.core import OVER, Core, StreamHandler, Waiting
+from lessor.server.loop.bugs import as_answer
+from lessor.server.loop.call import StreamCall, UnaryCall
+from lessor.server.loop.core import Core
+from lessor.server.observe.metrics import CallCounts
 
 
 class Exchange(Protocol):
@@ -57,11 +58,21 @@ class Body(Protocol):
     """Takes the body of a request."""
 
     @property
-    def unfinished_bytes(self) -> int:
-        """What is kept of a request, or of one message in a stream of them, that has not come in whole."""
+    def streaming_call(self) -> StreamCall | None:
+        """The call whose requests the body brings, where it is a streaming one: such a body may have no end."""
         ...
 
-    def fail(self, error: EtcdError) -> None:
+    @property
+    def open_ended(self) -> bool:
+        """Whether the reply may take as long as it likes, so that a peer that half-closes has hung up."""
+        ...
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """The bytes kept of a request, or of one message in a stream of them, that has not come in whole."""
+        ...
+
+    def end_now(self, error: EtcdError) -> None:
         """Ends the call with an error, whatever else the peer sends."""
         ...
 
@@ -69,7 +80,7 @@ class Body(Protocol):
 
     def on_end(self) -> None: ...
 
-    def on_gone(self) -> None:
+    def gone(self) -> None:
         """The peer went away, or the connection did."""
         ...
 
@@ -82,19 +93,21 @@ def answer(core: Core, exchange: Exchange) -> Body:
     found = routes.match(exchange.method, exchange.path)
     if not isinstance(found, Method):
         return Plain(exchange, found)
+    counts = core.metrics.calls(found, CLIENT_API_VERSION)
     if core.serves(found):
         try:
             timeout_s = timeout_of(exchange)
         except EtcdError as refusal:
             return Plain(exchange, routes.error_answer(refusal))
         call = JsonUnary if found.unary else JsonStream
-        return call(core, exchange, found, timeout_s)
-    core.metrics.started[found].n += 1
-    core.metrics.handled[found, Code.UNIMPLEMENTED].n += 1
+        return call(core, exchange, counts, timeout_s)
+    counts.begin()
+    counts.end(Code.UNIMPLEMENTED)
     error = EtcdError(Code.UNIMPLEMENTED, f"unknown method {found.name} for service {found.service}")
     return Plain(exchange, routes.error_answer(error))
 
 
+CLIENT_API_VERSION: Final = b"unknown"  # a JSON client names none
 _TIMEOUT = re.compile(rb"([+-]?\d{1,19})([HMSmun])")
 _UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT_S_MAX = 1e9  # decades: a timer takes no more
@@ -121,9 +134,11 @@ class Plain:
         self._exchange: Exchange | None = exchange
         self._reply = reply
 
+    streaming_call = None
+    open_ended = False
     unfinished_bytes = 0
 
-    def fail(self, error: EtcdError) -> None: ...
+    def end_now(self, error: EtcdError) -> None: ...
 
     def on_body(self, data: bytes) -> None: ...
 
@@ -132,7 +147,7 @@ class Plain:
         if exchange is not None:
             exchange.reply(*self._reply)
 
-    def on_gone(self) -> None:
+    def gone(self) -> None:
         self._exchange = None
 
 
@@ -144,26 +159,40 @@ def _token_of(exchange: Exchange | None) -> bytes | None:
     return token if token is not None else exchange.header(b"authorization")
 
 
-class JsonUnary:
+class JsonUnary(UnaryCall):
     """A unary call in JSON."""
 
-    # Proxies hold certificates of their own, so that of an HTTP client says nothing about who calls, as in etcd.
-    peer_common_name = None
+    __slots__ = ("_body", "_exchange")
 
-    def __init__(self, core: Core, exchange: Exchange, method: Method, timeout_s: float | None = None) -> None:
-        self._core = core
+    def __init__(self, core: Core, exchange: Exchange, counts: CallCounts, timeout_s: float | None = None) -> None:
+        UnaryCall.__init__(self, core, counts)
         self._exchange: Exchange | None = exchange
-        self._deadline_s = None if timeout_s is None else core.turn.now_s() + timeout_s
-        self._timer: asyncio.TimerHandle | None = None  # while the call waits for its turn
         self._body = bytearray()  # no list: of pieces of a few bytes each that would take many times their size
-        self.method = method
-        self.waiting: Waiting | None = None
-        core.metrics.started[method].n += 1
-        core.metrics.requests[True, b"unknown"].n += 1
+        if timeout_s is not None:
+            self.expire_after(timeout_s)
 
     @property
     def token(self) -> bytes | None:
         return _token_of(self._exchange)
+
+    @property
+    def peer_common_name(self) -> str | None:
+        """None, as in etcd: proxies have certificates of their own, so an HTTP client's does not name the caller."""
+        return None
+
+    @property
+    def overfull(self) -> bool:
+        return self._exchange is not None and self._exchange.overfull
+
+    @property
+    def streaming_call(self) -> StreamCall | None:
+        return None
+
+    @property
+    def open_ended(self) -> bool:
+        return self.waiting is not None and self.waiting.open_ended
+
+    # --- in ---
 
     def on_body(self, data: bytes) -> None:
         self._body += data
@@ -172,54 +201,23 @@ class JsonUnary:
     def unfinished_bytes(self) -> int:
         return len(self._body)
 
-    def fail(self, error: EtcdError) -> None:
-        self._body.clear()
-        self.deliver(error)
-
-    def refused(self) -> bool:
-        if self._exchange is None or not self._exchange.overfull:
-            return False
-        self.fail(errors.TOO_MANY_REQUESTS.error())
-        return True
-
     def on_end(self) -> None:
+        if self.over:
+            return
         try:
             request = json_codec.decode(self.method.request, bytes(self._body))
             self._body.clear()
         except Exception as error:
-            self.deliver(told(error, self.method.path))
+            self.end_now(as_answer(error, self.method.path))
             return
-        size, size_max = request.ByteSize(), self._core.options.message_bytes_max
+        size, size_max = request.ByteSize(), self.core.options.message_bytes_max
         if size > size_max:
             text = f"grpc: received message larger than max ({size} vs. {size_max})"
-            self.deliver(EtcdError(Code.RESOURCE_EXHAUSTED, text))
+            self.end_now(EtcdError(Code.RESOURCE_EXHAUSTED, text))
             return
-        if self._late():
-            self.deliver(errors.DEADLINE_EXCEEDED.error())
-            return
-        self._core.unary(self, request)
-        if self.waiting is not None and self._deadline_s is not None:
-            left_s = self._deadline_s - self._core.turn.now_s()
-            self._timer = asyncio.get_running_loop().call_later(left_s, self._out_of_time)
+        self.serve(request)
 
-    def _late(self) -> bool:
-        return self._deadline_s is not None and self._core.turn.now_s() > self._deadline_s
-
-    def _out_of_time(self) -> None:
-        if self.waiting is not None:
-            self._stop_waiting()
-            self.deliver(errors.DEADLINE_EXCEEDED.error())
-
-    def _stop_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        waiting, self.waiting = self.waiting, None
-        if waiting is not None:
-            waiting.on_gone()
-
-    def on_gone(self) -> None:
-        self._exchange = None
-        self._stop_waiting()
+    # --- out ---
 
     def encode(self, reply: bytes) -> bytes:
         return json_codec.encode(self.method.response.FromString(reply))
@@ -231,136 +229,56 @@ class JsonUnary:
             yield None
         yield b"".join(made)
 
-    def deliver(self, payload: Any) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._late():
-            payload = errors.DEADLINE_EXCEEDED.error()
-        code = payload.code if isinstance(payload, EtcdError) else Code.OK
-        self._core.metrics.handled[self.method, code].n += 1
+    def _send(self, payload: bytes) -> None:
         exchange, self._exchange = self._exchange, None  # which knows us
-        if exchange is None:
-            return
-        if isinstance(payload, EtcdError):
-            exchange.reply(*routes.error_answer(payload))
-        else:
-            exchange.reply(200, routes.JSON_HEADERS, payload)
+        assert exchange is not None
+        exchange.reply(200, routes.JSON_HEADERS, payload)
+
+    def _send_error(self, error: EtcdError) -> None:
+        exchange, self._exchange = self._exchange, None
+        assert exchange is not None
+        self._body.clear()
+        exchange.reply(*routes.error_answer(error))
+
+    def _turn_away(self) -> Code:
+        error = errors.TOO_MANY_REQUESTS.error()
+        self._send_error(error)
+        return error.code
+
+    def _let_go(self) -> None:
+        self._exchange = None
 
 
-class JsonStream:
+class JsonStream(StreamCall):
     """A streaming call in JSON: the request body is a row of JSON objects, the reply a row of result lines."""
 
-    # Proxies hold certificates of their own, so that of an HTTP client says nothing about who calls, as in etcd.
-    peer_common_name = None
+    __slots__ = ("_asked", "_decoder", "_exchange", "_started")
 
-    def __init__(self, core: Core, exchange: Exchange, method: Method, timeout_s: float | None = None) -> None:
-        self.method = method
-        self._core = core
+    def __init__(self, core: Core, exchange: Exchange, counts: CallCounts, timeout_s: float | None = None) -> None:
         self._exchange: Exchange | None = exchange
-        self._decoder = stream.StreamDecoder(method.request, core.options.message_bytes_max)
+        self._decoder = stream.StreamDecoder(counts.method.request, core.options.message_bytes_max)
         self._started = False
         self._asked = False  # whether a request has come
-        self._failed = False  # a request was refused; those after it are not looked at
-        self._handler: StreamHandler = core.stream_handlers[method](core, self)
-        core.metrics.started[method].n += 1
-        core.metrics.requests[False, b"unknown"].n += 1
-        self._timer: asyncio.TimerHandle | None = None
+        StreamCall.__init__(self, core, counts)
         if timeout_s is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(timeout_s, self.finish, errors.DEADLINE_EXCEEDED.error())
+            self.expire_after(timeout_s)
 
     @property
     def token(self) -> bytes | None:
         return _token_of(self._exchange)
 
-    def on_body(self, data: bytes) -> None:
-        if self._failed:
-            return
-        try:
-            messages = [message.SerializeToString() for message in self._decoder.feed(data)]
-            if messages and self._exchange is not None:
-                self._asked = True
-                if self._core.auth.enabled:
-                    self._core.permit_messages(self, messages)
-                self._core.metrics.received[self.method] += len(messages)
-                self._handler.on_messages(messages)
-        except Exception as error:
-            self._fail(told(error, self.method.path))
-        self._check()
+    @property
+    def peer_common_name(self) -> str | None:
+        """None, as in JsonUnary."""
+        return None
 
     @property
-    def unfinished_bytes(self) -> int:
-        return self._decoder.unfinished_bytes
+    def streaming_call(self) -> StreamCall | None:
+        return self
 
-    def fail(self, error: EtcdError) -> None:
-        self.finish(error)
-
-    def _fail(self, error: EtcdError) -> None:
-        """Ends the call, after the replies to earlier requests, which may still wait at the gate."""
-        self._failed = True
-        self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, error)
-
-    def on_end(self) -> None:
-        self._decoder.finish()
-        self._check()
-        if self._exchange is None or self._failed or self._decoder.error is not None:
-            return
-        try:
-            if self._core.auth.enabled and not self._asked:
-                self._core.permit_messages(self, [b""])
-            self._handler.on_requests_end()
-        except Exception as error:
-            self._fail(told(error, self.method.path))
-
-    def _check(self) -> None:
-        """A malformed request ends the call, after the replies to those before it, which may wait at the gate."""
-        if self._decoder.error is not None:
-            self._core.gate.hold(self._core.machine.journal.newest_with_rows, self, self._decoder.error)
-
-    def deliver(self, payload: EtcdError) -> None:
-        """The gate has let out whatever came before this end."""
-        self.finish(payload)
-
-    def on_gone(self) -> None:
-        self._close(errors.REQUEST_CANCELED.error())
-
-    def _close(self, error: EtcdError | None) -> Exchange | None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._core.metrics.handled[self.method, error.code if error else Code.OK].n += 1
-            handler, self._handler = self._handler, OVER
-            try:
-                handler.on_gone()
-            except Exception as problem:  # the connection has other calls to end
-                told(problem, self.method.path)
-        return exchange
-
-    def send(self, replies: list[bytes]) -> None:
-        if self._exchange is None:
-            return
-        self._start(self._exchange)
-        self._core.metrics.sent[self.method] += len(replies)
-        for reply in replies:
-            self._exchange.write(stream.result_frame(self.method.response.FromString(reply)))
-
-    def _start(self, exchange: Exchange) -> None:
-        if not self._started:
-            self._started = True
-            exchange.start(200, routes.JSON_HEADERS)
-
-    def finish(self, error: EtcdError | None = None) -> None:
-        exchange = self._close(error)
-        if exchange is None:
-            return
-        if error is not None and not self._started:
-            exchange.reply(*routes.error_answer(error))
-            return
-        self._start(exchange)
-        if error is not None:
-            exchange.write(stream.error_frame(error))
-        exchange.finish()
+    @property
+    def open_ended(self) -> bool:
+        return True
 
     @property
     def backlog_bytes(self) -> int:
@@ -369,3 +287,59 @@ class JsonStream:
     def wake_when_drained(self, stream: Any) -> None:
         if self._exchange is not None:
             self._exchange.wake_when_drained(stream)
+
+    # --- in ---
+
+    def on_body(self, data: bytes) -> None:
+        if self.ending:
+            return
+        try:
+            messages = [message.SerializeToString() for message in self._decoder.feed(data)]
+        except Exception as error:
+            self.end_in_order(as_answer(error, self.method.path))
+            return
+        if messages:
+            self._asked = True
+            self.take(messages)
+        self._end_if_malformed()
+
+    @property
+    def unfinished_bytes(self) -> int:
+        return self._decoder.unfinished_bytes
+
+    def on_end(self) -> None:
+        self._decoder.finish()
+        self._end_if_malformed()
+        self.requests_end(without_any=not self._asked)
+
+    def _end_if_malformed(self) -> None:
+        if self._decoder.error is not None and not self.ending:
+            self.end_in_order(self._decoder.error)
+
+    # --- out ---
+
+    def _send(self, replies: list[bytes]) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        self._start(exchange)
+        for reply in replies:
+            exchange.write(stream.result_frame(self.method.response.FromString(reply)))
+
+    def _start(self, exchange: Exchange) -> None:
+        if not self._started:
+            self._started = True
+            exchange.start(200, routes.JSON_HEADERS)
+
+    def _send_end(self, error: EtcdError | None) -> None:
+        exchange, self._exchange = self._exchange, None
+        assert exchange is not None
+        if error is not None and not self._started:
+            exchange.reply(*routes.error_answer(error))
+            return
+        self._start(exchange)
+        if error is not None:
+            exchange.write(stream.error_frame(error))
+        exchange.finish()
+
+    def _let_go(self) -> None:
+        self._exchange = None

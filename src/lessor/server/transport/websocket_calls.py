@@ -11,11 +11,11 @@ from lessor.api.methods import BY_ROUTE, Method
 from lessor.base.errors import EtcdError
 from lessor.gateway.routes import Headers, error_answer
 from lessor.server.loop.core import Core
-from lessor.server.transport.http_calls import JsonStream, timeout_of
+from lessor.server.transport.http_calls import CLIENT_API_VERSION, JsonStream, timeout_of
 from lessor.wire import h1, websocket
 
 
-class Session(Protocol):
+class Carrier(Protocol):
     """The connection's side: what an HTTP/1.1 session is too."""
 
     core: Core
@@ -42,7 +42,7 @@ class WebSocketCall:
 
     overfull = False  # there is one call on the connection
 
-    def __init__(self, session: Session, exchange: h1.Exchange, method: Method, opened: websocket.WebSocket) -> None:
+    def __init__(self, session: Carrier, exchange: h1.Exchange, method: Method, opened: websocket.WebSocket) -> None:
         self._session = session
         self._ws = opened
         self._started = False
@@ -51,7 +51,9 @@ class WebSocketCall:
         self.exchange = exchange
         self._body: JsonStream | None = None
         try:
-            self._body = JsonStream(session.core, self, method, timeout_of(self))
+            timeout_s = timeout_of(self)
+            counts = session.core.metrics.calls(method, CLIENT_API_VERSION)
+            self._body = JsonStream(session.core, self, counts, timeout_s)
         except EtcdError as error:
             self.reply(*error_answer(error))
 
@@ -80,7 +82,7 @@ class WebSocketCall:
         """The peer said goodbye, or went without."""
         body, self._body = self._body, None
         if body is not None:
-            body.on_gone()
+            body.gone()
 
     def end(self, error: EtcdError) -> None:
         """The server goes."""

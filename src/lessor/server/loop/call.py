@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a call, whichever way it came: gRPC and JSON are two codecs (transport/) over the two classes here.
+
+Laws
+- A call ends exactly once: with its reply, with an error, or because its peer went away. That end is counted here and
+  nowhere else. Whatever the gate or a handler brings afterwards goes nowhere.
+- A unary request whose deadline has passed when it has been read is not carried out. A reply that is not out before the
+  deadline is not sent: at the deadline exactly the time is over. The client is answered DEADLINE_EXCEEDED.
+- A reply, and an error too, waits at the gate behind all that was applied when it was decided. So do the errors of a
+  stream, which therefore follow the replies to its earlier requests.
+- A caller needs the right to make each request. Watch and LeaseKeepAlive ask for it themselves, one by one.
+
+A *unary* call: the codec reads one request and calls `serve`. The handler from services/ is run at once and returns the
+reply, or the call waits and `finish` is called later. A *streaming* call: the codec hands requests to `take`; its
+`StreamHandler` answers with `send` and `finish` when it likes.
+
+    codec                      here                            services/
+    request is whole      ->   serve: deadline, rights    ->   handler(core, request) -> reply
+    encode(reply)         <-   finish: the gate holds it
+    _send(payload)        <-   deliver: deadline, count
+
+What a codec owes: `token` and `peer_common_name`, `encode` and `encode_pieces`, and the methods that begin with an
+underscore and are named under "the codec's". It calls `gone` when the peer went away.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+from google.protobuf.message import DecodeError, Message
+
+from lessor.base import errors
+from lessor.base.errors import Code, EtcdError
+from lessor.server.loop.bugs import as_answer
+from lessor.server.loop.core import Core
+from lessor.server.observe.metrics import CallCounts
+
+
+class Waiting(Protocol):
+    """Stands for a reply that comes later: a lock that is not free, a password that is being hashed, a long reply."""
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether the wait may last for as long as it likes, so that a peer that half-closes has hung up."""
+        ...
+
+    def on_gone(self) -> None:
+        """The peer went away, or the deadline passed: nobody waits any more. Not called after `UnaryCall.finish`."""
+        ...
+
+
+class UnaryCall:
+    """A call that takes one reply."""
+
+    __slots__ = ("_timer", "core", "counts", "deadline_s", "method", "over", "waiting")
+
+    def __init__(self, core: Core, counts: CallCounts) -> None:
+        self.core = core
+        self.counts = counts
+        self.method = counts.method
+        self.deadline_s: float | None = None  # on the data clock, where the peer named a timeout
+        self.waiting: Waiting | None = None  # while the reply is yet to come
+        self.over = False
+        self._timer: asyncio.TimerHandle | None = None
+        counts.begin()
+
+    # --- the codec's ---
+
+    @property
+    def token(self) -> bytes | None:
+        """The metadata or header field with the caller's token, as it came."""
+        raise NotImplementedError
+
+    @property
+    def peer_common_name(self) -> str | None:
+        """The common name in the client certificate of the connection, where that was verified and counts."""
+        raise NotImplementedError
+
+    @property
+    def overfull(self) -> bool:
+        """Whether the peer has asked for more than it takes."""
+        raise NotImplementedError
+
+    def encode(self, reply: bytes) -> bytes:
+        """A serialized reply as it will be sent. Made before the gate, while the commit is under way."""
+        raise NotImplementedError
+
+    def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]:
+        """`encode` of the sum of `pieces`, step by step: None after each step but the last, which is the outcome."""
+        raise NotImplementedError
+
+    def _send(self, payload: bytes) -> None:
+        """Sends what `encode` made, and lets go of the stream or exchange."""
+        raise NotImplementedError
+
+    def _send_error(self, error: EtcdError) -> None:
+        """The same for an error."""
+        raise NotImplementedError
+
+    def _turn_away(self) -> Code:
+        """Tells the peer that the request was not looked at, and lets go. Returns the code that the call counts as."""
+        raise NotImplementedError
+
+    def _let_go(self) -> None:
+        """The peer went away: nothing can be sent."""
+        raise NotImplementedError
+
+    # --- from the codec ---
+
+    def expire_after(self, timeout_s: float) -> None:
+        """The peer waits for so long, from now on."""
+        self.deadline_s = self.core.turn.now_s() + timeout_s
+
+    def serve(self, request: Message) -> None:
+        """Carries the request out and answers once no crash can take the outcome back."""
+        if self.late:
+            self.end_now(errors.DEADLINE_EXCEEDED.error())
+            return
+        core = self.core
+        outcome: bytes | EtcdError
+        try:
+            if core.auth.enabled:
+                core.permit(self, request)
+            handler = core.handlers.unary.get(self.method)
+            if handler is None:
+                self._wait(core.handlers.waiting[self.method](core, self, request))
+                return
+            reply = handler(core, request)
+            if isinstance(reply, bytes):
+                outcome = reply
+            elif core.long_replies.full:
+                outcome = b"".join(reply)
+            else:
+                self._wait(core.long_replies.begin(self, reply))
+                return
+        except Exception as error:
+            outcome = as_answer(error, self.method.path)
+        self.finish(outcome)
+
+    def gone(self) -> None:
+        """The peer went away."""
+        if self._close():
+            self.counts.end(Code.CANCELED)
+            self._let_go()
+
+    def refused(self) -> bool:
+        """Ends the call if its peer has asked for more than it takes; returns whether it did."""
+        if not self.overfull:
+            return False
+        if self._close():
+            self.counts.end(self._turn_away())
+        return True
+
+    # --- from the handler ---
+
+    def finish(self, outcome: bytes | EtcdError) -> None:
+        """Answers with a serialized reply or an error, once no crash can take back what led to it."""
+        payload: bytes | EtcdError
+        try:
+            payload = outcome if isinstance(outcome, EtcdError) else self.encode(outcome)
+        except Exception as error:
+            payload = as_answer(error, self.method.path)
+        self.finish_encoded(payload)
+
+    def answer(self, reply: Callable[[], bytes]) -> None:
+        """`finish` with what `reply` returns or raises, for a call that has waited."""
+        outcome: bytes | EtcdError
+        try:
+            outcome = reply()
+        except Exception as error:
+            outcome = as_answer(error, self.method.path)
+        self.finish(outcome)
+
+    def finish_encoded(self, payload: bytes | EtcdError) -> None:
+        """`finish` with what `encode` has made of the reply, or with an error."""
+        self.waiting = None
+        turn = self.core.turn
+        turn.after_everything(self, payload)
+        turn.schedule()
+
+    def end_now(self, error: EtcdError) -> None:
+        """Ends the call with the error, without waiting at the gate. Does nothing once it has ended."""
+        if self._close():
+            self.counts.end(error.code)
+            self._send_error(error)
+
+    # --- from the gate ---
+
+    def deliver(self, payload: Any) -> None:
+        """The gate lets the reply or the error out."""
+        if self.late:
+            self.end_now(errors.DEADLINE_EXCEEDED.error())
+        elif isinstance(payload, EtcdError):
+            self.end_now(payload)
+        elif self._close():
+            self.counts.end(Code.OK)
+            self._send(payload)
+
+    # --- inside ---
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has come."""
+        return self.deadline_s is not None and self.core.turn.now_s() >= self.deadline_s
+
+    def _wait(self, waiting: Waiting | None) -> None:
+        self.waiting = waiting
+        if waiting is not None and self.deadline_s is not None:
+            left_s = self.deadline_s - self.core.turn.now_s()
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._out_of_time)
+
+    def _out_of_time(self) -> None:
+        if self.waiting is not None:  # else the reply is at the gate, and `deliver` sees to the deadline
+            self.end_now(errors.DEADLINE_EXCEEDED.error())
+
+    def _close(self) -> bool:
+        """Returns whether the call ends now, and not earlier."""
+        if self.over:
+            return False
+        self.over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            waiting.on_gone()
+        return True
+
+
+class StreamHandler(Protocol):
+    """The server's side of a streaming call."""
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        """Serialized requests, in order. Raises EtcdError to end the call with it."""
+        ...
+
+    def on_requests_end(self) -> None:
+        """The peer sends no more; it may still read."""
+        ...
+
+    def on_gone(self) -> None:
+        """The call is over, whoever ended it; releases what it held. Called exactly once."""
+        ...
+
+
+class _Over:
+    """Stands in for the handler of a call that has ended, so that the two do not keep each other."""
+
+    def on_messages(self, messages: list[bytes]) -> None: ...
+
+    def on_requests_end(self) -> None: ...
+
+    def on_gone(self) -> None: ...
+
+
+_OVER: Final = _Over()
+
+# Their handlers ask for permission themselves: for each watch and each keepalive, when its turn comes.
+_ASK_THEMSELVES: Final = frozenset({"/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"})
+
+
+class StreamCall:
+    """A call that takes any number of replies."""
+
+    __slots__ = ("_handler", "_timer", "core", "counts", "ending", "method", "over")
+
+    def __init__(self, core: Core, counts: CallCounts) -> None:
+        """The codec calls this when it is ready to send: the handler is made here."""
+        self.core = core
+        self.counts = counts
+        self.method = counts.method
+        self.over = False
+        self.ending = False  # an error is on its way out; requests after the one that it answers are not looked at
+        self._timer: asyncio.TimerHandle | None = None
+        counts.begin()
+        self._handler: StreamHandler = core.handlers.streams[counts.method](core, self)
+
+    # --- the codec's ---
+
+    @property
+    def token(self) -> bytes | None:
+        """As UnaryCall.token."""
+        raise NotImplementedError
+
+    @property
+    def peer_common_name(self) -> str | None:
+        """As UnaryCall.peer_common_name."""
+        raise NotImplementedError
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What the peer has not taken yet on this connection."""
+        raise NotImplementedError
+
+    def wake_when_drained(self, stream: Any) -> None:
+        """Passes `stream` to Turn.catch_up_later when the peer has taken some of the backlog."""
+        raise NotImplementedError
+
+    def _send(self, replies: list[bytes]) -> None:
+        """Sends serialized messages, in order."""
+        raise NotImplementedError
+
+    def _send_end(self, error: EtcdError | None) -> None:
+        """Sends the end, OK where `error` is None, and lets go of the stream or exchange."""
+        raise NotImplementedError
+
+    def _let_go(self) -> None:
+        """The peer went away: nothing can be sent."""
+        raise NotImplementedError
+
+    # --- from the codec ---
+
+    def expire_after(self, timeout_s: float) -> None:
+        """The peer waits for so long, from now on."""
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, self.end_now, errors.DEADLINE_EXCEEDED.error())
+
+    def take(self, messages: list[bytes]) -> None:
+        """Hands serialized requests to the handler, in order."""
+        if self.over or self.ending:
+            return
+        core = self.core
+        try:
+            if core.auth.enabled:
+                self._permit(messages)
+            core.metrics.received[self.method] += len(messages)
+            self._handler.on_messages(messages)
+        except Exception as error:
+            self.end_in_order(as_answer(error, self.method.path))
+
+    def requests_end(self, *, without_any: bool = False) -> None:
+        """The peer sends no more. `without_any`: it sent no request, and is served as if it had sent an empty one."""
+        if self.over or self.ending:
+            return
+        try:
+            if without_any and self.core.auth.enabled:
+                self._permit([b""])
+            self._handler.on_requests_end()
+        except Exception as error:
+            self.end_in_order(as_answer(error, self.method.path))
+
+    def gone(self) -> None:
+        """The peer went away."""
+        if self._close():
+            self.counts.end(Code.CANCELED)
+            self._let_go()
+
+    # --- from the handler ---
+
+    def send(self, replies: list[bytes]) -> None:
+        """Sends serialized messages, in order. Does nothing once the call has ended."""
+        if not self.over:
+            self.core.metrics.sent[self.method] += len(replies)
+            self._send(replies)
+
+    def finish(self, error: EtcdError | None = None) -> None:
+        """Ends the call now: OK, or with the error. Does nothing once it has ended."""
+        if self._close():
+            self.counts.end(Code.OK if error is None else error.code)
+            self._send_end(error)
+
+    def end_now(self, error: EtcdError) -> None:
+        """`finish` with an error."""
+        self.finish(error)
+
+    def end_in_order(self, error: EtcdError) -> None:
+        """Ends the call behind the replies to earlier requests, which may still wait at the gate."""
+        self.ending = True
+        self.core.turn.after_everything(self, error)
+
+    # --- from the gate ---
+
+    def deliver(self, payload: Any) -> None:
+        """The gate has let out all that came before this end."""
+        self.finish(payload)
+
+    # --- inside ---
+
+    def _permit(self, messages: list[bytes]) -> None:
+        if self.method.path not in _ASK_THEMSELVES:
+            for message in messages:
+                try:
+                    request = self.method.request.FromString(message)
+                except DecodeError:
+                    raise errors.MALFORMED_IN_STREAM.error() from None
+                self.core.permit(self, request)
+
+    def _close(self) -> bool:
+        """Returns whether the call ends now, and not earlier."""
+        if self.over:
+            return False
+        self.over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        handler, self._handler = self._handler, _OVER
+        try:
+            handler.on_gone()
+        except Exception as error:  # the connection has other calls to end
+            as_answer(error, self.method.path)
+        return True
+
+
+# Returns the reply; one that takes long as pieces still to be made.
+UnaryHandler = Callable[[Core, Any], bytes | Iterator[bytes]]
+# Begins a call that answers by `UnaryCall.finish`, perhaps at once. Raises EtcdError to answer with that.
+WaitingHandler = Callable[[Core, UnaryCall, Any], Waiting | None]
+StreamFactory = Callable[[Core, StreamCall], StreamHandler]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way out of an HTTP/2 connection, as its calls see it: replies, refusals, and what the peer has not taken yet.
+
+Laws
+- A peer that asks for more than it takes is refused, unseen: see `overfull`.
+- Nothing is written to the socket here; the connection takes the output at the end of the turn.
+
+The way in, which opens the calls, is h2_session.py.
+"""
+
+import asyncio
+from functools import lru_cache
+from typing import Any
+
+from lessor.base import limits
+from lessor.base.errors import Code, EtcdError
+from lessor.gateway.routes import Headers
+from lessor.server.loop.call import StreamCall
+from lessor.server.transport.connection import Connection
+from lessor.wire import grpc, h2
+from lessor.wire.frames import ErrorCode
+
+
+@lru_cache(maxsize=256)
+def _block(status: int, headers: Headers) -> bytes:
+    return h2.encode_headers([(b":status", b"%d" % status), *headers])
+
+
+class Refused:
+    """Stands at a stream that was answered already: whatever else the peer sends on it is dropped."""
+
+    __slots__ = ()
+    unfinished_bytes = 0
+
+    def on_data(self, data: bytes) -> None: ...
+
+    def on_end(self) -> None: ...
+
+    def gone(self) -> None: ...
+
+    def end_now(self, error: EtcdError) -> None: ...
+
+
+REFUSED = Refused()
+
+
+class H2Output:
+    """One connection's."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.core = connection.core
+        self.connection = connection
+        self.peer_common_name = connection.peer_common_name
+        self.message_bytes_max = self.core.options.message_bytes_max
+        self.loop = asyncio.get_running_loop()
+        self.h2 = h2.H2Server(self.core.options.grpc_keepalive, self.core.turn.now_s(), whole_requests=True)
+        self.streaming: set[StreamCall] = set()  # the server ends them when it stops
+        self.waiting_for_drain: set[Any] = set()
+        # Replies that are in no other count yet: those that wait at the gate, and those of this turn.
+        self.held_bytes = 0
+        self._unflushed_bytes = 0
+        self._unfinished: dict[h2.Stream, int] = {}  # bytes kept of requests that have not come in whole
+
+    @property
+    def overfull(self) -> bool:
+        """Whether the peer has asked for more than it takes: what it asks now is refused, unseen, with `refuse`."""
+        return self.held_bytes + self._unflushed_bytes + self.h2.queued_bytes > limits.CONNECTION_SEND_BYTES_MAX
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self.h2.queued_bytes + self.connection.transport.get_write_buffer_size()
+
+    def deframer(self, stream: h2.Stream) -> grpc.Deframer:
+        assert stream.head is not None
+        return grpc.Deframer(self.message_bytes_max, stream.head.get(b"grpc-encoding"))
+
+    # --- gRPC ---
+
+    def respond(self, stream: h2.Stream, framed: bytes) -> None:
+        """The whole successful reply of a unary call."""
+        self._unflushed_bytes += len(framed)
+        self.h2.send_response(stream, grpc.RESPONSE_HEADERS, framed, grpc.TRAILERS_OK)
+        self.core.turn.flush_later(self.connection)
+
+    def send(self, stream: h2.Stream, replies: list[bytes], start: bool) -> None:
+        """Messages of a streaming call, its response headers before the first ones."""
+        if start:
+            self.h2.send_headers(stream, grpc.RESPONSE_HEADERS)
+        self.h2.send_data(stream, b"".join(map(grpc.frame, replies)))
+        self.core.turn.flush_later(self.connection)
+
+    def end(self, stream: h2.Stream, error: EtcdError | None, started: bool) -> None:
+        """The end of a call: an error, or OK of a streaming call (None). `started`: its response headers were sent."""
+        self.uncount(stream)
+        stream.owner = REFUSED
+        code, text = (error.code, error.message) if error else (Code.OK, "")
+        if started:
+            self.h2.send_headers(stream, grpc.trailers(code, text), end_stream=True)
+        elif error is None:
+            self.h2.send_headers(stream, grpc.RESPONSE_HEADERS)
+            self.h2.send_headers(stream, grpc.TRAILERS_OK, end_stream=True)
+        else:
+            self.h2.send_headers(stream, grpc.trailers_only(code, text), end_stream=True)
+        self.core.turn.flush_later(self.connection)
+
+    def refuse(self, stream: h2.Stream) -> None:
+        """The request was not looked at, and the peer may send it again: that is the meaning of REFUSED_STREAM."""
+        self.uncount(stream)
+        stream.owner = REFUSED
+        self.h2.reset(stream, ErrorCode.REFUSED_STREAM)
+        self.core.turn.flush_later(self.connection)
+
+    # --- plain HTTP ---
+
+    def start_http(self, stream: h2.Stream, status: int, headers: Headers, length: int | None) -> None:
+        block = _block(status, headers)
+        if length is not None:
+            block += h2.encode_headers([(b"content-length", b"%d" % length)])
+        self.h2.send_headers(stream, block)
+        self.core.turn.flush_later(self.connection)
+
+    def write_http(self, stream: h2.Stream, data: bytes, end: bool) -> None:
+        self._unflushed_bytes += len(data)
+        self.h2.send_data(stream, data, end_stream=end)
+        self.core.turn.flush_later(self.connection)
+
+    # --- requests that have not come in whole ---
+
+    def keep_count(self, stream: h2.Stream) -> None:
+        """More has come of a request, without its end."""
+        kept_bytes, before_bytes = stream.owner.unfinished_bytes, self._unfinished.get(stream, 0)
+        if not kept_bytes:
+            self.uncount(stream)
+        elif kept_bytes != before_bytes:
+            self._unfinished[stream] = kept_bytes
+            self.core.unfinished.change(self, kept_bytes - before_bytes)
+
+    def uncount(self, stream: h2.Stream) -> None:
+        """The request has come in whole, or is over."""
+        if self._unfinished and (kept_bytes := self._unfinished.pop(stream, 0)):
+            self.core.unfinished.change(self, -kept_bytes)
+
+    def refuse_unfinished(self, error: EtcdError) -> None:
+        """Ends the request that began last; see loop/unfinished.py."""
+        stream = next(reversed(self._unfinished))
+        stream.owner.end_now(error)
+        self.uncount(stream)
+
+    def uncount_all(self) -> None:
+        for stream in list(self._unfinished):
+            self.uncount(stream)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The session of a connection, by its first bytes and by the listener that accepted it."""
+
+from lessor.gateway import routes
+from lessor.server.loop.core import Core
+from lessor.server.observe.pages import PATHS_OF_METRICS_URLS
+from lessor.server.transport.connection import Connection, Session
+from lessor.server.transport.h1_session import H1Session
+from lessor.server.transport.h2_session import H2Session
+from lessor.server.transport.http_calls import Body, Exchange, Plain, answer
+
+_NO_PAGE = routes.page(404, "404 page not found")
+
+
+def speak_to_clients(connection: Connection, kind: str) -> Session:
+    """For --listen-client-urls: all calls of the API, and the pages."""
+    return H2Session(connection) if kind == "h2" else H1Session(connection, answer, websockets=True)
+
+
+def speak_to_monitors(connection: Connection, kind: str) -> Session:
+    """For --listen-metrics-urls: HTTP/1.1, and only the pages for monitoring.
+
+    No call of the API is served there, so that the port may be open to a network that clients have no access to.
+    """
+    session = H1Session(connection, _answer_monitor, websockets=False)
+    if kind == "h2":
+        session.refuse()
+    return session
+
+
+def _answer_monitor(core: Core, exchange: Exchange) -> Body:
+    return answer(core, exchange) if exchange.path in PATHS_OF_METRICS_URLS else Plain(exchange, _NO_PAGE)
