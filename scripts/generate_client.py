@@ -19,7 +19,8 @@ from pathlib import Path
 
 # In the order of the output: what a class returns need not come first, since annotations are not evaluated.
 MODULES = (
-    *("_caller", "_batches", "_lease", "_watch", "_lock", "_election", "_discovery", "_txn", "_admin", "_async"),
+    *("_caller", "_batches", "_lease", "_watch", "_lock", "_election", "_discovery", "_txn", "_admin", "_calls"),
+    "_async",
 )
 PROTOCOL = {"__aenter__": "__enter__", "__aexit__": "__exit__", "aclose": "close"}
 LEFT_OUT = {"__aiter__", "__anext__", "__repr__", "__del__", "more", "take", "next"}  # _portal.py has them

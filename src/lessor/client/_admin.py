@@ -2,7 +2,7 @@
 """Looking after servers: maintenance, cluster and auth, as methods.
 
 Laws
-- As in `_async.py`: a method is one call, and returns the server's reply as it came.
+- As in `_calls.py`: a method is one call, and returns the server's reply as it came.
 - They go to the server that the client is connected to. What is about one server (status, defragment, alarms of a
   member) is best asked through a client with that one endpoint.
 """

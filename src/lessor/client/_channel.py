@@ -8,7 +8,7 @@ Laws
 - Who does not answer, or says that it cannot serve, is left: later calls go to the next endpoint.
 - Nothing is connected before the first call, and nothing runs between calls: a channel has no tasks of its own.
 
-Not here: what the calls mean (`_async.py`), bytes and streams (`_connection.py`).
+Not here: what the calls mean (`_calls.py`), bytes and streams (`_connection.py`).
 """
 
 import asyncio

@@ -9,20 +9,18 @@ Laws
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from lessor.client._batches import AsyncBatches
 from lessor.client._caller import insist
+from lessor.client._calls import Calls
 from lessor.client._errors import ClientError, LeaseLost
 from lessor.client._lease import AsyncLease
 from lessor.client._mirror import follow
 from lessor.client._requests import Bytes, to_bytes
-
-if TYPE_CHECKING:
-    from lessor.client._async import AsyncClient
 
 
 class Instance(NamedTuple):
@@ -47,11 +45,13 @@ class AsyncRegistration:
     Without a block: `registration = await client.register(...).start()`, and `await registration.stop()`.
     """
 
-    def __init__(self, client: "AsyncClient", service: str, address: str, ttl_s: int, value: Bytes) -> None:
-        self._client = client
+    def __init__(
+        self, calls: Calls, make_lease: Callable[[], AsyncLease], service: str, address: str, value: Bytes
+    ) -> None:
+        self._calls = calls
+        self._make_lease = make_lease
         self._key = f"{service}/{address}"
         self._value = to_bytes(value)
-        self._ttl_s = ttl_s
         self._lease: AsyncLease | None = None
         self._task: asyncio.Task[None] | None = None
         self._error: ClientError | None = None
@@ -68,7 +68,7 @@ class AsyncRegistration:
         """Registers, and returns itself when that is done. Raises as `grant` and `put` do."""
         if self._task is None:
             await self._register()
-            self._task = self._client.spawn(self._stay())
+            self._task = self._calls.spawn(self._stay())
         return self
 
     async def stop(self) -> None:
@@ -92,10 +92,10 @@ class AsyncRegistration:
             raise self._error
 
     async def _register(self) -> None:
-        lease = self._client.lease(self._ttl_s)
+        lease = self._make_lease()
         try:
             await lease.grant()
-            await self._client.put(self._key, self._value, lease_id=lease.id)
+            await self._calls.put(self._key, self._value, lease_id=lease.id)
         except BaseException:
             with suppress(ClientError):
                 await lease.revoke()
@@ -115,13 +115,13 @@ class AsyncRegistration:
 class AsyncDiscovery(AsyncBatches[Change]):
     """`async with client.discover("web") as web:`: `web.instances` at any time, or `async for change in web`."""
 
-    def __init__(self, client: "AsyncClient", service: str) -> None:
+    def __init__(self, calls: Calls, service: str) -> None:
         super().__init__()
-        self._client = client
+        self._calls = calls
         self._prefix = f"{service}/".encode()
         self._now: dict[bytes, Instance] = {}
-        self._told: dict[bytes, Instance] = {}
-        self._news: dict[bytes, None] = {}  # in the order of their first change since they were told
+        self._reported: dict[bytes, Instance] = {}
+        self._news: dict[bytes, None] = {}  # in the order of their first change since the last report
         self._changed = asyncio.Event()
         self._begun = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -130,7 +130,7 @@ class AsyncDiscovery(AsyncBatches[Change]):
     async def __aenter__(self) -> "AsyncDiscovery":
         """Returns when the view shows what is there. Raises as `get` does."""
         if self._task is None:
-            self._task = self._client.spawn(self._follow())
+            self._task = self._calls.spawn(self._follow())
         await self._begun.wait()
         if self._end is not None:
             raise self._end
@@ -170,9 +170,9 @@ class AsyncDiscovery(AsyncBatches[Change]):
     def _differences(self) -> list[Change]:
         changes = []
         for key in self._news:
-            before, now = self._told.pop(key, None), self._now.get(key)
+            before, now = self._reported.pop(key, None), self._now.get(key)
             if now is not None:
-                self._told[key] = now
+                self._reported[key] = now
             if now == before:
                 continue
             if now is None:
@@ -185,14 +185,14 @@ class AsyncDiscovery(AsyncBatches[Change]):
 
     async def _follow(self) -> None:
         try:
-            async with aclosing(follow(self._client, self._prefix)) as steps:
+            async with aclosing(follow(self._calls, self._prefix)) as steps:
                 async for keys, changed in steps:
                     for key in changed:
                         self._news[key] = None
                         kv = keys.get(key)
                         if kv is None:
                             self._now.pop(key, None)
-                            if key not in self._told:
+                            if key not in self._reported:
                                 del self._news[key]
                         else:
                             address = key.removeprefix(self._prefix).decode(errors="replace")

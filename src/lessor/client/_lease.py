@@ -12,15 +12,12 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client._caller import DEFAULT, Timeout
+from lessor.client._calls import Calls
 from lessor.client._errors import ClientError, LeaseLost
 from lessor.client._keeper import Keeper, Kept
-
-if TYPE_CHECKING:
-    from lessor.client._async import AsyncClient
 
 
 class AsyncLost:
@@ -53,13 +50,13 @@ class AsyncLease:
 
     def __init__(
         self,
-        client: "AsyncClient",
+        calls: Calls,
         keeper: Keeper,
         ttl_s: int,
         lease_id: int,
         on_lost: Callable[[LeaseLost], object] | None,
     ) -> None:
-        self._client = client
+        self._calls = calls
         self._keeper = keeper
         self._asked_ttl_s = ttl_s
         self._asked_id = lease_id
@@ -96,7 +93,7 @@ class AsyncLease:
         loop = asyncio.get_running_loop()
         self._clock = loop.time  # bound to the loop, and good in every thread
         sent_at = loop.time()
-        reply = await self._client.grant(self._asked_ttl_s, self._asked_id, timeout_s=timeout_s)
+        reply = await self._calls.grant(self._asked_ttl_s, self._asked_id, timeout_s=timeout_s)
         self._kept = Kept(reply.ID, reply.TTL, sent_at, self._is_lost)
         self._keeper.keep(self._kept)
         return self
@@ -112,7 +109,7 @@ class AsyncLease:
         was_lost = self.lost_error is not None
         self._revoked = not was_lost
         try:
-            return await self._client.revoke(self._kept.lease_id, timeout_s=timeout_s)
+            return await self._calls.revoke(self._kept.lease_id, timeout_s=timeout_s)
         except ClientError:
             if was_lost:
                 return None

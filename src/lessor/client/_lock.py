@@ -10,22 +10,17 @@ etcd do not even need that: make `lock.mine` a condition of their txn.
 """
 
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.client._candidacy import Candidacy
 from lessor.client._lease import AsyncLease
-from lessor.client._line import Line
-from lessor.client._requests import Bytes
-
-if TYPE_CHECKING:
-    from lessor.client._async import AsyncClient
 
 
 class AsyncLock:
     """`async with client.lock("jobs/42") as lock:`; see the module for what it does and does not protect."""
 
-    def __init__(self, client: "AsyncClient", name: Bytes, lease: AsyncLease | None, ttl_s: int) -> None:
-        self._line = Line(client, name, lease, ttl_s)
+    def __init__(self, candidacy: Candidacy) -> None:
+        self._candidacy = candidacy
 
     async def __aenter__(self) -> "AsyncLock":
         await self.acquire()
@@ -43,42 +38,42 @@ class AsyncLock:
         Raises CallTimeout (the place is given up then), LeaseLost when the lease ends meanwhile, NotLeader when
         somebody deletes our key, or as calls do. To acquire what one holds returns the same token.
         """
-        return await self._line.win(b"", timeout_s)
+        return await self._candidacy.win(b"", timeout_s)
 
     async def try_acquire(self) -> bool:
         """Takes the lock if it is free at this moment; returns whether it was."""
-        return await self._line.enter(b"", wait=False)
+        return await self._candidacy.enter(b"", wait=False)
 
     async def release(self) -> None:
         """Gives the lock to the next in the line. Nothing happens when it is not held.
 
         When the server cannot be reached it tries until the lease is over, and the lock with it.
         """
-        if self._line.revision:
-            await self._line.leave()
+        if self._candidacy.revision:
+            await self._candidacy.leave()
 
     @property
     def token(self) -> int:
         """The fencing token: the create revision of the lock's key. Raises LeaseLost or NotLeader when not held."""
-        return self._line.check()
+        return self._candidacy.check()
 
     @property
     def held(self) -> bool:
         """Whether the lock is held for certain at this moment, as far as this machine's clock can tell."""
-        return bool(self._line.revision) and self._line.lease.alive
+        return bool(self._candidacy.revision) and self._candidacy.lease.alive
 
     @property
     def key(self) -> bytes:
         """The lock's key. Raises as `token` does."""
-        self._line.check()
-        return self._line.key
+        self._candidacy.check()
+        return self._candidacy.key
 
     @property
     def mine(self) -> rpc.Compare:
         """The condition, for a txn, that the lock is still held. Raises as `token` does."""
-        return self._line.mine
+        return self._candidacy.mine
 
     @property
     def lease(self) -> AsyncLease:
         """The lease that the lock stands and falls with: look at `lock.lease.lost`. ValueError before `acquire`."""
-        return self._line.lease
+        return self._candidacy.lease

@@ -606,6 +606,62 @@ class Client(Facade[AsyncClient]):
         """
         self._portal.close()
 
+    def transaction(self) -> Txn:
+        """A txn in words: `client.transaction().when(...).then(...).otherwise(...).commit()`."""
+        return Txn(self._portal, self._inner.transaction())
+
+    def lease(self, ttl_s: int, lease_id: int = 0, *, on_lost: Callable[[LeaseLost], object] | None = None) -> Lease:
+        """A lease that renews itself: `with client.lease(30) as lease:`. All of a client share one stream.
+
+        Renewed at every third of its TTL, over lost connections and restarts of the server; revoked when the block
+        ends. It is lost when the server says so, or when no renewal was acknowledged for its TTL, counted from when
+        the last one that was acknowledged was sent. Then `on_lost` is called with the error, `lease.lost` is set, and
+        whatever is done with `lease.id` raises that error. `ttl_s` and `lease_id` as for `grant`. Let the TTL be
+        several times `connect_timeout_s` where there are several endpoints.
+        """
+        return Lease(self._portal, self._inner.lease(ttl_s, lease_id, on_lost=self._portal.elsewhere(on_lost)))
+
+    def lock(self, name: Bytes, *, lease: Lease | None = None, ttl_s: int = 30) -> Lock:
+        """A lock over all machines: `with client.lock("jobs/42") as lock: use(lock.token)`.
+
+        `lease`: the lock is lost when it ends; None: one of its own, of `ttl_s` seconds. A lease holds a lock once.
+        A lock alone protects nothing from a holder that stood still while its lease ended: use `lock.token`.
+        """
+        return Lock(self._portal, self._inner.lock(name, lease=None if lease is None else lease._inner, ttl_s=ttl_s))
+
+    def election(self, name: Bytes, *, lease: Lease | None = None, ttl_s: int = 30) -> Election:
+        """An election: `campaign` in it, or `observe` it. Arguments as for `lock`; to observe takes no lease."""
+        return Election(
+            self._portal, self._inner.election(name, lease=None if lease is None else lease._inner, ttl_s=ttl_s)
+        )
+
+    def register(self, service: str, address: str, ttl_s: int = 10, *, value: Bytes = b"") -> Registration:
+        """Says that `service` can be had at `address`, for as long as the block runs and this process lives.
+
+        Writes the key `service/address`, attached to a lease of `ttl_s` seconds. Should the lease be lost, it registers
+        anew. `value` is whatever else others should know.
+        """
+        return Registration(self._portal, self._inner.register(service, address, ttl_s, value=value))
+
+    def discover(self, service: str) -> Discovery:
+        """Who is registered as `service`: a view that follows in the background, and an iterator of its changes."""
+        return Discovery(self._portal, self._inner.discover(service))
+
+    @property
+    def maintenance(self) -> Maintenance:
+        """Status, alarms, defragmentation and what else keeps a server well."""
+        return Maintenance(self._portal, self._inner.maintenance)
+
+    @property
+    def cluster(self) -> Cluster:
+        """The members of the cluster."""
+        return Cluster(self._portal, self._inner.cluster)
+
+    @property
+    def auth(self) -> Auth:
+        """Users, roles and permissions."""
+        return Auth(self._portal, self._inner.auth)
+
     def grant(self, ttl_s: int, lease_id: int = 0, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseGrantResponse:
         """Makes a lease of at least `ttl_s` seconds; the server may raise a short TTL to its minimum (see reply.TTL).
 
@@ -690,17 +746,6 @@ class Client(Facade[AsyncClient]):
         CallTimeout is raised: the lease may be gone by then. Before the first renewal they are raised at once.
         """
         return Stream(self._portal, self._inner.keep_alive(lease_id))
-
-    def lease(self, ttl_s: int, lease_id: int = 0, *, on_lost: Callable[[LeaseLost], object] | None = None) -> Lease:
-        """A lease that renews itself: `with client.lease(30) as lease:`. All of a client share one stream.
-
-        Renewed at every third of its TTL, over lost connections and restarts of the server; revoked when the block
-        ends. It is lost when the server says so, or when no renewal was acknowledged for its TTL, counted from when
-        the last one that was acknowledged was sent. Then `on_lost` is called with the error, `lease.lost` is set, and
-        whatever is done with `lease.id` raises that error. `ttl_s` and `lease_id` as for `grant`. Let the TTL be
-        several times `connect_timeout_s` where there are several endpoints.
-        """
-        return Lease(self._portal, self._inner.lease(ttl_s, lease_id, on_lost=self._portal.elsewhere(on_lost)))
 
     def put(
         self,
@@ -805,10 +850,6 @@ class Client(Facade[AsyncClient]):
         """Carries out `success` if all of `compare` hold, otherwise `failure`, all at one instant (reply.succeeded)."""
         return self._portal.run(self._inner.txn(compare, success, failure, timeout_s=timeout_s))
 
-    def transaction(self) -> Txn:
-        """A txn in words: `client.transaction().when(...).then(...).otherwise(...).commit()`."""
-        return Txn(self._portal, self._inner.transaction())
-
     def compact(self, revision: int, *, physical: bool = False, timeout_s: Timeout = DEFAULT) -> rpc.CompactionResponse:
         """Forgets the history before `revision`. `physical`: answer only when the space is free.
 
@@ -882,53 +923,12 @@ class Client(Facade[AsyncClient]):
             ),
         )
 
-    def lock(self, name: Bytes, *, lease: Lease | None = None, ttl_s: int = 30) -> Lock:
-        """A lock over all machines: `with client.lock("jobs/42") as lock: use(lock.token)`.
-
-        `lease`: the lock is lost when it ends; None: one of its own, of `ttl_s` seconds. A lease holds a lock once.
-        A lock alone protects nothing from a holder that stood still while its lease ended: use `lock.token`.
-        """
-        return Lock(self._portal, self._inner.lock(name, lease=None if lease is None else lease._inner, ttl_s=ttl_s))
-
-    def election(self, name: Bytes, *, lease: Lease | None = None, ttl_s: int = 30) -> Election:
-        """An election: `campaign` in it, or `observe` it. Arguments as for `lock`; to observe takes no lease."""
-        return Election(
-            self._portal, self._inner.election(name, lease=None if lease is None else lease._inner, ttl_s=ttl_s)
-        )
-
-    def register(self, service: str, address: str, ttl_s: int = 10, *, value: Bytes = b"") -> Registration:
-        """Says that `service` can be had at `address`, for as long as the block runs and this process lives.
-
-        Writes the key `service/address`, attached to a lease of `ttl_s` seconds. Should the lease be lost, it registers
-        anew. `value` is whatever else others should know.
-        """
-        return Registration(self._portal, self._inner.register(service, address, ttl_s, value=value))
-
-    def discover(self, service: str) -> Discovery:
-        """Who is registered as `service`: a view that follows in the background, and an iterator of its changes."""
-        return Discovery(self._portal, self._inner.discover(service))
-
     def snapshot(self) -> Stream[rpc.SnapshotResponse]:
         """A copy of the server's data as a file, in pieces; the last one is the SHA-256 of those before it.
 
         Takes as long as it takes; a connection that is lost underway is not made again. For root, where users log in.
         """
         return Stream(self._portal, self._inner.snapshot())
-
-    @property
-    def maintenance(self) -> Maintenance:
-        """Status, alarms, defragmentation and what else keeps a server well."""
-        return Maintenance(self._portal, self._inner.maintenance)
-
-    @property
-    def cluster(self) -> Cluster:
-        """The members of the cluster."""
-        return Cluster(self._portal, self._inner.cluster)
-
-    @property
-    def auth(self) -> Auth:
-        """Users, roles and permissions."""
-        return Auth(self._portal, self._inner.auth)
 
     def call(self, method: str | Method, request: Message, *, timeout_s: Timeout = DEFAULT) -> Message:
         """Any unary call: `method` as "/etcdserverpb.Maintenance/Status" or out of the table of methods.

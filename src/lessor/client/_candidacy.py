@@ -11,42 +11,42 @@ Laws
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import LEASE_NOT_FOUND
 from lessor.client import op
 from lessor.client._caller import insist
+from lessor.client._calls import Calls
 from lessor.client._errors import CallTimeout, ClientError, Compacted, LeaseLost, NotLeader, ServerError
+from lessor.client._lease import AsyncLease
 from lessor.client._requests import Bytes, to_bytes
 from lessor.client.op import Key
-
-if TYPE_CHECKING:
-    from lessor.client._async import AsyncClient
-    from lessor.client._lease import AsyncLease
 
 _CREATE = cast(int, rpc.RangeRequest.CREATE)
 _ASCEND = cast(int, rpc.RangeRequest.ASCEND)
 _DESCEND = cast(int, rpc.RangeRequest.DESCEND)
 
 
-class Line:
+class Candidacy:
     """One place, taken for a lease of the caller's or for one of our own."""
 
-    def __init__(self, client: "AsyncClient", name: Bytes, lease: "AsyncLease | None", ttl_s: int) -> None:
+    def __init__(
+        self, calls: Calls, name: Bytes, lease: AsyncLease | None, make_lease: Callable[[], AsyncLease]
+    ) -> None:
         self.prefix = to_bytes(name) + b"/"
         self.revision = 0  # the place's create revision; 0 while there is none
         self.key = b""
-        self._client = client
+        self._calls = calls
         self._lease = lease
         self._own: AsyncLease | None = None
-        self._ttl_s = ttl_s
+        self._make_lease = make_lease
 
     @property
-    def lease(self) -> "AsyncLease":
+    def lease(self) -> AsyncLease:
         """The lease that the place stands and falls with. ValueError while there is none."""
         lease = self._own or self._lease
         if lease is None:
@@ -72,7 +72,7 @@ class Line:
         the place, or as calls do.
         """
         if self._lease is None and (self._own is None or not self._own.alive):
-            self._own = await self._client.lease(self._ttl_s).grant()
+            self._own = await self._make_lease().grant()
         self.key = self.prefix + b"%x" % self.lease.id
         try:
             first = await insist(lambda: self._take(value), self.lease.check)
@@ -112,11 +112,11 @@ class Line:
             still = Key(self.key).create_revision == revision if revision else Key(self.key).exists
             drop = [op.delete(self.key)]
             with suppress(LeaseLost):  # then the place is gone as well
-                await self._until(insist(lambda: self._client.txn([still], drop)))
+                await self._until(insist(lambda: self._calls.txn([still], drop)))
 
     async def first(self) -> mvcc.KeyValue | None:
         """The place at the head of the line, whoever holds it."""
-        kvs = (await self._client.get(self.prefix, prefix=True, sort_target=_CREATE, sort_order=_ASCEND, limit=1)).kvs
+        kvs = (await self._calls.get(self.prefix, prefix=True, sort_target=_CREATE, sort_order=_ASCEND, limit=1)).kvs
         return kvs[0] if kvs else None
 
     async def _take(self, value: bytes) -> bool:
@@ -124,7 +124,7 @@ class Line:
         head = op.get(self.prefix, prefix=True, sort_target=_CREATE, sort_order=_ASCEND, limit=1)
         make = op.put(self.key, value, lease_id=self.lease.id)
         try:
-            reply = await self._client.txn([Key(self.key).missing], [make, head], [op.get(self.key), head])
+            reply = await self._calls.txn([Key(self.key).missing], [make, head], [op.get(self.key), head])
         except ServerError as error:
             if error.message == LEASE_NOT_FOUND.message:
                 self.lease._gone()  # sooner than the next renewal would tell
@@ -136,14 +136,14 @@ class Line:
             mine = reply.responses[0].response_range.kvs[0]
             self.revision = mine.create_revision
             if mine.value != value:
-                await self._client.txn([self.mine], [op.put(self.key, value, lease_id=self.lease.id)])
+                await self._calls.txn([self.mine], [op.put(self.key, value, lease_id=self.lease.id)])
         return reply.responses[1].response_range.kvs[0].key == self.key
 
     async def _first(self) -> None:
         """Returns when nobody stands before us any more."""
         while True:
             ahead = await insist(
-                lambda: self._client.get(
+                lambda: self._calls.get(
                     self.prefix,
                     prefix=True,
                     max_create_revision=self.revision - 1,
@@ -157,13 +157,13 @@ class Line:
                 break
             with suppress(Compacted):  # we were away for long: look again
                 await self._deleted(ahead.kvs[0].key, ahead.header.revision + 1)
-        kvs = (await insist(lambda: self._client.get(self.key, keys_only=True))).kvs
+        kvs = (await insist(lambda: self._calls.get(self.key, keys_only=True))).kvs
         if not kvs or kvs[0].create_revision != self.revision:
             self.revision = 0
             raise NotLeader(f"{self.key.decode(errors='replace')}: somebody deleted it while it waited")
 
     async def _deleted(self, key: bytes, start_revision: int) -> None:
-        async with self._client.events(key, start_revision=start_revision) as watch:
+        async with self._calls.events(key, start_revision=start_revision) as watch:
             async for event in watch:
                 if event.type == mvcc.Event.DELETE:
                     return
