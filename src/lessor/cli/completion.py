@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, add_completion_class
 
 from lessor.cli.failure import ERROR, Failure
-from lessor.cli.options import Command
+from lessor.cli.options import COMPLETION, Command
 
 SHELLS = ("bash", "zsh", "fish", "powershell")
 
@@ -96,8 +96,6 @@ def completion(ctx: click.Context, args: tuple[str, ...]) -> None:
     For all sessions put that into ~/.bashrc, ~/.zshrc, ~/.config/fish/config.fish or the file that $PROFILE names.
     """
     from click.shell_completion import get_completion_class
-
-    from lessor.cli.main import COMPLETION
 
     if len(args) != 1 or args[0] not in SHELLS:
         raise Failure(ERROR, f"completion command needs one argument: {', '.join(SHELLS)}")

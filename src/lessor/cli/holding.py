@@ -23,7 +23,7 @@ from lessor.cli import notation, printing
 from lessor.cli.failure import BAD_ARGS, ERROR, Failure
 from lessor.cli.notation import quote
 from lessor.cli.options import Command, GoValue, settings_of
-from lessor.cli.printing import Printer
+from lessor.cli.printer import Printer
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import click
 from lessor.cli import notation, printing
 from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, Failure
 from lessor.cli.options import DURATION, Command, GoValue, Group, settings_of
-from lessor.cli.printing import Printer
+from lessor.cli.printer import Printer
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from lessor.cli.notation import hex_escaped, quote
 from lessor.cli.options import Settings
 from lessor.cli.print_fields import header_lines
 from lessor.cli.print_json import base64_text, line, plain
-from lessor.cli.printing import Printer, id_text
+from lessor.cli.printer import Printer, id_text
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:

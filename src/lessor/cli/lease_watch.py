@@ -16,7 +16,7 @@ from lessor.cli.failure import INTERRUPTED
 from lessor.cli.lease_follow import Follower, resumed
 from lessor.cli.options import Command, Settings, settings_of
 from lessor.cli.print_json import line
-from lessor.cli.printing import id_text
+from lessor.cli.printer import id_text
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:

@@ -13,9 +13,7 @@ import sys
 import click
 
 from lessor.cli.failure import CLOSED_PIPE, CTRL_C, ERROR, Failure
-from lessor.cli.options import Group, complaint
-
-COMPLETION = "_LESSOR_COMPLETE"  # the variable with which the scripts of `completion` call
+from lessor.cli.options import COMPLETION, Group, complaint
 
 
 def _lease() -> click.Command:

@@ -26,6 +26,7 @@ from lessor.cli.notation import quote
 
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+COMPLETION = "_LESSOR_COMPLETE"  # the environment variable by which a script of `completion` asks this program
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lessor.cli import printing, words
 from lessor.cli.failure import BAD_ARGS, ERROR, INTERRUPTED, INVALID_INPUT, Failure
 from lessor.cli.notation import quote
 from lessor.cli.options import INT64, Command, read_own, settings_of
-from lessor.cli.printing import Printer
+from lessor.cli.printer import Printer
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:
