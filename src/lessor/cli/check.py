@@ -180,7 +180,7 @@ def perf(ctx: click.Context, load: str, prefix: str, auto_compact: bool, auto_de
 
 
 async def _write_steadily(settings: Settings, load: Load, prefix: bytes, duration_s: float, results: Results) -> None:
-    from lessor.client._tasks import crew, sleep
+    from lessor.cli.tasks import crew, sleep
 
     clock, value = MonotonicClock(), bytes(PERF_VALUE_BYTES)
     due_s = until_s = 0.0
@@ -277,7 +277,7 @@ def datascale(ctx: click.Context, load: str, prefix: str, auto_compact: bool, au
 
 
 async def _write_all(settings: Settings, load: Load, prefix: bytes, results: Results) -> None:
-    from lessor.client._tasks import crew
+    from lessor.cli.tasks import crew
 
     clock, value = MonotonicClock(), bytes(SCALE_VALUE_BYTES)
     left: Iterator[int] = iter(range(load.puts))

@@ -27,8 +27,8 @@ from lessor.cli.printer import Printer
 from lessor.cli.session import ask
 
 if TYPE_CHECKING:
+    from lessor.cli.tasks import Event, Task
     from lessor.client import AsyncClient
-    from lessor.client._tasks import Event, Task
 
 T = TypeVar("T")
 
@@ -48,18 +48,18 @@ class Session:
 
     async def unless_over(self, job: Coroutine[Any, Any, T]) -> T:
         """The job's result. Failure when a signal or the end of the lease comes before it."""
-        from lessor.client._tasks import first_of
+        from lessor.cli.tasks import first_of
 
         return await first_of(job, self._canceled(), self.expired())
 
     async def until_over(self) -> None:
         """Returns at a signal. Failure when the lease ends before."""
-        from lessor.client._tasks import first_of
+        from lessor.cli.tasks import first_of
 
         await first_of(self._signalled(), self.expired())
 
     async def expired(self) -> Any:
-        from lessor.client._tasks import ended
+        from lessor.cli.tasks import ended
 
         await ended(self._renewing)
         raise Failure(ERROR, self._expired)
@@ -76,8 +76,8 @@ class Session:
 async def session(client: "AsyncClient", ttl_s: int, expired: str) -> AsyncIterator[Session]:
     """A lease for the block, and not a moment longer; `expired` is what to say when it ends before."""
     from lessor.base.errors import LEASE_NOT_FOUND
+    from lessor.cli.tasks import beside, signals
     from lessor.client import ServerError
-    from lessor.client._tasks import beside, signals
 
     with signals(signal.SIGINT, signal.SIGTERM) as stop:
         lease_id = (await client.grant(ttl_s if ttl_s > 0 else SESSION_TTL_S)).ID
@@ -132,7 +132,7 @@ def lock(ctx: click.Context, args: tuple[str, ...], ttl: int) -> None:
 
 async def _run_under(held: Session, locked: lock_pb2.LockResponse, command: list[str]) -> None:
     """Failure, with the command's exit code, when the command fails."""
-    from lessor.client._tasks import beside, program
+    from lessor.cli.tasks import beside, program
 
     variables = {"ETCD_LOCK_KEY": os.fsdecode(locked.key), "ETCD_LOCK_REV": str(locked.header.revision)}
     try:
@@ -192,7 +192,7 @@ def elect(ctx: click.Context, args: tuple[str, ...], listen: bool) -> None:
             await held.until_over()
 
     async def listening(client: "AsyncClient") -> None:
-        from lessor.client._tasks import first_of, signals
+        from lessor.cli.tasks import first_of, signals
 
         with signals(signal.SIGINT, signal.SIGTERM) as stop:
 

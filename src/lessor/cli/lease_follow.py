@@ -64,9 +64,9 @@ async def resumed(
     `lost` is called when one that had begun ends, and not again until another has begun. Raises what is no loss of
     connection, and whatever happens before the first has begun.
     """
+    from lessor.cli.tasks import sleep
     from lessor.client import ClientError
     from lessor.client._caller import Backoff
-    from lessor.client._tasks import sleep
 
     backoff, well, ever = Backoff(), False, False
 
@@ -135,7 +135,7 @@ class Follower:
 
     async def follow(self, begun: Callable[[], None]) -> None:
         """Over one connection, to its end, which is an error."""
-        from lessor.client._tasks import crew
+        from lessor.cli.tasks import crew
 
         since: list[leases_pb2.LeaseWatchResponse] | None = []  # what came while the list is made; None: it is
         first = self._ledger.living is None  # then there is nothing that would have to be told before

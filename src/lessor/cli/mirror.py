@@ -88,7 +88,7 @@ def make_mirror(ctx: click.Context, /, args: tuple[str, ...], rev: int, max_txn_
     new_prefix = b"" if flags["no_dest_prefix"] else os.fsencode(flags["dest_prefix"]) or prefix
 
     async def copy(client: "AsyncClient") -> None:
-        from lessor.client._tasks import first_of
+        from lessor.cli.tasks import first_of
 
         async with client_of(there) as destination:
             mirror = Mirror(client, destination, prefix, new_prefix, max_txn_ops)
@@ -114,7 +114,7 @@ class Mirror:
         self._range = (prefix, prefix_end(prefix)) if prefix else (b"\0", FROM_KEY)
 
     async def report(self) -> None:
-        from lessor.client._tasks import sleep
+        from lessor.cli.tasks import sleep
 
         while True:
             await sleep(REPORT_S)

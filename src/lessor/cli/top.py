@@ -59,7 +59,7 @@ def top(ctx: click.Context, interval: float, prefix: str, decimal: bool) -> None
     if not live:
         ask(settings, question, exit_code=INTERRUPTED)
         return
-    from lessor.client._tasks import cbreak
+    from lessor.cli.tasks import cbreak
 
     with cbreak(sys.stdin.fileno()):
         printing.write(OTHER_SCREEN)
@@ -87,7 +87,7 @@ class View:
 
     async def once(self, client: "AsyncClient", interval_s: float) -> None:
         """One frame, whose rates are those of one interval."""
-        from lessor.client._tasks import Event, first_of, sleep
+        from lessor.cli.tasks import Event, first_of, sleep
 
         begun = Event()
 
@@ -100,7 +100,7 @@ class View:
 
     async def live(self, client: "AsyncClient", interval_s: float) -> None:
         """Frame after frame until the key q."""
-        from lessor.client._tasks import first_of, key_pressed
+        from lessor.cli.tasks import first_of, key_pressed
 
         async def count(begun: Callable[[], None]) -> None:
             await self._count(client, begun)
@@ -111,7 +111,7 @@ class View:
         await first_of(resumed(count, lost), self._draw(client, interval_s), key_pressed(sys.stdin.fileno(), b"qQ"))
 
     async def _count(self, client: "AsyncClient", begun: Callable[[], None]) -> None:
-        from lessor.client._tasks import now_s
+        from lessor.cli.tasks import now_s
 
         async for response in events(client):
             if response.created:
@@ -121,8 +121,8 @@ class View:
                 self.counts[event.type] += 1
 
     async def _draw(self, client: "AsyncClient", interval_s: float) -> None:
+        from lessor.cli.tasks import now_s, sleep
         from lessor.client import ClientError
-        from lessor.client._tasks import now_s, sleep
 
         while True:
             size = shutil.get_terminal_size()

@@ -84,7 +84,7 @@ def watched(args: tuple[str, ...], *, prefix: bool) -> tuple[bytes, bytes]:
 
 async def show(reply: rpc.WatchResponse, printer: Printer, command: list[str]) -> None:
     """Prints one response and runs the command for each of its events. Exit when the command fails."""
-    from lessor.client._tasks import program
+    from lessor.cli.tasks import program
 
     if reply.created and reply.canceled:
         # A watch that the server refused: of its answer the Go client keeps nothing but that.
@@ -162,7 +162,7 @@ async def follow(
 
 async def from_lines(client: "AsyncClient", printer: Printer, progress_notify: bool) -> None:
     """The watches that stdin asks for. Failure at its end, and for a line that is not understood at all."""
-    from lessor.client._tasks import crew, lines
+    from lessor.cli.tasks import crew, lines
 
     async with crew() as start:
         async for raw in lines(sys.stdin.fileno()):
