@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lessor.cli import printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, Failure
 from lessor.cli.many import call
 from lessor.cli.options import Command, Group, Settings, settings_of
 from lessor.cli.print_auth import check_format, raw, show
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

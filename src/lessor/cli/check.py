@@ -22,13 +22,13 @@ import click
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.clock import MonotonicClock
 from lessor.cli import printing
+from lessor.cli.asking import ask, client_of, tls_of, words
 from lessor.cli.failure import BAD_FEATURE, ERROR, INVALID_INPUT, Failure
 from lessor.cli.kv import KV
 from lessor.cli.many import MAINTENANCE, call, one_by_one
 from lessor.cli.notation import quote
 from lessor.cli.options import DURATION, Command, Group, Settings, settings_of
 from lessor.cli.progress import progress
-from lessor.cli.session import ask, client_of, tls_of, words
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient

@@ -20,11 +20,11 @@ import click
 from lessor.api.proto import election_pb2, lock_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import notation, printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, ERROR, Failure
 from lessor.cli.notation import quote
 from lessor.cli.options import Command, GoValue, settings_of
 from lessor.cli.printer import Printer
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from lessor.cli.tasks import Event, Task
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LOCK_TTL_S = 10
-SESSION_TTL_S = 60
+DEFAULT_TTL_S = 60
 TTL = GoValue("ttl", notation.ttl_s)
 
 
-class Session:
+class Holding:
     """A lease that is renewed, and what cuts the work under it short: a signal, or the end of the lease."""
 
     def __init__(self, lease_id: int, stop: "Event", renewing: "Task[None]", expired: str) -> None:
@@ -73,17 +73,17 @@ class Session:
 
 
 @asynccontextmanager
-async def session(client: "AsyncClient", ttl_s: int, expired: str) -> AsyncIterator[Session]:
+async def holding(client: "AsyncClient", ttl_s: int, expired: str) -> AsyncIterator[Holding]:
     """A lease for the block, and not a moment longer; `expired` is what to say when it ends before."""
     from lessor.base.errors import LEASE_NOT_FOUND
     from lessor.cli.tasks import beside, signals
     from lessor.client import ServerError
 
     with signals(signal.SIGINT, signal.SIGTERM) as stop:
-        lease_id = (await client.grant(ttl_s if ttl_s > 0 else SESSION_TTL_S)).ID
+        lease_id = (await client.grant(ttl_s if ttl_s > 0 else DEFAULT_TTL_S)).ID
         try:
             async with beside(_renew(client, lease_id)) as renewing:
-                yield Session(lease_id, stop, renewing, expired)
+                yield Holding(lease_id, stop, renewing, expired)
         finally:
             try:
                 await client.revoke(lease_id)
@@ -117,7 +117,7 @@ def lock(ctx: click.Context, args: tuple[str, ...], ttl: int) -> None:
     name, command = os.fsencode(args[0]), list(args[1:])
 
     async def hold(client: "AsyncClient") -> None:
-        async with session(client, ttl, "session expired") as held:
+        async with holding(client, ttl, "session expired") as held:
             request = lock_pb2.LockRequest(name=name, lease=held.lease_id)
             call = client.call("/v3lockpb.Lock/Lock", request, timeout_s=None)
             locked = cast(lock_pb2.LockResponse, await held.unless_over(call))
@@ -130,7 +130,7 @@ def lock(ctx: click.Context, args: tuple[str, ...], ttl: int) -> None:
     ask(settings, hold)
 
 
-async def _run_under(held: Session, locked: lock_pb2.LockResponse, command: list[str]) -> None:
+async def _run_under(held: Holding, locked: lock_pb2.LockResponse, command: list[str]) -> None:
     """Failure, with the command's exit code, when the command fails."""
     from lessor.cli.tasks import beside, program
 
@@ -149,7 +149,7 @@ async def _run_under(held: Session, locked: lock_pb2.LockResponse, command: list
         raise Failure(code, f"exit status {code}")
 
 
-async def _warn(held: Session) -> None:
+async def _warn(held: Holding) -> None:
     """The command goes on without its lock: it alone knows what that means, and somebody should know that it does."""
     try:
         await held.expired()
@@ -184,7 +184,7 @@ def elect(ctx: click.Context, args: tuple[str, ...], listen: bool) -> None:
     name, *proposal = map(os.fsencode, args)
 
     async def campaign(client: "AsyncClient") -> None:
-        async with session(client, SESSION_TTL_S, "elect: session expired") as held:
+        async with holding(client, DEFAULT_TTL_S, "elect: session expired") as held:
             request = election_pb2.CampaignRequest(name=name, lease=held.lease_id, value=proposal[0])
             call = client.call("/v3electionpb.Election/Campaign", request, timeout_s=None)
             elected = cast(election_pb2.CampaignResponse, await held.unless_over(call))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from lessor.cli import notation, printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, Failure
 from lessor.cli.options import DURATION, Command, GoValue, Group, settings_of
 from lessor.cli.printer import Printer
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from lessor.api.proto import rpc_pb2 as rpc

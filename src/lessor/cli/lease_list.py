@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_CONNECTION
 from lessor.cli.notation import hex_escaped, quote
 from lessor.cli.options import Settings
 from lessor.cli.print_fields import header_lines
 from lessor.cli.print_json import base64_text, line, plain
 from lessor.cli.printer import Printer, id_text
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient

@@ -12,12 +12,12 @@ import click
 
 from lessor.api.proto import leases_pb2
 from lessor.cli import printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import INTERRUPTED
 from lessor.cli.lease_follow import Follower, resumed
 from lessor.cli.options import Command, Settings, settings_of
 from lessor.cli.print_json import line
 from lessor.cli.printer import id_text
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient, ClientError

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_FEATURE, Failure
 from lessor.cli.options import Settings
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

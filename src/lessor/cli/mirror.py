@@ -21,10 +21,10 @@ import click
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import notation, printing
+from lessor.cli.asking import ask, client_of
 from lessor.cli.failure import BAD_ARGS, ERROR, Failure
 from lessor.cli.options import FILE, INT64, Command, GoValue, credentials, settings_of
 from lessor.cli.progress import progress
-from lessor.cli.session import ask, client_of
 from lessor.cli.watch import why_canceled
 
 if TYPE_CHECKING:

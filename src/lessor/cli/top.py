@@ -21,12 +21,12 @@ import click
 
 from lessor.api.proto import leases_pb2
 from lessor.cli import printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, INTERRUPTED, Failure
 from lessor.cli.lease_follow import comes_back, events, resumed
 from lessor.cli.lease_list import ORDERS, head_bytes, row_bytes
 from lessor.cli.notation import hex_escaped, quote
 from lessor.cli.options import DURATION, Command, settings_of
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient

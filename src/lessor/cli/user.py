@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lessor.cli import printing
+from lessor.cli.asking import ask
 from lessor.cli.auth import AUTH, auth_call, change, only
 from lessor.cli.failure import BAD_ARGS, Failure
 from lessor.cli.options import Command, Group, settings_of
 from lessor.cli.print_auth import check_format, permission_lines, show
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from lessor.api.proto import rpc_pb2 as rpc

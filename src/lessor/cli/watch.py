@@ -22,11 +22,11 @@ import click
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import printing, words
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, ERROR, INTERRUPTED, INVALID_INPUT, Failure
 from lessor.cli.notation import quote
 from lessor.cli.options import INT64, Command, read_own, settings_of
 from lessor.cli.printer import Printer
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient

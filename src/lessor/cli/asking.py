@@ -39,14 +39,14 @@ def ask(
     # The one import that costs something: a command that is refused for its arguments does not wait for it.
     from lessor.client import ClientError, InvalidCertificate, InvalidEndpoint, LoginFailed, run
 
-    async def session() -> T:
+    async def answered() -> T:
         async with client_of(settings) as client:
             return await question(client)
 
     if settings.debug:
         print(settings, file=sys.stderr)
     try:
-        return run(session())
+        return run(answered())
     except InvalidCertificate as error:
         raise Failure(BAD_ARGS, str(error)) from None
     except InvalidEndpoint as error:
