@@ -37,15 +37,16 @@ class AsyncClient(Calls):
     """A client for one etcd-compatible service. Connects at the first call; close it with `aclose` or `async with`.
 
     endpoints          "host:port", "http(s)://host:port" or "unix(s):///path", tried in order; a list, or separated by
-                       commas. Who does not answer is left for the next one
+                       commas. An endpoint that does not answer is left for the next one
     connect_timeout_s  longest wait for one endpoint to take the connection
     timeout_s          longest wait for the answer to a call, unless the call says otherwise; None: no limit
     ssl                how to speak TLS; see `tls_context` and `Channel`
-    server_name        what the servers' certificates must name; "": the endpoint's host
-    user, password     who calls, where the service wants to know; logs in at the first call, and again when need be
+    server_name        the name that the servers' certificates must have; "": the endpoint's host
+    user, password     the user, where the service wants one; logs in at the first call, and again when its token is
+                       refused
     request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
-    ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers take
-                       offence at less than 5 s
+    ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers may
+                       close the connection when this is less than 5 s
     ping_answer_s_max  longest wait for that sign; then the connection is given up
 
     Raises InvalidEndpoint. For tasks of one event loop; not for several threads.
@@ -90,7 +91,7 @@ class AsyncClient(Calls):
     async def aclose(self) -> None:
         """Closes the connections; calls that are underway fail, and leases are renewed no more.
 
-        Those that were not revoked live on until their TTL ends.
+        Leases that were not revoked live on until their TTL ends.
         """
         self._keeper.close()
         await super().aclose()
@@ -104,13 +105,13 @@ class AsyncClient(Calls):
     def lease(
         self, ttl_s: int, lease_id: int = 0, *, on_lost: Callable[[LeaseLost], object] | None = None
     ) -> AsyncLease:
-        """A lease that renews itself: `async with client.lease(30) as lease:`. All of a client share one stream.
+        """A lease that renews itself: `async with client.lease(30) as lease:`. A client's leases share one stream.
 
         Renewed at every third of its TTL, over lost connections and restarts of the server; revoked when the block
-        ends. It is lost when the server says so, or when no renewal was acknowledged for its TTL, counted from when
-        the last one that was acknowledged was sent. Then `on_lost` is called with the error, `lease.lost` is set, and
-        whatever is done with `lease.id` raises that error. `ttl_s` and `lease_id` as for `grant`. Let the TTL be
-        several times `connect_timeout_s` where there are several endpoints.
+        ends. It is lost when the server says so, or when no renewal was acknowledged for its TTL, counted from the
+        instant when the last acknowledged one was sent. Then `on_lost` is called with the error, `lease.lost` is set,
+        and each use of `lease.id` raises that error. `ttl_s` and `lease_id` as for `grant`. Let the TTL be several
+        times `connect_timeout_s` where there are several endpoints.
         """
         return AsyncLease(self, self._keeper, ttl_s, lease_id, on_lost)
 
@@ -120,34 +121,34 @@ class AsyncClient(Calls):
         """A lock over all machines: `async with client.lock("jobs/42") as lock: use(lock.token)`.
 
         `lease`: the lock is lost when it ends; None: one of its own, of `ttl_s` seconds. A lease holds a lock once.
-        A lock alone protects nothing from a holder that stood still while its lease ended: use `lock.token`.
+        A lock alone does not protect from a holder that stood still while its lease ended: use `lock.token`.
         """
         return AsyncLock(self._candidacy(name, lease, ttl_s))
 
     def election(self, name: Bytes, *, lease: AsyncLease | None = None, ttl_s: int = 30) -> AsyncElection:
-        """An election: `campaign` in it, or `observe` it. Arguments as for `lock`; to observe takes no lease."""
+        """An election: `campaign` in it, or `observe` it. Arguments as for `lock`; observing needs no lease."""
         return AsyncElection(self, self._candidacy(name, lease, ttl_s))
 
     def _candidacy(self, name: Bytes, lease: AsyncLease | None, ttl_s: int) -> Candidacy:
         return Candidacy(self, name, lease, partial(self.lease, ttl_s))
 
     def register(self, service: str, address: str, ttl_s: int = 10, *, value: Bytes = b"") -> AsyncRegistration:
-        """Says that `service` can be had at `address`, for as long as the block runs and this process lives.
+        """Registers `address` as an instance of `service`, for as long as the block runs and this process lives.
 
-        Writes the key `service/address`, attached to a lease of `ttl_s` seconds. Should the lease be lost, it registers
-        anew. `value` is whatever else others should know.
+        Writes the key `service/address`, attached to a lease of `ttl_s` seconds. When the lease is lost, it registers
+        anew. `value`: whatever else others should know.
         """
         return AsyncRegistration(self, partial(self.lease, ttl_s), service, address, value)
 
     def discover(self, service: str) -> AsyncDiscovery:
-        """Who is registered as `service`: a view that follows in the background, and an iterator of its changes."""
+        """The instances of `service`: a view that follows in the background, and an iterator of its changes."""
         return AsyncDiscovery(self, service)
 
     # --- servers ------------------------------------------------------------------------------------------------
 
     @property
     def maintenance(self) -> AsyncMaintenance:
-        """Status, alarms, defragmentation and what else keeps a server well."""
+        """Status, alarms, defragmentation and the other calls that keep a server well."""
         return AsyncMaintenance(self)
 
     @property

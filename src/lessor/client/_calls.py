@@ -96,17 +96,17 @@ class Calls(Caller):
     ) -> AsyncGenerator[leases_pb2.LeaseListResponse, None]:
         """Yields the live leases page by page: granted and remaining time, number of keys, keys. Lessor only.
 
-        key_prefix       only leases with a key that begins so
+        key_prefix       only leases with a key that begins with it
         remaining_s_max  only leases with at most so many seconds left, to the millisecond; 0: all
         order            a number of LeaseListRequest.Order: by id, by remaining time, by number of keys (most first)
         limit            the most leases of a page, up to 10,000; 0: 100
         keys_limit       the most keys shown of a lease, up to 1,000; 0: none
 
-        Nothing is asked for ahead: who wants one page stops after it. By id or remaining time no lease that lives
-        throughout is left out; one that is renewed meanwhile may come twice by remaining time. Cost: each page makes
-        the server look at all of its leases, in small steps, so who wants all of them asks for large pages.
-        `timeout_s`: for each page. ServerError Unimplemented: the server is not Lessor; PermissionDenied: there are
-        keys that the user may not read.
+        No page is asked for ahead: to read one page only, stop after it. In the orders by id and by remaining time, a
+        lease that lives from the first page to the last is never left out; by remaining time, a lease that is renewed
+        meanwhile may come twice. Cost: for each page the server looks at all its leases, in small steps, so ask for
+        large pages to read all leases. `timeout_s`: for each page. ServerError Unimplemented: the server is not
+        Lessor; PermissionDenied: there are keys that the user may not read.
         """
         request = leases_pb2.LeaseListRequest(
             key_prefix=to_bytes(key_prefix),
@@ -123,11 +123,11 @@ class Calls(Caller):
             request.page_token = page.next_page_token
 
     async def lease_events(self) -> AsyncGenerator[leases_pb2.LeaseWatchResponse, None]:
-        """Yields what becomes of leases from now on: granted, expired, revoked; renewals are not told. Lessor only.
+        """Yields the events of leases from now on: granted, expired, revoked. Renewals are not shown. Lessor only.
 
-        The first response is `created` and has no events: what happens after it is told, in order, so whoever wants to
-        know all leases lists them then. There is no history: a lost connection raises ConnectionLost, and a reader who
-        stays away for so long that some MiB of events wait is cut off with ServerError ResourceExhausted; begin anew
+        The first response is `created` and has no events. All later events are sent, in order; to know all leases, list
+        them after the first response. There is no history: a lost connection raises ConnectionLost, and a reader that
+        stays away until some MiB of events wait is cut off with ServerError ResourceExhausted. After either, begin anew
         and list again. ServerError Unimplemented: the server is not Lessor; PermissionDenied: the user may not read
         all keys.
         """
@@ -163,10 +163,10 @@ class Calls(Caller):
         return reply
 
     async def keep_alive(self, lease_id: int) -> AsyncGenerator[rpc.LeaseKeepAliveResponse, None]:
-        """Renews a lease now and then at every third of its TTL, yielding each renewal; ends when the lease is gone.
+        """Renews a lease at once and then at every third of its TTL, yields each renewal, ends when the lease is gone.
 
         The renewals happen when the next item is asked for, so do not stay away longer than two thirds of the TTL. A
-        lost connection is made again until the TTL has passed since the last renewal, and then ConnectionLost or
+        lost connection is made again until the TTL has passed since the last renewal. Then ConnectionLost or
         CallTimeout is raised: the lease may be gone by then. Before the first renewal they are raised at once.
         """
         loop = asyncio.get_running_loop()
@@ -223,9 +223,9 @@ class Calls(Caller):
         ignore_lease: bool = False,
         timeout_s: Timeout = DEFAULT,
     ) -> rpc.PutResponse:
-        """Writes a key. With `lease_id` it is deleted when that lease ends; without, it loses the lease it had.
+        """Writes a key. With `lease_id` the key is deleted when that lease ends; without, it loses the lease it had.
 
-        `prev_kv`: the reply brings what the key was before. `ignore_value`, `ignore_lease`: the key, which must exist,
+        `prev_kv`: the reply has the key as it was before. `ignore_value`, `ignore_lease`: the key, which must exist,
         keeps its value or its lease. ServerError NotFound: no such lease.
         """
         request = put_request(key, value, lease_id, prev_kv, ignore_value, ignore_lease)
@@ -252,8 +252,8 @@ class Calls(Caller):
     ) -> rpc.RangeResponse:
         """Reads one key, or the keys from `key` up to but not including `range_end`.
 
-        range_end     b"" for one key; `prefix_end(key)` for all that begin with it; FROM_KEY for all from it on
-        prefix        all that begin with `key`; without range_end
+        range_end     b"" for one key; `prefix_end(key)` for all keys that begin with it; FROM_KEY for all from it on
+        prefix        all keys that begin with `key`; without range_end
         limit         at most so many keys (reply.more says that there are others); 0: all
         revision      the state at that revision; 0: now. OutOfRange when it is compacted or not reached yet
         sort_order, sort_target  numbers of RangeRequest.SortOrder and .SortTarget; by default in key order
@@ -288,7 +288,7 @@ class Calls(Caller):
         prev_kv: bool = False,
         timeout_s: Timeout = DEFAULT,
     ) -> rpc.DeleteRangeResponse:
-        """Deletes one key, or a range as in `get`; reply.deleted says how many. `prev_kv`: the reply brings them."""
+        """Deletes one key, or a range as in `get`; reply.deleted says how many. `prev_kv`: the reply has them."""
         request = delete_request(key, range_end, prefix, prev_kv)
         return await self.ask(_DELETE_RANGE, request, rpc.DeleteRangeResponse, timeout_s)
 
@@ -330,8 +330,9 @@ class Calls(Caller):
         """Yields the server's responses about changes of a key or, as in `get`, a range: in order, none twice.
 
         start_revision   the first revision of interest, also a past one; 0: from now on
-        prev_kv          each event brings what the key was before
-        progress_notify  also yield responses without events, now and then: all up to header.revision was seen
+        prev_kv          each event has the key as it was before
+        progress_notify  also yield, from time to time, a response without events: nothing is missing up to its
+                         header.revision
         filters          numbers of WatchCreateRequest.FilterType: kinds of event to leave out
 
         The events of one revision come in one response. A response with `canceled` is the last: the server ends the
@@ -363,7 +364,7 @@ class Calls(Caller):
         progress_notify: bool = False,
         filters: Sequence[int] = (),
     ) -> AsyncWatch:
-        """Changes of a key or range, event by event; arguments as for `watch`, which tells the same in responses.
+        """Changes of a key or range, event by event; arguments as for `watch`, which yields the same as responses.
 
         async with client.events("service/", prefix=True) as watch:
             async for event in watch:
@@ -377,7 +378,7 @@ class Calls(Caller):
     async def snapshot(self) -> AsyncGenerator[rpc.SnapshotResponse, None]:
         """A copy of the server's data as a file, in pieces; the last one is the SHA-256 of those before it.
 
-        Takes as long as it takes; a connection that is lost underway is not made again. For root, where users log in.
+        There is no time limit. A connection that is lost underway is not made again. Where auth is on, only root may.
         """
         credentials = self.credentials()
         while True:

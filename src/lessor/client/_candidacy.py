@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places in a line: what locks and elections are made of.
+"""Candidacies: the places in a waiting line that locks and elections are made of.
 
 Laws
-- A place is the key `name/<lease id in hex>`, attached to that lease. The line is ordered by create revision, and who
-  is first holds it. Keys and order are those of etcd's own Lock and Election services and of its Go library, so all of
-  them can stand in one line.
-- Each change is a txn on "my key is still the one that I made", so that it is safe to repeat after a lost connection,
-  and a client that thinks that it is first cannot harm the one that is.
-- Each waits for the one before it alone; the end of a place wakes one waiter.
+- A place is the key `name/<lease id in hex>`, attached to that lease. The line is ordered by create revision; its first
+  place holds the lock, or leads. Keys and order are those of etcd's own Lock and Election services and of its Go
+  library, so that the candidates of all three can wait in one line.
+- Each change is a txn under the condition "my key is still the one that I made". So it is safe to repeat after a lost
+  connection, and a client that wrongly takes itself for the first cannot harm the one that is.
+- Each candidate waits for the place before its own alone, so the end of a place wakes one candidate.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _DESCEND = cast(int, rpc.RangeRequest.DESCEND)
 
 
 class Candidacy:
-    """One place, taken for a lease of the caller's or for one of our own."""
+    """One place, attached to `lease` or, when that is None, to a lease of its own from `make_lease`."""
 
     def __init__(
         self, calls: Calls, name: Bytes, lease: AsyncLease | None, make_lease: Callable[[], AsyncLease]
@@ -47,7 +47,7 @@ class Candidacy:
 
     @property
     def lease(self) -> AsyncLease:
-        """The lease that the place stands and falls with. ValueError while there is none."""
+        """The lease that the place depends on. ValueError while there is none."""
         lease = self._own or self._lease
         if lease is None:
             raise ValueError("there is no lease before the first attempt")
@@ -66,9 +66,9 @@ class Candidacy:
         return Key(self.key).create_revision == self.check()
 
     async def enter(self, value: bytes, *, wait: bool) -> bool:
-        """Takes a place; returns whether it is first, after waiting for it if it is to `wait`.
+        """Takes a place; returns whether it is first. With `wait` it first waits until it is.
 
-        Whoever is not first in the end has left the line. Raises LeaseLost, NotLeader when somebody else deletes
+        When it is not first in the end it has left the line. Raises LeaseLost, NotLeader when somebody else deletes
         the place, or as calls do.
         """
         if self._lease is None and (self._own is None or not self._own.alive):
@@ -101,21 +101,22 @@ class Candidacy:
         return self.check()
 
     async def leave(self) -> None:
-        """Gives the place back; waits until that is certain, for the lease's TTL at the most."""
+        """Leaves the line; waits until that is certain, for the lease's TTL at the most."""
         revision, self.revision = self.revision, 0
         own, self._own = self._own, None
         if own is not None:
             with suppress(ClientError):  # the lease ends by itself then, and the place with it
                 await own.revoke()
         elif self.key and self._lease is not None and self._lease.alive:
-            # Without a revision the place may have been taken without our hearing of it. It is this lease's alone.
+            # Without a revision the place may be taken all the same, by a txn whose reply was lost. The key is this
+            # lease's alone.
             still = Key(self.key).create_revision == revision if revision else Key(self.key).exists
             drop = [op.delete(self.key)]
             with suppress(LeaseLost):  # then the place is gone as well
                 await self._until(insist(lambda: self._calls.txn([still], drop)))
 
     async def first(self) -> mvcc.KeyValue | None:
-        """The place at the head of the line, whoever holds it."""
+        """The key of the first place in the line, whoever holds it; None when the line is empty."""
         kvs = (await self._calls.get(self.prefix, prefix=True, sort_target=_CREATE, sort_order=_ASCEND, limit=1)).kvs
         return kvs[0] if kvs else None
 
@@ -127,7 +128,7 @@ class Candidacy:
             reply = await self._calls.txn([Key(self.key).missing], [make, head], [op.get(self.key), head])
         except ServerError as error:
             if error.message == LEASE_NOT_FOUND.message:
-                self.lease._gone()  # sooner than the next renewal would tell
+                self.lease._gone()  # sooner than the next renewal would show it
                 self.lease.check()
             raise
         if reply.succeeded:
@@ -140,7 +141,7 @@ class Candidacy:
         return reply.responses[1].response_range.kvs[0].key == self.key
 
     async def _first(self) -> None:
-        """Returns when nobody stands before us any more."""
+        """Returns when there is no place before ours any more."""
         while True:
             ahead = await insist(
                 lambda: self._calls.get(

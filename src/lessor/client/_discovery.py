@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is there: services register under a name, others see them come and go.
+"""Registration and discovery: a service registers under a name, and others see its instances come and go.
 
 Laws
 - An instance is the key `service/address`. It is there exactly as long as its lease.
-- A registration wants to be there: when its lease is lost, it comes back with a new one as soon as the server is.
-- A discovery is a live view: it follows in the background. Its iterator tells differences between what it told before
-  and what is; what came and went between two looks was never there.
+- A registration whose lease is lost registers anew, with a new lease, as soon as the server can be reached.
+- A discovery is a view that follows in the background. Its iterator yields the differences between the view and what it
+  has yielded so far; an instance that came and went between two of its steps is not shown.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from lessor.client._requests import Bytes, to_bytes
 
 
 class Instance(NamedTuple):
-    """One that is registered."""
+    """A registered instance of a service."""
 
     address: str
-    value: bytes  # what it says of itself
+    value: bytes  # what the instance says about itself
     lease_id: int
-    token: int  # the key's create revision: of two that claim an address, the later one has the greater
+    token: int  # the key's create revision: of two instances that claim an address, the later has the greater
 
 
 class Change(NamedTuple):
-    """What a discovery tells. Of a vanished instance, what it was last."""
+    """One change of a discovery. A vanished instance is shown as it was last."""
 
     kind: Literal["appeared", "changed", "vanished"]
     instance: Instance
@@ -83,11 +83,11 @@ class AsyncRegistration:
 
     @property
     def registered(self) -> bool:
-        """Whether it is registered for certain at this moment. Where it is not, it is on its way back."""
+        """Whether it is certainly registered at this moment. While it is not, it tries to register anew."""
         return self._task is not None and self._lease is not None and self._lease.alive
 
     def check(self) -> None:
-        """Raises what keeps the registration from coming back: the server forbids it, or the client was closed."""
+        """Raises the error that ended the registration for good: the server forbids it, or the client was closed."""
         if self._error is not None:
             raise self._error
 
@@ -106,7 +106,7 @@ class AsyncRegistration:
         try:
             while self._lease is not None:
                 await self._lease.lost.wait()
-                with suppress(LeaseLost):  # the new one, before it was of any use
+                with suppress(LeaseLost):  # the new lease, before the key was written
                     await insist(self._register)
         except ClientError as error:
             self._error = error
@@ -143,22 +143,22 @@ class AsyncDiscovery(AsyncBatches[Change]):
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """All that are there, as far as is known; while the server cannot be reached that is what was known last."""
+        """The instances, as far as is known; while the server cannot be reached, those that were known last."""
         return tuple(self._now.values())
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Their addresses."""
+        """The addresses of `instances`."""
         return tuple(instance.address for instance in self.instances)
 
     async def aclose(self) -> None:
-        """Ends the view; it shows what it showed last."""
+        """Ends the following; the view stays as it is."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def more(self) -> Sequence[Change]:
-        """What has changed since the last time, at first everything. Raises what ended the view."""
+        """The changes since the last time; at first, all instances. Raises the error that ended the view."""
         await self.__aenter__()
         while not (changes := self._differences()):
             if self._end is not None:

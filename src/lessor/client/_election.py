@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of many leads, as long as its lease lives. What `_lock.py` says about locks holds for leaders: use the token."""
+"""Elections: one of several candidates leads, as long as its lease lives.
+
+What `_lock.py` says about the holder of a lock is true of a leader too: use the token.
+"""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -18,9 +21,9 @@ from lessor.client._requests import Bytes, to_bytes
 
 
 class Leader(NamedTuple):
-    """Who leads."""
+    """The leader of an election."""
 
-    value: bytes  # what it says of itself
+    value: bytes  # what the leader says about itself
     key: bytes
     token: int  # the fencing token: the key's create revision
     lease_id: int
@@ -47,13 +50,13 @@ class AsyncElection:
     async def campaign(self, value: Bytes = b"", *, timeout_s: float | None = None) -> int:
         """Waits until it leads, `timeout_s` seconds at the most (None: no limit); returns the fencing token.
 
-        `value`: what the world is to know of the leader, mostly its address. Raises CallTimeout (the candidacy is given
+        `value`: what others are to know of the leader, mostly its address. Raises CallTimeout (the candidacy is given
         up then), LeaseLost when the lease ends meanwhile, NotLeader when somebody deletes our key, or as calls do.
         """
         return await self._candidacy.win(to_bytes(value), timeout_s)
 
     async def proclaim(self, value: Bytes) -> None:
-        """Changes what the leader says of itself. NotLeader when it does not lead (any more), LeaseLost."""
+        """Changes the leader's value. Raises NotLeader when it does not lead (any more), LeaseLost, or as calls do."""
         mine = self._candidacy.mine
         put = op.put(self._candidacy.key, value, lease_id=self._candidacy.lease.id)
         if not (await self._calls.txn([mine], [put])).succeeded:
@@ -66,14 +69,14 @@ class AsyncElection:
             await self._candidacy.leave()
 
     async def leader(self) -> Leader | None:
-        """Who leads at this moment; None: nobody."""
+        """The leader at this moment; None: nobody leads."""
         return _leader(await self._candidacy.first())
 
     async def observe(self) -> AsyncGenerator[Leader | None, None]:
         """The leader of now, then each new one and each new value; None while there is none. Needs no candidacy.
 
         Goes on over lost connections. Leaders that came and went while the server's history was compacted away are
-        not told.
+        not shown.
         """
         last: Leader | None = None
         begun = False
@@ -91,7 +94,7 @@ class AsyncElection:
 
     @property
     def leads(self) -> bool:
-        """Whether it leads for certain at this moment, as far as this machine's clock can tell."""
+        """Whether it certainly leads at this moment, as far as this machine's clock can tell."""
         return bool(self._candidacy.revision) and self._candidacy.lease.alive
 
     @property
@@ -101,7 +104,7 @@ class AsyncElection:
 
     @property
     def lease(self) -> AsyncLease:
-        """The lease that the leadership stands and falls with. ValueError before `campaign`."""
+        """The lease that the leadership depends on. ValueError before `campaign`."""
         return self._candidacy.lease
 
 

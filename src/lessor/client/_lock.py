@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lock over all machines, with the number that makes it worth something: the fencing token.
+"""A lock over all machines, and its fencing token, without which a lock protects nothing.
 
-A lock is held as long as its lease lives. A holder that stands still - a full garbage collection, a suspended machine,
-a cable that is pulled - does not notice when the lease ends and the next one gets the lock: for a moment both believe
-that they hold it. No lock service can prevent that; only the thing that the lock guards can, by refusing the older of
-two holders. The token is what it needs for that: each holder's is greater than those of all holders before it. Send it
-along with every write, and let the receiver refuse a token smaller than the greatest it has seen. Writes to the same
-etcd do not even need that: make `lock.mine` a condition of their txn.
+A lock is held as long as its lease lives. A holder that stands still (a full garbage collection, a suspended machine, a
+pulled cable) does not notice when the lease ends and the next holder gets the lock: for a moment both believe that they
+hold it. No lock service can prevent that. Only the thing that the lock guards can, by refusing the older of the two.
+For that it needs the token: each holder's token is greater than those of all holders before it. Send the token with
+every write, and let the receiver refuse a token smaller than the greatest that it has seen. Writes to the same etcd do
+not need that: make `lock.mine` a condition of their txn.
 """
 
 from types import TracebackType
@@ -36,7 +36,7 @@ class AsyncLock:
 
         First come, first served. Lost connections and restarts of the server cost time, not the place in the line.
         Raises CallTimeout (the place is given up then), LeaseLost when the lease ends meanwhile, NotLeader when
-        somebody deletes our key, or as calls do. To acquire what one holds returns the same token.
+        somebody deletes our key, or as calls do. Acquiring a lock that is held already returns the same token.
         """
         return await self._candidacy.win(b"", timeout_s)
 
@@ -59,7 +59,7 @@ class AsyncLock:
 
     @property
     def held(self) -> bool:
-        """Whether the lock is held for certain at this moment, as far as this machine's clock can tell."""
+        """Whether the lock is certainly held at this moment, as far as this machine's clock can tell."""
         return bool(self._candidacy.revision) and self._candidacy.lease.alive
 
     @property
@@ -75,5 +75,5 @@ class AsyncLock:
 
     @property
     def lease(self) -> AsyncLease:
-        """The lease that the lock stands and falls with: look at `lock.lease.lost`. ValueError before `acquire`."""
+        """The lease that the lock depends on: look at `lock.lease.lost`. ValueError before `acquire`."""
         return self._candidacy.lease

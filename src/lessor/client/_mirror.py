@@ -13,10 +13,10 @@ Keys = dict[bytes, mvcc.KeyValue]
 
 
 async def follow(calls: Calls, prefix: bytes) -> AsyncGenerator[tuple[Keys, Set[bytes]], None]:
-    """Yields the copy, always the same dict, and which of its keys are other than at the step before, or gone.
+    """Yields the copy, always the same dict, and the keys that have changed or gone since the step before.
 
-    The first step shows all there is, also when it is nothing. Where the history that it would go on with is compacted,
-    it reads everything anew and shows the difference. Raises as `get` does at first, later what is not passing.
+    The first step shows all keys, also when there are none. When the history that it needs next is compacted, it reads
+    everything anew and shows the difference. Raises as `get` does at first, later only errors that are not passing.
     """
     keys: Keys = {}
     reply = await calls.get(prefix, prefix=True)

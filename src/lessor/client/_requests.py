@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests about keys, from Python's words: what a client's methods and the steps of a txn share.
+"""Requests about keys, from Python's arguments: shared by the client's methods and the steps of a txn.
 
-Law: nothing is checked here that the server checks; what it says of a mistake is what the caller hears.
+Law: nothing is checked here that the server checks; the caller gets the server's own error.
 """
 
 from collections.abc import Sequence

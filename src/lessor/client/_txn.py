@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A txn in words: conditions, what to do when they hold, what otherwise."""
+"""A txn step by step: conditions, the operations for when they hold, the operations for when they do not."""
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client._caller import DEFAULT, Timeout
@@ -17,17 +17,17 @@ class AsyncTxn:
         self._parts: tuple[list[rpc.Compare], list[rpc.RequestOp], list[rpc.RequestOp]] = ([], [], [])
 
     def when(self, *conditions: rpc.Compare) -> "AsyncTxn":
-        """All of them must hold. None at all: `then` is done."""
+        """All of them must hold. Without conditions `then` is carried out."""
         self._parts[0].extend(conditions)
         return self
 
     def then(self, *steps: rpc.RequestOp) -> "AsyncTxn":
-        """What to do when they hold. Later steps see what earlier ones did."""
+        """The steps for when they hold. Later steps see what earlier ones did."""
         self._parts[1].extend(steps)
         return self
 
     def otherwise(self, *steps: rpc.RequestOp) -> "AsyncTxn":
-        """What to do when they do not."""
+        """The steps for when they do not hold."""
         self._parts[2].extend(steps)
         return self
 
