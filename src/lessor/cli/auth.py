@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor auth`: enable, disable, status. Same arguments, outputs and exit codes as etcdctl.
 
-Also what `user` and `role` are made of: most of their commands are one call whose reply says only that it worked.
+Also the helpers of `user` and `role`: most of their commands are one call whose reply says only that it succeeded.
 """
 
 from typing import TYPE_CHECKING, Any, cast
@@ -33,7 +33,7 @@ def auth_call(settings: Settings, method: str, request: "Message") -> Any:
 
 
 def change(ctx: click.Context, method: str, request: "Message", sentence: str) -> None:
-    """Makes a call that changes something, and prints its reply: `sentence`, where the format is for people."""
+    """Makes a call that changes something, and prints its reply; the simple format prints `sentence`."""
     settings = settings_of(ctx)
     check_format(settings)
     printing.write(show(settings, auth_call(settings, method, request), raw(sentence + "\n")))

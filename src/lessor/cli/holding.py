@@ -2,10 +2,10 @@
 """`lessor lock` and `lessor elect`: hold a lock, or the lead, until Ctrl-C. Arguments, outputs, exit codes as etcdctl.
 
 Laws
-- What is held hangs on a lease that is renewed all the while; when the command ends, in whichever way, the lease is
-  revoked, so that the next one in line does not wait for its TTL. (etcdctl leaves it behind.)
-- Ctrl-C and SIGTERM end the waiting, with an error because nothing was got, or the holding, without one. While a
-  command runs under a lock they do not end anything: the command gets them too, and its end is what counts.
+- The lock or the lead depends on a lease that is renewed all the while. When the command ends, in whichever way, the
+  lease is revoked, so that the next in line does not wait for its TTL. (etcdctl leaves it behind.)
+- Ctrl-C and SIGTERM end the wait, with an error because nothing was got, or the holding, without one. While a command
+  runs under a lock they end nothing: the command gets them too, and the lock ends with it.
 """
 
 import os
@@ -38,7 +38,7 @@ TTL = GoValue("ttl", notation.ttl_s)
 
 
 class Holding:
-    """A lease that is renewed, and what cuts the work under it short: a signal, or the end of the lease."""
+    """A lease that is renewed, and the two events that end the work under it: a signal, the end of the lease."""
 
     def __init__(self, lease_id: int, stop: "Event", renewing: "Task[None]", expired: str) -> None:
         self.lease_id = lease_id
@@ -59,6 +59,7 @@ class Holding:
         await first_of(self._signalled(), self.expired())
 
     async def expired(self) -> Any:
+        """Waits for the end of the lease, and raises Failure then."""
         from lessor.cli.tasks import ended
 
         await ended(self._renewing)
@@ -74,7 +75,7 @@ class Holding:
 
 @asynccontextmanager
 async def holding(client: "AsyncClient", ttl_s: int, expired: str) -> AsyncIterator[Holding]:
-    """A lease for the block, and not a moment longer; `expired` is what to say when it ends before."""
+    """A lease for exactly the block; `expired` is the text of the Failure when it ends before."""
     from lessor.base.errors import LEASE_NOT_FOUND
     from lessor.cli.tasks import beside, signals
     from lessor.client import ServerError
@@ -150,7 +151,7 @@ async def _run_under(held: Holding, locked: lock_pb2.LockResponse, command: list
 
 
 async def _warn(held: Holding) -> None:
-    """The command goes on without its lock: it alone knows what that means, and somebody should know that it does."""
+    """Warns when the lease ends: the command goes on without its lock, and only the user knows what that means."""
     try:
         await held.expired()
     except Failure:
@@ -209,7 +210,7 @@ def elect(ctx: click.Context, args: tuple[str, ...], listen: bool) -> None:
 
 
 async def leaders(client: "AsyncClient", name: bytes) -> AsyncIterator[rpc.RangeResponse]:
-    """Who leads the election, and then each leader and each proclamation, as replies with one key; never ends."""
+    """The leader, then each new leader and each proclamation, as replies with one key; never ends."""
     from lessor.client import prefix_end
 
     prefix = name + b"/"
@@ -238,7 +239,7 @@ async def _first_put(client: "AsyncClient", prefix: bytes, start_revision: int) 
     async for response in _events(client, prefix, prefix_end(prefix), start_revision):
         for event in response.events:
             if not event.type:
-                # Behind it there may be more in the same response; the watch of this key is to see them.
+                # The same response may have more events behind this one; the watch of this key is to see them.
                 response.header.revision = event.kv.mod_revision
                 return rpc.RangeResponse(header=response.header, kvs=[event.kv])
     raise AssertionError("a watch ends with an error")
@@ -247,7 +248,7 @@ async def _first_put(client: "AsyncClient", prefix: bytes, start_revision: int) 
 async def _events(
     client: "AsyncClient", key: bytes, range_end: bytes, start_revision: int
 ) -> AsyncIterator[rpc.WatchResponse]:
-    """What a watch says. Failure when the server ends it."""
+    """The responses of a watch. Failure when the server ends it."""
     from contextlib import aclosing
 
     async with aclosing(client.watch(key, range_end=range_end, start_revision=start_revision)) as responses:

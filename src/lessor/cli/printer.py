@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A printer: one output format, as the replies that it turns into bytes; and the parts that several printers share.
+"""What a printer is (one output format, with a method for each kind of reply), and the parts that printers share.
 
 Laws
 - A printer turns a reply into bytes and does nothing else. Keys and values are bytes that need not be text, so whole
@@ -24,11 +24,11 @@ class Printer(Protocol):
     def keep_alive(self, reply: rpc.LeaseKeepAliveResponse) -> bytes: ...
 
     def lease_gone(self, lease_id: int) -> bytes:
-        """Said when a lease that was kept alive has ended."""
+        """Printed when a lease that was kept alive has ended."""
         ...
 
     def time_to_live(self, reply: rpc.LeaseTimeToLiveResponse, keys: bool) -> bytes:
-        """`keys`: whether keys were asked for, which shows even when there are none."""
+        """`keys`: whether keys were asked for; the output shows that even when there are none."""
         ...
 
     def leases(self, reply: rpc.LeaseLeasesResponse) -> bytes: ...
@@ -45,7 +45,7 @@ class Printer(Protocol):
 
 
 def responses(printer: Printer, reply: rpc.TxnResponse) -> list[bytes]:
-    """What a txn's operations answered, each as it is printed alone."""
+    """The replies of a txn's operations, each as it is printed alone."""
     output = []
     for operation in reply.responses:
         if operation.HasField("response_put"):

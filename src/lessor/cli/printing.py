@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice of an output format, and writing to stdout; what a printer is stands in `printer.py`.
+"""The choice of an output format, and writing to stdout. `printer.py` says what a printer is.
 
 Law: the format is chosen, and refused, before anything is asked of a server. (etcdctl refuses `table` for these
 commands only after they have taken effect.)
@@ -53,10 +53,10 @@ class ProtobufPrinter:
 
 
 def choose(output_format: str, *, hexadecimal: bool = False, decimal: bool = False) -> Printer:
-    """The printer of that name. Failure for a name that does not exist, and for `table`, which these replies have not.
+    """The printer of that name. Failure for an unknown name, and for `table`, which these replies do not have.
 
-    `hexadecimal` is --hex: byte strings of the simple format, ids of the fields format. `decimal` is --decimal: lease
-    ids where they would be hexadecimal.
+    `hexadecimal` is --hex, for byte strings of the simple format and ids of the fields format. `decimal` is --decimal,
+    for lease ids that would be hexadecimal.
     """
     if output_format == "simple":
         from lessor.cli.print_simple import SimplePrinter
@@ -78,6 +78,6 @@ def choose(output_format: str, *, hexadecimal: bool = False, decimal: bool = Fal
 
 
 def write(output: bytes) -> None:
-    """To stdout, at once: a watch may be read by a program that waits for this line."""
+    """Writes to stdout, at once: a program that reads a watch may wait for this line."""
     sys.stdout.buffer.write(output)
     sys.stdout.buffer.flush()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor snapshot`: save, status, restore. `save` is etcdctl's, the other two work on files as etcdutl's do.
 
-A snapshot is saved under another name first and has its own only when it is whole: its checksum was compared and the
-disk has it.
+A snapshot is saved under another name first. It gets its own name when it is whole: its checksum is right, and the disk
+has it.
 """
 
 import hashlib

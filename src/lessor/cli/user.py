@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor user`: add, delete, get, list, passwd, grant-role, revoke-role. Arguments, outputs, exit codes as etcdctl.
 
-A password is asked for on the terminal, twice, unless a flag says where else it is: in the name (`add ann:secret`), in
+A password is asked for on the terminal, twice, unless it comes with the name (`add ann:secret`), with
 --new-user-password, or in a line of stdin (--interactive=false).
 """
 
