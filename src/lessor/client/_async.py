@@ -99,7 +99,7 @@ class AsyncClient(Calls):
     # --- keys and leases ----------------------------------------------------------------------------------------
 
     def transaction(self) -> AsyncTxn:
-        """A txn in words: `await client.transaction().when(...).then(...).otherwise(...).commit()`."""
+        """A txn step by step: `await client.transaction().when(...).then(...).otherwise(...).commit()`."""
         return AsyncTxn(self)
 
     def lease(

@@ -608,7 +608,7 @@ class Client(Facade[AsyncClient]):
         self._portal.close()
 
     def transaction(self) -> Txn:
-        """A txn in words: `client.transaction().when(...).then(...).otherwise(...).commit()`."""
+        """A txn step by step: `client.transaction().when(...).then(...).otherwise(...).commit()`."""
         return Txn(self._portal, self._inner.transaction())
 
     def lease(self, ttl_s: int, lease_id: int = 0, *, on_lost: Callable[[LeaseLost], object] | None = None) -> Lease:
