@@ -5,8 +5,8 @@
     generate_client.py ROOT OUT      reads ROOT/lessor/client, writes OUT
 
 For each public class AsyncX it writes a class X that has the same public members with the same arguments, types and
-words: a property stays one, a coroutine becomes a method that waits, an asynchronous generator an iterator, `aclose`
-becomes `close`, and what is an AsyncY on one side is a Y on the other. What all of that does stands in `_portal.py`.
+docstrings: a property stays one, a coroutine becomes a method that waits, an asynchronous generator an iterator,
+`aclose` becomes `close`, and each AsyncY becomes a Y. `_portal.py` has the code that all of them call.
 """
 
 import ast
@@ -17,13 +17,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# In the order of the output: what a class returns need not come first, since annotations are not evaluated.
+# In the order of the output. A class may name a later one in an annotation: annotations are not evaluated.
 MODULES = (
-    *("_caller", "_batches", "_lease", "_watch", "_lock", "_election", "_discovery", "_txn", "_admin", "_async"),
+    *("_caller", "_batches", "_lease", "_watch", "_lock", "_election", "_discovery", "_txn", "_admin", "_calls"),
+    "_async",
 )
 PROTOCOL = {"__aenter__": "__enter__", "__aexit__": "__exit__", "aclose": "close"}
-LEFT_OUT = {"__aiter__", "__anext__", "__repr__", "__del__", "more", "take", "next"}  # _portal.py has them
-# Of the base classes; they are for the parts of the client.
+LEFT_OUT = {"__aiter__", "__anext__", "__repr__", "__del__", "more", "take", "next"}  # `_portal.py` has these
+# Members of the base classes that only the parts of the client use.
 INTERNAL = {"ask", "limit_s", "with_token", "credentials", "spawn"}
 
 HEADER = '''# SPDX-License-Identifier: Apache-2.0
@@ -72,29 +73,29 @@ class Source:
     def members(self, node: ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
         """Its members and those of its bases, each once."""
         seen: set[str] = set()
-        for owner in self._line(node):
+        for owner in self._lineage(node):
             for member in owner.body:
                 if isinstance(member, (ast.FunctionDef, ast.AsyncFunctionDef)) and member.name not in seen:
                     seen.add(member.name)
                     yield member
 
     def item(self, node: ast.ClassDef) -> str | None:
-        """What it iterates over, when it does."""
+        """The type of the items that it iterates over; None when it is no iterator."""
         for base in node.bases:
             if isinstance(base, ast.Subscript) and ast.unparse(base.value) == "AsyncBatches":
                 return ast.unparse(base.slice)
         return None
 
-    def _line(self, node: ast.ClassDef) -> Iterator[ast.ClassDef]:
+    def _lineage(self, node: ast.ClassDef) -> Iterator[ast.ClassDef]:
         yield node
         for base in node.bases:
             name = ast.unparse(base)
             if name in self.classes:
-                yield from self._line(self.classes[name])
+                yield from self._lineage(self.classes[name])
 
 
 def counterpart(text: str) -> str:
-    """The words of the asynchronous client, as they are on the other side."""
+    """A text of the asynchronous client, as the blocking one has it."""
     text = re.sub(r"\bAsync(?=[A-Z])", "", text)
     text = re.sub(r"\basync (?=with|for|def)", "", text)
     text = re.sub(r"\bawait ", "", text)
@@ -104,7 +105,7 @@ def counterpart(text: str) -> str:
 
 
 def wraps(annotation: ast.expr | None) -> str | None:
-    """The class of ours that is returned, if it is one."""
+    """The name of the blocking class when an asynchronous one is returned, otherwise None."""
     name = ast.unparse(annotation).strip("'\"") if annotation is not None else ""
     return (
         name.removeprefix("Async")

@@ -14,8 +14,8 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import check, main
 from lessor.cli.check import Load, Results, verdict
 from lessor.cli.mirror import Mirror, batches
+from lessor.cli.tasks import crew, first_of, sleep
 from lessor.client import AsyncClient, run
-from lessor.client._tasks import crew, first_of, sleep
 from tests.conformance.lessor_server import LessorServer
 from tests.whole.test_cli_beside_etcdctl import OURS
 

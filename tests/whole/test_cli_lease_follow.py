@@ -114,7 +114,7 @@ def test_a_loss_is_said_once_however_often_it_is_tried(monkeypatch: pytest.Monke
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("lessor.client._tasks.sleep", sleep)
+    monkeypatch.setattr("lessor.cli.tasks.sleep", sleep)
     slow = ServerError(Code.RESOURCE_EXHAUSTED, "read faster")
     said, go = attempts(LOST, None, None, LOST, slow, ServerError(Code.PERMISSION_DENIED, "no"))
     with pytest.raises(ServerError, match="no"):

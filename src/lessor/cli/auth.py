@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor auth`: enable, disable, status. Same arguments, outputs and exit codes as etcdctl.
 
-Also what `user` and `role` are made of: most of their commands are one call whose reply says only that it worked.
+Also the helpers of `user` and `role`: most of their commands are one call whose reply says only that it succeeded.
 """
 
 from typing import TYPE_CHECKING, Any, cast
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lessor.cli import printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, Failure
 from lessor.cli.many import call
 from lessor.cli.options import Command, Group, Settings, settings_of
 from lessor.cli.print_auth import check_format, raw, show
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -33,7 +33,7 @@ def auth_call(settings: Settings, method: str, request: "Message") -> Any:
 
 
 def change(ctx: click.Context, method: str, request: "Message", sentence: str) -> None:
-    """Makes a call that changes something, and prints its reply: `sentence`, where the format is for people."""
+    """Makes a call that changes something, and prints its reply; the simple format prints `sentence`."""
     settings = settings_of(ctx)
     check_format(settings)
     printing.write(show(settings, auth_call(settings, method, request), raw(sentence + "\n")))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lessor check`: perf, does a server keep up with a load; datascale, how much memory do many keys take in it.
+"""`lessor check`: perf (does a server keep up with a load?), datascale (how much memory do many keys take in it?).
 
-The loads, the verdicts and their words are etcdctl's. Both write keys below a prefix that must be empty before, and
-delete them at the end, also after Ctrl-C.
+The loads, the verdicts and their words are etcdctl's. Both commands write keys below a prefix that must have no keys
+before, and delete them at the end, also after Ctrl-C.
 
-`check perf` measures a whole path, and this program is a part of it. Loads `l` and `xl` may ask for more than one
-Python process sends; when it was this process that had no time left, the output says so.
+`check perf` measures the whole path, which includes this program. The loads `l` and `xl` may be more than one Python
+process can send; when this process had no time left, the output says so.
 """
 
 import math
@@ -22,20 +22,20 @@ import click
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.clock import MonotonicClock
 from lessor.cli import printing
+from lessor.cli.asking import ask, client_of, tls_of, words
 from lessor.cli.failure import BAD_FEATURE, ERROR, INVALID_INPUT, Failure
 from lessor.cli.kv import KV
 from lessor.cli.many import MAINTENANCE, call, one_by_one
 from lessor.cli.notation import quote
 from lessor.cli.options import DURATION, Command, Group, Settings, settings_of
 from lessor.cli.progress import progress
-from lessor.cli.session import ask, client_of, tls_of, words
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient
 
 
 class Load(NamedTuple):
-    """How hard a server is tried."""
+    """The load that a check puts on a server."""
 
     clients: int  # connections, each with one request at a time
     puts_per_s: int  # of perf
@@ -57,7 +57,7 @@ THROUGHPUT_MIN = 0.9  # of the load
 SLOWEST_S_MAX = 0.5
 STDDEV_S_MAX = 0.1
 CLEANUP_S_MAX = 30.0
-BUSY = 0.9  # of a core: beyond it this process, not the server, is what is measured
+BUSY = 0.9  # of a core: beyond it the check measures this process and not the server
 
 load_option = click.option("--load", default="s", help="s(mall), m(edium), l(arge) or xl (xLarge).")
 compact_option = click.option("--auto-compact", is_flag=True, help="Forget the history up to the end of the check.")
@@ -65,12 +65,12 @@ defrag_option = click.option("--auto-defrag", is_flag=True, help="Give the space
 
 
 class Results:
-    """What the puts came to."""
+    """The results of the puts."""
 
     def __init__(self) -> None:
-        self.took_s: list[float] = []  # of each put
-        self.duration_s = 0.0  # of the whole
-        self.busy_s = 0.0  # of that this process has used a core
+        self.took_s: list[float] = []  # seconds of each put
+        self.duration_s = 0.0  # of the whole check
+        self.busy_s = 0.0  # seconds of a core that this process has used meanwhile
         self.errors: Counter[str] = Counter()
 
     @property
@@ -98,7 +98,7 @@ def _load(name: str) -> Load:
 
 @asynccontextmanager
 async def _clients(settings: Settings, count: int, key: bytes) -> AsyncIterator[list["AsyncClient"]]:
-    """So many clients, each with its connection up: it has asked for the key."""
+    """`count` clients. Each has read `key`, so its connection is up."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(client_of(settings)) for _ in range(count)]
         for client in clients:
@@ -115,7 +115,7 @@ async def _refuse_keys(client: "AsyncClient", prefix: bytes, hint: str) -> None:
 
 
 def _key(prefix: bytes, size: int) -> bytes:
-    """A key that is surely not there yet, of `size` bytes behind the prefix."""
+    """A random key, and so a new one, of `size` bytes behind the prefix."""
     return prefix + random.getrandbits(63).to_bytes(8, "big").ljust(size, b"\0")
 
 
@@ -132,7 +132,7 @@ async def _put(client: "AsyncClient", key: bytes, value: bytes, results: Results
 
 
 def _clean_up(settings: Settings, prefix: bytes, compact: bool, defrag: bool) -> None:
-    """Deletes what was written. Failure when that does not work."""
+    """Deletes the keys that were written. Failure when that does not succeed."""
     from lessor.client import prefix_end
 
     async def delete(client: "AsyncClient") -> int:
@@ -180,7 +180,7 @@ def perf(ctx: click.Context, load: str, prefix: str, auto_compact: bool, auto_de
 
 
 async def _write_steadily(settings: Settings, load: Load, prefix: bytes, duration_s: float, results: Results) -> None:
-    from lessor.client._tasks import crew, sleep
+    from lessor.cli.tasks import crew, sleep
 
     clock, value = MonotonicClock(), bytes(PERF_VALUE_BYTES)
     due_s = until_s = 0.0
@@ -188,7 +188,7 @@ async def _write_steadily(settings: Settings, load: Load, prefix: bytes, duratio
     async def write(client: "AsyncClient") -> None:
         nonlocal due_s
         while due_s < until_s:
-            # Whoever is late is not made up for: a stall shows in the throughput.
+            # Late puts are not made up for: a stall shows in the throughput.
             mine_s = max(due_s, clock.now_s())
             due_s = mine_s + 1 / load.puts_per_s
             await sleep(mine_s - clock.now_s())
@@ -277,7 +277,7 @@ def datascale(ctx: click.Context, load: str, prefix: str, auto_compact: bool, au
 
 
 async def _write_all(settings: Settings, load: Load, prefix: bytes, results: Results) -> None:
-    from lessor.client._tasks import crew
+    from lessor.cli.tasks import crew
 
     clock, value = MonotonicClock(), bytes(SCALE_VALUE_BYTES)
     left: Iterator[int] = iter(range(load.puts))
@@ -294,7 +294,7 @@ async def _write_all(settings: Settings, load: Load, prefix: bytes, results: Res
 
 
 def _memory_bytes(settings: Settings, when: str) -> float:
-    """The memory that the first endpoint's /metrics tell of. Failure, as etcdctl words it, when they do not."""
+    """The memory of the first endpoint, by its /metrics. Exits, in etcdctl's words, when it is not there."""
     try:
         for line in _metrics(settings).splitlines():
             name, _, value = line.partition(" ")
@@ -307,7 +307,7 @@ def _memory_bytes(settings: Settings, when: str) -> float:
 
 
 def _metrics(settings: Settings) -> str:
-    """What /metrics says. OSError when it cannot be read."""
+    """The text of /metrics. OSError when it cannot be read."""
     from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
     url = settings.endpoints[0]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor completion`: prints a script for the shell, which asks this program at each press of the tab key.
 
-Law: a key press never gets an error message. What cannot be understood so far has no completions.
+Law: a key press never gets an error message. A line that cannot be understood so far has no completions.
 
-The scripts are click's, but for PowerShell's. They call `lessor` with the line so far in the environment, and find the
-answer on stdout.
+The scripts are click's, except PowerShell's. A script calls `lessor` with the line so far in the environment, and reads
+the answer from stdout.
 """
 
 import os
@@ -15,13 +15,13 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, add_completion_class
 
 from lessor.cli.failure import ERROR, Failure
-from lessor.cli.options import Command
+from lessor.cli.options import COMPLETION, Command
 
 SHELLS = ("bash", "zsh", "fish", "powershell")
 
-# The cursor's position and the words' are counted from the beginning of the same line. For file names nothing is
-# answered: PowerShell offers them by itself then. A completion takes the place of the whole word, so what stands before
-# the = of a flag is put before it again.
+# The positions of the cursor and of the words are counted from the beginning of the same line. File names are not
+# answered: PowerShell offers them by itself then. A completion replaces the whole word, so a flag and its = are put
+# before it again.
 _POWERSHELL = """\
 Register-ArgumentCompleter -Native -CommandName %(prog_name)s -ScriptBlock {
     param($wordToComplete, $commandAst, $cursorPosition)
@@ -65,7 +65,10 @@ Register-ArgumentCompleter -Native -CommandName %(prog_name)s -ScriptBlock {
 
 
 class PowerShellComplete(ShellComplete):
-    """What click lacks. The words come as lines, the one at the cursor by itself; answers are type, value, help."""
+    """PowerShell for click, which lacks it. The words come as lines; the one at the cursor comes by itself.
+
+    An answer is a line of type, value and help, with tabs between them.
+    """
 
     name: ClassVar[str] = "powershell"
     source_template: ClassVar[str] = _POWERSHELL
@@ -97,8 +100,6 @@ def completion(ctx: click.Context, args: tuple[str, ...]) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from lessor.cli.main import COMPLETION
-
     if len(args) != 1 or args[0] not in SHELLS:
         raise Failure(ERROR, f"completion command needs one argument: {', '.join(SHELLS)}")
     shell = get_completion_class(args[0])
@@ -109,7 +110,7 @@ def completion(ctx: click.Context, args: tuple[str, ...]) -> None:
 
 
 def complete(cli: click.Command, instruction: str) -> None:
-    """Answers the script; `instruction` says which shell it is and what it wants."""
+    """Answers the script; `instruction` names the shell and the kind of answer."""
     from click.shell_completion import shell_complete
 
     with suppress(Failure, click.ClickException):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--discovery-srv: which servers a domain names in its SRV records, by etcd's rules.
+"""--discovery-srv: the servers that a domain names in its SRV records, by etcd's rules.
 
 `_etcd-client-ssl._tcp.DOMAIN` names those that speak TLS, `_etcd-client._tcp.DOMAIN` the others; with a service name of
-NAME it is `_etcd-client-ssl-NAME._tcp.DOMAIN` and so on. Either may be missing. What speaks TLS comes first, and each
-of the two is in the order that RFC 2782 asks for: by priority, at random by weight.
+NAME it is `_etcd-client-ssl-NAME._tcp.DOMAIN` and so on. Either may be missing. Servers that speak TLS come first. The
+order within each of the two is that of RFC 2782: by priority, and at random by weight.
 
-The resolver is dnspython's, which only this needs: the extra `srv`.
+The resolver is dnspython's, which only this module needs: the extra `srv`.
 """
 
 import sys
@@ -20,9 +20,9 @@ NEEDS = "--discovery-srv needs the library dnspython: pip install 'lessor[srv]'"
 
 
 def endpoints_of(domain: str, service_name: str = "", *, insecure: bool = True, timeout_s: float = 2.0) -> list[str]:
-    """The endpoints, https:// and http://; without `insecure` only the first, and stderr says what is left out.
+    """The endpoints, https:// and http://; without `insecure` only the former, and stderr names those left out.
 
-    `timeout_s`: for each of the two questions. Failure when both fail, when there is no endpoint, and without the
+    `timeout_s`: for each of the two look-ups. Failure when both fail, when there is no endpoint, and without the
     library.
     """
     found: list[str] = []

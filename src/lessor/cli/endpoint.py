@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor endpoint`: health, status, hashkv of each endpoint. Same arguments, outputs and exit codes as etcdctl.
 
-Endpoints are asked one after another. One that does not answer is told of on stderr, and the others are asked all the
-same; the exit code is 1 then.
+Endpoints are asked one after another. stderr names each one that does not answer; the others are asked all the same,
+and the exit code is 1.
 """
 
 import json
@@ -31,7 +31,7 @@ def complain(text: str) -> None:
 
 
 def _ask_all(every: list[Settings], question: Callable[[Settings], Any], what: str) -> tuple[list[Any], str]:
-    """The replies of those that answered, each with its endpoint, and the last complaint ("" when all did)."""
+    """The replies that came, each with its endpoint, and the last complaint ("" when all endpoints answered)."""
     replies, complaint = [], ""
     for settings in every:
         endpoint = settings.endpoints[0]
@@ -173,7 +173,7 @@ def hashkv(ctx: click.Context, args: tuple[str, ...], cluster: bool, rev: int) -
 
 
 def _health_of(settings: Settings) -> tuple[str, bool, str, str]:
-    """(endpoint, whether it is well, how long the answer took, what is wrong)."""
+    """(endpoint, whether it is well, how long the answer took, its error or "")."""
     from lessor.api.proto import rpc_pb2 as rpc
     from lessor.base.clock import MonotonicClock
 
@@ -181,7 +181,7 @@ def _health_of(settings: Settings) -> tuple[str, bool, str, str]:
     began_s = clock.now_s()
     error = ""
     try:
-        # A permission that is missing shows that the server answers; what is in the key does not matter.
+        # A refused permission shows that the server answers; the key itself does not matter.
         try:
             call(settings, "/etcdserverpb.KV/Range", rpc.RangeRequest(key=b"health"))
         except Failure as failure:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a command ends when it does not succeed: etcdctl's exit codes, and the one exception that carries them.
 
-Law: whoever cannot go on raises `Failure`; only main.py prints it and exits. Its text is one line that says what was
-wrong and what to do, and the server's own words, where it has some, unchanged.
+Law: a command that cannot go on raises `Failure`; only main.py prints it and exits. Its text is one line: the server's
+own words, unchanged, where the server has some, and otherwise the error and what to do about it.
 """
 
 # The numbers are etcdctl's.
 ERROR = 1
 BAD_CONNECTION = 2
 INVALID_INPUT = 3  # of an interactive session
-BAD_FEATURE = 4  # a flag that exists, with a value that does not
+BAD_FEATURE = 4  # a known flag with an unknown value
 INTERRUPTED = 5  # a watch that the server ended
 BAD_ARGS = 128
 # The shell's numbers for a program that a signal ended.

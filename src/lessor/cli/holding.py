@@ -2,10 +2,10 @@
 """`lessor lock` and `lessor elect`: hold a lock, or the lead, until Ctrl-C. Arguments, outputs, exit codes as etcdctl.
 
 Laws
-- What is held hangs on a lease that is renewed all the while; when the command ends, in whichever way, the lease is
-  revoked, so that the next one in line does not wait for its TTL. (etcdctl leaves it behind.)
-- Ctrl-C and SIGTERM end the waiting, with an error because nothing was got, or the holding, without one. While a
-  command runs under a lock they do not end anything: the command gets them too, and its end is what counts.
+- The lock or the lead depends on a lease that is renewed all the while. When the command ends, in whichever way, the
+  lease is revoked, so that the next in line does not wait for its TTL. (etcdctl leaves it behind.)
+- Ctrl-C and SIGTERM end the wait, with an error because nothing was got, or the holding, without one. While a command
+  runs under a lock they end nothing: the command gets them too, and the lock ends with it.
 """
 
 import os
@@ -20,25 +20,25 @@ import click
 from lessor.api.proto import election_pb2, lock_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import notation, printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, ERROR, Failure
 from lessor.cli.notation import quote
 from lessor.cli.options import Command, GoValue, settings_of
-from lessor.cli.printing import Printer
-from lessor.cli.session import ask
+from lessor.cli.printer import Printer
 
 if TYPE_CHECKING:
+    from lessor.cli.tasks import Event, Task
     from lessor.client import AsyncClient
-    from lessor.client._tasks import Event, Task
 
 T = TypeVar("T")
 
 LOCK_TTL_S = 10
-SESSION_TTL_S = 60
+DEFAULT_TTL_S = 60
 TTL = GoValue("ttl", notation.ttl_s)
 
 
-class Session:
-    """A lease that is renewed, and what cuts the work under it short: a signal, or the end of the lease."""
+class Holding:
+    """A lease that is renewed, and the two events that end the work under it: a signal, the end of the lease."""
 
     def __init__(self, lease_id: int, stop: "Event", renewing: "Task[None]", expired: str) -> None:
         self.lease_id = lease_id
@@ -48,18 +48,19 @@ class Session:
 
     async def unless_over(self, job: Coroutine[Any, Any, T]) -> T:
         """The job's result. Failure when a signal or the end of the lease comes before it."""
-        from lessor.client._tasks import first_of
+        from lessor.cli.tasks import first_of
 
         return await first_of(job, self._canceled(), self.expired())
 
     async def until_over(self) -> None:
         """Returns at a signal. Failure when the lease ends before."""
-        from lessor.client._tasks import first_of
+        from lessor.cli.tasks import first_of
 
         await first_of(self._signalled(), self.expired())
 
     async def expired(self) -> Any:
-        from lessor.client._tasks import ended
+        """Waits for the end of the lease, and raises Failure then."""
+        from lessor.cli.tasks import ended
 
         await ended(self._renewing)
         raise Failure(ERROR, self._expired)
@@ -73,17 +74,17 @@ class Session:
 
 
 @asynccontextmanager
-async def session(client: "AsyncClient", ttl_s: int, expired: str) -> AsyncIterator[Session]:
-    """A lease for the block, and not a moment longer; `expired` is what to say when it ends before."""
+async def holding(client: "AsyncClient", ttl_s: int, expired: str) -> AsyncIterator[Holding]:
+    """A lease for exactly the block; `expired` is the text of the Failure when it ends before."""
     from lessor.base.errors import LEASE_NOT_FOUND
+    from lessor.cli.tasks import beside, signals
     from lessor.client import ServerError
-    from lessor.client._tasks import beside, signals
 
     with signals(signal.SIGINT, signal.SIGTERM) as stop:
-        lease_id = (await client.grant(ttl_s if ttl_s > 0 else SESSION_TTL_S)).ID
+        lease_id = (await client.grant(ttl_s if ttl_s > 0 else DEFAULT_TTL_S)).ID
         try:
             async with beside(_renew(client, lease_id)) as renewing:
-                yield Session(lease_id, stop, renewing, expired)
+                yield Holding(lease_id, stop, renewing, expired)
         finally:
             try:
                 await client.revoke(lease_id)
@@ -117,7 +118,7 @@ def lock(ctx: click.Context, args: tuple[str, ...], ttl: int) -> None:
     name, command = os.fsencode(args[0]), list(args[1:])
 
     async def hold(client: "AsyncClient") -> None:
-        async with session(client, ttl, "session expired") as held:
+        async with holding(client, ttl, "session expired") as held:
             request = lock_pb2.LockRequest(name=name, lease=held.lease_id)
             call = client.call("/v3lockpb.Lock/Lock", request, timeout_s=None)
             locked = cast(lock_pb2.LockResponse, await held.unless_over(call))
@@ -130,9 +131,9 @@ def lock(ctx: click.Context, args: tuple[str, ...], ttl: int) -> None:
     ask(settings, hold)
 
 
-async def _run_under(held: Session, locked: lock_pb2.LockResponse, command: list[str]) -> None:
+async def _run_under(held: Holding, locked: lock_pb2.LockResponse, command: list[str]) -> None:
     """Failure, with the command's exit code, when the command fails."""
-    from lessor.client._tasks import beside, program
+    from lessor.cli.tasks import beside, program
 
     variables = {"ETCD_LOCK_KEY": os.fsdecode(locked.key), "ETCD_LOCK_REV": str(locked.header.revision)}
     try:
@@ -149,8 +150,8 @@ async def _run_under(held: Session, locked: lock_pb2.LockResponse, command: list
         raise Failure(code, f"exit status {code}")
 
 
-async def _warn(held: Session) -> None:
-    """The command goes on without its lock: it alone knows what that means, and somebody should know that it does."""
+async def _warn(held: Holding) -> None:
+    """Warns when the lease ends: the command goes on without its lock, and only the user knows what that means."""
     try:
         await held.expired()
     except Failure:
@@ -184,7 +185,7 @@ def elect(ctx: click.Context, args: tuple[str, ...], listen: bool) -> None:
     name, *proposal = map(os.fsencode, args)
 
     async def campaign(client: "AsyncClient") -> None:
-        async with session(client, SESSION_TTL_S, "elect: session expired") as held:
+        async with holding(client, DEFAULT_TTL_S, "elect: session expired") as held:
             request = election_pb2.CampaignRequest(name=name, lease=held.lease_id, value=proposal[0])
             call = client.call("/v3electionpb.Election/Campaign", request, timeout_s=None)
             elected = cast(election_pb2.CampaignResponse, await held.unless_over(call))
@@ -192,7 +193,7 @@ def elect(ctx: click.Context, args: tuple[str, ...], listen: bool) -> None:
             await held.until_over()
 
     async def listening(client: "AsyncClient") -> None:
-        from lessor.client._tasks import first_of, signals
+        from lessor.cli.tasks import first_of, signals
 
         with signals(signal.SIGINT, signal.SIGTERM) as stop:
 
@@ -209,7 +210,7 @@ def elect(ctx: click.Context, args: tuple[str, ...], listen: bool) -> None:
 
 
 async def leaders(client: "AsyncClient", name: bytes) -> AsyncIterator[rpc.RangeResponse]:
-    """Who leads the election, and then each leader and each proclamation, as replies with one key; never ends."""
+    """The leader, then each new leader and each proclamation, as replies with one key; never ends."""
     from lessor.client import prefix_end
 
     prefix = name + b"/"
@@ -238,7 +239,7 @@ async def _first_put(client: "AsyncClient", prefix: bytes, start_revision: int) 
     async for response in _events(client, prefix, prefix_end(prefix), start_revision):
         for event in response.events:
             if not event.type:
-                # Behind it there may be more in the same response; the watch of this key is to see them.
+                # The same response may have more events behind this one; the watch of this key is to see them.
                 response.header.revision = event.kv.mod_revision
                 return rpc.RangeResponse(header=response.header, kvs=[event.kv])
     raise AssertionError("a watch ends with an error")
@@ -247,7 +248,7 @@ async def _first_put(client: "AsyncClient", prefix: bytes, start_revision: int) 
 async def _events(
     client: "AsyncClient", key: bytes, range_end: bytes, start_revision: int
 ) -> AsyncIterator[rpc.WatchResponse]:
-    """What a watch says. Failure when the server ends it."""
+    """The responses of a watch. Failure when the server ends it."""
     from contextlib import aclosing
 
     async with aclosing(client.watch(key, range_end=range_end, start_revision=start_revision)) as responses:

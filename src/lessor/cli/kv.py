@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor put`, `get` and `del`. Same arguments, outputs and exit codes as etcdctl.
 
-Keys and values are byte strings: what the shell passes reaches the server unchanged, whatever the encoding. Each
-command is a request that is made of its arguments (`put_request` and so on, which `txn` uses too), a call, a print.
+Keys and values are byte strings: the shell's bytes reach the server unchanged, whatever the encoding. Each command
+makes a request from its arguments (`put_request` and so on, which `txn` uses too), calls, and prints.
 """
 
 import os
@@ -22,19 +22,19 @@ from lessor.cli.notation import quote
 from lessor.cli.options import INT64, Command, settings_of
 
 KV = "/etcdserverpb.KV/"
-DELETE_WARNING_S = 2.0  # time to change one's mind about deleting a range without --range
+DELETE_WARNING_S = 2.0  # time to stop the deletion of a range without --range
 
 ONE_OF_PREFIX_FROM_KEY = "`--prefix` and `--from-key` cannot be set at the same time, choose one"
 ONE_KEY_ONLY = "too many arguments, only accept one argument when `--prefix` or `--from-key` is set"
 PUT_NEEDS = "put command needs 1 argument and input from stdin or 2 arguments"
 
-# By what --order and --sort-by accept, in capitals: the number in the API.
+# From the values of --order and --sort-by, in capitals, to the numbers in the API.
 ORDERS = {"": 0, "ASCEND": 1, "DESCEND": 2}
 SORT_TARGETS = {"": 0, "KEY": 0, "VERSION": 1, "CREATE": 2, "MODIFY": 3, "VALUE": 4}
 
 
 def key_range(args: tuple[str, ...], *, prefix: bool, from_key: bool) -> tuple[bytes, bytes]:
-    """The key and range end that the arguments and flags mean. Failure where they exclude each other."""
+    """The key and range end that the arguments and flags mean. Failure when they exclude each other."""
     from lessor.client import prefix_end
 
     key = os.fsencode(args[0])
@@ -71,7 +71,7 @@ def put(ctx: click.Context, /, args: tuple[str, ...], decimal: bool, **flags: An
 def put_request(
     args: tuple[str, ...], flags: dict[str, Any], *, decimal: bool = False, stdin: Callable[[], bytes] = bytes
 ) -> rpc.PutRequest:
-    """What `put` asks; `stdin` is called for a value that the arguments lack. Failure for arguments without a sense."""
+    """The request of `put`; `stdin` is called when the arguments have no value. Failure for wrong arguments."""
     ignore_value, lease_text = flags["ignore_value"], flags["lease_text"]
     if not args:
         raise Failure(BAD_ARGS, PUT_NEEDS)
@@ -125,7 +125,7 @@ def get(ctx: click.Context, /, args: tuple[str, ...], **flags: Any) -> None:
 
 
 def get_request(args: tuple[str, ...], flags: dict[str, Any]) -> rpc.RangeRequest:
-    """What `get` asks. Failure for arguments and flags that make no sense."""
+    """The request of `get`. Failure for wrong arguments and flags."""
     if not args:
         raise Failure(BAD_ARGS, "get command needs one argument as key and an optional argument as range_end")
     if flags["prefix"] and flags["from_key"]:
@@ -183,7 +183,7 @@ def delete(ctx: click.Context, /, args: tuple[str, ...], sure: bool, **flags: An
 
 
 def delete_request(args: tuple[str, ...], flags: dict[str, Any]) -> rpc.DeleteRangeRequest:
-    """What `del` asks. Failure for arguments and flags that make no sense."""
+    """The request of `del`. Failure for wrong arguments and flags."""
     if not 1 <= len(args) <= 2:
         raise Failure(BAD_ARGS, "del command needs one argument as key and an optional argument as range_end")
     if flags["prefix"] and flags["from_key"]:

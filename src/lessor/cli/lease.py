@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor lease`: grant, revoke, timetolive, list, keep-alive, with etcdctl's arguments, outputs and exit codes; watch.
 
-Beyond it: a TTL may have a unit (30s, 5m, 2h), and ids may be decimal, marked (`0d7587845169630795786`) or for a whole
-command (`--decimal`, which prints them so as well); `list` takes flags (lease_list.py); `watch` is our own
-(lease_watch.py).
+Beyond etcdctl: a TTL may have a unit (30s, 5m, 2h). Ids may be decimal: one of them with a mark
+(`0d7587845169630795786`), or all of a command with `--decimal`, which also prints them so. `list` takes flags
+(lease_list.py), and `watch` is our own (lease_watch.py).
 """
 
 import os
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import click
 
 from lessor.cli import notation, printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, Failure
 from lessor.cli.options import DURATION, Command, GoValue, Group, settings_of
-from lessor.cli.printing import Printer
-from lessor.cli.session import ask
+from lessor.cli.printer import Printer
 
 if TYPE_CHECKING:
     from lessor.api.proto import rpc_pb2 as rpc

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Following what becomes of leases over lost connections and restarts of the server: for `lease watch` and `top`.
+"""Follows the events of leases over lost connections and restarts of the server: for `lease watch` and `top`.
 
 Laws
-- What happened while there was no connection is told when there is one again, as far as a list of the leases shows it:
-  who has been granted and lives, who is gone. Nothing is told twice.
+- Events from the time without a connection are reported when there is one again, as far as a list of the leases shows
+  them: which leases were granted and live, which are gone. Nothing is reported twice.
 - The first attempt is not repeated: a server that is not there at all is an error.
 
-Theory of operation. The server keeps no history of leases, so each connection begins with both, the events from now on
-and a list. The list is made in pages while events come; these are read meanwhile, because a reader who stays away is
-cut off, and held back. A lease with an event among them is in the list or not, as it happened; but its first event says
-whether it lived when the connection began. `Ledger` works that out, and compares it with what lived when the last one
-ended.
+Theory of operation. The server keeps no history of leases, so each connection begins with both: the events from now on,
+and a list. The list is read in pages while events come. The events are read meanwhile, because the server cuts off a
+reader that stays away, but they are held back. A lease with a held event may be in the list or not; its first held
+event shows whether it lived when the connection began. `Ledger` finds out from both which leases lived at that instant,
+and compares them with those that lived when the last connection ended.
 
-Worked example. Lost while 1 and 2 live; then 2 expires and 3 is granted; connected again, 1 is revoked while the list
-is made, which says 3 alone. Of those held back, "1 revoked" says that 1 lived at the beginning, so told are: 2 ended,
-3 granted, 1 revoked.
+Worked example. The connection is lost while 1 and 2 live; then 2 expires and 3 is granted. On the new connection 1 is
+revoked while the list is read, which shows 3 alone. The held event "1 revoked" shows that 1 lived at the beginning. So
+the report is: 2 ended, 3 granted, 1 revoked.
 
-Not known, and not told: leases that were granted and ended while there was no connection; which of both, expired or
-revoked, befell one that is gone (it "ended"); one that ended and was granted again under its ID with the same TTL.
+Not known, and not reported: leases that were granted and ended while there was no connection; whether a lease that is
+gone expired or was revoked (it "ended"); a lease that ended and was granted again under its ID with the same TTL.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ async def events(client: "AsyncClient") -> AsyncIterator[leases_pb2.LeaseWatchRe
 
 
 def comes_back(error: "ClientError") -> bool:
-    """Whether it is worth going on: the connection is lost, the server away, or it cut off a reader that was slow."""
+    """Whether another attempt is worthwhile: the connection is lost, the server away, or the reader was too slow."""
     from lessor.client import ServerError
     from lessor.client._caller import passing
 
@@ -59,14 +59,14 @@ def comes_back(error: "ClientError") -> bool:
 async def resumed(
     attempt: "Callable[[Callable[[], None]], Awaitable[None]]", lost: "Callable[[ClientError], None]"
 ) -> None:
-    """Runs `attempt` again and again; it is given a function to call once it has begun well.
+    """Runs `attempt` again and again, with a function as argument that it calls once it has begun well.
 
-    `lost` is called when one that had begun ends, and not again until another has begun. Raises what is no loss of
-    connection, and whatever happens before the first has begun.
+    `lost` is called when an attempt that had begun ends, and not again until another has begun. Raises errors that
+    `comes_back` denies, and every error before the first attempt has begun.
     """
+    from lessor.cli.tasks import sleep
     from lessor.client import ClientError
     from lessor.client._caller import Backoff
-    from lessor.client._tasks import sleep
 
     backoff, well, ever = Backoff(), False, False
 
@@ -88,15 +88,15 @@ async def resumed(
 
 
 class Ledger:
-    """Which leases live, with their TTLs, as far as has been told."""
+    """The leases that live, with their TTLs, as far as has been reported."""
 
     def __init__(self) -> None:
-        self.living: dict[int, int] | None = None  # None: nobody has said yet
+        self.living: dict[int, int] | None = None  # None: there was no list yet
 
     def catch_up(
         self, listed: Mapping[int, int], since: Sequence[leases_pb2.LeaseEvent]
     ) -> list[leases_pb2.LeaseEvent]:
-        """Takes in a list that was made while the events `since` came; returns what happened unseen before those."""
+        """Takes in a list that was read while the events `since` came; returns the unseen events before those."""
         then = dict(listed)
         for event in reversed(since):
             if event.type == _GRANTED:
@@ -111,7 +111,7 @@ class Ledger:
         return unseen
 
     def note(self, happened: Iterable[leases_pb2.LeaseEvent]) -> None:
-        """Takes in what the server told. Nothing is known before the first list."""
+        """Takes in events from the server. Does nothing before the first list."""
         if self.living is None:
             return
         for event in happened:
@@ -126,19 +126,19 @@ def _event(kind: leases_pb2.LeaseEvent.Type, lease_id: int, ttl_s: int) -> lease
 
 
 class Follower:
-    """Tells all that becomes of leases. `follow` is an attempt for `resumed`."""
+    """Gives all events of leases to `report`. `follow` is an attempt for `resumed`."""
 
-    def __init__(self, client: "AsyncClient", tell: Callable[[leases_pb2.LeaseWatchResponse], None]) -> None:
+    def __init__(self, client: "AsyncClient", report: Callable[[leases_pb2.LeaseWatchResponse], None]) -> None:
         self._client = client
-        self._tell = tell
+        self._report = report
         self._ledger = Ledger()
 
     async def follow(self, begun: Callable[[], None]) -> None:
-        """Over one connection, to its end, which is an error."""
-        from lessor.client._tasks import crew
+        """Follows over one connection, to its end, which is an error."""
+        from lessor.cli.tasks import crew
 
-        since: list[leases_pb2.LeaseWatchResponse] | None = []  # what came while the list is made; None: it is
-        first = self._ledger.living is None  # then there is nothing that would have to be told before
+        since: list[leases_pb2.LeaseWatchResponse] | None = []  # held while the list is read; None: it has been read
+        first = self._ledger.living is None  # then no earlier event has to be reported first
 
         async def catch_up() -> None:
             nonlocal since
@@ -149,9 +149,9 @@ class Follower:
             unseen = self._ledger.catch_up(listed, [event for response in held for event in response.events])
             begun()
             if unseen:
-                self._tell(leases_pb2.LeaseWatchResponse(header=page.header, events=unseen))
+                self._report(leases_pb2.LeaseWatchResponse(header=page.header, events=unseen))
             for response in () if first else held:
-                self._tell(response)
+                self._report(response)
 
         async with crew() as start:
             async for response in events(self._client):
@@ -162,4 +162,4 @@ class Follower:
                 else:
                     self._ledger.note(response.events)
                 if first or since is None:
-                    self._tell(response)
+                    self._report(response)

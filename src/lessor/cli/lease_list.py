@@ -2,9 +2,9 @@
 """`lessor lease list` with flags: granted and remaining TTL, number of keys and keys, filtered and sorted.
 
 Laws
-- Pages are printed as they come, but for JSON, which is one line.
-- Other servers do not know lessorpb.Leases: then the ids are asked for, and each lease by itself; one line on stderr
-  says so. Their TTLs are whole seconds.
+- Pages are printed as they come, except JSON, which is one line.
+- Other servers do not know lessorpb.Leases. They are asked for the ids, then about each lease by itself; one line on
+  stderr says so. Their TTLs are whole seconds.
 - Without --long the output has the form of the plain `lease list`.
 
 In the simple format a lease is one line: id, granted TTL, remaining time, number of keys, and the keys as they are, or
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_CONNECTION
 from lessor.cli.notation import hex_escaped, quote
 from lessor.cli.options import Settings
 from lessor.cli.print_fields import header_lines
 from lessor.cli.print_json import base64_text, line, plain
-from lessor.cli.printing import Printer, id_text
-from lessor.cli.session import ask
+from lessor.cli.printer import Printer, id_text
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient
@@ -35,7 +35,7 @@ ORDERS = {"id": 0, "remaining": 1, "keys": 2}
 
 
 class Wanted(NamedTuple):
-    """What the flags say."""
+    """The values of the flags."""
 
     prefix: bytes = b""
     expiring_in_s: float = 0.0  # 0: whenever they end
@@ -44,7 +44,7 @@ class Wanted(NamedTuple):
 
 
 def show(settings: Settings, wanted: Wanted, printer: Printer, decimal: bool) -> None:
-    """Asks and prints. Failure as `ask` has it."""
+    """Asks and prints. Raises Failure as `ask` does."""
 
     async def question(client: "AsyncClient") -> None:
         gathered = leases_pb2.LeaseListResponse()
@@ -67,7 +67,7 @@ def show(settings: Settings, wanted: Wanted, printer: Printer, decimal: bool) ->
 
 
 async def pages(client: "AsyncClient", wanted: Wanted) -> AsyncIterator[leases_pb2.LeaseListResponse]:
-    """The leases that are wanted, from whichever server it is."""
+    """The leases that are wanted, from Lessor or another server."""
     from lessor.client import ServerError
 
     try:
@@ -95,7 +95,7 @@ def no_service(error: Exception) -> bool:
 
 
 async def one_by_one(client: "AsyncClient", wanted: Wanted) -> leases_pb2.LeaseListResponse:
-    """The same from a server with etcd's calls alone: one call for each lease."""
+    """The leases that are wanted, from a server with etcd's calls alone: one call for each lease."""
     listed = await client.leases()
     items = []
     for status in listed.leases:
@@ -118,7 +118,7 @@ def _rank(item: leases_pb2.LeaseItem, order: str) -> int:
     return {"id": 0, "remaining": item.remaining_ms, "keys": -item.key_count}[order]
 
 
-# --- how it looks -----------------------------------------------------------------------------------------------
+# --- the output -------------------------------------------------------------------------------------------------
 
 
 def page_bytes(page: leases_pb2.LeaseListResponse, settings: Settings, *, decimal: bool, first: bool) -> bytes:

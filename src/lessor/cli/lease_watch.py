@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor lease watch`: prints grants, expiries and revocations as they happen, one line for each, until Ctrl-C.
 
-A lost connection is made again, which one line on stderr says; what happened meanwhile is printed then, as far as a
-list of the leases tells it (see lease_follow.py).
+A lost connection is made again, and one line on stderr says so. Events from the time without one are printed then, as
+far as a list of the leases shows them (see lease_follow.py).
 """
 
 import sys
@@ -12,12 +12,12 @@ import click
 
 from lessor.api.proto import leases_pb2
 from lessor.cli import printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import INTERRUPTED
 from lessor.cli.lease_follow import Follower, resumed
 from lessor.cli.options import Command, Settings, settings_of
 from lessor.cli.print_json import line
-from lessor.cli.printing import id_text
-from lessor.cli.session import ask
+from lessor.cli.printer import id_text
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient, ClientError
@@ -33,13 +33,13 @@ def watch(ctx: click.Context, args: tuple[str, ...], decimal: bool) -> None:
     A lost connection is made again. A lease that is gone by then has "ended": how, nobody tells any more.
     """
     settings = settings_of(ctx)
-    printing.choose(settings.output_format)  # refuses one that there is not
+    printing.choose(settings.output_format)  # refuses an unknown format
 
-    def tell(response: leases_pb2.LeaseWatchResponse) -> None:
+    def report(response: leases_pb2.LeaseWatchResponse) -> None:
         printing.write(response_bytes(response, settings, decimal))
 
     async def follow(client: "AsyncClient") -> None:
-        await resumed(Follower(client, tell).follow, say_lost)
+        await resumed(Follower(client, report).follow, say_lost)
 
     ask(settings, follow, exit_code=INTERRUPTED)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `lessor` command: reads the line, runs one command, and turns whatever happens into one line and an exit code.
+"""The `lessor` command: reads the line, runs one command, and turns each failure into one line and an exit code.
 
 Laws
 - A command's code is imported when it is called. `serve` is the server's own; lessor/__main__.py adds it here.
-- Nobody sees a traceback: a failure is one line on stderr (an internal error too; --debug tells the whole story).
+- No traceback is printed: a failure is one line on stderr, an internal error too (--debug shows its traceback).
 - Ctrl-C ends quietly with 130, a closed stdout pipe (`lessor watch ... | head`) with 141, as a signal would.
 """
 
@@ -13,9 +13,7 @@ import sys
 import click
 
 from lessor.cli.failure import CLOSED_PIPE, CTRL_C, ERROR, Failure
-from lessor.cli.options import Group, complaint
-
-COMPLETION = "_LESSOR_COMPLETE"  # the variable with which the scripts of `completion` call
+from lessor.cli.options import COMPLETION, Group, complaint
 
 
 def _lease() -> click.Command:
@@ -265,6 +263,6 @@ def _failed(text: str, exit_code: int) -> int:
 
 
 def _stdout_closed() -> int:
-    # Otherwise the interpreter finds the pipe closed once more while it goes down, and says so.
+    # Otherwise the interpreter finds the pipe closed again when it ends, and prints a complaint.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return CLOSED_PIPE

@@ -37,7 +37,7 @@ def _write_alarms(settings: Settings, reply: Any) -> None:
     elif output == "protobuf":
         printing.write(reply.SerializeToString())
     elif output == "fields":
-        # What several replies were put together to has no header.
+        # An answer that was put together from several replies has no header.
         lines = [*header_lines(reply.header, settings.hexadecimal)] if reply.HasField("header") else []
         for alarm in reply.alarms:
             lines += [f'"MemberID" : {alarm.memberID}', f'"AlarmType" : {_alarm_name(alarm.alarm)}', ""]

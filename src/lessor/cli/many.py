@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking each endpoint by itself, and how figures and tables are written: for the commands that look after servers."""
+"""For the commands about servers: asking each endpoint by itself, and writing figures and tables."""
 
 import dataclasses
 import math
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_FEATURE, Failure
 from lessor.cli.options import Settings
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -22,7 +22,7 @@ MAINTENANCE = "/etcdserverpb.Maintenance/"
 
 
 def one_by_one(settings: Settings, cluster: bool) -> list[Settings]:
-    """The settings for each endpoint alone; with `cluster`, for each address that the members tell."""
+    """The settings for each endpoint alone; with `cluster`, for each client URL of each member."""
     endpoints: Sequence[str] = settings.endpoints
     if cluster:
         from lessor.api.proto import rpc_pb2 as rpc
@@ -42,7 +42,7 @@ def call(settings: Settings, path: str, request: "Message") -> Any:
 
 
 def check_format(settings: Settings, *formats: str) -> str:
-    """The output format, before anything is asked; Failure when the command has not got it."""
+    """The output format, checked before anything is asked; Failure when the command does not have it."""
     chosen = settings.output_format
     if chosen in formats:
         return chosen
@@ -69,7 +69,7 @@ def took_text(duration_s: float) -> str:
 
 
 def _cell_lines(cell: str) -> list[str]:
-    """A long cell in lines, the column as wide as it may be; a space at its end stays, as etcdctl leaves it."""
+    """A long cell in lines as wide as a column may be; a space at its end stays, as in etcdctl."""
     if len(cell) <= _CELL_WIDTH:
         return [cell]
     lines = wrap(cell, _CELL_WIDTH)

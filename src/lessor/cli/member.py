@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor member`: list, add, remove, update, promote. Same arguments, outputs and exit codes as etcdctl.
 
-etcdctl refuses a format that a reply does not have after the change was made; here it is refused before.
+etcdctl refuses a format that a reply does not have only after it has made the change; here it is refused before.
 """
 
 from typing import Any

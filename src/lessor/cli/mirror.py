@@ -2,12 +2,12 @@
 """`lessor make-mirror`: copies keys to another server, and then each change, until it fails or Ctrl-C.
 
 Laws
-- The keys are copied as they stood at one revision, and the changes followed from that revision on: none is missed.
-- The changes of one revision arrive together, in one txn (in several, where they are more than --max-txn-ops).
-- Leases are not copied: at the destination a key goes when its deletion is mirrored.
+- The keys are copied as they were at one revision, and the changes are followed from that revision on: none is missed.
+- The changes of one revision arrive together, in one txn (in several, when they are more than --max-txn-ops).
+- Leases are not copied: at the destination a key is deleted when its deletion is mirrored.
 
-As etcdctl in arguments and outputs: how many keys and changes were written, every 30 seconds. It forgets the default of
---dest-prefix when --rev is given; here that is --prefix too.
+Arguments and outputs are etcdctl's: every 30 seconds, the number of keys and changes written. With --rev, etcdctl
+forgets the default of --dest-prefix; here the default is always --prefix.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ import click
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import notation, printing
+from lessor.cli.asking import ask, client_of
 from lessor.cli.failure import BAD_ARGS, ERROR, Failure
 from lessor.cli.options import FILE, INT64, Command, GoValue, credentials, settings_of
 from lessor.cli.progress import progress
-from lessor.cli.session import ask, client_of
 from lessor.cli.watch import why_canceled
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def make_mirror(ctx: click.Context, /, args: tuple[str, ...], rev: int, max_txn_
     new_prefix = b"" if flags["no_dest_prefix"] else os.fsencode(flags["dest_prefix"]) or prefix
 
     async def copy(client: "AsyncClient") -> None:
-        from lessor.client._tasks import first_of
+        from lessor.cli.tasks import first_of
 
         async with client_of(there) as destination:
             mirror = Mirror(client, destination, prefix, new_prefix, max_txn_ops)
@@ -98,7 +98,7 @@ def make_mirror(ctx: click.Context, /, args: tuple[str, ...], rev: int, max_txn_
 
 
 class Mirror:
-    """The keys below a prefix, on their way from one server to another."""
+    """Copies the keys below a prefix from one server to another."""
 
     def __init__(
         self, source: "AsyncClient", destination: "AsyncClient", prefix: bytes, new_prefix: bytes, ops_max: int
@@ -114,14 +114,14 @@ class Mirror:
         self._range = (prefix, prefix_end(prefix)) if prefix else (b"\0", FROM_KEY)
 
     async def report(self) -> None:
-        from lessor.client._tasks import sleep
+        from lessor.cli.tasks import sleep
 
         while True:
             await sleep(REPORT_S)
             printing.write(b"%d\n" % self.written)
 
     async def run(self, seen_revision: int) -> None:
-        """Copies everything, unless all up to a revision was copied before, and then the changes. Failure ends it."""
+        """Copies all keys, unless those up to `seen_revision` are copied already, then the changes. Failure ends it."""
         await self.follow(seen_revision or await self.copy())
 
     async def copy(self) -> int:
@@ -169,7 +169,7 @@ class Mirror:
 
 
 def batches(operations: Sequence[rpc.RequestOp], ops_max: int, bytes_max: int) -> Iterator[list[rpc.RequestOp]]:
-    """The operations in order, in batches within both limits; one that is larger alone is a batch alone."""
+    """The operations in order, in batches within both limits; one that is too large by itself is a batch by itself."""
     batch: list[rpc.RequestOp] = []
     size = 0
     for operation in operations:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How numbers, durations and byte strings are written on the command line: as etcdctl, a Go program, writes them.
 
-Laws: pure functions; a text that cannot be read raises ValueError whose message is Go's, because scripts compare it.
-What goes beyond etcdctl stands in `lease_id` and `ttl_s`: decimal ids and TTLs with a unit.
+Laws: pure functions; a text that cannot be read raises ValueError with Go's message, because scripts compare it.
+`lease_id` and `ttl_s` read more than etcdctl does: decimal ids, and TTLs with a unit.
 
 Lease ids are hexadecimal. `0d` marks a decimal one, and that is ambiguous, because `0d10` could also be hexadecimal:
-- exactly sixteen characters is how ids are printed, so that is hexadecimal always;
+- ids are printed with exactly sixteen characters, so a text of that length is always hexadecimal;
 - otherwise `0d` and decimal digits only is decimal: `0d7587845169630795786`, `0d99`;
 - everything else is hexadecimal: `d10`, `0dab`.
 """
@@ -65,7 +65,7 @@ def uint64(text: str, base: int = 16) -> int:
 
 
 def boolean(text: str) -> bool:
-    """What `--flag=TEXT` means. ValueError as Go's strconv.ParseBool."""
+    """The meaning of TEXT in `--flag=TEXT`. ValueError as Go's strconv.ParseBool."""
     if text in _TRUE:
         return True
     if text in _FALSE:
@@ -82,12 +82,12 @@ def lease_id(text: str, *, decimal: bool) -> int:
 
 
 def expecting_id(text: str, *, decimal: bool) -> str:
-    """For the end of a complaint about a text that `lease_id` cannot read: etcdctl's words, and what may help."""
+    """The end of the error about a text that `lease_id` cannot read: etcdctl's words, and a hint."""
     if decimal:
         return "expecting ID in decimal"
     if text[:2] in ("0x", "0X"):
         return "expecting ID in Hex, without 0x"
-    # As curl shows ids, and too long to be hexadecimal; a shorter one could be either.
+    # A decimal id, as curl shows it, is too long to be a hexadecimal one; a shorter number could be either.
     looks_decimal = re.fullmatch("[0-9]{1,19}", text) and int(text) <= INT64_MAX
     return f"expecting ID in Hex; if it is decimal, write 0d{text}" if looks_decimal else "expecting ID in Hex"
 
@@ -115,7 +115,7 @@ def ttl_s(text: str) -> int:
 
 
 def _duration_ns(text: str) -> "Fraction":
-    from fractions import Fraction  # brings the module decimal; few lines have a duration
+    from fractions import Fraction  # imports the module decimal too; few lines have a duration
 
     shown = quote(text.encode())
     rest = text[1:] if text[:1] in ("+", "-") else text

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags that every command takes, and how a command line is read so that etcdctl's command lines work.
+"""The flags that every command takes, and the reading of a command line, so that etcdctl's command lines work.
 
 Theory of operation: click reads the line. The flags for all commands may stand before or after the command's name, so
-they are parameters of the group and of each command, and all of them write into one `Globals`; what is said later wins.
-What no flag says comes from the environment (ETCDCTL_ENDPOINTS and so on), then from the defaults. Where click reads a
-line otherwise than etcdctl's library does (`--prefix=false`, `-w=json`), `Command` and `Group` rewrite the line first.
+they are parameters of the group and of each command, and all of them write into one `Globals`; the later flag wins. A
+setting without a flag comes from the environment (ETCDCTL_ENDPOINTS and so on), then from the defaults. Where click and
+etcdctl's library read a line differently (`--prefix=false`, `-w=json`), `Command` and `Group` rewrite the line first.
 
-Unlike etcdctl, a flag and an environment variable for the same thing are not an error (the flag wins), and a variable
-that cannot be read is one.
+Unlike in etcdctl, a flag and an environment variable for the same setting are not an error (the flag wins), and a
+variable that cannot be read is one.
 """
 
 import getpass
@@ -26,11 +26,12 @@ from lessor.cli.notation import quote
 
 DEFAULT_ENDPOINT = "127.0.0.1:2379"
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+COMPLETION = "_LESSOR_COMPLETE"  # the environment variable by which a script of `completion` asks this program
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the flags for all commands and the environment say, read and checked."""
+    """The settings from the flags for all commands and the environment, read and checked."""
 
     endpoints: tuple[str, ...]
     dial_timeout_s: float
@@ -49,7 +50,7 @@ class Settings:
     max_recv_bytes: int = 0
     keepalive_time_s: float = 2.0
     keepalive_timeout_s: float = 6.0
-    server_name: str = ""  # what certificates must name, if not the endpoint
+    server_name: str = ""  # the name that certificates must have, if not the endpoint's host
 
 
 class Globals:
@@ -60,9 +61,9 @@ class Globals:
         self._settings: Settings | None = None
 
     def settings(self) -> Settings:
-        """Adds the environment and the defaults, asks for a password and looks the endpoints up: all that only once.
+        """Adds the environment and the defaults, asks for a password and looks the endpoints up, all only once.
 
-        Failure for a variable that cannot be read, and where nothing is found.
+        Failure for a variable that cannot be read, and when no endpoint is found.
         """
         if self._settings is None:
             self._settings = self._read()
@@ -93,7 +94,7 @@ class Globals:
         )
 
     def _servers(self) -> tuple[tuple[str, ...], str]:
-        """The endpoints, and what their certificates must name: the domain, if what DNS says is not to be believed."""
+        """The endpoints, and the name that their certificates must have: the domain, if DNS is not to be trusted."""
         domain = self._value("discovery_srv", str, "")
         if not domain:
             return self._value("endpoints", _endpoints, (DEFAULT_ENDPOINT,)), ""
@@ -131,7 +132,7 @@ def _endpoints(text: str) -> tuple[str, ...]:
 
 
 class GoValue(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in newer versions of click
-    """A flag's value, read by one of the functions of `notation`; the complaint about a bad one is etcdctl's."""
+    """The value of a flag, read by a function of `notation`; the complaint about a bad value is etcdctl's."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:
         self.name = name
@@ -169,7 +170,7 @@ FILE = FileName()
 
 
 def hint(ctx: click.Context | None) -> str:
-    """Where to read on, for the end of a complaint about the command line."""
+    """The end of a complaint about the command line: where to read on."""
     return f" (see '{ctx.command_path} --help')" if ctx and ctx.command_path else ""
 
 
@@ -249,7 +250,7 @@ def _global_options() -> list[click.Parameter]:
 
 @contextmanager
 def _knowing(ctx: click.Context) -> Iterator[None]:
-    """Sees to it that a complaint about the line knows whose line it is; click does not always say."""
+    """Adds to a complaint about the line the command that it is about; click does not always do it."""
     try:
         yield
     except click.UsageError as error:
@@ -309,9 +310,9 @@ class Command(click.Command):
 
 
 def read_own(command: click.Command, args: list[str]) -> dict[str, Any]:
-    """What a line of input that names this command says, by name of argument and flag. Failure for a wrong one.
+    """The arguments and flags of a line of input that names this command, by name. Failure for a wrong line.
 
-    There it has only its own flags: those of all commands stand on the command line.
+    Such a line has only the command's own flags: those of all commands stand on the command line.
     """
     assert isinstance(command, Command)
     params = [param for param in command.params if param.name in command.own_params]
@@ -332,10 +333,10 @@ def _help(ctx: click.Context) -> None:
 
 
 class Group(click.Group):
-    """A group of commands, loaded one by one when they are called: a client command never waits for the server's code.
+    """A group of commands, each loaded when it is called: a client command never waits for the server's code.
 
-    `loaders` holds, by name, what the help says and the function that imports the command. A command may be called by
-    any beginning of its name that no other shares, as in etcdctl.
+    `loaders` has, by name, the text for the help and the function that imports the command. A command may be called by
+    any beginning of its name that no other command shares, as in etcdctl.
     """
 
     def __init__(self, name: str, help: str, loaders: dict[str, tuple[str, Callable[[], click.Command]]]) -> None:
@@ -378,25 +379,25 @@ class Group(click.Group):
 
 
 def settings_of(ctx: click.Context) -> Settings:
-    """What all flags for all commands on the line say. To be called once the whole line is read: inside a command."""
+    """The settings of the line. To be called when the whole line has been read: inside a command."""
     gathered = ctx.find_object(Globals)
     return (gathered or Globals()).settings()
 
 
 def suggestion(said: str, known: Iterable[str], before: str = "") -> str:
-    """For the end of a complaint about a name: which of the known ones it may have been meant to be, if any."""
+    """The end of a complaint about a name: the known names that may have been meant, if any."""
     from difflib import get_close_matches
 
     meant = get_close_matches(said, known, cutoff=0.7)
     return f"; did you mean {' or '.join(before + name for name in meant)}?" if meant else ""
 
 
-# How click words what is wrong with a line, and how etcdctl does.
+# In click's words; `complaint` says the same in etcdctl's.
 _NEEDS_VALUE = re.compile(r"requires an argument")
 
 
 def complaint(error: click.UsageError) -> str:
-    """What is wrong with the command line, in etcdctl's words, and where to read on."""
+    """The error in the command line, in etcdctl's words, and where to read on."""
     if isinstance(error, click.NoSuchOption):
         name = error.option_name
         text = f"unknown flag: {name}" if name.startswith("--") else f"unknown shorthand flag: '{name[1:2]}' in {name}"

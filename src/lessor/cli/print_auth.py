@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replies about users and roles in each output format. The bytes are etcdctl's.
 
-Which formats a reply has differs: `Shown` holds what a command says in each, and the format that is asked for is
-checked before anything is asked of a server.
+Not every reply has every format, so the format is checked before anything is asked of a server.
 """
 
 import os
@@ -21,7 +20,7 @@ _FORMATS = ("simple", "json", "protobuf", "fields")
 
 
 def check_format(settings: Settings, *, fields: bool = True) -> None:
-    """Failure for a format that the reply to come has not. `fields`: whether it has that one."""
+    """Failure for a format that the reply will not have. `fields`: whether it has that one."""
     asked = settings.output_format
     if asked == "table" or (asked == "fields" and not fields):
         raise Failure(BAD_FEATURE, f"{asked} not supported as output format")
@@ -30,7 +29,7 @@ def check_format(settings: Settings, *, fields: bool = True) -> None:
 
 
 def show(settings: Settings, reply: Message, simple: bytes, fields: Iterable[str] = ()) -> bytes:
-    """The reply in the format asked for: `simple` is that one as it is, `fields` what follows the header there."""
+    """The reply in the format of the settings. `simple`: its simple format; `fields`: its fields after the header."""
     if settings.output_format == "simple":
         return simple
     if settings.output_format == "json":
@@ -42,7 +41,7 @@ def show(settings: Settings, reply: Message, simple: bytes, fields: Iterable[str
 
 
 def permission_lines(role: bytes, permissions: Iterable[auth.Permission]) -> bytes:
-    """The simple form of a role: what it may read, what it may write."""
+    """The simple format of a role: the keys that it may read, the keys that it may write."""
     permissions = list(permissions)
     lines = [b"Role " + role]
     for title, kinds in ((b"KV Read:", (auth.Permission.READ, auth.Permission.READWRITE)), _WRITE):

@@ -2,7 +2,7 @@
 """The output format for programs, `--write-out json`: one line of JSON for each reply.
 
 It is not the gateway's JSON. etcdctl prints the structures of its Go client: numbers as numbers, byte strings in
-base64, enums by number, zero values left out - except in the replies about leases and in watch responses, which have
+base64, enums by number, zero values left out. Replies about leases and watch responses are different: they have
 structures of their own, with other names, the header's fields in line, and zero values written.
 """
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli.notation import hex_escaped
-from lessor.cli.printing import id_text, responses
+from lessor.cli.printer import id_text, responses
 
 
 class SimplePrinter:

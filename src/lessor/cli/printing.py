@@ -1,49 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all output formats have in common: the questions a format answers, the choice of one, and writing it out.
+"""The choice of an output format, and writing to stdout. `printer.py` says what a printer is.
 
-Laws
-- A printer turns a reply into bytes and does nothing else. Keys and values are bytes that need not be text, so whole
-  outputs are bytes as well.
-- The bytes are etcdctl's, to the letter: people's scripts read them.
-- The format is chosen, and refused, before anything is asked of a server. (etcdctl refuses `table` for these commands
-  only after they have taken effect.)
+Law: the format is chosen, and refused, before anything is asked of a server. (etcdctl refuses `table` for these
+commands only after they have taken effect.)
 """
 
 import sys
-from typing import Protocol
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli.failure import BAD_FEATURE, Failure
-
-
-class Printer(Protocol):
-    """One output format."""
-
-    def grant(self, reply: rpc.LeaseGrantResponse) -> bytes: ...
-
-    def revoke(self, lease_id: int, reply: rpc.LeaseRevokeResponse) -> bytes: ...
-
-    def keep_alive(self, reply: rpc.LeaseKeepAliveResponse) -> bytes: ...
-
-    def lease_gone(self, lease_id: int) -> bytes:
-        """Said when a lease that was kept alive has ended."""
-        ...
-
-    def time_to_live(self, reply: rpc.LeaseTimeToLiveResponse, keys: bool) -> bytes:
-        """`keys`: whether keys were asked for, which shows even when there are none."""
-        ...
-
-    def leases(self, reply: rpc.LeaseLeasesResponse) -> bytes: ...
-
-    def put(self, reply: rpc.PutResponse) -> bytes: ...
-
-    def get(self, reply: rpc.RangeResponse, value_only: bool = False) -> bytes: ...
-
-    def delete(self, reply: rpc.DeleteRangeResponse) -> bytes: ...
-
-    def txn(self, reply: rpc.TxnResponse) -> bytes: ...
-
-    def watch(self, reply: rpc.WatchResponse) -> bytes: ...
+from lessor.cli.printer import Printer
 
 
 class ProtobufPrinter:
@@ -87,10 +53,10 @@ class ProtobufPrinter:
 
 
 def choose(output_format: str, *, hexadecimal: bool = False, decimal: bool = False) -> Printer:
-    """The printer of that name. Failure for a name that does not exist, and for `table`, which these replies have not.
+    """The printer of that name. Failure for an unknown name, and for `table`, which these replies do not have.
 
-    `hexadecimal` is --hex: byte strings of the simple format, ids of the fields format. `decimal` is --decimal: lease
-    ids where they would be hexadecimal.
+    `hexadecimal` is --hex, for byte strings of the simple format and ids of the fields format. `decimal` is --decimal,
+    for lease ids that would be hexadecimal.
     """
     if output_format == "simple":
         from lessor.cli.print_simple import SimplePrinter
@@ -112,24 +78,6 @@ def choose(output_format: str, *, hexadecimal: bool = False, decimal: bool = Fal
 
 
 def write(output: bytes) -> None:
-    """To stdout, at once: a watch may be read by a program that waits for this line."""
+    """Writes to stdout, at once: a program that reads a watch may wait for this line."""
     sys.stdout.buffer.write(output)
     sys.stdout.buffer.flush()
-
-
-def responses(printer: Printer, reply: rpc.TxnResponse) -> list[bytes]:
-    """What a txn's operations answered, each as it is printed alone."""
-    output = []
-    for operation in reply.responses:
-        if operation.HasField("response_put"):
-            output.append(printer.put(operation.response_put))
-        elif operation.HasField("response_range"):
-            output.append(printer.get(operation.response_range))
-        else:
-            output.append(printer.delete(operation.response_delete_range))
-    return output
-
-
-def id_text(number: int, *, decimal: bool) -> str:
-    """A lease id as people see it: sixteen hexadecimal digits (a negative one with its sign), or decimal."""
-    return str(number) if decimal else f"{number:016x}"

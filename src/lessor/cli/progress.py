@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bar for work that takes long, on stderr, and only when that is a terminal: what a command prints stays as it is."""
+"""A progress bar for long work, on stderr and only when that is a terminal: the output of a command stays as it is."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ import click
 
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], object]]:
-    """For one `with` block: call it with how much was done since the last call, of `total` in all."""
+    """For one `with` block: yields a function to call with the work done since its last call, of `total` in all."""
     if not sys.stderr.isatty():
         yield lambda done: None
         return

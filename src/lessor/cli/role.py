@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lessor role`: add, delete, get, list, grant-permission, revoke-permission. As etcdctl in arguments and outputs."""
+"""`lessor role`: add, delete, get, list, grant-permission, revoke-permission. Arguments and outputs are etcdctl's."""
 
 import os
 from typing import TYPE_CHECKING, cast

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor snapshot`: save, status, restore. `save` is etcdctl's, the other two work on files as etcdutl's do.
 
-A snapshot is saved under another name first and has its own only when it is whole: its checksum was compared and the
-disk has it.
+A snapshot is saved under another name first. It gets its own name when it is whole: its checksum is right, and the disk
+has it.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from lessor.cli import printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, ERROR, INTERRUPTED, Failure
 from lessor.cli.many import check_format, size_text, table
 from lessor.cli.options import Command, Group, settings_of
 from lessor.cli.progress import progress
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from lessor.api.proto import rpc_pb2 as rpc

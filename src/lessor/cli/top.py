@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lessor top`: a live view of leases by the time that they have left, with what happens to leases per second.
+"""`lessor top`: a live view of leases by the time that they have left, with the events of leases per second.
 
 Laws
-- The rates count the server's own lease events; the rows are one page of a list, asked for anew for each frame, so a
-  frame shows what is true and not what was added up.
+- The rates count the server's own lease events. The rows are one page of a list that is read anew for each frame, so a
+  frame shows the present state and not a sum of events.
 - A lost connection is made again: until then the first line says so, above the rows of the last frame.
-- On a terminal a frame takes its place until q or Ctrl-C; the terminal is left as it was found. Elsewhere one frame is
-  printed, after one interval, and that is all.
+- On a terminal each frame replaces the one before, until q or Ctrl-C; the terminal is left as it was found. Elsewhere
+  one frame is printed, after one interval, and the command ends.
 
-A frame costs the server one List: every lease is looked at, in small steps.
+A frame costs the server one List: it looks at every lease, in small steps.
 """
 
 import os
@@ -21,18 +21,18 @@ import click
 
 from lessor.api.proto import leases_pb2
 from lessor.cli import printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, INTERRUPTED, Failure
 from lessor.cli.lease_follow import comes_back, events, resumed
 from lessor.cli.lease_list import ORDERS, head_bytes, row_bytes
 from lessor.cli.notation import hex_escaped, quote
 from lessor.cli.options import DURATION, Command, settings_of
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient
 
-ROWS_ELSEWHERE = 20  # when there is no terminal whose height would say
-ROWS_AROUND = 4  # of the terminal: the line above, the titles, the last line, and one to stay clear of the edge
+ROWS_ELSEWHERE = 20  # when there is no terminal with a height
+ROWS_AROUND = 4  # of the terminal: the line above, the titles, the last line, and an empty one at the edge
 HOME, CLEAR_LINE, CLEAR_BELOW = b"\x1b[H", b"\x1b[K", b"\x1b[J"
 OTHER_SCREEN, BACK = b"\x1b[?1049h\x1b[?25l", b"\x1b[?25h\x1b[?1049l"
 
@@ -59,7 +59,7 @@ def top(ctx: click.Context, interval: float, prefix: str, decimal: bool) -> None
     if not live:
         ask(settings, question, exit_code=INTERRUPTED)
         return
-    from lessor.client._tasks import cbreak
+    from lessor.cli.tasks import cbreak
 
     with cbreak(sys.stdin.fileno()):
         printing.write(OTHER_SCREEN)
@@ -74,7 +74,7 @@ def quoted(key: bytes) -> bytes:
 
 
 class View:
-    """What is shown, and the count of what happened since the last frame."""
+    """The frames, and the counts of events since the last one."""
 
     def __init__(self, title: str, prefix: bytes, decimal: bool, hexadecimal: bool) -> None:
         self._title = title
@@ -82,12 +82,12 @@ class View:
         self._decimal = decimal
         self._hexadecimal = hexadecimal
         self.counts = [0, 0, 0]  # granted, expired, revoked, since `_since_s`
-        self._since_s: float | None = None  # from when on nothing escaped the count; None: there is no connection
+        self._since_s: float | None = None  # the instant since when all events are counted; None: no connection
         self._rows = b""  # of the last frame, with their titles
 
     async def once(self, client: "AsyncClient", interval_s: float) -> None:
         """One frame, whose rates are those of one interval."""
-        from lessor.client._tasks import Event, first_of, sleep
+        from lessor.cli.tasks import Event, first_of, sleep
 
         begun = Event()
 
@@ -100,7 +100,7 @@ class View:
 
     async def live(self, client: "AsyncClient", interval_s: float) -> None:
         """Frame after frame until the key q."""
-        from lessor.client._tasks import first_of, key_pressed
+        from lessor.cli.tasks import first_of, key_pressed
 
         async def count(begun: Callable[[], None]) -> None:
             await self._count(client, begun)
@@ -111,7 +111,7 @@ class View:
         await first_of(resumed(count, lost), self._draw(client, interval_s), key_pressed(sys.stdin.fileno(), b"qQ"))
 
     async def _count(self, client: "AsyncClient", begun: Callable[[], None]) -> None:
-        from lessor.client._tasks import now_s
+        from lessor.cli.tasks import now_s
 
         async for response in events(client):
             if response.created:
@@ -121,8 +121,8 @@ class View:
                 self.counts[event.type] += 1
 
     async def _draw(self, client: "AsyncClient", interval_s: float) -> None:
+        from lessor.cli.tasks import now_s, sleep
         from lessor.client import ClientError
-        from lessor.client._tasks import now_s, sleep
 
         while True:
             size = shutil.get_terminal_size()
@@ -148,7 +148,7 @@ class View:
         )
 
     def frame(self, page: leases_pb2.LeaseListResponse, seconds: float) -> bytes:
-        """One frame, with what was counted in `seconds`; 0 seconds are too few for a rate."""
+        """One frame, with the events that were counted in `seconds`; 0 seconds are too few for a rate."""
         rates = [f"{count / seconds:.1f}/s" if seconds > 0 else "-" for count in self.counts]
         text = f"{self._title}  {page.lease_count} leases  granted {rates[0]}  expired {rates[1]}  revoked {rates[2]}\n"
         shown = hex_escaped if self._hexadecimal else quoted  # a key must not write what it likes on a terminal

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""`lessor txn`: reads a transaction from stdin, three paragraphs of lines, and prints what came of it. As etcdctl.
+r"""`lessor txn`: reads a transaction from stdin, three paragraphs of lines, and prints its reply. As etcdctl.
 
     mod("key1") > "0"           comparisons, which must all hold
 
@@ -27,7 +27,7 @@ from lessor.cli.notation import quote
 from lessor.cli.options import Command, read_own, settings_of
 
 OPERATORS = {"=": "EQUAL", "!=": "NOT_EQUAL", ">": "GREATER", "<": "LESS"}
-# By the name of a target: the field of a Compare that holds its number, and the base in which people write it.
+# From the name of a target to the field of a Compare for its number, and the base in which people write the number.
 NUMBERS = {
     **dict.fromkeys(("ver", "version"), ("version", 10)),
     **dict.fromkeys(("c", "create"), ("create_revision", 10)),
@@ -75,7 +75,7 @@ def txn(ctx: click.Context, args: tuple[str, ...], interactive: bool) -> None:
 
 
 def _paragraph() -> Any:
-    """The lines of stdin up to an empty one, each read only when the one before was understood."""
+    """The lines of stdin up to an empty one; each is read only after the one before was understood."""
     while True:
         raw = sys.stdin.buffer.readline()
         if not raw.endswith(b"\n"):
@@ -87,7 +87,7 @@ def _paragraph() -> Any:
 
 
 def comparison(line: str) -> rpc.Compare:
-    """One comparison. Failure for a line that is none."""
+    """The comparison of a line. Failure when the line is none."""
     target, paren, rest = line.partition("(")
     if not paren:
         raise Failure(INVALID_INPUT, f"malformed comparison: {line}")
@@ -105,7 +105,7 @@ def comparison(line: str) -> rpc.Compare:
     if target not in NUMBERS and target not in ("val", "value"):
         raise Failure(INVALID_INPUT, f"malformed comparison: {line} (unknown target {target})")
     if sign not in OPERATORS:
-        # etcdctl dies of it.
+        # etcdctl crashes here.
         raise Failure(INVALID_INPUT, f"malformed comparison: {line} (unknown operator {sign}: use =, !=, < or >)")
     result = cast("rpc.Compare.CompareResult", OPERATORS[sign])
     if target not in NUMBERS:
@@ -121,7 +121,7 @@ def comparison(line: str) -> rpc.Compare:
 
 
 def operation(line: str) -> rpc.RequestOp:
-    """One put, get or del, with the flags of the command of that name. Failure for a line that is none."""
+    """The put, get or del of a line, with the flags of the command of that name. Failure when the line is none."""
     try:
         said = words.split(line)
     except ValueError as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor user`: add, delete, get, list, passwd, grant-role, revoke-role. Arguments, outputs, exit codes as etcdctl.
 
-A password is asked for on the terminal, twice, unless a flag says where else it is: in the name (`add ann:secret`), in
+A password is asked for on the terminal, twice, unless it comes with the name (`add ann:secret`), with
 --new-user-password, or in a line of stdin (--interactive=false).
 """
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lessor.cli import printing
+from lessor.cli.asking import ask
 from lessor.cli.auth import AUTH, auth_call, change, only
 from lessor.cli.failure import BAD_ARGS, Failure
 from lessor.cli.options import Command, Group, settings_of
 from lessor.cli.print_auth import check_format, permission_lines, show
-from lessor.cli.session import ask
 
 if TYPE_CHECKING:
     from lessor.api.proto import rpc_pb2 as rpc

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor watch`: prints changes as they happen, or runs a command for each. Same arguments and outputs as etcdctl.
 
-The key and range end may come from ETCDCTL_WATCH_KEY and ETCDCTL_WATCH_RANGE_END instead of the line. What stands after
-`--` is a command that is run for each event, with ETCD_WATCH_REVISION, ETCD_WATCH_EVENT_TYPE, ETCD_WATCH_KEY and
+The key and range end may come from ETCDCTL_WATCH_KEY and ETCDCTL_WATCH_RANGE_END instead of the line. The words after
+`--` are a command that is run for each event, with ETCD_WATCH_REVISION, ETCD_WATCH_EVENT_TYPE, ETCD_WATCH_KEY and
 ETCD_WATCH_VALUE in its environment.
 
-A lost connection is not the end: the client resumes after the last event that it saw. The server ending the watch is.
+A lost connection does not end the command: the client goes on after the last event that it saw. It ends when the server
+ends the watch.
 
-With --interactive the watches come from stdin, one a line, any number of them at a time:
+With --interactive the watches come from stdin, one in a line, any number of them at a time:
 
     watch a --prefix --rev 7          as on the command line
     watch b -- echo changed
@@ -22,11 +23,11 @@ import click
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import printing, words
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, ERROR, INTERRUPTED, INVALID_INPUT, Failure
 from lessor.cli.notation import quote
 from lessor.cli.options import INT64, Command, read_own, settings_of
-from lessor.cli.printing import Printer
-from lessor.cli.session import ask
+from lessor.cli.printer import Printer
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient
@@ -37,7 +38,7 @@ COMMAND_KEY = "lessor.watch.command"
 
 
 class WatchCommand(Command):
-    """Keeps what stands after `--` apart; click would mix it with the arguments."""
+    """Keeps the command after `--` apart; click would mix it with the arguments."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         line, ctx.meta[COMMAND_KEY] = split_command(args)
@@ -45,7 +46,7 @@ class WatchCommand(Command):
 
 
 def split_command(args: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before `--`, and the command after it. Failure when there is none after it."""
+    """The words before `--`, and the command after it. Failure when there is none after it."""
     if "--" not in args:
         return args, []
     at = args.index("--")
@@ -55,7 +56,7 @@ def split_command(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 def watched(args: tuple[str, ...], *, prefix: bool) -> tuple[bytes, bytes]:
-    """The key and range end to watch, from the line or else the environment. Failure when there is none, or both."""
+    """The key and range end to watch, from the line or the environment. Failure for neither and for both."""
     from lessor.client import prefix_end
 
     key, range_end = os.environ.get("ETCDCTL_WATCH_KEY", ""), os.environ.get("ETCDCTL_WATCH_RANGE_END", "")
@@ -69,7 +70,7 @@ def watched(args: tuple[str, ...], *, prefix: bool) -> tuple[bytes, bytes]:
         args = (key, range_end) if range_end else (key,)
     if not args:
         raise Failure(BAD_ARGS, WRONG_NUMBER)
-    # A third argument makes etcdctl forget the second one; that is not worth keeping.
+    # etcdctl ignores the second argument when there is a third; here that is an error.
     if len(args) > 2:
         raise Failure(BAD_ARGS, WRONG_NUMBER)
     first = os.fsencode(args[0])
@@ -84,10 +85,10 @@ def watched(args: tuple[str, ...], *, prefix: bool) -> tuple[bytes, bytes]:
 
 async def show(reply: rpc.WatchResponse, printer: Printer, command: list[str]) -> None:
     """Prints one response and runs the command for each of its events. Exit when the command fails."""
-    from lessor.client._tasks import program
+    from lessor.cli.tasks import program
 
     if reply.created and reply.canceled:
-        # A watch that the server refused: of its answer the Go client keeps nothing but that.
+        # The server refused the watch: the Go client keeps nothing else of its answer.
         reply = rpc.WatchResponse(canceled=True, cancel_reason=reply.cancel_reason)
     if reply.canceled:
         print(f"watch was canceled ({why_canceled(reply)})", file=sys.stderr)
@@ -113,7 +114,7 @@ async def show(reply: rpc.WatchResponse, printer: Printer, command: list[str]) -
 
 
 def why_canceled(reply: rpc.WatchResponse) -> str:
-    """The server's reason, in the words of the Go client, which has its own for a compacted start."""
+    """The server's reason, in the words of the Go client, which has its own words for a compacted start."""
     if reply.compact_revision:
         return "etcdserver: mvcc: required revision has been compacted"
     return reply.cancel_reason or "etcdserver: mvcc: required revision is a future revision"
@@ -161,8 +162,8 @@ async def follow(
 
 
 async def from_lines(client: "AsyncClient", printer: Printer, progress_notify: bool) -> None:
-    """The watches that stdin asks for. Failure at its end, and for a line that is not understood at all."""
-    from lessor.client._tasks import crew, lines
+    """Runs the watches that stdin asks for. Failure at its end, and for a line that cannot be understood."""
+    from lessor.cli.tasks import crew, lines
 
     async with crew() as start:
         async for raw in lines(sys.stdin.fileno()):
@@ -197,7 +198,7 @@ async def from_lines(client: "AsyncClient", printer: Printer, progress_notify: b
 
 
 def _not_a_watch(line: str, said: list[str]) -> str:
-    """What to tell about a line that asks for nothing; "" for one that does."""
+    """The complaint about a line that asks for no watch; "" for one that does."""
     if not said:
         return f"Invalid command: {line} (watch and progress supported)"
     if said[0] != "watch":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""A line of input cut into words, as the interactive commands of etcdctl do it.
+r"""Cuts a line of input into words, as the interactive commands of etcdctl do.
 
-Law: pure functions; what cannot be read raises ValueError with Go's message.
+Law: pure functions; a line that cannot be read raises ValueError with Go's message.
 
 Words are separated by white space. "double quotes" hold a word together, with Go's escapes inside (\n, \", \x41, \101,
-\u4e2d); 'single quotes' too, with nothing special inside. A quote that is not closed stands for nothing.
+\u4e2d); 'single quotes' too, with nothing special inside. A quote that is not closed is ignored.
 
 Theory of operation. A word is a str whose bytes that are not UTF-8 are surrogates (os.fsencode gives them back), as
 the words of the command line are. An escape like \xff makes a byte, so text is put together as bytes first.
@@ -14,8 +14,8 @@ import re
 
 from lessor.cli.notation import quote
 
-# The three ways to write a word. The last one neither begins nor ends with a quote; that is etcdctl's rule, also where
-# it cuts a word short (it's -> it and s).
+# The three ways to write a word. The last one does not begin with a quote; quotes inside it have no meaning (it's).
+# That is etcdctl's rule.
 _WORD = re.compile(r"""\"(?:[^"\\]|\\.)*\"|'[^']*'|[^'"\s]\S*[^'"\s]?""")
 _ESCAPE = re.compile(rb"\\(?:([abfnrtv\\\"])|x([0-9a-fA-F]{2})|([0-7]{3})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.?))")
 _LETTERS = {b"a": b"\a", b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
@@ -37,7 +37,7 @@ def split(line: str) -> list[str]:
 
 
 def quoted(text: str) -> tuple[str, str]:
-    """What is in the quotes, double or `raw`, at the beginning of `text`, and what follows. ValueError: no quotes."""
+    """The text in the quotes, double or `raw`, at the beginning of `text`, and the rest. ValueError without quotes."""
     match = _QUOTED.match(text)
     if match is None:
         raise ValueError(f"expected quoted string in {quote(text.encode('utf-8', 'surrogateescape'))}")

@@ -2,9 +2,9 @@
 """Looking after servers: maintenance, cluster and auth, as methods.
 
 Laws
-- As in `_async.py`: a method is one call, and returns the server's reply as it came.
-- They go to the server that the client is connected to. What is about one server (status, defragment, alarms of a
-  member) is best asked through a client with that one endpoint.
+- As in `_calls.py`: a method is one call, and returns the server's reply as it came.
+- The calls go to the server that the client is connected to. For a call about one server (status, defragment, alarms
+  of a member) use a client with that one endpoint.
 """
 
 from collections.abc import Sequence
@@ -34,12 +34,12 @@ class _Service:
 
 
 class AsyncMaintenance(_Service):
-    """What keeps a server well. `client.snapshot()` stands beside the others, for it is a stream."""
+    """The calls that keep a server well. `client.snapshot()` is not among them, because it is a stream."""
 
     _name = "Maintenance"
 
     async def status(self, *, timeout_s: Timeout = DEFAULT) -> rpc.StatusResponse:
-        """Version, size, leader, and what is wrong with this server."""
+        """Version, size and leader of this server, and its errors."""
         request = rpc.StatusRequest()
         return await self._ask("Status", request, rpc.StatusResponse, timeout_s)
 
@@ -58,12 +58,12 @@ class AsyncMaintenance(_Service):
     async def alarm_disarm(
         self, member_id: int, alarm: "rpc.AlarmType", *, timeout_s: Timeout = DEFAULT
     ) -> rpc.AlarmResponse:
-        """Takes an alarm back; `alarms` tells the member's id. Nothing happens when it is not raised."""
+        """Takes an alarm back; `alarms` has the member's id. Nothing happens when the alarm is not raised."""
         request = rpc.AlarmRequest(action=rpc.AlarmRequest.DEACTIVATE, memberID=member_id, alarm=alarm)
         return await self._ask("Alarm", request, rpc.AlarmResponse, timeout_s)
 
     async def defragment(self, *, timeout_s: Timeout = DEFAULT) -> rpc.DefragmentResponse:
-        """Gives back the space of what is deleted. Calls wait meanwhile; give it time."""
+        """Gives the space of deleted data back to the file system. Calls wait meanwhile; allow a long `timeout_s`."""
         request = rpc.DefragmentRequest()
         return await self._ask("Defragment", request, rpc.DefragmentResponse, timeout_s)
 
@@ -78,7 +78,7 @@ class AsyncMaintenance(_Service):
         return await self._ask("Hash", request, rpc.HashResponse, timeout_s)
 
     async def move_leader(self, target_id: int, *, timeout_s: Timeout = DEFAULT) -> rpc.MoveLeaderResponse:
-        """Makes another member the leader; for the leader only."""
+        """Makes another member the leader. Only the leader carries it out."""
         request = rpc.MoveLeaderRequest(targetID=target_id)
         return await self._ask("MoveLeader", request, rpc.MoveLeaderResponse, timeout_s)
 
@@ -96,19 +96,19 @@ class AsyncCluster(_Service):
     _name = "Cluster"
 
     async def member_list(self, *, linearizable: bool = True, timeout_s: Timeout = DEFAULT) -> rpc.MemberListResponse:
-        """Who is a member. `linearizable`: as the leader knows, not this member's memory."""
+        """The members. `linearizable`: as the leader knows them; otherwise as this member remembers them."""
         request = rpc.MemberListRequest(linearizable=linearizable)
         return await self._ask("MemberList", request, rpc.MemberListResponse, timeout_s)
 
     async def member_add(
         self, peer_urls: Sequence[str], *, learner: bool = False, timeout_s: Timeout = DEFAULT
     ) -> rpc.MemberAddResponse:
-        """Takes in a member that will listen on `peer_urls`; a learner does not vote."""
+        """Adds a member that will listen on `peer_urls`; a learner does not vote."""
         request = rpc.MemberAddRequest(peerURLs=peer_urls, isLearner=learner)
         return await self._ask("MemberAdd", request, rpc.MemberAddResponse, timeout_s)
 
     async def member_remove(self, member_id: int, *, timeout_s: Timeout = DEFAULT) -> rpc.MemberRemoveResponse:
-        """Puts a member out of the cluster."""
+        """Removes a member from the cluster."""
         request = rpc.MemberRemoveRequest(ID=member_id)
         return await self._ask("MemberRemove", request, rpc.MemberRemoveResponse, timeout_s)
 
@@ -131,7 +131,7 @@ class AsyncAuth(_Service):
     _name = "Auth"
 
     async def enable(self, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthEnableResponse:
-        """From now on everybody has to say who they are.
+        """Switches auth on: from now on each call needs a user.
 
         FailedPrecondition: there is no user root with the role root.
         """
@@ -139,7 +139,7 @@ class AsyncAuth(_Service):
         return await self._ask("AuthEnable", request, rpc.AuthEnableResponse, timeout_s)
 
     async def disable(self, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthDisableResponse:
-        """Everybody may do everything again."""
+        """Switches auth off: everybody may do everything again."""
         request = rpc.AuthDisableRequest()
         return await self._ask("AuthDisable", request, rpc.AuthDisableResponse, timeout_s)
 
@@ -151,7 +151,7 @@ class AsyncAuth(_Service):
     async def user_add(
         self, name: str, password: str = "", *, no_password: bool = False, timeout_s: Timeout = DEFAULT
     ) -> rpc.AuthUserAddResponse:
-        """Adds a user. `no_password`: one that only a client certificate can tell."""
+        """Adds a user. `no_password`: one that can only log in with a client certificate."""
         request = rpc.AuthUserAddRequest(
             name=name, password=password, options=auth.UserAddOptions(no_password=no_password)
         )
@@ -168,14 +168,14 @@ class AsyncAuth(_Service):
         return await self._ask("UserList", request, rpc.AuthUserListResponse, timeout_s)
 
     async def user_delete(self, name: str, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthUserDeleteResponse:
-        """Deletes a user; its tokens are good no more."""
+        """Deletes a user; its tokens become invalid."""
         request = rpc.AuthUserDeleteRequest(name=name)
         return await self._ask("UserDelete", request, rpc.AuthUserDeleteResponse, timeout_s)
 
     async def user_change_password(
         self, name: str, password: str, *, timeout_s: Timeout = DEFAULT
     ) -> rpc.AuthUserChangePasswordResponse:
-        """Changes a password; tokens that were got with the old one are good no more."""
+        """Changes a password; tokens that were got with the old one become invalid."""
         request = rpc.AuthUserChangePasswordRequest(name=name, password=password)
         return await self._ask("UserChangePassword", request, rpc.AuthUserChangePasswordResponse, timeout_s)
 
@@ -209,7 +209,7 @@ class AsyncAuth(_Service):
         return await self._ask("RoleList", request, rpc.AuthRoleListResponse, timeout_s)
 
     async def role_delete(self, role: str, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthRoleDeleteResponse:
-        """Deletes a role, also from the users that have it."""
+        """Deletes a role, and takes it from the users that have it."""
         request = rpc.AuthRoleDeleteRequest(role=role)
         return await self._ask("RoleDelete", request, rpc.AuthRoleDeleteResponse, timeout_s)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Iterators whose items come in batches: an item costs a step of the loop only when the last batch is used up.
+"""Iterators whose items come in batches: an item costs a step of the event loop only when the last batch is used up.
 
-Law: to give up waiting (a timeout, a cancelled task) loses no item; the next call goes on from there.
+Law: giving up a wait (a timeout, a cancelled task) loses no item; the next call goes on from there.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class AsyncBatches(Generic[T]):
-    """Base of what is iterated over. For one task at a time."""
+    """Base class of the iterators. For one task at a time."""
 
     def __init__(self) -> None:
         self._ready: deque[T] = deque()

@@ -3,7 +3,7 @@
 
 Laws
 - A call carries the user's token, and is made once more with a new one when the server refuses the first.
-- Whoever starts a task for the client does it here, and closing the client ends it.
+- Every task of the client is started here, and closing the client ends it.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ HAS_LEADER = (("hasleader", "true"),)
 
 
 class Default:
-    """Stands for "as the client was told" where None has a meaning of its own."""
+    """Stands for "as the client's own option says" where None has a meaning of its own."""
 
     def __repr__(self) -> str:
         return "DEFAULT"
@@ -83,9 +83,9 @@ class Caller:
         return await attempt(await self._login.token(self.channel, timeout_s))
 
     async def request_progress(self) -> None:
-        """Asks how far each watch of this client is: it yields a response without events once all was sent to it.
+        """Asks how far each watch of this client is. A watch yields a response without events once all was sent to it.
 
-        Nothing comes from a watch that has no connection at the moment.
+        A watch that has no connection at the moment yields none.
         """
         for call in tuple(self.watching):
             try:
@@ -94,7 +94,7 @@ class Caller:
                 self.watching.discard(call)
 
     def credentials(self) -> "Credentials":
-        """For one endless call."""
+        """The credentials of one endless call."""
         return Credentials(self)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -142,7 +142,7 @@ class Credentials:
 
 
 class Backoff:
-    """Waits between attempts: longer each time, and never quite the same for two clients that lost the same server."""
+    """The waits between attempts: longer each time, and random, so that not all clients of a server return at once."""
 
     def __init__(self) -> None:
         self._next_s = 0.0
@@ -151,23 +151,23 @@ class Backoff:
         self._next_s = 0.0
 
     def next_s(self, most_s: float = RECONNECT_S_MAX) -> float:
-        """0 the first time: the connection was fine a moment ago."""
+        """Seconds to wait, `most_s` at the most; 0 the first time: the connection was fine a moment ago."""
         wait_s, self._next_s = min(self._next_s, most_s), min(max(self._next_s * 2, RECONNECT_FIRST_S), RECONNECT_S_MAX)
         return wait_s * random.uniform(0.5, 1.0)
 
 
 def passing(error: ClientError) -> bool:
-    """Whether what failed so is worth trying again: the server is stopping, starting, away or without a leader."""
+    """Whether another attempt is worthwhile: the server is stopping, starting, away or without a leader."""
     if isinstance(error, ServerError):
         return error.code in (Code.UNAVAILABLE, Code.CANCELED)
     return isinstance(error, (ConnectionLost, CallTimeout))
 
 
 async def insist(attempt: Callable[[], Awaitable[R]], check: Callable[[], object] = lambda: None) -> R:
-    """Repeats `attempt`, which must be good to be done twice, until it succeeds, or fails
-    for a reason that is the caller's to mend.
+    """Repeats `attempt`, which must be safe to repeat, until it succeeds. Returns its result.
 
-    `check` is called before each attempt, and ends it all by raising.
+    Raises an error that only the caller can mend, LeaseLost, and what `check` raises, which is called before each
+    attempt.
     """
     backoff = Backoff()
     while True:

@@ -5,10 +5,10 @@ Laws
 - Endpoints are tried in their order, beginning with the one that worked last. Proxies of the environment are ignored.
 - A call that surely did not happen (the connection could not be made, or the server refused the stream) is repeated on
   another connection; a call that may have happened is repeated only when repetition changes nothing.
-- Who does not answer, or says that it cannot serve, is left: later calls go to the next endpoint.
+- An endpoint that does not answer, or says that it cannot serve, is left: later calls go to the next one.
 - Nothing is connected before the first call, and nothing runs between calls: a channel has no tasks of its own.
 
-Not here: what the calls mean (`_async.py`), bytes and streams (`_connection.py`).
+Not here: what the calls mean (`_calls.py`), bytes and streams (`_connection.py`).
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Channel:
     connect_timeout_s  longest wait for one endpoint to take the connection
     ssl                how to speak TLS; see `tls_context`. Endpoints without a scheme, and unix: ones, then speak it
                        too. None: https:// and unixs:// servers need a certificate that the machine trusts
-    server_name        what the servers' certificates must name; "": the endpoint's host
+    server_name        the name that the servers' certificates must have; "": the endpoint's host
     request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
     ping_after_s, ping_answer_s_max     as for `AsyncClient`
     """
@@ -144,7 +144,7 @@ class Channel:
     ) -> Call[Message]:
         """Opens a call, which its owner has to cancel. Its headers leave together with its first message.
 
-        `deadline` is on the loop's clock, and `timeout_s` what to say when it has passed.
+        `deadline` is an instant on the loop's clock; `timeout_s` is the time until then, for the server and the error.
         """
         connection, left_s = self._current, timeout_s
         if connection is None or not connection.usable or self._closed:
@@ -170,7 +170,7 @@ class Channel:
         connection.retire()
 
     def distrust_if_others(self, call: Call[Any]) -> bool:
-        """`distrust`, where there is another endpoint to go to; returns whether there is."""
+        """`distrust`, if there is another endpoint; returns whether there is."""
         if len(self.endpoints) > 1:
             self.distrust(call)
         return len(self.endpoints) > 1

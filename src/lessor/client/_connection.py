@@ -2,12 +2,12 @@
 """One connection to a server, and the calls on it: asyncio on one side, the sans-IO HTTP/2 connection on the other.
 
 Laws
-- The wire decides what bytes mean; this module moves them, and hands each event to the call that its stream belongs to.
-- A call ends exactly once: with a status of the server, or with the reason why none came. What arrived before is
-  delivered before its end is.
-- Whoever does not read what a call receives loses that call, not the connection: leases are kept alive on it.
+- The wire decides what bytes mean; this module moves them, and hands each event to the call that owns the stream.
+- A call ends exactly once: with a status of the server, or with the reason why none came. What arrived before the end
+  is delivered before it.
+- A caller that does not read what its call receives loses that call, not the connection: leases are kept alive on it.
 - A server that is silent while calls wait is asked for a sign of life, and a connection without one is given up:
-  nothing else would ever tell a watch that its server's machine is gone.
+  otherwise a watch would never notice that its server's machine is gone.
 - No task is started here. Everything happens in the caller's task or in asyncio's callbacks.
 """
 
@@ -34,18 +34,18 @@ Reply = TypeVar("Reply", bound=Message)
 Metadata = Iterable[tuple[str, str]]
 
 USER_AGENT = f"lessor/{__version__}".encode()
-HEADERS_MAX = 256  # encoded request headers that a connection remembers: one for each kind of call that is made
+HEADERS_MAX = 256  # encoded request headers that a connection remembers, one for each kind of call
 
-# Received and not yet taken by the caller. Far more than a watcher has waiting unless its owner has stopped reading.
+# Bytes received and not yet taken by the caller. A watch has far fewer unless its owner has stopped reading.
 INBOX_BYTES_MAX = 67_108_864
-# Sent and waiting for the server's window, or for the socket, before send() makes its caller wait.
+# Bytes that wait for the server's window, or for the socket, before send() makes its caller wait.
 SEND_BYTES_MAX = 1_048_576
-# The largest request and the largest reply, unless the client was told otherwise. etcd itself sets no bound on what it
-# sends; this is what the length prefix of gRPC could carry in Go's clients too.
+# The largest request and the largest reply, unless the client's options say otherwise. etcd sets no bound on what it
+# sends; this is also the largest message that Go's clients take.
 MESSAGE_BYTES_MAX = 2_147_483_647
 
-# Unless the client was told otherwise: silence of the server, while calls wait, after which it is asked for a sign of
-# life. etcd takes offence at PINGs that come more often than every 5 seconds.
+# Unless the client's options say otherwise: silence of the server, while calls wait, after which it is asked for a sign
+# of life. etcd closes a connection whose PINGs come more often than every 5 seconds.
 PING_AFTER_S = 10.0
 PING_ANSWER_S_MAX = 5.0  # wait for that sign
 _PING = b"areyouup"
@@ -69,7 +69,7 @@ _REPEATABLE = frozenset(
     }
 )
 
-# The server's no is definite: it was said before anything was done.
+# With these codes the server refuses a call before anything is done: the outcome is known.
 _DEFINITE = frozenset(
     {
         *(Code.OK, Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.PERMISSION_DENIED),
@@ -101,15 +101,15 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
-        self._heard = asyncio.Event()  # the server has said something, or is gone
+        self._heard = asyncio.Event()  # the server has sent something, or is gone
         self._lost_by: Exception | None = None
         self._writable: asyncio.Event = asyncio.Event()
         self._writable.set()
-        self.heard_at = self._loop.time()  # when the server said something the last time
+        self.heard_at = self._loop.time()  # when the server sent something last
         self._retired = False
         self._headers: dict[tuple[Method, float | None, tuple[tuple[str, str], ...]], bytes] = {}
         self._look_timer: asyncio.TimerHandle | None = None
-        self._answer_by = 0.0  # when a sign of life that was asked for has to be there; 0: none was
+        self._answer_by = 0.0  # when the sign of life that was asked for has to be there; 0: none was asked for
 
     @property
     def usable(self) -> bool:
@@ -148,11 +148,11 @@ class Connection(asyncio.Protocol):
         words = reason_of(error) if isinstance(error, ssl.SSLError) else error
         reason = "the server closed the connection" if error is None else f"connection lost ({words})"
         for call in list(self.calls):
-            call.fail_connection(reason)
+            call.end_with_connection(reason)
         if not self._closed.done():
             self._closed.set_result(None)
 
-    # --- is anybody there? --------------------------------------------------------------------------------------
+    # --- signs of life ------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         """Runs while there are calls: asks a silent server for a sign of life, and gives up one that gives none."""
@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None or not self.calls:
             return  # the next call starts it again
         due_at = self._answer_by or self.heard_at + self._ping_after_s
-        if self._loop.time() < due_at - 0.001:  # a timer may come a hair too early
+        if self._loop.time() < due_at - 0.001:  # a timer may fire a little too early
             self._look_timer = self._loop.call_at(due_at, self._look)
         elif self._answer_by:
             silent_s = self._loop.time() - self.heard_at
@@ -180,7 +180,7 @@ class Connection(asyncio.Protocol):
     # --- for the calls ------------------------------------------------------------------------------------------
 
     def headers(self, method: Method, timeout_s: float | None, metadata: Metadata) -> bytes | list[h2.Field]:
-        """The headers of a request. Most calls differ from an earlier one in nothing here: those come encoded."""
+        """The headers of a request; already encoded when an earlier call had the same, as most have."""
         key = (method, timeout_s, tuple(metadata))
         known = self._headers.get(key)
         if known is not None:
@@ -188,12 +188,12 @@ class Connection(asyncio.Protocol):
         headers = _headers(self.endpoint, *key)
         if len(self._headers) < HEADERS_MAX:
             self._headers[key] = h2.encode_headers(headers)
-        return headers  # the wire looks at their size once
+        return headers  # not encoded, the first time: then the wire checks their size
 
     def begin(self, call: "Call[Any]") -> None:
         """A call has begun."""
         if self._look_timer is None:
-            self.heard_at = self._loop.time()  # silence counts from here on: without a call there was nothing to say
+            self.heard_at = self._loop.time()  # silence counts from here on: without a call there was nothing to send
             self._look_timer = self._loop.call_later(self._ping_after_s, self._look)
         self.calls.add(call)
 
@@ -204,9 +204,9 @@ class Connection(asyncio.Protocol):
             self._close_soon()
 
     def retire(self) -> None:
-        """No more calls will be started here: closes with the last one of those that are underway.
+        """No more calls will be started here; the connection closes with the last of those that are underway.
 
-        Those have reason to doubt it, too: the server is asked for a sign of life.
+        The server may be gone for these too, so it is asked for a sign of life.
         """
         self._retired = True
         if not self.calls:
@@ -217,7 +217,7 @@ class Connection(asyncio.Protocol):
     def _close_soon(self) -> None:
         if self._transport is not None and not self.lost:
             self.h2.close(ErrorCode.NO_ERROR)
-            self._loop.call_soon(self.flush)  # what ended the last call is still to be written
+            self._loop.call_soon(self.flush)  # the frame that ended the last call is still to be written
 
     def flush(self) -> None:
         """Writes what the wire has ready; closes when the wire has given up."""
@@ -229,7 +229,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     async def heard(self) -> None:
-        """Waits for the server's first words, its answer to our preface. Raises OSError when it goes away instead."""
+        """Waits for the server's first bytes, its answer to our preface. Raises OSError when it goes away instead."""
         await self._heard.wait()
         if self.lost:
             if isinstance(self._lost_by, OSError):
@@ -241,7 +241,7 @@ class Connection(asyncio.Protocol):
         await self._writable.wait()
 
     async def aclose(self) -> None:
-        """Says goodbye, closes the socket and waits until it is closed. Live calls fail."""
+        """Sends GOAWAY, closes the socket and waits until it is closed. Calls that are underway fail."""
         if self._transport is not None and not self.lost:
             self.h2.close(ErrorCode.NO_ERROR)
             self.flush()
@@ -305,7 +305,7 @@ class Call(Generic[Reply]):
         self._inbox: deque[tuple[Reply, int]] = deque()
         self._inbox_bytes = 0
         self._over = False
-        self._end: ClientError | None = None  # with `_over`: why; None is a good end
+        self._end: ClientError | None = None  # once `_over`: the error; None: it ended well
         self._waiters: list[asyncio.Future[None]] = []
         self._stream = connection.h2.start_request(headers)
         self._stream.owner = self
@@ -346,7 +346,7 @@ class Call(Generic[Reply]):
 
     @property
     def unheard(self) -> bool:
-        """Whether the server has said nothing at all, to this call or another, since this one began."""
+        """Whether the server has sent nothing at all, to this call or another, since this one began."""
         return self.connection.heard_at <= self._started_at
 
     def half_close(self) -> None:
@@ -370,7 +370,7 @@ class Call(Generic[Reply]):
             yield reply
 
     def cancel(self) -> None:
-        """Ends the call now; the server is told. Nothing happens when it is over."""
+        """Ends the call now, at the server too. Nothing happens when it is over."""
         self._give_up(ServerError(Code.CANCELED, "the call was canceled"))
 
     async def __aenter__(self) -> "Call[Reply]":
@@ -382,7 +382,7 @@ class Call(Generic[Reply]):
     # --- for the connection -------------------------------------------------------------------------------------
 
     def event(self, kind: int, payload: bytes) -> None:
-        """Something came for this call."""
+        """Takes an event of this call's stream."""
         if self._over:
             return
         if kind == h2.DATA:
@@ -395,8 +395,8 @@ class Call(Generic[Reply]):
             self._was_reset(self._stream.error_code)
         self._wake()
 
-    def fail_connection(self, reason: str) -> None:
-        """The connection is gone."""
+    def end_with_connection(self, reason: str) -> None:
+        """The connection is gone, and the call with it; `reason` for the error's text."""
         endpoint = self.connection.endpoint.text
         text = f"{endpoint}: {reason} before the answer came"
         self._finish(ConnectionLost(text, endpoint=endpoint, outcome_unknown=self._outcome(True)))
@@ -405,7 +405,7 @@ class Call(Generic[Reply]):
 
     def _answered(self, head: h2.Head | None) -> None:
         if head is None or head.get(b"grpc-status") is not None:
-            return  # an answer without messages; its end says the rest
+            return  # an answer without messages; its end has the status
         content_type = head.get(b"content-type")
         if head.status != b"200":
             self._give_up(self._refusal(*status_of(head, None)))
@@ -445,7 +445,7 @@ class Call(Generic[Reply]):
         if code == Code.OK:
             self._finish(None)
         elif code == Code.DEADLINE_EXCEEDED and self._timer is not None:
-            self._finish(self._timeout())  # the server was told our deadline, and its clock was a little ahead
+            self._finish(self._timeout())  # the server knows our deadline, and its clock was a little ahead
         else:
             self._finish(self._refusal(code, text))
 
@@ -480,7 +480,7 @@ class Call(Generic[Reply]):
             return
         self._over = True
         self._end = end
-        # Nothing happens when both sides have ended; otherwise the server should not wait for the rest of the request.
+        # Does nothing when both sides have ended; otherwise the server should not wait for the rest of the request.
         self.connection.h2.reset(self._stream, ErrorCode.CANCEL)
         self.connection.end(self)
         self._stream.owner = None  # otherwise call and stream keep each other alive
@@ -493,7 +493,7 @@ class Call(Generic[Reply]):
             raise self._end
 
     async def _wait(self) -> None:
-        """Until something happens. Sender and receiver may wait at the same time."""
+        """Waits until something happens. Sender and receiver may wait at the same time."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter

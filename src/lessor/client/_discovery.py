@@ -1,41 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is there: services register under a name, others see them come and go.
+"""Registration and discovery: a service registers under a name, and others see its instances come and go.
 
 Laws
 - An instance is the key `service/address`. It is there exactly as long as its lease.
-- A registration wants to be there: when its lease is lost, it comes back with a new one as soon as the server is.
-- A discovery is a live view: it follows in the background. Its iterator tells differences between what it told before
-  and what is; what came and went between two looks was never there.
+- A registration whose lease is lost registers anew, with a new lease, as soon as the server can be reached.
+- A discovery is a view that follows in the background. Its iterator yields the differences between the view and what it
+  has yielded so far; an instance that came and went between two of its steps is not shown.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from lessor.client._batches import AsyncBatches
 from lessor.client._caller import insist
+from lessor.client._calls import Calls
 from lessor.client._errors import ClientError, LeaseLost
 from lessor.client._lease import AsyncLease
 from lessor.client._mirror import follow
 from lessor.client._requests import Bytes, to_bytes
 
-if TYPE_CHECKING:
-    from lessor.client._async import AsyncClient
-
 
 class Instance(NamedTuple):
-    """One that is registered."""
+    """A registered instance of a service."""
 
     address: str
-    value: bytes  # what it says of itself
+    value: bytes  # what the instance says about itself
     lease_id: int
-    token: int  # the key's create revision: of two that claim an address, the later one has the greater
+    token: int  # the key's create revision: of two instances that claim an address, the later has the greater
 
 
 class Change(NamedTuple):
-    """What a discovery tells. Of a vanished instance, what it was last."""
+    """One change of a discovery. A vanished instance is shown as it was last."""
 
     kind: Literal["appeared", "changed", "vanished"]
     instance: Instance
@@ -47,11 +45,13 @@ class AsyncRegistration:
     Without a block: `registration = await client.register(...).start()`, and `await registration.stop()`.
     """
 
-    def __init__(self, client: "AsyncClient", service: str, address: str, ttl_s: int, value: Bytes) -> None:
-        self._client = client
+    def __init__(
+        self, calls: Calls, make_lease: Callable[[], AsyncLease], service: str, address: str, value: Bytes
+    ) -> None:
+        self._calls = calls
+        self._make_lease = make_lease
         self._key = f"{service}/{address}"
         self._value = to_bytes(value)
-        self._ttl_s = ttl_s
         self._lease: AsyncLease | None = None
         self._task: asyncio.Task[None] | None = None
         self._error: ClientError | None = None
@@ -68,7 +68,7 @@ class AsyncRegistration:
         """Registers, and returns itself when that is done. Raises as `grant` and `put` do."""
         if self._task is None:
             await self._register()
-            self._task = self._client.spawn(self._stay())
+            self._task = self._calls.spawn(self._stay())
         return self
 
     async def stop(self) -> None:
@@ -83,19 +83,19 @@ class AsyncRegistration:
 
     @property
     def registered(self) -> bool:
-        """Whether it is registered for certain at this moment. Where it is not, it is on its way back."""
+        """Whether it is certainly registered at this moment. While it is not, it tries to register anew."""
         return self._task is not None and self._lease is not None and self._lease.alive
 
     def check(self) -> None:
-        """Raises what keeps the registration from coming back: the server forbids it, or the client was closed."""
+        """Raises the error that ended the registration for good: the server forbids it, or the client was closed."""
         if self._error is not None:
             raise self._error
 
     async def _register(self) -> None:
-        lease = self._client.lease(self._ttl_s)
+        lease = self._make_lease()
         try:
             await lease.grant()
-            await self._client.put(self._key, self._value, lease_id=lease.id)
+            await self._calls.put(self._key, self._value, lease_id=lease.id)
         except BaseException:
             with suppress(ClientError):
                 await lease.revoke()
@@ -106,7 +106,7 @@ class AsyncRegistration:
         try:
             while self._lease is not None:
                 await self._lease.lost.wait()
-                with suppress(LeaseLost):  # the new one, before it was of any use
+                with suppress(LeaseLost):  # the new lease, before the key was written
                     await insist(self._register)
         except ClientError as error:
             self._error = error
@@ -115,13 +115,13 @@ class AsyncRegistration:
 class AsyncDiscovery(AsyncBatches[Change]):
     """`async with client.discover("web") as web:`: `web.instances` at any time, or `async for change in web`."""
 
-    def __init__(self, client: "AsyncClient", service: str) -> None:
+    def __init__(self, calls: Calls, service: str) -> None:
         super().__init__()
-        self._client = client
+        self._calls = calls
         self._prefix = f"{service}/".encode()
         self._now: dict[bytes, Instance] = {}
-        self._told: dict[bytes, Instance] = {}
-        self._news: dict[bytes, None] = {}  # in the order of their first change since they were told
+        self._reported: dict[bytes, Instance] = {}
+        self._news: dict[bytes, None] = {}  # in the order of their first change since the last report
         self._changed = asyncio.Event()
         self._begun = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -130,7 +130,7 @@ class AsyncDiscovery(AsyncBatches[Change]):
     async def __aenter__(self) -> "AsyncDiscovery":
         """Returns when the view shows what is there. Raises as `get` does."""
         if self._task is None:
-            self._task = self._client.spawn(self._follow())
+            self._task = self._calls.spawn(self._follow())
         await self._begun.wait()
         if self._end is not None:
             raise self._end
@@ -143,22 +143,22 @@ class AsyncDiscovery(AsyncBatches[Change]):
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """All that are there, as far as is known; while the server cannot be reached that is what was known last."""
+        """The instances, as far as is known; while the server cannot be reached, those that were known last."""
         return tuple(self._now.values())
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Their addresses."""
+        """The addresses of `instances`."""
         return tuple(instance.address for instance in self.instances)
 
     async def aclose(self) -> None:
-        """Ends the view; it shows what it showed last."""
+        """Ends the following; the view stays as it is."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def more(self) -> Sequence[Change]:
-        """What has changed since the last time, at first everything. Raises what ended the view."""
+        """The changes since the last time; at first, all instances. Raises the error that ended the view."""
         await self.__aenter__()
         while not (changes := self._differences()):
             if self._end is not None:
@@ -170,9 +170,9 @@ class AsyncDiscovery(AsyncBatches[Change]):
     def _differences(self) -> list[Change]:
         changes = []
         for key in self._news:
-            before, now = self._told.pop(key, None), self._now.get(key)
+            before, now = self._reported.pop(key, None), self._now.get(key)
             if now is not None:
-                self._told[key] = now
+                self._reported[key] = now
             if now == before:
                 continue
             if now is None:
@@ -185,14 +185,14 @@ class AsyncDiscovery(AsyncBatches[Change]):
 
     async def _follow(self) -> None:
         try:
-            async with aclosing(follow(self._client, self._prefix)) as steps:
+            async with aclosing(follow(self._calls, self._prefix)) as steps:
                 async for keys, changed in steps:
                     for key in changed:
                         self._news[key] = None
                         kv = keys.get(key)
                         if kv is None:
                             self._now.pop(key, None)
-                            if key not in self._told:
+                            if key not in self._reported:
                                 del self._news[key]
                         else:
                             address = key.removeprefix(self._prefix).decode(errors="replace")

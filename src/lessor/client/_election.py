@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of many leads, as long as its lease lives. What `_lock.py` says about locks holds for leaders: use the token."""
+"""Elections: one of several candidates leads, as long as its lease lives.
+
+What `_lock.py` says about the holder of a lock is true of a leader too: use the token.
+"""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client import op
+from lessor.client._calls import Calls
+from lessor.client._candidacy import Candidacy
 from lessor.client._errors import NotLeader
 from lessor.client._lease import AsyncLease
-from lessor.client._line import Line
 from lessor.client._mirror import follow
 from lessor.client._requests import Bytes, to_bytes
 
-if TYPE_CHECKING:
-    from lessor.client._async import AsyncClient
-
 
 class Leader(NamedTuple):
-    """Who leads."""
+    """The leader of an election."""
 
-    value: bytes  # what it says of itself
+    value: bytes  # what the leader says about itself
     key: bytes
     token: int  # the fencing token: the key's create revision
     lease_id: int
@@ -34,9 +35,9 @@ class AsyncElection:
     As a block it resigns at its end.
     """
 
-    def __init__(self, client: "AsyncClient", name: Bytes, lease: AsyncLease | None, ttl_s: int) -> None:
-        self._client = client
-        self._line = Line(client, name, lease, ttl_s)
+    def __init__(self, calls: Calls, candidacy: Candidacy) -> None:
+        self._calls = calls
+        self._candidacy = candidacy
 
     async def __aenter__(self) -> "AsyncElection":
         return self
@@ -49,62 +50,62 @@ class AsyncElection:
     async def campaign(self, value: Bytes = b"", *, timeout_s: float | None = None) -> int:
         """Waits until it leads, `timeout_s` seconds at the most (None: no limit); returns the fencing token.
 
-        `value`: what the world is to know of the leader, mostly its address. Raises CallTimeout (the candidacy is given
+        `value`: what others are to know of the leader, mostly its address. Raises CallTimeout (the candidacy is given
         up then), LeaseLost when the lease ends meanwhile, NotLeader when somebody deletes our key, or as calls do.
         """
-        return await self._line.win(to_bytes(value), timeout_s)
+        return await self._candidacy.win(to_bytes(value), timeout_s)
 
     async def proclaim(self, value: Bytes) -> None:
-        """Changes what the leader says of itself. NotLeader when it does not lead (any more), LeaseLost."""
-        mine = self._line.mine
-        put = op.put(self._line.key, value, lease_id=self._line.lease.id)
-        if not (await self._client.txn([mine], [put])).succeeded:
-            self._line.revision = 0
-            raise NotLeader(f"{self._line.key.decode(errors='replace')}: somebody deleted it")
+        """Changes the leader's value. Raises NotLeader when it does not lead (any more), LeaseLost, or as calls do."""
+        mine = self._candidacy.mine
+        put = op.put(self._candidacy.key, value, lease_id=self._candidacy.lease.id)
+        if not (await self._calls.txn([mine], [put])).succeeded:
+            self._candidacy.revision = 0
+            raise NotLeader(f"{self._candidacy.key.decode(errors='replace')}: somebody deleted it")
 
     async def resign(self) -> None:
         """Lets the next candidate lead. Nothing happens when it does not lead."""
-        if self._line.revision:
-            await self._line.leave()
+        if self._candidacy.revision:
+            await self._candidacy.leave()
 
     async def leader(self) -> Leader | None:
-        """Who leads at this moment; None: nobody."""
-        return _leader(await self._line.first())
+        """The leader at this moment; None: nobody leads."""
+        return _leader(await self._candidacy.first())
 
     async def observe(self) -> AsyncGenerator[Leader | None, None]:
         """The leader of now, then each new one and each new value; None while there is none. Needs no candidacy.
 
         Goes on over lost connections. Leaders that came and went while the server's history was compacted away are
-        not told.
+        not shown.
         """
-        told: Leader | None = None
+        last: Leader | None = None
         begun = False
-        async with aclosing(follow(self._client, self._line.prefix)) as steps:
+        async with aclosing(follow(self._calls, self._candidacy.prefix)) as steps:
             async for keys, _ in steps:
                 now = _leader(min(keys.values(), key=lambda kv: (kv.create_revision, kv.key), default=None))
-                if now != told or not begun:
-                    told, begun = now, True
+                if now != last or not begun:
+                    last, begun = now, True
                     yield now
 
     @property
     def token(self) -> int:
         """The leader's fencing token: the create revision of its key. Raises LeaseLost or NotLeader."""
-        return self._line.check()
+        return self._candidacy.check()
 
     @property
     def leads(self) -> bool:
-        """Whether it leads for certain at this moment, as far as this machine's clock can tell."""
-        return bool(self._line.revision) and self._line.lease.alive
+        """Whether it certainly leads at this moment, as far as this machine's clock can tell."""
+        return bool(self._candidacy.revision) and self._candidacy.lease.alive
 
     @property
     def mine(self) -> rpc.Compare:
         """The condition, for a txn, that it still leads. Raises as `token` does."""
-        return self._line.mine
+        return self._candidacy.mine
 
     @property
     def lease(self) -> AsyncLease:
-        """The lease that the leadership stands and falls with. ValueError before `campaign`."""
-        return self._line.lease
+        """The lease that the leadership depends on. ValueError before `campaign`."""
+        return self._candidacy.lease
 
 
 def _leader(kv: mvcc.KeyValue | None) -> Leader | None:

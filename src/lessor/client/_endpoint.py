@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses of servers: how they are written, and what they mean.
 
-Law: nothing is looked up here, and no environment variable is read - a proxy that the environment names is for web
-pages, not for the database next door.
+Law: nothing is looked up here, and no environment variable is read: a proxy that the environment names is for web
+pages, not for a database.
 """
 
 from collections.abc import Iterable
@@ -22,18 +22,18 @@ class Endpoint(NamedTuple):
     port: int
     path: str
     tls: bool
-    tls_optional: bool = False  # nothing is said about TLS: it is spoken when the client has been told how
+    tls_optional: bool = False  # the text does not say: TLS is spoken when the client has a context for it
 
     @property
     def authority(self) -> str:
-        """What the HTTP/2 :authority header says."""
+        """The value of the HTTP/2 :authority header."""
         if self.path:
             return "localhost"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def server_name(self) -> str:
-        """What the server's certificate must name: the host; of a socket, as in etcd's clients, the file's name."""
+        """The name that the server's certificate must bear: the host; for a socket the file's, as in etcd's clients."""
         return self.host or self.path.rpartition("/")[2].partition(":")[0]
 
 

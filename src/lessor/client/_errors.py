@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong with a call, split by who is to blame and by whether it may be repeated.
+"""The errors of calls, by who can do something about them and by whether the call may be repeated.
 
     ClientError
       InvalidEndpoint    the caller: an address that cannot be read
       InvalidCertificate the caller: a certificate or key file that cannot be used
       ClientClosed       the caller: the client was closed
       UsedAfterFork      the caller: the client belongs to the parent process
-      ServerError        the server answered, and the answer is no; nothing took effect, except where said below
-        LoginFailed      the no was to the user and password, before the call itself
+      ServerError        the server refused the call; nothing took effect, except where said below
+        LoginFailed      it refused the user and password, before the call itself
       WatchCanceled      the server ended a watch
-        Compacted        because the history that it would begin with is gone
+        Compacted        because the history that the watch needs is gone
       ConnectionLost     the network, or a server that is not there
-      CallTimeout        the caller's patience ended first
+      CallTimeout        no answer came in the time that the caller allows
       LeaseLost          a lease has ended, or may have ended, without its owner's doing
       NotLeader          an election was lost, or never won
 
@@ -49,9 +49,9 @@ class ClientError(Exception):
 
 
 class OutcomeUnknown(ClientError):  # noqa: N818 - it says what happened
-    """A call that changes something failed in a way that does not tell whether it did. Never raised by itself.
+    """A call that changes something failed, and the failure does not show whether it did. Never raised by itself.
 
-    Look before repeating it: read the key, or make the change a txn that is good to be done twice.
+    Look before repeating it: read the key, or make the change a txn that is safe to repeat.
     """
 
 
@@ -72,11 +72,11 @@ class UsedAfterFork(ClientError, RuntimeError):  # noqa: N818 - it says what hap
 
 
 class ServerError(ClientError):
-    """The server's no: `code` is the gRPC status, `message` the server's text, which for etcd's errors is etcd's.
+    """The server refused: `code` is the gRPC status, `message` the server's text, which for etcd's errors is etcd's.
 
     Most codes mean that nothing took effect. With those that say that the server gave up underway (Unavailable,
-    Canceled, DeadlineExceeded, Unknown, Internal, DataLoss, Aborted) the outcome of a write is unknown: "etcdserver:
-    request timed out" is said of what may yet happen.
+    Canceled, DeadlineExceeded, Unknown, Internal, DataLoss, Aborted) the outcome of a write is unknown: a write that
+    failed with "etcdserver: request timed out" may yet happen.
     """
 
     def __init__(self, code: Code, message: str, *, outcome_unknown: bool = False) -> None:
@@ -132,10 +132,10 @@ class WatchCanceled(ClientError):  # noqa: N818 - it says what happened
 
 
 class Compacted(WatchCanceled):
-    """What a watch would tell next is no longer in the history.
+    """The changes that a watch needs next are no longer in the history.
 
-    `compact_revision` is the oldest revision that can still be watched, `start_revision` the one that was wanted. What
-    happened between them cannot be told any more: read the keys anew, and watch from that reply's header.revision + 1.
+    `compact_revision` is the oldest revision that can still be watched, `start_revision` the one that was wanted. The
+    changes between them cannot be got any more: read the keys anew, and watch from that reply's header.revision + 1.
     """
 
     blame = Blame.CALLER
@@ -161,7 +161,7 @@ class LeaseLost(ClientError):  # noqa: N818 - it says what happened
 
 
 class NotLeader(ClientError):  # noqa: N818 - it says what happened
-    """The key of a place in a line, of a lock or an election, is gone: somebody deleted it, or it was never there."""
+    """The key of a candidacy, for a lock or in an election, is gone: somebody deleted it, or it was never there."""
 
 
 class ServerErrorInDoubt(ServerError, OutcomeUnknown):  # noqa: N818 - it says what happened
@@ -176,7 +176,7 @@ class CallTimeoutInDoubt(CallTimeout, OutcomeUnknown):
     """A CallTimeout after which a write may have happened."""
 
 
-# Raised as the first, an error in doubt is made as the second: `raise ConnectionLost(..., outcome_unknown=True)`.
+# `raise ConnectionLost(..., outcome_unknown=True)` raises the second class of its line.
 _IN_DOUBT: dict[type[ClientError], type[Any]] = {
     ServerError: ServerErrorInDoubt,
     ConnectionLost: ConnectionLostInDoubt,

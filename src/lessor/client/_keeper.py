@@ -2,11 +2,11 @@
 """Keeps leases alive: all leases of a client over one stream, in the background.
 
 Laws
-- A lease is safe until (when the renewal that was acknowledged last was sent) + TTL, on this machine's monotonic clock;
-  it began to run at the server no sooner than that. At that instant it is reported lost, whether the server
-  says something or not. A lease that was reported lost is never renewed again: its owner has acted on it.
-- Each lease is renewed at a third of its TTL, a little earlier by chance, so that leases that began together part.
-- A server that does not answer a renewal soon is left for another connection while there is time for it.
+- A lease is safe until the instant when the last acknowledged renewal was sent, plus its TTL, on this machine's
+  monotonic clock: the server began to count the TTL no sooner than that. At the end of that time the lease is reported
+  lost, whatever the server says. A lease that was reported lost is never renewed again: its owner has acted on that.
+- Each lease is renewed at a third of its TTL, or at random a little earlier, so that leases that began together spread.
+- A renewal that is not answered soon is sent again on another connection, while there is time for it.
 - Renewals are sent from a timer, not from a task that may wait for something else; a task only opens the stream and
   reads the answers.
 
@@ -35,7 +35,7 @@ from lessor.client._login import token_refused
 _KEEP_ALIVE = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
 
 RENEWALS_PER_TTL = 3  # one may be lost and one be late without the lease ending
-JITTER = 0.2  # a renewal comes up to this part of its time earlier
+JITTER = 0.2  # a renewal is sent up to this part of its interval earlier
 # Wait for the answer to a renewal before another connection is tried, as a part of the TTL: three attempts fit
 # between the first renewal that is not answered and the lease's end.
 ANSWER_TTL_PART = 1 / 6
@@ -51,7 +51,7 @@ class Kept:
         self.lease_id = lease_id
         self.on_lost = on_lost
         self.over = False
-        self.trouble = "the server did not answer"  # why it is not renewed, when it is not
+        self.trouble = "the server did not answer"  # why it was not renewed, for the error's text
         self.next_at = 0.0
         self.renewed(ttl_s, sent_at)
 
@@ -89,7 +89,7 @@ class Keeper:
         self._arm()
 
     def drop(self, kept: Kept) -> None:
-        """Renews it no more: it was lost, or its owner gives it back."""
+        """Stops renewing a lease: it was lost, or its owner revokes it."""
         kept.over = True
         if self._leases.get(kept.lease_id) is kept:
             del self._leases[kept.lease_id]
@@ -106,7 +106,7 @@ class Keeper:
             self._lose(kept, "the server says that it has ended")
 
     def close(self) -> None:
-        """Nothing is renewed any more: what is still kept is lost to its owner."""
+        """Stops renewing: each lease that is still kept is lost to its owner."""
         for kept in list(self._leases.values()):
             self._lose(kept, "the client was closed")
 
@@ -117,7 +117,7 @@ class Keeper:
         heapq.heappush(self._queue, (at, next(self._numbers), kept))
 
     def _arm(self) -> None:
-        """Sets the timer to whatever comes first."""
+        """Sets the timer to the next instant at which something is due."""
         at = min(self._queue[0][0] if self._queue else float("inf"), self._stalled_at())
         if self._timer is not None:
             if self._timer.when() == at and not self._timer.cancelled():
@@ -136,7 +136,7 @@ class Keeper:
 
     def _tick(self, at: float) -> None:
         self._timer = None
-        now = max(asyncio.get_running_loop().time(), at)  # a timer may come a hair too early
+        now = max(asyncio.get_running_loop().time(), at)  # a timer may fire a little too early
         if now >= self._stalled_at() and self._call is not None:
             kept, sent_at = self._unanswered[0]
             kept.trouble = f"no answer within {now - sent_at:.1f} s from {self._call.connection.endpoint.text}"
@@ -165,11 +165,11 @@ class Keeper:
 
     def _send(self, due: list[Kept], now: float) -> None:
         if self._call is None or not due:
-            return  # when there is a stream again, they are the first
+            return  # the next stream begins with them
         try:
             self._call.send_now(rpc.LeaseKeepAliveRequest(ID=kept.lease_id) for kept in due)
         except ClientError:
-            return  # the reader is told the same
+            return  # the reader gets the same error
         for kept in due:
             kept.waiting = True
             self._unanswered.append((kept, now))
@@ -190,7 +190,7 @@ class Keeper:
             except ClientError as error:
                 if isinstance(error, ServerError) and token_refused(error) and credentials.renew():
                     continue
-                if self._call is call:  # otherwise the timer has given it up and knows why
+                if self._call is call:  # otherwise the timer has given the call up, and has noted why
                     self._failed(error, call)
             finally:
                 if call is not None:
@@ -212,7 +212,7 @@ class Keeper:
 
     def _answered(self, reply: rpc.LeaseKeepAliveResponse) -> None:
         if not self._unanswered or self._unanswered[0][0].lease_id != reply.ID:
-            return  # a server that answers what nobody asked confirms nothing
+            return  # an answer to no request of ours confirms nothing
         kept, sent_at = self._unanswered.popleft()
         if reply.TTL <= 0:
             self.gone(kept)
@@ -223,7 +223,7 @@ class Keeper:
         self._arm()
 
     def _failed(self, error: ClientError, call: Call[Message] | None) -> None:
-        """The stream ended with an error. One that will not pass is the fault of the lease that was asked about."""
+        """The stream ended with an error. One that will not pass is about the lease whose answer was due."""
         if passing(error) or not self._unanswered:
             for kept in self._leases.values():
                 kept.trouble = str(error)
@@ -232,12 +232,12 @@ class Keeper:
         else:
             kept, sent_at = self._unanswered[0]
             kept.trouble = str(error)
-            # The others go first from now on; this one has its chance again later, if its owner gets the right to it.
+            # The others go first from now on. This one is tried again later: its owner may have the permission by then.
             kept.due_at = sent_at + kept.ttl_s / RENEWALS_PER_TTL
             if kept.due_at < kept.safe_until:
                 self._plan(kept, kept.due_at)
                 self._arm()
 
     def _pause_s_max(self) -> float:
-        """How long to wait at the most before the next attempt: a small part of the shortest TTL."""
+        """The longest wait before the next attempt, in seconds: a small part of the shortest TTL."""
         return min((kept.ttl_s / 12 for kept in self._leases.values()), default=RECONNECT_S_MAX)

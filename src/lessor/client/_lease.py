@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lease that renews itself, and tells its owner when it is lost.
+"""A lease that renews itself, and reports to its owner when it is lost.
 
 Laws
 - "Alive" is decided by the clock at the moment of the question, not by whether some timer has run already.
-- Lost is final. A server that comes back may still know the lease; its owner has been told otherwise, and it is over.
-- Leaving the block gives the lease back: it is revoked, and its keys are gone, at once where the server can be reached
-  and after the TTL otherwise.
+- A lost lease stays lost. A server that comes back may still know it, but its owner has acted on the report.
+- Leaving the block revokes the lease. Its keys are gone at once where the server can be reached, and after the TTL
+  otherwise.
 """
 
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client._caller import DEFAULT, Timeout
+from lessor.client._calls import Calls
 from lessor.client._errors import ClientError, LeaseLost
 from lessor.client._keeper import Keeper, Kept
-
-if TYPE_CHECKING:
-    from lessor.client._async import AsyncClient
 
 
 class AsyncLost:
@@ -31,7 +28,7 @@ class AsyncLost:
         self._event = asyncio.Event()
 
     def is_set(self) -> bool:
-        """Whether the lease is lost. By the clock, so it is also right while the program has been standing still."""
+        """Whether the lease is lost. The clock decides, so it is right also after the program stood still."""
         return self._lease.lost_error is not None
 
     async def wait(self, *, timeout_s: float | None = None) -> bool:
@@ -53,13 +50,13 @@ class AsyncLease:
 
     def __init__(
         self,
-        client: "AsyncClient",
+        calls: Calls,
         keeper: Keeper,
         ttl_s: int,
         lease_id: int,
         on_lost: Callable[[LeaseLost], object] | None,
     ) -> None:
-        self._client = client
+        self._calls = calls
         self._keeper = keeper
         self._asked_ttl_s = ttl_s
         self._asked_id = lease_id
@@ -89,14 +86,14 @@ class AsyncLease:
     async def grant(self, *, timeout_s: Timeout = DEFAULT) -> "AsyncLease":
         """Grants it and begins to renew it; returns itself. Raises as `client.grant` does, ValueError the second time.
 
-        With an unknown outcome there may be a lease that nobody renews; it ends by itself.
+        After an unknown outcome there may be a lease that nobody renews; it ends by itself.
         """
         if self._kept is not None:
             raise ValueError("a lease is granted once; make another")
         loop = asyncio.get_running_loop()
-        self._clock = loop.time  # bound to the loop, and good in every thread
+        self._clock = loop.time  # bound to the loop; any thread may call it
         sent_at = loop.time()
-        reply = await self._client.grant(self._asked_ttl_s, self._asked_id, timeout_s=timeout_s)
+        reply = await self._calls.grant(self._asked_ttl_s, self._asked_id, timeout_s=timeout_s)
         self._kept = Kept(reply.ID, reply.TTL, sent_at, self._is_lost)
         self._keeper.keep(self._kept)
         return self
@@ -112,7 +109,7 @@ class AsyncLease:
         was_lost = self.lost_error is not None
         self._revoked = not was_lost
         try:
-            return await self._client.revoke(self._kept.lease_id, timeout_s=timeout_s)
+            return await self._calls.revoke(self._kept.lease_id, timeout_s=timeout_s)
         except ClientError:
             if was_lost:
                 return None
@@ -126,7 +123,7 @@ class AsyncLease:
 
     @property
     def ttl_s(self) -> int:
-        """Seconds that the server gives it with each renewal; may be more than was asked for."""
+        """Seconds of its TTL, as the server granted or renewed it last; may be more than was asked for."""
         return self._granted().ttl_s
 
     @property
@@ -163,7 +160,7 @@ class AsyncLease:
             raise LeaseLost(kept.lease_id, "it was revoked by its owner")
 
     def _gone(self) -> None:
-        """Something else than a renewal has told that the server does not know the lease any more."""
+        """A call other than a renewal has shown that the server does not know the lease any more."""
         self._keeper.gone(self._granted())
 
     def _granted(self) -> Kept:
@@ -175,4 +172,4 @@ class AsyncLease:
         self._error = error
         self._lost._event.set()
         if self._on_lost is not None:
-            asyncio.get_running_loop().call_soon(self._on_lost, error)  # its errors are not ours
+            asyncio.get_running_loop().call_soon(self._on_lost, error)  # its errors go to the loop, not to the keeper

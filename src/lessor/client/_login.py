@@ -4,7 +4,7 @@
 Laws
 - The password goes over the wire in Authenticate alone; calls carry the token.
 - Calls that need a token at the same time share one login.
-- A server whose auth is off is asked without a token, until it says that it wants one.
+- Calls to a server whose auth is off carry no token, until it says that it wants one.
 """
 
 import asyncio
@@ -25,17 +25,17 @@ Token = tuple[tuple[str, str], ...]
 
 
 def token_refused(error: ServerError) -> bool:
-    """Whether a call that was refused so may go through with a new token."""
+    """Whether the refused call may succeed with a new token."""
     return error.message in _TEXTS
 
 
 def watch_refused(response: rpc.WatchResponse) -> bool:
-    """The same for a watch."""
+    """`token_refused`, for a watch."""
     return response.canceled and response.cancel_reason in _WATCH_TEXTS
 
 
 class Login:
-    """One user at one service. Without a name: nobody, who has no token and needs none."""
+    """One user at one service. Without a name there is no user, and calls carry no token."""
 
     def __init__(self, user: str, password: str) -> None:
         self._user = user
@@ -64,6 +64,6 @@ class Login:
             return self._token
 
     def forget(self, token: Token) -> None:
-        """The server refused this token. Another call may have got a new one meanwhile, which is kept."""
+        """The server refused this token. A newer one, which another call has got meanwhile, is kept."""
         if self._token == token:
             self._token = None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door between threads and the asynchronous client: a thread with an event loop, and what blocks in front of it.
+"""The asynchronous client for threads: a thread with an event loop, and objects whose calls block until it answers.
 
 Laws
 - A call from any thread runs as a task of the loop's thread; the caller waits. What runs in the background (renewals,
   registrations, views) goes on whatever the callers do.
 - The thread starts with the first call. A client that was made before a fork and not used yet works on both sides of
-  it; one that was used belongs to the process that used it, and says so elsewhere.
-- After `close` no thread, task or socket is left. Whoever is still waiting is told ClientClosed.
+  it; one that was used belongs to the process that used it, and raises UsedAfterFork in another.
+- After `close` no thread, task or socket is left. A call that still waits raises ClientClosed.
 - Callbacks of the user run in threads of their own: they may call the client.
 - Ctrl-C in a waiting thread cancels the call that it waits for.
 
@@ -67,7 +67,7 @@ class _Waiter:
 
 
 def _discard(work: Awaitable[Any]) -> None:
-    """Lets go of what will never be awaited, or Python warns of it."""
+    """Closes a coroutine that will never be awaited; otherwise Python warns of it."""
     close = getattr(work, "close", None)
     if close is not None:
         close()
@@ -109,17 +109,17 @@ class Portal:
         return cast(T, waiter.result())
 
     def leave(self, work: Coroutine[Any, Any, object]) -> None:
-        """`run`, at the end of a block: quiet where the client is closed, and in a child that the block's owner forked.
+        """`run`, at the end of a block. Does nothing when the client is closed, and in a child that the owner forked.
 
-        What the block stands for is over in the one case, and the parent's in the other.
+        In the first case the work of the block is over, in the second it is the parent's.
         """
         with suppress(ClientClosed, UsedAfterFork):
             self.run(work)
 
     def close(self) -> None:
-        """Ends the thread and waits for that; nothing the second time. Raises what `last` raises, after that."""
+        """Ends the thread and waits for that; the second time does nothing. Raises what `last` raises, after that."""
         if self._pid and os.getpid() != self._pid:
-            return  # the parent's client is the parent's to close; one of its threads may hold the lock for ever
+            return  # the parent closes its client; here its lock may be held for ever
         with self._lock:
             if self._closed:
                 return
@@ -167,7 +167,7 @@ class Portal:
             self._loop.call_soon_threadsafe(self._loop.stop)
             raise
         self._pid = os.getpid()
-        # Who drops a client without closing it should not keep its leases for ever.
+        # The leases of a client that is dropped without being closed should not live for ever.
         self._finalizer = weakref.finalize(self, _stop, self._loop, self._pid, self._last)
         self._finalizer.atexit = False
 
@@ -178,7 +178,7 @@ class Portal:
 
 def _cancel(waiter: _Waiter, work: Awaitable[Any]) -> None:
     if waiter.task is not None:
-        asyncio.get_running_loop().call_soon(waiter.task.cancel)  # not before it has begun, or `work` never would
+        asyncio.get_running_loop().call_soon(waiter.task.cancel)  # not before the task has begun, or `work` never would
     else:  # the interrupt came before it was handed over
         _discard(work)
 
@@ -210,7 +210,7 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class Facade(Generic[A]):
-    """Something of the asynchronous client, seen from other threads."""
+    """An object of the asynchronous client, for other threads."""
 
     __slots__ = ("_inner", "_portal")
 
@@ -255,7 +255,7 @@ B = TypeVar("B", bound=AsyncBatches[Any])
 
 
 class Batches(Facade[B], Generic[B, T]):
-    """Iterates over what comes in batches; the hand-over between the threads is paid once for each batch."""
+    """Iterates over items that come in batches: one hand-over between the threads for each batch."""
 
     def __init__(self, portal: Portal, inner: B) -> None:
         super().__init__(portal, inner)

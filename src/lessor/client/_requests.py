@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests about keys, from Python's words: what a client's methods and the steps of a txn share.
+"""Requests about keys, from Python's arguments: shared by the client's methods and the steps of a txn.
 
-Law: nothing is checked here that the server checks; what it says of a mistake is what the caller hears.
+Law: nothing is checked here that the server checks; the caller gets the server's own error.
 """
 
+from collections.abc import Sequence
 from typing import Final, cast
 
 from lessor.api.proto import rpc_pb2 as rpc
@@ -85,4 +86,25 @@ def range_request(
         max_mod_revision=max_mod_revision,
         min_create_revision=min_create_revision,
         max_create_revision=max_create_revision,
+    )
+
+
+def watch_request(
+    key: Bytes,
+    range_end: Bytes,
+    prefix: bool,
+    start_revision: int,
+    prev_kv: bool,
+    progress_notify: bool,
+    filters: Sequence[int],
+) -> rpc.WatchCreateRequest:
+    first, end = key_range(key, range_end, prefix)
+    return rpc.WatchCreateRequest(
+        key=first,
+        range_end=end,
+        start_revision=start_revision,
+        prev_kv=prev_kv,
+        progress_notify=progress_notify,
+        filters=cast("Sequence[rpc.WatchCreateRequest.FilterType]", filters),
+        fragment=True,
     )

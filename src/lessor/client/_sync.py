@@ -42,7 +42,7 @@ class Lost(Facade[AsyncLost]):
     __slots__ = ()
 
     def is_set(self) -> bool:
-        """Whether the lease is lost. By the clock, so it is also right while the program has been standing still."""
+        """Whether the lease is lost. The clock decides, so it is right also after the program stood still."""
         return self._inner.is_set()
 
     def wait(self, *, timeout_s: float | None = None) -> bool:
@@ -73,7 +73,7 @@ class Lease(Facade[AsyncLease]):
     def grant(self, *, timeout_s: Timeout = DEFAULT) -> Lease:
         """Grants it and begins to renew it; returns itself. Raises as `client.grant` does, ValueError the second time.
 
-        With an unknown outcome there may be a lease that nobody renews; it ends by itself.
+        After an unknown outcome there may be a lease that nobody renews; it ends by itself.
         """
         self._portal.run(self._inner.grant(timeout_s=timeout_s))
         return self
@@ -92,7 +92,7 @@ class Lease(Facade[AsyncLease]):
 
     @property
     def ttl_s(self) -> int:
-        """Seconds that the server gives it with each renewal; may be more than was asked for."""
+        """Seconds of its TTL, as the server granted or renewed it last; may be more than was asked for."""
         return self._inner.ttl_s
 
     @property
@@ -123,10 +123,10 @@ class Lease(Facade[AsyncLease]):
 class Watch(Batches[AsyncWatch, mvcc.Event]):
     """Changes of keys, one after the other: `with client.events(...) as watch: for event in watch: ...`
 
-    When the block begins, the watch has begun at the server: what is written from then on will be told. It goes on
-    over lost connections and restarts, without loss and without repetition. Raises Compacted when the server has
-    forgotten what is to come next (the connection was away for long, and somebody compacted meanwhile), WatchCanceled
-    when the server ends it or does not allow it.
+    When the block begins, the watch has begun at the server: each later write is yielded. It goes on over lost
+    connections and restarts, without loss and without repetition. Raises Compacted when the changes that come next are
+    no longer in the history (the connection was away for long, and somebody compacted meanwhile), WatchCanceled when
+    the server ends the watch or does not allow it.
     """
 
     __slots__ = ()
@@ -172,7 +172,7 @@ class Lock(Facade[AsyncLock]):
 
         First come, first served. Lost connections and restarts of the server cost time, not the place in the line.
         Raises CallTimeout (the place is given up then), LeaseLost when the lease ends meanwhile, NotLeader when
-        somebody deletes our key, or as calls do. To acquire what one holds returns the same token.
+        somebody deletes our key, or as calls do. Acquiring a lock that is held already returns the same token.
         """
         return self._portal.run(self._inner.acquire(timeout_s=timeout_s))
 
@@ -194,7 +194,7 @@ class Lock(Facade[AsyncLock]):
 
     @property
     def held(self) -> bool:
-        """Whether the lock is held for certain at this moment, as far as this machine's clock can tell."""
+        """Whether the lock is certainly held at this moment, as far as this machine's clock can tell."""
         return self._inner.held
 
     @property
@@ -209,7 +209,7 @@ class Lock(Facade[AsyncLock]):
 
     @property
     def lease(self) -> Lease:
-        """The lease that the lock stands and falls with: look at `lock.lease.lost`. ValueError before `acquire`."""
+        """The lease that the lock depends on: look at `lock.lease.lost`. ValueError before `acquire`."""
         return Lease(self._portal, self._inner.lease)
 
 
@@ -233,13 +233,13 @@ class Election(Facade[AsyncElection]):
     def campaign(self, value: Bytes = b"", *, timeout_s: float | None = None) -> int:
         """Waits until it leads, `timeout_s` seconds at the most (None: no limit); returns the fencing token.
 
-        `value`: what the world is to know of the leader, mostly its address. Raises CallTimeout (the candidacy is given
+        `value`: what others are to know of the leader, mostly its address. Raises CallTimeout (the candidacy is given
         up then), LeaseLost when the lease ends meanwhile, NotLeader when somebody deletes our key, or as calls do.
         """
         return self._portal.run(self._inner.campaign(value, timeout_s=timeout_s))
 
     def proclaim(self, value: Bytes) -> None:
-        """Changes what the leader says of itself. NotLeader when it does not lead (any more), LeaseLost."""
+        """Changes the leader's value. Raises NotLeader when it does not lead (any more), LeaseLost, or as calls do."""
         self._portal.run(self._inner.proclaim(value))
 
     def resign(self) -> None:
@@ -247,14 +247,14 @@ class Election(Facade[AsyncElection]):
         self._portal.run(self._inner.resign())
 
     def leader(self) -> Leader | None:
-        """Who leads at this moment; None: nobody."""
+        """The leader at this moment; None: nobody leads."""
         return self._portal.run(self._inner.leader())
 
     def observe(self) -> Stream[Leader | None]:
         """The leader of now, then each new one and each new value; None while there is none. Needs no candidacy.
 
         Goes on over lost connections. Leaders that came and went while the server's history was compacted away are
-        not told.
+        not shown.
         """
         return Stream(self._portal, self._inner.observe())
 
@@ -265,7 +265,7 @@ class Election(Facade[AsyncElection]):
 
     @property
     def leads(self) -> bool:
-        """Whether it leads for certain at this moment, as far as this machine's clock can tell."""
+        """Whether it certainly leads at this moment, as far as this machine's clock can tell."""
         return self._inner.leads
 
     @property
@@ -275,7 +275,7 @@ class Election(Facade[AsyncElection]):
 
     @property
     def lease(self) -> Lease:
-        """The lease that the leadership stands and falls with. ValueError before `campaign`."""
+        """The lease that the leadership depends on. ValueError before `campaign`."""
         return Lease(self._portal, self._inner.lease)
 
 
@@ -307,11 +307,11 @@ class Registration(Facade[AsyncRegistration]):
 
     @property
     def registered(self) -> bool:
-        """Whether it is registered for certain at this moment. Where it is not, it is on its way back."""
+        """Whether it is certainly registered at this moment. While it is not, it tries to register anew."""
         return self._inner.registered
 
     def check(self) -> None:
-        """Raises what keeps the registration from coming back: the server forbids it, or the client was closed."""
+        """Raises the error that ended the registration for good: the server forbids it, or the client was closed."""
         self._inner.check()
 
 
@@ -332,16 +332,16 @@ class Discovery(Batches[AsyncDiscovery, Change]):
 
     @property
     def instances(self) -> tuple[Instance, ...]:
-        """All that are there, as far as is known; while the server cannot be reached that is what was known last."""
+        """The instances, as far as is known; while the server cannot be reached, those that were known last."""
         return self._inner.instances
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Their addresses."""
+        """The addresses of `instances`."""
         return self._inner.addresses
 
     def close(self) -> None:
-        """Ends the view; it shows what it showed last."""
+        """Ends the following; the view stays as it is."""
         self._portal.run(self._inner.aclose())
 
 
@@ -354,17 +354,17 @@ class Txn(Facade[AsyncTxn]):
     __slots__ = ()
 
     def when(self, *conditions: rpc.Compare) -> Txn:
-        """All of them must hold. None at all: `then` is done."""
+        """All of them must hold. Without conditions `then` is carried out."""
         self._inner.when(*conditions)
         return self
 
     def then(self, *steps: rpc.RequestOp) -> Txn:
-        """What to do when they hold. Later steps see what earlier ones did."""
+        """The steps for when they hold. Later steps see what earlier ones did."""
         self._inner.then(*steps)
         return self
 
     def otherwise(self, *steps: rpc.RequestOp) -> Txn:
-        """What to do when they do not."""
+        """The steps for when they do not hold."""
         self._inner.otherwise(*steps)
         return self
 
@@ -374,12 +374,12 @@ class Txn(Facade[AsyncTxn]):
 
 
 class Maintenance(Facade[AsyncMaintenance]):
-    """What keeps a server well. `client.snapshot()` stands beside the others, for it is a stream."""
+    """The calls that keep a server well. `client.snapshot()` is not among them, because it is a stream."""
 
     __slots__ = ()
 
     def status(self, *, timeout_s: Timeout = DEFAULT) -> rpc.StatusResponse:
-        """Version, size, leader, and what is wrong with this server."""
+        """Version, size and leader of this server, and its errors."""
         return self._portal.run(self._inner.status(timeout_s=timeout_s))
 
     def alarms(self, *, timeout_s: Timeout = DEFAULT) -> rpc.AlarmResponse:
@@ -393,11 +393,11 @@ class Maintenance(Facade[AsyncMaintenance]):
         return self._portal.run(self._inner.alarm_activate(member_id, alarm, timeout_s=timeout_s))
 
     def alarm_disarm(self, member_id: int, alarm: rpc.AlarmType, *, timeout_s: Timeout = DEFAULT) -> rpc.AlarmResponse:
-        """Takes an alarm back; `alarms` tells the member's id. Nothing happens when it is not raised."""
+        """Takes an alarm back; `alarms` has the member's id. Nothing happens when the alarm is not raised."""
         return self._portal.run(self._inner.alarm_disarm(member_id, alarm, timeout_s=timeout_s))
 
     def defragment(self, *, timeout_s: Timeout = DEFAULT) -> rpc.DefragmentResponse:
-        """Gives back the space of what is deleted. Calls wait meanwhile; give it time."""
+        """Gives the space of deleted data back to the file system. Calls wait meanwhile; allow a long `timeout_s`."""
         return self._portal.run(self._inner.defragment(timeout_s=timeout_s))
 
     def hash_kv(self, revision: int = 0, *, timeout_s: Timeout = DEFAULT) -> rpc.HashKVResponse:
@@ -409,7 +409,7 @@ class Maintenance(Facade[AsyncMaintenance]):
         return self._portal.run(self._inner.hash(timeout_s=timeout_s))
 
     def move_leader(self, target_id: int, *, timeout_s: Timeout = DEFAULT) -> rpc.MoveLeaderResponse:
-        """Makes another member the leader; for the leader only."""
+        """Makes another member the leader. Only the leader carries it out."""
         return self._portal.run(self._inner.move_leader(target_id, timeout_s=timeout_s))
 
     def downgrade(
@@ -425,17 +425,17 @@ class Cluster(Facade[AsyncCluster]):
     __slots__ = ()
 
     def member_list(self, *, linearizable: bool = True, timeout_s: Timeout = DEFAULT) -> rpc.MemberListResponse:
-        """Who is a member. `linearizable`: as the leader knows, not this member's memory."""
+        """The members. `linearizable`: as the leader knows them; otherwise as this member remembers them."""
         return self._portal.run(self._inner.member_list(linearizable=linearizable, timeout_s=timeout_s))
 
     def member_add(
         self, peer_urls: Sequence[str], *, learner: bool = False, timeout_s: Timeout = DEFAULT
     ) -> rpc.MemberAddResponse:
-        """Takes in a member that will listen on `peer_urls`; a learner does not vote."""
+        """Adds a member that will listen on `peer_urls`; a learner does not vote."""
         return self._portal.run(self._inner.member_add(peer_urls, learner=learner, timeout_s=timeout_s))
 
     def member_remove(self, member_id: int, *, timeout_s: Timeout = DEFAULT) -> rpc.MemberRemoveResponse:
-        """Puts a member out of the cluster."""
+        """Removes a member from the cluster."""
         return self._portal.run(self._inner.member_remove(member_id, timeout_s=timeout_s))
 
     def member_update(
@@ -455,14 +455,14 @@ class Auth(Facade[AsyncAuth]):
     __slots__ = ()
 
     def enable(self, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthEnableResponse:
-        """From now on everybody has to say who they are.
+        """Switches auth on: from now on each call needs a user.
 
         FailedPrecondition: there is no user root with the role root.
         """
         return self._portal.run(self._inner.enable(timeout_s=timeout_s))
 
     def disable(self, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthDisableResponse:
-        """Everybody may do everything again."""
+        """Switches auth off: everybody may do everything again."""
         return self._portal.run(self._inner.disable(timeout_s=timeout_s))
 
     def status(self, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthStatusResponse:
@@ -472,7 +472,7 @@ class Auth(Facade[AsyncAuth]):
     def user_add(
         self, name: str, password: str = "", *, no_password: bool = False, timeout_s: Timeout = DEFAULT
     ) -> rpc.AuthUserAddResponse:
-        """Adds a user. `no_password`: one that only a client certificate can tell."""
+        """Adds a user. `no_password`: one that can only log in with a client certificate."""
         return self._portal.run(self._inner.user_add(name, password, no_password=no_password, timeout_s=timeout_s))
 
     def user_get(self, name: str, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthUserGetResponse:
@@ -484,13 +484,13 @@ class Auth(Facade[AsyncAuth]):
         return self._portal.run(self._inner.user_list(timeout_s=timeout_s))
 
     def user_delete(self, name: str, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthUserDeleteResponse:
-        """Deletes a user; its tokens are good no more."""
+        """Deletes a user; its tokens become invalid."""
         return self._portal.run(self._inner.user_delete(name, timeout_s=timeout_s))
 
     def user_change_password(
         self, name: str, password: str, *, timeout_s: Timeout = DEFAULT
     ) -> rpc.AuthUserChangePasswordResponse:
-        """Changes a password; tokens that were got with the old one are good no more."""
+        """Changes a password; tokens that were got with the old one become invalid."""
         return self._portal.run(self._inner.user_change_password(name, password, timeout_s=timeout_s))
 
     def user_grant_role(self, user: str, role: str, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthUserGrantRoleResponse:
@@ -514,7 +514,7 @@ class Auth(Facade[AsyncAuth]):
         return self._portal.run(self._inner.role_list(timeout_s=timeout_s))
 
     def role_delete(self, role: str, *, timeout_s: Timeout = DEFAULT) -> rpc.AuthRoleDeleteResponse:
-        """Deletes a role, also from the users that have it."""
+        """Deletes a role, and takes it from the users that have it."""
         return self._portal.run(self._inner.role_delete(role, timeout_s=timeout_s))
 
     def role_grant_permission(
@@ -547,15 +547,16 @@ class Client(Facade[AsyncClient]):
     """A client for one etcd-compatible service. Connects at the first call; close it with `close` or `with`.
 
     endpoints          "host:port", "http(s)://host:port" or "unix(s):///path", tried in order; a list, or separated by
-                       commas. Who does not answer is left for the next one
+                       commas. An endpoint that does not answer is left for the next one
     connect_timeout_s  longest wait for one endpoint to take the connection
     timeout_s          longest wait for the answer to a call, unless the call says otherwise; None: no limit
     ssl                how to speak TLS; see `tls_context` and `Channel`
-    server_name        what the servers' certificates must name; "": the endpoint's host
-    user, password     who calls, where the service wants to know; logs in at the first call, and again when need be
+    server_name        the name that the servers' certificates must have; "": the endpoint's host
+    user, password     the user, where the service wants one; logs in at the first call, and again when its token is
+                       refused
     request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
-    ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers take
-                       offence at less than 5 s
+    ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers may
+                       close the connection when this is less than 5 s
     ping_answer_s_max  longest wait for that sign; then the connection is given up
 
     Raises InvalidEndpoint. For threads.
@@ -602,9 +603,65 @@ class Client(Facade[AsyncClient]):
     def close(self) -> None:
         """Closes the connections; calls that are underway fail, and leases are renewed no more.
 
-        Those that were not revoked live on until their TTL ends.
+        Leases that were not revoked live on until their TTL ends.
         """
         self._portal.close()
+
+    def transaction(self) -> Txn:
+        """A txn step by step: `client.transaction().when(...).then(...).otherwise(...).commit()`."""
+        return Txn(self._portal, self._inner.transaction())
+
+    def lease(self, ttl_s: int, lease_id: int = 0, *, on_lost: Callable[[LeaseLost], object] | None = None) -> Lease:
+        """A lease that renews itself: `with client.lease(30) as lease:`. A client's leases share one stream.
+
+        Renewed at every third of its TTL, over lost connections and restarts of the server; revoked when the block
+        ends. It is lost when the server says so, or when no renewal was acknowledged for its TTL, counted from the
+        instant when the last acknowledged one was sent. Then `on_lost` is called with the error, `lease.lost` is set,
+        and each use of `lease.id` raises that error. `ttl_s` and `lease_id` as for `grant`. Let the TTL be several
+        times `connect_timeout_s` where there are several endpoints.
+        """
+        return Lease(self._portal, self._inner.lease(ttl_s, lease_id, on_lost=self._portal.elsewhere(on_lost)))
+
+    def lock(self, name: Bytes, *, lease: Lease | None = None, ttl_s: int = 30) -> Lock:
+        """A lock over all machines: `with client.lock("jobs/42") as lock: use(lock.token)`.
+
+        `lease`: the lock is lost when it ends; None: one of its own, of `ttl_s` seconds. A lease holds a lock once.
+        A lock alone does not protect from a holder that stood still while its lease ended: use `lock.token`.
+        """
+        return Lock(self._portal, self._inner.lock(name, lease=None if lease is None else lease._inner, ttl_s=ttl_s))
+
+    def election(self, name: Bytes, *, lease: Lease | None = None, ttl_s: int = 30) -> Election:
+        """An election: `campaign` in it, or `observe` it. Arguments as for `lock`; observing needs no lease."""
+        return Election(
+            self._portal, self._inner.election(name, lease=None if lease is None else lease._inner, ttl_s=ttl_s)
+        )
+
+    def register(self, service: str, address: str, ttl_s: int = 10, *, value: Bytes = b"") -> Registration:
+        """Registers `address` as an instance of `service`, for as long as the block runs and this process lives.
+
+        Writes the key `service/address`, attached to a lease of `ttl_s` seconds. When the lease is lost, it registers
+        anew. `value`: whatever else others should know.
+        """
+        return Registration(self._portal, self._inner.register(service, address, ttl_s, value=value))
+
+    def discover(self, service: str) -> Discovery:
+        """The instances of `service`: a view that follows in the background, and an iterator of its changes."""
+        return Discovery(self._portal, self._inner.discover(service))
+
+    @property
+    def maintenance(self) -> Maintenance:
+        """Status, alarms, defragmentation and the other calls that keep a server well."""
+        return Maintenance(self._portal, self._inner.maintenance)
+
+    @property
+    def cluster(self) -> Cluster:
+        """The members of the cluster."""
+        return Cluster(self._portal, self._inner.cluster)
+
+    @property
+    def auth(self) -> Auth:
+        """Users, roles and permissions."""
+        return Auth(self._portal, self._inner.auth)
 
     def grant(self, ttl_s: int, lease_id: int = 0, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseGrantResponse:
         """Makes a lease of at least `ttl_s` seconds; the server may raise a short TTL to its minimum (see reply.TTL).
@@ -643,17 +700,17 @@ class Client(Facade[AsyncClient]):
     ) -> Stream[leases_pb2.LeaseListResponse]:
         """Yields the live leases page by page: granted and remaining time, number of keys, keys. Lessor only.
 
-        key_prefix       only leases with a key that begins so
+        key_prefix       only leases with a key that begins with it
         remaining_s_max  only leases with at most so many seconds left, to the millisecond; 0: all
         order            a number of LeaseListRequest.Order: by id, by remaining time, by number of keys (most first)
         limit            the most leases of a page, up to 10,000; 0: 100
         keys_limit       the most keys shown of a lease, up to 1,000; 0: none
 
-        Nothing is asked for ahead: who wants one page stops after it. By id or remaining time no lease that lives
-        throughout is left out; one that is renewed meanwhile may come twice by remaining time. Cost: each page makes
-        the server look at all of its leases, in small steps, so who wants all of them asks for large pages.
-        `timeout_s`: for each page. ServerError Unimplemented: the server is not Lessor; PermissionDenied: there are
-        keys that the user may not read.
+        No page is asked for ahead: to read one page only, stop after it. In the orders by id and by remaining time, a
+        lease that lives from the first page to the last is never left out; by remaining time, a lease that is renewed
+        meanwhile may come twice. Cost: for each page the server looks at all its leases, in small steps, so ask for
+        large pages to read all leases. `timeout_s`: for each page. ServerError Unimplemented: the server is not
+        Lessor; PermissionDenied: there are keys that the user may not read.
         """
         return Stream(
             self._portal,
@@ -668,11 +725,11 @@ class Client(Facade[AsyncClient]):
         )
 
     def lease_events(self) -> Stream[leases_pb2.LeaseWatchResponse]:
-        """Yields what becomes of leases from now on: granted, expired, revoked; renewals are not told. Lessor only.
+        """Yields the events of leases from now on: granted, expired, revoked. Renewals are not shown. Lessor only.
 
-        The first response is `created` and has no events: what happens after it is told, in order, so whoever wants to
-        know all leases lists them then. There is no history: a lost connection raises ConnectionLost, and a reader who
-        stays away for so long that some MiB of events wait is cut off with ServerError ResourceExhausted; begin anew
+        The first response is `created` and has no events. All later events are sent, in order; to know all leases, list
+        them after the first response. There is no history: a lost connection raises ConnectionLost, and a reader that
+        stays away until some MiB of events wait is cut off with ServerError ResourceExhausted. After either, begin anew
         and list again. ServerError Unimplemented: the server is not Lessor; PermissionDenied: the user may not read
         all keys.
         """
@@ -683,24 +740,13 @@ class Client(Facade[AsyncClient]):
         return self._portal.run(self._inner.keep_alive_once(lease_id, timeout_s=timeout_s))
 
     def keep_alive(self, lease_id: int) -> Stream[rpc.LeaseKeepAliveResponse]:
-        """Renews a lease now and then at every third of its TTL, yielding each renewal; ends when the lease is gone.
+        """Renews a lease at once and then at every third of its TTL, yields each renewal, ends when the lease is gone.
 
         The renewals happen when the next item is asked for, so do not stay away longer than two thirds of the TTL. A
-        lost connection is made again until the TTL has passed since the last renewal, and then ConnectionLost or
+        lost connection is made again until the TTL has passed since the last renewal. Then ConnectionLost or
         CallTimeout is raised: the lease may be gone by then. Before the first renewal they are raised at once.
         """
         return Stream(self._portal, self._inner.keep_alive(lease_id))
-
-    def lease(self, ttl_s: int, lease_id: int = 0, *, on_lost: Callable[[LeaseLost], object] | None = None) -> Lease:
-        """A lease that renews itself: `with client.lease(30) as lease:`. All of a client share one stream.
-
-        Renewed at every third of its TTL, over lost connections and restarts of the server; revoked when the block
-        ends. It is lost when the server says so, or when no renewal was acknowledged for its TTL, counted from when
-        the last one that was acknowledged was sent. Then `on_lost` is called with the error, `lease.lost` is set, and
-        whatever is done with `lease.id` raises that error. `ttl_s` and `lease_id` as for `grant`. Let the TTL be
-        several times `connect_timeout_s` where there are several endpoints.
-        """
-        return Lease(self._portal, self._inner.lease(ttl_s, lease_id, on_lost=self._portal.elsewhere(on_lost)))
 
     def put(
         self,
@@ -713,9 +759,9 @@ class Client(Facade[AsyncClient]):
         ignore_lease: bool = False,
         timeout_s: Timeout = DEFAULT,
     ) -> rpc.PutResponse:
-        """Writes a key. With `lease_id` it is deleted when that lease ends; without, it loses the lease it had.
+        """Writes a key. With `lease_id` the key is deleted when that lease ends; without, it loses the lease it had.
 
-        `prev_kv`: the reply brings what the key was before. `ignore_value`, `ignore_lease`: the key, which must exist,
+        `prev_kv`: the reply has the key as it was before. `ignore_value`, `ignore_lease`: the key, which must exist,
         keeps its value or its lease. ServerError NotFound: no such lease.
         """
         return self._portal.run(
@@ -751,8 +797,8 @@ class Client(Facade[AsyncClient]):
     ) -> rpc.RangeResponse:
         """Reads one key, or the keys from `key` up to but not including `range_end`.
 
-        range_end     b"" for one key; `prefix_end(key)` for all that begin with it; FROM_KEY for all from it on
-        prefix        all that begin with `key`; without range_end
+        range_end     b"" for one key; `prefix_end(key)` for all keys that begin with it; FROM_KEY for all from it on
+        prefix        all keys that begin with `key`; without range_end
         limit         at most so many keys (reply.more says that there are others); 0: all
         revision      the state at that revision; 0: now. OutOfRange when it is compacted or not reached yet
         sort_order, sort_target  numbers of RangeRequest.SortOrder and .SortTarget; by default in key order
@@ -789,7 +835,7 @@ class Client(Facade[AsyncClient]):
         prev_kv: bool = False,
         timeout_s: Timeout = DEFAULT,
     ) -> rpc.DeleteRangeResponse:
-        """Deletes one key, or a range as in `get`; reply.deleted says how many. `prev_kv`: the reply brings them."""
+        """Deletes one key, or a range as in `get`; reply.deleted says how many. `prev_kv`: the reply has them."""
         return self._portal.run(
             self._inner.delete(key, range_end=range_end, prefix=prefix, prev_kv=prev_kv, timeout_s=timeout_s)
         )
@@ -804,10 +850,6 @@ class Client(Facade[AsyncClient]):
     ) -> rpc.TxnResponse:
         """Carries out `success` if all of `compare` hold, otherwise `failure`, all at one instant (reply.succeeded)."""
         return self._portal.run(self._inner.txn(compare, success, failure, timeout_s=timeout_s))
-
-    def transaction(self) -> Txn:
-        """A txn in words: `client.transaction().when(...).then(...).otherwise(...).commit()`."""
-        return Txn(self._portal, self._inner.transaction())
 
     def compact(self, revision: int, *, physical: bool = False, timeout_s: Timeout = DEFAULT) -> rpc.CompactionResponse:
         """Forgets the history before `revision`. `physical`: answer only when the space is free.
@@ -830,8 +872,9 @@ class Client(Facade[AsyncClient]):
         """Yields the server's responses about changes of a key or, as in `get`, a range: in order, none twice.
 
         start_revision   the first revision of interest, also a past one; 0: from now on
-        prev_kv          each event brings what the key was before
-        progress_notify  also yield responses without events, now and then: all up to header.revision was seen
+        prev_kv          each event has the key as it was before
+        progress_notify  also yield, from time to time, a response without events: nothing is missing up to its
+                         header.revision
         filters          numbers of WatchCreateRequest.FilterType: kinds of event to leave out
 
         The events of one revision come in one response. A response with `canceled` is the last: the server ends the
@@ -863,7 +906,7 @@ class Client(Facade[AsyncClient]):
         progress_notify: bool = False,
         filters: Sequence[int] = (),
     ) -> Watch:
-        """Changes of a key or range, event by event; arguments as for `watch`, which tells the same in responses.
+        """Changes of a key or range, event by event; arguments as for `watch`, which yields the same as responses.
 
         with client.events("service/", prefix=True) as watch:
             for event in watch:
@@ -882,53 +925,12 @@ class Client(Facade[AsyncClient]):
             ),
         )
 
-    def lock(self, name: Bytes, *, lease: Lease | None = None, ttl_s: int = 30) -> Lock:
-        """A lock over all machines: `with client.lock("jobs/42") as lock: use(lock.token)`.
-
-        `lease`: the lock is lost when it ends; None: one of its own, of `ttl_s` seconds. A lease holds a lock once.
-        A lock alone protects nothing from a holder that stood still while its lease ended: use `lock.token`.
-        """
-        return Lock(self._portal, self._inner.lock(name, lease=None if lease is None else lease._inner, ttl_s=ttl_s))
-
-    def election(self, name: Bytes, *, lease: Lease | None = None, ttl_s: int = 30) -> Election:
-        """An election: `campaign` in it, or `observe` it. Arguments as for `lock`; to observe takes no lease."""
-        return Election(
-            self._portal, self._inner.election(name, lease=None if lease is None else lease._inner, ttl_s=ttl_s)
-        )
-
-    def register(self, service: str, address: str, ttl_s: int = 10, *, value: Bytes = b"") -> Registration:
-        """Says that `service` can be had at `address`, for as long as the block runs and this process lives.
-
-        Writes the key `service/address`, attached to a lease of `ttl_s` seconds. Should the lease be lost, it registers
-        anew. `value` is whatever else others should know.
-        """
-        return Registration(self._portal, self._inner.register(service, address, ttl_s, value=value))
-
-    def discover(self, service: str) -> Discovery:
-        """Who is registered as `service`: a view that follows in the background, and an iterator of its changes."""
-        return Discovery(self._portal, self._inner.discover(service))
-
     def snapshot(self) -> Stream[rpc.SnapshotResponse]:
         """A copy of the server's data as a file, in pieces; the last one is the SHA-256 of those before it.
 
-        Takes as long as it takes; a connection that is lost underway is not made again. For root, where users log in.
+        There is no time limit. A connection that is lost underway is not made again. Where auth is on, only root may.
         """
         return Stream(self._portal, self._inner.snapshot())
-
-    @property
-    def maintenance(self) -> Maintenance:
-        """Status, alarms, defragmentation and what else keeps a server well."""
-        return Maintenance(self._portal, self._inner.maintenance)
-
-    @property
-    def cluster(self) -> Cluster:
-        """The members of the cluster."""
-        return Cluster(self._portal, self._inner.cluster)
-
-    @property
-    def auth(self) -> Auth:
-        """Users, roles and permissions."""
-        return Auth(self._portal, self._inner.auth)
 
     def call(self, method: str | Method, request: Message, *, timeout_s: Timeout = DEFAULT) -> Message:
         """Any unary call: `method` as "/etcdserverpb.Maintenance/Status" or out of the table of methods.
@@ -938,8 +940,8 @@ class Client(Facade[AsyncClient]):
         return self._portal.run(self._inner.call(method, request, timeout_s=timeout_s))
 
     def request_progress(self) -> None:
-        """Asks how far each watch of this client is: it yields a response without events once all was sent to it.
+        """Asks how far each watch of this client is. A watch yields a response without events once all was sent to it.
 
-        Nothing comes from a watch that has no connection at the moment.
+        A watch that has no connection at the moment yields none.
         """
         self._portal.run(self._inner.request_progress())

@@ -2,8 +2,7 @@
 """How the client speaks TLS: a context from files.
 
 Laws
-- Servers are verified, their certificates' chain and the host name both, unless the caller says in so many words that
-  they are not to be.
+- Servers are verified, the chain of their certificates and the host name both, unless the caller says `verify=False`.
 - Nothing asks at the terminal: an encrypted key is an error.
 """
 
@@ -27,7 +26,7 @@ def tls_context(
 ) -> ssl.SSLContext:
     """A context for `Channel` and `AsyncClient`; all files are PEM.
 
-    ca_file              whom to trust when servers show certificates; None: whom the machine trusts
+    ca_file              the authorities to trust when servers show certificates; None: those of the machine
     cert_file, key_file  the client's own certificate (with its chain) and key, for servers that ask for one; both or
                          neither
     verify               False: any server is believed. For trials only

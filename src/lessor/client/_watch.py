@@ -5,7 +5,7 @@ Laws
 - No event is lost and none comes twice: after a lost connection the watch begins behind the last revision that was
   handed over whole. Where the server has no history any more, it is an error and not a gap.
 - What the server cut into fragments is put together first, so that the events of one revision stay together.
-- To give up waiting loses nothing: what has arrived is kept for the next call.
+- Giving up a wait loses nothing: what has arrived is kept for the next call.
 - Nothing runs between two calls; what arrives meanwhile waits in the connection (up to INBOX_BYTES_MAX, after which the
   call is begun anew from history).
 """
@@ -45,7 +45,7 @@ class Follower:
     async def next(self) -> rpc.WatchResponse:
         """The next response: once the one with `created`, then those with events or progress, last a canceled one.
 
-        Raises ConnectionLost, CallTimeout or ServerError as long as nothing is created, later only what is not passing.
+        Raises ConnectionLost, CallTimeout or ServerError until the watch is created, later only those that do not pass.
         """
         while True:
             try:
@@ -69,14 +69,14 @@ class Follower:
             if not response.created:
                 self.create.start_revision = max(self.create.start_revision, _seen_until(response) + 1)
                 return response
-            # What happens from here on is ours, also if the connection is lost before it comes.
+            # All changes from here on are the watch's, also if the connection is lost before the first one comes.
             self.create.start_revision = self.create.start_revision or response.header.revision + 1
             if not self.created:
                 self.created = True
                 return response
 
     def close(self) -> None:
-        """Ends the call; the next `next` would begin another."""
+        """Ends the call; `next` would begin another."""
         self._whole = None
         if self._call is not None:
             self._caller.watching.discard(self._call)
@@ -116,10 +116,10 @@ class Follower:
 class AsyncWatch(AsyncBatches[mvcc.Event]):
     """Changes of keys, one after the other: `async with client.events(...) as watch: async for event in watch: ...`
 
-    When the block begins, the watch has begun at the server: what is written from then on will be told. It goes on
-    over lost connections and restarts, without loss and without repetition. Raises Compacted when the server has
-    forgotten what is to come next (the connection was away for long, and somebody compacted meanwhile), WatchCanceled
-    when the server ends it or does not allow it.
+    When the block begins, the watch has begun at the server: each later write is yielded. It goes on over lost
+    connections and restarts, without loss and without repetition. Raises Compacted when the changes that come next are
+    no longer in the history (the connection was away for long, and somebody compacted meanwhile), WatchCanceled when
+    the server ends the watch or does not allow it.
     """
 
     def __init__(self, caller: Caller, create: rpc.WatchCreateRequest) -> None:
@@ -175,6 +175,6 @@ class AsyncWatch(AsyncBatches[mvcc.Event]):
 def _seen_until(response: rpc.WatchResponse) -> int:
     """The revision up to which a watch has everything after this response.
 
-    Of one with events the header does not say it: history comes in pieces, whose headers all bear the newest revision.
+    The header of one with events does not say it: history comes in pieces, whose headers all have the newest revision.
     """
     return response.events[-1].kv.mod_revision if response.events else response.header.revision

@@ -5,7 +5,7 @@
 
     txn = client.transaction().when(Key("seat").missing).then(op.put("seat", "ann")).otherwise(op.get("seat"))
 
-They are messages of the API, and fit `client.txn` as well.
+They are messages of the API, so `client.txn` takes them as well.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,7 +70,7 @@ def txn(
 
 
 class Term(Generic[V]):
-    """What the server keeps of a key. Its comparison with a value (==, !=, <, >) is a condition of a txn."""
+    """A property of a key. Its comparison with a value (==, !=, <, >) is a condition of a txn."""
 
     __slots__ = ("_compare",)
     __hash__ = None  # type: ignore[assignment]

@@ -9,6 +9,7 @@ from click.shell_completion import CompletionItem
 
 from lessor.cli import main
 from lessor.cli.completion import PowerShellComplete
+from lessor.cli.options import COMPLETION
 from tests.whole.test_cli_beside_etcdctl import OURS
 
 
@@ -71,7 +72,7 @@ def test_completions_in_powershell(
 
 
 def test_a_long_help_stays_in_its_line() -> None:
-    shell = PowerShellComplete(main.cli, {}, "lessor", main.COMPLETION)
+    shell = PowerShellComplete(main.cli, {}, "lessor", COMPLETION)
     assert shell.format_completion(CompletionItem("a", "plain", "one\n  two\tthree")) == "plain\ta\tone two three"
 
 

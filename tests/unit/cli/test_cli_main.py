@@ -11,11 +11,11 @@ import pytest
 
 from lessor.base.errors import Code
 from lessor.cli import main
+from lessor.cli.asking import NEVER_S, client_of
 from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, Failure
 from lessor.cli.kv import key_range
 from lessor.cli.main import cli
 from lessor.cli.options import Command, Globals, Group, Settings, rewritten, settings_of
-from lessor.cli.session import NEVER_S, client_of
 from lessor.cli.watch import watched
 from lessor.client import CallTimeout, ConnectionLost, ServerError
 

@@ -6,7 +6,8 @@ import pytest
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli.failure import BAD_FEATURE, Failure
-from lessor.cli.printing import Printer, choose
+from lessor.cli.printer import Printer
+from lessor.cli.printing import choose
 
 ID = 7587899077671171172  # 694da2023c1ab464
 HEADER = rpc.ResponseHeader(cluster_id=14841639068965178418, member_id=10276657743932975437, revision=45, raft_term=2)

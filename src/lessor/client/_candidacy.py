@@ -1,53 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places in a line: what locks and elections are made of.
+"""Candidacies: the places in a waiting line that locks and elections are made of.
 
 Laws
-- A place is the key `name/<lease id in hex>`, attached to that lease. The line is ordered by create revision, and who
-  is first holds it. Keys and order are those of etcd's own Lock and Election services and of its Go library, so all of
-  them can stand in one line.
-- Each change is a txn on "my key is still the one that I made", so that it is safe to repeat after a lost connection,
-  and a client that thinks that it is first cannot harm the one that is.
-- Each waits for the one before it alone; the end of a place wakes one waiter.
+- A place is the key `name/<lease id in hex>`, attached to that lease. The line is ordered by create revision; its first
+  place holds the lock, or leads. Keys and order are those of etcd's own Lock and Election services and of its Go
+  library, so that the candidates of all three can wait in one line.
+- Each change is a txn under the condition "my key is still the one that I made". So it is safe to repeat after a lost
+  connection, and a client that wrongly takes itself for the first cannot harm the one that is.
+- Each candidate waits for the place before its own alone, so the end of a place wakes one candidate.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import LEASE_NOT_FOUND
 from lessor.client import op
 from lessor.client._caller import insist
+from lessor.client._calls import Calls
 from lessor.client._errors import CallTimeout, ClientError, Compacted, LeaseLost, NotLeader, ServerError
+from lessor.client._lease import AsyncLease
 from lessor.client._requests import Bytes, to_bytes
 from lessor.client.op import Key
-
-if TYPE_CHECKING:
-    from lessor.client._async import AsyncClient
-    from lessor.client._lease import AsyncLease
 
 _CREATE = cast(int, rpc.RangeRequest.CREATE)
 _ASCEND = cast(int, rpc.RangeRequest.ASCEND)
 _DESCEND = cast(int, rpc.RangeRequest.DESCEND)
 
 
-class Line:
-    """One place, taken for a lease of the caller's or for one of our own."""
+class Candidacy:
+    """One place, attached to `lease` or, when that is None, to a lease of its own from `make_lease`."""
 
-    def __init__(self, client: "AsyncClient", name: Bytes, lease: "AsyncLease | None", ttl_s: int) -> None:
+    def __init__(
+        self, calls: Calls, name: Bytes, lease: AsyncLease | None, make_lease: Callable[[], AsyncLease]
+    ) -> None:
         self.prefix = to_bytes(name) + b"/"
         self.revision = 0  # the place's create revision; 0 while there is none
         self.key = b""
-        self._client = client
+        self._calls = calls
         self._lease = lease
         self._own: AsyncLease | None = None
-        self._ttl_s = ttl_s
+        self._make_lease = make_lease
 
     @property
-    def lease(self) -> "AsyncLease":
-        """The lease that the place stands and falls with. ValueError while there is none."""
+    def lease(self) -> AsyncLease:
+        """The lease that the place depends on. ValueError while there is none."""
         lease = self._own or self._lease
         if lease is None:
             raise ValueError("there is no lease before the first attempt")
@@ -66,13 +66,13 @@ class Line:
         return Key(self.key).create_revision == self.check()
 
     async def enter(self, value: bytes, *, wait: bool) -> bool:
-        """Takes a place; returns whether it is first, after waiting for it if it is to `wait`.
+        """Takes a place; returns whether it is first. With `wait` it first waits until it is.
 
-        Whoever is not first in the end has left the line. Raises LeaseLost, NotLeader when somebody else deletes
+        When it is not first in the end it has left the line. Raises LeaseLost, NotLeader when somebody else deletes
         the place, or as calls do.
         """
         if self._lease is None and (self._own is None or not self._own.alive):
-            self._own = await self._client.lease(self._ttl_s).grant()
+            self._own = await self._make_lease().grant()
         self.key = self.prefix + b"%x" % self.lease.id
         try:
             first = await insist(lambda: self._take(value), self.lease.check)
@@ -101,22 +101,23 @@ class Line:
         return self.check()
 
     async def leave(self) -> None:
-        """Gives the place back; waits until that is certain, for the lease's TTL at the most."""
+        """Leaves the line; waits until that is certain, for the lease's TTL at the most."""
         revision, self.revision = self.revision, 0
         own, self._own = self._own, None
         if own is not None:
             with suppress(ClientError):  # the lease ends by itself then, and the place with it
                 await own.revoke()
         elif self.key and self._lease is not None and self._lease.alive:
-            # Without a revision the place may have been taken without our hearing of it. It is this lease's alone.
+            # Without a revision the place may be taken all the same, by a txn whose reply was lost. The key is this
+            # lease's alone.
             still = Key(self.key).create_revision == revision if revision else Key(self.key).exists
             drop = [op.delete(self.key)]
             with suppress(LeaseLost):  # then the place is gone as well
-                await self._until(insist(lambda: self._client.txn([still], drop)))
+                await self._until(insist(lambda: self._calls.txn([still], drop)))
 
     async def first(self) -> mvcc.KeyValue | None:
-        """The place at the head of the line, whoever holds it."""
-        kvs = (await self._client.get(self.prefix, prefix=True, sort_target=_CREATE, sort_order=_ASCEND, limit=1)).kvs
+        """The key of the first place in the line, whoever holds it; None when the line is empty."""
+        kvs = (await self._calls.get(self.prefix, prefix=True, sort_target=_CREATE, sort_order=_ASCEND, limit=1)).kvs
         return kvs[0] if kvs else None
 
     async def _take(self, value: bytes) -> bool:
@@ -124,10 +125,10 @@ class Line:
         head = op.get(self.prefix, prefix=True, sort_target=_CREATE, sort_order=_ASCEND, limit=1)
         make = op.put(self.key, value, lease_id=self.lease.id)
         try:
-            reply = await self._client.txn([Key(self.key).missing], [make, head], [op.get(self.key), head])
+            reply = await self._calls.txn([Key(self.key).missing], [make, head], [op.get(self.key), head])
         except ServerError as error:
             if error.message == LEASE_NOT_FOUND.message:
-                self.lease._gone()  # sooner than the next renewal would tell
+                self.lease._gone()  # sooner than the next renewal would show it
                 self.lease.check()
             raise
         if reply.succeeded:
@@ -136,14 +137,14 @@ class Line:
             mine = reply.responses[0].response_range.kvs[0]
             self.revision = mine.create_revision
             if mine.value != value:
-                await self._client.txn([self.mine], [op.put(self.key, value, lease_id=self.lease.id)])
+                await self._calls.txn([self.mine], [op.put(self.key, value, lease_id=self.lease.id)])
         return reply.responses[1].response_range.kvs[0].key == self.key
 
     async def _first(self) -> None:
-        """Returns when nobody stands before us any more."""
+        """Returns when there is no place before ours any more."""
         while True:
             ahead = await insist(
-                lambda: self._client.get(
+                lambda: self._calls.get(
                     self.prefix,
                     prefix=True,
                     max_create_revision=self.revision - 1,
@@ -157,13 +158,13 @@ class Line:
                 break
             with suppress(Compacted):  # we were away for long: look again
                 await self._deleted(ahead.kvs[0].key, ahead.header.revision + 1)
-        kvs = (await insist(lambda: self._client.get(self.key, keys_only=True))).kvs
+        kvs = (await insist(lambda: self._calls.get(self.key, keys_only=True))).kvs
         if not kvs or kvs[0].create_revision != self.revision:
             self.revision = 0
             raise NotLeader(f"{self.key.decode(errors='replace')}: somebody deleted it while it waited")
 
     async def _deleted(self, key: bytes, start_revision: int) -> None:
-        async with self._client.events(key, start_revision=start_revision) as watch:
+        async with self._calls.events(key, start_revision=start_revision) as watch:
             async for event in watch:
                 if event.type == mvcc.Event.DELETE:
                     return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a command to a server and back: opens a client, makes the calls, turns their errors into a `Failure`.
+"""How a command asks a server: opens a client, makes the calls, turns their errors into a `Failure`.
 
 Law: the client library is imported here, when a command has something to ask, and not before.
 """
@@ -33,20 +33,20 @@ def ask(
 ) -> T:
     """Runs `question` with a connected client and returns its result.
 
-    Failure with `exit_code` when the server says no or cannot be reached; `failed_to` says, where etcdctl says it,
-    what did not work ("grant lease").
+    Failure with `exit_code` when the server refuses or cannot be reached; `failed_to` names the failed work ("grant
+    lease") for the errors in which etcdctl names it.
     """
-    # The one import that costs something: a command that is refused for its arguments does not wait for it.
+    # A slow import: a command that is refused for its arguments does not wait for it.
     from lessor.client import ClientError, InvalidCertificate, InvalidEndpoint, LoginFailed, run
 
-    async def session() -> T:
+    async def answered() -> T:
         async with client_of(settings) as client:
             return await question(client)
 
     if settings.debug:
         print(settings, file=sys.stderr)
     try:
-        return run(session())
+        return run(answered())
     except InvalidCertificate as error:
         raise Failure(BAD_ARGS, str(error)) from None
     except InvalidEndpoint as error:
@@ -59,7 +59,7 @@ def ask(
 
 
 def client_of(settings: Settings) -> "AsyncClient":
-    """A client as the settings say. For within `ask`, which knows what its errors mean."""
+    """A client with these settings. To be used within `ask`, which turns its errors into a Failure."""
     from lessor.client import AsyncClient
 
     return AsyncClient(
@@ -78,7 +78,7 @@ def client_of(settings: Settings) -> "AsyncClient":
 
 
 def tls_of(settings: Settings) -> "ssl.SSLContext | None":
-    """How to speak TLS, or None when no flag asks for it: then https:// endpoints get the machine's own trust."""
+    """The context for TLS; None when no flag asks for one: then https:// servers need a trusted certificate."""
     from lessor.client import tls_context
 
     files = (settings.cacert, settings.cert, settings.key)
@@ -89,7 +89,7 @@ def tls_of(settings: Settings) -> "ssl.SSLContext | None":
 
 
 def words(error: "ClientError") -> str:
-    """What to tell a person: the server's own words, or what happened to the connection and what to do."""
+    """An error for people: the server's own words, or what happened to the connection and what to do about it."""
     from lessor.client import CallTimeout, ConnectionLost, ServerError
 
     if isinstance(error, ServerError):

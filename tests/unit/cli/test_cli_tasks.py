@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from lessor.cli.tasks import beside, crew, ended, first_of, lines, program, signals
 from lessor.client import run
-from lessor.client._tasks import beside, crew, ended, first_of, lines, program, signals
 
 
 async def forever(ends: list[str], name: str = "other") -> None:

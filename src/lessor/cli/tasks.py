@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a program around a client needs of asyncio: several things at a time, Ctrl-C, a line of input, another program.
+"""The commands' use of asyncio: several jobs at a time, Ctrl-C, lines of input, other programs.
 
-For code that has no event loop of its own, the command line above all. Each of these ends what it began when it is
-left, in whichever way it is left.
+Laws
+- This is the one file of the command line that imports asyncio.
+- Each of these ends what it began when it is left, in whichever way it is left.
 """
 
 import asyncio
@@ -20,9 +21,9 @@ Task = asyncio.Task
 
 
 async def first_of(*jobs: Coroutine[Any, Any, T]) -> T:
-    """Runs the jobs together until one ends; its result or its error. The others are cancelled.
+    """Runs the jobs together until one ends; returns its result or raises its error. The others are cancelled.
 
-    Of several that end at once the one named first counts.
+    When several end at once, the first of them in the arguments counts.
     """
     tasks = [asyncio.ensure_future(job) for job in jobs]
     try:
@@ -36,7 +37,10 @@ async def first_of(*jobs: Coroutine[Any, Any, T]) -> T:
 
 @asynccontextmanager
 async def crew() -> AsyncIterator[Callable[[Coroutine[Any, Any, Any]], object]]:
-    """Starts jobs, and waits for them at the end of the block. The first failure, theirs or the block's, ends all."""
+    """Yields a function that starts jobs, and waits for them at the end of the block.
+
+    The first failure, of a job or of the block, ends all of them.
+    """
     try:
         async with asyncio.TaskGroup() as group:
             yield group.create_task
@@ -46,7 +50,7 @@ async def crew() -> AsyncIterator[Callable[[Coroutine[Any, Any, Any]], object]]:
 
 @asynccontextmanager
 async def beside(job: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
-    """Runs the job while the block runs; a job that fails has ended, and that is all. See `ended`."""
+    """Runs the job while the block runs. A job that fails has ended, and its error is dropped. See `ended`."""
     task = asyncio.ensure_future(job)
     try:
         yield task
@@ -62,7 +66,7 @@ async def ended(task: asyncio.Task[None]) -> None:
 
 @contextmanager
 def signals(*numbers: int) -> Iterator[asyncio.Event]:
-    """Inside the block these signals set the event and do nothing else. In the main thread."""
+    """Inside the block these signals set the event and do nothing else. For the main thread only."""
     loop = asyncio.get_running_loop()
     came = asyncio.Event()
     for number in numbers:
@@ -75,7 +79,7 @@ def signals(*numbers: int) -> Iterator[asyncio.Event]:
 
 
 def now_s() -> float:
-    """The event loop's clock."""
+    """Seconds on the event loop's clock."""
     return asyncio.get_running_loop().time()
 
 
@@ -97,13 +101,13 @@ def cbreak(file: int) -> Iterator[None]:
 
 
 async def key_pressed(file: int, keys: bytes) -> None:
-    """Waits until one of the keys is pressed at a terminal in `cbreak`; forever where there is no terminal."""
+    """Waits until one of the keys is pressed at a terminal in `cbreak`; for ever when there is no terminal."""
     loop = asyncio.get_running_loop()
     pressed = loop.create_future()
 
     def read() -> None:
         piece = os.read(file, 1_024)
-        if not piece:  # nobody is there any more
+        if not piece:  # the terminal is closed
             loop.remove_reader(file)
         elif any(key in keys for key in piece) and not pressed.done():
             pressed.set_result(None)
@@ -117,7 +121,7 @@ async def key_pressed(file: int, keys: bytes) -> None:
 
 
 async def program(command: list[str], variables: Mapping[str, str]) -> int:
-    """Runs a program with the terminal and environment that we have, and these variables; its return code.
+    """Runs a program with our terminal and environment, and these variables; returns its return code.
 
     Raises OSError when it cannot be started.
     """
@@ -128,8 +132,8 @@ async def program(command: list[str], variables: Mapping[str, str]) -> int:
 async def lines(file: int) -> AsyncIterator[bytes]:
     """The lines of a file descriptor, each with its newline, as they come; the last one may lack it.
 
-    They are read in a thread that nobody waits for: a terminal may never say anything again. For the same reason it
-    reads the descriptor, and not one of Python's files, which the interpreter would want to lock when it ends.
+    A thread reads them, and nothing waits for its end: a terminal may never send anything again. For the same reason it
+    reads the descriptor and not a file object of Python's, which the interpreter would lock when it ends.
     """
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[bytes] = asyncio.Queue()
@@ -144,7 +148,7 @@ async def lines(file: int) -> AsyncIterator[bytes]:
             try:
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
             except RuntimeError:
-                return  # the loop is over, and nobody wants them any more
+                return  # the loop has ended, and the lines are not needed any more
 
     threading.Thread(target=read, name="lines", daemon=True).start()
     rest = b""
