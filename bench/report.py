@@ -105,12 +105,15 @@ def claims(results: dict[str, Result]) -> str:
 def few(results: dict[str, Result]) -> str:
     """The figures that decide, without targets."""
     peers, builds, versions = compared(results)
-    rows = []
-    for name, wanted in FEW:
-        for goal in results[name]["goals"] if name in results else ():
-            if goal["figure"] == wanted:
-                rows.append([goal["text"], *(figure(results[name], server, goal) for server in (*peers, *builds))])
-    return markdown(["work", *(called(versions, name) for name in (*peers, *builds))], rows) if rows else NONE_YET
+    shown = (*peers, *builds)
+    rows = [
+        [goal["text"], *(figure(results[name], server, goal) for server in shown)]
+        for name, wanted in FEW
+        if name in results
+        for goal in results[name]["goals"]
+        if goal["figure"] == wanted
+    ]
+    return markdown(["work", *(called(versions, name) for name in shown)], rows) if rows else NONE_YET
 
 
 def slower(results: dict[str, Result]) -> str:

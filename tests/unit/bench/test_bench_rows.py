@@ -19,6 +19,28 @@ from bench.plot import panels
 from bench.rows import Goal
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["growth", "--only", "etcd"],
+            "bench: --only is not the name of a bench: put options behind --, as in "
+            "`python -m bench growth -- --only etcd`",
+        ),
+        (
+            ["--rounds", "1", "--", "--huge"],
+            "bench: --rounds is not the name of a bench: put options behind --, as in "
+            "`python -m bench -- --rounds 1 --huge`",
+        ),
+    ],
+)
+def test_an_option_among_the_words_is_one_line_that_says_where_it_belongs(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert suite.main(arguments) == 2
+    assert capsys.readouterr().err == said + "\n"
+
+
 def verdict(goal: Goal, ours: float, peer: float, *, peer_bound: bool = False) -> dict[str, Any]:
     found = {OURS: rows.summary([{goal.figure: ours}]), ETCD: rows.summary([{goal.figure: peer}])}
     found[ETCD][rows.BOUND] = peer_bound
@@ -143,7 +165,11 @@ def test_the_page_shows_the_newest_result_and_keeps_the_prose(tmp_path: Path) ->
 
 
 def test_the_few_rows_and_those_that_are_slower() -> None:
-    goals = (Goal("rate", "LeaseGrant, 1 x 1", "/s"), Goal("p99_ms", "- of others, p99", "ms"), Goal("kept", "kept", "x"))
+    goals = (
+        Goal("rate", "LeaseGrant, 1 x 1", "/s"),
+        Goal("p99_ms", "- of others, p99", "ms"),
+        Goal("kept", "kept", "x"),
+    )
     figures = {
         OURS: {"rate": 30.0, "p99_ms": 4.0, "kept": 0.5},
         COMPILED: {"rate": 50.0, "p99_ms": 1.0, "kept": 0.5},
