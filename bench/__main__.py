@@ -4,7 +4,8 @@
     python -m bench [WORD ...] [-- OPTIONS]
     python -m bench --report
 
-A bench is a file here that has ROWS. What the options are: `python -m bench -- --help`.
+A bench is a file here that has ROWS. What the options are: `python -m bench -- --help`. An option before the `--` is an
+error: as a word it would choose benches, and its value too.
 """
 
 import importlib
@@ -23,11 +24,22 @@ def all_rows() -> dict[str, tuple[rows.Row, ...]]:
     return found
 
 
+def mended(words: list[str], options: list[str]) -> str:
+    """The same command line with all its options where they belong."""
+    first = next(place for place, word in enumerate(words) if word.startswith("-"))
+    return " ".join(["`python -m bench", *words[:first], "--", *words[first:], *options]) + "`"
+
+
 def main(arguments: list[str]) -> int:
     if arguments == ["--report"]:
         return report.main([])
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    words, options = arguments[:cut], rows.parsed(arguments[cut + 1 :])
+    words = arguments[:cut]
+    if flags := [word for word in words if word.startswith("-")]:
+        better = mended(words, arguments[cut + 1 :])
+        print(f"bench: {flags[0]} is not the name of a bench: put options behind --, as in {better}", file=sys.stderr)
+        return 2
+    options = rows.parsed(arguments[cut + 1 :])
     wanted = [
         row
         for file, held in all_rows().items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws lines over a few sizes as an SVG of small panels: all that docs/performance.md needs of a plotting library."""
+"""Draws lines over a few sizes as an SVG of small panels: all the plotting that docs/performance-table.md needs."""
 
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables and the plot of docs/performance.md from the newest result of each row.
+"""Writes the figures of docs/performance.md and docs/performance-table.md from the newest result of each row.
 
 Laws
-- Figures in that page are not written by hand: what stands between `<!-- results: NAME -->` and `<!-- end -->` is
-  replaced, the prose around it is not touched.
+- Those figures are not written by hand: what stands between `<!-- results: NAME -->` and `<!-- end -->` is replaced,
+  the prose around it is not touched. Each page asks for the blocks that it wants, by name.
 - A row with no result is not in the table; a goal that was not reached is shown as such.
+- bench/results keeps the newest result of each row. An older one is removed once the newer one is on the pages, unless
+  it compares with a server that the newer one left out; the repository's history has it.
 
     python -m bench.report    (or scripts/bench --report)
 """
@@ -21,7 +23,7 @@ from bench.harness import COMPILED, ETCD, NEWER, OURS, ROOT
 from bench.plot import panels
 from bench.rows import RESULTS, quantity, reached_by, times
 
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "performance-table.md")
 PLOT = ROOT / "docs" / "growth.svg"
 NONE_YET = "No results yet: run `scripts/bench`."
 # The order of the table; what is not named here comes at its end.
@@ -36,19 +38,40 @@ ORDER = (
     *("growth", "growth_1m"),
 )
 LIMITS_ROW = "client_limits"
+# The figures for somebody who decides, by row and figure.
+FEW = (
+    ("lease_grant_1x1", "rate"),
+    ("lease_grant_10x20", "rate"),
+    ("put_own_lease", "rate"),
+    ("keepalive_500x1", "rate"),
+    ("expiry_idle", "late_p99_ms"),
+    ("memory_and_restart", "restart_s"),
+)
 Result = dict[str, Any]
 
 
+def whole(folder: Path) -> list[tuple[Path, Result]]:
+    """The results of whole runs, oldest first: none that was scaled down, none of before there were rows."""
+    read = [(path, json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+    found = [(path, result) for path, result in read if result.get("row") and result["options"]["scale"] == 1]
+    return sorted(found, key=lambda item: str(item[1]["date"]))
+
+
 def newest(folder: Path) -> dict[str, Result]:
-    """The newest whole result of each row: not of a run that was scaled down, nor of before there were rows."""
-    found: dict[str, Result] = {}
-    for path in sorted(folder.glob("*.json")):
-        result: Result = json.loads(path.read_text())
-        row = result.get("row")
-        if row and result["options"]["scale"] == 1 and (row not in found or found[row]["date"] <= result["date"]):
-            found[row] = result
+    """The newest whole result of each row, in the order of the table."""
+    found = {result["row"]: result for _, result in whole(folder)}
     place = {name: number for number, name in enumerate(ORDER)}
     return dict(sorted(found.items(), key=lambda item: (place.get(item[0], len(place)), item[0])))
+
+
+def superseded(folder: Path) -> list[Path]:
+    """The files of results whose row has a newer one, of the same servers at least."""
+    found, latest = whole(folder), newest(folder)
+    return [
+        path
+        for path, result in found
+        if result != latest[result["row"]] and result["servers"].keys() <= latest[result["row"]]["servers"].keys()
+    ]
 
 
 def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
@@ -56,10 +79,16 @@ def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def claims(results: dict[str, Result]) -> str:
+def compared(results: dict[str, Result]) -> tuple[list[str], list[str], dict[str, str]]:
+    """The etcds and the builds of ours that were measured, and the version of each."""
     peers = [name for name in (ETCD, NEWER) if any(name in result["servers"] for result in results.values())]
-    versions = {name: version for result in results.values() for name, version in result["versions"].items()}
     builds = [name for name in (OURS, COMPILED) if any(name in result["servers"] for result in results.values())]
+    versions = {name: version for result in results.values() for name, version in result["versions"].items()}
+    return peers, builds, versions
+
+
+def claims(results: dict[str, Result]) -> str:
+    peers, builds, versions = compared(results)
     head = ["work", *(called(versions, name) for name in (*peers, *builds))]
     head += [*(f"times {versions[name]}" for name in peers), "target", "reached"]
     rows = []
@@ -71,6 +100,34 @@ def claims(results: dict[str, Result]) -> str:
             rows.append([goal["text"], *shown, *(times(goal, peer) for peer in peers)])
             rows[-1] += [goal["target"], reached_by(goal)]
     return markdown(head, rows) if rows else NONE_YET
+
+
+def few(results: dict[str, Result]) -> str:
+    """The figures that decide, without targets."""
+    peers, builds, versions = compared(results)
+    shown = (*peers, *builds)
+    rows = [
+        [goal["text"], *(figure(results[name], server, goal) for server in shown)]
+        for name, wanted in FEW
+        if name in results
+        for goal in results[name]["goals"]
+        if goal["figure"] == wanted
+    ]
+    return markdown(["work", *(called(versions, name) for name in shown)], rows) if rows else NONE_YET
+
+
+def slower(results: dict[str, Result]) -> str:
+    """Where an etcd is better than a build of ours; the rows that compare a server with itself are left out."""
+    peers, _, versions = compared(results)
+    rows = []
+    for result in results.values():
+        about = result["goals"][0]["text"].partition(":")[0]
+        for goal in result["goals"]:
+            ratios = [ratio for build in (goal, goal.get(COMPILED, {})) for ratio in build.get("ratio", {}).values()]
+            if goal["unit"] != "x" and min(ratios, default=1.0) < 1.0:
+                text = goal["text"].replace("- ", f"{about}: ", 1) if goal["text"].startswith("- ") else goal["text"]
+                rows.append([text, *(times(goal, peer) for peer in peers)])
+    return markdown(["work", *(f"times {versions[name]}" for name in peers)], rows) if rows else "Nothing."
 
 
 def figure(result: Result, server: str, goal: dict[str, Any]) -> str:
@@ -156,6 +213,8 @@ def plot(results: dict[str, Result]) -> str | None:
 
 
 BLOCKS: dict[str, Callable[[dict[str, Result]], str]] = {
+    "few": few,
+    "slower": slower,
     "table": claims,
     "growth": growth_table,
     "client": limits,
@@ -174,12 +233,18 @@ def filled(page: str, results: dict[str, Result]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Writes the tables of docs/performance.md from bench/results.")
+    parser = argparse.ArgumentParser(
+        description="Writes the figures of docs/performance.md and performance-table.md from bench/results, and removes"
+        " the results there that a newer one of the same row replaces."
+    )
     parser.parse_args(arguments)
     results = newest(RESULTS)
-    PAGE.write_text(filled(PAGE.read_text(), results))
+    for page in PAGES:
+        page.write_text(filled(page.read_text(), results))
     if drawn := plot(results):
         PLOT.write_text(drawn)
+    for path in superseded(RESULTS):
+        path.unlink()
     return 0
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Holds the documents to the tree: what they name exists.
 
-Laws: every file, folder and test that README.md and docs/ name between backticks is there, and every link to a file
-leads somewhere.
+Laws: every file, folder and test that the pages in the root and in docs/ name between backticks is there, and every
+link to a file leads somewhere.
 """
 
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 # What can stand before a path in the documents: the tour names modules without src/lessor.
 ROOTS = (ROOT, ROOT / "src" / "lessor")
 TOP = {path.name for root in ROOTS for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))}

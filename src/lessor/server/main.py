@@ -324,7 +324,7 @@ def _tame_the_collector() -> None:
     Keys and leases hold no circles: they go by reference count. Left alone the collector walks all of them whenever
     their number has grown by a quarter, half a second at 600,000 leases, and takes a third of the time of grants and
     puts. So whatever has outlived two looks is set aside for good. What lives long and may hold a circle, a
-    connection say, has to undo it when it ends; a test holds that. Figures: docs/performance.md.
+    connection say, has to undo it when it ends; a test holds that. Figures: docs/performance-notes.md.
     """
     gc.freeze()  # without a look first: what was loaded is whole, and modules leave some hundred objects of garbage
     gc.set_threshold(*GC_THRESHOLDS)

@@ -19,6 +19,28 @@ from bench.plot import panels
 from bench.rows import Goal
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["growth", "--only", "etcd"],
+            "bench: --only is not the name of a bench: put options behind --, as in "
+            "`python -m bench growth -- --only etcd`",
+        ),
+        (
+            ["--rounds", "1", "--", "--huge"],
+            "bench: --rounds is not the name of a bench: put options behind --, as in "
+            "`python -m bench -- --rounds 1 --huge`",
+        ),
+    ],
+)
+def test_an_option_among_the_words_is_one_line_that_says_where_it_belongs(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert suite.main(arguments) == 2
+    assert capsys.readouterr().err == said + "\n"
+
+
 def verdict(goal: Goal, ours: float, peer: float, *, peer_bound: bool = False) -> dict[str, Any]:
     found = {OURS: rows.summary([{goal.figure: ours}]), ETCD: rows.summary([{goal.figure: peer}])}
     found[ETCD][rows.BOUND] = peer_bound
@@ -76,6 +98,18 @@ def test_a_goal_may_be_reached_by_the_compiled_build_alone(plain: float, compile
     assert f"| LeaseGrant | 10/s | {plain:g}/s | {compiled:g}/s | {ratios} | 5 x | {said} |" in report.claims(found)
 
 
+def test_each_row_of_the_short_table_exists() -> None:
+    held = {row.name: row for of_file in suite.all_rows().values() for row in of_file}
+    for name, wanted in report.FEW:
+        assert wanted in [goal.figure for goal in held[name].goals]
+
+
+def test_each_block_stands_on_one_page() -> None:
+    pages = [page.read_text() for page in report.PAGES]
+    for name in report.BLOCKS:
+        assert sum(f"<!-- results: {name} -->" in page for page in pages) == 1
+
+
 def test_each_row_has_one_name_and_is_found_by_a_word() -> None:
     held = [row.name for of_file in suite.all_rows().values() for row in of_file]
     assert len(held) == len(set(held))
@@ -128,6 +162,42 @@ def test_the_page_shows_the_newest_result_and_keeps_the_prose(tmp_path: Path) ->
     assert "\nmore prose\n" in page
     assert report.filled(page, report.newest(tmp_path)) == page
     assert f"<!-- results: growth -->\n\n{report.NONE_YET}\n\n<!-- end -->" in page
+
+
+def test_the_few_rows_and_those_that_are_slower() -> None:
+    goals = (
+        Goal("rate", "LeaseGrant, 1 x 1", "/s"),
+        Goal("p99_ms", "- of others, p99", "ms"),
+        Goal("kept", "kept", "x"),
+    )
+    figures = {
+        OURS: {"rate": 30.0, "p99_ms": 4.0, "kept": 0.5},
+        COMPILED: {"rate": 50.0, "p99_ms": 1.0, "kept": 0.5},
+        ETCD: {"rate": 40.0, "p99_ms": 2.0, "kept": 1.0},
+    }
+    found = {"lease_grant_1x1": result("lease_grant_1x1", "2026-01-01", figures, *goals)}
+    assert report.few(found).splitlines()[2:] == ["| LeaseGrant, 1 x 1 | 40/s | 30/s | 50/s |"]
+    assert report.slower(found).splitlines()[2:] == [
+        "| LeaseGrant, 1 x 1 | 0.75 / 1.25 |",
+        "| LeaseGrant, 1 x 1: of others, p99 | 0.5 / 2 |",
+    ]
+    found = {"lease_grant_1x1": result("lease_grant_1x1", "2026-01-01", {**figures, OURS: figures[COMPILED]}, *goals)}
+    assert report.slower(found) == "Nothing."
+
+
+def test_a_result_is_superseded_by_a_newer_one_of_the_same_servers(tmp_path: Path) -> None:
+    goal = Goal("rate", "LeaseGrant", "/s")
+    for name, date, servers, scale in (
+        ("old", "2026-01-01", (OURS, ETCD), 1),
+        ("new", "2026-01-02", (OURS, ETCD), 1),
+        ("small", "2026-01-01", (OURS, ETCD), 0.1),
+    ):
+        said = result("grant", date, {server: {"rate": 1.0} for server in servers}, goal)
+        (tmp_path / f"{name}.json").write_text(json.dumps({**said, "options": {"scale": scale}}))
+    assert report.superseded(tmp_path) == [tmp_path / "old.json"]
+    alone = result("grant", "2026-01-03", {OURS: {"rate": 1.0}}, goal)
+    (tmp_path / "alone.json").write_text(json.dumps(alone))
+    assert report.superseded(tmp_path) == []
 
 
 def test_growth_is_a_line_for_each_kind_and_server_and_a_plot() -> None:
