@@ -15,7 +15,7 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code
-from lessor.server.loop.core import Core, Handlers
+from lessor.server.loop.core import Core
 from lessor.server.loop.unfinished import Unfinished
 from lessor.server.observe.metrics import Metrics
 from lessor.server.observe.pages import Pages
@@ -212,7 +212,7 @@ def serve_large_replies(peer: Accepted, held: list[Any] | None = None) -> list[A
 
     peer.turn.held = held
     core = cast(Any, peer.connection.core)
-    core.handlers = Handlers(dict.fromkeys(BY_PATH.values(), unary), {}, {})
+    core.unary_handlers = dict.fromkeys(BY_PATH.values(), unary)
     return asked
 
 
@@ -358,7 +358,8 @@ def serve(peer: Accepted) -> tuple[list[Any], list[StreamHandler]]:
 
     core = cast(Any, peer.connection.core)
     methods = BY_PATH.values()
-    core.handlers = Handlers(dict.fromkeys(methods, unary), {}, dict.fromkeys(methods, stream_handler))
+    core.unary_handlers = dict.fromkeys(methods, unary)
+    core.stream_handlers = dict.fromkeys(methods, stream_handler)
     return asked, handlers
 
 

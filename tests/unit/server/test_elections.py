@@ -73,7 +73,7 @@ def test_an_observer_sees_nothing_that_is_not_durable(world: LockWorld) -> None:
     world.begin(election_pb2.CampaignRequest(name=b"e", lease=0xA))
     world.loop.settle()
     assert stream.shown() == []
-    late = world.core.handlers.streams[stream.method](world.core, stream)
+    late = world.core.stream_handlers[stream.method](world.core, stream)
     late.on_messages([election_pb2.LeaderRequest(name=b"e").SerializeToString()])
     world.loop.settle()
     assert stream.shown() == []

@@ -62,7 +62,8 @@ class UnaryCall:
         self.waiting: Waiting | None = None  # while the reply is yet to come
         self.over = False
         self._timer: asyncio.TimerHandle | None = None
-        counts.begin()
+        counts.started.n += 1
+        counts.requests.n += 1
 
     # --- the codec's ---
 
@@ -113,29 +114,29 @@ class UnaryCall:
 
     def serve(self, request: Message) -> None:
         """Carries the request out and answers once no crash can take the outcome back."""
-        if self.late:
+        if self.deadline_s is not None and self._late():
             self.end_now(errors.DEADLINE_EXCEEDED.error())
             return
         core = self.core
-        outcome: bytes | EtcdError
+        payload: bytes | EtcdError
         try:
             if core.auth.enabled:
                 core.permit(self, request)
-            handler = core.handlers.unary.get(self.method)
+            handler = core.unary_handlers.get(self.method)
             if handler is None:
-                self._wait(core.handlers.waiting[self.method](core, self, request))
+                self._wait(core.waiting_handlers[self.method](core, self, request))
                 return
             reply = handler(core, request)
             if isinstance(reply, bytes):
-                outcome = reply
+                payload = self.encode(reply)
             elif core.long_replies.full:
-                outcome = b"".join(reply)
+                payload = self.encode(b"".join(reply))
             else:
                 self._wait(core.long_replies.begin(self, reply))
                 return
         except Exception as error:
-            outcome = as_answer(error, self.method.path)
-        self.finish(outcome)
+            payload = as_answer(error, self.method.path)
+        self.finish_encoded(payload)
 
     def gone(self) -> None:
         """The peer went away."""
@@ -188,18 +189,22 @@ class UnaryCall:
 
     def deliver(self, payload: Any) -> None:
         """The gate lets the reply or the error out."""
-        if self.late:
+        if self.over:
+            return
+        if self.deadline_s is not None and self._late():
             self.end_now(errors.DEADLINE_EXCEEDED.error())
         elif isinstance(payload, EtcdError):
             self.end_now(payload)
-        elif self._close():
-            self.counts.end(Code.OK)
+        else:
+            self.over = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self.counts.succeeded.n += 1
             self._send(payload)
 
     # --- inside ---
 
-    @property
-    def late(self) -> bool:
+    def _late(self) -> bool:
         """Whether the deadline has come."""
         return self.deadline_s is not None and self.core.turn.now_s() >= self.deadline_s
 
@@ -272,7 +277,7 @@ class StreamCall:
         self.ending = False  # an error is on its way out; requests after the one that it answers are not looked at
         self._timer: asyncio.TimerHandle | None = None
         counts.begin()
-        self._handler: StreamHandler = core.handlers.streams[counts.method](core, self)
+        self._handler: StreamHandler = core.stream_handlers[counts.method](core, self)
 
     # --- the codec's ---
 

@@ -93,7 +93,7 @@ class Core:
         self.committer = committer
         self.metrics = metrics
         self.tokens = tokens
-        self.handlers = handlers
+        self.unary_handlers, self.waiting_handlers, self.stream_handlers = handlers
         self.pages = Pages()
         self.watch_streams: set[WatchesProgress] = set()
         self.long_replies = LongReplies()
@@ -102,8 +102,7 @@ class Core:
 
     def serves(self, method: Method) -> bool:
         """Whether there is a handler of any kind."""
-        unary, waiting, streams = self.handlers
-        return method in unary or method in streams or method in waiting
+        return method in self.unary_handlers or method in self.stream_handlers or method in self.waiting_handlers
 
     def run(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Runs a coroutine in a task that is kept until it ends. It must not raise."""

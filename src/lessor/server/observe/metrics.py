@@ -36,26 +36,23 @@ class Counts(dict[K, Count], Generic[K]):
 class CallCounts:
     """Where the calls of one method by clients of one API version are counted. Kept, so that no call looks it up."""
 
-    __slots__ = ("_metrics", "_requests", "_started", "_succeeded", "method")
+    __slots__ = ("_metrics", "method", "requests", "started", "succeeded")
 
     def __init__(self, metrics: "Metrics", method: Method, requests: Count) -> None:
         self.method = method
         self._metrics = metrics
-        self._started = metrics.started[method]
-        self._requests = requests
-        self._succeeded = metrics.handled[method, Code.OK]
+        self.started = metrics.started[method]
+        self.requests = requests
+        self.succeeded = metrics.handled[method, Code.OK]
 
     def begin(self) -> None:
         """A call has begun."""
-        self._started.n += 1
-        self._requests.n += 1
+        self.started.n += 1
+        self.requests.n += 1
 
     def end(self, code: Code) -> None:
         """A call that began has ended."""
-        if code is Code.OK:
-            self._succeeded.n += 1
-        else:
-            self._metrics.handled[self.method, code].n += 1
+        self._metrics.handled[self.method, code].n += 1
 
 
 class Metrics:
