@@ -608,3 +608,30 @@ def test_watchers_are_told_when_the_change_is_durable() -> None:
     world.pass_time(RECONNECT_GRACE_S)
     assert [event.value for changes in owner.told for event, _ in changes.events] == [b"", None]
     assert world.turn.durable_revision == owner.told[-1].revision == 3
+
+
+class OrderedPeer(Peer):
+    """An outlet and an owner of watchers that notes both in one list."""
+
+    def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
+        self.got.append(changes.revision)
+
+
+def test_what_comes_after_everything_waits_for_the_newest_rows_and_for_the_events_of_them() -> None:
+    world, peer = World(), OrderedPeer()
+    world.machine.hub.add(Watcher(0, b"k", owner=peer))
+    world.call(rpc_pb2.PutRequest(key=b"k"))
+    batch = world.turn.after_everything(peer, "an answer")
+    assert batch == world.machine.journal.newest_with_rows
+    world.loop.run()
+    assert peer.got == []
+    world.disk.succeed()
+    assert peer.got == [2, "an answer"]
+
+
+def test_what_comes_after_everything_leaves_at_once_when_all_is_durable() -> None:
+    world, peer = World(), OrderedPeer()
+    world.call(rpc_pb2.PutRequest(key=b"k"))
+    world.settle()
+    assert world.turn.after_everything(peer, "an answer") == world.gate.durable
+    assert peer.got == ["an answer"]

@@ -39,7 +39,7 @@ from lessor.base.errors import EtcdError
 from lessor.server.loop import bugs
 from lessor.server.loop.bugs import Answerable
 from lessor.server.loop.committer import Committer
-from lessor.server.loop.release import Gate
+from lessor.server.loop.release import Gate, Outlet
 from lessor.state.journal import Batch
 from lessor.state.leases import Lease
 from lessor.state.machine import StateMachine
@@ -250,6 +250,21 @@ class Turn:
         if lease_events.told:
             payload = lease_events.take(self.machine.header())
             self.gate.hold(self.machine.journal.newest_with_rows, _LEASE_AUDIENCE, payload)
+
+    def after_everything(self, outlet: Outlet, payload: Any) -> int:
+        """Delivers `payload` when all that has been applied until now is durable, at once if it is. Returns the batch
+        that it waits for, so that the outlet's later payloads can wait for the same one. O(1).
+
+        What watchers are to see of those changes enters the gate first: no answer overtakes an event that it knows of.
+        Lease events are no part of that; they leave once a turn, in one response, unless `hold_publications` is called.
+        Asks for no end of turn.
+        """
+        machine = self.machine
+        if machine.hub.outbox:
+            self.hold_publications()
+        batch = machine.journal.newest_with_rows
+        self.gate.hold(batch, outlet, payload)
+        return batch
 
     def _seal(self) -> None:
         journal = self.machine.journal
