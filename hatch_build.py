@@ -16,6 +16,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FOLDERS = ("base", "state", "wire")
 SERVER = (
     "loop/core",
+    "loop/expiry",
     "loop/release",
     "loop/turn",
     "loop/unfinished",
