@@ -580,6 +580,68 @@ def test_a_bug_of_one_connection_or_stream_does_not_stop_the_others() -> None:
     assert [[error.message for error in peer.got] for peer in broken] == [[bugs.TEXT] * 2] * 2
 
 
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_a_bug_while_leases_end_stops_the_server_before_anything_of_it_is_seen(
+    monkeypatch: pytest.MonkeyPatch, in_flight: bool
+) -> None:
+    """Leases have ended and their keys are still there, say: neither a client nor the disk may see that."""
+    world, peer = World(), Peer()
+    world.grant(1)
+    world.settle()
+    world.pass_time(0.9)
+    if in_flight:
+        world.grant(60, peer=peer)
+        world.loop.run()
+    batches = len(world.disk.batches)
+    expire = world.machine.leases.expire
+
+    def ends_them_and_raises(now_s: float, leases_max: int) -> None:
+        assert expire(now_s, leases_max)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(type(world.machine), "expire", lambda _machine, *arguments: ends_them_and_raises(*arguments))
+    world.loop.now_s += 0.1 + 2 * MARGIN_S
+    world.loop.settle()
+    monkeypatch.undo()
+    assert [str(failure) for failure in world.failures] == ["RuntimeError: a bug"]
+    world.call(rpc_pb2.PutRequest(key=b"k"), peer)
+    world.turn.flush_later(peer)
+    if in_flight:
+        world.disk.succeed()
+    world.pass_time(10)
+    assert (peer.got, peer.flushed) == ([], 0)
+    assert len(world.disk.batches) == batches
+    assert len(world.failures) == 1
+
+
+@pytest.mark.parametrize(
+    "step", ["journal.seal", "hub.take_outbox", "store.sweep", "leases.acknowledged", "next_deadline"]
+)
+def test_a_bug_in_whatever_is_done_for_all_stops_the_server(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    world = World()
+    world.machine.hub.add(Watcher(0, b"k", owner=Peer()))
+    world.grant(1)
+    world.settle()
+
+    def raises(*_arguments: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(limits, "SWEEP_EVENTS_MAX", 1)
+    for _ in range(4):
+        world.call(rpc_pb2.PutRequest(key=b"k"))
+    world.call(rpc_pb2.CompactionRequest(revision=5))
+    *parts, name = step.split(".")
+    owner: Any = getattr(world.machine, parts[0]) if parts else world.machine
+    monkeypatch.setattr(type(owner), name, raises)
+    world.loop.now_s += 1 + 2 * MARGIN_S
+    for _ in range(3):
+        world.loop.settle()
+        if world.disk.in_flight:
+            world.disk.succeed()
+    assert [type(failure) for failure in world.failures] == [bugs.BrokenTurnError]
+    assert not world.disk.free
+
+
 def test_a_bug_of_one_watcher_does_not_keep_events_from_the_others() -> None:
     world = World()
     broken, sound = [BrokenPeer(), BrokenPeer()], [SoundPeer(), SoundPeer()]

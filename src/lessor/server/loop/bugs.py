@@ -4,6 +4,7 @@
 Laws
 - The client of that call is answered: INTERNAL, and where to look. The traceback is in the log.
 - Whoever does something for many calls in a row - the gate, a turn, a line of waiting calls - goes on with the next.
+- A bug in what a turn does for all, outside of any call, stops the server: `BrokenTurnError`.
 
 The state machine changes nothing before its checks are through, so memory is taken to be whole. This is no way to deal
 with errors that can be foreseen: those are EtcdErrors where they arise.
@@ -17,6 +18,10 @@ from lessor.base.errors import Code, EtcdError
 log = logging.getLogger("lessor")
 
 TEXT = "etcdserver: internal error, see the server's log"
+
+
+class BrokenTurnError(Exception):
+    """A step of a turn has raised that belongs to no call. Memory may be half changed, so the server stops."""
 
 
 class Answerable(Protocol):
@@ -46,3 +51,9 @@ def end(call: Answerable, error: Exception) -> None:
         call.fail(told(error, where))
     except Exception as another:
         told(another, where)
+
+
+def broken_turn(error: Exception) -> BrokenTurnError:
+    """What the server stops with. The traceback goes to the log."""
+    log.critical("unexpected error", exc_info=error, extra={"method": "the end of a turn"})
+    return BrokenTurnError(f"{type(error).__name__}: {error}")

@@ -19,8 +19,10 @@ Laws
   durable, and again at the end of a turn that took long.
 - With its rows a batch saves the data clock, as it was before the first of them. While leases live it is saved every
   `clock_save_s` in any case.
-- When a commit fails, memory is ahead of disk and the outcome is unknown: nothing is answered any more, nothing is
-  rolled back, and the server stops with a message and an exit code of its own.
+- When a commit fails, memory is ahead of disk and the outcome is unknown. When a step of the turn itself raises,
+  memory may be half changed. In both cases nothing is answered any more, nothing is rolled back, nothing is saved, and
+  the server stops with a message and an exit code of its own. A step that is done for one connection, stream or watcher
+  is no such step: its bug ends that call alone (bugs.py).
 
 Theory of operation. The event loop runs its callbacks, then polls the sockets. Whoever does something in a turn calls
 `schedule`, before it looks at its first bytes; the end of the turn then runs once, after all sockets that were readable
@@ -141,9 +143,10 @@ class Turn:
         # batch.
         self.durable_revision = self._sealed_revision = machine.revision
         self._halted = False  # nothing is sealed and no lease ends
+        self._broken = False  # no turn ends any more
 
     def start(self, loop: asyncio.AbstractEventLoop, on_failure: Callable[[BaseException], None]) -> None:
-        """Begins to run. `on_failure` is called once, when a commit has failed: the server has to stop."""
+        """Begins to run. `on_failure` is called once, when the server has to stop: a commit failed, or a turn broke."""
         self._loop = loop
         self._committer.start(loop, self._committed, on_failure)
         self.schedule()
@@ -232,30 +235,45 @@ class Turn:
     # --- the turn ---
 
     def _end_of_turn(self) -> None:
+        if self._broken:
+            return
         self._scheduled = False
         self._ending_began_s = self._began_s
-        if self._expiry.state == DUE:
-            self._end_leases()
-        self.hold_publications()
-        self._seal()
-        self._send_history()
-        self._flush()
-        self._sweep()
-        self._count_promises()
-        self._set_timer()
+        try:
+            if self._expiry.state == DUE:
+                self._end_leases()
+            self.hold_publications()
+            self._seal()
+            self._send_history()
+            self._flush()
+            self._sweep()
+            self._count_promises()
+            self._set_timer()
+        except Exception as error:
+            self._break_off(error)
 
     def _committed(self, batch: Batch) -> None:
         """The batch is on disk: the promises in it begin to count now, and what waited for it leaves."""
-        now_s = self.now_s()
-        if not self._scheduled:
-            self._began_s = now_s
-        self.machine.leases.acknowledged(batch.leases_touched, now_s)
-        self.renewed += batch.leases_touched
-        self.durable_revision = self._sealed_revision
-        self.gate.committed(batch.number)
-        self._expiry.committed(now_s, self.machine.journal.newest_with_rows)
+        if self._broken:
+            return
+        try:
+            now_s = self.now_s()
+            if not self._scheduled:
+                self._began_s = now_s
+            self.machine.leases.acknowledged(batch.leases_touched, now_s)
+            self.renewed += batch.leases_touched
+            self.durable_revision = self._sealed_revision
+            self.gate.committed(batch.number)
+            self._expiry.committed(now_s, self.machine.journal.newest_with_rows)
+        except Exception as error:
+            self._break_off(error)
         # Not scheduled but done at once: what waits for the disk has waited long enough.
         self._end_of_turn()
+
+    def _break_off(self, error: Exception) -> None:
+        """A step that is done for all has raised: memory may be half changed, and none of it may be shown or saved."""
+        self._broken = True
+        self._committer.give_up(bugs.broken_turn(error))
 
     # --- its steps ---
 
@@ -354,7 +372,12 @@ class Turn:
 
     def _timer_fired(self) -> None:
         self._timer = None
-        if self._expiry.timer_fired(self.now_s(), self.machine.next_deadline()):
+        try:
+            deadline_s = self.machine.next_deadline()
+        except Exception as error:  # no timer would ever be set again
+            self._break_off(error)
+            return
+        if self._expiry.timer_fired(self.now_s(), deadline_s):
             self._poll(2)
         else:
             self.schedule()
