@@ -8,11 +8,11 @@ Laws
 - `renew` touches two attributes: no heap step, and a row only when the saved deadline is about to be passed.
 
 Theory of operation. Deadlines are instants on the data clock (the seconds for which the data has been served, over all
-restarts), so they mean the same after a restart. A grant saves its exact deadline. The first renewal passes that and saves a later one,
-by RENEW_SLACK of the TTL, so the next renewals need no row; and the row after that is written ahead, by the renewal
-that comes within RENEW_AHEAD of the TTL of the saved deadline. So a lease that is renewed at a third of its TTL writes
-a row for every second renewal, but none of them waits for the disk after the first: a disk that stands still for a
-while takes no lease from a client that renews. A crash can only ever lengthen a lease, never end it early.
+restarts), so they mean the same after a restart. A grant saves its exact deadline. The first renewal passes that and
+saves a later one, by RENEW_SLACK of the TTL, so the next renewals need no row; and the row after that is written ahead,
+by the renewal that comes within RENEW_AHEAD of the TTL of the saved deadline. So a lease that is renewed at a third of
+its TTL writes a row for every second renewal, but none of them waits for the disk after the first: a disk that stands
+still for a while takes no lease from a client that renews. A crash can only ever lengthen a lease, never end it early.
 
 Worked example, TTL 10, slack 8, ahead 4: granted at 0, saved 10. Renewed at 3: deadline 13 > 10, so a row with 21,
 and the reply waits for it. Renewed at 6: deadline 16, and 16 + 4 <= 21: no row. Renewed at 9: deadline 19, so near

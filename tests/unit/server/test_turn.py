@@ -552,6 +552,9 @@ class BrokenPeer(Peer):
     def flush(self) -> None:
         raise RuntimeError("a bug")
 
+    def resume_reading(self) -> None:
+        raise RuntimeError("a bug")
+
     def catch_up(self) -> bool:
         raise RuntimeError("a bug")
 
@@ -565,6 +568,17 @@ class SoundPeer(Peer):
     def catch_up(self) -> bool:
         self.got.append("caught up")
         return False
+
+
+def test_a_bug_of_a_connection_that_reads_on_does_not_stop_the_others() -> None:
+    world, peers = World(), [SoundPeer(), BrokenPeer(), SoundPeer()]
+    for peer in peers:
+        world.turn.pause(peer)
+    world.call(rpc_pb2.PutRequest(key=b"k"))
+    world.settle()
+    assert [peer.resumed for peer in peers] == [1, 0, 1]
+    assert [len(peer.got) for peer in peers] == [0, 1, 0]
+    assert world.failures == []
 
 
 def test_a_bug_of_one_connection_or_stream_does_not_stop_the_others() -> None:

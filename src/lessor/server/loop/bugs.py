@@ -4,7 +4,6 @@
 Laws
 - The client of that call is answered: INTERNAL, and where to look. The traceback is in the log.
 - Whoever does something for many calls in a row - the gate, a turn, a line of waiting calls - goes on with the next.
-- A bug in what a turn does for all, outside of any call, stops the server: `BrokenTurnError`.
 
 The state machine changes nothing before its checks are through, so memory is taken to be whole. This is no way to deal
 with errors that can be foreseen: those are EtcdErrors where they arise.
@@ -21,7 +20,10 @@ TEXT = "etcdserver: internal error, see the server's log"
 
 
 class BrokenTurnError(Exception):
-    """A step of a turn has raised that belongs to no call. Memory may be half changed, so the server stops."""
+    """A step that a turn does for all, for no single call, has raised: memory may be half changed.
+
+    Then the laws above do not hold: the server stops and answers nobody any more. See turn.py.
+    """
 
 
 class Answerable(Protocol):
@@ -44,6 +46,12 @@ def told(error: Exception, where: str) -> EtcdError:
     return EtcdError(Code.INTERNAL, TEXT)
 
 
+def broken_turn(error: Exception) -> BrokenTurnError:
+    """What the server stops with. The traceback goes to the log."""
+    log.critical("unexpected error", exc_info=error, extra={"method": "the end of a turn"})
+    return BrokenTurnError(f"{type(error).__name__}: {error}")
+
+
 def end(call: Answerable, error: Exception) -> None:
     """Ends a call that met a bug outside of its own handler."""
     where = type(call).__name__
@@ -51,9 +59,3 @@ def end(call: Answerable, error: Exception) -> None:
         call.fail(told(error, where))
     except Exception as another:
         told(another, where)
-
-
-def broken_turn(error: Exception) -> BrokenTurnError:
-    """What the server stops with. The traceback goes to the log."""
-    log.critical("unexpected error", exc_info=error, extra={"method": "the end of a turn"})
-    return BrokenTurnError(f"{type(error).__name__}: {error}")

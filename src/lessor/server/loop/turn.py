@@ -17,8 +17,8 @@ Laws
 - When a lease may end is decided in expiry.py.
 - A promise counts from the moment its reply leaves, not from the moment it was made. It is counted when its batch is
   durable, and again at the end of a turn that took long.
-- With its rows a batch saves the data clock, as it was before the first of them. While leases live it is saved every
-  `clock_save_s` in any case.
+- With its rows a batch saves the data clock, as it was before the first of them. While leases live the clock is saved
+  every `clock_save_s` in any case, without rows if there are none.
 - When a commit fails, memory is ahead of disk and the outcome is unknown. When a step of the turn itself raises,
   memory may be half changed. In both cases nothing is answered any more, nothing is rolled back, nothing is saved, and
   the server stops with a message and an exit code of its own. A step that is done for one connection, stream or watcher
@@ -309,9 +309,12 @@ class Turn:
         self._sealed_revision = self.machine.revision
         self._committer.commit(batch)
         if self._paused:
-            for connection in self._paused:
-                connection.resume_reading()
-            self._paused.clear()
+            paused, self._paused = self._paused, set()
+            for connection in paused:
+                try:
+                    connection.resume_reading()
+                except Exception as error:
+                    bugs.end(connection, error)
         if self._expiry.sealed(now_s):
             self._poll(2)
 
@@ -384,7 +387,7 @@ class Turn:
 
     def _poll(self, polls: int) -> None:
         # uvloop runs timers, then what is scheduled, then polls the sockets; asyncio polls first and runs what it read
-        # after what was scheduled before. With one step more than polls, both have polled so often after the first one.
+        # after what was scheduled before. With one step more than polls, both have polled so often since the first call.
         if polls:
             self._loop.call_soon(self._poll, polls - 1)
         else:
