@@ -387,7 +387,7 @@ class Turn:
 
     def _poll(self, polls: int) -> None:
         # uvloop runs timers, then what is scheduled, then polls the sockets; asyncio polls first and runs what it read
-        # after what was scheduled before. With one step more than polls, both have polled so often since the first call.
+        # after what was scheduled before. With one step more than polls, both have polled so often since the first.
         if polls:
             self._loop.call_soon(self._poll, polls - 1)
         else:
