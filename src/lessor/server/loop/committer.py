@@ -154,7 +154,7 @@ class Committer:
             raise
 
     def give_up(self, error: Exception) -> None:
-        """Commits nothing any more and reports `error`, as after a failed commit. For whom memory is not whole."""
+        """Commits nothing any more and reports `error`, as after a failed commit: memory must not be saved."""
         self._fail(error)
 
     def close(self) -> None:
