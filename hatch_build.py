@@ -17,6 +17,7 @@ FOLDERS = ("base", "state", "wire")
 SERVER = (
     "loop/call",
     "loop/core",
+    "loop/expiry",
     "loop/release",
     "loop/turn",
     "loop/unfinished",

@@ -57,7 +57,7 @@ def test_killed_at_random_instants_nothing_acknowledged_is_lost(tmp_path: Path) 
         stubs = server.stubs()
         check(stubs, workers)
         # Down time is not counted, so the age of a lease lies between the time we saw it served and the time on the
-        # wall. A crash may forget up to a second of served time and adds one, and whole seconds are cut off.
+        # wall. A crash may set the data clock back by a second and adds one, and whole seconds are cut off.
         left_s = remaining(stubs, UNTOUCHED)
         assert left_s >= LONG_TTL_S - (time.monotonic() - granted_at) - 1, "ended early"
         assert left_s <= LONG_TTL_S - served_s + 2, "began anew"
@@ -84,7 +84,7 @@ def test_a_clean_stop_keeps_remaining_ttls_exact(tmp_path: Path) -> None:
     renewing_at = time.monotonic()
     assert stubs.renew(RENEWED).TTL == LONG_TTL_S
     renewed_at = time.monotonic()
-    time.sleep(1.5)  # served time that the stop has to count
+    time.sleep(1.5)  # the data clock goes on, and the stop has to save that
     told_s = remaining(stubs, RENEWED)
     stopping_at = time.monotonic()
     assert server.terminate() == 0

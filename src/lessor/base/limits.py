@@ -86,4 +86,4 @@ DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, about a millisecond
 SNAPSHOTS_MAX = 4  # snapshot streams at a time; each takes the data's size on disk
 CLIENT_VERSIONS_MAX = 64  # versions that clients call themselves by; a metric keeps a count for each
 COMMIT_S_MAX = 7.0  # a commit under way for longer makes the server unhealthy: what etcd gives a request
-CLOCK_SAVE_S = 1.0  # how often the served time is saved while leases live; a crash forgets at most this much of it
+CLOCK_SAVE_S = 1.0  # how often the data clock is saved while leases live; a crash sets it back by at most this much

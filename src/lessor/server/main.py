@@ -27,6 +27,7 @@ from lessor.base import errors
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.durable.engine import Engine, EngineError
 from lessor.durable.sqlite import SqliteEngine
+from lessor.server.loop.bugs import BrokenTurnError
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
 from lessor.server.loop.release import Gate
@@ -48,6 +49,7 @@ from lessor.state.replay import restore
 log = logging.getLogger("lessor")
 
 EXIT_DISK_FAILED = 74  # sysexits.h: EX_IOERR
+EXIT_BUG = 70  # sysexits.h: EX_SOFTWARE
 EXIT_AT_ONCE = 130  # as after Ctrl-C
 LAST_COMMIT_S = 30.0  # how long a stopping server waits for a commit that hangs
 FIRST_TERM = 2  # what a fresh etcd answers too: the term of its first election
@@ -140,7 +142,7 @@ class Server:
         turn = self.core.turn
         self._committer.quota_bytes = self.options.quota_backend_bytes
         self._committer.on_oversize = self._raise_no_space
-        turn.start(loop, self._disk_failed)
+        turn.start(loop, self._stop_unanswered)
         self._notify_progress(loop)
         Compactor(self.core, self.options).start(loop)
         await self.listen()
@@ -270,14 +272,16 @@ class Server:
         try:
             await self._committer.run(lambda: self._engine.commit(batch))
         except EngineError as error:
-            self._disk_failed(error)
+            self._stop_unanswered(error)
 
     # --- what happens meanwhile ---
 
-    def _disk_failed(self, error: BaseException) -> None:
-        """Memory is ahead of disk for good: answer nobody any more, and go."""
-        log.critical("cannot write to disk; stopping without answering", extra={"error": str(error)})
-        self.exit_code = EXIT_DISK_FAILED
+    def _stop_unanswered(self, error: BaseException) -> None:
+        """Memory is ahead of disk for good, or a bug has half changed it: answer nobody any more, and go."""
+        bug = isinstance(error, BrokenTurnError)
+        what = "a bug broke off a turn" if bug else "cannot write to disk"
+        log.critical(f"{what}; stopping without answering", extra={"error": str(error)})
+        self.exit_code = EXIT_BUG if bug else EXIT_DISK_FAILED
         for connection in list(self._connections):
             connection.transport.abort()
         self._stopping.set()

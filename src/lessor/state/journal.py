@@ -85,7 +85,9 @@ class Batch:
         peer_urls: tuple[str, ...] | None = None,
     ) -> None:
         self.number = number
-        self.clock_s = clock_s  # reading of the data clock, saved with the batch
+        # The reading of the data clock that is saved with the batch. With rows it is that of before the first of them,
+        # so that no deadline in them stands beside a later clock than that of the call which set it.
+        self.clock_s = clock_s
         self.events = events  # ascending by (revision, sub)
         self.leases = leases
         self.alarms = alarms
@@ -219,7 +221,11 @@ class Journal:
         self.newest_with_rows = self.number
 
     def seal(self, clock_s: float) -> Batch:
-        """Closes the open batch and opens the next. `clock_s`: the reading of the data clock that is saved with it."""
+        """Closes the open batch and opens the next.
+
+        `clock_s`: the reading of the data clock that is saved with it. With rows that is the one of before the first of
+        them (turn.py has the reason); without rows, and at a clean stop, the present one.
+        """
         batch = Batch(
             self.number,
             clock_s,

@@ -7,12 +7,12 @@ Laws
 - A deadline never moves earlier. A row's deadline is never earlier than any renewal that a client was told of.
 - `renew` touches two attributes: no heap step, and a row only when the saved deadline is about to be passed.
 
-Theory of operation. Deadlines are absolute on the clock of the data (seconds served, summed over restarts), so they
-mean the same after a restart. A grant saves its exact deadline. The first renewal passes that and saves a later one,
-by RENEW_SLACK of the TTL, so the next renewals need no row; and the row after that is written ahead, by the renewal
-that comes within RENEW_AHEAD of the TTL of the saved deadline. So a lease that is renewed at a third of its TTL writes
-a row for every second renewal, but none of them waits for the disk after the first: a disk that stands still for a
-while takes no lease from a client that renews. A crash can only ever lengthen a lease, never end it early.
+Theory of operation. Deadlines are instants on the data clock (the seconds for which the data has been served, over all
+restarts), so they mean the same after a restart. A grant saves its exact deadline. The first renewal passes that and
+saves a later one, by RENEW_SLACK of the TTL, so the next renewals need no row; and the row after that is written ahead,
+by the renewal that comes within RENEW_AHEAD of the TTL of the saved deadline. So a lease that is renewed at a third of
+its TTL writes a row for every second renewal, but none of them waits for the disk after the first: a disk that stands
+still for a while takes no lease from a client that renews. A crash can only ever lengthen a lease, never end it early.
 
 Worked example, TTL 10, slack 8, ahead 4: granted at 0, saved 10. Renewed at 3: deadline 13 > 10, so a row with 21,
 and the reply waits for it. Renewed at 6: deadline 16, and 16 + 4 <= 21: no row. Renewed at 9: deadline 19, so near
@@ -49,7 +49,7 @@ class Lease:
     def __init__(self, lease_id: int, ttl_s: int, deadline_s: float, saved_deadline_s: float, batch: int) -> None:
         self.id = lease_id
         self.ttl_s = ttl_s  # granted, whole seconds
-        self.deadline_s = deadline_s  # true, on the clock of the data
+        self.deadline_s = deadline_s  # true, on the data clock
         self.saved_deadline_s = saved_deadline_s  # in its newest row
         self.batch = batch  # must be durable before a grant or keepalive reply for this lease may leave
         self.ended = False
@@ -195,8 +195,8 @@ class Lessor:
             deadline_s = now + lease.ttl_s
             if deadline_s > lease.deadline_s:
                 lease.deadline_s = deadline_s
-                # A slow commit. The boot rules cover a little; for more the row must follow, in the next batch at the
-                # latest, which is also the first one that could save a later uptime.
+                # A slow commit. The boot rules cover a little; for more the row must follow, in the open batch: no
+                # reading of the data clock that is later than this commit is saved before it.
                 if not lease.ended and deadline_s > lease.saved_deadline_s + ACKNOWLEDGE_S:
                     self._save(lease, deadline_s, None)
 

@@ -7,11 +7,13 @@ Laws
 - No lease ends earlier than its last acknowledged renewal allows, time being counted only while the data is served.
 
 Theory of operation. The versions of keys come in their order, each linked to the one before; then the leases; then each
-key's newest version is hung on its lease. What remains of a lease is its saved deadline less the saved uptime. After a
-clean stop that is exact. After a crash the saved uptime may be too early by what passes between two saves, and so may
-the deadline: that much is added, up to the full TTL. Either way clients get RECONNECT_GRACE_S to come back.
+key's newest version is hung on its lease. What remains of a lease is its saved deadline less the saved data clock.
+After a clean stop that is exact. After a crash both may be too early. An early clock only lengthens a lease: a batch
+with rows saves the clock of before the first of them. The deadline was set before the commit that made it durable, and
+the promise counts from the reply after that commit: ACKNOWLEDGE_S at most may lack (leases.py), and CLOCK_SAVE_S, which
+is more, is added, up to the full TTL. Either way a lease has RECONNECT_GRACE_S, so that its client can come back.
 
-Worked example, TTL 10: renewed at 100, row says 115, crash at 104.6, last saved uptime 104.1. What remains is
+Worked example, TTL 10: renewed at 100, row says 115, crash at 104.6, last saved clock 104.1. What remains is
 min(115 - 104.1 + 1, 10) = 10 from a clock that goes on at 104.1: due at 114.1, where 110 was promised.
 
 Does not do: reading rows from anywhere.

@@ -363,7 +363,7 @@ class _Timed:
         return None if deadline_s is None else self._clock.now_s() + deadline_s - self._core.turn.now_s()
 
     def hurry(self, jumping: bool) -> None:
-        # The served time is saved once a second, which would be most of the work of a long jump.
+        # The data clock is saved once a second, which would be most of the work of a long jump.
         self._core.turn.clock_save_s = math.inf if jumping else limits.CLOCK_SAVE_S
         self._core.turn.schedule()
 

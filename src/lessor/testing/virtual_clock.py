@@ -31,7 +31,7 @@ from contextvars import Context
 from typing import Any, Protocol, TypeVarTuple
 
 from lessor.base.clock import MonotonicClock
-from lessor.server.loop.turn import MARGIN_S
+from lessor.server.loop.expiry import MARGIN_S
 
 FIRST_S = 1_000.0  # what a frozen clock says at first
 # A lease ends MARGIN_S after its deadline. A jump as long as its TTL shall end it, so jumps go on to what is due so

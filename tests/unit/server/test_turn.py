@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import limits
-from lessor.server.loop import bugs
-from lessor.server.loop.turn import MARGIN_S, SLOW_COMMIT_S, STALL_S
+from lessor.server.loop.expiry import MARGIN_S, SLOW_COMMIT_S, STALL_S
 from lessor.state.replay import RECONNECT_GRACE_S
 from lessor.state.watch_hub import Changes, Watcher
 from tests.unit.server.turn_world import Peer, World
@@ -538,62 +537,6 @@ def test_output_is_flushed_once_a_turn_and_forgotten_with_its_connection() -> No
     world.turn.forget(gone)
     world.loop.settle()
     assert (peer.flushed, gone.flushed) == (1, 0)
-
-
-class BrokenPeer(Peer):
-    """One that meets a bug, whatever is done for it."""
-
-    def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
-        raise RuntimeError("a bug")
-
-    def on_lease_events(self, response: bytes) -> None:
-        raise RuntimeError("a bug")
-
-    def flush(self) -> None:
-        raise RuntimeError("a bug")
-
-    def catch_up(self) -> bool:
-        raise RuntimeError("a bug")
-
-
-class SoundPeer(Peer):
-    """One beside it."""
-
-    def on_lease_events(self, response: bytes) -> None:
-        self.got.append(response)
-
-    def catch_up(self) -> bool:
-        self.got.append("caught up")
-        return False
-
-
-def test_a_bug_of_one_connection_or_stream_does_not_stop_the_others() -> None:
-    world = World()
-    broken, sound = [BrokenPeer(), BrokenPeer()], [SoundPeer(), SoundPeer()]
-    order: list[Any] = [sound[0], broken[0], broken[1], sound[1]]
-    for peer in order:
-        world.turn.flush_later(peer)
-        world.turn.catch_up_later(peer)
-    world.loop.settle()
-    assert [peer.flushed for peer in sound] == [1, 1]
-    assert [peer.got for peer in sound] == [["caught up"]] * 2
-    assert [[error.message for error in peer.got] for peer in broken] == [[bugs.TEXT] * 2] * 2
-
-
-def test_a_bug_of_one_watcher_does_not_keep_events_from_the_others() -> None:
-    world = World()
-    broken, sound = [BrokenPeer(), BrokenPeer()], [SoundPeer(), SoundPeer()]
-    order: list[Any] = [sound[0], broken[0], broken[1], sound[1]]
-    for peer in order:
-        world.machine.hub.add(Watcher(0, b"k", owner=peer))
-        world.machine.lease_events.watchers.add(peer)
-    world.grant(60)
-    world.call(rpc_pb2.PutRequest(key=b"k"))
-    world.turn.hold_publications()
-    world.settle()
-    assert [len(peer.told) for peer in sound] == [1, 1]
-    assert [len(peer.got) for peer in sound] == [1, 1]
-    assert [[error.message for error in peer.got] for peer in broken] == [[bugs.TEXT] * 2] * 2
 
 
 def test_watchers_are_told_when_the_change_is_durable() -> None:

@@ -90,8 +90,13 @@ class Disk:
         self._on_committed(batch)
 
     def fail(self) -> None:
-        self.in_flight, self.failed = None, True
-        self._on_failure(OSError("disk full"))
+        self.in_flight = None
+        self.give_up(OSError("disk full"))
+
+    def give_up(self, error: Exception) -> None:
+        if not self.failed:
+            self.failed = True
+            self._on_failure(error)
 
 
 class Peer:

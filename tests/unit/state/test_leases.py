@@ -263,7 +263,7 @@ def test_renewing_for_a_day_keeps_one_entry() -> None:
 
 
 def test_a_promise_delayed_by_a_slow_commit_is_saved_again() -> None:
-    """Otherwise a crash after the next saved uptime would end the lease before what the client was told."""
+    """Otherwise a crash after the data clock is saved next would end the lease before what the client was told."""
     journal = Journal()
     lessor = Lessor(journal)
     lease = lessor.grant(7, 10, now=0.0)

@@ -19,6 +19,13 @@ log = logging.getLogger("lessor")
 TEXT = "etcdserver: internal error, see the server's log"
 
 
+class BrokenTurnError(Exception):
+    """A step that a turn does for all, for no single call, has raised: memory may be half changed.
+
+    Then the laws above do not hold: the server stops and answers nobody any more. See turn.py.
+    """
+
+
 class Answerable(Protocol):
     """Something that stands for a call."""
 
@@ -37,6 +44,12 @@ def as_answer(error: Exception, where: str) -> EtcdError:
         return error.bare()
     log.error("unexpected error", exc_info=error, extra={"method": where})
     return EtcdError(Code.INTERNAL, TEXT)
+
+
+def broken_turn(error: Exception) -> BrokenTurnError:
+    """What the server stops with. The traceback goes to the log."""
+    log.critical("unexpected error", exc_info=error, extra={"method": "the end of a turn"})
+    return BrokenTurnError(f"{type(error).__name__}: {error}")
 
 
 def end(call: Answerable, error: Exception) -> None:

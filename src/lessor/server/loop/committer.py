@@ -153,6 +153,10 @@ class Committer:
             self._fail(error)
             raise
 
+    def give_up(self, error: Exception) -> None:
+        """Commits nothing any more and reports `error`, as after a failed commit: memory must not be saved."""
+        self._fail(error)
+
     def close(self) -> None:
         """Waits for the work in hand, closes the engine, ends the thread."""
         if not self._closed:

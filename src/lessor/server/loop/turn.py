@@ -1,37 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of one loop turn. Read this second, after main.py.
+"""The order of one loop turn. Read this second, after main.py. The order itself is in `Turn._end_of_turn`.
 
-The write rule
+Laws
 - A call is applied to memory at once, in arrival order; its rows join the open batch.
-- The batch is sealed at the end of the turn when the committer is free. Otherwise it grows, up to BATCH_ROWS_MAX rows;
-  beyond that, connections that bring more are not read until it is sealed.
-- One batch commits while the next one accumulates. There is no timer: a lone write is sealed in the turn it came in.
-- A write waits for its own batch. A read, and an error too, waits for the newest batch with rows at its moment; if all
-  is durable it leaves at once. A keepalive waits for the batch that last wrote its lease, mostly none.
-- Watch events pass the same gate.
-- What may take long is cut into steps of some milliseconds, one a turn: ends of leases, history for watchers, the sweep
-  after a compaction; and long replies (long_reply.py). The end of one lease with all its keys is one step.
-- When a commit fails, memory is ahead of disk and the outcome is unknown: nothing is answered any more, nothing is
-  rolled back, the server stops with a message and an exit code of its own.
+- The batch is sealed at the end of the turn when the committer is free. Otherwise it grows, up to BATCH_ROWS_MAX rows.
+  Beyond that, a connection that brings more is not read until the batch is sealed.
+- One batch commits while the next one accumulates. There is no timer for that: a lone write is sealed in the turn it
+  came in.
+- A write waits for its own batch. A read waits for the newest batch that has rows when the read is applied, and so does
+  an error; if all is durable it leaves at once. A keepalive waits for the batch that last wrote its lease; mostly that
+  is durable.
+- Watch events pass the same gate as replies.
+- What may take long is cut into steps of some milliseconds, one a turn: the end of leases, history for watchers, the
+  sweep after a compaction, and long replies (long_reply.py). The end of one lease with all its keys is one step.
+- At most EXPIRE_PER_TURN_MAX leases end in a turn; keepalives get in before the next ones.
+- When a lease may end is decided in expiry.py.
+- A promise counts from the moment its reply leaves, not from the moment it was made. It is counted when its batch is
+  durable, and again at the end of a turn that took long.
+- With its rows a batch saves the data clock, as it was before the first of them. While leases live the clock is saved
+  every `clock_save_s` in any case, without rows if there are none.
+- When a commit fails, memory is ahead of disk and the outcome is unknown. When a step of the turn itself raises,
+  memory may be half changed. In both cases nothing is answered any more, nothing is rolled back, nothing is saved, and
+  the server stops with a message and an exit code of its own. A step that is done for one connection, stream or watcher
+  is no such step: its bug ends that call alone (bugs.py).
 
-When leases expire
-- One timer, at the earliest deadline. When it fires, the loop first reads whatever the sockets hold: a keepalive that
-  arrived in time must not lose against an expiry that merely ran first, not even when the process was stopped for
-  minutes. So `cutoff`, the instant up to which leases may end, is always an instant after which the sockets have been
-  polled, twice: a client that has connected anew meanwhile is accepted by the first poll and read by the second.
-- That is all that a client needs whose connection has survived. After a timer that is late by STALL_S or more, some
-  have not, and nothing ends until they had the time to come back: as long as the stall took, at most what they get
-  after a restart. Decision 0006 has the reasons.
-- At most EXPIRE_PER_TURN_MAX leases end per turn; the rest goes to the next turn, keepalives get in between.
-- A promise counts from the moment its reply leaves, not from when it was made. Replies leave at the end of a turn, so
-  after a turn that took longer than MARGIN_S can hide, the leases renewed in it get their deadline once more.
-- While a commit hangs, nothing expires, nor before the batch is durable that gathered meanwhile: a lease whose grant or
-  renewal nobody was told of yet must not end before that.
+Theory of operation. The event loop runs its callbacks, then polls the sockets. Whoever does something in a turn calls
+`schedule`, before it looks at its first bytes; the end of the turn then runs once, after all sockets that were readable
+have been read. The disk's report that a batch is durable is followed by an end of turn at once.
+
+Does not do: deciding when leases end; ordering what waits for a batch (release.py); talking to the disk (committer.py).
 """
 
 import asyncio
+import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from lessor.base import limits
 from lessor.base.clock import Clock
@@ -39,22 +42,14 @@ from lessor.base.errors import EtcdError
 from lessor.server.loop import bugs
 from lessor.server.loop.bugs import Answerable
 from lessor.server.loop.committer import Committer
+from lessor.server.loop.expiry import DUE, NOTHING, Expiry, must_count_anew
 from lessor.server.loop.release import Gate, Outlet
 from lessor.state.journal import Batch
 from lessor.state.leases import Lease
 from lessor.state.machine import StateMachine
-from lessor.state.replay import RECONNECT_GRACE_S
 from lessor.state.watch_hub import Publication
 
-# A timer that is so late tells of a process that stood still for longer than a client waits before it gives up its
-# connection. Whoever waits longer finds its keepalive read, and a busy machine is never that late.
-STALL_S = 1.0
-# How much later than its deadline a lease ends at least: covers the way of a reply from the loop to the socket. A turn
-# may take half of it before deadlines are set again.
-MARGIN_S = 0.001
-# A commit that takes longer holds up expiry. A reply waits for two commits at the most, so with the least TTL of 1 s no
-# lease comes due before its reply has left.
-SLOW_COMMIT_S = 0.25
+_NEVER_S: Final = math.inf
 
 
 class Flushable(Answerable, Protocol):
@@ -80,14 +75,14 @@ class _Crowd:
 
 
 class _Audience(_Crowd):
-    """Where publications go when they may be seen: to the owners of the watchers."""
+    """The outlet for publications: the owners of the watchers."""
 
     def deliver(self, publication: Publication) -> None:
         changes = publication.changes
         for owner, watchers in publication.audience.items():
             try:
                 owner.on_changes(watchers, changes)
-            except Exception as error:  # the others are told
+            except Exception as error:  # the other owners get theirs
                 bugs.end(owner, error)
 
 
@@ -95,7 +90,7 @@ _AUDIENCE = _Audience()
 
 
 class _LeaseAudience(_Crowd):
-    """The same for what became of leases."""
+    """The outlet for lease events: those who watch leases."""
 
     def deliver(self, payload: tuple[list[Any], bytes]) -> None:
         watchers, response = payload
@@ -121,11 +116,14 @@ class Turn:
         clock_s: float,
         on_expired: Callable[[int, float], None],
     ) -> None:
+        """`clock_s`: the saved reading of the data clock, from which it goes on (decision 0004).
+
+        `on_expired(ended, late_s)`: called when leases have ended; `late_s` is how late the first of them is.
+        """
         self.machine = machine
         self.gate = gate
         self._committer = committer
         self._clock = clock
-        # The state machine's time is how long this data has been served (decision 0004), so it goes on across restarts.
         self._origin_s = clock.now_s() - clock_s
         self._on_expired = on_expired
         self._loop: asyncio.AbstractEventLoop
@@ -133,31 +131,28 @@ class Turn:
         self._to_flush: set[Flushable] = set()
         self._paused: set[Flushable] = set()
         self._behind: set[CatchUp] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due_s = 0.0
-        self._expiring = False
-        self._spared_until_s = 0.0  # no lease ends before, after a stall
-        self._cutoff_s = 0.0  # leases due until here may end in this turn
+        self._expiry = Expiry()
+        self._timer: asyncio.TimerHandle | None = None  # set while the expiry is ARMED
         self._began_s = 0.0  # when this turn read its first bytes, or the next one if it has been asked for
         self._ending_began_s = 0.0  # when the turn that ends now read its first bytes
-        self._commit_began_s = 0.0
-        self._expire_after_batch = 0  # nothing ends before this batch is durable
         self._opened_s = clock_s  # not later than the first row of the open batch
-        self.renewed: list[Lease] = []  # leases whose renewal is told in this turn
+        self.renewed: list[Lease] = []  # leases whose renewal is answered in this turn
         self._clock_saved_s = clock_s
-        self.clock_save_s = limits.CLOCK_SAVE_S  # how often the served time is saved while leases live
+        self.clock_save_s = limits.CLOCK_SAVE_S  # how often the data clock is saved while leases live
         # The newest revision that is on disk: history is shown up to here. `_sealed_revision` is that of the last
         # batch.
         self.durable_revision = self._sealed_revision = machine.revision
-        self._halted = False
+        self._halted = False  # nothing is sealed and no lease ends
+        self._broken = False  # no turn ends any more
 
     def start(self, loop: asyncio.AbstractEventLoop, on_failure: Callable[[BaseException], None]) -> None:
+        """Begins to run. `on_failure` is called once, when the server has to stop: a commit failed, or a turn broke."""
         self._loop = loop
         self._committer.start(loop, self._committed, on_failure)
         self.schedule()
 
     def now_s(self) -> float:
-        """The data directory's own clock: see decision 0004."""
+        """The data clock: seconds for which this data has been served, over all restarts."""
         return self._clock.now_s() - self._origin_s
 
     # --- what the other parts ask for ---
@@ -192,64 +187,13 @@ class Turn:
         return journal.newest_with_rows == journal.number and journal.row_count > limits.BATCH_ROWS_MAX
 
     def pause(self, connection: Flushable) -> None:
-        """The connection has stopped reading; it is told to resume when the batch is sealed."""
+        """The connection has stopped reading; `resume_reading` is called when the batch is sealed."""
         self._paused.add(connection)
 
     def catch_up_later(self, stream: CatchUp) -> None:
         """The watch stream has history to send."""
         self._behind.add(stream)
         self.schedule()
-
-    def halt(self) -> None:
-        """Seals nothing and expires nothing any more: the server is about to write its last batch itself."""
-        self._halted = True
-
-    # --- the turn ---
-
-    def _end_of_turn(self) -> None:
-        self._scheduled = False
-        self._ending_began_s = self._began_s
-        self._expire_due()
-        self.hold_publications()
-        self._seal()
-        self._send_history()
-        self._flush()
-        self._sweep()
-        self._count_promises()
-        self._arm_timer()
-
-    def _expire_due(self) -> None:
-        if self._cutoff_s == 0.0 or self.overloaded or self._halted:
-            return
-        slow = self._committer.in_flight is not None and self.now_s() - self._commit_began_s > SLOW_COMMIT_S
-        if slow or self.gate.durable < self._expire_after_batch:
-            return  # the cutoff stays for the turn that follows the commit
-        cutoff_s, self._cutoff_s = self._cutoff_s, 0.0
-        self._expiring = False
-        # The queue's head comes due at its time, be it a lease to end or one that was renewed since: as late as it is,
-        # the leases that end now are.
-        head_s = self.machine.next_deadline()
-        ended = self.machine.expire(cutoff_s, limits.EXPIRE_PER_TURN_MAX)
-        if ended and head_s is not None:
-            self._on_expired(ended, self.now_s() - head_s)
-
-    def hold_publications(self) -> None:
-        """Sends what watchers are to see through the gate; called after every change that may concern one.
-
-        Those who only decide what others are to see (waiting_lines.py) are told at once.
-        """
-        hub = self.machine.hub
-        if hub.outbox:
-            batch = self.machine.journal.newest_with_rows
-            for publication in hub.take_outbox():
-                if publication.at_once:
-                    _AUDIENCE.deliver(publication)
-                else:
-                    self.gate.hold(batch, _AUDIENCE, publication)
-        lease_events = self.machine.lease_events
-        if lease_events.told:
-            payload = lease_events.take(self.machine.header())
-            self.gate.hold(self.machine.journal.newest_with_rows, _LEASE_AUDIENCE, payload)
 
     def after_everything(self, outlet: Outlet, payload: Any) -> int:
         """Delivers `payload` when all that has been applied until now is durable, at once if it is. Returns the batch
@@ -266,12 +210,95 @@ class Turn:
         self.gate.hold(batch, outlet, payload)
         return batch
 
+    def hold_publications(self) -> None:
+        """Sends what watchers are to see through the gate; called after every change that may concern one.
+
+        Those who only decide what others are to see (waiting_lines.py) get it at once.
+        """
+        hub = self.machine.hub
+        if hub.outbox:
+            batch = self.machine.journal.newest_with_rows
+            for publication in hub.take_outbox():
+                if publication.at_once:
+                    _AUDIENCE.deliver(publication)
+                else:
+                    self.gate.hold(batch, _AUDIENCE, publication)
+        lease_events = self.machine.lease_events
+        if lease_events.told:
+            payload = lease_events.take(self.machine.header())
+            self.gate.hold(self.machine.journal.newest_with_rows, _LEASE_AUDIENCE, payload)
+
+    def halt(self) -> None:
+        """Seals nothing and ends no lease any more: the server is about to write its last batch itself."""
+        self._halted = True
+
+    # --- the turn ---
+
+    def _end_of_turn(self) -> None:
+        if self._broken:
+            return
+        self._scheduled = False
+        self._ending_began_s = self._began_s
+        try:
+            if self._expiry.state == DUE:
+                self._end_leases()
+            self.hold_publications()
+            self._seal()
+            self._send_history()
+            self._flush()
+            self._sweep()
+            self._count_promises()
+            self._set_timer()
+        except Exception as error:
+            self._break_off(error)
+
+    def _committed(self, batch: Batch) -> None:
+        """The batch is on disk: the promises in it begin to count now, and what waited for it leaves."""
+        if self._broken:
+            return
+        try:
+            now_s = self.now_s()
+            if not self._scheduled:
+                self._began_s = now_s
+            self.machine.leases.acknowledged(batch.leases_touched, now_s)
+            self.renewed += batch.leases_touched
+            self.durable_revision = self._sealed_revision
+            self.gate.committed(batch.number)
+            self._expiry.committed(now_s, self.machine.journal.newest_with_rows)
+        except Exception as error:
+            self._break_off(error)
+        # Not scheduled but done at once: what waits for the disk has waited long enough.
+        self._end_of_turn()
+
+    def _break_off(self, error: Exception) -> None:
+        """A step that is done for all has raised: memory may be half changed, and none of it may be shown or saved."""
+        self._broken = True
+        self._committer.give_up(bugs.broken_turn(error))
+
+    # --- its steps ---
+
+    def _end_leases(self) -> None:
+        """Ends leases that are due, unless something holds them up."""
+        if self._halted:
+            return
+        committing = self._committer.in_flight is not None
+        cutoff_s = self._expiry.may_end(
+            self.now_s(), full=self.overloaded, committing=committing, durable=self.gate.durable
+        )
+        if cutoff_s == NOTHING:
+            return
+        # The first entry of the queue comes due at its time, whether its lease ends or was renewed since. So this is
+        # how late the leases are that end now.
+        head_s = self.machine.next_deadline()
+        ended = self.machine.expire(cutoff_s, limits.EXPIRE_PER_TURN_MAX)
+        if ended and head_s is not None:
+            self._on_expired(ended, self.now_s() - head_s)
+
     def _seal(self) -> None:
         journal = self.machine.journal
         if not self._committer.free or self._halted:
             return
         now_s = self.now_s()
-        # Served time is saved with every batch; while leases live it is saved once a second in any case.
         if journal.row_count == 0 and not (self._must_save_clock(now_s) or self._must_name_dead()):
             return
         # With rows, the clock of before the first of them is saved: a deadline beside a later clock would take from the
@@ -280,16 +307,16 @@ class Turn:
         self._clock_saved_s = clock_s
         batch = journal.seal(clock_s)
         self._sealed_revision = self.machine.revision
-        self._commit_began_s = now_s
         self._committer.commit(batch)
         if self._paused:
-            for connection in self._paused:
-                connection.resume_reading()
-            self._paused.clear()
-        if self._cutoff_s:
-            # The full batch has held up expiry, and reading: what waits in the sockets comes first.
-            cutoff_s, self._cutoff_s = self._cutoff_s, 0.0
-            self._before_poll(cutoff_s, now_s)
+            paused, self._paused = self._paused, set()
+            for connection in paused:
+                try:
+                    connection.resume_reading()
+                except Exception as error:
+                    bugs.end(connection, error)
+        if self._expiry.sealed(now_s):
+            self._poll(2)
 
     def _must_save_clock(self, now_s: float) -> bool:
         return bool(len(self.machine.leases)) and now_s - self._clock_saved_s >= self.clock_save_s
@@ -297,21 +324,6 @@ class Turn:
     def _must_name_dead(self) -> bool:
         """Whether a compaction is through in memory and has left rows to be deleted."""
         return self.machine.journal.names_dead and not self.machine.store.superfluous
-
-    def _committed(self, batch: Batch) -> None:
-        """The batch is on disk: the promises in it begin to count now, and what waited for it leaves."""
-        now_s = self.now_s()
-        if not self._scheduled:
-            self._began_s = now_s
-        self.machine.leases.acknowledged(batch.leases_touched, now_s)
-        self.renewed += batch.leases_touched
-        self.durable_revision = self._sealed_revision
-        self.gate.committed(batch.number)
-        if now_s - self._commit_began_s > SLOW_COMMIT_S:
-            # What came meanwhile may have come due meanwhile, and is in a batch that nobody has been told of yet.
-            self._expire_after_batch = self.machine.journal.newest_with_rows
-        # Not scheduled but done at once: whoever waits for the disk has waited long enough.
-        self._end_of_turn()
 
     def _send_history(self) -> None:
         if self._behind:
@@ -334,71 +346,53 @@ class Turn:
                     bugs.end(connection, error)
 
     def _sweep(self) -> None:
-        """Takes some of what a compaction gave up out of memory, and asks for a turn to go on in, or to seal in."""
+        """Takes some of the dead versions out of memory, and asks for a turn to go on in, or to seal in."""
         store = self.machine.store
         if store.superfluous and not self._halted:
             store.sweep(limits.SWEEP_EVENTS_MAX)
             self.schedule()
 
     def _count_promises(self) -> None:
-        """The replies have left: what they promise counts from now, if the turn took noticeably long."""
+        """The replies have left: what they promise counts from now, if the turn took long."""
         if self.renewed:
             now_s = self.now_s()
-            if now_s - self._ending_began_s > MARGIN_S / 2:
+            if must_count_anew(self._ending_began_s, now_s):
                 self.machine.leases.acknowledged(self.renewed, now_s)
             self.renewed.clear()
 
-    # --- the expiry timer ---
+    # --- the expiry timer: expiry.py decides, this sets and polls ---
 
-    def _arm_timer(self) -> None:
-        """Sets the one timer to the earliest deadline, or to the next saving of the uptime if that comes first."""
+    def _set_timer(self) -> None:
         deadline_s = self.machine.next_deadline()
-        if deadline_s is None or self._expiring:
+        if deadline_s is None:
             return
-        deadline_s = max(deadline_s + MARGIN_S, self._spared_until_s)
-        if self._committer.free:
-            deadline_s = min(deadline_s, self._clock_saved_s + self.clock_save_s)
-        # In a storm the earliest deadline is long past: the timer is late against the moment it could come at, which is
-        # not this one but the beginning of the turn. A turn that took long is a stall, too.
-        due_s = max(deadline_s, self._ending_began_s)
-        if self._timer is not None:
-            if self._timer_due_s <= due_s:
-                return
-            self._timer.cancel()
-        self._timer_due_s = due_s
-        self._timer = self._loop.call_later(max(self._timer_due_s - self.now_s(), 0.0), self._timer_fired)
+        save_s = self._clock_saved_s + self.clock_save_s if self._committer.free else _NEVER_S
+        timer_s = self._expiry.turn_ended(deadline_s, save_s, self._ending_began_s)
+        if timer_s != NOTHING:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(max(timer_s - self.now_s(), 0.0), self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
-        now_s = self._spare_after_stall(self._timer_due_s)
-        deadline_s = self.machine.next_deadline()
-        if deadline_s is None or max(deadline_s + MARGIN_S, self._spared_until_s) > now_s:
-            self.schedule()
+        try:
+            deadline_s = self.machine.next_deadline()
+        except Exception as error:  # no timer would ever be set again
+            self._break_off(error)
             return
-        self._expiring = True
-        self._before_poll(now_s - MARGIN_S, now_s)
+        if self._expiry.timer_fired(self.now_s(), deadline_s):
+            self._poll(2)
+        else:
+            self.schedule()
 
-    def _spare_after_stall(self, due_s: float) -> float:
-        """Called by what was to come at `due_s`: how late it is tells whether the process stood still. Returns now."""
-        now_s = self.now_s()
-        stall_s = now_s - due_s
-        if stall_s >= STALL_S:
-            # What could not get through for some time gets through within as much more: TCP doubles its waiting.
-            self._spared_until_s = now_s + min(stall_s, RECONNECT_GRACE_S)
-        return now_s
-
-    def _before_poll(self, cutoff_s: float, began_s: float, polls: int = 2) -> None:
+    def _poll(self, polls: int) -> None:
         # uvloop runs timers, then what is scheduled, then polls the sockets; asyncio polls first and runs what it read
-        # after what was scheduled before. With one step more than polls, both have polled so often after `cutoff_s`.
+        # after what was scheduled before. With one step more than polls, both have polled so often since the first.
         if polls:
-            self._loop.call_soon(self._before_poll, cutoff_s, began_s, polls - 1)
+            self._loop.call_soon(self._poll, polls - 1)
         else:
-            self._loop.call_soon(self._after_poll, cutoff_s, began_s)
+            self._loop.call_soon(self._polled)
 
-    def _after_poll(self, cutoff_s: float, began_s: float) -> None:
-        # The polls follow each other at once. No timer is set meanwhile, so this is where a stall among them shows.
-        if self._spare_after_stall(began_s) < self._spared_until_s:
-            self._expiring = False
-        else:
-            self._cutoff_s = cutoff_s
+    def _polled(self) -> None:
+        self._expiry.polled(self.now_s())
         self.schedule()
