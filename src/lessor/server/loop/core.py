@@ -8,7 +8,7 @@ grpc_calls.py and http_calls.py, which are two codecs over the same messages.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
@@ -23,6 +23,7 @@ from lessor.server.loop.release import Gate
 from lessor.server.loop.turn import Turn
 from lessor.server.loop.unfinished import Unfinished
 from lessor.server.observe.metrics import Metrics
+from lessor.server.observe.pages import Pages
 from lessor.server.options import Options
 from lessor.server.services.passwords import Passwords
 from lessor.server.services.snapshots import Snapshots
@@ -31,9 +32,6 @@ from lessor.server.services.waiting_lines import WaitingLines
 from lessor.state import permissions
 from lessor.state.machine import StateMachine
 from lessor.state.permissions import Caller, Claimed
-
-if TYPE_CHECKING:
-    from lessor.server.observe.exposition import Exposition
 
 
 class Credentials(Protocol):
@@ -182,7 +180,7 @@ class Core:
         self.downgrade_target = ""  # of the downgrade that was enabled; see maintenance.py
         self.watch_streams: set[WatchesProgress] = set()
         self.waiting_lines = WaitingLines(self)
-        self._exposition: Exposition | None = None
+        self.pages = Pages()
         self.long_replies = Line()
         self.unfinished = Unfinished(options.message_bytes_max)
         self.unary_handlers: dict[Method, UnaryHandler] = {}
@@ -219,15 +217,6 @@ class Core:
         except Exception as error:
             outcome = told(error, call.method.path)
         self.finish(call, outcome)
-
-    @property
-    def exposition(self) -> "Exposition":
-        """What /metrics shows. Loaded when it is first asked for: Prometheus' library would make each start longer."""
-        if self._exposition is None:
-            from lessor.server.observe.exposition import Exposition
-
-            self._exposition = Exposition(self)
-        return self._exposition
 
     # --- who may do what: the one place where calls meet state/permissions.py ---
 

@@ -8,16 +8,14 @@ What Go tells of its own memory (`memstats`) has no counterpart.
 import json
 import resource
 import sys
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lessor.server.loop.core import Core
+from lessor.server.observe.observed import Observed
 
 
-def body(core: "Core") -> bytes:
-    identity = core.machine.identity
+def body(observed: Observed) -> bytes:
+    identity = observed.machine.identity
     member = f"{identity.member_id:x}"
-    newest, durable = core.machine.journal.newest_with_rows, core.gate.durable
+    newest, durable = observed.machine.journal.newest_with_rows, observed.gate.durable
     known = {
         "cmdline": sys.argv,
         "file_descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],

@@ -13,7 +13,6 @@ Two durations are one here: a batch becomes durable by one commit with one fsync
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -23,11 +22,9 @@ from lessor.api.methods import BY_PATH, METHODS, Method
 from lessor.base.errors import Code
 from lessor.server.observe.health import CHECKS, alarm_name
 from lessor.server.observe.histogram import Histogram
+from lessor.server.observe.observed import Observed
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 from lessor.state.machine import TTL_BITS_MAX
-
-if TYPE_CHECKING:
-    from lessor.server.loop.core import Core
 
 # What an ended stream counts as a failure, by the name that etcd gives the stream.
 _STREAMS = {"/etcdserverpb.Lease/LeaseKeepAlive": "lease-keepalive", "/etcdserverpb.Watch/Watch": "watch"}
@@ -36,8 +33,8 @@ _STREAMS = {"/etcdserverpb.Lease/LeaseKeepAlive": "lease-keepalive", "/etcdserve
 class Exposition:
     """Collects when it is asked for `text`."""
 
-    def __init__(self, core: "Core") -> None:
-        self._core = core
+    def __init__(self, observed: Observed) -> None:
+        self._observed = observed
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -59,7 +56,7 @@ class Exposition:
         yield from ()
 
     def _lease_metrics(self) -> Iterator[Metric]:
-        metrics, machine = self._core.metrics, self._core.machine
+        metrics, machine = self._observed.metrics, self._observed.machine
         granted = machine.granted
         revoked = metrics.expired + machine.revoked
         yield _gauge("lessor_leases", "Leases that live now.", len(machine.leases))
@@ -77,7 +74,7 @@ class Exposition:
         yield _histogram("lessor_lease_expiry_lateness_seconds", text, metrics.lateness)
 
     def _store_metrics(self) -> Iterator[Metric]:
-        machine, committer = self._core.machine, self._core.committer
+        machine, committer = self._observed.machine, self._observed.committer
         store = machine.store
         yield _counter("etcd_mvcc_range", "Ranges carried out, alone or in a txn.", store.ranges)
         yield _counter("etcd_mvcc_put", "Puts carried out, alone or in a txn.", store.puts)
@@ -87,7 +84,7 @@ class Exposition:
         yield _counter("etcd_mvcc_txn", "Txns of more than one operation, ends of leases included.", machine.txns)
         yield _gauge("etcd_mvcc_db_total_size_in_bytes", "Size of the data on disk.", committer.size_bytes)
         yield _gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "The part that holds data.", committer.in_use_bytes)
-        reading = self._core.snapshots.running
+        reading = self._observed.snapshots.running
         yield _gauge("etcd_mvcc_db_open_read_transactions", "Snapshots under way.", reading)
         yield _gauge("etcd_debugging_mvcc_keys_total", "Keys.", len(store))
         yield _gauge("etcd_debugging_mvcc_current_revision", "The newest revision.", machine.revision)
@@ -99,7 +96,7 @@ class Exposition:
         yield _counter(name, "Versions of keys that compactions made superfluous.", committer.compacted_rows)
 
     def _watch_metrics(self) -> Iterator[Metric]:
-        metrics, streams = self._core.metrics, self._core.watch_streams
+        metrics, streams = self._observed.metrics, self._observed.watch_streams
         slow = pending = 0
         for stream in streams:
             watchers, revisions = stream.behind()
@@ -113,7 +110,7 @@ class Exposition:
         yield _counter("etcd_debugging_mvcc_events", "Events sent to watchers.", metrics.events)
 
     def _disk_metrics(self) -> Iterator[Metric]:
-        committer, metrics = self._core.committer, self._core.metrics
+        committer, metrics = self._observed.committer, self._observed.metrics
         text = "How long batches took to become durable."
         yield _histogram("etcd_disk_backend_commit_duration_seconds", text, committer.commit_s)
         yield _histogram("etcd_disk_wal_fsync_duration_seconds", text, committer.commit_s)
@@ -121,28 +118,30 @@ class Exposition:
         yield _histogram("etcd_disk_backend_defrag_duration_seconds", text, committer.defragment_s)
         yield _gauge("etcd_disk_defrag_inflight", "Whether the data is being defragmented.", committer.defragmenting)
         yield _histogram("etcd_disk_backend_snapshot_duration_seconds", "How long snapshots took.", metrics.snapshot_s)
-        rows = self._core.machine.journal.row_count
+        rows = self._observed.machine.journal.row_count
         yield _gauge("lessor_open_batch_rows", "Rows that wait for the next commit.", rows)
 
     def _server_metrics(self) -> Iterator[Metric]:
-        core, metrics = self._core, self._core.metrics
-        member_id = f"{core.machine.identity.member_id:x}"
+        observed, metrics = self._observed, self._observed.metrics
+        member_id = f"{observed.machine.identity.member_id:x}"
         yield _gauge("etcd_server_has_leader", "Whether there is a leader.", 1)
         yield _gauge("etcd_server_is_leader", "Whether this member leads.", 1)
         yield _gauge("etcd_server_is_learner", "Whether this member is a learner.", 0)
         yield _counter("etcd_server_leader_changes_seen", "Changes of leader seen.", 1)
-        durable = core.gate.durable
+        durable = observed.gate.durable
         yield _gauge("etcd_server_proposals_committed_total", "The newest batch handed to the disk.", durable)
         yield _gauge("etcd_server_proposals_applied_total", "The newest batch that is durable.", durable)
-        yield _gauge("etcd_server_proposals_pending", "Replies and events that wait for the disk.", core.gate.waiting)
-        yield _counter("etcd_server_proposals_failed", "Batches that could not be written.", core.committer.failed)
-        yield _gauge("etcd_server_quota_backend_bytes", "The quota.", core.options.quota_backend_bytes)
+        yield _gauge(
+            "etcd_server_proposals_pending", "Replies and events that wait for the disk.", observed.gate.waiting
+        )
+        yield _counter("etcd_server_proposals_failed", "Batches that could not be written.", observed.committer.failed)
+        yield _gauge("etcd_server_quota_backend_bytes", "The quota.", observed.options.quota_backend_bytes)
         yield _labelled("etcd_server_version", "The etcd version served.", {"server_version": ETCD_VERSION})
         yield _labelled("etcd_cluster_version", "The cluster version served.", {"cluster_version": CLUSTER_VERSION})
         yield _labelled("etcd_server_id", "This member.", {"server_id": member_id})
         labels = ["server_id", "alarm_type"]
         alarms = GaugeMetricFamily("etcd_debugging_server_alarms", "Alarms that are up.", labels=labels)
-        for member, kind in sorted(core.machine.alarms):
+        for member, kind in sorted(observed.machine.alarms):
             alarms.add_metric([f"{member:x}", alarm_name(kind)], 1)
         yield alarms
         yield _gauge("lessor_connections", "Client connections.", metrics.connections)
@@ -151,14 +150,14 @@ class Exposition:
         yield _counter("etcd_network_client_grpc_sent_bytes", "Bytes sent to gRPC clients.", metrics.grpc_sent_bytes)
 
     def _health_metrics(self) -> Iterator[Metric]:
-        metrics = self._core.metrics
+        metrics = self._observed.metrics
         # Counters whose names etcd gave no _total; the library would add it.
         yield _gauge("etcd_server_health_success", "Health checks passed.", metrics.health_success)
         yield _gauge("etcd_server_health_failures", "Health checks failed.", metrics.health_failures)
         now = GaugeMetricFamily("etcd_server_healthcheck", "What each check says.", labels=["type", "name"])
         for page, checks in CHECKS.items():
             for name, check in checks.items():
-                now.add_metric([page, name], check(self._core) is None)
+                now.add_metric([page, name], check(self._observed) is None)
         yield now
         labels = ["type", "name", "status"]
         total = CounterMetricFamily("etcd_server_healthchecks", "Checks made.", labels=labels)
@@ -167,7 +166,7 @@ class Exposition:
         yield total
 
     def _call_metrics(self) -> Iterator[Metric]:
-        core, metrics = self._core, self._core.metrics
+        observed, metrics = self._observed, self._observed.metrics
         labels = ["grpc_type", "grpc_service", "grpc_method"]
         started = CounterMetricFamily("grpc_server_started", "Calls begun.", labels=labels)
         handled = CounterMetricFamily("grpc_server_handled", "Calls ended.", labels=[*labels, "grpc_code"])
@@ -177,7 +176,7 @@ class Exposition:
         for (method, _), count in metrics.handled.items():
             ended[method] += count.n
         for method in METHODS:
-            if not core.serves(method):
+            if not observed.serves(method):
                 continue
             named = [_kind(method), method.service, method.name]
             started.add_metric(named, metrics.started[method].n)

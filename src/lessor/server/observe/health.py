@@ -12,20 +12,17 @@ be sure of one while a commit has been under way for COMMIT_S_MAX.
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import limits
 from lessor.gateway.routes import CORS_HEADERS, TEXT_HEADERS, Answer
 from lessor.gateway.routes import page as text_page
-
-if TYPE_CHECKING:
-    from lessor.server.loop.core import Core
+from lessor.server.observe.observed import Observed
 
 _TEXT = (*CORS_HEADERS, (b"content-type", b"text/plain; charset=utf-8"))
 
-Check = Callable[["Core"], str | None]  # what is wrong, or None
+Check = Callable[[Observed], str | None]  # what is wrong, or None
 
 
 def alarm_name(kind: int) -> str:
@@ -34,16 +31,16 @@ def alarm_name(kind: int) -> str:
     return str(kind) if value is None else str(value.name)
 
 
-def _fine(_core: "Core") -> str | None:
+def _fine(_observed: Observed) -> str | None:
     return None
 
 
-def _data_corruption(core: "Core") -> str | None:
-    return "alarm activated: CORRUPT" if core.machine.corrupt else None
+def _data_corruption(observed: Observed) -> str | None:
+    return "alarm activated: CORRUPT" if observed.machine.corrupt else None
 
 
-def _linearizable_read(core: "Core") -> str | None:
-    waiting_s = core.committer.waiting_s
+def _linearizable_read(observed: Observed) -> str | None:
+    waiting_s = observed.committer.waiting_s
     if waiting_s < limits.COMMIT_S_MAX:
         return None
     return f"etcdserver: request timed out, a commit has been under way for {waiting_s:.0f} s"
@@ -60,30 +57,30 @@ CHECKS: dict[str, dict[str, Check]] = {
 }
 
 
-def health(core: "Core", query: str) -> Answer:
+def health(observed: Observed, query: str) -> Answer:
     asked = parse_qs(query, keep_blank_values=True)
-    reason = _illness(core, asked)
+    reason = _illness(observed, asked)
     if reason is None:
-        core.metrics.health_success += 1
+        observed.metrics.health_success += 1
         return Answer(200, _TEXT, b'{"health":"true","reason":""}')
-    core.metrics.health_failures += 1
+    observed.metrics.health_failures += 1
     body = json.dumps({"health": "false", "reason": reason}, separators=(",", ":"))
     return Answer(503, TEXT_HEADERS, body.encode() + b"\n")
 
 
-def _illness(core: "Core", asked: dict[str, list[str]]) -> str | None:
+def _illness(observed: Observed, asked: dict[str, list[str]]) -> str | None:
     excluded = asked.get("exclude", [])
-    raised = [kind for _, kind in sorted(core.machine.alarms) if alarm_name(kind) not in excluded]
+    raised = [kind for _, kind in sorted(observed.machine.alarms) if alarm_name(kind) not in excluded]
     if raised:
         known = raised[0] in (rpc_pb2.NOSPACE, rpc_pb2.CORRUPT)
         return f"ALARM {alarm_name(raised[0]) if known else 'UNKNOWN'}"
     if asked.get("serializable") != ["true"]:
-        late = _linearizable_read(core)
+        late = _linearizable_read(observed)
         return late and f"RANGE ERROR:{late}"
     return None
 
 
-def checks(core: "Core", path: str, query: str) -> Answer:
+def checks(observed: Observed, path: str, query: str) -> Answer:
     """/livez and /readyz, or /readyz/name with a name out of CHECKS."""
     page, _, name = path.removeprefix("/").partition("/")
     all_checks = CHECKS[page]
@@ -91,8 +88,8 @@ def checks(core: "Core", path: str, query: str) -> Answer:
     chosen = [name] if name else [known for known in all_checks if known not in asked.get("exclude", [])]
     lines, well = [], True
     for each in chosen:
-        problem = all_checks[each](core)
-        core.metrics.checks[page, each, problem is None] += 1
+        problem = all_checks[each](observed)
+        observed.metrics.checks[page, each, problem is None] += 1
         well = well and problem is None
         lines.append(f"[+]{each} ok\n" if problem is None else f"[-]{each} failed: {problem}\n")
     if not well:

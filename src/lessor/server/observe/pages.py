@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from lessor.gateway.routes import CORS_HEADERS, Answer, wrong_verb
 from lessor.server.observe import debug_vars, health
+from lessor.server.observe.observed import Observed
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 
 if TYPE_CHECKING:
-    from lessor.server.loop.core import Core
+    from lessor.server.observe.exposition import Exposition
 
 _JSON = (*CORS_HEADERS, (b"content-type", b"application/json"))
 _VARS = (*CORS_HEADERS, (b"content-type", b"application/json; charset=utf-8"))
@@ -21,19 +22,36 @@ _PATHS = frozenset(("/health", "/version", "/metrics", "/debug/vars", *_CHECKS))
 PATHS_OF_METRICS_URLS = _PATHS - {"/version", "/debug/vars"}
 
 
-def page(core: "Core", method: str, path: str, query: str) -> Answer | None:
-    """The whole reply to a request for a page, or None when the path is none of ours. `query` is without its `?`."""
-    if path not in _PATHS:
-        return None
-    if method != "GET" and not (path == "/metrics" and method == "HEAD"):
-        return wrong_verb("GET")
-    if path == "/health":
-        return health.health(core, query)
-    if path == "/version":
-        versions = {"etcdserver": ETCD_VERSION, "etcdcluster": f"{CLUSTER_VERSION}.0", "storage": ETCD_VERSION}
-        return Answer(200, _JSON, json.dumps(versions, separators=(",", ":")).encode())
-    if path == "/metrics":
-        return Answer(200, _METRICS, core.exposition.text())
-    if path == "/debug/vars":
-        return Answer(200, _VARS, debug_vars.body(core))
-    return health.checks(core, path, query)
+class Pages:
+    """One per server. Keeps what the first request for /metrics made."""
+
+    def __init__(self) -> None:
+        self._exposition: Exposition | None = None
+
+    def page(self, observed: Observed, method: str, path: str, query: str) -> Answer | None:
+        """The whole reply to a request for a page, or None when there is no such page. `query` is without its `?`.
+
+        `observed` is the same at each request.
+        """
+        if path not in _PATHS:
+            return None
+        if method != "GET" and not (path == "/metrics" and method == "HEAD"):
+            return wrong_verb("GET")
+        if path == "/health":
+            return health.health(observed, query)
+        if path == "/version":
+            versions = {"etcdserver": ETCD_VERSION, "etcdcluster": f"{CLUSTER_VERSION}.0", "storage": ETCD_VERSION}
+            return Answer(200, _JSON, json.dumps(versions, separators=(",", ":")).encode())
+        if path == "/metrics":
+            return Answer(200, _METRICS, self._metrics(observed))
+        if path == "/debug/vars":
+            return Answer(200, _VARS, debug_vars.body(observed))
+        return health.checks(observed, path, query)
+
+    def _metrics(self, observed: Observed) -> bytes:
+        if self._exposition is None:
+            # Not at the top: Prometheus' library would make each start longer.
+            from lessor.server.observe.exposition import Exposition
+
+            self._exposition = Exposition(observed)
+        return self._exposition.text()

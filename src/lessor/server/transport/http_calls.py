@@ -17,7 +17,6 @@ from lessor.gateway import json_codec, routes, stream
 from lessor.gateway.routes import Headers
 from lessor.server.loop.bugs import told
 from lessor.server.loop.core import OVER, Core, StreamHandler, Waiting
-from lessor.server.observe.pages import page
 
 
 class Exchange(Protocol):
@@ -77,7 +76,7 @@ class Body(Protocol):
 
 def answer(core: Core, exchange: Exchange) -> Body:
     """Decides by method and path what serves the request."""
-    made = page(core, exchange.method, exchange.path, exchange.query)
+    made = core.pages.page(core, exchange.method, exchange.path, exchange.query)
     if made is not None:
         return Plain(exchange, made)
     found = routes.match(exchange.method, exchange.path)
