@@ -18,6 +18,7 @@ from lessor.base.errors import Code
 from lessor.server.loop.core import Core
 from lessor.server.loop.unfinished import Unfinished
 from lessor.server.observe.metrics import Counts, Metrics
+from lessor.server.observe.pages import Pages
 from lessor.server.transport.connection import Connection
 from lessor.wire import frames
 from lessor.wire.frames import ErrorCode
@@ -93,6 +94,7 @@ class Accepted:
             metrics=Metrics(),
             auth=SimpleNamespace(enabled=False),
             unfinished=Unfinished(1_000_000),
+            pages=Pages(),
         )
         self.connection = Connection(cast(Core, core), set())
         self.connection.connection_made(cast(Any, self.transport))
