@@ -3,8 +3,8 @@
 
 Laws
 - Nothing that a peer sends raises here: it becomes events, or an error reply and `closing`.
-- One exchange at a time. While it is not over, later (pipelined) requests wait as bytes, unread, so they cost a peer's
-  own buffer and nothing else; `paused` asks the owner to stop reading when that buffer is full.
+- One request at a time. Until its reply is over, later (pipelined) requests wait as bytes, unread: they cost memory up
+  to WAITING_BYTES_MAX and nothing else. `paused` then asks the owner to stop reading.
 - A reply is never followed by bytes that are not its own: whatever puts the position in the stream of requests in doubt
   closes the connection.
 
@@ -15,8 +15,8 @@ drained if it is small and the connection closes if it is not (RFC 9112, 9.3).
 
 What the owner does:
 
-    events = connection.receive(data)         each event is (kind, exchange, bytes)
-    REQUEST -> look at exchange, keep what it needs in exchange.owner
+    events = connection.receive(data)         each event is (kind, request, bytes)
+    REQUEST -> look at request, keep what it needs in request.owner
     BODY    -> bytes of the body;  END -> the request is whole
     ABORT   -> the request will never be whole, or its bytes were refused: drop the call, no reply can leave
     events = connection.reply(status, headers, body)     or start(), write()..., events = finish()
@@ -90,11 +90,11 @@ class SharedHeaders:
         self.block = block
 
 
-class Exchange:
-    """One request and its reply. `owner` belongs to whoever serves it; the rest is read only.
+class Request:
+    """One request, until its reply is over. `owner` belongs to whoever serves it; the rest is read only.
 
     `target` is what the request line holds; `path` and `query` are taken from it, still percent-encoded. `headers` have
-    names in lower case. `keep_alive` turns false as soon as it is known that this is the connection's last exchange.
+    names in lower case. `keep_alive` turns false as soon as it is known that the connection closes after the reply.
     """
 
     __slots__ = ("head", "headers", "keep_alive", "method", "owner", "path", "query", "target")
@@ -114,8 +114,8 @@ class Exchange:
         return self.head.get(name)
 
 
-Event = tuple[int, Exchange, bytes]
-BodyLimit = Callable[[Exchange], int | None]
+Event = tuple[int, Request, bytes]
+BodyLimit = Callable[[Request], int | None]
 
 
 class H1Connection:
@@ -125,13 +125,13 @@ class H1Connection:
     its REQUEST event, and may answer None for a body without end (a stream). A larger body is answered 413.
     `heads` and `shared` may serve many connections.
 
-    `closing`: nothing more will be read; flush the output, then close. `exchange`: the one in progress, if any.
+    `closing`: nothing more will be read; flush the output, then close. `request`: the one in progress, if any.
     """
 
     __slots__ = (
         "_at", "_body_bytes", "_body_limit", "_body_max", "_chunked_reply", "_continue_due", "_decoder", "_eof",
         "_fixed_left", "_heads", "_input", "_late", "_left", "_no_body", "_out", "_phase", "_reply", "_searched",
-        "_shared", "closing", "exchange",
+        "_shared", "closing", "request",
     )  # fmt: skip
 
     def __init__(
@@ -160,7 +160,7 @@ class H1Connection:
         self._fixed_left: int | None = None  # of a reply with a length: bytes still to be written
         self._eof = False
         self.closing = False
-        self.exchange: Exchange | None = None
+        self.request: Request | None = None
 
     # --- input --------------------------------------------------------------------------------------------------
 
@@ -197,12 +197,12 @@ class H1Connection:
         if self._phase == _CLOSED:
             return []
         self._eof = True
-        exchange = self.exchange
+        request = self.request
         if self._phase == _DONE:
             return []
         events: list[Event] = []
-        if exchange is not None:
-            events.append((ABORT, exchange, b""))
+        if request is not None:
+            events.append((ABORT, request, b""))
         self._close()
         return events
 
@@ -256,14 +256,14 @@ class H1Connection:
             raise RefusedError(431, f"request head of more than {limits.H1_HEAD_BYTES_MAX} bytes")
         self._at = end
         head = self._heads.parse(data[at:end])
-        exchange = Exchange(head)
+        request = Request(head)
         if self._body_limit is not None:
-            self._body_max = self._body_limit(exchange)
-        self.exchange = exchange
+            self._body_max = self._body_limit(request)
+        self.request = request
         self._reply = _NOT_STARTED
         length = head.length
         if length == 0:
-            events += ((REQUEST, exchange, b""), (END, exchange, b""))
+            events += ((REQUEST, request, b""), (END, request, b""))
             self._phase = _DONE
             return True
         body_max = self._body_max
@@ -277,7 +277,7 @@ class H1Connection:
             self._left = length
             self._phase = _LENGTH
         self._continue_due = head.expects_continue
-        events.append((REQUEST, exchange, b""))
+        events.append((REQUEST, request, b""))
         return True
 
     def _keep_incomplete_head(self, at: int) -> bool:
@@ -330,25 +330,25 @@ class H1Connection:
     def _deliver(self, body: bytes, events: list[Event]) -> None:
         self._continue_due = False
         if self._reply != _FINISHED:
-            assert self.exchange is not None
-            events.append((BODY, self.exchange, body))
+            assert self.request is not None
+            events.append((BODY, self.request, body))
 
     def _request_is_whole(self, events: list[Event]) -> None:
         if self._reply == _FINISHED:
             self._phase = _HEAD
             return
-        assert self.exchange is not None
-        events.append((END, self.exchange, b""))
+        assert self.request is not None
+        events.append((END, self.request, b""))
         self._phase = _DONE
 
     def _refuse(self, error: RefusedError, events: list[Event]) -> None:
-        """Answer bytes that are no request of ours, and close. An exchange that the owner knows of is aborted."""
-        exchange = self.exchange
+        """Answer bytes that are no request of ours, and close. A request that the owner knows of is aborted."""
+        request = self.request
         answered = False
         if self._phase in (_LENGTH, _CHUNKED):
             answered = self._reply != _NOT_STARTED
-            if exchange is not None:
-                events.append((ABORT, exchange, b""))
+            if request is not None:
+                events.append((ABORT, request, b""))
         if not answered:
             text = error.reason.encode("ascii", "replace") + b"\n"
             self._out += (
@@ -356,14 +356,14 @@ class H1Connection:
                 self._shared.block,
                 _TEXT_HEADERS,
                 b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(text),
-                b"" if exchange is not None and exchange.method == "HEAD" else text,
+                b"" if request is not None and request.method == "HEAD" else text,
             )
         self._close()
 
     def _close(self) -> None:
         self._phase = _CLOSED
         self.closing = True
-        self.exchange = None
+        self.request = None
         self._decoder = None
         self._input = b""
         self._at = 0
@@ -394,12 +394,12 @@ class H1Connection:
 
     def reply(self, status: int, headers: bytes, body: bytes) -> list[Event]:
         """A whole reply at once. Returns the events of the next request that waited. `headers`: see `start`."""
-        exchange = self.exchange
-        if exchange is None:
+        request = self.request
+        if request is None:
             return []
         if self._reply != _NOT_STARTED:
-            raise RuntimeError("this exchange has its reply already")
-        if self._phase != _DONE or not exchange.keep_alive or not exchange.head.http_1_1 or exchange.method == "HEAD":
+            raise RuntimeError("this request has its reply already")
+        if self._phase != _DONE or not request.keep_alive or not request.head.http_1_1 or request.method == "HEAD":
             self.start(status, headers, len(body))
             self.write(body)
             return self.finish()
@@ -419,14 +419,14 @@ class H1Connection:
         connection for HTTP/1.0. Framing and `Connection` headers are written here, never by the caller. After `closing`
         nothing happens. Raises RuntimeError when the reply was started before.
         """
-        exchange = self.exchange
-        if exchange is None:
+        request = self.request
+        if request is None:
             return
         if self._reply != _NOT_STARTED:
-            raise RuntimeError("this exchange has its reply already")
+            raise RuntimeError("this request has its reply already")
         self._reply = _STARTED
-        http_1_1 = exchange.head.http_1_1
-        self._no_body = exchange.method == "HEAD" or status in (204, 304)
+        http_1_1 = request.head.http_1_1
+        self._no_body = request.method == "HEAD" or status in (204, 304)
         self._chunked_reply = False
         self._fixed_left = length
         framing = b""
@@ -440,10 +440,10 @@ class H1Connection:
             framing = b"Transfer-Encoding: chunked\r\n"
             self._chunked_reply = True
         else:
-            exchange.keep_alive = False
+            request.keep_alive = False
         if self._eof_is_next() or (length is not None and not self._drains()):
-            exchange.keep_alive = False
-        if not exchange.keep_alive:
+            request.keep_alive = False
+        if not request.keep_alive:
             framing += b"Connection: close\r\n"
         elif not http_1_1:
             framing += b"Connection: keep-alive\r\n"
@@ -452,7 +452,7 @@ class H1Connection:
 
     def write(self, data: bytes) -> None:
         """Bytes of the reply's body, any number of times. Raises ValueError beyond the length that was announced."""
-        if self.exchange is None or not data:
+        if self.request is None or not data:
             return
         if self._reply != _STARTED:
             raise RuntimeError("no reply was started")
@@ -468,8 +468,8 @@ class H1Connection:
 
         A reply shorter than its announced length closes the connection: nothing else tells the peer.
         """
-        exchange = self.exchange
-        if exchange is None:
+        request = self.request
+        if request is None:
             return []
         if self._reply != _STARTED:
             raise RuntimeError("no reply was started")
@@ -478,8 +478,8 @@ class H1Connection:
         elif self._chunked_reply:
             self._out.append(LAST_CHUNK)
         elif self._fixed_left:
-            exchange.keep_alive = False
-        if not exchange.keep_alive:
+            request.keep_alive = False
+        if not request.keep_alive:
             self._close()
             return []
         if self._phase == _DONE:
@@ -489,7 +489,7 @@ class H1Connection:
             return []
         self._reply = _FINISHED
         self._body_bytes = 0
-        self.exchange = None
+        self.request = None
         return []
 
     def abort(self) -> None:
@@ -509,14 +509,14 @@ class H1Connection:
         return rest
 
     def drain(self) -> None:
-        """The server is going away: the exchange in progress is the last one; an idle connection closes now."""
-        if self.exchange is None:
+        """The server is going away: the request in progress is the last one; an idle connection closes now."""
+        if self.request is None:
             self._close()
         else:
-            self.exchange.keep_alive = False
+            self.request.keep_alive = False
 
     def _next_request(self) -> list[Event]:
-        self.exchange = None
+        self.request = None
         self._reply = _NOT_STARTED
         self._phase = _HEAD
         if self._at < len(self._input) or self._late:

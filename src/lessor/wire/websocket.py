@@ -19,7 +19,7 @@ from typing import Final
 from wsproto import events
 from wsproto.connection import Connection, ConnectionType
 
-from lessor.wire.h1 import Exchange
+from lessor.wire.h1 import Request
 
 # Codes of close frames.
 NORMAL: Final = 1000
@@ -83,23 +83,23 @@ class WebSocket:
         return data
 
 
-def wants_websocket(exchange: Exchange) -> bool:
+def wants_websocket(request: Request) -> bool:
     """Whether a request asks for the change of protocol; whether it asks rightly, `accept` says."""
-    return exchange.method == "GET" and b"websocket" in _words(exchange.get(b"upgrade"))
+    return request.method == "GET" and b"websocket" in _words(request.get(b"upgrade"))
 
 
-def accept(exchange: Exchange) -> WebSocket | None:
+def accept(request: Request) -> WebSocket | None:
     """The WebSocket that a request opens, with the answer 101 in its output. None when it breaks RFC 6455, 4.2.1."""
-    key = exchange.get(b"sec-websocket-key") or b""
+    key = request.get(b"sec-websocket-key") or b""
     try:
         sound = len(base64.b64decode(key, validate=True)) == 16
     except ValueError:
         sound = False
-    sound = sound and exchange.get(b"sec-websocket-version") == b"13"
-    if not sound or b"upgrade" not in _words(exchange.get(b"connection")):
+    sound = sound and request.get(b"sec-websocket-version") == b"13"
+    if not sound or b"upgrade" not in _words(request.get(b"connection")):
         return None
     answer = _SWITCHING + base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
-    protocols = [word.strip() for word in (exchange.get(b"sec-websocket-protocol") or b"").split(b",")]
+    protocols = [word.strip() for word in (request.get(b"sec-websocket-protocol") or b"").split(b",")]
     token = protocols[1] if len(protocols) == 2 and protocols[0] == b"Bearer" else None
     if token is not None:
         answer += b"\r\nSec-WebSocket-Protocol: Bearer"

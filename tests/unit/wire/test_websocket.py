@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wsproto import ConnectionType, WSConnection, events
 
 from lessor.wire import websocket
-from lessor.wire.h1 import REQUEST, Exchange, H1Connection
+from lessor.wire.h1 import REQUEST, H1Connection, Request
 from lessor.wire.websocket import WebSocket
 
 # The key and the answer to it are those of RFC 6455, 1.3.
@@ -26,7 +26,7 @@ FINE = {
 }
 
 
-def asked(changes: dict[bytes, bytes | None] | None = None, verb: bytes = b"GET") -> tuple[H1Connection, Exchange]:
+def asked(changes: dict[bytes, bytes | None] | None = None, verb: bytes = b"GET") -> tuple[H1Connection, Request]:
     """A connection that has received the request for a WebSocket."""
     headers = {name: value for name, value in {**FINE, **(changes or {})}.items() if value is not None}
     lines = b"".join(b"%b: %b\r\n" % header for header in headers.items())
@@ -57,9 +57,9 @@ def told(client: WSConnection, data: bytes) -> list[Any]:
 
 
 def test_the_answer_is_that_of_the_standard() -> None:
-    _, exchange = asked()
-    assert websocket.wants_websocket(exchange)
-    server = websocket.accept(exchange)
+    _, request = asked()
+    assert websocket.wants_websocket(request)
+    server = websocket.accept(request)
     assert server is not None
     head = server.take_output()
     assert head.startswith(b"HTTP/1.1 101 ")
@@ -81,9 +81,9 @@ def test_the_answer_is_that_of_the_standard() -> None:
     ],
 )
 def test_a_request_that_breaks_the_rules_is_not_accepted(changes: dict[bytes, bytes | None]) -> None:
-    _, exchange = asked(changes)
-    assert websocket.wants_websocket(exchange)
-    assert websocket.accept(exchange) is None
+    _, request = asked(changes)
+    assert websocket.wants_websocket(request)
+    assert websocket.accept(request) is None
 
 
 @pytest.mark.parametrize(
