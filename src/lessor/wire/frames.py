@@ -50,9 +50,16 @@ SETTINGS_INITIAL_WINDOW_SIZE: Final = 0x4
 SETTINGS_MAX_FRAME_SIZE: Final = 0x5
 SETTINGS_MAX_HEADER_LIST_SIZE: Final = 0x6
 
+# Payloads, and their lengths in bytes.
 SETTING: Final = Struct(">HI")
+SETTING_BYTES: Final = 6
 UINT32: Final = Struct(">I")
+UINT32_BYTES: Final = 4
+UINT32_MAX: Final = 0xFFFFFFFF
 GOAWAY_HEAD: Final = Struct(">II")  # last stream id, error code; debug data follows
+GOAWAY_HEAD_BYTES: Final = 8
+PING_BYTES: Final = 8
+PRIORITY_BYTES: Final = 5  # stream id of the dependency (with a flag), weight
 
 
 class ErrorCode(IntEnum):
@@ -95,12 +102,12 @@ def settings_frame(settings: list[tuple[int, int]]) -> bytes:
 
 def window_update_frame(stream_id: int, increment_bytes: int) -> bytes:
     """Lets the peer send `increment_bytes` (1..2^31-1) more; stream 0 is the connection."""
-    return FRAME_HEADER.pack(4 << 8 | WINDOW_UPDATE, 0, stream_id) + UINT32.pack(increment_bytes)
+    return FRAME_HEADER.pack(UINT32_BYTES << 8 | WINDOW_UPDATE, 0, stream_id) + UINT32.pack(increment_bytes)
 
 
 def rst_stream_frame(stream_id: int, code: int) -> bytes:
     """Ends one stream at once."""
-    return FRAME_HEADER.pack(4 << 8 | RST_STREAM, 0, stream_id) + UINT32.pack(code)
+    return FRAME_HEADER.pack(UINT32_BYTES << 8 | RST_STREAM, 0, stream_id) + UINT32.pack(code)
 
 
 def goaway_frame(last_stream_id: int, code: int, debug: bytes = b"") -> bytes:

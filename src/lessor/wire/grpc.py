@@ -23,6 +23,7 @@ from lessor.base.errors import Code, EtcdError
 from lessor.wire.h2_headers import Field, Head, encode_headers
 
 PREFIX_BYTES: Final = 5
+_COMPRESSED: Final = 1
 _PREFIX: Final = Struct(">BI")
 _GZIP_WBITS: Final = 31  # zlib's name for "a gzip header and nothing else"
 
@@ -130,7 +131,7 @@ class Deframer:
                 self._needed_bytes += _PREFIX.unpack_from(data, position)[1]
 
     def _inflated(self, flag: int, payload: bytes) -> bytes:
-        if flag != 1:
+        if flag != _COMPRESSED:
             raise EtcdError(Code.INTERNAL, f"grpc: received unexpected payload format {flag}")
         if not self._gzip:
             raise EtcdError(Code.INTERNAL, "grpc: compressed flag set with identity or empty encoding")

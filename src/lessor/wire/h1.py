@@ -52,6 +52,7 @@ DRAIN_BYTES_MAX = 262_144
 _HEAD, _LENGTH, _CHUNKED, _DONE, _CLOSED = range(5)
 _NOT_STARTED, _STARTED, _FINISHED = range(3)
 
+_HEAD_END: Final = b"\r\n\r\n"
 # An empty line by the looser rule that some readers follow. It ends a head here too, and httptools then refuses it.
 _LOOSE_END = re.compile(rb"\n\r?\n")
 # The beginning of what cannot become a request line; a lone CR may still become an empty line.
@@ -215,8 +216,8 @@ class H1Connection:
     def _head_is_whole(self) -> bool:
         """Search what came lately for the end of a head: each byte is looked at once."""
         late = self._late
-        start = max(0, self._searched - 3)
-        whole = late.find(b"\r\n\r\n", start) >= 0 or _LOOSE_END.search(late, start) is not None
+        start = max(0, self._searched - len(_HEAD_END) + 1)
+        whole = late.find(_HEAD_END, start) >= 0 or _LOOSE_END.search(late, start) is not None
         self._searched = len(late)
         return whole or len(late) > limits.H1_HEAD_BYTES_MAX
 
@@ -246,8 +247,10 @@ class H1Connection:
         # RFC 9112, 2.2: empty lines before a request are skipped; some old clients send one after a body.
         while data.startswith(b"\r\n", at):
             at += 2
-        end = data.find(b"\r\n\r\n", at) + 4
-        if end == 3:
+        end = data.find(_HEAD_END, at)
+        if end >= 0:
+            end += len(_HEAD_END)
+        else:
             loose = _LOOSE_END.search(data, at)
             if loose is None:
                 return self._keep_incomplete_head(at)

@@ -25,6 +25,8 @@ _CHUNKED = -1  # Head.length of a chunked body
 # Requests of one client differ in little: a dozen distinct heads per client is much. Bounds the memory, not the peers.
 CACHED_HEADS_MAX = 512
 CACHED_HEAD_BYTES_MAX = 2_048
+_LENGTH_DIGITS_MAX = 18  # so a length fits 64 bits
+_REASON_CHARACTERS_MAX = 200
 
 
 class RefusedError(Exception):
@@ -177,7 +179,7 @@ def _set_framing(head: Head) -> None:
         raise RefusedError(400, "Transfer-Encoding in HTTP/1.0")
     if len(lengths) > 1:
         raise RefusedError(400, "more than one Content-Length")
-    if lengths and not (lengths[0].isdigit() and len(lengths[0]) <= 18):
+    if lengths and not (lengths[0].isdigit() and len(lengths[0]) <= _LENGTH_DIGITS_MAX):
         raise RefusedError(400, "malformed Content-Length")
     head.length = _CHUNKED if chunked else int(lengths[0]) if lengths else 0
 
@@ -203,4 +205,4 @@ def _set_connection(head: Head) -> None:
 
 def _reason(error: httptools.HttpParserError) -> str:
     text = " ".join(str(part) for part in error.args) or "malformed head"
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)[:200]
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)[:_REASON_CHARACTERS_MAX]

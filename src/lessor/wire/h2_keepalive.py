@@ -12,10 +12,11 @@ Laws
 from typing import Final, NamedTuple
 
 from lessor.base import limits
+from lessor.wire.frames import PING_BYTES
 
 PING_STRIKES_MAX: Final = 2
 PING_WITHOUT_STREAMS_S: Final = 7200.0
-PAYLOAD: Final = bytes(8)  # of our pings
+PAYLOAD: Final = bytes(PING_BYTES)  # of our pings
 
 
 class KeepaliveRules(NamedTuple):

@@ -31,7 +31,7 @@ from lessor.wire.frames import (
     goaway_frame,
     rst_stream_frame,
 )
-from lessor.wire.h2_stream import Stream
+from lessor.wire.h2_stream import CLOSED, Stream
 
 _pack: Final = FRAME_HEADER.pack
 _ENDED: Final = FLAG_END_HEADERS | FLAG_END_STREAM
@@ -164,7 +164,6 @@ class H2Sender:
         if end_stream:
             stream.local_ended = True
             if stream.pending is not None:
-                stream.pending_end = True
                 stream.pending_trailers = block
                 return
         self._emit_headers(stream.id, block, end_stream)
@@ -197,7 +196,7 @@ class H2Sender:
 
     def reset(self, stream: Stream, error_code: int) -> None:
         """Ends the stream at once, both ways, dropping what is queued. Nothing happens when it is already over."""
-        if stream.id in self._streams:
+        if stream.state != CLOSED:
             stream.error_code = error_code
             self._reset_id(stream.id, error_code)
             self._forget(stream)
@@ -268,12 +267,13 @@ class H2Sender:
         stream.queued_bytes += len(data)
         self.queued_bytes += len(data)
         if end_stream:
-            stream.local_ended = stream.pending_end = True
-        if stream.id not in self._waiting:
-            self._flush_stream(stream)
+            stream.local_ended = True
+        self._flush_stream(stream)
 
     def _flush_stream(self, stream: Stream) -> None:
-        """Sends what the windows allow; a stream that only waits for the connection's stands in `_waiting` then."""
+        """Sends what the windows allow. A stream that waits for the connection's alone is in `_waiting` afterwards."""
+        if stream.id in self._waiting:  # it has its turn there
+            return
         while stream.pending is not None:
             if not self._flush_frame(stream):
                 if stream.send_window > 0:
@@ -307,7 +307,7 @@ class H2Sender:
             pending.popleft()
         stream.send_window -= size
         self._send_window -= size
-        ends = not pending and stream.pending_end and stream.pending_trailers is None
+        ends = not pending and stream.local_ended and stream.pending_trailers is None
         if size or ends:
             self._append(_pack(size << 8, ends, stream.id))
             self._append(data)
@@ -317,7 +317,7 @@ class H2Sender:
             self._waiting.pop(stream.id, None)
             if stream.pending_trailers is not None:
                 self._emit_headers(stream.id, stream.pending_trailers, True)
-            if stream.pending_end:
+            if stream.local_ended:
                 self._end_local(stream)
         self._unqueue(stream, size)
         return True

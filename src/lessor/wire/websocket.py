@@ -29,7 +29,9 @@ _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 _SWITCHING: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
 )
-_REASON_BYTES_MAX: Final = 123
+_KEY_BYTES: Final = 16
+_VERSION: Final = b"13"
+_REASON_BYTES_MAX: Final = 123  # a control frame holds 125 bytes, and the code takes two
 
 
 class WebSocket:
@@ -92,10 +94,10 @@ def accept(request: Request) -> WebSocket | None:
     """The WebSocket that a request opens, with the answer 101 in its output. None when it breaks RFC 6455, 4.2.1."""
     key = request.get(b"sec-websocket-key") or b""
     try:
-        sound = len(base64.b64decode(key, validate=True)) == 16
+        sound = len(base64.b64decode(key, validate=True)) == _KEY_BYTES
     except ValueError:
         sound = False
-    sound = sound and request.get(b"sec-websocket-version") == b"13"
+    sound = sound and request.get(b"sec-websocket-version") == _VERSION
     if not sound or b"upgrade" not in _words(request.get(b"connection")):
         return None
     answer = _SWITCHING + base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
