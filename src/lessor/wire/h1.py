@@ -2,32 +2,32 @@
 """HTTP/1.1 and HTTP/1.0, the server's side of one connection: bytes in, events out; replies in, bytes out.
 
 Laws
-- Nothing that a peer sends raises here: it becomes events, or an error reply and `closing`.
-- One request at a time. Until its reply is over, later (pipelined) requests wait as bytes, unread: they cost memory up
-  to WAITING_BYTES_MAX and nothing else. `paused` then asks the owner to stop reading.
-- A reply is never followed by bytes that are not its own: whatever puts the position in the stream of requests in doubt
-  closes the connection.
+- No bytes of a peer raise an exception here. They become events, or an error reply and `closing`.
+- One request at a time. Until its reply is over, later (pipelined) requests wait as unread bytes, which costs that
+  peer's buffer and nothing else. When the buffer is full, `paused` asks the owner to stop reading.
+- No reply is followed by bytes that are not its own. When it is not certain where the next request begins, the
+  connection closes.
 
-Theory of operation. Input goes through four phases: HEAD (collect up to the empty line), LENGTH or CHUNKED (a body),
-DONE (the request is whole; nothing is read until its reply is finished). The reply has three states of its own, because
-a streaming reply may begin, and even end, before the request does. When a reply ends first, the rest of the body is
-drained if it is small and the connection closes if it is not (RFC 9112, 9.3).
+Theory of operation. The input goes through these phases: HEAD (collect bytes up to the empty line), LENGTH or CHUNKED
+(read a body), DONE (the request is whole, and nothing is read until its reply is finished). The reply has three states
+of its own, because a streaming reply may begin, and even end, before the request does. When the reply ends first, the
+rest of the body is drained if it is small; if it is not, the connection closes (RFC 9112, 9.3).
 
-What the owner does:
+The owner does this:
 
     events = connection.receive(data)         each event is (kind, request, bytes)
-    REQUEST -> look at request, keep what it needs in request.owner
-    BODY    -> bytes of the body;  END -> the request is whole
-    ABORT   -> the request will never be whole, or its bytes were refused: drop the call, no reply can leave
+    REQUEST -> look at the request, keep objects of its own in request.owner
+    BODY    -> take bytes of the body;  END -> the request is whole
+    ABORT   -> the request will never be whole, or its bytes were refused: drop the call, no reply can be sent
     events = connection.reply(status, headers, body)     or start(), write()..., events = finish()
     after each: flush take_output(); when `closing`, close the writing side, then the connection.
 
-`reply` and `finish` return the events of the next request, so the owner loops, it does not recurse.
+`reply` and `finish` return the events of the next request, so that the owner loops and does not recurse.
 
-An upgrade request is delivered as it came. An owner that takes it calls `hand_over`, answers by itself, and has the
-bytes that follow.
+An upgrade request is delivered like any other. An owner that accepts it calls `hand_over`, answers by itself, and gets
+the bytes that follow.
 
-It does not time anything out, know paths, or speak WebSocket.
+This module has no timeouts, knows no paths, and does not speak WebSocket.
 """
 
 import re
@@ -44,20 +44,21 @@ BODY: Final = 2
 END: Final = 3
 ABORT: Final = 4
 
-# Bytes of pipelined requests that wait in one connection before the owner is asked to stop reading.
+# So many bytes of pipelined requests wait in one connection; then the owner is asked to stop reading.
 WAITING_BYTES_MAX = limits.H1_HEAD_BYTES_MAX
-# What is left of a request's body when its reply is over: read and dropped up to this, else the connection closes.
+# When a reply is over before its request, up to so many bytes of the body are read and dropped. If more are left, the
+# connection closes.
 DRAIN_BYTES_MAX = 262_144
 
 _HEAD, _LENGTH, _CHUNKED, _DONE, _CLOSED = range(5)
 _NOT_STARTED, _STARTED, _FINISHED = range(3)
 
 _HEAD_END: Final = b"\r\n\r\n"
-# An empty line by the looser rule that some readers follow. It ends a head here too, and httptools then refuses it.
+# An empty line by a looser rule, which some readers follow. It ends a head here too, and httptools then refuses it.
 _LOOSE_END = re.compile(rb"\n\r?\n")
-# The beginning of what cannot become a request line; a lone CR may still become an empty line.
+# A byte that no request line begins with. A CR alone may still become an empty line.
 _NO_METHOD = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z\r-]")
-_NO_REQUEST = re.compile(rb"(?:\r\n)*+" + _NO_METHOD.pattern)  # the same behind the empty lines that are skipped
+_NO_REQUEST = re.compile(rb"(?:\r\n)*+" + _NO_METHOD.pattern)  # the same after the empty lines that are skipped
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 _STATUS_LINES = {
@@ -70,9 +71,9 @@ _TEXT_HEADERS = b"Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Opti
 
 
 def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Lay out headers for `start` and `reply`; names come out as `Content-Type`, however they are spelt.
+    """Headers as `start` and `reply` take them. Names are written like `Content-Type`, however they are spelt.
 
-    Raises ValueError on a line break in a value: it would be read as the start of another header.
+    Raises ValueError for a line break in a value, because a reader would take it for the start of another header.
     """
     lines = []
     for name, value in headers:
@@ -83,7 +84,7 @@ def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 class SharedHeaders:
-    """Encoded headers that stand in every reply of every connection that was given this object; the `Date`, say."""
+    """Encoded headers for every reply of every connection that was given this object, such as `Date`."""
 
     __slots__ = ("block",)
 
@@ -92,10 +93,10 @@ class SharedHeaders:
 
 
 class Request:
-    """One request, until its reply is over. `owner` belongs to whoever serves it; the rest is read only.
+    """One request, until its reply is over. `owner` belongs to the code that serves it. The rest is read-only.
 
-    `target` is what the request line holds; `path` and `query` are taken from it, still percent-encoded. `headers` have
-    names in lower case. `keep_alive` turns false as soon as it is known that the connection closes after the reply.
+    `target` stands in the request line; `path` and `query` are its parts, still percent-encoded. `headers` have names
+    in lower case. `keep_alive` becomes false as soon as it is known that the connection closes after the reply.
     """
 
     __slots__ = ("head", "headers", "keep_alive", "method", "owner", "path", "query", "target")
@@ -122,9 +123,9 @@ BodyLimit = Callable[[Request], int | None]
 class H1Connection:
     """The server's side of one connection.
 
-    `body_bytes_max` bounds each request's body: a number of bytes, or a function that is asked once per request, before
-    its REQUEST event, and may answer None for a body without end (a stream). A larger body is answered 413.
-    `heads` and `shared` may serve many connections.
+    `body_bytes_max` bounds the body of each request. It is a number of bytes, or a function that is called once for
+    each request, before the REQUEST event, and may return None for a body without end (a stream). A larger body is
+    answered with 413. `heads` and `shared` may serve many connections.
 
     `closing`: nothing more will be read; flush the output, then close. `request`: the one in progress, if any.
     """
@@ -146,10 +147,10 @@ class H1Connection:
         self._heads = heads or HeadParser()
         self._shared = shared or SharedHeaders()
         self._out: list[bytes] = []
-        self._input = b""  # what is being read, from _at on
+        self._input = b""  # the bytes that are being read, from _at on
         self._at = 0
-        self._late = bytearray()  # what came after _input and was not looked at
-        self._searched = 0  # _late[:_searched] holds no end of a head
+        self._late = bytearray()  # bytes that came after _input and were not looked at
+        self._searched = 0  # there is no end of a head in _late[:_searched]
         self._phase = _HEAD
         self._reply = _NOT_STARTED
         self._left = 0  # of a body with a length: bytes still to come
@@ -167,7 +168,7 @@ class H1Connection:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes received and not looked at: pipelined requests, or the beginning of a head."""
+        """Bytes that were received and not looked at: pipelined requests, or the beginning of a head."""
         return len(self._late) + len(self._input) - self._at
 
     @property
@@ -176,7 +177,7 @@ class H1Connection:
         return self._phase == _DONE and self.waiting_bytes >= WAITING_BYTES_MAX
 
     def receive(self, data: bytes) -> list[Event]:
-        """Take bytes from the peer, cut anywhere. Bytes after `closing` are dropped. Never raises."""
+        """Takes bytes from the peer, cut anywhere. Bytes after `closing` are dropped. Never raises."""
         phase = self._phase
         if phase == _CLOSED or not data:
             return []
@@ -194,7 +195,7 @@ class H1Connection:
         return self._advance()
 
     def receive_eof(self) -> list[Event]:
-        """The peer will send no more. A whole request still gets its reply; one cut short is aborted. Never raises."""
+        """The peer will send no more. A whole request still gets its reply; another one is aborted. Never raises."""
         if self._phase == _CLOSED:
             return []
         self._eof = True
@@ -214,7 +215,7 @@ class H1Connection:
         self._searched = 0
 
     def _head_is_whole(self) -> bool:
-        """Search what came lately for the end of a head: each byte is looked at once."""
+        """Whether `_late` has the end of a head, or is too long for one. Searches the new bytes only."""
         late = self._late
         start = max(0, self._searched - len(_HEAD_END) + 1)
         whole = late.find(_HEAD_END, start) >= 0 or _LOOSE_END.search(late, start) is not None
@@ -222,7 +223,7 @@ class H1Connection:
         return whole or len(late) > limits.H1_HEAD_BYTES_MAX
 
     def _advance(self) -> list[Event]:
-        """Read as far as the bytes and the laws allow."""
+        """Reads as far as the bytes and the laws allow."""
         events: list[Event] = []
         try:
             while self._phase != _DONE:
@@ -244,7 +245,7 @@ class H1Connection:
     def _read_head(self, events: list[Event]) -> bool:
         data = self._input
         at = self._at
-        # RFC 9112, 2.2: empty lines before a request are skipped; some old clients send one after a body.
+        # RFC 9112, 2.2: empty lines before a request are skipped. Some old clients send one after a body.
         while data.startswith(b"\r\n", at):
             at += 2
         end = data.find(_HEAD_END, at)
@@ -289,7 +290,7 @@ class H1Connection:
             self._join()
             return True
         if _NO_METHOD.match(self._input, at):
-            # A peer of another protocol, TLS say, waits for an answer and never sends the end of a head.
+            # A peer that speaks another protocol, such as TLS, waits for an answer and never sends the end of a head.
             raise RefusedError(400, "malformed request line")
         if len(self._input) - at > limits.H1_HEAD_BYTES_MAX:
             raise RefusedError(431, f"request head of more than {limits.H1_HEAD_BYTES_MAX} bytes")
@@ -345,7 +346,7 @@ class H1Connection:
         self._phase = _DONE
 
     def _refuse(self, error: RefusedError, events: list[Event]) -> None:
-        """Answer bytes that are no request of ours, and close. A request that the owner knows of is aborted."""
+        """Answers bytes that are no request that we serve, and closes. Aborts a request that the owner knows of."""
         request = self.request
         answered = False
         if self._phase in (_LENGTH, _CHUNKED):
@@ -379,7 +380,7 @@ class H1Connection:
         return bool(self._out)
 
     def take_output(self) -> bytes:
-        """The bytes to send now; they are forgotten here."""
+        """The bytes to send now. The caller must send them: nothing is kept here."""
         out = self._out
         if len(out) == 1:
             data = out[0]
@@ -390,13 +391,13 @@ class H1Connection:
         return data
 
     def accept_body(self) -> None:
-        """Tell a peer that waits for `100 Continue` to go on; nothing happens when it does not wait."""
+        """Answers `100 Continue` to a peer that waits for it. Does nothing when the peer does not wait."""
         if self._continue_due and self._reply == _NOT_STARTED and not self.closing:
             self._continue_due = False
             self._out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def reply(self, status: int, headers: bytes, body: bytes) -> list[Event]:
-        """A whole reply at once. Returns the events of the next request that waited. `headers`: see `start`."""
+        """Sends a whole reply. Returns the events of the next request that waited. `headers`: see `start`."""
         request = self.request
         if request is None:
             return []
@@ -416,11 +417,11 @@ class H1Connection:
         return self._next_request()
 
     def start(self, status: int, headers: bytes | Iterable[tuple[bytes, bytes]], length: int | None = None) -> None:
-        """Begin the reply. `headers` are pairs or, better for constant ones, what `encode_headers` made of them.
+        """Begins the reply. `headers` are pairs or, for constant ones, the cheaper block from `encode_headers`.
 
-        `length` is the body's size in bytes; None means that it is not known: chunked, or up to the end of the
-        connection for HTTP/1.0. Framing and `Connection` headers are written here, never by the caller. After `closing`
-        nothing happens. Raises RuntimeError when the reply was started before.
+        `length` is the size of the body in bytes. None: it is not known, so the body is chunked, or, for HTTP/1.0, ends
+        with the connection. Framing and `Connection` headers are written here, never by the caller. Does nothing after
+        `closing`. Raises RuntimeError when the reply was started before.
         """
         request = self.request
         if request is None:
@@ -454,7 +455,7 @@ class H1Connection:
         self._out.append(b"%b%b%b%b\r\n" % (_STATUS_LINES[http_1_1][status], self._shared.block, block, framing))
 
     def write(self, data: bytes) -> None:
-        """Bytes of the reply's body, any number of times. Raises ValueError beyond the length that was announced."""
+        """Sends bytes of the reply's body, any number of times. Raises ValueError beyond the announced length."""
         if self.request is None or not data:
             return
         if self._reply != _STARTED:
@@ -467,9 +468,9 @@ class H1Connection:
             self._out.append(chunk(data) if self._chunked_reply else data)
 
     def finish(self) -> list[Event]:
-        """End the reply. Returns the events of the next request that waited.
+        """Ends the reply. Returns the events of the next request that waited.
 
-        A reply shorter than its announced length closes the connection: nothing else tells the peer.
+        When the reply is shorter than its announced length, the connection closes: the peer has no other sign of it.
         """
         request = self.request
         if request is None:
@@ -496,13 +497,13 @@ class H1Connection:
         return []
 
     def abort(self) -> None:
-        """Give up a reply that was started: the connection closes without its end, so the peer knows it was cut."""
+        """Closes the connection without the end of the reply, so that the peer knows that the reply is not whole."""
         self._close()
 
     def hand_over(self) -> bytes:
-        """Ends HTTP on this connection, for another protocol: returns what came after the request, and reads no more.
+        """Ends HTTP on this connection, for another protocol. Returns the bytes after the request, and reads no more.
 
-        For a request that came in whole and has no reply yet. What was to be sent before still has to be.
+        For a request that is whole and has no reply yet. Output that was not taken yet must still be sent.
         """
         if self._phase != _DONE or self._reply != _NOT_STARTED:
             raise RuntimeError("not between a whole request and its reply")
@@ -531,10 +532,10 @@ class H1Connection:
         return []
 
     def _drains(self) -> bool:
-        """Whether what is left of the request is small enough to be read and dropped after the reply."""
+        """Whether the rest of the request is small enough to be read and dropped after the reply."""
         if self._phase == _DONE:
             return True
-        # A peer that was never told to go on may send its body or skip it: the next byte cannot be understood.
+        # A peer that got no 100 Continue may send its body or skip it, so nobody knows what the next byte is.
         return not self._continue_due and (self._phase != _LENGTH or self._left <= DRAIN_BYTES_MAX)
 
     def _eof_is_next(self) -> bool:

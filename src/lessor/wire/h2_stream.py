@@ -2,8 +2,8 @@
 """One HTTP/2 stream, its states, and the events that its owner gets about it.
 
 Laws
-- A stream is in its connection's table from its first HEADERS until it is closed. A closed one has `local_ended` set,
-  so sending on it does nothing, and nobody but its owner holds it.
+- A stream is in its connection's table from its first HEADERS until it is closed. Of a closed stream the connection
+  keeps only the id. Its `local_ended` is set, so sending on it does nothing.
 - `local_ended` and `remote_ended` are set once and never cleared.
 - Events are plain tuples (kind, stream, payload), because there are hundreds of thousands of them per second.
 
@@ -41,13 +41,13 @@ from typing import Any, Final
 
 from lessor.wire.h2_headers import Head
 
-HEADERS: Final = 1  # stream.head is there: a new request (server) or the response (client); payload empty
+HEADERS: Final = 1  # stream.head is set: a new request (server) or the response (client); payload empty
 DATA: Final = 2  # payload: some bytes of the body, cut anywhere, never empty
-TRAILERS: Final = 3  # client only: stream.trailers is there; payload empty
+TRAILERS: Final = 3  # client only: stream.trailers is set; payload empty
 END: Final = 4  # the peer sends no more on this stream; payload empty
-RESET: Final = 5  # the stream is gone, see stream.error_code; nothing more can be sent or will come; payload empty
-# A server that was asked for it: HEADERS, DATA and END of a stream in one, where nothing else came between; payload:
-# the whole body, never empty. So looks a unary call, and three events cost three times as much to pass on.
+RESET: Final = 5  # the stream is closed, see stream.error_code; nothing more can be sent or will come; payload empty
+# Only from a server with `whole_requests`: HEADERS, DATA and END of a stream in one event, when nothing came between
+# them; payload: the whole body, never empty. A unary call looks like this, and it costs a third of three events.
 WHOLE: Final = 6
 
 Event = tuple[int, "Stream", bytes]
@@ -60,16 +60,16 @@ CLOSED: Final = "closed"
 
 
 class Stream:
-    """One call. `owner` is the owner's own; everything else is only read by it.
+    """One call. The owner sets `owner`; it only reads the other attributes.
 
     id             odd: the client opened it
     head           of the request (server) or of the response (client; None until it came)
     trailers       the peer's, when it sent some
-    send_window    bytes the peer lets us send on this stream; negative after the peer lowered its setting
-    queued_bytes   waiting for the peer's windows
+    send_window    bytes that the peer lets us send on this stream; negative after the peer has lowered its setting
+    queued_bytes   bytes that wait for the peer's windows
     remote_ended   the peer will send no more, or the stream was reset
     local_ended    nothing more can be sent: we ended it (the end may wait in `pending`), or the stream was reset
-    error_code     why it was reset
+    error_code     the code of the reset
     """
 
     __slots__ = (
@@ -95,8 +95,8 @@ class Stream:
         self.trailers: Head | None = None
         self.owner: Any = None
         self.send_window = send_window
-        self.recv_window = recv_window  # bytes the peer may still send before we acknowledge
-        self.body_left = -1  # bytes the peer's content-length still promises; -1: it did not announce any
+        self.recv_window = recv_window  # bytes that the peer may still send before we acknowledge
+        self.body_left = -1  # bytes of the announced content-length that have not come; -1: none was announced
         self.remote_ended = False
         self.local_ended = False
         self.answered = False  # we have sent HEADERS

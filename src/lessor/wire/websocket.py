@@ -2,13 +2,14 @@
 """WebSocket, the server's side of one connection: bytes in, messages out; messages in, bytes out.
 
 Laws
-- Nothing that a peer sends raises here: a breach of the protocol becomes a close frame and `closing`.
-- A message comes as the pieces that it arrives in, so that nothing here grows with its length. Pings are answered here.
+- No bytes of a peer raise an exception here. A breach of the protocol becomes a close frame and `closing`.
+- A message is passed on in the pieces in which it arrives, so nothing here grows with its length. Pings are answered
+  here.
 - After `closing` nothing more is read or written: flush the output, then close the connection.
 
-`accept` looks at an HTTP/1.1 request and answers it; the bytes after that request belong to the `WebSocket`. The
-framing is wsproto's. There are no extensions. A browser cannot set headers on these requests, so a token may come in
-the list of subprotocols, as `Bearer, TOKEN`; `token` holds it.
+`accept` looks at an HTTP/1.1 request and answers it. The bytes after that request belong to the `WebSocket`. wsproto
+does the framing. There are no extensions. A browser cannot set headers on these requests, so a token may come in the
+list of subprotocols, as `Bearer, TOKEN`; it is in the attribute `token`.
 """
 
 import base64
@@ -35,7 +36,7 @@ _REASON_BYTES_MAX: Final = 123  # a control frame holds 125 bytes, and the code 
 
 
 class WebSocket:
-    """One opened WebSocket. `token`: what the peer named in its subprotocols, or None."""
+    """One opened WebSocket. `token`: the token among the peer's subprotocols, or None."""
 
     __slots__ = ("_out", "_ws", "closing", "token")
 
@@ -46,24 +47,24 @@ class WebSocket:
         self.closing = False
 
     def receive(self, data: bytes) -> Iterator[bytes]:
-        """Takes bytes cut anywhere; yields pieces of messages. A newline ends each message, as JSON likes it.
+        """Takes bytes cut anywhere; yields pieces of messages. A newline after each message separates it from the next.
 
-        Take all that it yields. A message sent meanwhile leaves before the answer to what follows in `data`, so even a
-        goodbye in the same bytes does not cut off the replies to what came before it.
+        Take all pieces. A message that is sent between two of them leaves before the answer to the rest of `data`. So a
+        close frame in the same bytes does not cut off the replies to the messages before it.
         """
         if self.closing:
             return
         ws = self._ws
         ws.receive_data(data)
         for event in ws.events():
-            if self.closing:  # by whoever took the last piece
+            if self.closing:  # closed by the caller, when it took the last piece
                 return
             if isinstance(event, events.Message):
                 raw = event.data.encode() if isinstance(event.data, str) else bytes(event.data)
                 yield raw + b"\n" if event.message_finished else raw
             elif isinstance(event, events.Ping):
                 self._out.append(ws.send(event.response()))
-            elif isinstance(event, events.CloseConnection):  # the peer's goodbye, or what is wrong with its bytes
+            elif isinstance(event, events.CloseConnection):  # the peer closes, or its bytes are wrong
                 self._out.append(ws.send(event.response()))
                 self.closing = True
 
@@ -73,7 +74,7 @@ class WebSocket:
             self._out.append(self._ws.send(events.TextMessage(data=text.decode())))
 
     def close(self, code: int = NORMAL, reason: str = "") -> None:
-        """Says goodbye; `reason` is cut to what a close frame can hold."""
+        """Sends a close frame. `reason` is cut to the bytes that the frame can hold."""
         if not self.closing:
             self.closing = True
             short = reason.encode()[:_REASON_BYTES_MAX].decode(errors="ignore")
@@ -86,7 +87,7 @@ class WebSocket:
 
 
 def wants_websocket(request: Request) -> bool:
-    """Whether a request asks for the change of protocol; whether it asks rightly, `accept` says."""
+    """Whether a request asks for a WebSocket. `accept` checks that it asks in the right way."""
     return request.method == "GET" and b"websocket" in _words(request.get(b"upgrade"))
 
 
