@@ -535,7 +535,7 @@ class H1Connection:
         """Whether the rest of the request is small enough to be read and dropped after the reply."""
         if self._phase == _DONE:
             return True
-        # A peer that got no 100 Continue may send its body or skip it, so nobody knows what the next byte is.
+        # A peer that got no 100 Continue may send its body or skip it, so the next byte may belong to the next request.
         return not self._continue_due and (self._phase != _LENGTH or self._left <= DRAIN_BYTES_MAX)
 
     def _eof_is_next(self) -> bool:

@@ -10,7 +10,7 @@ Laws
 
 Theory of operation. httptools reads the head token by token. The rules about several fields together (framing, Host,
 Expect) are checked here. Clients send the same head again and again: the second request with the same bytes costs one
-look-up in `HeadParser`. In `Head.route` the owner keeps what it has found for that path.
+look-up in `HeadParser`. In `Head.route` the owner keeps the result of its own look-up for that path.
 
 This module does not read bodies, and does not look for the end of a head: `h1.py` does both.
 """

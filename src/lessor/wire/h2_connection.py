@@ -6,7 +6,7 @@ Laws
   After a fault in the connection, the output ends with GOAWAY, and `closing` is set.
 - The events do not depend on how the input is cut: a frame is handled when it is whole.
 - Everything that a peer can repeat for free is counted against a limit of base/limits.py.
-- This module does not know its role. The methods at the end of H2Connection are for the differences; `h2.py` has them.
+- This module does not know its role. Methods at the end of H2Connection stand for the differences; `h2.py` has them.
 
 Theory of operation. `_frames` is one loop over the frames of the input. Calls consist of two kinds of frames: DATA for
 a live stream, and HEADERS in one frame. The loop itself handles these, in local variables. Frames that are padded,

@@ -87,9 +87,7 @@ class H2Sender:
         self._streams: dict[int, Stream] = {}
         self._heads_bytes = 0  # memory that the peer's long header lists take, over all streams
         self._waiting: dict[int, Stream] = {}  # have data and an open window, and wait for the connection's window
-        self._own_resets: dict[
-            int, None
-        ] = {}  # ids of streams that we reset lately: frames for them may still be on their way
+        self._own_resets: dict[int, None] = {}  # ids that we reset lately: frames for them may still be on their way
         self._send_window = WINDOW_BYTES_DEFAULT
         self._send_frame_max = FRAME_BYTES_DEFAULT
         self._table_update = b""  # goes in front of the next header block
@@ -275,7 +273,7 @@ class H2Sender:
         self._flush_stream(stream)
 
     def _flush_stream(self, stream: Stream) -> None:
-        """Sends what the windows allow. A stream that waits for the connection's alone is in `_waiting` afterwards."""
+        """Sends as much as the windows allow. A stream that waits only for the connection's is in `_waiting` then."""
         if stream.id in self._waiting:  # it has its turn there
             return
         while stream.pending is not None:

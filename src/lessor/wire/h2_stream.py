@@ -108,7 +108,7 @@ class Stream:
 
     @property
     def state(self) -> str:
-        """OPEN, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE or CLOSED. Not for what is asked for each message."""
+        """OPEN, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE or CLOSED. Too slow for each message."""
         if self.local_ended and self.pending is None:
             return CLOSED if self.remote_ended else HALF_CLOSED_LOCAL
         return HALF_CLOSED_REMOTE if self.remote_ended else OPEN

@@ -48,7 +48,7 @@ def opened() -> tuple[WebSocket, WSConnection]:
     return server, client
 
 
-def told(client: WSConnection, data: bytes) -> list[Any]:
+def heard(client: WSConnection, data: bytes) -> list[Any]:
     client.receive_data(data)
     return list(client.events())
 
@@ -145,7 +145,7 @@ def test_messages_cut_at_every_byte() -> None:
         data = frames(client)
         pieces = [*server.receive(data[:cut]), *server.receive(data[cut:])]
         assert b"".join(pieces) == MESSAGES
-        assert told(client, server.take_output()) == [events.Pong(payload=b"there?")]
+        assert heard(client, server.take_output()) == [events.Pong(payload=b"there?")]
         assert not server.closing
 
 
@@ -167,7 +167,7 @@ def test_what_is_sent_arrives() -> None:
     server, client = opened()
     server.send('{"result":"ü"}'.encode())
     server.send(b"{}")
-    assert [event.data for event in told(client, server.take_output())] == ['{"result":"ü"}', "{}"]
+    assert [event.data for event in heard(client, server.take_output())] == ['{"result":"ü"}', "{}"]
 
 
 # --- goodbyes ---------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_the_peers_goodbye_is_answered_after_what_came_before_it() -> None:
     for piece in server.receive(data):
         server.send(b"to " + piece.strip())
     assert server.closing
-    message, goodbye = told(client, server.take_output())
+    message, goodbye = heard(client, server.take_output())
     assert message.data == "to {}"
     assert isinstance(goodbye, events.CloseConnection)
     assert goodbye.code == 1000
@@ -191,7 +191,7 @@ def test_after_a_goodbye_nothing_is_read_or_written() -> None:
     server.send(b"too late")
     server.close()
     assert list(server.receive(client.send(events.TextMessage(data="{}")))) == []
-    (goodbye,) = told(client, server.take_output())
+    (goodbye,) = heard(client, server.take_output())
     assert (goodbye.code, goodbye.reason) == (1011, "x" * 123)
 
 
@@ -221,7 +221,7 @@ def test_a_breach_of_the_protocol_ends_the_connection(garbage: bytes) -> None:
     server, client = opened()
     assert b"".join(server.receive(garbage)) == b""
     assert server.closing
-    (goodbye,) = told(client, server.take_output())
+    (goodbye,) = heard(client, server.take_output())
     assert isinstance(goodbye, events.CloseConnection)
     assert goodbye.code in (1002, 1007)
 
