@@ -54,6 +54,7 @@ _HEAD, _LENGTH, _CHUNKED, _DONE, _CLOSED = range(5)
 _NOT_STARTED, _STARTED, _FINISHED = range(3)
 
 _HEAD_END: Final = b"\r\n\r\n"
+_HEAD_END_BYTES: Final = 4
 # An empty line by a looser rule, which some readers follow. It ends a head here too, and httptools then refuses it.
 _LOOSE_END = re.compile(rb"\n\r?\n")
 # A byte that no request line begins with. A CR alone may still become an empty line.
@@ -217,7 +218,7 @@ class H1Connection:
     def _head_is_whole(self) -> bool:
         """Whether `_late` has the end of a head, or is too long for one. Searches the new bytes only."""
         late = self._late
-        start = max(0, self._searched - len(_HEAD_END) + 1)
+        start = max(0, self._searched - _HEAD_END_BYTES + 1)
         whole = late.find(_HEAD_END, start) >= 0 or _LOOSE_END.search(late, start) is not None
         self._searched = len(late)
         return whole or len(late) > limits.H1_HEAD_BYTES_MAX
@@ -250,7 +251,7 @@ class H1Connection:
             at += 2
         end = data.find(_HEAD_END, at)
         if end >= 0:
-            end += len(_HEAD_END)
+            end += _HEAD_END_BYTES
         else:
             loose = _LOOSE_END.search(data, at)
             if loose is None:
