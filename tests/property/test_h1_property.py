@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lessor.wire.h1 import ABORT, BODY, END, REQUEST, Event, Exchange, H1Connection
+from lessor.wire import h1
+from lessor.wire.h1 import ABORT, BODY, END, REQUEST, Event, H1Connection
 
 PATHS = ["/", "/v3/lease/grant", "/v3/kv/put?x=y", "http://h/v3/watch"]
 
@@ -59,7 +60,7 @@ class Owner:
         self.connection = connection
         self.early = early  # answer at REQUEST instead
         self.served: list[tuple[str, bytes]] = []
-        self.current: Exchange | None = None
+        self.current: h1.Request | None = None
         self.body = b""
         self.output = b""
 
@@ -70,18 +71,18 @@ class Owner:
     def handle(self, events: list[Event]) -> None:
         queue = list(events)
         while queue:
-            kind, exchange, data = queue.pop(0)
+            kind, request, data = queue.pop(0)
             if kind == REQUEST:
                 assert self.current is None
-                self.current = exchange
+                self.current = request
                 self.body = b""
                 if self.early:
                     self.current = None
-                    # The rest of this exchange's events were made before it was answered.
-                    rest = [event for event in queue if event[1] is not exchange]
-                    queue = rest + self.answer(exchange)
+                    # The rest of this request's events were made before it was answered.
+                    rest = [event for event in queue if event[1] is not request]
+                    queue = rest + self.answer(request)
                 continue
-            assert exchange is self.current
+            assert request is self.current
             if kind == BODY:
                 assert data
                 self.body += data
@@ -89,10 +90,10 @@ class Owner:
                 assert kind in (END, ABORT)
                 self.current = None
                 if kind == END:
-                    queue += self.answer(exchange)
+                    queue += self.answer(request)
 
-    def answer(self, exchange: Exchange) -> list[Event]:
-        self.served.append((exchange.target.decode("latin-1"), self.body))
+    def answer(self, request: h1.Request) -> list[Event]:
+        self.served.append((request.target.decode("latin-1"), self.body))
         if len(self.served) % 2:
             return self.connection.reply(200, b"", self.body)
         self.connection.start(200, b"")

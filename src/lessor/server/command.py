@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor serve`: the command line of the server.
 
-Each flag is also an environment variable, ETCD_ and the flag's name in capitals, as in etcd; setting both is an error,
-so that nobody wonders which one won.
+As in etcd, each flag is also an environment variable: ETCD_ and the name of the flag in capitals. It is an error to set
+both, so that there is no doubt which one counts.
 """
 
 import asyncio
@@ -40,14 +40,14 @@ EXIT_CANNOT_SERVE = 1
 
 
 def _flag(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A flag with its ETCD_ environment name."""
+    """A flag and its ETCD_ environment variable."""
     variable = "ETCD_" + name.upper().replace("-", "_")
     names = [f"--{name}", *(f"--{alias}" for alias in settings.pop("aliases", ()))]
     return click.option(*names, envvar=variable, show_envvar=True, show_default=True, **settings)
 
 
 def _flags(flags: Iterable[tuple[str, dict[str, Any]]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Several flags, in the order in which the help names them."""
+    """Several flags, in the order in which the help lists them."""
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, settings in reversed(list(flags)):
@@ -58,7 +58,7 @@ def _flags(flags: Iterable[tuple[str, dict[str, Any]]]) -> Callable[[Callable[..
 
 
 class _Serve(click.Command):
-    """Takes flags with one dash too, as Go does, and knows etcd's flags that mean nothing here."""
+    """Takes flags with one dash too, as Go does, and knows the flags of etcd that have no meaning here."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known = {opt for parameter in self.params for opt in parameter.opts}
@@ -151,9 +151,9 @@ def serve(context: click.Context, /, **values: Any) -> None:
 
 
 def parse(flags: Sequence[str]) -> Options:
-    """What `lessor serve` with these flags would be started with, whatever the environment says.
+    """The Options of `lessor serve` with these flags. Reads no environment variables.
 
-    Raises OptionError, or click.UsageError for a flag or a value that there is not.
+    Raises OptionError, or click.UsageError for an unknown flag or a value of the wrong type.
     """
     params = [copy.copy(param) for param in serve.params]
     for param in params:
@@ -171,7 +171,7 @@ def _refuse_doubles(context: click.Context) -> None:
 
 
 def _name_strangers(context: click.Context) -> None:
-    """Somebody who sets ETCD_CERT_FILE where it means nothing believes to be safe: says so in the log, as etcd does."""
+    """Logs each ETCD_ variable that no flag has, as etcd does: its operator may believe that it protects the server."""
     known = {getattr(parameter, "envvar", None) for parameter in context.command.params}
     for variable in sorted(os.environ):
         if variable.startswith("ETCD_") and variable not in known:
@@ -179,7 +179,7 @@ def _name_strangers(context: click.Context) -> None:
 
 
 def build(values: dict[str, Any]) -> Options:
-    """Checks the flags' values, by their Python names, and makes Options of them. Raises OptionError."""
+    """Checks the values of the flags, by their Python names, and makes Options of them. Raises OptionError."""
     listen = tuple(parse_listen_url(url.strip()) for url in values["listen_client_urls"].split(","))
     advertised = values["advertise_client_urls"]
     try:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""etcd's flags that mean nothing here: for each why, and what to do. Whoever moves from etcd is told of all at once.
+"""etcd's flags that have no meaning here: for each the reason, and what to do. One error names all of them at once.
 
-A flag that is taken without effect would be a promise that is not kept, so none is. Environment variables of etcd are
-named in the log instead, as etcd does with those that it does not know: images and units set them for whole fleets.
+A flag without effect would be a promise that is not kept, so such a flag is refused. An environment variable of etcd's
+is named in the log instead, as etcd does with a variable that it does not know: images and units set them for many
+servers at once.
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ _ALWAYS = "always so; leave it out"
 _LOG = "the log is JSON lines on standard error; redirect them, --log-level chooses among them"
 _TRACING = "there is no tracing; leave it out, /metrics has the figures"
 
-# Why, and the flags that it is true of. A name that ends in `-` stands for all that begin so.
+# The reason, and the flags to which it applies. A name that ends in `-` stands for all names that begin with it.
 _REASONS: dict[str, tuple[str, ...]] = {
     _NO_PEERS: (
         *("listen-peer-urls", "initial-cluster", "initial-cluster-state", "initial-cluster-token", "discovery"),
@@ -74,7 +75,7 @@ _REASONS: dict[str, tuple[str, ...]] = {
 
 
 def reason(name: str) -> str | None:
-    """Why etcd's flag of that name, without its dashes, is not taken; None for what is no flag of etcd's."""
+    """Why this flag of etcd's is not taken. `name` is without dashes. None: it is not among them."""
     for why, names in _REASONS.items():
         if any(name == known or (known.endswith("-") and name.startswith(known)) for known in names):
             return why
@@ -82,7 +83,7 @@ def reason(name: str) -> str | None:
 
 
 def complaint(words: Iterable[str]) -> str | None:
-    """One line about all of etcd's flags among the words of a command line that are not taken; None without any."""
+    """One line about all flags of etcd's on a command line that are not taken; None when there are none."""
     found: dict[str, list[str]] = {}
     for word in words:
         name = word.partition("=")[0]

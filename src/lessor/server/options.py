@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server is started with: etcd's flag names and ETCD_ environment names where the meaning is the same.
+"""The options of a server. Their names are those of etcd's flags where the meaning is the same.
 
-`Options` is the checked form that the rest of the server reads. The command line that fills it is command.py.
+`Options` has the checked values, which the rest of the server reads. command.py is the command line that makes it.
 """
 
 import re
@@ -16,12 +16,12 @@ DEFAULT_CLIENT_URL = "http://localhost:2379"
 
 
 class OptionError(Exception):
-    """An option that cannot be used; the message is one line that names it and says what would do."""
+    """An option that cannot be used. The message is one line that names it and says which value would do."""
 
 
 @dataclass(frozen=True)
 class Listen:
-    """Where to listen for clients: a host and port, or the path of a unix socket."""
+    """An address to listen on: a host and port, or the path of a unix socket."""
 
     url: str
     host: str = ""
@@ -32,7 +32,7 @@ class Listen:
 
 @dataclass(frozen=True)
 class TlsOptions:
-    """How https:// and unixs:// URLs are served. Files are named, not read; "" is for a file that was not given."""
+    """How to serve https:// and unixs:// URLs. Files are named and not read here; "": no file was given."""
 
     cert_file: str = ""
     key_file: str = ""
@@ -48,13 +48,13 @@ class TlsOptions:
 
     @property
     def asks_clients(self) -> bool:
-        """Whether clients must show a certificate. As in etcd, naming an authority for them is enough."""
+        """Whether clients must show a certificate. As in etcd, --trusted-ca-file alone is enough for that."""
         return self.client_cert_auth or bool(self.trusted_ca_file)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that can be set. Units are in the names."""
+    """All that can be set. Units are in the names."""
 
     name: str = "default"
     data_dir: str = "default.lessor"
@@ -65,7 +65,7 @@ class Options:
     max_request_bytes: int = limits.REQUEST_BYTES_MAX
     quota_backend_bytes: int = limits.QUOTA_BACKEND_BYTES
     auto_compaction_mode: str = "periodic"
-    auto_compaction_retention: float = 0  # seconds (periodic) or revisions (revision); 0 turns it off
+    auto_compaction_retention: float = 0  # seconds (periodic) or revisions (revision); 0: off
     watch_progress_notify_interval_s: float = 600.0
     min_lease_ttl_s: int = limits.LEASE_TTL_S_MIN
     grpc_keepalive: KeepaliveRules = field(default_factory=KeepaliveRules)
@@ -77,12 +77,12 @@ class Options:
 
     @property
     def message_bytes_max(self) -> int:
-        """The largest gRPC message or JSON body that is read."""
+        """The size of the largest gRPC message or JSON body that is read."""
         return self.max_request_bytes + limits.REQUEST_OVERHEAD_BYTES
 
 
 def parse_listen_url(url: str) -> Listen:
-    """Checks one URL of --listen-client-urls: http(s)://host:port or unix(s)://path."""
+    """Checks one URL of --listen-client-urls: http(s)://host:port or unix(s)://path. Raises OptionError."""
     parts = urlsplit(url)
     if parts.scheme in ("unix", "unixs"):
         path = parts.netloc + parts.path
@@ -101,14 +101,14 @@ def parse_listen_url(url: str) -> Listen:
 
 
 def check_advertised_url(url: str) -> None:
-    """Raises OptionError for what no client could use as an address."""
+    """Raises OptionError for a URL that no client could use as an address."""
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https", "unix", "unixs") or not (parts.netloc or parts.path):
         raise OptionError(f"--advertise-client-urls: {url!r} must be a URL like http://host:port")
 
 
 def parse_auth_token(text: str) -> tuple[str, dict[str, str]]:
-    """--auth-token: the kind of token, "simple" or "jwt", and its settings. Raises OptionError."""
+    """The value of --auth-token: the kind of token, "simple" or "jwt", and its settings. Raises OptionError."""
     kind, *pairs = text.split(",")
     settings: dict[str, str] = {}
     for pair in pairs:
@@ -126,7 +126,7 @@ _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0,
 
 
 def parse_duration_s(text: str) -> float:
-    """Seconds of a duration as Go writes it: 30s, 5m, 1h30m, 100ms. Raises ValueError."""
+    """The seconds of a duration as Go writes it: 30s, 5m, 1h30m, 100ms. Raises ValueError."""
     if text == "0":
         return 0.0
     parts = _DURATION_PART.findall(text)
@@ -135,13 +135,13 @@ def parse_duration_s(text: str) -> float:
     return sum(float(number) * _UNIT_S[unit] for number, unit in parts)
 
 
-# What gRPC takes, and etcd with it, where one of these is not above zero.
+# The values of gRPC, and so of etcd, for a time that is not above zero.
 _GRPC_MIN_TIME_S = 300.0
 _GRPC_INTERVAL_S_MIN = 1.0
 
 
 def parse_grpc_keepalive(min_time: str, interval: str, timeout: str) -> KeepaliveRules:
-    """The three --grpc-keepalive durations, with etcd's meaning of zero. Raises OptionError."""
+    """The values of the three --grpc-keepalive flags; zero means what it means in etcd. Raises OptionError."""
     seconds = []
     for name, text in (("min-time", min_time), ("interval", interval), ("timeout", timeout)):
         try:
@@ -155,7 +155,10 @@ def parse_grpc_keepalive(min_time: str, interval: str, timeout: str) -> Keepaliv
 
 
 def parse_retention(mode: str, text: str) -> float:
-    """--auto-compaction-retention: revisions in mode `revision`; a duration or a bare number of hours in `periodic`."""
+    """The value of --auto-compaction-retention, as in Options. Raises OptionError.
+
+    In mode `revision` it is a number of revisions; in `periodic` a duration, or a number of hours without a unit.
+    """
     try:
         if mode == "revision":
             if not text.lstrip("-").isdigit():

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong between a client and the server, switched on by a test: late replies, connections that break.
+"""Faults between a client and the server, which a test switches on: late replies, connections that break.
 
 Laws
-- Faults are of the network: they lie between the sockets and everything of the server's, TLS included. The server does
-  not know of them.
-- Without a fault bytes pass as they come, in the same turn of the loop. What was held back leaves in order.
+- The faults are those of a network. They are between the sockets and all parts of the server, TLS too, and the server
+  does not know of them.
+- Without a fault bytes pass in the same turn of the loop. Bytes that were held back leave in order.
 
-Theory of operation. A `Front` stands between each accepted socket and its protocol: a protocol towards the socket, a
-transport towards what is behind it. What goes out while replies are delayed is put off, the closing of the socket
-included. Delays are real seconds: the clients that they are for live in real time.
+Theory of operation. A `Front` stands between each accepted socket and its protocol. It is a protocol for the socket,
+and a transport for the protocol behind it. While replies are delayed, all output waits, and so does the close of the
+socket. Delays are real seconds, because the clients live in real time.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ Accept = Callable[[], asyncio.Protocol]
 
 
 class Faults:
-    """Those of one run of a server. Loop thread only."""
+    """The faults of one run of a server. Loop thread only."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -32,11 +32,11 @@ class Faults:
         self.fronts: set[Front] = set()
 
     def in_front_of(self, accept: Accept) -> Accept:
-        """The same factory of protocols, with a Front before each."""
+        """A factory of the same protocols, each behind a Front."""
         return lambda: Front(self, accept())
 
     def drop_connections(self) -> int:
-        """Breaks all connections at once; returns how many. What was held back for them is lost."""
+        """Breaks all connections at once; returns how many. Bytes that were held back for them are lost."""
         fronts = list(self.fronts)
         for front in fronts:
             front.abort()
@@ -50,7 +50,7 @@ class Front(asyncio.Protocol):
         self._faults = faults
         self._behind = behind
         self._socket: asyncio.Transport
-        self._held: deque[tuple[float, int, Callable[[], None]]] = deque()  # when to do it, its bytes, what to do
+        self._held: deque[tuple[float, int, Callable[[], None]]] = deque()  # (when, how many bytes, the work)
         self._held_bytes = 0
         self._closing = False
 
@@ -70,7 +70,7 @@ class Front(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._faults.fronts.discard(self)
         self._held.clear()
-        behind, self._behind = self._behind, asyncio.Protocol()  # it knows us: neither is to keep the other
+        behind, self._behind = self._behind, asyncio.Protocol()  # it holds us, and neither may keep the other alive
         behind.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -79,7 +79,7 @@ class Front(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._behind.resume_writing()
 
-    # --- a transport, for what is behind; the rest of it is the socket's ---
+    # --- a transport, for the protocol behind; its other methods are the socket's ---
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
@@ -110,7 +110,7 @@ class Front(asyncio.Protocol):
     def get_write_buffer_size(self) -> int:
         return self._held_bytes + self._socket.get_write_buffer_size()
 
-    # --- what is held back ---
+    # --- output that is held back ---
 
     @property
     def _delayed(self) -> bool:

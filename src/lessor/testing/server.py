@@ -6,14 +6,14 @@
         server.clock.jump(3600)
 
 Laws
-- Clients cannot tell it from `lessor serve`: the same parts behind the same sockets, and the same flags. Environment
-  variables are not read, so what is set for another server changes no test.
-- What can go wrong can be made to: see the methods under "faults". None of them changes what the server believes.
-- The port and the data outlive `restart` and `kill`; only the end of the `with` block deletes the data.
+- Clients cannot tell it from `lessor serve`: it has the same parts behind the same sockets, and the same flags.
+  Environment variables are not read, so variables for another server change no test.
+- Tests cause faults with the methods under "faults". After each of them the server's view of its own state is right.
+- The port and the data stay over `restart` and `kill`. Only the end of the `with` block deletes the data.
 
-Theory of operation. The loop runs in the thread; `call` takes work there. Between runs a bound socket keeps the port
-(Linux lets a second one listen beside it; elsewhere the port is free for that moment). By default the data is an SQLite
-file in a temporary directory that is never synced to disk: a test does not care for power failures.
+Theory of operation. The loop runs in the thread, and `call` runs work there. Between runs a bound socket keeps the port
+(Linux lets a second socket listen beside it; on other systems the port is free for that moment). By default the data is
+an SQLite file in a temporary directory, and is never synced to disk: tests do not cover power failures.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from lessor.testing.faults import Faults
 from lessor.testing.virtual_clock import VirtualClock, VirtualLoop
 
 T = TypeVar("T")
-END_S_MAX = 30.0  # a server that is asked to stop has five seconds for its calls; the machine may be busy
+END_S_MAX = 30.0  # a server that stops gives its calls five seconds; the machine may be busy
 CALL_S_MAX = 10.0
 
 
@@ -57,12 +57,12 @@ def quick_engine(data_dir: Path) -> Engine:
 class InProcessServer:
     """One server, started by `start` or a `with` block. For any thread but the server's own.
 
-    flags          those of `lessor serve`; later ones win
-    tls            serve https:// alone, by a certificate that clients verify with `ca_file`; needs `cryptography`
+    flags          flags of `lessor serve`; of two for one option the later one counts
+    tls            serve only https://, with a certificate that clients verify with `ca_file`; needs `cryptography`
     root_password  switches auth on at the first start, with the user root
-    clock          frozen unless you give a flowing one
-    data_dir       made and deleted here unless given
-    make_engine    gets the data directory at each start
+    clock          a frozen one, unless you pass a flowing one
+    data_dir       a temporary directory, which is deleted at the end, unless you pass one
+    make_engine    is called with the data directory at each start
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class InProcessServer:
         self.close()
 
     def options(self) -> Options:
-        """What the next start goes by. Raises OptionError, or click.UsageError for an unknown flag."""
+        """The options of the next start. Raises OptionError, or click.UsageError for an unknown flag."""
         if self._data_dir is None and self._own_folder is None:
             self._own_folder = Path(tempfile.mkdtemp(prefix="lessor-"))
         return parse(
@@ -117,14 +117,14 @@ class InProcessServer:
                 f"--data-dir={self._data_dir or self._own_folder}",
                 f"--listen-client-urls={self.client_url}",
                 f"--advertise-client-urls={self.client_url}",
-                "--bcrypt-cost=4",  # the least there is: tests log in often
+                "--bcrypt-cost=4",  # the lowest value: tests log in often
                 *(["--auto-tls"] if self.tls else []),
                 *self.flags,
             ]
         )
 
     def start(self) -> None:
-        """Returns when it serves. Raises what `lessor serve` would refuse to start for."""
+        """Starts the server; returns when it serves. Raises the errors for which `lessor serve` would not start."""
         assert self._thread is None, "it runs already"
         options = self.options()
         started = threading.Event()
@@ -140,16 +140,16 @@ class InProcessServer:
             self._enable_auth(self.root_password)
 
     def stop(self) -> None:
-        """As SIGTERM would: calls are ended, each lease's remaining time is saved. Waits until that is done."""
+        """Stops as after SIGTERM: ends all calls, saves each lease's remaining time. Waits until that is done."""
         self.request_stop()
         self.wait()
 
     def request_stop(self) -> None:
-        """Begins what `stop` does, and does not wait."""
+        """Begins to stop, as `stop` does, and does not wait."""
         self._begin_end(self._request_stop)
 
     def kill(self) -> None:
-        """As kill -9 would: connections break, and what was not acknowledged may be lost."""
+        """Ends as after kill -9: connections break, and writes that were not acknowledged may be lost."""
         self._begin_end(lambda: self._main.cancel())
         self.wait()
 
@@ -163,16 +163,16 @@ class InProcessServer:
             work = stop_listening_and_end()
             try:
                 asyncio.run_coroutine_threadsafe(work, self._loop)
-            except RuntimeError:  # it has just ended by itself
+            except RuntimeError:  # the loop has just ended by itself
                 work.close()
 
     def restart(self) -> None:
-        """Stops, and starts on the same port with the same data."""
+        """Stops, then starts on the same port with the same data."""
         self.stop()
         self.start()
 
     def close(self) -> None:
-        """Stops it for good, and deletes the data unless the directory was given."""
+        """Stops for good, and deletes the data unless the directory was passed in."""
         self.stop()
         self._reserved.close()
         if self._own_folder is not None:
@@ -184,7 +184,7 @@ class InProcessServer:
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Until the server has ended, by itself or because it was told to. Raises TimeoutError."""
+        """Waits until the server has ended, by itself or on request. Raises TimeoutError after END_S_MAX."""
         if self._thread is not None:
             self._thread.join(END_S_MAX)
             if self._thread.is_alive():
@@ -192,7 +192,7 @@ class InProcessServer:
             self._thread = None
 
     def call(self, work: Callable[[], T]) -> T:
-        """Runs `work` in the server's loop, between two turns; returns or raises what it does."""
+        """Runs `work` in the server's loop, between two turns. Returns its result or raises its error."""
 
         async def run() -> T:
             return work()
@@ -203,13 +203,13 @@ class InProcessServer:
 
     @property
     def ca_file(self) -> Path | None:
-        """The certificate by which clients verify the server; None without `tls`. There once it has started."""
+        """The certificate with which clients verify the server; None without `tls`. The first start makes it."""
         return Path(self.server.options.data_dir, "fixtures", "client", "cert.pem") if self.tls else None
 
     def client(self, **settings: Any) -> Client:
-        """A new client of this server: it trusts `ca_file` and is root, where there is one. Close it yourself.
+        """A new client of this server. It trusts `ca_file`, and is root if there is one. Close it yourself.
 
-        `settings` are those of the client, and win.
+        `settings` are those of `Client`, and replace these.
         """
         return Client(self.client_url, **self._to_connect() | settings)
 
@@ -228,12 +228,12 @@ class InProcessServer:
     # --- faults ---
 
     def drop_connections(self) -> int:
-        """Breaks all connections now; returns how many. Clients may come back at once."""
+        """Breaks all connections now; returns how many. Clients can connect again at once."""
         return self.call(lambda: self._faults.drop_connections())
 
     @contextlib.contextmanager
     def delay_replies(self, seconds: float) -> Iterator[None]:
-        """Within the block everything that the server sends comes that much later, in real time."""
+        """Within the block all that the server sends leaves `seconds` later, in real time."""
         self._delay(seconds)
         try:
             yield
@@ -242,33 +242,33 @@ class InProcessServer:
 
     @contextlib.contextmanager
     def refuse_connections(self) -> Iterator[None]:
-        """Within the block new connections are refused. Those that are there stay: drop them first for an outage."""
+        """Within the block new connections are refused. Existing ones stay: for an outage, drop them first."""
         refusing = self.server
         asyncio.run_coroutine_threadsafe(self._stop_listening(), self._loop).result(CALL_S_MAX)
         try:
             yield
         finally:
-            if self.running and self.server is refusing:  # not stopped or started anew meanwhile
+            if self.running and self.server is refusing:  # it was not stopped or started again meanwhile
                 asyncio.run_coroutine_threadsafe(self.server.listen(), self._loop).result(CALL_S_MAX)
 
     def expire_lease(self, lease_id: int) -> None:
-        """Ends a lease as if its time were over: its keys go, watchers are told. Others are as they were.
+        """Ends a lease as if its time were over: its keys are deleted, and watchers get the events. Others stay.
 
         Raises EtcdError when there is no such lease.
         """
         self._apply(rpc_pb2.LeaseRevokeRequest(ID=lease_id))
 
     def compact(self, revision: int | None = None) -> None:
-        """Forgets history before `revision`, or all but the present: watches from the past are told so.
+        """Deletes the history before `revision`; None: all but the present. Watches from before it are canceled.
 
-        Raises EtcdError for a revision that is compacted already, or that there is not yet.
+        Raises EtcdError for a revision that is compacted already, or that is in the future.
         """
         if revision is None:
             revision = self.call(lambda: self.server.core.machine.revision)
         self._apply(rpc_pb2.CompactionRequest(revision=revision))
 
     def _apply(self, *requests: Message) -> None:
-        """Carries out requests in nobody's name; returns when they are on disk and told."""
+        """Carries out requests without a caller. Returns when they are on disk and their events are sent."""
         core = self.server.core
 
         def apply() -> None:
@@ -329,8 +329,8 @@ class InProcessServer:
             self._let_go()
 
     async def _stop_listening(self) -> None:
-        # asyncio loses the socket of a connection, which lives on until the collector finds it, when its listener is
-        # closed after the connection was accepted and before it has a transport.
+        # When a listener is closed after a connection was accepted and before it has a transport, asyncio loses the
+        # socket of that connection, and the socket stays open until the collector finds it.
         while any("accept" in getattr(task.get_coro(), "__name__", "") for task in asyncio.all_tasks()):
             await asyncio.sleep(0)
         self.server.stop_listening()
@@ -345,7 +345,7 @@ class InProcessServer:
 
 
 class _Timed:
-    """What the clock asks of a running server. Implements `Timed`."""
+    """A running server, as the clock sees it. Implements `Timed`."""
 
     def __init__(self, server: Server, clock: VirtualClock) -> None:
         self._core = server.core
@@ -363,7 +363,7 @@ class _Timed:
         return None if deadline_s is None else self._clock.now_s() + deadline_s - self._core.turn.now_s()
 
     def hurry(self, jumping: bool) -> None:
-        # The data clock is saved once a second, which would be most of the work of a long jump.
+        # The reading of the data clock is saved once a second, which would be most of the work of a long jump.
         self._core.turn.clock_save_s = math.inf if jumping else limits.CLOCK_SAVE_S
         self._core.turn.schedule()
 

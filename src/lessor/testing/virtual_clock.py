@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clock that tests can jump, and the event loop that lives by it. Sockets stay real.
+"""A clock that tests can jump, and the event loop that runs by it. Sockets stay real.
 
 Laws
-- Everything timed in the server reads this one clock: lease deadlines and every timer of the loop (RPC deadlines,
+- All times in the server come from this one clock: lease deadlines and every timer of the loop (RPC deadlines,
   compaction, progress notifications, tokens, handshakes). They move together or not at all.
-- A jump is time passing, only faster: it stops at each timer that comes due, in order, and goes on when all that
-  followed from it is over - callbacks run, batches on disk, bytes handed to the sockets. What waits in the sockets is
-  read before each step, so a keepalive that was sent before the jump counts.
-- Time never runs backwards, and never moves while a commit or a password's hash is under way.
+- In a jump time passes as usual, only faster. The jump stops at each timer that comes due, in order. It goes on when
+  all consequences are over: callbacks have run, batches are on disk, bytes are handed to the sockets. Bytes that wait
+  in the sockets are read before each step, so a keepalive that was sent before the jump counts.
+- Time never runs backwards, and never moves while a commit or the hash of a password is under way.
 
-Theory of operation. An asyncio loop asks its selector to wait until the next timer is due. That question means that
-nothing is ready to run. Here the selector answers it. It looks at the sockets; while they bring anything, or a thread
-of the server works, nothing is moved. Otherwise, in a jump, time is set to the instant of that timer and the loop runs
-it. When no timer is left before the jump's end, time is set to the end and the jump is over.
+Theory of operation. An asyncio loop asks its selector to wait until the next timer is due. It asks only when nothing is
+ready to run. The selector here then looks at the sockets. While they have bytes, or a thread of the server works, time
+does not move. Otherwise, in a jump, time is set to the instant of that timer, and the loop runs it. When no timer is
+left before the end of the jump, time is set to the end, and the jump is over.
 
-A clock is *frozen*: time moves by jumps only, so a test of an hour is exact. Or it *flows*: real time, and jumps on
-top. Clients are not on this clock. One that renews each ten real seconds does not renew during a jump of an hour.
+A *frozen* clock moves by jumps only, so a test of an hour is exact. A *flowing* clock runs with real time, and jumps on
+top. Clients are not on this clock: one that renews every ten real seconds does not renew during a jump of an hour.
 
-It does not: hold back the wall clock, which JSON web tokens expire by.
+This clock does not change the wall clock, by which JSON web tokens expire.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ from typing import Any, Protocol, TypeVarTuple
 from lessor.base.clock import MonotonicClock
 from lessor.server.loop.expiry import MARGIN_S
 
-FIRST_S = 1_000.0  # what a frozen clock says at first
-# A lease ends MARGIN_S after its deadline. A jump as long as its TTL shall end it, so jumps go on to what is due so
-# soon after their end.
+FIRST_S = 1_000.0  # the first reading of a frozen clock
+# A lease ends MARGIN_S after its deadline. A jump as long as its TTL must end it, so a jump also runs the timers that
+# are due so soon after its end.
 LATE_S_MAX = 2 * MARGIN_S
-TICK_S = 1e-6  # the least delay of a timer: one that sets itself again within a rounding error would never end
-LOOK_S = 0.0005  # how often to look whether the threads are done; those that matter most wake the loop themselves
+TICK_S = 1e-6  # the shortest delay of a timer: one that sets itself again within a rounding error would never end
+LOOK_S = 0.0005  # how often to look whether the threads are done; the most important ones wake the loop themselves
 AUTO_IDLE_S = 0.02
-JUMP_REAL_S_MAX = 60.0  # a jump that takes longer meets a server that is stuck
+JUMP_REAL_S_MAX = 60.0  # when a jump takes longer, the server hangs
 
 _real = MonotonicClock()
 Ts = TypeVarTuple("Ts")
@@ -48,22 +48,22 @@ Poll = Callable[[float | None], list[Any]]
 
 
 class Timed(Protocol):
-    """A server that lives by a VirtualClock. All calls come in its loop's thread."""
+    """A server that runs by a VirtualClock. All calls come in the thread of its loop."""
 
     def busy(self) -> bool:
-        """Whether time has to stand still: a thread is at work on what somebody waits for."""
+        """Whether time must not move: a thread does work whose result is waited for."""
         ...
 
     def settled(self) -> bool:
-        """Whether nothing of what has happened is still to be done, upkeep included. Only asked while not `busy`."""
+        """Whether no work is left, upkeep included. Only called while not `busy`."""
         ...
 
     def next_deadline(self) -> float | None:
-        """When a lease may be due, on this clock."""
+        """The earliest instant at which a lease may be due, on this clock; None without leases."""
         ...
 
     def hurry(self, jumping: bool) -> None:
-        """A jump begins, and may leave out what is only done now and then; or it ends, and that is done once."""
+        """A jump begins: work that is only done now and then may be left out. Or it ends: that work is done once."""
         ...
 
 
@@ -76,22 +76,23 @@ class VirtualClock:
         self._loop: VirtualLoop | None = None
         self._one_at_a_time = threading.Lock()
         self._server: Timed | None = None
-        self._jump: tuple[float, Future[None]] | None = None  # where to, and who waits
-        self._arrived = False  # the jump is at its end, and only settles
+        self._jump: tuple[float, Future[None]] | None = None  # (the end, the future of the caller)
+        self._arrived = False  # time is at the end of the jump, and only work is left
         self._auto_idle_s: float | None = None
-        self._heard_s = 0.0  # when a socket or a thread last brought something, in real time
+        self._heard_s = 0.0  # when a socket or a thread last had something for the loop, in real time
 
     def now_s(self) -> float:
         """Seconds on this clock. Implements `lessor.base.clock.Clock`."""
         return self._base_s + _real.now_s() if self.flowing else self._base_s
 
     def jump(self, seconds: float) -> None:
-        """Lets `seconds` (0 or more) pass, and returns when all that they brought about has happened.
+        """Lets `seconds` (0 or more) pass. Returns when all consequences are over.
 
-        Leases that ended are gone, on disk, and their watchers' events are in the sockets. Ends up to 2 ms later than
-        asked where something is due within those, so a jump of a lease's TTL ends it. Costs less than a millisecond,
-        and as much again for each timer on the way that brings a write. A server that is not running just finds the
-        time passed. Raises TimeoutError when the server does not get done.
+        Leases that ended are deleted, also on disk, and the events for their watchers are in the sockets. The jump is
+        up to 2 ms longer than asked when a timer is due within those, so a jump of a lease's TTL ends the lease. Cost:
+        less than a millisecond, and as much again for each timer on the way that causes a write. For a server that is
+        not running, the time has passed at its next start. Raises TimeoutError when the server does not finish within
+        JUMP_REAL_S_MAX, ValueError for a negative time.
         """
         if not seconds >= 0:
             raise ValueError(f"a jump of {seconds!r} s: time does not run backwards")
@@ -108,9 +109,9 @@ class VirtualClock:
 
     @contextlib.contextmanager
     def auto_jump(self, idle_s: float = AUTO_IDLE_S) -> Iterator[None]:
-        """Within the block an idle server goes to its next lease deadline by itself: nobody waits for an expiry.
+        """Within the block an idle server jumps to its next lease deadline by itself, so no test waits for an expiry.
 
-        Idle means: for `idle_s` of real time no socket was ready, no commit or hash was under way, and nobody
+        Idle means: for `idle_s` of real time no socket was ready, no commit or hash was under way, and no other thread
         called into the server's loop. A client that keeps a lease alive at longer intervals than that loses it.
         """
         self._set_auto(idle_s)
@@ -119,22 +120,22 @@ class VirtualClock:
         finally:
             self._set_auto(None)
 
-    # --- for the server that lives by this clock ---
+    # --- for the server that runs by this clock ---
 
     def attach(self, loop: "VirtualLoop", server: Timed) -> None:
-        """Gives the clock its loop, and whom to ask."""
+        """Gives the clock its loop and its server."""
         self._loop, self._server = loop, server
 
     def detach(self) -> None:
-        """The loop is about to end: whoever waits for a jump is told. In the loop's thread."""
+        """The loop is about to end: a caller that waits for a jump gets RuntimeError. In the loop's thread."""
         self._loop = self._server = None
         jump, self._jump = self._jump, None
         if jump is not None:
             jump[1].set_exception(RuntimeError("the server ended during the jump"))
 
     def wait(self, timeout_s: float | None, poll: Poll) -> list[Any]:
-        """Instead of waiting `timeout_s` for a socket, as a loop with nothing to run asks for. None: for ever."""
-        # Asked before the sockets: what a thread leaves for the loop as it ends comes through one.
+        """Called when the loop has nothing to run, instead of a wait of `timeout_s` for a socket. None: for ever."""
+        # Asked before the sockets, because a thread that ends wakes the loop through one of them.
         server = self._server
         busy = server is not None and (server.busy() or (self._arrived and not server.settled()))
         events = poll(0)
@@ -162,7 +163,7 @@ class VirtualClock:
     # --- in the loop's thread ---
 
     def _begin_jump(self, seconds: float, done: "Future[None]") -> None:
-        # One that is under way is of auto_jump: nobody waits for it.
+        # A jump that is under way is one of auto_jump, and no caller waits for it.
         self._start_jump(self.now_s() + seconds, done)
 
     def _start_jump(self, end_s: float, done: "Future[None]") -> None:
@@ -174,7 +175,7 @@ class VirtualClock:
     def _step(self, timeout_s: float | None, end_s: float, done: "Future[None]") -> None:
         timer_s = math.inf if timeout_s is None else self.now_s() + timeout_s
         if timer_s <= end_s + LATE_S_MAX:
-            # asyncio runs what is due before its time plus a nanosecond, and that is no sum beside half a year.
+            # asyncio runs timers that are due before its time plus a nanosecond, a sum that half a year rounds away.
             self._move_to(timer_s if timer_s + 1e-9 > timer_s else math.nextafter(timer_s, math.inf))
         elif not self._arrived:
             self._move_to(end_s)
@@ -196,12 +197,12 @@ class VirtualClock:
         self._auto_idle_s = idle_s
         loop = self._loop
         if loop is not None:
-            with contextlib.suppress(RuntimeError):  # it has ended meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(lambda: None)
 
 
 class _Selector(selectors.DefaultSelector):
-    """The one of the platform, whose waiting is the clock's business."""
+    """The selector of the platform, with the waiting done by the clock."""
 
     wait: Callable[[float | None, Poll], list[Any]] | None = None
 
@@ -213,7 +214,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time is that of a VirtualClock, until `let_go`."""
+    """An event loop with the time of a VirtualClock, until `let_go`."""
 
     def __init__(self, clock: VirtualClock) -> None:
         self._clock = clock
@@ -241,7 +242,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def let_go(self) -> None:
         """From now on timers run in real time, while the clock stands still or flows as before.
 
-        For the end of a server: it waits a little for its clients, and no lease shall lose by that.
+        For the end of a server: it waits a little for its clients, and that must not shorten any lease.
         """
         self._virtual.wait = None
         if not self._clock.flowing:

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What HTTP/2 looks like on the wire (RFC 9113 sections 4, 6, 7): names for its numbers, and how a frame is packed.
+"""HTTP/2 on the wire (RFC 9113 sections 4, 6, 7): names for its numbers, and functions that pack frames.
 
 Laws
-- No state and no decisions here: who may send what, and when, is `h2_connection.py`'s business.
+- There is no state here, and no decision: `h2_connection.py` decides which side may send which frame, and when.
 
-A frame is nine bytes and a payload: length (24 bits), type (8), flags (8), a reserved bit, stream id (31).
-`FRAME_HEADER` reads length and type as one number, because one shift is cheaper than one more field.
+A frame has a header of nine bytes and a payload. The header holds the length of the payload (24 bits), the type (8),
+flags (8), a reserved bit and the stream id (31). `FRAME_HEADER` reads length and type as one number, because one shift
+is cheaper than one more field.
 """
 
 from enum import IntEnum
 from struct import Struct
 from typing import Final
 
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # what a client sends before its first frame
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # a client sends it before its first frame
 
 # (length << 8 | type, flags, stream id with the reserved bit)
 FRAME_HEADER: Final = Struct(">IBI")
@@ -20,11 +21,11 @@ FRAME_HEADER_BYTES: Final = 9
 STREAM_ID_MAX: Final = 0x7FFFFFFF
 WINDOW_BYTES_MAX: Final = 0x7FFFFFFF
 WINDOW_BYTES_DEFAULT: Final = 65_535  # of a connection, and of a stream until SETTINGS say otherwise
-FRAME_BYTES_DEFAULT: Final = 16_384  # what every peer must accept
+FRAME_BYTES_DEFAULT: Final = 16_384  # every peer must accept it
 FRAME_BYTES_CEILING: Final = 16_777_215
 HEADER_TABLE_BYTES_DEFAULT: Final = 4_096
 
-# Frame types (section 6). Plain integers: they are compared once per frame on the hot path.
+# Frame types (section 6). They are plain integers, because each frame on the hot path is compared with them.
 DATA: Final = 0x0
 HEADERS: Final = 0x1
 PRIORITY: Final = 0x2
@@ -50,9 +51,16 @@ SETTINGS_INITIAL_WINDOW_SIZE: Final = 0x4
 SETTINGS_MAX_FRAME_SIZE: Final = 0x5
 SETTINGS_MAX_HEADER_LIST_SIZE: Final = 0x6
 
+# Payloads, and their lengths in bytes.
 SETTING: Final = Struct(">HI")
+SETTING_BYTES: Final = 6
 UINT32: Final = Struct(">I")
+UINT32_BYTES: Final = 4
+UINT32_MAX: Final = 0xFFFFFFFF
 GOAWAY_HEAD: Final = Struct(">II")  # last stream id, error code; debug data follows
+GOAWAY_HEAD_BYTES: Final = 8
+PING_BYTES: Final = 8
+PRIORITY_BYTES: Final = 5  # stream id of the dependency (with a flag), weight
 
 
 class ErrorCode(IntEnum):
@@ -75,7 +83,10 @@ class ErrorCode(IntEnum):
 
 
 class ConnectionFault(Exception):  # noqa: N818 - the peer's fault, not an error of ours
-    """The peer broke a rule that the whole connection rests on; it ends with GOAWAY. Never leaves `wire`."""
+    """The peer broke a rule that the whole connection depends on. The connection ends with GOAWAY.
+
+    The exception never leaves `wire/`.
+    """
 
     def __init__(self, code: ErrorCode, debug: str) -> None:
         super().__init__(debug)
@@ -84,7 +95,7 @@ class ConnectionFault(Exception):  # noqa: N818 - the peer's fault, not an error
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
-    """One whole frame. `payload` must fit the peer's frame size; that is not checked here."""
+    """One whole frame. The payload must not be larger than the peer's frames may be; nothing checks that here."""
     return FRAME_HEADER.pack(len(payload) << 8 | kind, flags, stream_id) + payload
 
 
@@ -95,14 +106,14 @@ def settings_frame(settings: list[tuple[int, int]]) -> bytes:
 
 def window_update_frame(stream_id: int, increment_bytes: int) -> bytes:
     """Lets the peer send `increment_bytes` (1..2^31-1) more; stream 0 is the connection."""
-    return FRAME_HEADER.pack(4 << 8 | WINDOW_UPDATE, 0, stream_id) + UINT32.pack(increment_bytes)
+    return FRAME_HEADER.pack(UINT32_BYTES << 8 | WINDOW_UPDATE, 0, stream_id) + UINT32.pack(increment_bytes)
 
 
 def rst_stream_frame(stream_id: int, code: int) -> bytes:
     """Ends one stream at once."""
-    return FRAME_HEADER.pack(4 << 8 | RST_STREAM, 0, stream_id) + UINT32.pack(code)
+    return FRAME_HEADER.pack(UINT32_BYTES << 8 | RST_STREAM, 0, stream_id) + UINT32.pack(code)
 
 
 def goaway_frame(last_stream_id: int, code: int, debug: bytes = b"") -> bytes:
-    """Ends the connection: streams above `last_stream_id` were not and will not be handled."""
+    """Ends the connection. Streams with an id above `last_stream_id` were not handled, and will not be."""
     return frame(GOAWAY, 0, 0, GOAWAY_HEAD.pack(last_stream_id, code) + debug)

@@ -2,12 +2,13 @@
 """gRPC over HTTP/2: messages in a body, status in trailers, deadlines and binary metadata in headers.
 
 Laws
-- Nothing here knows a connection or a stream: bytes and header values in, bytes and header blocks out.
-- A message is never inflated beyond its limit; a compressed bomb costs at most that much memory.
+- This module knows no connection and no stream: bytes and header values in, bytes and header blocks out.
+- A message is never inflated beyond its limit, so a compressed bomb costs at most that much memory.
 - Errors are `EtcdError`, ready to be sent as the status of the call.
 
-A message is five bytes, a flag (1: compressed) and a length, and its payload; DATA frames cut it anywhere. We never
-compress. The status is in the trailers; an answer without messages has it in its only header block ("trailers-only").
+A message is a prefix of five bytes (a flag, 1 for compressed, and the length of the payload) and the payload. DATA
+frames may cut it anywhere. We never compress. The status is in the trailers. A reply without messages has it in its
+only header block ("trailers-only").
 """
 
 import binascii
@@ -23,8 +24,9 @@ from lessor.base.errors import Code, EtcdError
 from lessor.wire.h2_headers import Field, Head, encode_headers
 
 PREFIX_BYTES: Final = 5
+_COMPRESSED: Final = 1
 _PREFIX: Final = Struct(">BI")
-_GZIP_WBITS: Final = 31  # zlib's name for "a gzip header and nothing else"
+_GZIP_WBITS: Final = 31  # zlib's number for "only with a gzip header"
 
 CONTENT_TYPE: Final = b"application/grpc"
 _HEADERS: list[Field] = [(b":status", b"200"), (b"content-type", CONTENT_TYPE)]
@@ -34,9 +36,9 @@ TRAILERS_OK: Final = encode_headers([(b"grpc-status", b"0")])
 _UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _TIMEOUT_BYTES_MAX: Final = 9
-_UNPRINTABLE: Final = re.compile(rb"[^\x20-\x24\x26-\x7e]")  # and the percent sign itself
+_UNPRINTABLE: Final = re.compile(rb"[^\x20-\x24\x26-\x7e]")  # the percent sign is among them
 
-# What an answer that is not gRPC's means, by HTTP status; everything else is UNKNOWN.
+# The code for a response that is not gRPC's, by its HTTP status. Any other status is UNKNOWN.
 _CODE_OF_HTTP_STATUS: Final = {
     b"400": Code.INTERNAL,
     b"401": Code.UNAUTHENTICATED,
@@ -56,15 +58,15 @@ _CODES: Final = {b"%d" % code: code for code in Code}
 
 
 def frame(payload: bytes) -> bytes:
-    """A message as it stands in a body."""
+    """A message with its prefix, as it is in a body."""
     return _PREFIX.pack(0, len(payload)) + payload
 
 
 class Deframer:
     """Cuts one direction of a call into messages.
 
-    `message_bytes_max`: the largest message, before and after inflating. `encoding`: the call's grpc-encoding; take it
-    through `check_encoding` first. `error` is set for good when something came that is no message.
+    `message_bytes_max`: the size of the largest message, before and after inflating. `encoding`: the call's
+    grpc-encoding; pass it to `check_encoding` first. `error` is set, for good, after bytes that are no message.
     """
 
     __slots__ = ("_buffer", "_bytes_max", "_gzip", "_needed_bytes", "error")
@@ -78,15 +80,15 @@ class Deframer:
 
     @property
     def unfinished_bytes(self) -> int:
-        """What is kept of a message that has not come in whole."""
+        """The size of the beginning of a message whose rest has not come."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that `data` completes. Cost: no copy but the payload when `data` is whole messages.
+        """The messages that `data` completes. Cost: when `data` is whole messages, only the payloads are copied.
 
-        Raises EtcdError for a message that is too large or wrongly compressed; the call is over then. Where good ones
-        came before it in `data`, those are returned first: look at `error` when they are dealt with. Each later call
-        raises it.
+        Raises EtcdError for a message that is too large or wrongly compressed; the call is over then. When good
+        messages came before it in `data`, they are returned, and nothing is raised: handle them, then look at `error`.
+        Each later call raises it.
         """
         if self.error is not None:
             raise self.error
@@ -94,7 +96,7 @@ class Deframer:
         try:
             self._cut(data, messages)
         except EtcdError as error:
-            self.error = error.bare()  # which would hold us
+            self.error = error.bare()  # the one with the traceback would hold this object
             self._buffer.clear()
             if not messages:
                 raise
@@ -130,7 +132,7 @@ class Deframer:
                 self._needed_bytes += _PREFIX.unpack_from(data, position)[1]
 
     def _inflated(self, flag: int, payload: bytes) -> bytes:
-        if flag != 1:
+        if flag != _COMPRESSED:
             raise EtcdError(Code.INTERNAL, f"grpc: received unexpected payload format {flag}")
         if not self._gzip:
             raise EtcdError(Code.INTERNAL, "grpc: compressed flag set with identity or empty encoding")
@@ -153,14 +155,14 @@ class Deframer:
 
 
 def trailers(code: int, message: str = "") -> bytes:
-    """The header block that ends a call after its messages. A long `message` is cut, see limits.py."""
+    """The header block that ends a call after its messages. A long `message` is cut: GRPC_STATUS_CHARACTERS_MAX."""
     if not code:
         return TRAILERS_OK
     return _status_block(int(code), message, False)
 
 
 def trailers_only(code: int, message: str = "") -> bytes:
-    """The only header block of an answer without messages. An UNIMPLEMENTED one says which encodings we take."""
+    """The only header block of a reply without messages. With UNIMPLEMENTED it names the encodings that we take."""
     return _status_block(int(code), message, True)
 
 
@@ -176,19 +178,19 @@ def _status_block(code: int, message: str, only: bool) -> bytes:
 
 
 def percent_encode(message: str) -> bytes:
-    """A status message as a header value: printable ASCII stays, the rest is %XX of its UTF-8."""
+    """A status message as a header value: printable ASCII stays, other characters become %XX for each byte of UTF-8."""
     return _UNPRINTABLE.sub(lambda match: b"%%%02X" % match[0][0], message.encode("utf-8", "replace"))
 
 
 def percent_decode(value: bytes) -> str:
-    """The text of a grpc-message; what is not well encoded stays as it is."""
+    """The text of a grpc-message. Escapes that are malformed stay as they are."""
     return unquote_to_bytes(value).decode("utf-8", "replace")
 
 
 def status_of(head: Head | None, trailers_head: Head | None) -> tuple[Code, str]:
-    """(code, message) of a finished call, from the response's head and its trailers (None: absent).
+    """(code, message) of a finished call, from the head and the trailers of the response (None: absent).
 
-    Without a grpc-status the HTTP status decides, as the gRPC specification maps it.
+    Without a grpc-status the HTTP status decides, by the mapping of the gRPC specification.
     """
     for source in (trailers_head, head):
         value = None if source is None else source.get(b"grpc-status")
@@ -214,7 +216,7 @@ def is_grpc(content_type: bytes | None) -> bool:
 
 
 def check_encoding(encoding: bytes | None) -> None:
-    """Raises UNIMPLEMENTED for a grpc-encoding that we cannot read; the answer must be trailers-only."""
+    """Raises UNIMPLEMENTED for a grpc-encoding that we cannot read. The reply must then be trailers-only."""
     if encoding not in (None, b"", b"identity", b"gzip"):
         text = encoding.decode("ascii", "replace")
         raise EtcdError(Code.UNIMPLEMENTED, f'grpc: Decompressor is not installed for grpc-encoding "{text}"')
@@ -229,7 +231,7 @@ def parse_timeout(value: bytes) -> float:
 
 
 def _fault_of_timeout(value: bytes) -> str:
-    """What is wrong with it, in the words of grpc-go."""
+    """The fault of a malformed timeout, in the words of grpc-go."""
     if len(value) < 2:
         return f"transport: timeout string is too short: {_go_quoted(value)}"
     if len(value) > _TIMEOUT_BYTES_MAX:
@@ -240,13 +242,13 @@ def _fault_of_timeout(value: bytes) -> str:
 
 
 def _go_quoted(value: bytes) -> str:
-    """As Go quotes a string. A header value has no control characters but the tab."""
+    """The value quoted as Go quotes a string. The only control character in a header value is the tab."""
     escaped = value.replace(b"\\", rb"\\").replace(b'"', rb"\"").replace(b"\t", rb"\t")
     return f'"{escaped.decode("utf-8", "backslashreplace")}"'
 
 
 def format_timeout(timeout_s: float) -> bytes:
-    """A grpc-timeout that is at least `timeout_s`, in the finest unit that holds it."""
+    """A grpc-timeout of at least `timeout_s` seconds, in the finest unit in which it has 8 digits or fewer."""
     for unit in (b"n", b"u", b"m", b"S", b"M", b"H"):
         count = max(0, -int(-timeout_s // _UNIT_S[unit]))
         if count < 10**8:
@@ -268,7 +270,7 @@ def encode_binary(value: bytes) -> bytes:
 
 
 def metadata(head: Head) -> list[Field]:
-    """The caller's metadata: every header that is not HTTP's or gRPC's own; -bin values decoded, also lists of them.
+    """The caller's metadata: every header that does not belong to HTTP or gRPC. -bin values are decoded, lists too.
 
     Raises EtcdError for a -bin value that is not base64.
     """

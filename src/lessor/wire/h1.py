@@ -2,32 +2,32 @@
 """HTTP/1.1 and HTTP/1.0, the server's side of one connection: bytes in, events out; replies in, bytes out.
 
 Laws
-- Nothing that a peer sends raises here: it becomes events, or an error reply and `closing`.
-- One exchange at a time. While it is not over, later (pipelined) requests wait as bytes, unread, so they cost a peer's
-  own buffer and nothing else; `paused` asks the owner to stop reading when that buffer is full.
-- A reply is never followed by bytes that are not its own: whatever puts the position in the stream of requests in doubt
-  closes the connection.
+- No bytes of a peer raise an exception here. They become events, or an error reply and `closing`.
+- One request at a time. Until its reply is over, later (pipelined) requests wait as unread bytes, which costs that
+  peer's buffer and nothing else. When the buffer is full, `paused` asks the owner to stop reading.
+- No reply is followed by bytes that are not its own. When it is not certain where the next request begins, the
+  connection closes.
 
-Theory of operation. Input goes through four phases: HEAD (collect up to the empty line), LENGTH or CHUNKED (a body),
-DONE (the request is whole; nothing is read until its reply is finished). The reply has three states of its own, because
-a streaming reply may begin, and even end, before the request does. When a reply ends first, the rest of the body is
-drained if it is small and the connection closes if it is not (RFC 9112, 9.3).
+Theory of operation. The input goes through these phases: HEAD (collect bytes up to the empty line), LENGTH or CHUNKED
+(read a body), DONE (the request is whole, and nothing is read until its reply is finished). The reply has three states
+of its own, because a streaming reply may begin, and even end, before the request does. When the reply ends first, the
+rest of the body is drained if it is small; if it is not, the connection closes (RFC 9112, 9.3).
 
-What the owner does:
+The owner does this:
 
-    events = connection.receive(data)         each event is (kind, exchange, bytes)
-    REQUEST -> look at exchange, keep what it needs in exchange.owner
-    BODY    -> bytes of the body;  END -> the request is whole
-    ABORT   -> the request will never be whole, or its bytes were refused: drop the call, no reply can leave
+    events = connection.receive(data)         each event is (kind, request, bytes)
+    REQUEST -> look at the request, keep objects of its own in request.owner
+    BODY    -> take bytes of the body;  END -> the request is whole
+    ABORT   -> the request will never be whole, or its bytes were refused: drop the call, no reply can be sent
     events = connection.reply(status, headers, body)     or start(), write()..., events = finish()
     after each: flush take_output(); when `closing`, close the writing side, then the connection.
 
-`reply` and `finish` return the events of the next request, so the owner loops, it does not recurse.
+`reply` and `finish` return the events of the next request, so that the owner loops and does not recurse.
 
-An upgrade request is delivered as it came. An owner that takes it calls `hand_over`, answers by itself, and has the
-bytes that follow.
+An upgrade request is delivered like any other. An owner that accepts it calls `hand_over`, answers by itself, and gets
+the bytes that follow.
 
-It does not time anything out, know paths, or speak WebSocket.
+This module has no timeouts, knows no paths, and does not speak WebSocket.
 """
 
 import re
@@ -44,19 +44,22 @@ BODY: Final = 2
 END: Final = 3
 ABORT: Final = 4
 
-# Bytes of pipelined requests that wait in one connection before the owner is asked to stop reading.
+# So many bytes of pipelined requests wait in one connection; then the owner is asked to stop reading.
 WAITING_BYTES_MAX = limits.H1_HEAD_BYTES_MAX
-# What is left of a request's body when its reply is over: read and dropped up to this, else the connection closes.
+# When a reply is over before its request, up to so many bytes of the body are read and dropped. If more are left, the
+# connection closes.
 DRAIN_BYTES_MAX = 262_144
 
 _HEAD, _LENGTH, _CHUNKED, _DONE, _CLOSED = range(5)
 _NOT_STARTED, _STARTED, _FINISHED = range(3)
 
-# An empty line by the looser rule that some readers follow. It ends a head here too, and httptools then refuses it.
+_HEAD_END: Final = b"\r\n\r\n"
+_HEAD_END_BYTES: Final = 4
+# An empty line by a looser rule, which some readers follow. It ends a head here too, and httptools then refuses it.
 _LOOSE_END = re.compile(rb"\n\r?\n")
-# The beginning of what cannot become a request line; a lone CR may still become an empty line.
+# A byte that no request line begins with. A CR alone may still become an empty line.
 _NO_METHOD = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z\r-]")
-_NO_REQUEST = re.compile(rb"(?:\r\n)*+" + _NO_METHOD.pattern)  # the same behind the empty lines that are skipped
+_NO_REQUEST = re.compile(rb"(?:\r\n)*+" + _NO_METHOD.pattern)  # the same after the empty lines that are skipped
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 _STATUS_LINES = {
@@ -69,9 +72,9 @@ _TEXT_HEADERS = b"Content-Type: text/plain; charset=utf-8\r\nX-Content-Type-Opti
 
 
 def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Lay out headers for `start` and `reply`; names come out as `Content-Type`, however they are spelt.
+    """Headers as `start` and `reply` take them. Names are written like `Content-Type`, however they are spelt.
 
-    Raises ValueError on a line break in a value: it would be read as the start of another header.
+    Raises ValueError for a line break in a value, because a reader would take it for the start of another header.
     """
     lines = []
     for name, value in headers:
@@ -82,7 +85,7 @@ def encode_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 class SharedHeaders:
-    """Encoded headers that stand in every reply of every connection that was given this object; the `Date`, say."""
+    """Encoded headers for every reply of every connection that was given this object, such as `Date`."""
 
     __slots__ = ("block",)
 
@@ -90,11 +93,11 @@ class SharedHeaders:
         self.block = block
 
 
-class Exchange:
-    """One request and its reply. `owner` belongs to whoever serves it; the rest is read only.
+class Request:
+    """One request, until its reply is over. `owner` belongs to the code that serves it. The rest is read-only.
 
-    `target` is what the request line holds; `path` and `query` are taken from it, still percent-encoded. `headers` have
-    names in lower case. `keep_alive` turns false as soon as it is known that this is the connection's last exchange.
+    `target` stands in the request line; `path` and `query` are its parts, still percent-encoded. `headers` have names
+    in lower case. `keep_alive` becomes false as soon as it is known that the connection closes after the reply.
     """
 
     __slots__ = ("head", "headers", "keep_alive", "method", "owner", "path", "query", "target")
@@ -114,24 +117,24 @@ class Exchange:
         return self.head.get(name)
 
 
-Event = tuple[int, Exchange, bytes]
-BodyLimit = Callable[[Exchange], int | None]
+Event = tuple[int, Request, bytes]
+BodyLimit = Callable[[Request], int | None]
 
 
 class H1Connection:
     """The server's side of one connection.
 
-    `body_bytes_max` bounds each request's body: a number of bytes, or a function that is asked once per request, before
-    its REQUEST event, and may answer None for a body without end (a stream). A larger body is answered 413.
-    `heads` and `shared` may serve many connections.
+    `body_bytes_max` bounds the body of each request. It is a number of bytes, or a function that is called once for
+    each request, before the REQUEST event, and may return None for a body without end (a stream). A larger body is
+    answered with 413. `heads` and `shared` may serve many connections.
 
-    `closing`: nothing more will be read; flush the output, then close. `exchange`: the one in progress, if any.
+    `closing`: nothing more will be read; flush the output, then close. `request`: the one in progress, if any.
     """
 
     __slots__ = (
         "_at", "_body_bytes", "_body_limit", "_body_max", "_chunked_reply", "_continue_due", "_decoder", "_eof",
         "_fixed_left", "_heads", "_input", "_late", "_left", "_no_body", "_out", "_phase", "_reply", "_searched",
-        "_shared", "closing", "exchange",
+        "_shared", "closing", "request",
     )  # fmt: skip
 
     def __init__(
@@ -145,10 +148,10 @@ class H1Connection:
         self._heads = heads or HeadParser()
         self._shared = shared or SharedHeaders()
         self._out: list[bytes] = []
-        self._input = b""  # what is being read, from _at on
+        self._input = b""  # the bytes that are being read, from _at on
         self._at = 0
-        self._late = bytearray()  # what came after _input and was not looked at
-        self._searched = 0  # _late[:_searched] holds no end of a head
+        self._late = bytearray()  # bytes that came after _input and were not looked at
+        self._searched = 0  # there is no end of a head in _late[:_searched]
         self._phase = _HEAD
         self._reply = _NOT_STARTED
         self._left = 0  # of a body with a length: bytes still to come
@@ -160,13 +163,13 @@ class H1Connection:
         self._fixed_left: int | None = None  # of a reply with a length: bytes still to be written
         self._eof = False
         self.closing = False
-        self.exchange: Exchange | None = None
+        self.request: Request | None = None
 
     # --- input --------------------------------------------------------------------------------------------------
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes received and not looked at: pipelined requests, or the beginning of a head."""
+        """Bytes that were received and not looked at: pipelined requests, or the beginning of a head."""
         return len(self._late) + len(self._input) - self._at
 
     @property
@@ -175,7 +178,7 @@ class H1Connection:
         return self._phase == _DONE and self.waiting_bytes >= WAITING_BYTES_MAX
 
     def receive(self, data: bytes) -> list[Event]:
-        """Take bytes from the peer, cut anywhere. Bytes after `closing` are dropped. Never raises."""
+        """Takes bytes from the peer, cut anywhere. Bytes after `closing` are dropped. Never raises."""
         phase = self._phase
         if phase == _CLOSED or not data:
             return []
@@ -193,16 +196,16 @@ class H1Connection:
         return self._advance()
 
     def receive_eof(self) -> list[Event]:
-        """The peer will send no more. A whole request still gets its reply; one cut short is aborted. Never raises."""
+        """The peer will send no more. A whole request still gets its reply; another one is aborted. Never raises."""
         if self._phase == _CLOSED:
             return []
         self._eof = True
-        exchange = self.exchange
+        request = self.request
         if self._phase == _DONE:
             return []
         events: list[Event] = []
-        if exchange is not None:
-            events.append((ABORT, exchange, b""))
+        if request is not None:
+            events.append((ABORT, request, b""))
         self._close()
         return events
 
@@ -213,15 +216,15 @@ class H1Connection:
         self._searched = 0
 
     def _head_is_whole(self) -> bool:
-        """Search what came lately for the end of a head: each byte is looked at once."""
+        """Whether `_late` has the end of a head, or is too long for one. Searches the new bytes only."""
         late = self._late
-        start = max(0, self._searched - 3)
-        whole = late.find(b"\r\n\r\n", start) >= 0 or _LOOSE_END.search(late, start) is not None
+        start = max(0, self._searched - _HEAD_END_BYTES + 1)
+        whole = late.find(_HEAD_END, start) >= 0 or _LOOSE_END.search(late, start) is not None
         self._searched = len(late)
         return whole or len(late) > limits.H1_HEAD_BYTES_MAX
 
     def _advance(self) -> list[Event]:
-        """Read as far as the bytes and the laws allow."""
+        """Reads as far as the bytes and the laws allow."""
         events: list[Event] = []
         try:
             while self._phase != _DONE:
@@ -243,11 +246,13 @@ class H1Connection:
     def _read_head(self, events: list[Event]) -> bool:
         data = self._input
         at = self._at
-        # RFC 9112, 2.2: empty lines before a request are skipped; some old clients send one after a body.
+        # RFC 9112, 2.2: empty lines before a request are skipped. Some old clients send one after a body.
         while data.startswith(b"\r\n", at):
             at += 2
-        end = data.find(b"\r\n\r\n", at) + 4
-        if end == 3:
+        end = data.find(_HEAD_END, at)
+        if end >= 0:
+            end += _HEAD_END_BYTES
+        else:
             loose = _LOOSE_END.search(data, at)
             if loose is None:
                 return self._keep_incomplete_head(at)
@@ -256,14 +261,14 @@ class H1Connection:
             raise RefusedError(431, f"request head of more than {limits.H1_HEAD_BYTES_MAX} bytes")
         self._at = end
         head = self._heads.parse(data[at:end])
-        exchange = Exchange(head)
+        request = Request(head)
         if self._body_limit is not None:
-            self._body_max = self._body_limit(exchange)
-        self.exchange = exchange
+            self._body_max = self._body_limit(request)
+        self.request = request
         self._reply = _NOT_STARTED
         length = head.length
         if length == 0:
-            events += ((REQUEST, exchange, b""), (END, exchange, b""))
+            events += ((REQUEST, request, b""), (END, request, b""))
             self._phase = _DONE
             return True
         body_max = self._body_max
@@ -277,7 +282,7 @@ class H1Connection:
             self._left = length
             self._phase = _LENGTH
         self._continue_due = head.expects_continue
-        events.append((REQUEST, exchange, b""))
+        events.append((REQUEST, request, b""))
         return True
 
     def _keep_incomplete_head(self, at: int) -> bool:
@@ -286,7 +291,7 @@ class H1Connection:
             self._join()
             return True
         if _NO_METHOD.match(self._input, at):
-            # A peer of another protocol, TLS say, waits for an answer and never sends the end of a head.
+            # A peer that speaks another protocol, such as TLS, waits for an answer and never sends the end of a head.
             raise RefusedError(400, "malformed request line")
         if len(self._input) - at > limits.H1_HEAD_BYTES_MAX:
             raise RefusedError(431, f"request head of more than {limits.H1_HEAD_BYTES_MAX} bytes")
@@ -330,25 +335,25 @@ class H1Connection:
     def _deliver(self, body: bytes, events: list[Event]) -> None:
         self._continue_due = False
         if self._reply != _FINISHED:
-            assert self.exchange is not None
-            events.append((BODY, self.exchange, body))
+            assert self.request is not None
+            events.append((BODY, self.request, body))
 
     def _request_is_whole(self, events: list[Event]) -> None:
         if self._reply == _FINISHED:
             self._phase = _HEAD
             return
-        assert self.exchange is not None
-        events.append((END, self.exchange, b""))
+        assert self.request is not None
+        events.append((END, self.request, b""))
         self._phase = _DONE
 
     def _refuse(self, error: RefusedError, events: list[Event]) -> None:
-        """Answer bytes that are no request of ours, and close. An exchange that the owner knows of is aborted."""
-        exchange = self.exchange
+        """Answers bytes that are no request that we serve, and closes. Aborts a request that the owner knows of."""
+        request = self.request
         answered = False
         if self._phase in (_LENGTH, _CHUNKED):
             answered = self._reply != _NOT_STARTED
-            if exchange is not None:
-                events.append((ABORT, exchange, b""))
+            if request is not None:
+                events.append((ABORT, request, b""))
         if not answered:
             text = error.reason.encode("ascii", "replace") + b"\n"
             self._out += (
@@ -356,14 +361,14 @@ class H1Connection:
                 self._shared.block,
                 _TEXT_HEADERS,
                 b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(text),
-                b"" if exchange is not None and exchange.method == "HEAD" else text,
+                b"" if request is not None and request.method == "HEAD" else text,
             )
         self._close()
 
     def _close(self) -> None:
         self._phase = _CLOSED
         self.closing = True
-        self.exchange = None
+        self.request = None
         self._decoder = None
         self._input = b""
         self._at = 0
@@ -376,7 +381,7 @@ class H1Connection:
         return bool(self._out)
 
     def take_output(self) -> bytes:
-        """The bytes to send now; they are forgotten here."""
+        """The bytes to send now. The caller must send them: nothing is kept here."""
         out = self._out
         if len(out) == 1:
             data = out[0]
@@ -387,19 +392,19 @@ class H1Connection:
         return data
 
     def accept_body(self) -> None:
-        """Tell a peer that waits for `100 Continue` to go on; nothing happens when it does not wait."""
+        """Answers `100 Continue` to a peer that waits for it. Does nothing when the peer does not wait."""
         if self._continue_due and self._reply == _NOT_STARTED and not self.closing:
             self._continue_due = False
             self._out.append(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def reply(self, status: int, headers: bytes, body: bytes) -> list[Event]:
-        """A whole reply at once. Returns the events of the next request that waited. `headers`: see `start`."""
-        exchange = self.exchange
-        if exchange is None:
+        """Sends a whole reply. Returns the events of the next request that waited. `headers`: see `start`."""
+        request = self.request
+        if request is None:
             return []
         if self._reply != _NOT_STARTED:
-            raise RuntimeError("this exchange has its reply already")
-        if self._phase != _DONE or not exchange.keep_alive or not exchange.head.http_1_1 or exchange.method == "HEAD":
+            raise RuntimeError("this request has its reply already")
+        if self._phase != _DONE or not request.keep_alive or not request.head.http_1_1 or request.method == "HEAD":
             self.start(status, headers, len(body))
             self.write(body)
             return self.finish()
@@ -413,20 +418,20 @@ class H1Connection:
         return self._next_request()
 
     def start(self, status: int, headers: bytes | Iterable[tuple[bytes, bytes]], length: int | None = None) -> None:
-        """Begin the reply. `headers` are pairs or, better for constant ones, what `encode_headers` made of them.
+        """Begins the reply. `headers` are pairs or, for constant ones, the cheaper block from `encode_headers`.
 
-        `length` is the body's size in bytes; None means that it is not known: chunked, or up to the end of the
-        connection for HTTP/1.0. Framing and `Connection` headers are written here, never by the caller. After `closing`
-        nothing happens. Raises RuntimeError when the reply was started before.
+        `length` is the size of the body in bytes. None: it is not known, so the body is chunked, or, for HTTP/1.0, ends
+        with the connection. Framing and `Connection` headers are written here, never by the caller. Does nothing after
+        `closing`. Raises RuntimeError when the reply was started before.
         """
-        exchange = self.exchange
-        if exchange is None:
+        request = self.request
+        if request is None:
             return
         if self._reply != _NOT_STARTED:
-            raise RuntimeError("this exchange has its reply already")
+            raise RuntimeError("this request has its reply already")
         self._reply = _STARTED
-        http_1_1 = exchange.head.http_1_1
-        self._no_body = exchange.method == "HEAD" or status in (204, 304)
+        http_1_1 = request.head.http_1_1
+        self._no_body = request.method == "HEAD" or status in (204, 304)
         self._chunked_reply = False
         self._fixed_left = length
         framing = b""
@@ -440,10 +445,10 @@ class H1Connection:
             framing = b"Transfer-Encoding: chunked\r\n"
             self._chunked_reply = True
         else:
-            exchange.keep_alive = False
+            request.keep_alive = False
         if self._eof_is_next() or (length is not None and not self._drains()):
-            exchange.keep_alive = False
-        if not exchange.keep_alive:
+            request.keep_alive = False
+        if not request.keep_alive:
             framing += b"Connection: close\r\n"
         elif not http_1_1:
             framing += b"Connection: keep-alive\r\n"
@@ -451,8 +456,8 @@ class H1Connection:
         self._out.append(b"%b%b%b%b\r\n" % (_STATUS_LINES[http_1_1][status], self._shared.block, block, framing))
 
     def write(self, data: bytes) -> None:
-        """Bytes of the reply's body, any number of times. Raises ValueError beyond the length that was announced."""
-        if self.exchange is None or not data:
+        """Sends bytes of the reply's body, any number of times. Raises ValueError beyond the announced length."""
+        if self.request is None or not data:
             return
         if self._reply != _STARTED:
             raise RuntimeError("no reply was started")
@@ -464,12 +469,12 @@ class H1Connection:
             self._out.append(chunk(data) if self._chunked_reply else data)
 
     def finish(self) -> list[Event]:
-        """End the reply. Returns the events of the next request that waited.
+        """Ends the reply. Returns the events of the next request that waited.
 
-        A reply shorter than its announced length closes the connection: nothing else tells the peer.
+        When the reply is shorter than its announced length, the connection closes: the peer has no other sign of it.
         """
-        exchange = self.exchange
-        if exchange is None:
+        request = self.request
+        if request is None:
             return []
         if self._reply != _STARTED:
             raise RuntimeError("no reply was started")
@@ -478,8 +483,8 @@ class H1Connection:
         elif self._chunked_reply:
             self._out.append(LAST_CHUNK)
         elif self._fixed_left:
-            exchange.keep_alive = False
-        if not exchange.keep_alive:
+            request.keep_alive = False
+        if not request.keep_alive:
             self._close()
             return []
         if self._phase == _DONE:
@@ -489,17 +494,17 @@ class H1Connection:
             return []
         self._reply = _FINISHED
         self._body_bytes = 0
-        self.exchange = None
+        self.request = None
         return []
 
     def abort(self) -> None:
-        """Give up a reply that was started: the connection closes without its end, so the peer knows it was cut."""
+        """Closes the connection without the end of the reply, so that the peer knows that the reply is not whole."""
         self._close()
 
     def hand_over(self) -> bytes:
-        """Ends HTTP on this connection, for another protocol: returns what came after the request, and reads no more.
+        """Ends HTTP on this connection, for another protocol. Returns the bytes after the request, and reads no more.
 
-        For a request that came in whole and has no reply yet. What was to be sent before still has to be.
+        For a request that is whole and has no reply yet. Output that was not taken yet must still be sent.
         """
         if self._phase != _DONE or self._reply != _NOT_STARTED:
             raise RuntimeError("not between a whole request and its reply")
@@ -509,14 +514,14 @@ class H1Connection:
         return rest
 
     def drain(self) -> None:
-        """The server is going away: the exchange in progress is the last one; an idle connection closes now."""
-        if self.exchange is None:
+        """The server is going away: the request in progress is the last one; an idle connection closes now."""
+        if self.request is None:
             self._close()
         else:
-            self.exchange.keep_alive = False
+            self.request.keep_alive = False
 
     def _next_request(self) -> list[Event]:
-        self.exchange = None
+        self.request = None
         self._reply = _NOT_STARTED
         self._phase = _HEAD
         if self._at < len(self._input) or self._late:
@@ -528,10 +533,10 @@ class H1Connection:
         return []
 
     def _drains(self) -> bool:
-        """Whether what is left of the request is small enough to be read and dropped after the reply."""
+        """Whether the rest of the request is small enough to be read and dropped after the reply."""
         if self._phase == _DONE:
             return True
-        # A peer that was never told to go on may send its body or skip it: the next byte cannot be understood.
+        # A peer that got no 100 Continue may send its body or skip it, so the next byte may belong to the next request.
         return not self._continue_due and (self._phase != _LENGTH or self._left <= DRAIN_BYTES_MAX)
 
     def _eof_is_next(self) -> bool:

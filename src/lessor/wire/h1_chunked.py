@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chunked transfer coding, both ways: a decoder for request bodies and the frame of a reply's chunk.
+"""The chunked transfer coding, in both directions: a decoder for request bodies, and the chunks of a reply.
 
 Laws
-- Line ends are CRLF, sizes are plain hexadecimal digits: anything looser lets two readers disagree about the end.
-- Extensions and trailers are read and dropped, within bounds: nobody in our protocol uses them.
+- A line ends with CRLF, and a size is plain hexadecimal digits. With looser rules two readers could disagree about
+  where the body ends.
+- Extensions and trailers are read and dropped, within bounds, because our protocol uses neither.
 
-A body "ab" + "cde" with an extension and a trailer looks like this, line by line:
+The body "ab" + "cde" with an extension and a trailer has these lines:
 
     2;note=x | ab | 3 | cde | 0 | Digest: 7 | (empty)
 """
@@ -15,7 +16,7 @@ import re
 from lessor.base import limits
 from lessor.wire.h1_head import RefusedError
 
-# Digits and extensions of one size line. Sizes have 15 digits at most, so that a length stays within 60 bits.
+# Bytes of one size line, with its extensions. A size has 15 digits at most, so that it fits in 60 bits.
 SIZE_LINE_BYTES_MAX = 256
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n")
@@ -26,12 +27,12 @@ _SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk of a reply. `data` must not be empty: an empty chunk ends the body."""
+    """One chunk of a reply. `data` must not be empty, because an empty chunk ends the body."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class ChunkedDecoder:
-    """Decodes one chunked body that arrives cut anywhere."""
+    """Decodes one chunked body, which may arrive cut anywhere."""
 
     __slots__ = ("_left", "_line", "_state", "_trailer_bytes", "done")
 
@@ -43,10 +44,10 @@ class ChunkedDecoder:
         self.done = False
 
     def feed(self, data: bytes, at: int) -> tuple[list[bytes], int]:
-        """Decode `data` from offset `at`: the pieces of the body found, and the offset of the first byte not used.
+        """Decodes `data` from offset `at`; returns pieces of the body, and the offset of the first byte not used.
 
-        That offset is short of the end only when the body is complete (`done`). Raises RefusedError (400) on a
-        malformed chunk, a line that is too long or trailers that are too many.
+        That offset is before the end of `data` only when the body is complete (`done`). Raises RefusedError (400) for
+        a malformed chunk, and for a line or trailers that are too long.
         """
         pieces: list[bytes] = []
         size = len(data)

@@ -2,16 +2,17 @@
 """The head of an HTTP/1.x request: bytes of one head in, a checked `Head` out.
 
 Laws
-- What is ambiguous is refused, because two readers that disagree about where a request ends let a peer smuggle one:
-  bare line feeds, folded lines, a length next to a transfer coding, repeated lengths, a coding in HTTP/1.0.
-- A refusal names its HTTP status and a reason; nothing else is ever raised.
-- A `Head` never changes, so one object serves every request that came with the same bytes.
+- An ambiguous head is refused. If two readers disagree about where a request ends, a peer can smuggle a request past
+  one of them. Ambiguous are bare line feeds, folded lines, a length next to a transfer coding, repeated lengths, and a
+  coding in HTTP/1.0.
+- A refusal names its HTTP status and a reason. No other exception is raised.
+- A `Head` never changes (except for `route`), so one object serves every request that came with the same bytes.
 
-Theory of operation. httptools reads the head token by token; the rules that span several fields (framing, Host,
-Expect) are checked here. Clients repeat themselves: the second request with the same head costs one look-up in
-`HeadParser`, which also gives the owner `Head.route`, a place to keep what it found for that path.
+Theory of operation. httptools reads the head token by token. The rules about several fields together (framing, Host,
+Expect) are checked here. Clients send the same head again and again: the second request with the same bytes costs one
+look-up in `HeadParser`. In `Head.route` the owner keeps the result of its own look-up for that path.
 
-It does not read bodies, and it does not look for the end of the head: `h1.py` does.
+This module does not read bodies, and does not look for the end of a head: `h1.py` does both.
 """
 
 import re
@@ -22,13 +23,16 @@ import httptools
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
 _CHUNKED = -1  # Head.length of a chunked body
 
-# Requests of one client differ in little: a dozen distinct heads per client is much. Bounds the memory, not the peers.
+# The requests of one client differ little: a dozen distinct heads of a client are many. This bounds the memory, not the
+# number of peers.
 CACHED_HEADS_MAX = 512
 CACHED_HEAD_BYTES_MAX = 2_048
+_LENGTH_DIGITS_MAX = 18  # so a length fits 64 bits
+_REASON_CHARACTERS_MAX = 200
 
 
 class RefusedError(Exception):
-    """The peer's bytes are not a request that we serve. Carries what to answer before the connection closes."""
+    """The peer's bytes are no request that we serve. Has the status and the reason to answer before the close."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -37,10 +41,11 @@ class RefusedError(Exception):
 
 
 class Head:
-    """A request's head. `headers` has names in lower case, in the order in which they came.
+    """The head of a request. `headers` has names in lower case, in the order in which they came.
 
-    `length` is the size of the body in bytes, 0 for none and -1 for a chunked one. `keep_alive` is what the peer asked
-    for. `expects_continue`: the peer waits for 100 before it sends the body. `route` belongs to the owner.
+    `length` is the size of the body in bytes: 0 for no body, -1 for a chunked one. `keep_alive`: whether the peer wants
+    to keep the connection. `expects_continue`: the peer waits for 100 before it sends the body. `route` belongs to the
+    owner.
     """
 
     __slots__ = (
@@ -67,7 +72,7 @@ class Head:
 
 
 class HeadParser:
-    """Parses heads and remembers the latest distinct ones. One may serve all connections of a process."""
+    """Parses heads and remembers the newest distinct ones. One object may serve all connections of a process."""
 
     __slots__ = ("_cached",)
 
@@ -75,9 +80,9 @@ class HeadParser:
         self._cached: dict[bytes, Head] = {}
 
     def parse(self, block: bytes) -> Head:
-        """Read one head, from its request line to its empty line.
+        """Reads one head, from its request line to its empty line.
 
-        Raises RefusedError with 400, 417, 501 or 505. Cost: one look-up when these bytes were seen lately.
+        Raises RefusedError with 400, 417, 501 or 505. Cost: one look-up when the same bytes came lately.
         """
         head = self._cached.get(block)
         if head is None:
@@ -90,7 +95,7 @@ class HeadParser:
 
 
 class _Fields:
-    """Takes what httptools finds."""
+    """Takes the tokens that httptools finds."""
 
     __slots__ = ("complete", "headers", "target")
 
@@ -121,11 +126,11 @@ def _parse(block: bytes) -> Head:
     try:
         parser.feed_data(block)
     except httptools.HttpParserUpgrade:
-        pass  # an upgrade is the owner's to take or to leave
+        pass  # the owner accepts an upgrade or ignores it
     except httptools.HttpParserInvalidMethodError:
         raise RefusedError(501, "unknown method") from None
     except httptools.HttpParserError as error:
-        _check_codings(fields.headers)  # an unknown coding has an answer of its own
+        _check_codings(fields.headers)  # an unknown coding is answered with 501
         raise RefusedError(400, _reason(error)) from None
     if not fields.complete:
         raise RefusedError(400, "malformed head")
@@ -138,7 +143,7 @@ def _parse(block: bytes) -> Head:
 
 
 def _split(method: str, target: bytes) -> tuple[str, str]:
-    """Path and query of a target: of the origin form, the absolute form, or `*`."""
+    """Path and query of a target, which has the origin form, the absolute form, or is `*`."""
     text = target.decode("latin-1")
     if not text.startswith("/") and "://" in text:
         rest = text.partition("://")[2]
@@ -156,7 +161,7 @@ def _codings(headers: list[tuple[bytes, bytes]] | tuple[tuple[bytes, bytes], ...
 
 
 def _check_codings(headers: list[tuple[bytes, bytes]] | tuple[tuple[bytes, bytes], ...]) -> bool:
-    """Whether the body is chunked. Raises RefusedError when it is coded in any other way."""
+    """Whether the body is chunked. Raises RefusedError when it has any other coding."""
     codings = _codings(headers)
     if not codings:
         return False
@@ -168,7 +173,7 @@ def _check_codings(headers: list[tuple[bytes, bytes]] | tuple[tuple[bytes, bytes
 
 
 def _set_framing(head: Head) -> None:
-    """Where the body ends (RFC 9112 section 6). Raises RefusedError when two readers could disagree about it."""
+    """Sets where the body ends (RFC 9112 section 6). Raises RefusedError when two readers could disagree about it."""
     lengths = [value for name, value in head.headers if name == b"content-length"]
     chunked = _check_codings(head.headers)
     if chunked and lengths:
@@ -177,7 +182,7 @@ def _set_framing(head: Head) -> None:
         raise RefusedError(400, "Transfer-Encoding in HTTP/1.0")
     if len(lengths) > 1:
         raise RefusedError(400, "more than one Content-Length")
-    if lengths and not (lengths[0].isdigit() and len(lengths[0]) <= 18):
+    if lengths and not (lengths[0].isdigit() and len(lengths[0]) <= _LENGTH_DIGITS_MAX):
         raise RefusedError(400, "malformed Content-Length")
     head.length = _CHUNKED if chunked else int(lengths[0]) if lengths else 0
 
@@ -203,4 +208,4 @@ def _set_connection(head: Head) -> None:
 
 def _reason(error: httptools.HttpParserError) -> str:
     text = " ".join(str(part) for part in error.args) or "malformed head"
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)[:200]
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)[:_REASON_CHARACTERS_MAX]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two roles of an HTTP/2 connection, sans-IO: `H2Server` and `H2Client`. This is the module that others import.
+"""The two roles of an HTTP/2 connection, sans-IO: `H2Server` and `H2Client`. Other packages import this module.
 
     server = H2Server()
     for kind, stream, payload in server.receive(data_from_the_socket, now):
@@ -9,13 +9,14 @@
     if server.closing: close the socket after that
 
 Laws
-- Only what differs between the roles is here; frames, windows, limits are in `h2_connection.py` and `h2_send.py`,
-  header lists in `h2_headers.py`. Nothing here knows gRPC.
-- A server's stream is over when its response is: what the peer would still send is refused with RST_STREAM(NO_ERROR).
+- Only the differences between the roles are here. Frames, windows and limits are in `h2_connection.py` and
+  `h2_send.py`, header lists in `h2_headers.py`. Nothing here knows gRPC.
+- A server's stream is closed when its response is sent. If the request has not ended by then, the rest of it is refused
+  with RST_STREAM(NO_ERROR).
 
-Stream ids. A closed stream leaves nothing behind. Whether an old id was ever used (then HEADERS on it is STREAM_CLOSED)
-or was passed over (then PROTOCOL_ERROR, section 5.1.1) is told by the gaps: clients number their streams 1, 3, 5 ...
-without any, so remembering the few newest gaps is enough.
+Stream ids. Nothing is kept of a closed stream. HEADERS on an old id are answered with STREAM_CLOSED if the id was used,
+and with PROTOCOL_ERROR if the client passed over it (section 5.1.1). To know which, a server remembers the newest gaps
+between ids. Clients number their streams 1, 3, 5 ... without gaps, so a few are enough.
 """
 
 from typing import Final
@@ -74,7 +75,7 @@ _CLIENT_OPENING: Final = (
 
 
 class H2Server(H2Connection):
-    """The side that answers. Give it every byte of the connection, the preface included."""
+    """The side that answers. Pass it every byte of the connection, the preface too."""
 
     __slots__ = (
         "_keepalive",
@@ -83,17 +84,17 @@ class H2Server(H2Connection):
     )
 
     def __init__(self, rules: KeepaliveRules | None = None, now: float = 0.0, *, whole_requests: bool = False) -> None:
-        """`now`: of the first bytes, as in `receive`. `whole_requests`: whether the owner wants WHOLE events."""
+        """`now`: when the first bytes came, as in `receive`. `whole_requests`: whether the owner wants WHOLE events."""
         super().__init__()
         self._joins_events = whole_requests
         self._now_s = now
         self._keepalive = Keepalive(rules or KeepaliveRules())
-        self._next_peer_id = 1  # what the next stream is called when the client leaves no gap
+        self._next_peer_id = 1  # id of the next stream, if the client leaves no gap
         self._skipped_ids: list[tuple[int, int]] = []  # (first, last) of a gap
         self._append(_SERVER_OPENING)
 
     def look_after_peer(self, now: float) -> float:
-        """Pings a peer that has long been silent. Returns in how many seconds to call again; 0: the peer is gone."""
+        """Pings a peer that was silent for long. Returns in how many seconds to call again; 0: the peer is gone."""
         ping, wait_s = self._keepalive.next_step(now, self._now_s)
         if ping:
             self.send_ping(PAYLOAD)
@@ -138,7 +139,7 @@ class H2Server(H2Connection):
             stream.body_left = head.content_length
 
     def _late_head(self, stream_id: int, head: Head, end_stream: int, events: list[Event]) -> None:
-        """HEADERS on a stream that is not new: the request's trailers, or a mistake."""
+        """HEADERS on a stream that is not new: the trailers of the request, or a mistake."""
         stream = self._streams.get(stream_id)
         if stream is None:
             if not stream_id & 1:
@@ -157,7 +158,7 @@ class H2Server(H2Connection):
             self._end_remote(stream, events)
 
     def _answer_too_large(self, stream_id: int, head: Head, end_stream: int) -> None:
-        self._count_misdeed()  # its block was long to decode
+        self._count_misdeed()  # its block took long to decode
         stream = Stream(stream_id, head, 0, 0)
         stream.remote_ended = bool(end_stream)
         self._streams[stream_id] = stream
@@ -178,7 +179,7 @@ class H2Server(H2Connection):
 
 
 class H2Client(H2Connection):
-    """The side that asks. Its first output is the preface."""
+    """The side that asks. Its first output begins with the preface."""
 
     __slots__ = (
         "_next_id",
@@ -193,7 +194,7 @@ class H2Client(H2Connection):
 
     @property
     def can_start(self) -> bool:
-        """Whether start_request would be allowed: the peer is staying and has a stream to spare."""
+        """Whether start_request is allowed: the connection stays open, and the peer allows one more stream."""
         return (
             not (self.closing or self._last_call or self._draining)
             and len(self._streams) < self.peer_streams_max
@@ -201,9 +202,10 @@ class H2Client(H2Connection):
         )
 
     def start_request(self, headers: list[Field] | bytes, end_stream: bool = False) -> Stream:
-        """Opens a stream: `headers` are fields, pseudo-headers first, or a ready block from `encode_headers`.
+        """Opens a stream. `headers` are fields, pseudo-headers first, or a ready block from `encode_headers`.
 
-        Raises RuntimeError when `can_start` is False, ValueError when the peer's limit on header lists is exceeded.
+        Raises RuntimeError when `can_start` is False, ValueError when the fields exceed the peer's limit on header
+        lists.
         """
         if not self.can_start:
             raise RuntimeError("no stream to start: the peer is leaving or has as many as it allows")
@@ -239,14 +241,14 @@ class H2Client(H2Connection):
                 self._end_remote(stream, events)
         elif head.form != RESPONSE:
             self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, events)
-        elif head.status[:1] == b"1":  # an interim response: the real one follows
+        elif head.status[:1] == b"1":  # an interim response: the final one follows
             if end_stream:
                 self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, events)
         else:
             stream.head = head
             self._heads_bytes += head.own_bytes
             events.append((HEADERS, stream, b""))
-            if end_stream:  # a length without a body is right for HEAD and 304
+            if end_stream:  # for HEAD and 304 a length without a body is correct
                 self._end_remote(stream, events)
             else:
                 stream.body_left = head.content_length
@@ -261,7 +263,7 @@ class H2Client(H2Connection):
         return 0
 
     def _peer_left(self, last_id: int, events: list[Event]) -> None:
-        """Streams above `last_id` were not handled: they are RESET with REFUSED_STREAM, safe to try again elsewhere."""
+        """Streams above `last_id` were not handled. They are RESET with REFUSED_STREAM: a retry elsewhere is safe."""
         for stream_id in [stream_id for stream_id in self._streams if stream_id > last_id]:
             stream = self._streams[stream_id]
             stream.error_code = ErrorCode.REFUSED_STREAM

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The receiving half of an HTTP/2 connection: bytes in, events out (RFC 9113). What both roles share.
+"""The receiving half of an HTTP/2 connection, for both roles: bytes in, events out (RFC 9113).
 
 Laws
-- `receive` never raises for a peer's bytes. A broken stream is reset and its owner told; a broken connection says
-  GOAWAY and is `closing`.
-- However the input is cut, the events are the same: a frame is handled when it is whole.
+- `receive` never raises for a peer's bytes. After a fault in one stream the stream is reset, and the owner gets RESET.
+  After a fault in the connection, the output ends with GOAWAY, and `closing` is set.
+- The events do not depend on how the input is cut: a frame is handled when it is whole.
 - Everything that a peer can repeat for free is counted against a limit of base/limits.py.
-- This file does not know which side it plays: what differs stands in the hooks at its end, filled in by `h2.py`.
+- This module does not know its role. Methods at the end of H2Connection stand for the differences; `h2.py` has them.
 
-How it works. `_frames` is one loop over the frames of the input. The two kinds of frame that calls are made of, DATA
-for a live stream and HEADERS in one frame, are handled in the loop itself, in local variables; whatever is padded,
-continued, late or wrong goes through `_HANDLERS`. Received bytes are acknowledged when half of a window is used
-up: at once for the stream, and for the connection at the end of the input, unless too much output waits for this peer.
+Theory of operation. `_frames` is one loop over the frames of the input. Calls consist of two kinds of frames: DATA for
+a live stream, and HEADERS in one frame. The loop itself handles these, in local variables. Frames that are padded,
+continued, late or wrong go through `_HANDLERS`. Received bytes are acknowledged when half of a window is used up: for
+a stream at once, for the connection at the end of the input, unless too much output waits for this peer.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from lessor.base import limits
 from lessor.wire import frames
-from lessor.wire.frames import ConnectionFault, ErrorCode
+from lessor.wire.frames import FRAME_HEADER_BYTES, ConnectionFault, ErrorCode
 from lessor.wire.h2_headers import Head, HeaderDecoder
 from lessor.wire.h2_limits import RateLimit
 from lessor.wire.h2_send import H2Sender
@@ -28,13 +28,13 @@ from lessor.wire.h2_stream import DATA, END, HEADERS, RESET, WHOLE, Event, Strea
 _unpack: Final = frames.FRAME_HEADER.unpack_from
 _STREAM_WINDOW_LOW_BYTES: Final = limits.H2_WINDOW_BYTES // 2
 _CONNECTION_WINDOW_LOW_BYTES: Final = limits.H2_CONNECTION_WINDOW_BYTES // 2
-_SEND_FRAME_BYTES_MAX: Final = 65_536  # larger ones, should the peer take them, would only hold up the other streams
+_SEND_FRAME_BYTES_MAX: Final = 65_536  # also when the peer takes larger ones: they would hold up the other streams
 _WHOLE_HEADERS_MASK: Final = frames.FLAG_END_HEADERS | frames.FLAG_PADDED | frames.FLAG_PRIORITY
 _DRAIN_PING: Final = b"draining"
 
 
 class _Block:
-    """A header block that still waits for CONTINUATION frames."""
+    """A header block whose CONTINUATION frames have not all come."""
 
     __slots__ = ("continuations", "end_stream", "parts", "size_bytes", "stream_id")
 
@@ -71,19 +71,19 @@ class H2Connection(H2Sender):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peer_header_list_bytes_max = 0xFFFFFFFF  # SETTINGS_MAX_HEADER_LIST_SIZE, which is advice
-        self.peer_streams_max = 0xFFFFFFFF  # SETTINGS_MAX_CONCURRENT_STREAMS: binds who opens streams
-        self.peer_leaving = False  # the peer said GOAWAY
-        self.ping_answer = b""  # payload of the newest PING that the peer answered
+        self.peer_header_list_bytes_max = frames.UINT32_MAX  # SETTINGS_MAX_HEADER_LIST_SIZE, which is only advice
+        self.peer_streams_max = frames.UINT32_MAX  # SETTINGS_MAX_CONCURRENT_STREAMS: binds the side that opens streams
+        self.peer_leaving = False  # the peer has sent GOAWAY
+        self.ping_answer = b""  # payload of the newest PING that the peer has answered
         self._decoder = HeaderDecoder()
         self._block: _Block | None = None
         self._initial_send_window = frames.WINDOW_BYTES_DEFAULT
         self._recv_window = limits.H2_CONNECTION_WINDOW_BYTES
-        self._joins_events = False  # whether the owner is told of a whole request in one event
+        self._joins_events = False  # whether the owner gets WHOLE events
         self._opened = False
         self._draining = False
         self._buffer = bytearray()  # the beginning of a frame whose rest has not come
-        self._needed_bytes = 0  # how long it must grow before looking at it again
+        self._needed_bytes = 0  # it is not looked at again before it has so many bytes
         self._now_s = 0.0  # when bytes came last
         self._resets = RateLimit(limits.H2_RESETS_PER_S_MAX)
         self._settings = RateLimit(limits.H2_SETTINGS_PER_S_MAX)
@@ -92,10 +92,10 @@ class H2Connection(H2Sender):
     # --- for the owner ------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes, now: float = 0.0) -> list[Event]:
-        """Takes what came from the socket, cut anywhere, and returns what it means, in order.
+        """Takes bytes from the socket, cut anywhere, and returns their events, in order.
 
-        `now` (seconds, monotonic) is for the limits per second; when it never moves, they count the connection's whole
-        life. Afterwards look at `has_output` and `closing`. Never raises for anything the peer may send.
+        `now` (seconds, monotonic) is for the limits per second; if it never changes, the limits are for the whole life
+        of the connection. Look at `has_output` and `closing` afterwards. Never raises for bytes of the peer.
         """
         events: list[Event] = []
         if self.closing:
@@ -120,14 +120,14 @@ class H2Connection(H2Sender):
         return events
 
     def send_ping(self, payload: bytes) -> None:
-        """Asks the peer for a sign of life; `ping_answer` is `payload` (8 bytes) once it came."""
+        """Sends a PING with `payload` (8 bytes). When the peer has answered, `ping_answer` is `payload`."""
         self._append(frames.frame(frames.PING, 0, 0, payload))
 
     def drain(self) -> None:
-        """Leaves politely: the streams that are there finish, `closing` is set after the last.
+        """Ends the connection in order: the streams that are open finish, and `closing` is set after the last one.
 
-        Says GOAWAY twice (RFC 9113 6.8): first without a limit, so that calls already on their way are still served;
-        then, when the peer has answered a PING, with the last stream that is served. The owner bounds the wait.
+        Sends GOAWAY twice (RFC 9113 6.8): first without a limit, so that calls which are already on their way are still
+        served; then, when the peer has answered a PING, with the last stream that is served. The owner bounds the wait.
         """
         if not self._draining and not self.closing:
             self._draining = True
@@ -137,13 +137,13 @@ class H2Connection(H2Sender):
     # --- the loop -----------------------------------------------------------------------------------------------
 
     def _open(self, data: bytes) -> int:
-        """Checks the connection's first bytes; `_opened` stays False while they are too few."""
+        """Checks the connection's first bytes. `_opened` stays False while they are too few."""
         preface = self._expected_preface()
         start = len(preface)
         if not data.startswith(preface) and not preface.startswith(data):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "bad connection preface")
-        if len(data) < start + frames.FRAME_HEADER_BYTES:
-            self._needed_bytes = 0  # look again at once: a wrong preface should not wait for more
+        if len(data) < start + FRAME_HEADER_BYTES:
+            self._needed_bytes = 0  # look again with each byte: a wrong preface is refused at once
             return 0
         length_and_kind, flags, _ = _unpack(data, start)
         if length_and_kind & 0xFF != frames.SETTINGS or flags & frames.FLAG_ACK:
@@ -152,7 +152,7 @@ class H2Connection(H2Sender):
         return start
 
     def _frames(self, data: bytes, position: int, events: list[Event]) -> int:
-        """Handles every whole frame from `position` on; returns where the first unfinished one begins."""
+        """Handles every whole frame from `position` on. Returns where the first unfinished frame begins."""
         streams = self._streams
         append = events.append
         joins_events = self._joins_events
@@ -161,9 +161,9 @@ class H2Connection(H2Sender):
         taken = 0
         in_block = self._block is not None
         while True:
-            payload_start = position + 9
+            payload_start = position + FRAME_HEADER_BYTES
             if payload_start > data_end:
-                self._needed_bytes = 9
+                self._needed_bytes = FRAME_HEADER_BYTES
                 break
             length, flags, stream_id = _unpack(data, position)
             kind = length & 0xFF
@@ -172,7 +172,7 @@ class H2Connection(H2Sender):
             if length > frame_bytes_max:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame too large")
             if payload_end > data_end:
-                self._needed_bytes = 9 + length
+                self._needed_bytes = FRAME_HEADER_BYTES + length
                 break
             position = payload_end
             if (
@@ -214,7 +214,7 @@ class H2Connection(H2Sender):
     # --- frames off the hot path --------------------------------------------------------------------------------
 
     def _data(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
-        size = len(payload)  # padding counts for flow control, also on streams that are over
+        size = len(payload)  # flow control counts padding too, and streams that are closed
         self._take_connection_window(size)
         if flags & frames.FLAG_PADDED:
             payload = _unpadded(payload)
@@ -247,10 +247,10 @@ class H2Connection(H2Sender):
             payload = _unpadded(payload)
         self_dependent = False
         if flags & frames.FLAG_PRIORITY:
-            if len(payload) < 5:
+            if len(payload) < frames.PRIORITY_BYTES:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
             self_dependent = _dependency(payload) == stream_id
-            payload = payload[5:]
+            payload = payload[frames.PRIORITY_BYTES :]
         if not stream_id or self_dependent:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0 or depending on itself")
         self._block = _Block(stream_id, bool(flags & frames.FLAG_END_STREAM), payload)
@@ -277,10 +277,10 @@ class H2Connection(H2Sender):
         self._head_received(block.stream_id, head, block.end_stream, events)
 
     def _priority(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
-        """Ignored, but it must be well-formed (sections 5.3 and 6.3)."""
+        """PRIORITY is ignored, but must be well-formed (sections 5.3 and 6.3)."""
         if not stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
-        if len(payload) != 5:
+        if len(payload) != frames.PRIORITY_BYTES:
             code = ErrorCode.FRAME_SIZE_ERROR
         elif _dependency(payload) == stream_id:
             code = ErrorCode.PROTOCOL_ERROR
@@ -291,7 +291,7 @@ class H2Connection(H2Sender):
         self._stream_error(stream_id, code, events)
 
     def _rst_stream(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
-        if len(payload) != 4:
+        if len(payload) != frames.UINT32_BYTES:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM is not 4 bytes")
         stream = self._streams.get(stream_id)
         if stream is None:
@@ -306,13 +306,13 @@ class H2Connection(H2Sender):
     def _settings_frame(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
-        if len(payload) % 6 or (flags & frames.FLAG_ACK and payload):
+        if len(payload) % frames.SETTING_BYTES or (flags & frames.FLAG_ACK and payload):
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
         if flags & frames.FLAG_ACK:
             return
         if self._settings.exceeded(self._now_s):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many settings")
-        values: dict[int, int] = {}  # the last of each counts; taking only that bounds the work per frame
+        values: dict[int, int] = {}  # only the last value of each is applied, which bounds the work for a frame
         for identifier, value in frames.SETTING.iter_unpack(payload):
             self._check_setting(identifier, value)
             values[identifier] = value
@@ -349,17 +349,17 @@ class H2Connection(H2Sender):
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "stream window too large")
             if change > 0 and self.queued_bytes:
                 for stream in list(self._streams.values()):
-                    if stream.pending is not None and stream.id not in self._waiting:
+                    if stream.pending is not None:
                         self._flush_stream(stream)
 
     def _push_promise(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
-        """A client never sends one, and a server was told not to."""
+        """A client never sends one, and our SETTINGS forbid it to a server."""
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE")
 
     def _ping(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
-        if len(payload) != 8:
+        if len(payload) != frames.PING_BYTES:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 bytes")
         if flags & frames.FLAG_ACK:
             self.ping_answer = payload
@@ -375,14 +375,14 @@ class H2Connection(H2Sender):
     def _goaway(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
-        if len(payload) < 8:
+        if len(payload) < frames.GOAWAY_HEAD_BYTES:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY is shorter than 8 bytes")
         last_id, _ = frames.GOAWAY_HEAD.unpack_from(payload)
         self.peer_leaving = True
         self._peer_left(last_id & frames.STREAM_ID_MAX, events)
 
     def _window_update(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
-        if len(payload) != 4:
+        if len(payload) != frames.UINT32_BYTES:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE is not 4 bytes")
         increment = frames.UINT32.unpack(payload)[0] & frames.WINDOW_BYTES_MAX
         if not stream_id:
@@ -402,7 +402,7 @@ class H2Connection(H2Sender):
             self._stream_error(stream_id, ErrorCode.FLOW_CONTROL_ERROR, events)
         else:
             stream.send_window += increment
-            if stream.pending is not None and stream_id not in self._waiting:
+            if stream.pending is not None:
                 self._flush_stream(stream)
 
     # --- windows of ours ----------------------------------------------------------------------------------------
@@ -415,7 +415,7 @@ class H2Connection(H2Sender):
         self._grant_connection_credit()
 
     def _grant_connection_credit(self) -> None:
-        """Opens the connection's window again when half of it is used, unless the peer does not read its replies."""
+        """Opens the connection's window again when half of it is used, unless the peer leaves its replies unread."""
         used = limits.H2_CONNECTION_WINDOW_BYTES - self._recv_window
         if used > _CONNECTION_WINDOW_LOW_BYTES and self.queued_bytes <= limits.CONNECTION_SEND_BYTES_MAX:
             self._recv_window += used
@@ -431,11 +431,11 @@ class H2Connection(H2Sender):
         """The peer has ended its side."""
         stream.remote_ended = True
         events.append((END, stream, b""))
-        if stream.local_ended and stream.pending is None:
+        if stream.local_ended and stream.pending is None:  # CLOSED; to ask for `state` would cost 5 % of a call
             self._forget(stream)
 
     def _stream_error(self, stream_id: int, code: ErrorCode, events: list[Event]) -> None:
-        """The peer broke a rule on one stream."""
+        """The peer broke a rule on one stream: resets it."""
         self._count_misdeed()
         self._reset_id(stream_id, code)
         stream = self._streams.get(stream_id)
@@ -445,12 +445,12 @@ class H2Connection(H2Sender):
             events.append((RESET, stream, b""))
 
     def _count_misdeed(self) -> None:
-        """Counts an error of a stream with the peer's resets, or provoking errors would be a free reset."""
+        """Counts an error of a stream like a reset by the peer: otherwise a peer could cause resets for free."""
         if self._resets.exceeded(self._now_s):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many stream errors")
 
     def _frame_on_closed_stream(self, stream_id: int, events: list[Event]) -> None:
-        """DATA or HEADERS for a stream that the peer has ended or that is over (section 5.1)."""
+        """DATA or HEADERS on a stream that is idle, HALF_CLOSED_REMOTE or CLOSED (section 5.1)."""
         self._refuse_idle(stream_id)
         if stream_id not in self._own_resets:
             self._stream_error(stream_id, ErrorCode.STREAM_CLOSED, events)
@@ -464,10 +464,10 @@ class H2Connection(H2Sender):
         if not self._streams:
             self.closing = True
 
-    # --- what the roles fill in ---------------------------------------------------------------------------------
+    # --- differences between the roles: h2.py has them -----------------------------------------------------------
 
     def _expected_preface(self) -> bytes:
-        """What the peer sends before its first frame."""
+        """The bytes that the peer sends before its first frame."""
         raise NotImplementedError
 
     def _head_received(self, stream_id: int, head: Head, end_stream: int, events: list[Event]) -> None:
@@ -475,11 +475,11 @@ class H2Connection(H2Sender):
         raise NotImplementedError
 
     def _too_many_pings(self) -> bool:
-        """Whether the ping that has just come is one too many."""
+        """Whether the ping that has just come is one too many. Counts it."""
         raise NotImplementedError
 
     def _is_idle(self, stream_id: int) -> bool:
-        """Nobody has opened that stream yet, or nobody can."""
+        """Whether no stream with that id was opened yet, or none can be."""
         raise NotImplementedError
 
     def _peer_push_max(self) -> int:
@@ -487,7 +487,7 @@ class H2Connection(H2Sender):
         raise NotImplementedError
 
     def _peer_left(self, last_id: int, events: list[Event]) -> None:
-        """The peer said GOAWAY: it handles our streams up to `last_id`."""
+        """The peer has sent GOAWAY: of our streams it handles those up to `last_id`."""
         raise NotImplementedError
 
 

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Header blocks: bytes to `Head` and back (HPACK, RFC 7541; what a header list may hold, RFC 9113 section 8).
+"""Header blocks: bytes to `Head` and back (HPACK, RFC 7541; the rules for header lists, RFC 9113 section 8).
 
 Laws
-- A block is decoded exactly once and in order, also for streams that are refused: it may change the dynamic table that
-  later blocks refer to. A block that cannot be decoded is the end of the connection (COMPRESSION_ERROR).
-- A block that changed the table is never cached; a change of the table empties the cache.
-- A `Head` is shared by all calls whose block has the same bytes: nobody changes it, `route` aside.
-- What we send never touches the peer's dynamic table, so a header block is a constant that any connection can send.
+- Each block is decoded exactly once and in order, also for a stream that is refused, because it may change the dynamic
+  table that later blocks refer to. A block that cannot be decoded ends the connection (COMPRESSION_ERROR).
+- A block that changed the table is never cached. A change of the table empties the cache.
+- All calls whose blocks have the same bytes share a `Head`. Nobody changes it, except for `route`.
+- The blocks that we send never change the peer's dynamic table, so a block is a constant that any connection can send.
 
-How it works. A client that repeats a call sends the same few bytes: indexes into a table that it filled with its first
-call. So `HeaderDecoder` keeps a dict from block to finished `Head`. Clients that set deadlines put a new grpc-timeout
-into the table with each call, so that all their indexes move and that cache is never hit. For them the slow path has to
-be quick too: one loop over the block that copies nothing it does not keep, and a second dict, from the fields that
-came from the table to a head that had the same ones, whose verdict and route the new one takes over.
+Theory of operation. A client that repeats a call sends the same few bytes: indexes into a table that it filled with its
+first call. So `HeaderDecoder` keeps a dict from a block to the finished `Head`. A client that sets deadlines puts a new
+grpc-timeout into the table with each call. All its indexes move then, and that cache is never hit. So the slow path has
+to be quick too. It is one loop over the block, which copies only the bytes that it keeps. A second dict leads from the
+fields without the one that is new (one of PER_CALL_FIELDS) to a head with the same fields. The new head takes over its
+verdict and its route.
 
-(`hpack.Decoder` copies the rest of the block for each literal: a block of many short ones costs quadratic time. The
-Huffman code and the static table are the `hpack` library's.)
+(`hpack.Decoder` copies the rest of the block for each literal, so a block of many short literals costs quadratic time.
+The Huffman code and the static table are those of the `hpack` library.)
 
 Not here: limits on the encoded size and the number of frames (`h2_connection.py`), the meaning of any field.
 """
@@ -32,24 +33,24 @@ from lessor.wire.frames import HEADER_TABLE_BYTES_DEFAULT, ConnectionFault, Erro
 
 Field = tuple[bytes, bytes]
 
-# What a header list turned out to be.
+# The forms of a header list.
 MALFORMED: Final = 0
 REQUEST: Final = 1
 RESPONSE: Final = 2
 TRAILERS: Final = 3
 TOO_LARGE: Final = 4
 
-_FIELD_OVERHEAD_BYTES: Final = 32  # what RFC 7541 4.1 and RFC 9113 10.5.1 add to each field
+_FIELD_OVERHEAD_BYTES: Final = 32  # RFC 7541 4.1 and RFC 9113 10.5.1 add it to the size of each field
 _STATIC: tuple[Field, ...] = ((b"", b""), *HeaderTable.STATIC_TABLE)  # counted from 1
 _STATIC_COUNT: Final = len(HeaderTable.STATIC_TABLE)
 _STATIC_INDEX: Final = {field: index for index, field in reversed(list(enumerate(_STATIC)))}
 _STATIC_NAME_INDEX: Final = {field[0]: index for index, field in reversed(list(enumerate(_STATIC)))}
-_FIELDS_CEILING: Final = (
-    limits.H2_HEADER_LIST_BYTES_CEILING // _FIELD_OVERHEAD_BYTES
-)  # even empty ones are too many then
-# So many fields of a short block cannot exceed the limit on lists, since none is larger than the table: not measured.
+# More fields than this are too large a list, even when all are empty.
+_FIELDS_CEILING: Final = limits.H2_HEADER_LIST_BYTES_CEILING // _FIELD_OVERHEAD_BYTES
+# A list of so many fields from a short block is not measured: no field is larger than the table, so the list cannot
+# exceed its limit.
 _SURELY_SHORT_FIELDS: Final = limits.H2_HEADER_LIST_BYTES_MAX // HEADER_TABLE_BYTES_DEFAULT - 2
-_INTEGER_SHIFT_MAX: Final = 28  # five bytes carry 2^32, more than anything here may be
+_INTEGER_SHIFT_MAX: Final = 28  # five bytes carry 2^32, and no number here may be as large
 
 _NAME: Final = re.compile(rb":?[^\x00-\x20A-Z:\x7f-\xff]+")
 _BAD_VALUE: Final = re.compile(rb"[\x00\r\n]|\A[ \t]|[ \t]\Z")
@@ -58,23 +59,23 @@ _STATUS: Final = re.compile(rb"[1-9][0-9]{2}")
 _CONNECTION_SPECIFIC: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"},
 )
-# Fields whose values change from call to call. They decide nothing here, and must not decide what an owner keeps in
-# `Head.route`, which heads that differ in nothing else share.
+# Fields whose values change from call to call. No decision here depends on them. Nor may `Head.route` depend on them,
+# because heads that differ only in these fields share it.
 PER_CALL_FIELDS: Final = frozenset({b"grpc-timeout", b"traceparent", b"tracestate", b"x-request-id"})
 _REQUEST_PSEUDO: Final = frozenset({b":method", b":scheme", b":path", b":authority"})
 
 
 class Head:
-    """A decoded header list. Shared and immutable, except for `route`, where its owner may keep what it looked up.
+    """A decoded header list. Shared and immutable, except for `route`, where its owner keeps what it looked up.
 
-    `route` may depend on all fields but PER_CALL_FIELDS: a head that differs from an earlier one in nothing else begins
-    with the route of that one.
+    `route` may depend on all fields except PER_CALL_FIELDS: a head that differs from an earlier head only in those
+    begins with the route of that head.
 
     form             REQUEST, RESPONSE, TRAILERS (no pseudo-header), MALFORMED or TOO_LARGE
-    method, scheme, path, authority, status   the pseudo-headers, b"" when absent; authority falls back to `host`
+    method, scheme, path, authority, status   the pseudo-headers, b"" when absent; without authority, it is the `host`
     headers          the other fields in the order they came
-    content_length   bytes the body must have, -1 when it is not announced
-    own_bytes        what it alone keeps in memory, where that is much: of a list too long to be remembered for others
+    content_length   the size of the body in bytes; -1: it was not announced
+    own_bytes        memory that only this head takes: the bytes of a list whose block is too long to be cached, else 0
     """
 
     __slots__ = (
@@ -122,7 +123,7 @@ class Head:
         return first.get(name)
 
     def with_headers(self, headers: tuple[Field, ...]) -> "Head":
-        """The same head with other fields of PER_CALL_FIELDS."""
+        """The same head, but with these headers; they differ in PER_CALL_FIELDS only."""
         head = Head(
             self.form,
             self.method,
@@ -147,9 +148,9 @@ _TOO_LARGE_HEAD: Final = Head(TOO_LARGE, b"", b"", b"", b"", b"", (), -1)
 def head_of(fields: list[Field], kinds: dict[Field, int]) -> Head:
     """Sorts a header list into a `Head` and judges it by RFC 9113 8.2 and 8.3; never raises.
 
-    The result is MALFORMED for a bad name or value, a pseudo-header that is unknown, repeated, missing, mixed with
-    those of the other direction or after a plain field, a connection-specific field, or a contradicting
-    content-length or host. `kinds` remembers what was found out about single fields.
+    The result is MALFORMED for a bad name or value; for a pseudo-header that is unknown, repeated, missing, mixed with
+    those of the other direction or after a plain field; for a connection-specific field; and for a content-length or
+    host that contradicts another field. `kinds` remembers the kinds of single fields.
     """
     pseudo: dict[bytes, bytes] = {}
     headers: list[Field] = []
@@ -198,7 +199,7 @@ def head_of(fields: list[Field], kinds: dict[Field, int]) -> Head:
     )
 
 
-# What a single field is, whatever stands around it.
+# The kind of a single field, whatever the other fields are.
 _PLAIN, _PSEUDO, _LENGTH, _HOST, _BAD = range(5)
 
 
@@ -238,7 +239,7 @@ def _form_of(pseudo: dict[bytes, bytes]) -> int:
 class HeaderDecoder:
     """The receiving end of one connection's header compression.
 
-    `head(block)` is all that the connection calls. What it remembers is bounded by limits.H2_HEAD_CACHE_* and
+    The connection calls only `head(block)`. The caches are bounded by limits.H2_HEAD_CACHE_* and
     limits.H2_FIELD_CACHE_*.
     """
 
@@ -246,9 +247,9 @@ class HeaderDecoder:
 
     def __init__(self) -> None:
         self._heads: dict[bytes, Head] = {}
-        self._templates: dict[tuple[Field, ...], Head] = {}  # by all fields but one of PER_CALL_FIELDS
-        self._kinds: dict[Field, int] = {}  # fields seen lately and what they are: most of a new block is known
-        # Newest first; index 62 is its first entry. A list, for its size when empty: there is one in each connection.
+        self._templates: dict[tuple[Field, ...], Head] = {}  # by all fields except one of PER_CALL_FIELDS
+        self._kinds: dict[Field, int] = {}  # kinds of the fields that came lately: most of a new block is known
+        # Newest first; index 62 is its first entry. A list, because an empty one is small: each connection has one.
         self._dynamic: list[Field] = []
         self._size_bytes = 0
         self._size_bytes_max = HEADER_TABLE_BYTES_DEFAULT  # the peer may lower and raise it up to that default
@@ -288,7 +289,7 @@ class HeaderDecoder:
         return head
 
     def _head_with(self, fields: list[Field], fresh: int) -> Head:
-        """The head of `fields`, by a template that has the same fields without number `fresh`."""
+        """The head of `fields`, from a template with the same fields except number `fresh`."""
         per_call = fields[fresh]
         key = (*fields[:fresh], *fields[fresh + 1 :])
         template = self._templates.get(key)
@@ -304,10 +305,10 @@ class HeaderDecoder:
         return head
 
     def _decode(self, block: bytes) -> tuple[list[Field], int, bool]:
-        """(fields, which of them is the last literal or -1, whether the table changed).
+        """(fields, number of the last literal among them or -1, whether the table changed).
 
         Raises IndexError when the block ends early or names an entry that does not exist, HPACKError for bad Huffman
-        code, ConnectionFault otherwise.
+        code, ConnectionFault for any other fault.
         """
         fields: list[Field] = []
         dynamic = self._dynamic
@@ -356,7 +357,7 @@ class HeaderDecoder:
 
     def _enter(self, field: Field) -> None:
         size_bytes = len(field[0]) + len(field[1]) + _FIELD_OVERHEAD_BYTES
-        if size_bytes > self._size_bytes_max:  # not an error: it empties the table (RFC 7541 4.4)
+        if size_bytes > self._size_bytes_max:  # no error: it empties the table (RFC 7541 4.4)
             self._dynamic.clear()
             self._size_bytes = 0
             return
@@ -405,10 +406,9 @@ def _string(block: bytes, position: int) -> tuple[bytes, int]:
 
 
 def encode_headers(headers: list[Field]) -> bytes:
-    """A header block that is the same for every connection: entries of the static table, or literals that stay out
-    of the dynamic one.
+    """A header block for any connection: entries of the static table, and literals that do not enter the dynamic one.
 
-    `headers` are written as they are: names in lower case, pseudo-headers first; nothing is checked.
+    `headers` are written as they are, and nothing is checked: names must be in lower case, pseudo-headers first.
     """
     parts: list[bytes] = []
     for field in headers:

@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pings of an HTTP/2 connection as grpc-go's servers treat them: whether the peer pings too often, whether it is there.
+"""Pings of an HTTP/2 connection, by the rules of grpc-go's servers: does the peer ping too often, is it still there?
 
 Laws
 - A peer may ping once per `min_time_s` while it has a stream, and once per PING_WITHOUT_STREAMS_S while it has none.
-  Each ping that comes earlier is a strike; PING_STRIKES_MAX are forgiven. Data or headers that we send clear them: a
-  client measures its bandwidth with a ping for each piece of data that it gets.
-- A peer from which nothing came for `interval_s` is pinged. When nothing comes for `timeout_s` after that, it is gone.
-- No clock and no I/O: `now_s` is the owner's, seconds, never decreasing; the owner comes back when it is told to.
+  Each ping that comes earlier is a strike; PING_STRIKES_MAX strikes are allowed. When we send data or headers, the
+  strikes are cleared: a client measures its bandwidth with a ping for each piece of data that it gets.
+- A peer that has sent nothing for `interval_s` is pinged. If it sends nothing for `timeout_s` after that, it is gone.
+- This module has no clock and does no I/O. The owner passes `now_s` (seconds, never decreasing), and calls `next_step`
+  again after the time that it returned.
 """
 
 from typing import Final, NamedTuple
 
 from lessor.base import limits
+from lessor.wire.frames import PING_BYTES
 
 PING_STRIKES_MAX: Final = 2
 PING_WITHOUT_STREAMS_S: Final = 7200.0
-PAYLOAD: Final = bytes(8)  # of our pings
+PAYLOAD: Final = bytes(PING_BYTES)  # of our pings
 
 
 class KeepaliveRules(NamedTuple):
-    """The three times that an operator may set, in seconds."""
+    """The three times that an operator can set, in seconds."""
 
     min_time_s: float = limits.GRPC_KEEPALIVE_MIN_TIME_S
     interval_s: float = limits.GRPC_KEEPALIVE_INTERVAL_S
@@ -27,7 +29,7 @@ class KeepaliveRules(NamedTuple):
 
 
 class Keepalive:
-    """What one connection remembers of its pings."""
+    """The pings of one connection."""
 
     __slots__ = ("_asked_s", "_pinged_s", "_rules", "_strikes")
 
@@ -35,10 +37,13 @@ class Keepalive:
         self._rules = rules
         self._pinged_s: float | None = None  # when the peer's last ping came
         self._strikes = 0
-        self._asked_s: float | None = None  # when we sent the ping that is not answered
+        self._asked_s: float | None = None  # when we sent the ping that has no answer yet
 
     def one_too_many(self, now_s: float, sent_since: bool, has_streams: bool) -> bool:
-        """Counts a ping of the peer. `sent_since`: whether we sent data or headers since the one before."""
+        """Counts a ping of the peer; returns whether it is one too many.
+
+        `sent_since`: whether we have sent data or headers since the ping before.
+        """
         before_s, self._pinged_s = self._pinged_s, now_s
         if sent_since:
             self._strikes = 0
@@ -48,9 +53,9 @@ class Keepalive:
         return self._strikes > PING_STRIKES_MAX
 
     def next_step(self, now_s: float, heard_s: float) -> tuple[bool, float]:
-        """(Whether to ping the peer now, in how many seconds to ask again), given when it was last heard.
+        """(Whether to ping the peer now, in how many seconds to call again); it was last heard at `heard_s`.
 
-        0 seconds: it did not answer and is gone.
+        0 seconds: the peer did not answer and is gone.
         """
         interval_s, timeout_s = self._rules.interval_s, self._rules.timeout_s
         if self._asked_s is not None and heard_s <= self._asked_s:

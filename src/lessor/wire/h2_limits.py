@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often a peer may do what costs us more than it costs the peer.
+"""Limits how often a peer may do a thing that costs us more than it costs the peer.
 
-A bucket of one second's allowance that fills at the same rate: a burst of `per_s_max` is fine, more than that per
-second for long is not. It reads no clock; with a `now` that stands still it never refills and so counts a whole life.
+The allowance of one second is a bucket that fills again at the same rate: a burst of `per_s_max` events is allowed,
+a higher rate for a longer time is not. This module reads no clock. If `now_s` never changes, the bucket never fills
+again, so the allowance is for the whole life of the connection.
 """
 
 
@@ -17,7 +18,7 @@ class RateLimit:
         self._now_s = 0.0
 
     def exceeded(self, now_s: float) -> bool:
-        """Counts one event at `now_s` (seconds, never decreasing); True when it is one too many."""
+        """Counts one event at `now_s` (seconds, never decreasing). True when the event is above the allowance."""
         elapsed_s = now_s - self._now_s
         if elapsed_s > 0:
             self._now_s = now_s

@@ -2,15 +2,15 @@
 """The sending half of an HTTP/2 connection: frames out, within the peer's windows (RFC 9113 sections 5.2 and 6.9).
 
 Laws
-- Nothing is sent beyond the peer's stream window, connection window or frame size. What does not fit waits, in order,
-  in its stream; trailers wait behind their data.
-- Sending on a stream that is over does nothing: a reply may come late, when its caller has already gone.
-- Output is a list of bytes that the owner takes at the end of its turn; frames of one stream never change order.
+- Nothing is sent beyond the peer's stream window, connection window or frame size. Data that does not fit waits, in
+  order, in its stream. Trailers wait behind their data.
+- Sending on a closed stream does nothing: a reply may come after its caller has gone.
+- The output is a list of bytes, which the owner takes at the end of its turn. Frames of one stream never change order.
 
-Where data waits. A stream whose own window is used up just keeps its queue, until a WINDOW_UPDATE for it. A stream
-whose own window is open, but which found the connection's used up, stands in `_waiting`: an update of the connection's
-window goes round there, one frame for each stream in turn, so that one long reply does not starve the others. Nobody
-ever looks through all streams, except when the peer changes its INITIAL_WINDOW_SIZE.
+Where data waits. A stream whose own window is used up keeps its queue until a WINDOW_UPDATE for it comes. A stream is
+in `_waiting` when its own window is open and only the connection's is used up. When the connection's window grows, each
+stream there sends one frame in turn, so that a long reply does not starve the others. No code goes through all streams,
+except when the peer changes its INITIAL_WINDOW_SIZE.
 """
 
 import struct
@@ -31,11 +31,11 @@ from lessor.wire.frames import (
     goaway_frame,
     rst_stream_frame,
 )
-from lessor.wire.h2_stream import Stream
+from lessor.wire.h2_stream import CLOSED, Stream
 
 _pack: Final = FRAME_HEADER.pack
 _ENDED: Final = FLAG_END_HEADERS | FLAG_END_STREAM
-# RFC 7541 4.2: a peer that shrinks its table wants to be told so by the next block. We use none: size 0.
+# RFC 7541 4.2: when a peer shrinks its table, our next block must say so. We use no table: size 0.
 _TABLE_SIZE_ZERO: Final = b"\x20"
 
 
@@ -44,10 +44,11 @@ Pack = Callable[..., bytes]
 
 @lru_cache(maxsize=64)
 def _forms(headers_block: bytes, trailers_block: bytes) -> tuple[Pack, bytes, Pack, bytes] | None:
-    """How to pack what goes before and behind the data of a response, each in one step; None when it is too long.
+    """How to pack the bytes before and behind the data of a response, each in one step. None: they are too long.
 
-    Before: the first 5 bytes of a HEADERS frame, stream id, block, the head of a DATA frame. Behind: the same of the
-    trailers. Made once for each pair of blocks, of which there are few: one step each takes a third of the time of six.
+    Before the data: the first 5 bytes of a HEADERS frame, stream id, block, the header of a DATA frame. Behind it: the
+    first 5 bytes of a HEADERS frame, stream id, trailers. The two steps take a third of the time of six. The cache
+    works because there are few pairs of blocks.
     """
     if len(headers_block) + len(trailers_block) > FRAME_BYTES_DEFAULT:
         return None
@@ -59,7 +60,7 @@ def _forms(headers_block: bytes, trailers_block: bytes) -> tuple[Pack, bytes, Pa
 
 
 class H2Sender:
-    """What a connection can send. Base of `H2Connection`; not used alone."""
+    """The sending methods of a connection. Base of `H2Connection`; not used alone."""
 
     __slots__ = (
         "_append",
@@ -79,20 +80,20 @@ class H2Sender:
     )
 
     def __init__(self) -> None:
-        self.closing = False  # write what take_output() gives, then close the socket; nothing else will happen
+        self.closing = False  # write take_output(), then close the socket; nothing else will happen
         self.queued_bytes = 0  # data of all streams that waits for the peer's windows
         self._out: list[bytes | memoryview] = []
         self._append = self._out.append
         self._streams: dict[int, Stream] = {}
-        self._heads_bytes = 0  # what the peer's long header lists take of the memory, over all streams
-        self._waiting: dict[int, Stream] = {}  # have data and a stream window, but found the connection's used up
-        self._own_resets: dict[int, None] = {}  # streams we reset lately: frames for them may still be on their way
+        self._heads_bytes = 0  # memory that the peer's long header lists take, over all streams
+        self._waiting: dict[int, Stream] = {}  # have data and an open window, and wait for the connection's window
+        self._own_resets: dict[int, None] = {}  # ids that we reset lately: frames for them may still be on their way
         self._send_window = WINDOW_BYTES_DEFAULT
         self._send_frame_max = FRAME_BYTES_DEFAULT
         self._table_update = b""  # goes in front of the next header block
         self._sent_since_ping = False
         self._last_call = False  # no new streams: the connection closes when the last one is over
-        self._last_peer_id = 0  # newest stream of the peer that we looked at
+        self._last_peer_id = 0  # id of the newest stream of the peer that we have looked at
 
     # --- output -------------------------------------------------------------------------------------------------
 
@@ -103,15 +104,15 @@ class H2Sender:
 
     @property
     def active_streams(self) -> int:
-        """Streams that are not over."""
+        """The number of streams that are not closed."""
         return len(self._streams)
 
     def open_streams(self) -> list[Stream]:
-        """The streams that are neither ended by both sides nor reset."""
+        """The streams that are not closed."""
         return list(self._streams.values())
 
     def take_output(self) -> bytes:
-        """Everything to be written to the socket now, b"" when there is nothing."""
+        """All bytes to write to the socket now; b"" when there are none."""
         output = b"".join(self._out)
         self._out.clear()
         return output
@@ -119,10 +120,10 @@ class H2Sender:
     # --- for the owner ------------------------------------------------------------------------------------------
 
     def send_response(self, stream: Stream, headers_block: bytes, data: bytes, trailers_block: bytes) -> None:
-        """A whole answer: HEADERS, one piece of DATA, and trailers that end the stream.
+        """Sends a whole response: HEADERS, one piece of DATA, and trailers that end the stream.
 
-        The blocks come from `encode_headers`. What the peer's windows do not allow is queued. Cost: one append when
-        everything fits.
+        The blocks come from `encode_headers`. Bytes that the peer's windows do not allow are queued. Cost: one append
+        when everything fits.
         """
         size = len(data)
         forms = _forms(headers_block, trailers_block)
@@ -154,9 +155,9 @@ class H2Sender:
             self._end_local(stream)
 
     def send_headers(self, stream: Stream, block: bytes, end_stream: bool = False) -> None:
-        """A header block from `encode_headers`: the head, or, with `end_stream`, trailers or an answer without body.
+        """Sends a block from `encode_headers`: the head, or, with `end_stream`, trailers or a response without body.
 
-        Trailers wait behind data that is queued. A block larger than the peer's frames is continued in further ones.
+        Trailers wait behind data that is queued. A block larger than the peer's frames is continued in further frames.
         """
         if stream.local_ended:
             return
@@ -164,7 +165,6 @@ class H2Sender:
         if end_stream:
             stream.local_ended = True
             if stream.pending is not None:
-                stream.pending_end = True
                 stream.pending_trailers = block
                 return
         self._emit_headers(stream.id, block, end_stream)
@@ -172,7 +172,7 @@ class H2Sender:
             self._end_local(stream)
 
     def send_data(self, stream: Stream, data: bytes, end_stream: bool = False) -> None:
-        """A piece of body of any size; whatever the peer's windows do not allow is queued (see `queued_bytes`)."""
+        """Sends a piece of body of any size. Bytes that the peer's windows do not allow are queued: `queued_bytes`."""
         if stream.local_ended:
             return
         size = len(data)
@@ -196,16 +196,16 @@ class H2Sender:
         self._queue(stream, data, end_stream)
 
     def reset(self, stream: Stream, error_code: int) -> None:
-        """Ends the stream at once, both ways, dropping what is queued. Nothing happens when it is already over."""
-        if stream.id in self._streams:
+        """Closes the stream at once and drops its queue. Does nothing when it is closed already."""
+        if stream.state != CLOSED:
             stream.error_code = error_code
             self._reset_id(stream.id, error_code)
             self._forget(stream)
 
     def close(self, error_code: int, debug: bytes = b"") -> None:
-        """Says GOAWAY and gives up: after writing the output, the owner closes the socket.
+        """Sends GOAWAY and sets `closing`: the owner writes the output, then closes the socket.
 
-        `debug` is text for the peer's log. Live streams get no events: their owner knows them.
+        `debug` is text for the peer's log. The open streams get no events: their owner knows them.
         """
         if not self.closing:
             self._append(goaway_frame(self._last_peer_id, error_code, debug))
@@ -214,17 +214,18 @@ class H2Sender:
     # --- streams ------------------------------------------------------------------------------------------------
 
     def _end_local(self, stream: Stream) -> None:
-        """We have sent END_STREAM."""
+        """END_STREAM was sent."""
         if stream.remote_ended:
             self._forget(stream)
         else:
             self._half_closed_local(stream)
 
     def _half_closed_local(self, stream: Stream) -> None:
+        """The stream is HALF_CLOSED_LOCAL; a server closes it."""
         raise NotImplementedError
 
     def _forget(self, stream: Stream) -> None:
-        """The stream is over."""
+        """The stream becomes CLOSED: takes it out of the table and drops its queue."""
         if self._streams.pop(stream.id, None) is not None and stream.head is not None:
             self._heads_bytes -= stream.head.own_bytes
         stream.local_ended = stream.remote_ended = True
@@ -268,12 +269,13 @@ class H2Sender:
         stream.queued_bytes += len(data)
         self.queued_bytes += len(data)
         if end_stream:
-            stream.local_ended = stream.pending_end = True
-        if stream.id not in self._waiting:
-            self._flush_stream(stream)
+            stream.local_ended = True
+        self._flush_stream(stream)
 
     def _flush_stream(self, stream: Stream) -> None:
-        """Sends what the windows allow; a stream that only waits for the connection's stands in `_waiting` then."""
+        """Sends as much as the windows allow. A stream that waits only for the connection's is in `_waiting` then."""
+        if stream.id in self._waiting:  # it has its turn there
+            return
         while stream.pending is not None:
             if not self._flush_frame(stream):
                 if stream.send_window > 0:
@@ -281,7 +283,7 @@ class H2Sender:
                 return
 
     def _flush_waiting(self) -> None:
-        """The connection's window has grown: one frame for each waiting stream in turn."""
+        """The connection's window has grown: sends one frame for each waiting stream in turn."""
         waiting = self._waiting
         while waiting and self._send_window > 0:
             stream_id = next(iter(waiting))
@@ -291,13 +293,13 @@ class H2Sender:
                 waiting[stream_id] = stream
 
     def _flush_frame(self, stream: Stream) -> bool:
-        """Sends the next frame of a stream's queue, and what ends it when the queue is empty; False: no window."""
+        """Sends the next frame of a stream's queue, and its end behind the last one. False: no window is open."""
         pending = stream.pending
         assert pending is not None
         data = pending[0]
         size = len(data)
         room = min(stream.send_window, self._send_window, self._send_frame_max)
-        if size > room and size:  # an empty frame needs no window, even a negative one lets it pass
+        if size > room and size:  # an empty frame needs no window, and passes even a negative one
             if room <= 0:
                 return False
             pending[0] = data[room:]
@@ -307,7 +309,7 @@ class H2Sender:
             pending.popleft()
         stream.send_window -= size
         self._send_window -= size
-        ends = not pending and stream.pending_end and stream.pending_trailers is None
+        ends = not pending and stream.local_ended and stream.pending_trailers is None
         if size or ends:
             self._append(_pack(size << 8, ends, stream.id))
             self._append(data)
@@ -317,7 +319,7 @@ class H2Sender:
             self._waiting.pop(stream.id, None)
             if stream.pending_trailers is not None:
                 self._emit_headers(stream.id, stream.pending_trailers, True)
-            if stream.pending_end:
+            if stream.local_ended:
                 self._end_local(stream)
         self._unqueue(stream, size)
         return True

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which protocol does a new connection speak? gRPC and the JSON gateway share one port, so its first bytes tell.
+"""Finds out the protocol of a new connection by its first bytes: gRPC and the JSON gateway share one port.
 
-An HTTP/2 client opens with a fixed preface, chosen so that no HTTP/1 request begins like it. Whatever differs from it,
-even in one byte, is HTTP/1's to judge. How long to wait for the first bytes is the caller's decision.
+An HTTP/2 client begins with a fixed preface, which was chosen so that no HTTP/1 request begins with it. A connection
+whose first bytes differ from it, even in one, is handled as HTTP/1. The caller decides how long to wait for them.
 """
 
 from typing import Literal

@@ -2,13 +2,14 @@
 """WebSocket, the server's side of one connection: bytes in, messages out; messages in, bytes out.
 
 Laws
-- Nothing that a peer sends raises here: a breach of the protocol becomes a close frame and `closing`.
-- A message comes as the pieces that it arrives in, so that nothing here grows with its length. Pings are answered here.
+- No bytes of a peer raise an exception here. A breach of the protocol becomes a close frame and `closing`.
+- A message is passed on in the pieces in which it arrives, so nothing here grows with its length. Pings are answered
+  here.
 - After `closing` nothing more is read or written: flush the output, then close the connection.
 
-`accept` looks at an HTTP/1.1 request and answers it; the bytes after that request belong to the `WebSocket`. The
-framing is wsproto's. There are no extensions. A browser cannot set headers on these requests, so a token may come in
-the list of subprotocols, as `Bearer, TOKEN`; `token` holds it.
+`accept` looks at an HTTP/1.1 request and answers it. The bytes after that request belong to the `WebSocket`. wsproto
+does the framing. There are no extensions. A browser cannot set headers on these requests, so a token may come in the
+list of subprotocols, as `Bearer, TOKEN`; it is in the attribute `token`.
 """
 
 import base64
@@ -19,7 +20,7 @@ from typing import Final
 from wsproto import events
 from wsproto.connection import Connection, ConnectionType
 
-from lessor.wire.h1 import Exchange
+from lessor.wire.h1 import Request
 
 # Codes of close frames.
 NORMAL: Final = 1000
@@ -29,11 +30,13 @@ _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 _SWITCHING: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
 )
-_REASON_BYTES_MAX: Final = 123
+_KEY_BYTES: Final = 16
+_VERSION: Final = b"13"
+_REASON_BYTES_MAX: Final = 123  # a control frame holds 125 bytes, and the code takes two
 
 
 class WebSocket:
-    """One opened WebSocket. `token`: what the peer named in its subprotocols, or None."""
+    """One opened WebSocket. `token`: the token among the peer's subprotocols, or None."""
 
     __slots__ = ("_out", "_ws", "closing", "token")
 
@@ -44,24 +47,24 @@ class WebSocket:
         self.closing = False
 
     def receive(self, data: bytes) -> Iterator[bytes]:
-        """Takes bytes cut anywhere; yields pieces of messages. A newline ends each message, as JSON likes it.
+        """Takes bytes cut anywhere; yields pieces of messages. A newline after each message separates it from the next.
 
-        Take all that it yields. A message sent meanwhile leaves before the answer to what follows in `data`, so even a
-        goodbye in the same bytes does not cut off the replies to what came before it.
+        Take all pieces. A message that is sent between two of them leaves before the answer to the rest of `data`. So a
+        close frame in the same bytes does not cut off the replies to the messages before it.
         """
         if self.closing:
             return
         ws = self._ws
         ws.receive_data(data)
         for event in ws.events():
-            if self.closing:  # by whoever took the last piece
+            if self.closing:  # closed by the caller, when it took the last piece
                 return
             if isinstance(event, events.Message):
                 raw = event.data.encode() if isinstance(event.data, str) else bytes(event.data)
                 yield raw + b"\n" if event.message_finished else raw
             elif isinstance(event, events.Ping):
                 self._out.append(ws.send(event.response()))
-            elif isinstance(event, events.CloseConnection):  # the peer's goodbye, or what is wrong with its bytes
+            elif isinstance(event, events.CloseConnection):  # the peer closes, or its bytes are wrong
                 self._out.append(ws.send(event.response()))
                 self.closing = True
 
@@ -71,7 +74,7 @@ class WebSocket:
             self._out.append(self._ws.send(events.TextMessage(data=text.decode())))
 
     def close(self, code: int = NORMAL, reason: str = "") -> None:
-        """Says goodbye; `reason` is cut to what a close frame can hold."""
+        """Sends a close frame. `reason` is cut to the bytes that the frame can hold."""
         if not self.closing:
             self.closing = True
             short = reason.encode()[:_REASON_BYTES_MAX].decode(errors="ignore")
@@ -83,23 +86,23 @@ class WebSocket:
         return data
 
 
-def wants_websocket(exchange: Exchange) -> bool:
-    """Whether a request asks for the change of protocol; whether it asks rightly, `accept` says."""
-    return exchange.method == "GET" and b"websocket" in _words(exchange.get(b"upgrade"))
+def wants_websocket(request: Request) -> bool:
+    """Whether a request asks for a WebSocket. `accept` checks that it asks in the right way."""
+    return request.method == "GET" and b"websocket" in _words(request.get(b"upgrade"))
 
 
-def accept(exchange: Exchange) -> WebSocket | None:
+def accept(request: Request) -> WebSocket | None:
     """The WebSocket that a request opens, with the answer 101 in its output. None when it breaks RFC 6455, 4.2.1."""
-    key = exchange.get(b"sec-websocket-key") or b""
+    key = request.get(b"sec-websocket-key") or b""
     try:
-        sound = len(base64.b64decode(key, validate=True)) == 16
+        sound = len(base64.b64decode(key, validate=True)) == _KEY_BYTES
     except ValueError:
         sound = False
-    sound = sound and exchange.get(b"sec-websocket-version") == b"13"
-    if not sound or b"upgrade" not in _words(exchange.get(b"connection")):
+    sound = sound and request.get(b"sec-websocket-version") == _VERSION
+    if not sound or b"upgrade" not in _words(request.get(b"connection")):
         return None
     answer = _SWITCHING + base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
-    protocols = [word.strip() for word in (exchange.get(b"sec-websocket-protocol") or b"").split(b",")]
+    protocols = [word.strip() for word in (request.get(b"sec-websocket-protocol") or b"").split(b",")]
     token = protocols[1] if len(protocols) == 2 and protocols[0] == b"Bearer" else None
     if token is not None:
         answer += b"\r\nSec-WebSocket-Protocol: Bearer"

@@ -437,8 +437,8 @@ def test_a_client_that_is_refused_is_told_and_the_log_says_why(
                 assert client.receive() == b""
             except ssl.SSLError as caught:
                 error = caught
-        told = str(client.error or error or "").lower().replace("_", " ")
-        assert any(words in told for words in alert.split("|"))
+        reported = str(client.error or error or "").lower().replace("_", " ")
+        assert any(words in reported for words in alert.split("|"))
         assert bench.connections == []
         assert client.socket.ended
         assert not client.socket.closed  # the alert must get through

@@ -16,8 +16,8 @@ from lessor.wire.h1 import (
     REQUEST,
     WAITING_BYTES_MAX,
     Event,
-    Exchange,
     H1Connection,
+    Request,
     SharedHeaders,
     encode_headers,
 )
@@ -84,22 +84,22 @@ def test_small_post_in_one_read() -> None:
     connection = H1Connection()
     events = connection.receive(post("/v3/lease/grant?x=1#frag", b'{"TTL":"5"}', b"X-Token: A b \r\n"))
     assert kinds(events) == [REQUEST, BODY, END]
-    exchange = events[0][1]
-    assert (exchange.method, exchange.path, exchange.query) == ("POST", "/v3/lease/grant", "x=1")
-    assert exchange.target == b"/v3/lease/grant?x=1#frag"
-    assert exchange.headers == ((b"host", b"h"), (b"x-token", b"A b"), (b"content-length", b"11"))
-    assert exchange.get(b"x-token") == b"A b"
-    assert exchange.get(b"x-other") is None
-    assert exchange.keep_alive
-    assert exchange.owner is None
+    request = events[0][1]
+    assert (request.method, request.path, request.query) == ("POST", "/v3/lease/grant", "x=1")
+    assert request.target == b"/v3/lease/grant?x=1#frag"
+    assert request.headers == ((b"host", b"h"), (b"x-token", b"A b"), (b"content-length", b"11"))
+    assert request.get(b"x-token") == b"A b"
+    assert request.get(b"x-other") is None
+    assert request.keep_alive
+    assert request.owner is None
     assert body_of(events) == b'{"TTL":"5"}'
-    assert all(event[1] is exchange is connection.exchange for event in events)
+    assert all(event[1] is request is connection.request for event in events)
     assert connection.reply(200, JSON, b"{}") == []
     assert connection.take_output() == (
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
     )
     assert not connection.closing
-    assert connection.exchange is None
+    assert connection.request is None
 
 
 SCRIPTS = {
@@ -150,13 +150,13 @@ def test_request_byte_by_byte(name: str) -> None:
     ],
 )
 def test_forms_of_targets(target: str, path: str, query: str) -> None:
-    exchange = H1Connection().receive(get(target))[0][1]
-    assert (exchange.path, exchange.query, exchange.target) == (path, query, target.encode())
+    request = H1Connection().receive(get(target))[0][1]
+    assert (request.path, request.query, request.target) == (path, query, target.encode())
 
 
 def test_options_of_the_whole_server() -> None:
-    exchange = H1Connection().receive(b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n")[0][1]
-    assert (exchange.method, exchange.path) == ("OPTIONS", "*")
+    request = H1Connection().receive(b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n")[0][1]
+    assert (request.method, request.path) == ("OPTIONS", "*")
 
 
 def test_upgrade_requests_are_delivered_as_they_came() -> None:
@@ -276,8 +276,8 @@ def test_http_1_0_reply_without_length_ends_with_the_connection() -> None:
 )
 def test_keep_alive(version: str, asked: bytes, kept: bool) -> None:
     connection = H1Connection()
-    exchange = connection.receive(get("/", asked, version))[0][1]
-    assert exchange.keep_alive is kept
+    request = connection.receive(get("/", asked, version))[0][1]
+    assert request.keep_alive is kept
     connection.reply(200, b"", b"ok")
     output = connection.take_output()
     assert connection.closing is not kept
@@ -378,8 +378,8 @@ def test_reply_before_the_request_is_whole_drains_a_small_rest() -> None:
     assert not connection.closing
     assert connection.receive(data[-600:-1]) == []
     assert kinds(connection.receive(data[-1:] + get("/b"))) == [REQUEST, END]
-    assert connection.exchange is not None
-    assert connection.exchange.path == "/b"
+    assert connection.request is not None
+    assert connection.request.path == "/b"
 
 
 def test_reply_before_a_large_request_is_whole_closes() -> None:
@@ -501,10 +501,10 @@ def test_body_that_grows_over_the_limit_is_aborted() -> None:
 def test_limit_by_request() -> None:
     asked: list[str] = []
 
-    def limit(exchange: Exchange) -> int | None:
-        asked.append(exchange.path)
-        exchange.owner = "mine"
-        return None if exchange.path == "/stream" else 2
+    def limit(request: Request) -> int | None:
+        asked.append(request.path)
+        request.owner = "mine"
+        return None if request.path == "/stream" else 2
 
     connection = H1Connection(body_bytes_max=limit)
     events = connection.receive(chunked("/stream", b"5\r\nabcde\r\n0\r\n\r\n"))
@@ -629,8 +629,8 @@ def test_end_of_input_on_an_idle_connection() -> None:
 
 def test_end_of_input_inside_a_body_aborts() -> None:
     connection = H1Connection()
-    exchange = connection.receive(post("/", b"ab")[:-1])[0][1]
-    assert connection.receive_eof() == [(ABORT, exchange, b"")]
+    request = connection.receive(post("/", b"ab")[:-1])[0][1]
+    assert connection.receive_eof() == [(ABORT, request, b"")]
     assert connection.closing
     assert connection.receive_eof() == []
     connection.start(200, b"")

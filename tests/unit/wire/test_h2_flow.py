@@ -194,10 +194,10 @@ def test_a_reset_drops_what_waits() -> None:
     assert not server.has_output
 
 
-def test_a_peer_that_shrinks_its_table_is_told_that_we_use_none_rfc_7541_4_2() -> None:
+def test_a_peer_that_shrinks_its_table_gets_the_size_zero_rfc_7541_4_2() -> None:
     server = raw_server((frames.SETTINGS_HEADER_TABLE_SIZE, 0))
     strict = hpack.Decoder()
-    strict.max_allowed_table_size = 0  # this one insists on being told
+    strict.max_allowed_table_size = 0  # our next block must say so
     for stream_id in (1, 3):
         stream = server.receive(headers_frame(stream_id, True))[0][1]
         server.send_response(stream, RESPONSE_BLOCK, b"x", TRAILERS_BLOCK)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wsproto import ConnectionType, WSConnection, events
 
 from lessor.wire import websocket
-from lessor.wire.h1 import REQUEST, Exchange, H1Connection
+from lessor.wire.h1 import REQUEST, H1Connection, Request
 from lessor.wire.websocket import WebSocket
 
 # The key and the answer to it are those of RFC 6455, 1.3.
@@ -26,7 +26,7 @@ FINE = {
 }
 
 
-def asked(changes: dict[bytes, bytes | None] | None = None, verb: bytes = b"GET") -> tuple[H1Connection, Exchange]:
+def asked(changes: dict[bytes, bytes | None] | None = None, verb: bytes = b"GET") -> tuple[H1Connection, Request]:
     """A connection that has received the request for a WebSocket."""
     headers = {name: value for name, value in {**FINE, **(changes or {})}.items() if value is not None}
     lines = b"".join(b"%b: %b\r\n" % header for header in headers.items())
@@ -48,7 +48,7 @@ def opened() -> tuple[WebSocket, WSConnection]:
     return server, client
 
 
-def told(client: WSConnection, data: bytes) -> list[Any]:
+def heard(client: WSConnection, data: bytes) -> list[Any]:
     client.receive_data(data)
     return list(client.events())
 
@@ -57,9 +57,9 @@ def told(client: WSConnection, data: bytes) -> list[Any]:
 
 
 def test_the_answer_is_that_of_the_standard() -> None:
-    _, exchange = asked()
-    assert websocket.wants_websocket(exchange)
-    server = websocket.accept(exchange)
+    _, request = asked()
+    assert websocket.wants_websocket(request)
+    server = websocket.accept(request)
     assert server is not None
     head = server.take_output()
     assert head.startswith(b"HTTP/1.1 101 ")
@@ -81,9 +81,9 @@ def test_the_answer_is_that_of_the_standard() -> None:
     ],
 )
 def test_a_request_that_breaks_the_rules_is_not_accepted(changes: dict[bytes, bytes | None]) -> None:
-    _, exchange = asked(changes)
-    assert websocket.wants_websocket(exchange)
-    assert websocket.accept(exchange) is None
+    _, request = asked(changes)
+    assert websocket.wants_websocket(request)
+    assert websocket.accept(request) is None
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_messages_cut_at_every_byte() -> None:
         data = frames(client)
         pieces = [*server.receive(data[:cut]), *server.receive(data[cut:])]
         assert b"".join(pieces) == MESSAGES
-        assert told(client, server.take_output()) == [events.Pong(payload=b"there?")]
+        assert heard(client, server.take_output()) == [events.Pong(payload=b"there?")]
         assert not server.closing
 
 
@@ -167,7 +167,7 @@ def test_what_is_sent_arrives() -> None:
     server, client = opened()
     server.send('{"result":"ü"}'.encode())
     server.send(b"{}")
-    assert [event.data for event in told(client, server.take_output())] == ['{"result":"ü"}', "{}"]
+    assert [event.data for event in heard(client, server.take_output())] == ['{"result":"ü"}', "{}"]
 
 
 # --- goodbyes ---------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_the_peers_goodbye_is_answered_after_what_came_before_it() -> None:
     for piece in server.receive(data):
         server.send(b"to " + piece.strip())
     assert server.closing
-    message, goodbye = told(client, server.take_output())
+    message, goodbye = heard(client, server.take_output())
     assert message.data == "to {}"
     assert isinstance(goodbye, events.CloseConnection)
     assert goodbye.code == 1000
@@ -191,7 +191,7 @@ def test_after_a_goodbye_nothing_is_read_or_written() -> None:
     server.send(b"too late")
     server.close()
     assert list(server.receive(client.send(events.TextMessage(data="{}")))) == []
-    (goodbye,) = told(client, server.take_output())
+    (goodbye,) = heard(client, server.take_output())
     assert (goodbye.code, goodbye.reason) == (1011, "x" * 123)
 
 
@@ -221,7 +221,7 @@ def test_a_breach_of_the_protocol_ends_the_connection(garbage: bytes) -> None:
     server, client = opened()
     assert b"".join(server.receive(garbage)) == b""
     assert server.closing
-    (goodbye,) = told(client, server.take_output())
+    (goodbye,) = heard(client, server.take_output())
     assert isinstance(goodbye, events.CloseConnection)
     assert goodbye.code in (1002, 1007)
 

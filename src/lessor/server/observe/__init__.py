@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is counted, and how it is shown: metrics, health, pages, logs."""
+"""Counters, and the pages and logs that show them: metrics, health, debug variables."""

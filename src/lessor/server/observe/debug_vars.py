@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/debug/vars: what the process is and how its log stands, in the JSON of Go's expvar, for tools that look at etcd's.
+"""/debug/vars: the process and the state of its log, in the JSON of Go's expvar, for tools that read etcd's.
 
-There is no raft: `raft.status` is that of a member that leads alone, and its indexes count batches, as Status does.
-What Go tells of its own memory (`memstats`) has no counterpart.
+There is no raft: `raft.status` is the status of a member that leads alone, and its indexes count batches, as those of
+Status do. There is no `memstats`, Go's figures about its memory.
 """
 
 import json

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/metrics: the counters and the state's own figures in Prometheus' text, with etcd's names where etcd has one.
+"""/metrics: the counters and figures of the state, in Prometheus' text format, under etcd's names where etcd has one.
 
 Laws
-- A name of etcd's is used only where it means the same, so that dashboards made for etcd show sense. What raft and Go's
-  runtime count has no meaning here and is left out.
-- Prometheus objects are made only when somebody asks. Cost: grows with the distinct (method, code) pairs and the watch
-  streams, not with keys, leases or watchers that are up to date.
+- A name of etcd's is used only for a figure with the same meaning, so that dashboards for etcd are right. The figures
+  of raft and of Go's runtime have no meaning here and are left out.
+- Prometheus objects are made only for a request. The cost grows with the distinct (method, code) pairs and with the
+  watch streams, not with keys, leases or watchers that are up to date.
 
-Two durations are one here: a batch becomes durable by one commit with one fsync, which etcd's dashboards look for as
-`etcd_disk_wal_fsync_duration_seconds`, and as `etcd_disk_backend_commit_duration_seconds`.
+A batch becomes durable by one commit with one fsync, so its duration has two names. etcd's dashboards look for
+`etcd_disk_wal_fsync_duration_seconds` and for `etcd_disk_backend_commit_duration_seconds`.
 """
 
 from collections import Counter
@@ -26,12 +26,12 @@ from lessor.server.observe.observed import Observed
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 from lessor.state.machine import TTL_BITS_MAX
 
-# What an ended stream counts as a failure, by the name that etcd gives the stream.
+# The streams whose errors are counted, with the names that etcd gives them.
 _STREAMS = {"/etcdserverpb.Lease/LeaseKeepAlive": "lease-keepalive", "/etcdserverpb.Watch/Watch": "watch"}
 
 
 class Exposition:
-    """Collects when it is asked for `text`."""
+    """The text of /metrics. Collects the figures with each call of `text`."""
 
     def __init__(self, observed: Observed) -> None:
         self._observed = observed
@@ -52,7 +52,7 @@ class Exposition:
         yield from self._call_metrics()
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: the names are ours alone, and the registry need not collect to learn them."""
+        """Nothing: no other collector has these names, so the registry need not collect to learn them."""
         yield from ()
 
     def _lease_metrics(self) -> Iterator[Metric]:
@@ -151,7 +151,7 @@ class Exposition:
 
     def _health_metrics(self) -> Iterator[Metric]:
         metrics = self._observed.metrics
-        # Counters whose names etcd gave no _total; the library would add it.
+        # They are counters, but etcd's names have no _total, and the library would add it to a counter's name.
         yield _gauge("etcd_server_health_success", "Health checks passed.", metrics.health_success)
         yield _gauge("etcd_server_health_failures", "Health checks failed.", metrics.health_failures)
         now = GaugeMetricFamily("etcd_server_healthcheck", "What each check says.", labels=["type", "name"])
@@ -228,5 +228,5 @@ def _kind(method: Method) -> str:
 
 
 def _go_name(code: Code) -> str:
-    """OK, InvalidArgument, ...: how grpc-go, and so etcd's dashboards, spell a code."""
+    """OK, InvalidArgument, ...: a code as grpc-go spells it, and so etcd's dashboards."""
     return "OK" if code is Code.OK else code.name.title().replace("_", "")

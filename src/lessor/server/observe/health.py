@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the server is well: what /health, /livez and /readyz ask, and how they say it.
+"""/health, /livez and /readyz: whether the server is well.
 
-- /health is one answer: no alarm is up, and writes reach the disk. `?exclude=NOSPACE` passes over an alarm,
-  `?serializable=true` over the disk.
-- /livez and /readyz are lists of checks with names. `?verbose` shows them all, `?exclude=name` leaves one out, and
-  /readyz/name asks for one alone.
+- /health has one result: no alarm is up, and writes reach the disk. `?exclude=NOSPACE` ignores an alarm,
+  `?serializable=true` ignores the disk.
+- /livez and /readyz are lists of checks with names. `?verbose` shows all of them, `?exclude=name` leaves one out, and
+  /readyz/name makes one alone.
 
-A disk that fails ends the server; one that hangs is found here: a read that must see every acknowledged write could not
-be sure of one while a commit has been under way for COMMIT_S_MAX.
+A disk that fails ends the server. A disk that hangs is found here: when a commit has been under way for COMMIT_S_MAX,
+the check `linearizable_read` fails, because a read could not be sure to see every acknowledged write.
 """
 
 import json
@@ -22,11 +22,11 @@ from lessor.server.observe.observed import Observed
 
 _TEXT = (*CORS_HEADERS, (b"content-type", b"text/plain; charset=utf-8"))
 
-Check = Callable[[Observed], str | None]  # what is wrong, or None
+Check = Callable[[Observed], str | None]  # returns the fault, or None
 
 
 def alarm_name(kind: int) -> str:
-    """NOSPACE, CORRUPT; the number of a kind that only the client who raised it knows."""
+    """NOSPACE, CORRUPT; the number, for a kind that only the client that raised it knows."""
     value = rpc_pb2.AlarmType.DESCRIPTOR.values_by_number.get(kind)
     return str(kind) if value is None else str(value.name)
 
@@ -81,7 +81,7 @@ def _illness(observed: Observed, asked: dict[str, list[str]]) -> str | None:
 
 
 def checks(observed: Observed, path: str, query: str) -> Answer:
-    """/livez and /readyz, or /readyz/name with a name out of CHECKS."""
+    """The page /livez or /readyz, or /readyz/name with a name from CHECKS."""
     page, _, name = path.removeprefix("/").partition("/")
     all_checks = CHECKS[page]
     asked = parse_qs(query, keep_blank_values=True)

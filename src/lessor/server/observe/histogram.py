@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A histogram that is cheap to add to: one search among a few bounds, two additions."""
+"""A histogram with cheap additions: one search among a few bounds, and two sums."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ class Histogram:
     __slots__ = ("_bounds", "_counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """`bounds`: ascending; the last bucket, without a bound, is added here."""
+        """`bounds`: ascending. One more bucket, without a bound, is added here."""
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
@@ -27,7 +27,7 @@ class Histogram:
         return sum(self._counts)
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Each upper bound as Prometheus spells it, with how many values are not above it."""
+        """Each upper bound as Prometheus spells it, and the number of values that are not above it."""
         buckets, total = [], 0
         for bound, count in zip([*map(_bound, self._bounds), "+Inf"], list(self._counts), strict=True):
             total += count

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured logs: one JSON object a line on standard error, with etcd's field names."""
+"""Structured logs: one JSON object per line on standard error, with etcd's field names."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ LEVELS = ("debug", "info", "warn", "error", "panic", "fatal")
 
 
 class JsonFormatter(logging.Formatter):
-    """level, ts, caller, msg, then what the call passed as `extra`."""
+    """The fields level, ts, caller and msg, then the fields that the call passed as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = {"warning": "warn", "critical": "fatal"}.get(record.levelname.lower(), record.levelname.lower())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the server counts: adding to a plain integer, on the hot path too. exposition.py shows it."""
+"""The server's counters. To count is to add to a plain integer, on the hot path too. exposition.py shows them."""
 
 from collections import Counter
 from typing import Generic, TypeVar
@@ -17,7 +17,7 @@ K = TypeVar("K")
 
 
 class Count:
-    """A number. Whoever adds to it often holds on to it, and saves looking it up by its key."""
+    """A number. Code that adds to it often keeps the object, which saves the look-up by its key."""
 
     __slots__ = ("n",)
 
@@ -26,7 +26,7 @@ class Count:
 
 
 class Counts(dict[K, Count], Generic[K]):
-    """Counts by key; one that is asked for begins at 0."""
+    """Counts by key. A count begins at 0 when it is first looked up."""
 
     def __missing__(self, key: K) -> Count:
         count = self[key] = Count()
@@ -61,9 +61,9 @@ class Metrics:
     def __init__(self) -> None:
         self.started: Counts[Method] = Counts()
         self.handled: Counts[tuple[Method, Code]] = Counts()
-        self.received: Counter[Method] = Counter()  # messages of streaming calls; a unary call takes one
+        self.received: Counter[Method] = Counter()  # messages of streaming calls; each unary call has one
         self.sent: Counter[Method] = Counter()
-        self.requests: Counts[tuple[bool, bytes]] = Counts()  # by whether unary, and the client's API version
+        self.requests: Counts[tuple[bool, bytes]] = Counts()  # by whether they are unary, and the client's API version
         self._calls: dict[tuple[Method, bytes], CallCounts] = {}
         self.renewed = 0  # keepalive requests answered, those for missing leases included
         self.expired = 0  # leases ended by their deadline
@@ -94,6 +94,6 @@ class Metrics:
         return counts
 
     def expiry(self, leases: int, lateness_s: float) -> None:
-        """`leases` ended in one turn, the first of them this long after its deadline."""
+        """Counts `leases` that ended in one turn; the first of them ended so many seconds after its deadline."""
         self.expired += leases
         self.lateness.observe(lateness_s, leases)

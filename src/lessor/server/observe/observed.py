@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pages read of a running server, as protocols: the parts themselves stand on floors above this one.
+"""The parts of a running server that the pages read, as protocols: the parts themselves are on floors above this one.
 
 `Core` in loop/core.py fits `Observed` without naming it. A page that wants a new figure adds it here first. The pages
-change nothing of what they read, but for the counters of health checks in `metrics`.
+only read these parts, except that they count health checks in `metrics`.
 """
 
 from collections.abc import Collection

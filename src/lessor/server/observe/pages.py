@@ -23,7 +23,7 @@ PATHS_OF_METRICS_URLS = _PATHS - {"/version", "/debug/vars"}
 
 
 class Pages:
-    """One per server. Keeps what the first request for /metrics made."""
+    """The pages of one server. Keeps the Exposition that the first request for /metrics makes."""
 
     def __init__(self) -> None:
         self._exposition: Exposition | None = None

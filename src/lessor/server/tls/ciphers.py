@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cipher suites: the names that etcd takes for --cipher-suites, and what OpenSSL calls them.
+"""Cipher suites: the names that etcd takes for --cipher-suites, and OpenSSL's names for them.
 
 Laws
-- Every name that etcd knows is known here. Those that this machine's OpenSSL has thrown out (RC4, 3DES) are refused
-  by name, not passed over: whoever asks for them would otherwise serve fewer clients than he thinks.
-- The suites of TLS 1.3 are not chosen; as in etcd, all of them are there whenever TLS 1.3 is.
+- Every name that etcd knows is known here. Suites that this machine's OpenSSL no longer has (RC4, 3DES) are refused by
+  name. They are not ignored: otherwise the server would serve fewer clients than its operator thinks.
+- The suites of TLS 1.3 cannot be chosen. As in etcd, all of them are there whenever TLS 1.3 is.
 """
 
 import ssl
@@ -45,7 +45,7 @@ def known(name: str) -> bool:
 
 
 def available(name: str) -> bool:
-    """Whether this machine's OpenSSL has the suite. `name` is a known one."""
+    """Whether this machine's OpenSSL has the suite. `name` must be known."""
     if name in TLS13_SUITES:
         return True
     try:
@@ -56,5 +56,5 @@ def available(name: str) -> bool:
 
 
 def openssl_names(names: tuple[str, ...]) -> str:
-    """OpenSSL's list for the suites of TLS 1.2 among `names`, most wanted first; "" when there are none."""
+    """OpenSSL's list of the suites of TLS 1.2 among `names`, the most preferred first; "" when there are none."""
     return ":".join(_OPENSSL[name] for name in names if name not in TLS13_SUITES)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From files to TLS contexts, and again whenever the files change.
+"""Makes TLS contexts from files, and new ones whenever the files change.
 
 Laws
-- A handshake uses the files as they are when it begins. Connections that are up keep what they began with.
-- Files that cannot be used never replace those that could: the server goes on with the old ones and says so once.
-- No session is resumed by ticket: each connection proves itself anew, to the certificates and lists of this moment.
+- A handshake uses the files as they are when it begins. A connection keeps the credentials of its handshake.
+- Files that cannot be used never replace files that can: the server keeps the old credentials and logs that once.
+- No session is resumed by ticket. Each connection is checked against the certificates and lists of its own moment.
 
-A context is never changed once it is made; new files make a new one. Swapping certificates inside a context, or the
+A context is never changed after it is made; new files make a new one. To swap certificates inside a context, or the
 context inside a handshake, would leave the old rules for client certificates in force.
 """
 
@@ -26,14 +26,14 @@ ALPN = ["h2", "http/1.1"]
 
 
 class Credentials(NamedTuple):
-    """What one handshake needs: the context, and the serial numbers of client certificates that are refused."""
+    """For one handshake: the context, and the serial numbers of client certificates that are refused."""
 
     context: ssl.SSLContext
     revoked: frozenset[int]
 
 
 class CredentialFiles:
-    """The files that the options name, and what was last made of them. Raises OptionError when they are no good."""
+    """The files that the options name, and the newest credentials from them. Raises OptionError for unusable files."""
 
     def __init__(self, options: TlsOptions) -> None:
         self._options = options
@@ -44,7 +44,7 @@ class CredentialFiles:
         """The credentials for a handshake that begins now. Cost: one stat per file while they do not change."""
         signature = self._signature()
         if signature != self._seen:
-            self._seen = signature  # said first: files that fail are not read again until they change once more
+            self._seen = signature  # set first: files that cannot be used are not read again before they change again
             try:
                 self._current = load(self._options)
                 log.info("certificates changed; new connections use the new ones")
@@ -59,7 +59,7 @@ class CredentialFiles:
 
 
 def _identity(name: str) -> tuple[int, int, int] | None:
-    """Changes when the file is written to or replaced; None while there is none."""
+    """A value that changes when the file is written to or replaced. None: there is no file."""
     try:
         status = os.stat(name)
     except OSError:
@@ -68,9 +68,9 @@ def _identity(name: str) -> tuple[int, int, int] | None:
 
 
 def load(options: TlsOptions) -> Credentials:
-    """Reads all files. Raises OptionError, one line that names the file."""
+    """Reads all files. Raises OptionError with one line that names the file."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET  # HTTP/2 forbids the former
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET  # HTTP/2 forbids renegotiation
     context.num_tickets = 0
     context.minimum_version = options.min_version
     if options.max_version is not None:
@@ -85,7 +85,7 @@ def load(options: TlsOptions) -> Credentials:
     _load_certificate(context, options)
     if options.asks_clients:
         context.verify_mode = ssl.CERT_REQUIRED
-        # As in etcd, whatever stands in the file is trusted, be it a root or an intermediate.
+        # As in etcd, each certificate in the file is trusted, whether it is a root or an intermediate.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         _load_authorities(context, options)
     revoked = frozenset[int]()
@@ -110,7 +110,7 @@ class _EncryptedKeyError(Exception):
 
 
 def _no_password() -> str:
-    raise _EncryptedKeyError  # otherwise OpenSSL would ask at the terminal
+    raise _EncryptedKeyError  # without this function OpenSSL would ask at the terminal
 
 
 def _load_certificate(context: ssl.SSLContext, options: TlsOptions) -> None:
@@ -129,13 +129,14 @@ def _load_certificate(context: ssl.SSLContext, options: TlsOptions) -> None:
         else:
             text = f"--cert-file, --key-file: cannot use {cert_file} with {key_file}: {reason_of(error)}"
         raise OptionError(text) from None
-    except OSError as error:  # gone since we looked
+    except OSError as error:  # the file was removed meanwhile
         raise OptionError(f"--cert-file, --key-file: {(error.strerror or str(error)).lower()}") from None
 
 
 def _load_authorities(context: ssl.SSLContext, options: TlsOptions) -> None:
     if not options.trusted_ca_file:
-        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)  # --client-cert-auth alone: those that the machine trusts
+        # --client-cert-auth alone: the authorities that the machine trusts.
+        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
         return
     text = _content("trusted-ca-file", options.trusted_ca_file).decode("ascii", "ignore")
     if "CERTIFICATE-----" not in text:

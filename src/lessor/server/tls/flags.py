@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flags about TLS: their names and help, and the checks that need no file. The names and texts are etcd's.
 
-Files are read by context.py when the server starts, and again whenever they change.
+context.py reads the files when the server starts, and again whenever they change.
 """
 
 import ssl
@@ -14,7 +14,7 @@ from lessor.server.tls import ciphers
 
 VERSIONS = {"TLS1.2": ssl.TLSVersion.TLSv1_2, "TLS1.3": ssl.TLSVersion.TLSv1_3}
 
-# Bare, or with a value behind `=`, as Go's flags are.
+# Alone, or with a value after `=`, like Go's flags.
 _SWITCH: dict[str, Any] = {"type": bool, "default": False, "is_flag": False, "flag_value": "true", "metavar": "[=BOOL]"}
 # (name, settings for click.option)
 FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -36,7 +36,7 @@ FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def read(values: dict[str, Any], listen: tuple[Listen, ...]) -> TlsOptions:
-    """Checks the flags' values, by their Python names, against each other and the URLs. Raises OptionError."""
+    """Checks flags, by their Python names, against each other and the URLs. Raises OptionError."""
     options = TlsOptions(
         cert_file=values["cert_file"],
         key_file=values["key_file"],
@@ -92,7 +92,7 @@ def _check_files(secure_url: str, options: TlsOptions) -> None:
             "--cert-file and --key-file: KeyFile and CertFile must both be present"
             f"[key: {options.key_file}, cert: {options.cert_file}]"
         )
-    # etcd takes these two without a word and does nothing with them: nobody would be refused.
+    # etcd accepts these two silently and does nothing with them, so it would refuse no client.
     if not options.asks_clients:
         for flag, value in (
             ("client-crl-file", options.client_crl_file),

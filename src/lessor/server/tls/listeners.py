@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the server's listeners need to know of TLS, made of the options when the server starts."""
+"""Makes the part that does TLS for the server's listeners, from the options, when the server starts."""
 
 import dataclasses
 import logging
@@ -13,9 +13,10 @@ log = logging.getLogger("lessor")
 
 
 def tls_for(options: Options) -> Handshakes | None:
-    """Reads the certificates, or makes one for --auto-tls. None when no URL wants TLS.
+    """Reads the certificates, or makes one for --auto-tls. Returns None when no URL has TLS.
 
-    Raises OptionError when a file cannot be used. Logs what etcd logs about URLs without TLS beside certificates.
+    Raises OptionError when a file cannot be used. When certificates are given and a URL has no TLS, logs etcd's
+    warnings about that.
     """
     tls = options.tls
     given = bool(tls.cert_file or tls.key_file)

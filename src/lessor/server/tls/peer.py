@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left to check of a client's certificate once OpenSSL has verified its chain, and whom it names.
+"""The checks of a client's certificate after OpenSSL has verified its chain, and the name in the certificate.
 
-- A certificate whose serial number is on the revocation list is refused. Where Python shows the chain (3.13 and later)
-  the intermediates that the client sent are looked at too, as in etcd; before that, the client's own certificate is.
+- A certificate whose serial number is on the revocation list is refused. With Python 3.13 and later, which shows the
+  chain, the intermediates that the client sent are checked too, as in etcd. Before 3.13 only the client's own
+  certificate is checked.
 - With --client-cert-allowed-hostname the certificate must name one of the hosts.
-- A certificate that has expired since its session began is refused: OpenSSL resumes those of TLS 1.2 without looking.
+- A certificate that has expired since its session began is refused: OpenSSL resumes a session of TLS 1.2 without a look
+  at the date.
 """
 
 import ssl
@@ -17,11 +19,11 @@ from lessor.server.tls import revocation
 
 
 class RefusedError(Exception):
-    """The client's certificate is not accepted; the message says why."""
+    """The client's certificate is not accepted. The message says why."""
 
 
 def check(tls: ssl.SSLObject, revoked: frozenset[int], allowed_hostnames: tuple[str, ...]) -> str | None:
-    """The common name of the client's certificate, or None when it has none or there is none. Raises RefusedError."""
+    """The common name of the client's certificate; None without a name or a certificate. Raises RefusedError."""
     certificate: dict[str, Any] | None = tls.getpeercert()
     if not certificate:
         return None
@@ -43,7 +45,7 @@ def _serials(tls: ssl.SSLObject, certificate: dict[str, Any]) -> Iterator[int]:
 
 
 def common_name(subject: Iterable[Iterable[tuple[str, str]]]) -> str | None:
-    """The common name in a subject as ssl.getpeercert() gives it. Of several the last counts, as in Go."""
+    """The common name in a subject from ssl.getpeercert(). Of several names the last counts, as in Go."""
     found = [value for part in subject for name, value in part if name == "commonName"]
     return found[-1] if found and found[-1] else None
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificate revocation lists: which serial numbers are on one, and which one a certificate has.
+"""Certificate revocation lists: the serial numbers on a list, and the serial number of a certificate.
 
-As in etcd, a serial number on the list is refused whoever issued it, and neither the list's signature nor its date is
-looked at: the file is the administrator's own. DER as etcd wants it, or PEM; several lists in one PEM file count as
-one.
+As in etcd, a serial number on the list is refused whoever issued the certificate, and neither the signature nor the
+date of the list is checked: the file is the administrator's own. The file is DER, as for etcd, or PEM; several lists in
+one PEM file count as one.
 
-Reads the few fields that are needed out of DER and nothing else. Anything that is not DER raises ValueError.
+This module reads only the few fields of DER that it needs. Bytes that are not DER raise ValueError.
 """
 
 import base64
@@ -18,7 +18,7 @@ _INTEGER, _SEQUENCE, _UTC_TIME, _GENERAL_TIME, _EXPLICIT_0 = 0x02, 0x30, 0x17, 0
 
 
 def revoked_serials(content: bytes) -> frozenset[int]:
-    """The serial numbers on the list, or lists, in a file's content. Raises ValueError."""
+    """The serial numbers on the list, or on the lists, in the content of a file. Raises ValueError."""
     lists = [_decoded(block) for block in _PEM.findall(content)] or [content]
     return frozenset(serial for each in lists for serial in _serials(each))
 
@@ -53,7 +53,7 @@ def _serials(der: bytes) -> Iterator[int]:
     times = [at for at, (tag, _) in enumerate(fields) if tag in (_UTC_TIME, _GENERAL_TIME)]
     if not times:
         raise ValueError("malformed crl: no date in it")
-    # The revoked certificates follow the last date; a list without any has nothing, or extensions, there.
+    # The revoked certificates follow the last date. A list without any has nothing there, or extensions.
     following = fields[times[-1] + 1 :]
     if following and following[0][0] == _SEQUENCE:
         for tag, entry in _parts(following[0][1]):
@@ -64,7 +64,7 @@ def _serials(der: bytes) -> Iterator[int]:
 
 
 def _only(der: bytes, tag: int) -> bytes:
-    """The value of the one element that `der` is."""
+    """The value of the only element in `der`."""
     elements = list(_parts(der))
     if len(elements) != 1 or elements[0][0] != tag:
         raise ValueError("malformed DER")
@@ -72,7 +72,7 @@ def _only(der: bytes, tag: int) -> bytes:
 
 
 def _parts(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """The elements that follow each other in `der`: (tag, value)."""
+    """The elements in `der`, in order: (tag, value)."""
     at = 0
     while at < len(der):
         tag, at = der[at], at + 1

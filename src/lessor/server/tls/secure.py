@@ -2,18 +2,18 @@
 """TLS between a socket's transport and a connection: handshakes, then encryption.
 
 Laws
-- A connection hears nothing of its peer, and the server nothing of the connection, before the handshake is over and the
-  client's certificate is accepted.
-- Handshakes are slow (a signature takes as long as a hundred keepalives), so one step of one handshake is done per turn
-  of the event loop; all other connections are served in between.
-- Who does not finish his handshake in time is dropped. When too many are under way at once the oldest goes: one that
-  gets on with it is never the oldest for long.
-- Whoever is refused is told with a TLS alert, and the log says why.
+- No connection gets bytes of its peer, and the server does not know of the connection, before the handshake is over and
+  the client's certificate is accepted.
+- Handshakes are slow: a signature takes as long as a hundred keepalives. So each turn of the event loop does one step
+  of one handshake, and all other connections are served in between.
+- A peer that does not finish its handshake in time is dropped. When too many handshakes are under way at once, the
+  oldest is dropped: one that makes progress is never the oldest for long.
+- A peer that is refused gets a TLS alert, and the log says why.
 
-Theory of operation. OpenSSL works on two memory buffers. What the socket brings goes into `_incoming`; what OpenSSL
-wants to send is taken from `_outgoing`. `SecureTransport` is a protocol towards the socket and a transport towards the
-connection behind it, so that neither knows of the other. The event loop's own TLS is not used: it drops the alert that
-says why a handshake failed, keeps 256 KiB per connection, and binds a listener to one context for good.
+Theory of operation. OpenSSL works on two memory buffers. Bytes from the socket go into `_incoming`; bytes that OpenSSL
+wants to send come from `_outgoing`. `SecureTransport` is a protocol for the socket, and a transport for the connection
+behind it, so that neither knows of the other. The event loop's own TLS is not used: it drops the alert that says why a
+handshake failed, keeps 256 KiB per connection, and binds a listener to one context for good.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from lessor.server.tls.context import CredentialFiles
 
 log = logging.getLogger("lessor")
 
-_RECORD_BYTES = 16_384  # what one TLS record holds at most, and so what one read gives at most
-_WRITE_BYTES = 1_048_576  # what is handed to OpenSSL in one call
-_GONE = asyncio.Protocol()  # takes the connection's place when it is over
+_RECORD_BYTES = 16_384  # one TLS record holds at most so much, and so one read returns at most so much
+_WRITE_BYTES = 1_048_576  # handed to OpenSSL in one call
+_GONE = asyncio.Protocol()  # stands for the connection when it is over
 
 
 class Handshakes:
@@ -44,21 +44,21 @@ class Handshakes:
         self.allowed_hostnames = allowed_hostnames
         self.name_clients = name_clients
         self._under_way: dict[SecureTransport, None] = {}  # oldest first
-        self.refused_peers: set[SecureTransport] = set()  # those that may still read why
-        self._ready: deque[SecureTransport] = deque()  # something came for them
+        self.refused_peers: set[SecureTransport] = set()  # peers that may still read the alert
+        self._ready: deque[SecureTransport] = deque()  # bytes have come for them
         self._scheduled = False
         self._log_from_s = 0.0
         self._logged = 0
 
     def secured(self, accept: Callable[[str | None], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
-        """A factory of connections with TLS in front of those that `accept` makes.
+        """A factory of protocols: TLS in front of the connections that `accept` makes.
 
         `accept` gets the common name of the client's verified certificate; None without --client-cert-auth.
         """
         return lambda: SecureTransport(self, accept)
 
     def close(self) -> None:
-        """Drops all that are under way, and those that were refused."""
+        """Drops the handshakes under way, and the peers that were refused."""
         for transport in [*self._under_way, *self.refused_peers]:
             transport.abort()
 
@@ -88,7 +88,7 @@ class Handshakes:
         transport.step()
 
     def refused(self, remote: Any, reason: str) -> None:
-        """Logs a connection that came to nothing, as etcd does; a flood of them only in part."""
+        """Logs a connection that was refused, as etcd does. Of a flood of them it logs only a part each second."""
         now_s = asyncio.get_running_loop().time()
         if now_s - self._log_from_s >= 1.0:
             if self._logged > limits.TLS_REFUSALS_LOGGED_PER_S_MAX:
@@ -108,7 +108,7 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         super().__init__()
         self._handshakes = handshakes
         self._accept = accept
-        self._connection: asyncio.Protocol = _GONE  # until the handshake is over
+        self._connection: asyncio.Protocol = _GONE  # before the handshake is over
         self._socket: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None  # runs during the handshake, and after a refusal
         self._incoming = ssl.MemoryBIO()
@@ -120,7 +120,7 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
     # --- the socket's callbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._socket = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        self._socket = cast(asyncio.Transport, transport)  # uvloop's has the methods of one, but not the class
         self._timer = asyncio.get_running_loop().call_later(
             limits.TLS_HANDSHAKE_S_MAX, self.give_up, "the handshake took too long"
         )
@@ -133,11 +133,11 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         if self._timer is None:
             self._read()
         else:
-            self._socket.pause_reading()  # one step at a time, so what waits for its turn is bounded
+            self._socket.pause_reading()  # one step at a time, so that the bytes that wait for it are bounded
             self._handshakes.step_later(self)
 
     def eof_received(self) -> bool:
-        """The socket ends without TLS having ended: nothing more can be said on it."""
+        """The socket has ended, but TLS has not: nothing more can be sent on it."""
         if self._timer is not None and not self._closing:
             self._handshakes.refused(self._socket.get_extra_info("peername"), "EOF")
         return False
@@ -158,7 +158,7 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
     # --- the handshake ---
 
     def step(self) -> None:
-        """Takes the handshake as far as what has come allows. Called by `Handshakes`."""
+        """Takes the handshake as far as the bytes that have come allow. Called by `Handshakes`."""
         if self._closing or self._timer is None:
             return
         try:
@@ -188,21 +188,21 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
             self._read()
 
     def give_up(self, reason: str) -> None:
-        """Ends a handshake that has taken too long, or too much."""
+        """Ends a handshake that has taken too long, or that is one too many."""
         self._refuse(reason)
         self._socket.abort()
 
     def _refuse(self, reason: str) -> None:
-        """Sends what OpenSSL has to say to it, and sees to it that it arrives."""
+        """Refuses the peer: sends the alert that OpenSSL has made, and makes sure that it arrives."""
         self._handshakes.refused(self._socket.get_extra_info("peername"), reason)
         self._end_handshake()
         self._closing = True
         if self._socket.is_closing():
             return
         self._send()
-        # A client of TLS 1.3 has sent its first request by now. Closing a socket with unread data resets it, and a
-        # reset overtakes the alert: what comes is read and dropped until the client closes as well.
-        with contextlib.suppress(OSError):  # the peer has reset it already: not every loop keeps that to itself
+        # A client of TLS 1.3 has sent its first request by now. To close a socket with unread data resets it, and a
+        # reset overtakes the alert. So further bytes are read and dropped until the client closes too.
+        with contextlib.suppress(OSError):  # the peer has reset it already, and some loops raise for that
             self._socket.write_eof()
         self._socket.resume_reading()
         self._handshakes.refused_peers.add(self)
@@ -223,7 +223,7 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         ended = False
         try:
             while incoming.pending and not ended:
-                piece = tls.read(_RECORD_BYTES)  # never less: what is left of a record would not be asked for again
+                piece = tls.read(_RECORD_BYTES)  # never less: the rest of a record would stay unread
                 if piece:
                     pieces.append(piece)
                 else:
@@ -233,10 +233,10 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         except ssl.SSLZeroReturnError:
             ended = True
         except ssl.SSLError as error:
-            self._fail(error)
+            self._end_with_alert(error)
             return
         if self._outgoing.pending:
-            self._send()  # an answer of TLS itself: the peer changes keys, for one
+            self._send()  # an answer of TLS itself, for instance when the peer changes its keys
         if pieces and not self._closing:
             self._connection.data_received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if ended and not self._closing and not self._connection.eof_received():
@@ -247,8 +247,8 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         if output:
             self._socket.write(output)
 
-    def _fail(self, error: ssl.SSLError) -> None:
-        """The peer sent what is not TLS: it gets the alert, and the connection is over."""
+    def _end_with_alert(self, error: ssl.SSLError) -> None:
+        """The peer has sent bytes that are not TLS: sends the alert, and closes."""
         log.debug("TLS connection failed", extra={"error": reason_of(error)})
         self._closing = True
         self._send()
@@ -265,7 +265,7 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
             while sent < len(data):
                 sent += tls.write(memoryview(data)[sent : sent + _WRITE_BYTES])
         except ssl.SSLError as error:
-            self._fail(error)
+            self._end_with_alert(error)
             return
         self._socket.write(self._outgoing.read())
 
@@ -273,12 +273,12 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         return False
 
     def close(self) -> None:
-        """Sends what was written and the end of TLS, then closes. The peer's own end is not waited for."""
+        """Sends the written bytes and the end of TLS, then closes. Does not wait for the peer to end TLS too."""
         if self._closing:
             return
         self._closing = True
         if self._tls is not None:
-            with contextlib.suppress(ssl.SSLError):  # the peer has not ended yet, or the handshake never came so far
+            with contextlib.suppress(ssl.SSLError):  # the peer has not ended TLS yet, or the handshake is not over
                 self._tls.unwrap()
             self._send()
         self._socket.close()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate of --auto-tls: made at the first start, kept in the data directory where etcd keeps its own.
+"""The certificate of --auto-tls: made at the first start, and kept in the data directory where etcd keeps its own.
 
 Laws
-- What is there is used. Only when there is none, or it has expired, is one made; the key goes on disk first, so a
-  certificate that is there always has its key.
-- It names the hosts that are listened on and advertised, and is its own authority: clients verify with
-  `--cacert DATA_DIR/fixtures/client/cert.pem`.
+- A certificate that is there is used. A new one is made only when there is none, or when it has expired. The key is
+  written to disk first, so a certificate that is there always has its key.
+- The certificate names the hosts that the server listens on and advertises, and is its own authority: clients verify
+  the server with `--cacert DATA_DIR/fixtures/client/cert.pem`.
 
-Unlike etcd's, the key is of the curve P-256: clients built on BoringSSL refuse P-521.
+The key is of the curve P-256, not of etcd's P-521, which clients built on BoringSSL refuse.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ log = logging.getLogger("lessor")
 
 
 def files(options: Options) -> tuple[str, str]:
-    """The certificate and key files, made now unless they are there. Raises OptionError."""
+    """The names of the certificate and key files, which are made now unless they are there. Raises OptionError."""
     folder = Path(options.data_dir, "fixtures", "client").absolute()
     certificate, key = folder / "cert.pem", folder / "key.pem"
     if not (certificate.exists() and key.exists()) or _expired(certificate):
@@ -47,7 +47,7 @@ def files(options: Options) -> tuple[str, str]:
 
 def _expired(certificate: Path) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # A file that cannot be read is not ours to replace: loading it will say what is wrong.
+    # A file that cannot be read is not replaced: the load of the certificates reports the fault.
     with contextlib.suppress(OSError, ValueError):
         context.load_verify_locations(certificate)
     return any(
@@ -66,7 +66,7 @@ def _make(certificate: Path, key: Path, hosts: list[str], validity_years: int) -
             "--auto-tls: the package cryptography is missing; pip install 'lessor[auto-tls]', or give --cert-file"
         ) from None
 
-    # Truncated to seconds, as certificates are; a little back, for clients whose clock is behind.
+    # In whole seconds, like all times in certificates; five minutes ago, for clients whose clock is behind.
     begin = datetime.fromtimestamp(wall_clock_ms() // 1000, UTC) - timedelta(minutes=5)
     end = begin + timedelta(days=365 * validity_years)
     log.warning("automatically generate certificates", extra={"certificate-validity-bound-not-after": str(end)})
@@ -110,7 +110,7 @@ def _general_name(host: str) -> "x509.GeneralName":
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """In one step: nobody sees half of it, not even after a crash."""
+    """Writes the file in one step: nobody sees half of it, not even after a crash."""
     temporary = path.with_suffix(".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:

@@ -34,7 +34,7 @@ def _block(headers: Headers) -> bytes:
     return h1.encode_headers(headers)
 
 
-def _upgrades_to(core: Core, exchange: h1.Exchange) -> Method | None:
+def _upgrades_to(core: Core, exchange: h1.Request) -> Method | None:
     """The streaming method that a request wants to call over a WebSocket; None for any other request."""
     if exchange.head.get(b"upgrade") is None:
         return None
@@ -43,7 +43,7 @@ def _upgrades_to(core: Core, exchange: h1.Exchange) -> Method | None:
     return streaming_method(core, exchange)
 
 
-def _body_bytes_max(core: Core, exchange: h1.Exchange) -> int | None:
+def _body_bytes_max(core: Core, exchange: h1.Request) -> int | None:
     """A stream's body may be without end; its decoder bounds each message in it."""
     found = BY_ROUTE.get(exchange.path)
     # Base64 and names make JSON larger than the message, whose own limit is checked when it is known.
@@ -102,7 +102,7 @@ class H1Session:
         if self._websocket is not None:
             return False
         self._take(self._h1.receive_eof())
-        exchange = self._h1.exchange
+        exchange = self._h1.request
         hung_up = exchange is not None and exchange.owner and exchange.owner.body.open_ended
         return not (self._h1.closing or hung_up)
 
@@ -133,13 +133,13 @@ class H1Session:
 
     def refuse_unfinished(self, error: EtcdError) -> None:
         self._keep_count(0)
-        exchange = self._h1.exchange
+        exchange = self._h1.request
         if self._websocket is not None:
             self._websocket.end(error)
         elif exchange is not None and exchange.owner is not None:
             exchange.owner.body.end_now(error)
 
-    def _open_websocket(self, exchange: h1.Exchange, method: Method) -> None:
+    def _open_websocket(self, exchange: h1.Request, method: Method) -> None:
         from lessor.server.transport.websocket_calls import WebSocketCall
         from lessor.wire import websocket
 
@@ -212,7 +212,7 @@ class H1Session:
         if self._websocket is not None:
             self._websocket.end(error)
             return
-        exchange = self._h1.exchange
+        exchange = self._h1.request
         self._h1.drain()
         if exchange is not None and exchange.owner is not None:
             exchange.owner.end_stream(error)
@@ -223,7 +223,7 @@ class H1Session:
         if call is not None:
             call.gone()
             return
-        exchange = self._h1.exchange
+        exchange = self._h1.request
         self._deferred.clear()
         self._kept.clear()
         self._h1.abort()
@@ -236,7 +236,7 @@ class H1Exchange:
 
     overfull = False  # one request at a time is looked at, when the last reply has left
 
-    def __init__(self, session: H1Session, connection: h1.H1Connection, exchange: h1.Exchange) -> None:
+    def __init__(self, session: H1Session, connection: h1.H1Connection, exchange: h1.Request) -> None:
         self._session = session
         self._h1 = connection
         self.method = exchange.method

@@ -27,7 +27,7 @@ class Carrier(Protocol):
     def flush_later(self) -> None: ...
 
 
-def streaming_method(core: Core, exchange: h1.Exchange) -> Method | None:
+def streaming_method(core: Core, exchange: h1.Request) -> Method | None:
     """The method that a request for a WebSocket wants to call; None for any other request, and for unary calls."""
     if not websocket.wants_websocket(exchange):
         return None
@@ -42,7 +42,7 @@ class WebSocketCall:
 
     overfull = False  # there is one call on the connection
 
-    def __init__(self, session: Carrier, exchange: h1.Exchange, method: Method, opened: websocket.WebSocket) -> None:
+    def __init__(self, session: Carrier, exchange: h1.Request, method: Method, opened: websocket.WebSocket) -> None:
         self._session = session
         self._ws = opened
         self._started = False
