@@ -19,7 +19,7 @@ from lessor.server.loop.release import Gate
 from lessor.server.observe.metrics import Metrics
 from lessor.server.services import keepalive
 from lessor.server.services.keepalive import KeepAlive
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 from lessor.state.machine import Identity, StateMachine
 
 IDS = (1, 127, 128, 2**40 + 5, -5, 2**63 - 1)

@@ -20,10 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 
 _STALE_MIN = 1_024  # below this many, dropping entries of ended leases early is not worth a pass over the heap
 _REQUEUE_PER_LEASE = 8  # entries that one call may put back for each lease that it may return

@@ -16,10 +16,8 @@ Does not do: I/O, ordering of commits, knowing what is durable.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 
 # revision, sub, key, value (None: a tombstone), create_revision, version, lease
 EventRow = tuple[int, int, bytes, bytes | None, int, int, int]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from lessor.api.proto import leases_pb2, rpc_pb2
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 
 GRANTED: Final = leases_pb2.LeaseEvent.GRANTED
 EXPIRED: Final = leases_pb2.LeaseEvent.EXPIRED

@@ -34,7 +34,8 @@ from typing import Any, Final
 
 from lessor.api.proto import leases_pb2, rpc_pb2
 from lessor.base import errors, limits
-from lessor.state.leases import Lease, Lessor
+from lessor.state.lease import Lease
+from lessor.state.leases import Lessor
 
 _BY_ID: Final = leases_pb2.LeaseListRequest.ID
 _BY_REMAINING: Final = leases_pb2.LeaseListRequest.REMAINING

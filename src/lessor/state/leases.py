@@ -30,6 +30,7 @@ from typing import Final, cast
 from lessor.base import errors, limits
 from lessor.state.expiry_queue import ExpiryQueue
 from lessor.state.journal import Journal
+from lessor.state.lease import NO_KEYS, Lease
 
 # Of a TTL: how far beyond the deadline a renewal's row promises, and how near to the end of that a renewal writes the
 # next row. With these a client that renews at a third of the TTL, and up to a fifteenth of it later, writes a row for
@@ -38,22 +39,6 @@ RENEW_SLACK: Final = 0.8
 RENEW_AHEAD: Final = 0.4
 ACKNOWLEDGE_S: Final = 0.5  # how much later than its row a promise may begin; below what a boot after a crash adds
 _ID_MASK: Final = (1 << 63) - 1
-_NO_KEYS: Final[frozenset[bytes]] = frozenset()  # shared by all leases without keys: most of a lease's memory
-
-
-class Lease:
-    """One lease. Only the lessor changes it."""
-
-    __slots__ = ("batch", "deadline_s", "ended", "id", "keys", "saved_deadline_s", "ttl_s")
-
-    def __init__(self, lease_id: int, ttl_s: int, deadline_s: float, saved_deadline_s: float, batch: int) -> None:
-        self.id = lease_id
-        self.ttl_s = ttl_s  # granted, whole seconds
-        self.deadline_s = deadline_s  # true, on the clock of the data
-        self.saved_deadline_s = saved_deadline_s  # in its newest row
-        self.batch = batch  # must be durable before a grant or keepalive reply for this lease may leave
-        self.ended = False
-        self.keys: set[bytes] | frozenset[bytes] = _NO_KEYS
 
 
 class Lessor:
@@ -221,7 +206,7 @@ class Lessor:
             if lease is None:
                 continue
             keys = lease.keys
-            if keys is _NO_KEYS:  # as nearly always
+            if keys is NO_KEYS:  # as nearly always
                 lease.keys = {key}
             else:
                 cast(set[bytes], keys).add(key)

@@ -33,8 +33,9 @@ from lessor.state import auth_requests, kv, txn
 from lessor.state.auth import Auth
 from lessor.state.encode import HeaderEncoder, in_pieces, nested, number_field, varint
 from lessor.state.journal import Journal
+from lessor.state.lease import Lease
 from lessor.state.lease_events import EXPIRED, GRANTED, REVOKED, LeaseEvents
-from lessor.state.leases import Lease, Lessor
+from lessor.state.leases import Lessor
 from lessor.state.mvcc import Store
 from lessor.state.watch_hub import WatchHub
 

@@ -31,7 +31,7 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.state import kv, txn
 from lessor.state.auth import OPEN_END
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 
 if TYPE_CHECKING:
     from lessor.state.machine import StateMachine

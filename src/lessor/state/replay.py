@@ -24,7 +24,7 @@ from typing import Final, Protocol
 
 from lessor.base import limits
 from lessor.state.journal import AlarmRow, AuthRows, EventRow, LeaseRow
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 from lessor.state.machine import Identity, StateMachine
 
 RECONNECT_GRACE_S: Final = 2.0  # what every lease has left at boot, at least

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lessor.state.expiry_queue import ExpiryQueue
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 
 
 def lease(lease_id: int, deadline_s: float) -> Lease:

@@ -2,7 +2,7 @@
 """The journal: what a batch holds, and whose batch a reply has to wait for."""
 
 from lessor.state.journal import EventRow, Journal
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 
 
 def row(revision: int, sub: int = 0) -> EventRow:

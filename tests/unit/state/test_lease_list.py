@@ -11,8 +11,9 @@ from lessor.api.proto import leases_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.state.journal import Journal
+from lessor.state.lease import Lease
 from lessor.state.lease_list import LeaseList
-from lessor.state.leases import Lease, Lessor
+from lessor.state.leases import Lessor
 
 ID, REMAINING, KEYS = 0, 1, 2
 HEADER = rpc_pb2.ResponseHeader(revision=7)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from lessor.base.errors import Code, EtcdError
 from lessor.state.journal import Journal
-from lessor.state.leases import RENEW_SLACK, Lease, Lessor
+from lessor.state.lease import Lease
+from lessor.state.leases import RENEW_SLACK, Lessor
 
 DAY_S = 86_400
 

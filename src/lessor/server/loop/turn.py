@@ -41,7 +41,7 @@ from lessor.server.loop.bugs import Answerable
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.release import Gate
 from lessor.state.journal import Batch
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 from lessor.state.machine import StateMachine
 from lessor.state.replay import RECONNECT_GRACE_S
 from lessor.state.watch_hub import Publication

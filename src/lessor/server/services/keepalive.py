@@ -23,7 +23,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import EtcdError
 from lessor.server.loop.core import Core, StreamCall
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 from lessor.state.machine import renewed_fields
 
 # Requests remembered over all streams, about 300 bytes each; on overflow all are forgotten and learnt again, unless
