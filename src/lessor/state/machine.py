@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state machine: every request comes in here, and everything that follows from it happens in one step.
+"""The state machine: every request about the data comes in here, and takes effect in one step.
 
 Laws
 - `apply` either does all of a request or raises `EtcdError` and has changed nothing, neither in memory nor in the
@@ -11,33 +11,44 @@ Laws
 - Same requests, same `now`s: same state, same rows, same replies.
 - While a CORRUPT alarm is up nothing that was stored changes: writes are refused and leases do not end; renewals count.
 
+What comes in where
+- Most requests: `apply`, `apply_encoded`, `apply_in_pieces`. Renewals in a stream: `renew`, which is the lessor's own.
+- What is not answered in one step: a list of leases by `list_leases`, a number over the data by `digest`; the server
+  takes their steps. A watch of keys comes in by `watch` and goes by `unwatch`, one of leases by `watch_leases` and
+  `unwatch_leases`; how a watcher catches up is between its stream and the hub.
+- No request, but changes the state or its rows: `expire`, `checkpoint` and `name_peer_urls` here;
+  `leases.acknowledged`, when replies leave; `store.sweep`, after a compaction; `journal.seal`, at the end of a turn.
+
 Theory of operation. `apply_encoded` finds the handler by the type of the request and returns the encoded reply; `apply`
 parses that into the reply's class for callers who want to look at it. Replies are pasted together from bytes: the
 header, encoded once per revision, and the versions of keys, each encoded once.
 
-Does not do: request sizes, permissions (permissions.py, before a request comes here), watch streams (the hub only
-collects what to tell), Status and other members' affairs.
+Does not do: request sizes, permissions (permissions.py, before a request comes here), sending (the hub only collects
+what watchers are to be sent), logging in, Status, snapshots, and the affairs of other members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, cast
 
 from google.protobuf.message import Message
 
 from lessor.api.methods import METHODS
-from lessor.api.proto import rpc_pb2
+from lessor.api.proto import leases_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.state import auth_requests, kv, txn
 from lessor.state.auth import Auth
-from lessor.state.encode import HeaderEncoder, in_pieces, nested, number_field, varint
+from lessor.state.digest import KvDigest
+from lessor.state.encode import HeaderEncoder, nested, number_field
 from lessor.state.journal import Journal
 from lessor.state.lease import Lease
 from lessor.state.lease_events import EXPIRED, GRANTED, REVOKED, LeaseEvents
+from lessor.state.lease_list import LeaseList
+from lessor.state.lease_replies import granted_fields, leases_reply, renewed_fields, time_to_live_reply
 from lessor.state.leases import Lessor
 from lessor.state.mvcc import Store
-from lessor.state.watch_hub import WatchHub
+from lessor.state.watch_hub import Watcher, WatchHub
 
 _ALARM_NONE: Final = 0
 _ALARM_NO_SPACE: Final = 1
@@ -83,6 +94,7 @@ class StateMachine:
         "leases",
         "no_space",
         "peer_urls",
+        "renew",
         "revoked",
         "store",
         "txns",
@@ -105,6 +117,8 @@ class StateMachine:
         self.identity = identity
         self.journal = Journal(batch_number)
         self.leases = Lessor(self.journal, min_ttl_s=min_lease_ttl_s, id_seed=lease_id_seed)
+        # (lease id, now) -> Lease | None: the lessor's own method, for renewals are what there is most of.
+        self.renew = self.leases.renew
         self.store = Store(self.journal, self.leases)
         self.hub = WatchHub(self.store)
         self.lease_events = LeaseEvents()
@@ -207,6 +221,35 @@ class StateMachine:
             kv.check_delete(request)
         elif isinstance(request, rpc_pb2.TxnRequest):
             txn.read_txn(request, self._max_txn_ops)
+
+    def list_leases(
+        self, request: leases_pb2.LeaseListRequest, may_read: Callable[[Lease], None] | None = None
+    ) -> LeaseList:
+        """Begins to make one page of a list of leases. See `LeaseList` for the arguments, the errors and the cost."""
+        return LeaseList(self.leases, request, may_read)
+
+    def digest(self, revision: int = 0) -> KvDigest:
+        """Begins to make the number of HashKV at a revision, 0 or less meaning the newest.
+
+        Raises FUTURE_REVISION above the newest revision, COMPACTED below the compact revision.
+        """
+        return KvDigest(self.store, revision)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Takes in a watcher of keys: see `WatchHub.add`."""
+        self.hub.add(watcher)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Lets go of a watcher that was taken in: see `WatchHub.remove`."""
+        self.hub.remove(watcher)
+
+    def watch_leases(self, watcher: Any) -> None:
+        """Takes in a watcher of grants and ends. The events before this are taken first: see lease_events.py."""
+        self.lease_events.watchers.add(watcher)
+
+    def unwatch_leases(self, watcher: Any) -> None:
+        """Lets go of a watcher of grants and ends; nothing happens when there is no such watcher."""
+        self.lease_events.watchers.discard(watcher)
 
     def expire(self, now: float, leases_max: int) -> int:
         """Ends leases that are due, earliest deadline first, each with its keys in a revision of its own.
@@ -319,7 +362,7 @@ class StateMachine:
         self.granted_ttl_s += lease.ttl_s
         if self.lease_events.watchers:
             self.lease_events.tell(GRANTED, lease)
-        return self.header_field() + b"\x10" + varint(lease.id) + b"\x18" + varint(lease.ttl_s)
+        return self.header_field() + granted_fields(lease)
 
     def _revoke(self, request: rpc_pb2.LeaseRevokeRequest, now: float) -> bytes:
         if self.corrupt:
@@ -346,18 +389,10 @@ class StateMachine:
         return self.header_field() + renewed_fields(lease_id, self.leases.renew(lease_id, now))
 
     def _time_to_live(self, request: rpc_pb2.LeaseTimeToLiveRequest, now: float) -> bytes | Iterator[bytes]:
-        lease_id = request.ID
-        reply = self.header_field() + number_field(b"\x10", lease_id)
-        lease = self.leases.get(lease_id)
-        if lease is None:
-            return reply + b"\x18" + varint(-1)
-        reply += number_field(b"\x18", self.leases.remaining_s(lease, now)) + b"\x20" + varint(lease.ttl_s)
-        if request.keys and lease.keys:
-            return in_pieces(reply, sorted(lease.keys), _keys_field)
-        return reply
+        return time_to_live_reply(self.header_field(), self.leases, request.ID, now, with_keys=request.keys)
 
     def _leases(self, request: rpc_pb2.LeaseLeasesRequest, now: float) -> bytes | Iterator[bytes]:
-        return in_pieces(self.header_field(), self.leases.by_deadline(), _leases_field)
+        return leases_reply(self.header_field(), self.leases)
 
     # --- alarms -------------------------------------------------------------------------------------------------
 
@@ -388,17 +423,3 @@ class StateMachine:
         if ((member_id, kind) in self.alarms) != active:
             self.state_for_alarm(member_id, kind, active)
             self.journal.alarm((member_id, kind, active))
-
-
-def renewed_fields(lease_id: int, lease: Lease | None) -> bytes:
-    """What follows the header in the reply to a renewal: of a lease that is gone, no TTL."""
-    fields = number_field(b"\x10", lease_id)
-    return fields if lease is None else fields + b"\x18" + varint(lease.ttl_s)
-
-
-def _keys_field(keys: Sequence[bytes]) -> bytes:
-    return b"".join([nested(b"\x2a", key) for key in keys])
-
-
-def _leases_field(leases: Sequence[Lease]) -> bytes:
-    return b"".join([nested(b"\x12", b"\x08" + varint(lease.id)) for lease in leases])

@@ -24,7 +24,7 @@ from lessor.base import errors
 from lessor.base.errors import EtcdError
 from lessor.server.loop.core import Core, StreamCall
 from lessor.state.lease import Lease
-from lessor.state.machine import renewed_fields
+from lessor.state.lease_replies import renewed_fields
 
 # Requests remembered over all streams, about 300 bytes each; on overflow all are forgotten and learnt again, unless
 # more leases than that are alive: then the others go without, which costs a microsecond.
