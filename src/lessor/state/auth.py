@@ -25,13 +25,13 @@ from collections.abc import Iterable
 from typing import Final
 
 from lessor.base import errors
+from lessor.base.key_range import OPEN_END, open_end
 from lessor.state.journal import AuthRows, Journal, PermissionRow, RoleRow, UserRow
 
 ROOT: Final = "root"  # the name of the first user and of the role above all permissions
 READ: Final = 0  # authpb.Permission.Type
 WRITE: Final = 1
 READWRITE: Final = 2
-OPEN_END: Final = b"\0"  # as a range end: no upper bound
 ROOT_PERMISSION: Final[PermissionRow] = (b"", OPEN_END, READWRITE)  # how the role root is shown
 
 
@@ -92,7 +92,7 @@ class Grants:
         writable: list[tuple[bytes, bytes]] = []
         for key, range_end, kind in permissions:
             # A single key is the range up to the next possible key.
-            end = b"" if range_end == OPEN_END else range_end or key + b"\0"
+            end = open_end(range_end) if range_end else key + b"\0"
             if kind in (READ, READWRITE):
                 readable.append((key, end))
             if kind in (WRITE, READWRITE):

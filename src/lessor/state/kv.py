@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors
+from lessor.base.key_range import open_end
 from lessor.state.encode import in_pieces, nested, varint
 from lessor.state.leases import Lessor
 from lessor.state.mvcc import Event, Store
@@ -28,11 +29,6 @@ _SORT_ORDERS: Final = range(3)
 _SORT_BY: Final[tuple[Callable[[Event], Any], ...]] = tuple(
     attrgetter(name) for name in ("key", "version", "create_revision", "mod_revision", "value")
 )
-
-
-def open_end(range_end: bytes) -> bytes:
-    """A request's range_end as the store has it: a single zero byte means no upper bound, for us b""."""
-    return b"" if range_end == b"\0" else range_end
 
 
 # --- Range ------------------------------------------------------------------------------------------------------

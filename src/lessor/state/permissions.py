@@ -28,9 +28,10 @@ from google.protobuf.message import Message
 
 from lessor.api.proto import election_pb2, health_pb2, leases_pb2, lock_pb2, rpc_pb2
 from lessor.base import errors
+from lessor.base.contenders import key_of, prefix_of
 from lessor.base.errors import Code, EtcdError
+from lessor.base.key_range import OPEN_END, prefix_end
 from lessor.state import kv, txn
-from lessor.state.auth import OPEN_END
 from lessor.state.lease import Lease
 
 if TYPE_CHECKING:
@@ -275,15 +276,15 @@ def _codeless(rule: Callable[[_Check, Any], None]) -> Callable[[_Check, Any], No
 def _contend(check: _Check, name: bytes, lease_id: int) -> None:
     """Makes or finds the caller's own key, and looks at those of the others."""
     check.signed_in()
-    below = name + b"/"
+    prefix = prefix_of(name)
     if lease_id:
-        key = below + b"%x" % lease_id
+        key = key_of(name, lease_id)
         check.read(key)
         check.write(key)
         check.write_keys_of(lease_id)
     else:  # the key will bear the id of a lease that the server grants
-        check.write(below, _prefix_end(below))
-    check.read(below, _prefix_end(below))
+        check.write(prefix, prefix_end(prefix))
+    check.read(prefix, prefix_end(prefix))
 
 
 @_codeless
@@ -323,13 +324,8 @@ def _resign(check: _Check, request: election_pb2.ResignRequest) -> None:
 
 @_codeless
 def _leader(check: _Check, request: election_pb2.LeaderRequest) -> None:
-    below = request.name + b"/"
-    check.read(below, _prefix_end(below))
-
-
-def _prefix_end(prefix: bytes) -> bytes:
-    """The range end of a prefix that ends in a byte below 255."""
-    return prefix[:-1] + bytes((prefix[-1] + 1,)) if prefix else OPEN_END
+    prefix = prefix_of(request.name)
+    check.read(prefix, prefix_end(prefix))
 
 
 _RULES: Final[dict[type[Message], Callable[[_Check, Any], None]]] = {

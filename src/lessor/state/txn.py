@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors
+from lessor.base.key_range import OPEN_END, open_end
 from lessor.state import kv
 from lessor.state.encode import nested, revision_header
 from lessor.state.leases import Lessor
@@ -195,7 +196,7 @@ def choose(store: Store, node: Node) -> None:
 def _holds(store: Store, compare: rpc_pb2.Compare) -> bool:
     range_end = compare.range_end
     if range_end:
-        events = store.range(compare.key, kv.open_end(range_end))
+        events = store.range(compare.key, open_end(range_end))
         if events:
             return all(_holds_for(compare, event) for event in events)
         return _holds_for(compare, None)
@@ -250,7 +251,7 @@ def _verify(store: Store, lessor: Lessor, node: Node, emptied_from: bytes | None
         elif kind == RANGE:
             kv.verify_range_in_txn(store, request)
         elif kind == DELETE:
-            if request.range_end == b"\0":
+            if request.range_end == OPEN_END:
                 emptied_from = request.key if emptied_from is None else min(emptied_from, request.key)
         else:
             emptied_from = _verify(store, lessor, request, emptied_from)

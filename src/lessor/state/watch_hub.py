@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from lessor.base import limits
+from lessor.base.key_range import open_end, prefix_end
 from lessor.state.encode import nested
 from lessor.state.mvcc import Event, Store
 
@@ -142,7 +143,7 @@ def _changes(revision: int, told: list[Told], prev_kv: bool) -> Changes:
 
 def watch_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
     """A create request's key and range_end as a watcher has them: an empty key is the first possible one."""
-    return key or b"\0", (b"" if range_end == b"\0" else range_end) if range_end else None
+    return key or b"\0", open_end(range_end) if range_end else None
 
 
 def range_is_empty(key: bytes, end: bytes | None) -> bool:
@@ -160,10 +161,7 @@ def _prefix_of(key: bytes, end: bytes) -> bytes | None:
     """The prefix that [key, end) stands for, None when it is no prefix range."""
     if not end:
         return b"" if key == b"\0" else None  # there is no key below "\0"
-    stem = key.rstrip(b"\xff")
-    if stem and stem[:-1] + bytes((stem[-1] + 1,)) == end:
-        return key
-    return None
+    return key if prefix_end(key) == end else None
 
 
 class WatchHub:
