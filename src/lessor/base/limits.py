@@ -1,8 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every limit of the server in one place: its value, its unit, and the reason for it.
+"""The limits of the server in one place: value, unit, reason.
 
-A slow or hostile peer costs itself, not the server: whatever can queue, grow or repeat has its bound here. Bounds that
-a person may set on the command line stand here with their default.
+Here stands each bound on what peers and clients can make the server keep, repeat, wait for, or do in one step: a slow
+or hostile peer costs itself, not the server. Bounds that a person may set on the command line stand here with their
+default. A module may give one of them a name of its own.
+
+Not here, but with the module that needs them:
+- numbers that a protocol or a file format fixes: wire/, services/snapshot.py, durable/;
+- the sizes and steps of the data directory: durable/, loop/committer.py;
+- when a lease ends, is saved or is spared: state/leases.py, state/replay.py, loop/turn.py;
+- when an algorithm changes its way, with the same result: state/key_index.py, state/expiry_queue.py,
+  state/watch_hub.py;
+- how often something is looked at, and what etcd gives where a request names nothing: services/;
+- the limits of the client and of the commands: client/, cli/, testing/.
 """
 
 # --- leases -----------------------------------------------------------------------------------------------------
@@ -25,6 +35,10 @@ REQUEST_OVERHEAD_BYTES = 524_288  # what a gRPC message may have beyond that, as
 UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864  # of half-sent requests, in one connection: forty of the largest
 UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory that nobody has been answered for
 TXN_OPS_MAX = 128  # default of --max-txn-ops
+# Keepalive requests remembered, over all streams, about 300 bytes each. Beyond it all are forgotten and learnt again,
+# unless more leases than that are alive: then the others go without, which costs a microsecond.
+KEEPALIVES_REMEMBERED_MAX = 65_536
+KEEPALIVE_REMEMBERED_BYTES_MAX = 11  # a tag and a number of ten bytes: a longer request is padded, and not remembered
 QUOTA_BACKEND_BYTES = 2_147_483_648  # what --quota-backend-bytes 0 means
 
 # --- HTTP/2 -----------------------------------------------------------------------------------------------------
@@ -47,14 +61,18 @@ H2_RESETS_PER_S_MAX = 400  # unanswered streams that the peer reset or made us r
 H2_PINGS_PER_S_MAX = 100  # of a server, to our client; not counting one ping after each time we sent
 H2_SETTINGS_PER_S_MAX = 50
 H2_EMPTY_FRAMES_PER_S_MAX = 1_000  # empty DATA frames without END_STREAM: they cost us work and the peer nothing
+H2_SEND_FRAME_BYTES_MAX = 65_536  # of a frame that we send; a larger one would hold up the other streams
 H2_STREAM_SEND_BYTES_MAX = 4_194_304  # replies that wait on one stream for the peer's window before its watches lag
 GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers
 GRPC_KEEPALIVE_MIN_TIME_S = 5.0  # default of --grpc-keepalive-min-time: a client's pings, with calls under way
+GRPC_PING_WITHOUT_STREAMS_S = 7_200.0  # the same without a call under way, as in grpc-go
+GRPC_PING_STRIKES_MAX = 2  # pings that came too early and are forgiven, as in grpc-go
 GRPC_KEEPALIVE_INTERVAL_S = 7_200.0  # default of --grpc-keepalive-interval: silence after which a peer is pinged
 GRPC_KEEPALIVE_TIMEOUT_S = 20.0  # default of --grpc-keepalive-timeout: what it then has to be heard
 TCP_KEEPALIVE_IDLE_S = 60  # silence after which the kernel asks whether a peer is still there; costs one packet
 TCP_KEEPALIVE_INTERVAL_S = 20  # between such questions
 TCP_KEEPALIVE_PROBES = 3  # unanswered ones that end the connection: a peer that vanished holds its watches two minutes
+CONNECTION_LINGER_S = 1.0  # for a peer that was cut off while it was sending, to stop and read why
 HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 preface or a whole HTTP/1 head
 
 # --- TLS --------------------------------------------------------------------------------------------------------
@@ -65,6 +83,17 @@ TLS_REFUSALS_LOGGED_PER_S_MAX = 10  # a scan must not fill the log
 
 # --- HTTP/1.1 ---------------------------------------------------------------------------------------------------
 H1_HEAD_BYTES_MAX = 65_536  # request line and headers together
+H1_WAITING_BYTES_MAX = 65_536  # pipelined requests that wait in one connection; beyond it we stop reading from it
+H1_DRAIN_BYTES_MAX = 262_144  # the rest of a body whose reply is over: read and dropped; more closes the connection
+H1_CHUNK_SIZE_LINE_BYTES_MAX = 256  # digits and extensions of the size line of a chunk
+H1_HEAD_CACHE_MAX = 512  # heads that a parser remembers: a dozen distinct ones of one client are many
+H1_HEAD_CACHE_BYTES_MAX = 2_048  # longer heads are not remembered
+
+# --- JSON -------------------------------------------------------------------------------------------------------
+# Messages inside messages, the outermost counted: what protobuf reads from the wire, where replies are one deeper than
+# their requests.
+JSON_NESTED_MESSAGES_MAX = 100
+JSON_SHOWN_LETTERS_MAX = 1_000  # of an offending value, in an error
 
 # --- auth -------------------------------------------------------------------------------------------------------
 AUTH_TOKEN_TTL_S = 300  # default of --auth-token-ttl: how long a simple token lives after its last use
@@ -84,6 +113,9 @@ WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152
 DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, about a millisecond; others are served in between
 SNAPSHOTS_MAX = 4  # snapshot streams at a time; each takes the data's size on disk
+SNAPSHOT_BACKLOG_BYTES = 1_048_576  # of a snapshot, waiting in one connection; beyond it the next piece is not read
 CLIENT_VERSIONS_MAX = 64  # versions that clients call themselves by; a metric keeps a count for each
+STOP_CALLS_S_MAX = 5.0  # a stopping server waits so long for calls under way
+STOP_COMMIT_S_MAX = 30.0  # and so long for a commit that hangs
 COMMIT_S_MAX = 7.0  # a commit under way for longer makes the server unhealthy: what etcd gives a request
 CLOCK_SAVE_S = 1.0  # how often the served time is saved while leases live; a crash forgets at most this much of it

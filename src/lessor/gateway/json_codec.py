@@ -31,15 +31,12 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2
+from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_faults
 from lessor.gateway.json_faults import FaultError
 
 M = TypeVar("M", bound=Message)
-
-# Messages inside messages, the outermost counted: what protobuf reads from the wire, where replies are one deeper than
-# their requests.
-NESTED_MESSAGES_MAX = 100
 
 _INTEGERS: Final = {
     FieldDescriptor.TYPE_INT32: ("int32", -(2**31), 2**31 - 1),
@@ -298,7 +295,7 @@ def _arguments(descriptor: Any, value: Any, depth: int) -> dict[str, Any]:
     """The constructor's arguments for one message."""
     if not isinstance(value, dict):
         raise _unexpected_token()
-    if depth > NESTED_MESSAGES_MAX:
+    if depth > limits.JSON_NESTED_MESSAGES_MAX:
         raise _invalid("exceeded max recursion depth")
     plan = _plans.get(descriptor)
     if plan is None:

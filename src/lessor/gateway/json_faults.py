@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from lessor.base import limits
+
 _SPACE = " \t\r\n"
 _NOT_SPACE = re.compile(r"[^ \t\r\n]|\Z")
 _SOUND_TEXT = re.compile(rb'(?:[^"\\\x00-\x1f]+|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
@@ -23,8 +25,6 @@ _DIGITS = re.compile(rb"[0-9]*")
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _LITERALS = {ord("t"): b"true", ord("f"): b"false", ord("n"): b"null"}
 _BY_NAME = {7: r"\a", 8: r"\b", 9: r"\t", 10: r"\n", 11: r"\v", 12: r"\f", 13: r"\r", 39: r"\'", 92: r"\\"}
-# How much of an offending value an error shows.
-_SHOWN_LETTERS_MAX = 1_000
 
 EOF: Final = "unexpected EOF"
 
@@ -55,7 +55,8 @@ class FaultError(Exception):
         shown = ""
         if self.shows:
             shown = source[at] if source[at] in "{[" else source[at : _scan(source, at)[1]]
-            shown = shown if len(shown) <= _SHOWN_LETTERS_MAX else shown[:_SHOWN_LETTERS_MAX] + "..."
+            if len(shown) > limits.JSON_SHOWN_LETTERS_MAX:
+                shown = shown[: limits.JSON_SHOWN_LETTERS_MAX] + "..."
         kind = "syntax error " if self.syntax else ""
         return f"proto: {kind}({place(source, at)}): {self.text}{shown}"
 

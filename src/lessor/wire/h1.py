@@ -44,10 +44,8 @@ BODY: Final = 2
 END: Final = 3
 ABORT: Final = 4
 
-# Bytes of pipelined requests that wait in one connection before the owner is asked to stop reading.
-WAITING_BYTES_MAX = limits.H1_HEAD_BYTES_MAX
-# What is left of a request's body when its reply is over: read and dropped up to this, else the connection closes.
-DRAIN_BYTES_MAX = 262_144
+WAITING_BYTES_MAX = limits.H1_WAITING_BYTES_MAX
+DRAIN_BYTES_MAX = limits.H1_DRAIN_BYTES_MAX
 
 _HEAD, _LENGTH, _CHUNKED, _DONE, _CLOSED = range(5)
 _NOT_STARTED, _STARTED, _FINISHED = range(3)

@@ -19,12 +19,13 @@ from typing import Any
 
 import httptools
 
+from lessor.base import limits
+
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
 _CHUNKED = -1  # Head.length of a chunked body
 
-# Requests of one client differ in little: a dozen distinct heads per client is much. Bounds the memory, not the peers.
-CACHED_HEADS_MAX = 512
-CACHED_HEAD_BYTES_MAX = 2_048
+CACHED_HEADS_MAX = limits.H1_HEAD_CACHE_MAX
+CACHED_HEAD_BYTES_MAX = limits.H1_HEAD_CACHE_BYTES_MAX
 
 
 class RefusedError(Exception):

@@ -20,17 +20,14 @@ from typing import ClassVar
 from google.protobuf.message import DecodeError
 
 from lessor.api.proto import rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.server.loop.core import Core, StreamCall
 from lessor.state.lease import Lease
 from lessor.state.lease_replies import renewed_fields
 
-# Requests remembered over all streams, about 300 bytes each; on overflow all are forgotten and learnt again, unless
-# more leases than that are alive: then the others go without, which costs a microsecond.
-REMEMBERED_MAX = 65_536
-# Requests that are longer are not remembered: a tag and a number of ten bytes are all that one needs.
-REMEMBERED_BYTES_MAX = 11
+REMEMBERED_MAX = limits.KEEPALIVES_REMEMBERED_MAX
+REMEMBERED_BYTES_MAX = limits.KEEPALIVE_REMEMBERED_BYTES_MAX
 
 
 class KeepAlive:

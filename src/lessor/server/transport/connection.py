@@ -28,7 +28,7 @@ from lessor.server.transport.h2_session import H2Session
 from lessor.server.transport.http_calls import answer
 from lessor.wire import sniff
 
-LINGER_S = 1.0
+LINGER_S = limits.CONNECTION_LINGER_S
 
 
 class Session(Protocol):
