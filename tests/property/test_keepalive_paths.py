@@ -61,7 +61,7 @@ class Pair:
         self.stream = KeepAlive(cast(Core, core), cast(StreamCall, self.wire))
         self.expected: list[Any] = []
         self.needs: list[int] = []  # the batch that each reply has to wait for
-        self.untold: list[tuple[int, Lease]] = []  # renewals whose reply waits, with the batch
+        self.unanswered: list[tuple[int, Lease]] = []  # renewals whose reply waits, with the batch
 
     def both(self, request: Any) -> None:
         for machine in (self.machine, self.twin):
@@ -80,7 +80,7 @@ class Pair:
             newest = max(newest, need, self.needs[-1] if self.needs else 0)
             self.needs.append(newest)
             if lease is not None and newest > self.gate.durable:
-                self.untold.append((newest, lease))
+                self.unanswered.append((newest, lease))
         self.stream.on_messages([rpc_pb2.LeaseKeepAliveRequest(ID=i).SerializeToString() for i in ids])
 
     def commit(self) -> None:
@@ -88,9 +88,9 @@ class Pair:
             batch = machine.journal.seal(self.now_s)
             machine.leases.acknowledged(batch.leases_touched, self.now_s)
         # A promise counts from its reply, so those that waited behind another's batch count from now as well.
-        told = [lease for need, lease in self.untold if need <= batch.number]
-        self.untold = [(need, lease) for need, lease in self.untold if need > batch.number]
-        self.twin.leases.acknowledged(told, self.now_s)
+        answered = [lease for need, lease in self.unanswered if need <= batch.number]
+        self.unanswered = [(need, lease) for need, lease in self.unanswered if need > batch.number]
+        self.twin.leases.acknowledged(answered, self.now_s)
         self.gate.committed(batch.number)
 
     def check(self) -> None:

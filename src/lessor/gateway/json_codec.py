@@ -263,7 +263,7 @@ def decode(message_class: type[M], body: bytes) -> M:
     try:
         arguments = _arguments(message_class.DESCRIPTOR, value, 1)
     except FaultError as fault_inside:
-        raise EtcdError(Code.INVALID_ARGUMENT, _told(fault_inside, text)) from None
+        raise EtcdError(Code.INVALID_ARGUMENT, _message_of(fault_inside, text)) from None
     return message_class(**arguments)
 
 
@@ -275,9 +275,9 @@ def _begins_with_a_value(text: str) -> bool:
     return True
 
 
-def _told(fault: FaultError, text: str) -> str:
+def _message_of(fault: FaultError, text: str) -> str:
     try:
-        return fault.told(text)
+        return fault.message(text)
     except RecursionError:  # it could be read from here, but not from a little further in
         return "proto: syntax error: exceeded max depth"
 

@@ -49,7 +49,7 @@ class FaultError(Exception):
         self.of_name = of_name
         self.path: list[str | int] = []
 
-    def told(self, source: str) -> str:
+    def message(self, source: str) -> str:
         """The error's text, given the body, which is sound JSON and begins without white space."""
         at = _place_of(source, self.path[::-1], self.of_name)
         shown = ""

@@ -71,7 +71,7 @@ class ExpiryQueue:
             self._stale -= 1
         return None
 
-    def take_due(self, now: float, leases_max: int) -> list[Lease]:
+    def take_due(self, now_s: float, leases_max: int) -> list[Lease]:
         """Removes and returns leases whose deadline has come, earliest deadline first, at most `leases_max`.
 
         It may return fewer, even none, while more are due: putting back the entries of renewed leases is capped as
@@ -82,7 +82,7 @@ class ExpiryQueue:
         budget = leases_max * _REQUEUE_PER_LEASE
         while entries and len(due) < leases_max and budget > 0:
             when, _, lease = entries[0]
-            if when > now:
+            if when > now_s:
                 break
             budget -= 1
             if lease.ended:

@@ -202,7 +202,7 @@ class Journal:
         self._dead += dead
         self.newest_with_rows = self.number
 
-    def collect(self, dead: list[tuple[int, int]]) -> None:
+    def note_dead(self, dead: list[tuple[int, int]]) -> None:
         """Notes event rows that an earlier compaction made superfluous and that are still on disk."""
         self._dead += dead
 

@@ -26,15 +26,15 @@ REVOKED: Final = leases_pb2.LeaseEvent.REVOKED
 class LeaseEvents:
     """Who watches, and what they have not been told yet."""
 
-    __slots__ = ("told", "watchers")
+    __slots__ = ("pending", "watchers")
 
     def __init__(self) -> None:
         self.watchers: set[Any] = set()  # the server's streams
-        self.told: list[leases_pb2.LeaseEvent] = []
+        self.pending: list[leases_pb2.LeaseEvent] = []
 
-    def tell(self, kind: leases_pb2.LeaseEvent.Type, lease: Lease, deleted: int = 0, revision: int = 0) -> None:
+    def add(self, kind: leases_pb2.LeaseEvent.Type, lease: Lease, deleted: int = 0, revision: int = 0) -> None:
         """Adds an event. `deleted`: how many keys the end took, in `revision`."""
-        self.told.append(
+        self.pending.append(
             leases_pb2.LeaseEvent(
                 type=kind, ID=lease.id, TTL=lease.ttl_s, key_count=deleted, revision=revision if deleted else 0
             )
@@ -42,5 +42,5 @@ class LeaseEvents:
 
     def take(self, header: rpc_pb2.ResponseHeader) -> tuple[list[Any], bytes]:
         """The watchers, and the encoded response with all that is to be told them."""
-        told, self.told = self.told, []
-        return list(self.watchers), leases_pb2.LeaseWatchResponse(header=header, events=told).SerializeToString()
+        pending, self.pending = self.pending, []
+        return list(self.watchers), leases_pb2.LeaseWatchResponse(header=header, events=pending).SerializeToString()

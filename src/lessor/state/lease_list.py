@@ -114,14 +114,14 @@ class LeaseList:
             raise errors.INVALID_PAGE_TOKEN.error()
         return rank, lease_id
 
-    def step(self, now: float, work_max: int = limits.LEASE_LIST_STEP) -> bool:
+    def step(self, now_s: float, work_max: int = limits.LEASE_LIST_STEP) -> bool:
         """Does a piece of the work; returns whether that was all. Raises what `may_read` does."""
         work = 0
         if self._chosen is None:
             if self._rest is None:
                 self._rest = iter(list(self._leases))
             leases, work = self._next(work_max)
-            self._place(leases, float("inf") if self._remaining_s_max is None else now + self._remaining_s_max)
+            self._place(leases, float("inf") if self._remaining_s_max is None else now_s + self._remaining_s_max)
             if work >= work_max:
                 return False
             self._cut()
@@ -131,7 +131,7 @@ class LeaseList:
                 self._more = True
                 break
             self._last = rank, lease_id
-            self._add(lease, now)
+            self._add(lease, now_s)
             work += 1 + len(lease.keys) if self._keys_limit else 1
             if work >= work_max:
                 return False
@@ -183,8 +183,8 @@ class LeaseList:
         if len(found) == self._limit:
             self._worst = found[-1][:2]
 
-    def _add(self, lease: Lease, now: float) -> None:
-        left_ms = max(int((lease.deadline_s - now) * 1000), 0)
+    def _add(self, lease: Lease, now_s: float) -> None:
+        left_ms = max(int((lease.deadline_s - now_s) * 1000), 0)
         item = self._page.leases.add(ID=lease.id, TTL=lease.ttl_s, remaining_ms=left_ms, key_count=len(lease.keys))
         self._shown.append(lease)
         for key in nsmallest(self._keys_limit, lease.keys):

@@ -26,14 +26,14 @@ def renewed_fields(lease_id: int, lease: Lease | None) -> bytes:
 
 
 def time_to_live_reply(
-    header: bytes, lessor: Lessor, lease_id: int, now: float, *, with_keys: bool
+    header: bytes, lessor: Lessor, lease_id: int, now_s: float, *, with_keys: bool
 ) -> bytes | Iterator[bytes]:
     """Of a lease that is gone: a TTL of -1. Cost: k log k for k keys that are shown."""
     reply = header + number_field(b"\x10", lease_id)
     lease = lessor.get(lease_id)
     if lease is None:
         return reply + b"\x18" + varint(-1)
-    reply += number_field(b"\x18", lessor.remaining_s(lease, now)) + b"\x20" + varint(lease.ttl_s)
+    reply += number_field(b"\x18", lessor.remaining_s(lease, now_s)) + b"\x20" + varint(lease.ttl_s)
     if with_keys and lease.keys:
         return in_pieces(reply, sorted(lease.keys), _keys_field)
     return reply

@@ -67,7 +67,7 @@ class Lessor:
     def get(self, lease_id: int) -> Lease | None:
         return self._leases.get(lease_id)
 
-    def grant(self, lease_id: int, ttl_s: int, now: float) -> Lease:
+    def grant(self, lease_id: int, ttl_s: int, now_s: float) -> Lease:
         """Makes a lease. `lease_id` 0: the lessor chooses a free positive one. Cost: O(log n) at worst.
 
         Raises LEASE_TTL_TOO_LARGE above limits.LEASE_TTL_S_MAX, LEASE_EXISTS for an id that lives.
@@ -80,7 +80,7 @@ class Lessor:
             raise errors.LEASE_EXISTS.error()
         if ttl_s < self.min_ttl_s:
             ttl_s = self.min_ttl_s
-        deadline_s = now + ttl_s
+        deadline_s = now_s + ttl_s
         journal = self._journal
         lease = Lease(lease_id, ttl_s, deadline_s, deadline_s, journal.number)
         self._leases[lease_id] = lease
@@ -95,7 +95,7 @@ class Lessor:
         self._next_id = (candidate + 1) & _ID_MASK
         return candidate
 
-    def renew(self, lease_id: int, now: float) -> Lease | None:
+    def renew(self, lease_id: int, now_s: float) -> Lease | None:
         """Starts the lease's full TTL anew; None when no such lease lives. Cost: O(1).
 
         The reply may leave when batch `lease.batch` is durable.
@@ -103,7 +103,7 @@ class Lessor:
         lease = self._leases.get(lease_id)
         if lease is None:
             return None
-        deadline_s = now + lease.ttl_s
+        deadline_s = now_s + lease.ttl_s
         if deadline_s > lease.deadline_s:
             lease.deadline_s = deadline_s
             saved_deadline_s = lease.saved_deadline_s
@@ -133,12 +133,12 @@ class Lessor:
         self.end(lease)
         return lease
 
-    def expire(self, now: float, leases_max: int) -> list[Lease]:
+    def expire(self, now_s: float, leases_max: int) -> list[Lease]:
         """Ends leases that are due, earliest deadline first; their keys are the caller's to delete, lease by lease.
 
         See `ExpiryQueue.take_due` for how many.
         """
-        due = self._queue.take_due(now, leases_max)
+        due = self._queue.take_due(now_s, leases_max)
         leases = self._leases
         journal = self._journal
         for lease in due:
@@ -166,18 +166,18 @@ class Lessor:
         if lease is not None and isinstance(lease.keys, set):
             lease.keys.discard(key)
 
-    def remaining_s(self, lease: Lease, now: float) -> int:
+    def remaining_s(self, lease: Lease, now_s: float) -> int:
         """Whole seconds until the deadline, cut towards zero; negative when overdue by a second or more."""
-        return int(lease.deadline_s - now)
+        return int(lease.deadline_s - now_s)
 
     def by_deadline(self) -> list[Lease]:
         """All live leases, soonest deadline first. Cost: O(n log n)."""
         return sorted(self._leases.values(), key=_deadline)
 
-    def acknowledged(self, leases: Iterable[Lease], now: float) -> None:
+    def acknowledged(self, leases: Iterable[Lease], now_s: float) -> None:
         """Counts the promise of grants and renewals from now: their replies leave at this moment, not before."""
         for lease in leases:
-            deadline_s = now + lease.ttl_s
+            deadline_s = now_s + lease.ttl_s
             if deadline_s > lease.deadline_s:
                 lease.deadline_s = deadline_s
                 # A slow commit. The boot rules cover a little; for more the row must follow, in the next batch at the

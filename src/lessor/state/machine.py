@@ -169,7 +169,7 @@ class StateMachine:
 
     def _headed(self, handler: Callable[[Any], bytes]) -> Handler:
         """The handler of a request that touches neither keys nor leases."""
-        return lambda request, now: self.header_field() + handler(request)
+        return lambda request, now_s: self.header_field() + handler(request)
 
     def header(self) -> rpc_pb2.ResponseHeader:
         """A reply header as of now."""
@@ -190,20 +190,20 @@ class StateMachine:
             self._header_field = self._header_encoder.field(revision)
         return self._header_field
 
-    def apply(self, request: Message, now: float) -> Message:
+    def apply(self, request: Message, now_s: float) -> Message:
         """Carries out a request; returns its reply. `now`: seconds on the data's clock.
 
         Raises EtcdError, with nothing done, for what etcd refuses; TypeError for a request that is none of ours.
         """
-        encoded = self.apply_encoded(request, now)
+        encoded = self.apply_encoded(request, now_s)
         return _RESPONSES[type(request)].FromString(encoded)
 
-    def apply_encoded(self, request: Message, now: float) -> bytes:
+    def apply_encoded(self, request: Message, now_s: float) -> bytes:
         """Like `apply`, but returns the reply encoded: the form in which it leaves."""
-        reply = self.apply_in_pieces(request, now)
+        reply = self.apply_in_pieces(request, now_s)
         return reply if isinstance(reply, bytes) else b"".join(reply)
 
-    def apply_in_pieces(self, request: Message, now: float) -> bytes | Iterator[bytes]:
+    def apply_in_pieces(self, request: Message, now_s: float) -> bytes | Iterator[bytes]:
         """Like `apply_encoded`, but what has many parts is encoded while the pieces are asked for.
 
         All of it happens now, and what the reply shows is the state of now; a piece takes some milliseconds.
@@ -211,7 +211,7 @@ class StateMachine:
         handler = self._handlers.get(type(request))
         if handler is None:
             raise TypeError(f"the state machine does not serve {type(request).__name__}")
-        return handler(request, now)
+        return handler(request, now_s)
 
     def check_form(self, request: Message) -> None:
         """Raises what is wrong with a write by itself, whatever the state; changes nothing."""
@@ -251,7 +251,7 @@ class StateMachine:
         """Lets go of a watcher of grants and ends; nothing happens when there is no such watcher."""
         self.lease_events.watchers.discard(watcher)
 
-    def expire(self, now: float, leases_max: int) -> int:
+    def expire(self, now_s: float, leases_max: int) -> int:
         """Ends leases that are due, earliest deadline first, each with its keys in a revision of its own.
 
         Returns how many ended: at most `leases_max`, and perhaps fewer while more are due - then `next_deadline` is not
@@ -259,19 +259,19 @@ class StateMachine:
         """
         if self.corrupt:
             return 0
-        ended = self.leases.expire(now, leases_max)
+        ended = self.leases.expire(now_s, leases_max)
         watched = self.lease_events.watchers
         for lease in ended:
             deleted = self._delete_keys(lease) if lease.keys else 0
             if watched:
-                self.lease_events.tell(EXPIRED, lease, deleted, self.store.revision)
+                self.lease_events.add(EXPIRED, lease, deleted, self.store.revision)
         return len(ended)
 
     def next_deadline(self) -> float | None:
         """When to call `expire` next: never later than the earliest true deadline; None when no lease is to end."""
         return None if self.corrupt else self.leases.next_deadline()
 
-    def checkpoint(self, now: float) -> None:
+    def checkpoint(self, now_s: float) -> None:
         """For an orderly stop: saves exact deadlines and marks the batch as the last of a clean run.
 
         `now` is not needed for that, deadlines being absolute, but the caller's next act is to seal with it.
@@ -298,12 +298,12 @@ class StateMachine:
             events = store.newest_events(changes)
             hub.notify(store.revision, events, [store.previous_of(event) for event in events])
 
-    def _range(self, request: rpc_pb2.RangeRequest, now: float) -> bytes | Iterator[bytes]:
+    def _range(self, request: rpc_pb2.RangeRequest, now_s: float) -> bytes | Iterator[bytes]:
         kv.check_range(request)
         kv.verify_range_alone(self.store, request)
         return kv.range_in_pieces(self.store, request, self.header_field())
 
-    def _put(self, request: rpc_pb2.PutRequest, now: float) -> bytes:
+    def _put(self, request: rpc_pb2.PutRequest, now_s: float) -> bytes:
         put = kv.read_put(request)
         if self.corrupt or self.no_space:
             raise self._refusal()
@@ -312,7 +312,7 @@ class StateMachine:
         self._finish()
         return self.header_field() + rest
 
-    def _delete_range(self, request: rpc_pb2.DeleteRangeRequest, now: float) -> bytes:
+    def _delete_range(self, request: rpc_pb2.DeleteRangeRequest, now_s: float) -> bytes:
         kv.check_delete(request)
         if self.corrupt:
             raise errors.CORRUPT.error()
@@ -320,7 +320,7 @@ class StateMachine:
         self._finish()
         return self.header_field() + rest
 
-    def _txn(self, request: rpc_pb2.TxnRequest, now: float) -> bytes:
+    def _txn(self, request: rpc_pb2.TxnRequest, now_s: float) -> bytes:
         node = txn.read_txn(request, self._max_txn_ops)
         if self.corrupt and txn.may_write(node):
             raise errors.CORRUPT.error()
@@ -335,7 +335,7 @@ class StateMachine:
         self._finish()
         return self.header_field() + rest
 
-    def _compact(self, request: rpc_pb2.CompactionRequest, now: float) -> bytes:
+    def _compact(self, request: rpc_pb2.CompactionRequest, now_s: float) -> bytes:
         if self.corrupt:
             raise errors.CORRUPT.error()
         store = self.store
@@ -354,24 +354,24 @@ class StateMachine:
         """What a write is told that both alarms stop: CORRUPT is the graver one."""
         return (errors.CORRUPT if self.corrupt else errors.NO_SPACE).error()
 
-    def _grant(self, request: rpc_pb2.LeaseGrantRequest, now: float) -> bytes:
+    def _grant(self, request: rpc_pb2.LeaseGrantRequest, now_s: float) -> bytes:
         if self.corrupt or self.no_space:
             raise self._refusal()
-        lease = self.leases.grant(request.ID, request.TTL, now)
+        lease = self.leases.grant(request.ID, request.TTL, now_s)
         self.granted[min((lease.ttl_s - 1).bit_length(), TTL_BITS_MAX + 1)] += 1
         self.granted_ttl_s += lease.ttl_s
         if self.lease_events.watchers:
-            self.lease_events.tell(GRANTED, lease)
+            self.lease_events.add(GRANTED, lease)
         return self.header_field() + granted_fields(lease)
 
-    def _revoke(self, request: rpc_pb2.LeaseRevokeRequest, now: float) -> bytes:
+    def _revoke(self, request: rpc_pb2.LeaseRevokeRequest, now_s: float) -> bytes:
         if self.corrupt:
             raise errors.CORRUPT.error()
         lease = self.leases.revoke(request.ID)
         self.revoked += 1
         deleted = self._delete_keys(lease) if lease.keys else 0
         if self.lease_events.watchers:
-            self.lease_events.tell(REVOKED, lease, deleted, self.store.revision)
+            self.lease_events.add(REVOKED, lease, deleted, self.store.revision)
         return self.header_field()
 
     def _delete_keys(self, lease: Lease) -> int:
@@ -384,19 +384,19 @@ class StateMachine:
         self._finish()
         return len(keys)
 
-    def _keep_alive(self, request: rpc_pb2.LeaseKeepAliveRequest, now: float) -> bytes:
+    def _keep_alive(self, request: rpc_pb2.LeaseKeepAliveRequest, now_s: float) -> bytes:
         lease_id = request.ID
-        return self.header_field() + renewed_fields(lease_id, self.leases.renew(lease_id, now))
+        return self.header_field() + renewed_fields(lease_id, self.leases.renew(lease_id, now_s))
 
-    def _time_to_live(self, request: rpc_pb2.LeaseTimeToLiveRequest, now: float) -> bytes | Iterator[bytes]:
-        return time_to_live_reply(self.header_field(), self.leases, request.ID, now, with_keys=request.keys)
+    def _time_to_live(self, request: rpc_pb2.LeaseTimeToLiveRequest, now_s: float) -> bytes | Iterator[bytes]:
+        return time_to_live_reply(self.header_field(), self.leases, request.ID, now_s, with_keys=request.keys)
 
-    def _leases(self, request: rpc_pb2.LeaseLeasesRequest, now: float) -> bytes | Iterator[bytes]:
+    def _leases(self, request: rpc_pb2.LeaseLeasesRequest, now_s: float) -> bytes | Iterator[bytes]:
         return leases_reply(self.header_field(), self.leases)
 
     # --- alarms -------------------------------------------------------------------------------------------------
 
-    def _alarm(self, request: rpc_pb2.AlarmRequest, now: float) -> bytes:
+    def _alarm(self, request: rpc_pb2.AlarmRequest, now_s: float) -> bytes:
         member_id = request.memberID
         kind = cast(int, request.alarm)
         shown: list[tuple[int, int]] = []

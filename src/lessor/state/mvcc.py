@@ -153,7 +153,7 @@ class Store:
         "puts",
         "ranges",
         "revision",
-        "superfluous",
+        "unswept",
     )
 
     def __init__(self, journal: Journal, lessor: Lessor) -> None:
@@ -171,7 +171,7 @@ class Store:
         self.put_bytes = 0  # of keys and values
         self.revision = FIRST_REVISION
         self.compact_revision = NOTHING_COMPACTED
-        self.superfluous = 0  # events, the oldest unswept ones, that a compaction gave up and `sweep` is to take
+        self.unswept = 0  # events, the oldest unswept ones, that a compaction gave up and `sweep` is to take
         self.get = (
             self._live.get
         )  # key -> newest version, None when the key does not exist; changes of the open write count
@@ -343,12 +343,12 @@ class Store:
         Readers see that at once. What is given up leaves memory by `sweep`. Cost: the events of `revision` itself.
         """
         self.compact_revision = revision
-        self._journal.compact(revision, self._give_up(revision))
+        self._journal.compact(revision, self._mark_dead(revision))
 
-    def _give_up(self, revision: int) -> list[tuple[int, int]]:
+    def _mark_dead(self, revision: int) -> list[tuple[int, int]]:
         """Leaves what lies before `revision` to `sweep`; of its own changes keeps the last of each key.
 
-        Returns the rows that this makes superfluous.
+        Returns the rows that this makes unswept.
         """
         log = self._log
         begin, end = self.log_position(revision), self.log_position(revision + 1)
@@ -357,24 +357,24 @@ class Store:
         dead = self._cut(own, revision)
         if superseded:
             log[begin:end] = [event for event in own if event not in superseded]
-        self.superfluous = begin - self._swept
+        self.unswept = begin - self._swept
         return dead
 
     def sweep(self, events_max: int) -> None:
         """Takes the oldest superfluous events out of memory, at most `events_max`, and notes the rows of theirs.
 
-        Call it while there are `superfluous` ones. In between, too, all that can be read is what can be read after the
+        Call it while there are `unswept` ones. In between, too, all that can be read is what can be read after the
         last call. Cost: 0.2 us an event, 4 us a tombstone.
         """
-        count = min(events_max, self.superfluous)
+        count = min(events_max, self.unswept)
         events = self._log[self._swept : self._swept + count]
         self._swept += count
-        self.superfluous -= count
+        self.unswept -= count
         # Taking some off the front moves all the rest.
-        if not self.superfluous or self._swept * 8 > len(self._log):
+        if not self.unswept or self._swept * 8 > len(self._log):
             del self._log[: self._swept]
             self._swept = 0
-        self._journal.collect(self._cut(events, self.compact_revision))
+        self._journal.note_dead(self._cut(events, self.compact_revision))
 
     def _cut(self, events: Iterable[Event], revision: int) -> list[tuple[int, int]]:
         """Cuts the links that compaction at `revision` ends. The events, in order, are of that revision or older.
@@ -424,8 +424,8 @@ class Store:
         self.compact_revision = compact_revision
         self.revision = max(FIRST_REVISION, compact_revision, log[-1].mod_revision if log else 0)
         if compact_revision != NOTHING_COMPACTED:
-            self._journal.collect(self._give_up(compact_revision))
-            self.sweep(self.superfluous)
+            self._journal.note_dead(self._mark_dead(compact_revision))
+            self.sweep(self.unswept)
 
     def attach_loaded(self) -> None:
         """Hangs each key on its lease."""

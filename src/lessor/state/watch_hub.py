@@ -37,7 +37,7 @@ NO_PUT: Final = 0  # WatchCreateRequest.FilterType
 NO_DELETE: Final = 1
 
 # What a watcher is told of: the event, and the version before it where it asked for that and it is retained.
-Told = tuple[Event, Event | None]
+Change = tuple[Event, Event | None]
 
 
 class CompactedError(Exception):
@@ -113,7 +113,7 @@ class Changes:
 
     __slots__ = ("_fields", "events", "revision")
 
-    def __init__(self, revision: int, events: list[Told]) -> None:
+    def __init__(self, revision: int, events: list[Change]) -> None:
         self.revision = revision
         self.events = events
         self._fields: bytes | None = None
@@ -137,8 +137,8 @@ class Publication(NamedTuple):
     at_once: bool = False
 
 
-def _changes(revision: int, told: list[Told], prev_kv: bool) -> Changes:
-    return Changes(revision, told if prev_kv else [(event, None) for event, _ in told])
+def _changes(revision: int, changes: list[Change], prev_kv: bool) -> Changes:
+    return Changes(revision, changes if prev_kv else [(event, None) for event, _ in changes])
 
 
 def watch_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
@@ -182,10 +182,10 @@ class WatchHub:
 
     def add(self, watcher: Watcher) -> None:
         """Takes in a watcher. One that starts in the past is `lagging` afterwards and has to be replayed."""
-        now = self._store.revision
+        newest = self._store.revision
         if watcher.next_revision == 0:
-            watcher.next_revision = now + 1
-        watcher.lagging = watcher.next_revision <= now
+            watcher.next_revision = newest + 1
+        watcher.lagging = watcher.next_revision <= newest
         self._place(watcher, create=True)[watcher] = None
         self._count += 1
 
@@ -230,23 +230,23 @@ class WatchHub:
 
         Cost: the events and the watchers that they match; many watchers in one place share one list of events.
         """
-        told: dict[int, tuple[Iterable[Watcher], list[Told]]] = {}  # by the identity of the place, or the watcher
+        found: dict[int, tuple[Iterable[Watcher], list[Change]]] = {}  # by the identity of the place, or the watcher
         by_key, by_prefix, ranges = self._by_key, self._by_prefix, self._ranges
         for event, before in zip(events, previous, strict=True):
             key = event.key
             if by_key and key in by_key:
                 place = by_key[key]
-                told.setdefault(id(place), (place, []))[1].append((event, before))
+                found.setdefault(id(place), (place, []))[1].append((event, before))
             for length, prefixes in by_prefix.items():
-                if (found := prefixes.get(key[:length])) is not None:
-                    told.setdefault(id(found), (found, []))[1].append((event, before))
+                if (prefixed := prefixes.get(key[:length])) is not None:
+                    found.setdefault(id(prefixed), (prefixed, []))[1].append((event, before))
             for watcher in ranges:
                 if watcher.covers(key):
-                    told.setdefault(id(watcher), ((watcher,), []))[1].append((event, before))
-        for watchers, tellings in told.values():
-            self._publish(revision, watchers, tellings)
+                    found.setdefault(id(watcher), ((watcher,), []))[1].append((event, before))
+        for watchers, changes in found.values():
+            self._publish(revision, watchers, changes)
 
-    def _publish(self, revision: int, watchers: Iterable[Watcher], told: list[Told]) -> None:
+    def _publish(self, revision: int, watchers: Iterable[Watcher], matching: list[Change]) -> None:
         """Tells the live ones of these watchers, of which each covers all of the events."""
         following = revision + 1
         by_owner: tuple[dict[Any, list[Watcher]], ...] = ({}, {})  # without prev_kv, with it
@@ -255,7 +255,7 @@ class WatchHub:
                 continue
             owner = watcher.owner
             if watcher.filters or watcher.at_once:
-                wanted = [each for each in told if watcher.wants(each[0])]
+                wanted = [each for each in matching if watcher.wants(each[0])]
                 if not wanted:
                     continue
                 changes = _changes(revision, wanted, watcher.prev_kv)
@@ -269,7 +269,7 @@ class WatchHub:
             watcher.next_revision = following
         for prev_kv, audience in enumerate(by_owner):
             if audience:
-                self.outbox.append(Publication(audience, _changes(revision, told, bool(prev_kv))))
+                self.outbox.append(Publication(audience, _changes(revision, matching, bool(prev_kv))))
 
     def take_outbox(self) -> list[Publication]:
         """Empties the outbox into the caller's hands."""
@@ -290,7 +290,7 @@ class WatchHub:
         upto_revision: int,
         revisions_max: int,
         bytes_max: int = limits.WATCH_REPLAY_BYTES_MAX,
-    ) -> list[Told]:
+    ) -> list[Change]:
         """The next events for a lagging watcher, up to a revision, of at most `revisions_max` revisions.
 
         They are whole revisions, of at most `bytes_max` bytes of keys and values, prev_kv counted; but at least one
@@ -311,10 +311,10 @@ class WatchHub:
         if events is None:
             events, following = self._from_log(watcher, first, upto_revision)
         previous_of = store.previous_of if watcher.prev_kv else None
-        told, following = _first_revisions(events, following, previous_of, revisions_max, bytes_max)
+        changes, following = _first_revisions(events, following, previous_of, revisions_max, bytes_max)
         watcher.next_revision = max(first, following)
         watcher.lagging = watcher.next_revision <= store.revision
-        return told
+        return changes
 
     def _from_versions(self, watcher: Watcher, first: int, last: int) -> list[Event] | None:
         """Matching events of [first, last] by way of the keys; None when that is the longer way."""
@@ -367,12 +367,12 @@ def _first_revisions(
     previous_of: Callable[[Event], Event | None] | None,
     revisions_max: int,
     bytes_max: int,
-) -> tuple[list[Told], int]:
+) -> tuple[list[Change], int]:
     """Cuts events, which are in order, between revisions, before there are too many; but never before the second one.
 
     Returns them as they are told, and the revision to go on with.
     """
-    told: list[Told] = []
+    changes: list[Change] = []
     revisions = 0
     revision = -1
     begin = 0  # where the revision begins in `told`
@@ -381,15 +381,15 @@ def _first_revisions(
         if event.mod_revision != revision:
             revision = event.mod_revision
             if revisions == revisions_max:
-                return told, revision
+                return changes, revision
             revisions += 1
-            begin = len(told)
+            begin = len(changes)
         previous = previous_of(event) if previous_of is not None else None
         size += _size(event) if previous is None else _size(event) + _size(previous)
         if size > bytes_max and begin:
-            return told[:begin], revision
-        told.append((event, previous))
-    return told, following
+            return changes[:begin], revision
+        changes.append((event, previous))
+    return changes, following
 
 
 def _size(event: Event) -> int:

@@ -247,7 +247,7 @@ class Turn:
                 else:
                     self.gate.hold(batch, _AUDIENCE, publication)
         lease_events = self.machine.lease_events
-        if lease_events.told:
+        if lease_events.pending:
             payload = lease_events.take(self.machine.header())
             self.gate.hold(self.machine.journal.newest_with_rows, _LEASE_AUDIENCE, payload)
 
@@ -281,7 +281,7 @@ class Turn:
 
     def _must_name_dead(self) -> bool:
         """Whether a compaction is through in memory and has left rows to be deleted."""
-        return self.machine.journal.names_dead and not self.machine.store.superfluous
+        return self.machine.journal.names_dead and not self.machine.store.unswept
 
     def _committed(self, batch: Batch) -> None:
         """The batch is on disk: the promises in it begin to count now, and what waited for it leaves."""
@@ -321,7 +321,7 @@ class Turn:
     def _sweep(self) -> None:
         """Takes some of what a compaction gave up out of memory, and asks for a turn to go on in, or to seal in."""
         store = self.machine.store
-        if store.superfluous and not self._halted:
+        if store.unswept and not self._halted:
             store.sweep(limits.SWEEP_EVENTS_MAX)
             self.schedule()
 
