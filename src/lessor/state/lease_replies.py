@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replies about leases, as bytes: what follows the header.
+"""Replies about leases, as bytes.
 
 Law: nothing here changes a lease or raises.
 
@@ -16,11 +16,12 @@ from lessor.state.leases import Lessor
 
 
 def granted_fields(lease: Lease) -> bytes:
+    """The fields after the header in the reply to a grant."""
     return b"\x10" + varint(lease.id) + b"\x18" + varint(lease.ttl_s)
 
 
 def renewed_fields(lease_id: int, lease: Lease | None) -> bytes:
-    """None: the lease is gone, and the reply has no TTL."""
+    """The fields after the header in the reply to a renewal. `lease` None: it is gone, and the reply has no TTL."""
     fields = number_field(b"\x10", lease_id)
     return fields if lease is None else fields + b"\x18" + varint(lease.ttl_s)
 
@@ -28,7 +29,7 @@ def renewed_fields(lease_id: int, lease: Lease | None) -> bytes:
 def time_to_live_reply(
     header: bytes, lessor: Lessor, lease_id: int, now_s: float, *, with_keys: bool
 ) -> bytes | Iterator[bytes]:
-    """Of a lease that is gone: a TTL of -1. Cost: k log k for k keys that are shown."""
+    """The reply to a LeaseTimeToLive. The TTL of a lease that is gone is -1. Cost: k log k for k keys shown."""
     reply = header + number_field(b"\x10", lease_id)
     lease = lessor.get(lease_id)
     if lease is None:

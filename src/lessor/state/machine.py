@@ -2,29 +2,28 @@
 """The state machine: every request about the data comes in here, and takes effect in one step.
 
 Laws
-- `apply` either does all of a request or raises `EtcdError` and has changed nothing, neither in memory nor in the
-  journal.
+- `apply` does all of a request, or raises `EtcdError` and has changed nothing, neither in memory nor in the journal.
 - A request takes effect at the instant of the call; its rows are in the journal's open batch when the call returns.
-  When to answer is the server's business.
-- A lease's end deletes its keys in one revision, in key order, in the same step; it moves no revision when it has no
-  keys.
-- Same requests, same `now`s: same state, same rows, same replies.
-- While a CORRUPT alarm is up nothing that was stored changes: writes are refused and leases do not end; renewals count.
+  The server decides when the reply leaves.
+- The end of a lease deletes its keys in one revision, in key order, in the same step. Without keys no revision moves.
+- The same requests at the same instants give the same state, the same rows and the same replies.
+- While a CORRUPT alarm is raised, no stored data changes: writes are refused and leases do not end; renewals count.
 
-What comes in where
-- Most requests: `apply`, `apply_encoded`, `apply_in_pieces`. Renewals in a stream: `renew`, which is the lessor's own.
-- What is not answered in one step: a list of leases by `list_leases`, a number over the data by `digest`; the server
-  takes their steps. A watch of keys comes in by `watch` and goes by `unwatch`, one of leases by `watch_leases` and
-  `unwatch_leases`; how a watcher catches up is between its stream and the hub.
-- No request, but changes the state or its rows: `expire`, `checkpoint` and `name_peer_urls` here;
-  `leases.acknowledged`, when replies leave; `store.sweep`, after a compaction; `journal.seal`, at the end of a turn.
+The ways in
+- Most requests: `apply`, `apply_encoded`, `apply_in_pieces`. Renewals in a stream: `renew`.
+- Requests that take many steps: `list_leases` begins a list of leases, `digest` the number of HashKV; the server takes
+  their steps.
+- Watches: `watch` and `unwatch` for keys, `watch_leases` and `unwatch_leases` for leases. A stream whose watcher lags
+  asks the hub for history.
+- These change the state or its rows without a request: `expire`, `checkpoint` and `name_peer_urls`;
+  `leases.acknowledged` when replies leave; `store.sweep` after a compaction; `journal.seal` at the end of a turn.
 
 Theory of operation. `apply_encoded` finds the handler by the type of the request and returns the encoded reply; `apply`
-parses that into the reply's class for callers who want to look at it. Replies are pasted together from bytes: the
-header, encoded once per revision, and the versions of keys, each encoded once.
+parses that into the reply's class. Replies are put together from bytes: the header, encoded once per revision, and the
+versions of keys, each encoded once.
 
 Does not do: request sizes, permissions (permissions.py, before a request comes here), sending (the hub only collects
-what watchers are to be sent), logging in, Status, snapshots, and the affairs of other members.
+events for watchers), logging in, Status, snapshots, requests about members.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from lessor.state.auth import Auth
 from lessor.state.digest import KvDigest
 from lessor.state.encode import HeaderEncoder, nested, number_field
 from lessor.state.journal import Journal
-from lessor.state.lease import Lease
+from lessor.state.lease import NO_KEYS, Lease
 from lessor.state.lease_events import EXPIRED, GRANTED, REVOKED, LeaseEvents
 from lessor.state.lease_list import LeaseList
 from lessor.state.lease_replies import granted_fields, leases_reply, renewed_fields, time_to_live_reply
@@ -58,7 +57,7 @@ _ALARM_GET: Final = 0
 _ALARM_ACTIVATE: Final = 1
 _ALARM_DEACTIVATE: Final = 2
 
-TTL_BITS_MAX: Final = 23  # TTLs up to 2^23 s are told apart in the metrics
+TTL_BITS_MAX: Final = 23  # the metrics distinguish TTLs up to 2^23 s
 
 Handler = Callable[[Any, float], bytes | Iterator[bytes]]
 
@@ -66,7 +65,7 @@ _RESPONSES: Final[dict[type[Message], type[Message]]] = {method.request: method.
 
 
 class Identity(NamedTuple):
-    """What the header of each reply says about who answers."""
+    """The server that answers, as the header of each reply names it."""
 
     cluster_id: int
     member_id: int
@@ -111,22 +110,22 @@ class StateMachine:
     ) -> None:
         """An empty store.
 
-        min_lease_ttl_s: shorter TTLs are raised to it. lease_id_seed: where the ids that the lessor chooses start; pick
-        it so that a restart does not meet ids that clients still hold. batch_number: of the first batch of rows.
+        min_lease_ttl_s: shorter TTLs are raised to it. lease_id_seed: where the ids that the lessor chooses start; a
+        restart should not meet ids that clients still hold. batch_number: of the first batch of rows.
         """
         self.identity = identity
         self.journal = Journal(batch_number)
         self.leases = Lessor(self.journal, min_ttl_s=min_lease_ttl_s, id_seed=lease_id_seed)
-        # (lease id, now) -> Lease | None: the lessor's own method, for renewals are what there is most of.
+        # (lease id, now_s) -> the lease, or None. The lessor's own method, because most requests are renewals.
         self.renew = self.leases.renew
         self.store = Store(self.journal, self.leases)
         self.hub = WatchHub(self.store)
         self.lease_events = LeaseEvents()
         self.auth = Auth(self.journal)
-        self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the active ones; change by requests only
-        self.no_space = False  # whether a NOSPACE alarm is active
-        self.corrupt = False  # whether a CORRUPT alarm is active
-        self.peer_urls: tuple[str, ...] = ()  # those that the member was given; change them by name_peer_urls
+        self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the raised ones; only requests change it
+        self.no_space = False  # whether a NOSPACE alarm is raised
+        self.corrupt = False  # whether a CORRUPT alarm is raised
+        self.peer_urls: tuple[str, ...] = ()  # those that the member was given; only name_peer_urls changes them
         # For the metrics: txns of several operations; leases revoked; leases granted, by the bits of their TTL less 1.
         self.txns = 0
         self.revoked = 0
@@ -159,7 +158,7 @@ class StateMachine:
 
     @property
     def compact_revision(self) -> int:
-        """Reads and watches below it are refused; -1 when nothing was compacted yet."""
+        """Reads and watches below it are refused. -1 when nothing was compacted yet."""
         return self.store.compact_revision
 
     @property
@@ -168,7 +167,7 @@ class StateMachine:
         return self._max_txn_ops
 
     def _headed(self, handler: Callable[[Any], bytes]) -> Handler:
-        """The handler of a request that touches neither keys nor leases."""
+        """The handler of a request about neither keys nor leases."""
         return lambda request, now_s: self.header_field() + handler(request)
 
     def header(self) -> rpc_pb2.ResponseHeader:
@@ -182,7 +181,7 @@ class StateMachine:
         )
 
     def header_field(self, revision: int | None = None) -> bytes:
-        """The encoded header as of `revision` or of now, as field 1 of whatever reply it opens."""
+        """The encoded header as of `revision`, or as of now: field 1 of each reply."""
         if revision is None:
             revision = self.store.revision
         if revision != self._header_revision:
@@ -191,22 +190,23 @@ class StateMachine:
         return self._header_field
 
     def apply(self, request: Message, now_s: float) -> Message:
-        """Carries out a request; returns its reply. `now`: seconds on the data's clock.
+        """Carries out a request; returns its reply. `now_s`: seconds on the data clock.
 
-        Raises EtcdError, with nothing done, for what etcd refuses; TypeError for a request that is none of ours.
+        Raises EtcdError, with nothing done, for a request that etcd refuses; TypeError for a type of request that is
+        not served here.
         """
         encoded = self.apply_encoded(request, now_s)
         return _RESPONSES[type(request)].FromString(encoded)
 
     def apply_encoded(self, request: Message, now_s: float) -> bytes:
-        """Like `apply`, but returns the reply encoded: the form in which it leaves."""
+        """Like `apply`, but returns the reply encoded, as it leaves."""
         reply = self.apply_in_pieces(request, now_s)
         return reply if isinstance(reply, bytes) else b"".join(reply)
 
     def apply_in_pieces(self, request: Message, now_s: float) -> bytes | Iterator[bytes]:
-        """Like `apply_encoded`, but what has many parts is encoded while the pieces are asked for.
+        """Like `apply_encoded`, but a reply of many parts is encoded piece by piece, while the caller takes the pieces.
 
-        All of it happens now, and what the reply shows is the state of now; a piece takes some milliseconds.
+        The request takes effect now, and the reply shows the state of now. A piece takes some milliseconds.
         """
         handler = self._handlers.get(type(request))
         if handler is None:
@@ -214,7 +214,7 @@ class StateMachine:
         return handler(request, now_s)
 
     def check_form(self, request: Message) -> None:
-        """Raises what is wrong with a write by itself, whatever the state; changes nothing."""
+        """Raises the EtcdError of a write that is wrong by itself, whatever the state; changes nothing."""
         if isinstance(request, rpc_pb2.PutRequest):
             kv.read_put(request)
         elif isinstance(request, rpc_pb2.DeleteRangeRequest):
@@ -236,26 +236,26 @@ class StateMachine:
         return KvDigest(self.store, revision)
 
     def watch(self, watcher: Watcher) -> None:
-        """Takes in a watcher of keys: see `WatchHub.add`."""
+        """Takes in a watcher of keys. See `WatchHub.add`."""
         self.hub.add(watcher)
 
     def unwatch(self, watcher: Watcher) -> None:
-        """Lets go of a watcher that was taken in: see `WatchHub.remove`."""
+        """Removes a watcher of keys. See `WatchHub.remove`."""
         self.hub.remove(watcher)
 
     def watch_leases(self, watcher: Any) -> None:
-        """Takes in a watcher of grants and ends. The events before this are taken first: see lease_events.py."""
+        """Takes in a watcher of grants and ends. Take the pending events first: see lease_events.py."""
         self.lease_events.watchers.add(watcher)
 
     def unwatch_leases(self, watcher: Any) -> None:
-        """Lets go of a watcher of grants and ends; nothing happens when there is no such watcher."""
+        """Removes a watcher of grants and ends. Does nothing when there is no such watcher."""
         self.lease_events.watchers.discard(watcher)
 
     def expire(self, now_s: float, leases_max: int) -> int:
         """Ends leases that are due, earliest deadline first, each with its keys in a revision of its own.
 
-        Returns how many ended: at most `leases_max`, and perhaps fewer while more are due - then `next_deadline` is not
-        in the future, and the caller should come back after serving others.
+        Returns how many ended: at most `leases_max`. It may be fewer while more are due; then `next_deadline` is not in
+        the future, and the caller should come back after it has served others.
         """
         if self.corrupt:
             return 0
@@ -272,15 +272,15 @@ class StateMachine:
         return None if self.corrupt else self.leases.next_deadline()
 
     def checkpoint(self, now_s: float) -> None:
-        """For an orderly stop: saves exact deadlines and marks the batch as the last of a clean run.
+        """For an orderly stop: saves exact deadlines and marks the batch as the last one.
 
-        `now` is not needed for that, deadlines being absolute, but the caller's next act is to seal with it.
+        `now_s` is not used, because deadlines are instants; the caller seals the batch with it next.
         """
         self.leases.checkpoint()
         self.journal.mark_clean()
 
     def state_for_alarm(self, member_id: int, alarm: int, active: bool) -> None:
-        """Takes in an alarm row at boot, without a row of its own."""
+        """Takes in an alarm row at boot; writes no row."""
         if active and alarm in _ALARMS:
             self.alarms.add((member_id, alarm))
         else:
@@ -291,7 +291,7 @@ class StateMachine:
     # --- KV -----------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """Ends a write, and leaves word with the hub."""
+        """Ends a write, and hands its events to the hub."""
         store, hub = self.store, self.hub
         changes = store.finish()
         if changes and len(hub):
@@ -345,13 +345,13 @@ class StateMachine:
         if revision > store.revision:
             raise errors.FUTURE_REVISION.error()
         store.compact(revision)
-        store.sweep(limits.SWEEP_EVENTS_MAX)  # mostly that is all; the server does the rest between turns
+        store.sweep(limits.SWEEP_EVENTS_MAX)  # mostly all of it; the server sweeps the rest, a part each turn
         return self.header_field()
 
     # --- leases -------------------------------------------------------------------------------------------------
 
     def _refusal(self) -> errors.EtcdError:
-        """What a write is told that both alarms stop: CORRUPT is the graver one."""
+        """The error of a write that either alarm stops: CORRUPT is the graver one."""
         return (errors.CORRUPT if self.corrupt else errors.NO_SPACE).error()
 
     def _grant(self, request: rpc_pb2.LeaseGrantRequest, now_s: float) -> bytes:
@@ -375,10 +375,10 @@ class StateMachine:
         return self.header_field()
 
     def _delete_keys(self, lease: Lease) -> int:
-        """Deletes what hung on an ended lease; returns how many keys. Cost: k log k for k keys."""
+        """Deletes the keys of an ended lease; returns how many. Cost: k log k for k keys."""
         keys = sorted(lease.keys)
         self.store.delete_all(keys)
-        lease.keys = frozenset()  # somebody may hold on to the lease for a while
+        lease.keys = NO_KEYS  # others may keep the lease object for a while
         self.store.deletes += len(keys)
         self.txns += len(keys) > 1
         self._finish()
@@ -403,7 +403,7 @@ class StateMachine:
         if request.action == _ALARM_GET:
             shown = sorted(alarm for alarm in self.alarms if kind in (_ALARM_NONE, alarm[1]))
         elif request.action == _ALARM_ACTIVATE:
-            if kind in _ALARMS:  # others would be kept, and nobody could name them
+            if kind in _ALARMS:  # an unknown kind would be kept, and no request could name it
                 shown = [(member_id, kind)]
                 self._set_alarm(member_id, kind, active=True)
         elif request.action == _ALARM_DEACTIVATE and (member_id, kind) in self.alarms:
@@ -415,7 +415,7 @@ class StateMachine:
         return self.header_field() + b"".join(alarms)
 
     def name_peer_urls(self, urls: tuple[str, ...]) -> None:
-        """From now on these are the member's URLs for peers. The caller has checked them."""
+        """Gives the member its URLs for peers. The caller has checked them."""
         self.peer_urls = urls
         self.journal.peer_urls(urls)
 
