@@ -167,7 +167,7 @@ def compact(count: int, clock: Clock) -> None:
         machine.apply_encoded(rpc_pb2.PutRequest(key=key_of(number % 1000), value=VALUE), 0.0)
     with clock.running():
         machine.apply_encoded(rpc_pb2.CompactionRequest(revision=machine.revision), 1.0)
-        machine.store.sweep(machine.store.superfluous)
+        machine.store.sweep(machine.store.unswept)
 
 
 def index_settle(count: int, clock: Clock, *, shuffled: bool) -> None:

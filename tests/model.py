@@ -104,7 +104,7 @@ class Model:
         if type(request) not in self._services:
             raise TypeError(f"the model does not know {type(request).__name__}")
         reply = self._services[type(request)](request, now)
-        # A reply tells the store's newest revision, also when the request asked about an old one.
+        # A reply names the store's newest revision, also when the request asked about an old one.
         reply.header.CopyFrom(self._header)
         reply.header.revision = self.revision
         return reply  # type: ignore[no-any-return]
@@ -119,17 +119,17 @@ class Model:
     def events_since(self, revision: int) -> list[Event]:
         """What a watch of all keys with prev_kv sees that starts at `revision` (at least 1): changes in order.
 
-        Raises EtcdError when that revision is compacted. The key's value before an event is not told where only a
+        Raises EtcdError when that revision is compacted. The key's value before an event is not shown where only a
         compacted revision still knew it.
         """
         if revision < self.compact_revision:
             raise errors.COMPACTED.error()
-        told = []
+        shown = []
         for main in range(revision, self.revision + 1):
             for event in self.history.get(main, []):
                 knows_before = event.HasField("prev_kv") and main - 1 >= self.compact_revision
-                told.append(Event(type=event.type, kv=event.kv, prev_kv=event.prev_kv if knows_before else None))
-        return told
+                shown.append(Event(type=event.type, kv=event.kv, prev_kv=event.prev_kv if knows_before else None))
+        return shown
 
     def attached_keys(self, lease_id: int) -> list[bytes]:
         """The keys that a lease holds, in byte order."""
@@ -292,16 +292,16 @@ class Model:
 
     def _alarm(self, request: rpc.AlarmRequest, now: float) -> rpc.AlarmResponse:
         alarm = (request.memberID, request.alarm)
-        told: list[tuple[int, rpc.AlarmType]] = []
+        shown: list[tuple[int, rpc.AlarmType]] = []
         if request.action == rpc.AlarmRequest.GET:
-            told = sorted(raised for raised in self.alarms if request.alarm in (rpc.NONE, raised[1]))
+            shown = sorted(raised for raised in self.alarms if request.alarm in (rpc.NONE, raised[1]))
         elif request.action == rpc.AlarmRequest.ACTIVATE and request.alarm != rpc.NONE:
             self.alarms.add(alarm)
-            told = [alarm]
+            shown = [alarm]
         elif request.action == rpc.AlarmRequest.DEACTIVATE and alarm in self.alarms:
             self.alarms.remove(alarm)
-            told = [alarm]
-        return rpc.AlarmResponse(alarms=[rpc.AlarmMember(memberID=member, alarm=kind) for member, kind in told])
+            shown = [alarm]
+        return rpc.AlarmResponse(alarms=[rpc.AlarmMember(memberID=member, alarm=kind) for member, kind in shown])
 
     def _check_space(self) -> None:
         """Out of space, what would add data is refused; whatever gives space back, and every read, goes on."""
@@ -320,7 +320,7 @@ class Draft:
 
     @property
     def revision(self) -> int:
-        """The revision that a reader inside the transaction is told: one more as soon as something changed."""
+        """The revision that a reader inside the transaction sees: one more as soon as something changed."""
         return self._model.revision + (1 if self.events else 0)
 
     def range(self, request: rpc.RangeRequest) -> rpc.RangeResponse:

@@ -313,7 +313,7 @@ EDGES: dict[str, Message] = {
     "nested put, nested delete": _txn(_txn(_PUT_A), _txn(rpc.DeleteRangeRequest(key=b"a"))),
     "nested delete, nested put": _txn(_txn(rpc.DeleteRangeRequest(key=b"a")), _txn(_PUT_A)),
     "put, nested delete": _txn(_PUT_A, _txn(rpc.DeleteRangeRequest(key=b"a"))),
-    # The first faulty operation is told, whatever its kind.
+    # The error names the first faulty operation, whatever its kind.
     "future range, faulty put": _txn(
         rpc.RangeRequest(key=b"a", revision=CURRENT + 9), rpc.PutRequest(key=b"a", lease=9)
     ),

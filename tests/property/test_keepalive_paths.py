@@ -20,7 +20,7 @@ from lessor.server.loop.release import Gate
 from lessor.server.observe.metrics import Metrics
 from lessor.server.services import keepalive
 from lessor.server.services.keepalive import Renewals
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 from lessor.state.machine import Identity, StateMachine
 
 IDS = (1, 127, 128, 2**40 + 5, -5, 2**63 - 1)
@@ -63,7 +63,7 @@ class Pair:
         self.stream = self.renewals.open(cast(Core, core), cast(StreamCall, self.wire))
         self.expected: list[Any] = []
         self.needs: list[int] = []  # the batch that each reply has to wait for
-        self.untold: list[tuple[int, Lease]] = []  # renewals whose reply waits, with the batch
+        self.unanswered: list[tuple[int, Lease]] = []  # renewals whose reply waits, with the batch
 
     def both(self, request: Any) -> None:
         for machine in (self.machine, self.twin):
@@ -82,7 +82,7 @@ class Pair:
             newest = max(newest, need, self.needs[-1] if self.needs else 0)
             self.needs.append(newest)
             if lease is not None and newest > self.gate.durable:
-                self.untold.append((newest, lease))
+                self.unanswered.append((newest, lease))
         self.stream.on_messages([rpc_pb2.LeaseKeepAliveRequest(ID=i).SerializeToString() for i in ids])
 
     def commit(self) -> None:
@@ -90,9 +90,9 @@ class Pair:
             batch = machine.journal.seal(self.now_s)
             machine.leases.acknowledged(batch.leases_touched, self.now_s)
         # A promise counts from its reply, so those that waited behind another's batch count from now as well.
-        acknowledged = [lease for need, lease in self.untold if need <= batch.number]
-        self.untold = [(need, lease) for need, lease in self.untold if need > batch.number]
-        self.twin.leases.acknowledged(acknowledged, self.now_s)
+        answered = [lease for need, lease in self.unanswered if need <= batch.number]
+        self.unanswered = [(need, lease) for need, lease in self.unanswered if need > batch.number]
+        self.twin.leases.acknowledged(answered, self.now_s)
         self.gate.committed(batch.number)
 
     def check(self) -> None:

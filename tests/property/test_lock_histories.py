@@ -163,9 +163,9 @@ class History:
                 assert waiter.call.outcome is None
                 assert (waiter.call.waiting is None) == waiter.cancelled
             elif waiter.call.outcome is not None:
-                told = "won" if waiter.call.error is None else waiter.call.error
-                assert told == waiter.expected
-        # One holder at a time: of the keys that exist at most one was told that it has the lock.
+                answer = "won" if waiter.call.error is None else waiter.call.error
+                assert answer == waiter.expected
+        # One holder at a time: of the keys that exist at most one was answered that it has the lock.
         held = {w.place for w in oracle.waiters if w.expected == "won" and oracle.places.get(w.key, (0,))[0] == w.place}
         assert len(held) <= 1
         assert oracle.wins == sorted(oracle.wins), "not first come, first served"

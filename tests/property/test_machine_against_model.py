@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state machine does what the model does: the same replies, errors, events and end state for any sequence.
 
-After each step the test compares the reply (or the error's code and text), what a watcher of all keys was told, and
+After each step the test compares the reply (or the error's code and text), what a watcher of all keys was sent, and
 when the next lease is due. After the last one it compares every readable revision, every lease with its keys and
 remaining time, and the history from each revision on.
 """
@@ -107,16 +107,16 @@ class Pair:
 
     def _compare_publications(self, first: int) -> None:
         revisions = []
-        told = []
+        sent = []
         for publication in self.machine.hub.take_outbox():
             changes = publication.changes
             revisions.append(changes.revision)
             events = [Event.FromString(event_bytes(event, previous)) for event, previous in changes.events]
             assert {event.kv.mod_revision for event in events} == {changes.revision}
-            told += [self.numbers.reply(event) for event in events]
-        assert revisions == list(range(first, self.model.revision + 1))  # each revision is told once, as a whole
-        # Nothing can have been compacted between a change and its telling, so prev_kv is always there.
-        assert told == [event for main in revisions for event in self.model.history[main]]
+            sent += [self.numbers.reply(event) for event in events]
+        assert revisions == list(range(first, self.model.revision + 1))  # each revision is sent once, as a whole
+        # Nothing can have been compacted between a change and its event, so prev_kv is always there.
+        assert sent == [event for main in revisions for event in self.model.history[main]]
 
     def _compare_next_deadline(self) -> None:
         due = self.machine.next_deadline()
@@ -138,7 +138,7 @@ class Pair:
 
     def _compare_history(self, start: int) -> None:
         watcher = Watcher(1, b"\0", b"", prev_kv=True, start_revision=start)
-        told: list[Event] = []
+        sent: list[Event] = []
         try:
             wanted = self.model.events_since(start)
         except EtcdError:
@@ -153,8 +153,8 @@ class Pair:
             events = self.machine.hub.replay(watcher, self.machine.revision, 2)
             assert watcher.next_revision > before
             assert len({event.mod_revision for event, _ in events}) <= 2
-            told += [self.numbers.reply(Event.FromString(event_bytes(event, previous))) for event, previous in events]
-        assert told == wanted
+            sent += [self.numbers.reply(Event.FromString(event_bytes(event, previous))) for event, previous in events]
+        assert sent == wanted
 
 
 def _changes_a_key_twice(model: Model, revision: int) -> bool:

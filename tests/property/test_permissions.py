@@ -237,7 +237,7 @@ def test_every_method_has_a_rule_or_is_roots() -> None:
 
 
 @pytest.mark.parametrize("request_", [rpc.PutRequest(key=b"k", value=b"x" * 99), rpc.DeleteRangeRequest(key=b"k" * 99)])
-def test_size_and_space_are_told_before_permissions_and_after_tokens(request_: Message) -> None:
+def test_size_and_space_are_refused_before_permissions_and_after_tokens(request_: Message) -> None:
     machine = machine_with([], {lease: set() for lease in LEASES})
     caller = Caller("u", machine.auth.revision)
 

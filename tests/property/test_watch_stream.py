@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A watch stream never loses an event, never repeats one and never tells of one that is not on disk.
+"""A watch stream never loses an event, never repeats one and never shows one that is not on disk.
 
 The real state machine, gate and turn run under the real WatchStream; the disk, the loop and the peer are the test's.
 Random writes, commits, ends of turns, slow and quick phases of the peer, compactions, creates and cancels come in any
@@ -37,7 +37,7 @@ PIECE_BYTES_MAX = 60  # of a response to a watcher that asked for fragments: two
 KEYS = [b"a", b"b", b"c", b"d"]
 RANGES = [(b"a", b""), (b"b", b""), (b"a", b"\0"), (b"b", b"d"), (b"c", b"\0"), (b"\0", b"\0")]
 
-Told = tuple[int, bytes, int]
+Sent = tuple[int, bytes, int]
 
 
 class Loop:
@@ -104,7 +104,7 @@ class Peer:
 
 
 class Expected:
-    """One watcher as the test sees it. `start`: the first revision it has to be told."""
+    """One watcher as the test sees it. `start`: the first revision that it has to be sent."""
 
     def __init__(self, request: rpc.WatchCreateRequest) -> None:
         self.request = request
@@ -113,8 +113,8 @@ class Expected:
         self.given_up = False  # the peer has cancelled it; what was under way may be dropped
         self.over = False  # cancelled, by whomever
         self.lost_at = 0  # the compact revision that ended it
-        self.told: list[Told] = []
-        self.pieces: list[Told] = []  # of fragments whose last one has not come
+        self.sent: list[Sent] = []
+        self.pieces: list[Sent] = []  # of fragments whose last one has not come
 
     def covers(self, key: bytes) -> bool:
         low, end = self.request.key, self.request.range_end
@@ -150,7 +150,7 @@ class World:
         )
         self.watches = Watches(self.turn)
         self.stream = self.watches.open(cast(Core, self.core), cast(Any, self.peer))
-        self.log: list[Told] = []
+        self.log: list[Sent] = []
         self.compacted_in: dict[int, int] = {}  # revision: the batch with the compaction
         self.watchers: dict[int, Expected] = {}
         self.asked: list[Expected] = []
@@ -164,12 +164,12 @@ class World:
 
     def _on_response(self, response: rpc.WatchResponse) -> None:
         revision = response.header.revision
-        assert revision <= self.turn.durable_revision, "told of what a crash would take back"
+        assert revision <= self.turn.durable_revision, "shown what a crash would take back"
         if response.watch_id == -1:
             self._on_progress(revision)
             return
         watcher = self.watchers[response.watch_id]
-        assert not watcher.over, "told after the end"
+        assert not watcher.over, "sent something after the end"
         if response.created:
             assert not watcher.created
             assert not response.events
@@ -183,7 +183,7 @@ class World:
                 assert self.compacted_in[watcher.lost_at] <= self.gate.durable, "the compaction may be taken back"
         elif not response.events:
             assert watcher.created
-            assert watcher.given_up or watcher.told == self.expected(watcher, revision), "it overtook events"
+            assert watcher.given_up or watcher.sent == self.expected(watcher, revision), "it overtook events"
         else:
             self._on_events(watcher, response, revision)
 
@@ -193,18 +193,18 @@ class World:
         if response.fragment:
             assert watcher.request.fragment
             return
-        before = watcher.told[-1][2] if watcher.told else 0
-        assert before < watcher.pieces[0][2], "a revision was told twice, or in two responses"
+        before = watcher.sent[-1][2] if watcher.sent else 0
+        assert before < watcher.pieces[0][2], "a revision was sent twice, or in two responses"
         assert watcher.pieces[-1][2] <= revision
-        watcher.told += watcher.pieces
+        watcher.sent += watcher.pieces
         watcher.pieces = []
 
     def _on_progress(self, revision: int) -> None:
         for watcher in self.watchers.values():
             if watcher.created and not watcher.over and not watcher.given_up:
-                assert watcher.told == self.expected(watcher, revision), "progress overtook events"
+                assert watcher.sent == self.expected(watcher, revision), "progress overtook events"
 
-    def expected(self, watcher: Expected, upto: int) -> list[Told]:
+    def expected(self, watcher: Expected, upto: int) -> list[Sent]:
         return [
             (kind, key, revision)
             for kind, key, revision in self.log
@@ -294,12 +294,12 @@ class World:
             assert not watcher.pieces
             wanted = self.expected(watcher, self.machine.revision)
             if not watcher.over:
-                assert watcher.told == wanted
+                assert watcher.sent == wanted
                 continue
-            assert watcher.told == wanted[: len(watcher.told)]
+            assert watcher.sent == wanted[: len(watcher.sent)]
             if watcher.lost_at:
-                # What was lost is older than the compaction, so there was no way to tell it.
-                seen = watcher.told[-1][2] if watcher.told else watcher.start - 1
+                # What was lost is older than the compaction, so there was no way to send it.
+                seen = watcher.sent[-1][2] if watcher.sent else watcher.start - 1
                 assert seen < watcher.lost_at - 1
         alive = sum(not watcher.over for watcher in self.asked)
         assert self.core.metrics.watchers == len(self.machine.hub) == alive
@@ -377,14 +377,14 @@ NOTIFY: Step = (World.notify, ())
 )
 @given(steps=st.lists(STEPS, min_size=20, max_size=100))
 @settings(max_examples=300, deadline=None)
-def test_every_event_is_told_once_in_order_and_only_when_durable(steps: list[Step]) -> None:
+def test_every_event_is_sent_once_in_order_and_only_when_durable(steps: list[Step]) -> None:
     with small_limits():
         world = World()
         for action, arguments in steps:
             action(world, *arguments)
         world.settle()
         world.check()
-        # The stream is live again: one more write is told to everyone who watches it, in a response of its own.
+        # The stream is live again: one more write is sent to everyone who watches it, in a response of its own.
         world.put([b"c"])
         world.settle()
         world.check()
@@ -401,7 +401,7 @@ def test_a_stream_that_goes_takes_its_watchers_along() -> None:
     assert world.core.watch_streams == set()
 
 
-def test_a_compaction_is_not_told_before_it_is_durable() -> None:
+def test_a_compaction_is_not_shown_before_it_is_durable() -> None:
     world = World()
     world.put([b"a"])
     world.put([b"a"])
@@ -482,7 +482,7 @@ def test_history_for_a_peer_that_does_not_read_is_bounded(streams: int, watchers
             assert turns < 2_000
         total_bytes += reader.written_bytes
     assert 3_000 < reader.largest_bytes < 3_300
-    assert 40 * 20 * 1_000 < total_bytes < 40 * 20 * 1_100  # everybody was told everything, once
+    assert 40 * 20 * 1_000 < total_bytes < 40 * 20 * 1_100  # everybody was sent everything, once
     assert not any(watcher.lagging for watcher in _watchers(world))
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of methods: what can be called, by which gRPC path and which HTTP routes, with which messages.
+"""The table of methods: their gRPC paths, HTTP routes and messages.
 
-Law: a method exists for gRPC, the gateway, the client and the metrics because it stands in this table; none of them
-keeps a list of its own. The messages and the streaming kind are read from our .proto files; the HTTP routes, which
-those do not carry, are written here.
+Law: a method exists for gRPC, the gateway, the client and the metrics because it is in this table; none of them keeps a
+list of its own. The messages and the kind of streaming come from our .proto files. The HTTP routes are written here,
+because the .proto files do not have them.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from lessor.api.proto import election_pb2, health_pb2, leases_pb2, lock_pb2, rpc_pb2
 
-# By "<Service>/<Method>": routes below the /v3 prefix, the first one being the route to show people.
+# By "<Service>/<Method>": routes below the /v3 prefix, first the one to show to people.
 _ROUTES: dict[str, tuple[str, ...]] = {
     "KV/Range": ("/kv/range",),
     "KV/Put": ("/kv/put",),
@@ -69,13 +69,13 @@ _ROUTES: dict[str, tuple[str, ...]] = {
     "Leases/Watch": ("/lessor/leases/watch",),
 }
 
-# The prefixes of all routes: /v3beta is what clients of etcd 3.3 use, and etcd still accepts it.
+# The prefixes of all routes. Clients of etcd 3.3 use /v3beta, and etcd still accepts it.
 ROUTE_PREFIXES = ("/v3", "/v3beta")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Method:
-    """One remote procedure. Compared by identity: the table holds exactly one of each."""
+    """One remote procedure. Compared by identity: the table has exactly one object for each."""
 
     path: str  # the gRPC path, "/etcdserverpb.Lease/LeaseGrant"
     service: str  # "etcdserverpb.Lease"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The descriptor pool that holds our protobuf classes, apart from protobuf's default pool.
+"""The descriptor pool of our protobuf classes, apart from protobuf's default pool.
 
-protobuf refuses to load two files that define the same message name in one pool. Any other etcd client for Python
-brings its own `etcdserverpb` classes, so ours must not share the default pool with them: `scripts/generate` makes the
-generated modules use this one.
+protobuf refuses to load two files that define the same message name into one pool. Any other etcd client for Python
+brings `etcdserverpb` classes of its own, so ours must not be in the default pool with them. `scripts/generate` makes
+the generated modules use this pool.
 """
 
 from google.protobuf.descriptor_pool import DescriptorPool

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clocks, and the only place that reads one.
+"""The clocks. No other module reads one.
 
 Laws
-- Everything up to floor 2 gets `now` as an argument: float seconds on a clock that neither jumps nor runs backwards.
+- Code up to floor 2 gets the present instant as an argument: float seconds on a clock that neither jumps nor goes back.
 - Deadlines are compared on that clock only. Wall time appears in log lines and in generated ids, nowhere else.
 """
 
 import time
 from typing import Final, Protocol
 
-_monotonic: Final = time.monotonic  # looked up once: it is asked for every call
+_monotonic: Final = time.monotonic  # looked up once, because every call reads the clock
 
 
 class Clock(Protocol):
-    """Tells how much time has passed since some fixed instant."""
+    """Shows the time that has passed since some fixed instant."""
 
     def now_s(self) -> float:
         """Seconds since an arbitrary instant; never decreases."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors a client can be told: etcd's text, the gRPC code, the HTTP status.
+"""The errors that a client can get: etcd's text, the gRPC code, the HTTP status.
 
-Go clients recognise an error by its text, so each text is exact, prefix included. Raise one of the ready-made errors
-below (`raise errors.LEASE_NOT_FOUND.error()`); make an `EtcdError` by hand only where the text carries a value.
+Law: Go clients recognise an error by its text, so each text is exact, prefix included. Raise one of the ready-made
+errors below (`raise errors.LEASE_NOT_FOUND.error()`); make an `EtcdError` by hand only where the text contains a value.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
-# How the JSON gateway turns a code into an HTTP status (grpc-gateway v2's table).
+# The HTTP status of each code in the JSON gateway (grpc-gateway v2's table).
 HTTP_STATUS: dict[Code, int] = {
     Code.OK: 200,
     Code.CANCELED: 499,
@@ -54,7 +54,7 @@ HTTP_STATUS: dict[Code, int] = {
 
 
 class EtcdError(Exception):
-    """What a call answers instead of a reply. Nothing of the call took effect."""
+    """The answer of a call in place of a reply. Nothing of the call took effect."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -62,19 +62,19 @@ class EtcdError(Exception):
         self.message = message
 
     def bare(self) -> "EtcdError":
-        """Itself, without what led to it: the frames it went through, which often hold it in turn."""
+        """The error itself, without its traceback and its causes, whose frames often refer to it."""
         self.__context__ = self.__cause__ = None
         return self.with_traceback(None)
 
     @property
     def go_text(self) -> str:
-        """The error as Go's gRPC prints it: what a watch that is refused carries as its reason."""
+        """The error as Go's gRPC prints it: the reason that a refused watch gives."""
         return f"rpc error: code = {self.code.name.title().replace('_', '')} desc = {self.message}"
 
 
 @dataclass(frozen=True)
 class ErrorText:
-    """A row of etcd's error table. `error()` makes a fresh exception of it, so that no traceback is shared."""
+    """A row of etcd's error table. `error()` makes a new exception each time, so that no traceback is shared."""
 
     code: Code
     message: str
@@ -104,7 +104,7 @@ LEASE_NOT_FOUND = _server(Code.NOT_FOUND, "requested lease not found")
 MEMBER_NOT_FOUND = _server(Code.NOT_FOUND, "member not found")
 MEMBER_URLS_INVALID = _server(Code.INVALID_ARGUMENT, "given member URLs are invalid")
 PEER_URLS_EXIST = _server(Code.FAILED_PRECONDITION, "Peer URLs already exists")
-# On the wire etcd gives this one, and that of requests that are too many, the code Unknown.
+# On the wire etcd gives these two the code Unknown.
 NOT_ENOUGH_STARTED = _server(Code.UNKNOWN, "re-configuration failed due to not enough started members")
 TOO_MANY_REQUESTS = _server(Code.UNKNOWN, "too many requests")
 TOO_MANY_LEARNERS = _server(Code.FAILED_PRECONDITION, "too many learner members in cluster")
@@ -132,7 +132,7 @@ ROLE_NOT_GRANTED = _server(Code.FAILED_PRECONDITION, "role is not granted to the
 PERMISSION_NOT_GRANTED = _server(Code.FAILED_PRECONDITION, "permission is not granted to the role")
 PERMISSION_DENIED = _server(Code.PERMISSION_DENIED, "permission denied")
 AUTH_NOT_ENABLED = _server(Code.FAILED_PRECONDITION, "authentication is not enabled")
-# These three reach clients as etcd's own libraries word them, without a code.
+# The texts of these three are those of etcd's libraries, without a code.
 NO_PASSWORD_USER = ErrorText(Code.UNKNOWN, "auth: authentication failed, password was given for no password user")
 VERIFY_ONLY_KEY = ErrorText(Code.UNKNOWN, "auth: token signing attempted with verify-only key")
 PASSWORD_TOO_LONG = ErrorText(Code.UNKNOWN, "bcrypt: password length exceeds 72 bytes")
@@ -142,7 +142,8 @@ WATCH_CANCELED = _server(Code.CANCELED, "watch canceled")
 REQUEST_CANCELED = _server(Code.CANCELED, "request canceled")
 MALFORMED_MESSAGE = ErrorText(Code.INTERNAL, "grpc: error unmarshalling request: malformed message")
 MALFORMED_IN_STREAM = ErrorText(Code.INTERNAL, "grpc: failed to unmarshal the received message: malformed message")
-# A request's body that ends too early, in the words of grpc-go: in the five bytes before a message, or in the message.
+# A request's body that ends too early, in the words of grpc-go: inside the five bytes before a message, or inside the
+# message.
 NO_MESSAGE = ErrorText(Code.UNKNOWN, "EOF")
 HALF_A_MESSAGE = ErrorText(Code.UNKNOWN, "unexpected EOF")
 HALF_A_MESSAGE_IN_STREAM = ErrorText(Code.INTERNAL, "unexpected EOF")

@@ -1,35 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every limit of the server in one place: its value, its unit, and the reason for it.
+"""The limits of the server in one place: value, unit, reason.
 
-A slow or hostile peer costs itself, not the server: whatever can queue, grow or repeat has its bound here. Bounds that
-a person may set on the command line stand here with their default.
+Peers and clients can make the server keep things, repeat work, wait, or work long in one step. Each bound on that
+stands here, so that a slow or hostile peer costs itself, not the server. A bound that the command line sets stands here
+with its default. A module may give a limit a name of its own.
+
+Not here, but with the module that needs them:
+- numbers that a protocol or a file format fixes: wire/, server/services/snapshot.py, durable/;
+- the sizes and steps of the data directory: durable/, server/loop/committer.py;
+- when a lease ends, is saved or is spared: state/leases.py, state/replay.py, server/loop/expiry.py;
+- when an algorithm changes its way, with the same result: state/key_index.py, state/expiry_queue.py,
+  state/watch_hub.py;
+- how often something is looked at, and the values that etcd gives where a request names none: server/services/;
+- the limits of the client and of the commands: client/, cli/, testing/.
 """
 
 # --- leases -----------------------------------------------------------------------------------------------------
 LEASE_TTL_S_MAX = 9_000_000_000  # etcd's bound; a longer TTL is OutOfRange
 LEASE_TTL_S_MIN = 1  # default of --min-lease-ttl; etcd's default is 2, from its election timeout
-EXPIRE_PER_TURN_MAX = 250  # leases ended in one loop turn, so that a storm cannot starve keepalives: 3 to 8 ms
+EXPIRE_PER_TURN_MAX = 250  # leases ended in one loop turn, so that many ends do not starve keepalives: 3 to 8 ms
 REPLY_PARTS_MAX = 1_000  # keys or leases of one reply that are encoded in one loop turn: 0.5 to 3 ms
 LONG_REPLIES_MAX = 100  # replies of more parts that wait for their turn; each keeps 8 bytes a part until then
-SWEEP_EVENTS_MAX = 500  # compacted events taken out of memory in one loop turn: 0.1 to 2 ms
+SWEEP_EVENTS_MAX = 500  # events that a sweep handles in one loop turn: 0.1 to 2 ms
 
 LEASE_PAGE_DEFAULT = 100  # leases in one page of a list
-LEASE_PAGE_MAX = 10_000  # the same when more are asked for
+LEASE_PAGE_MAX = 10_000  # the same when a request asks for more
 LEASE_PAGE_KEYS_MAX = 1_000  # keys shown of one lease
 LEASE_PAGE_BYTES = 1_048_576  # keys in one page; clients take 4 MiB
-LEASE_LIST_STEP = 2_500  # leases, and keys where those matter, looked at between others' calls: about a millisecond
+LEASE_LIST_STEP = 2_500  # leases, and keys where those matter, looked at between other calls: about a millisecond
 
 # --- requests ---------------------------------------------------------------------------------------------------
 REQUEST_BYTES_MAX = 1_572_864  # default of --max-request-bytes: the encoded request
-REQUEST_OVERHEAD_BYTES = 524_288  # what a gRPC message may have beyond that, as in etcd
+REQUEST_OVERHEAD_BYTES = 524_288  # of a gRPC message, beyond that, as in etcd
 UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864  # of half-sent requests, in one connection: forty of the largest
-UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory that nobody has been answered for
+UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory for calls that are not served yet
 TXN_OPS_MAX = 128  # default of --max-txn-ops
-QUOTA_BACKEND_BYTES = 2_147_483_648  # what --quota-backend-bytes 0 means
+# Keepalive requests remembered, over all streams, about 300 bytes each. Beyond it all are forgotten and learnt again,
+# unless more leases than that are alive: then the others go without, which costs a microsecond.
+KEEPALIVES_REMEMBERED_MAX = 65_536
+KEEPALIVE_REMEMBERED_BYTES_MAX = 11  # a tag and a number of ten bytes: a longer request is padded, and not remembered
+QUOTA_BACKEND_BYTES = 2_147_483_648  # the meaning of --quota-backend-bytes 0
 
 # --- HTTP/2 -----------------------------------------------------------------------------------------------------
-H2_FRAME_BYTES_MAX = 16_384  # the largest frame we accept: the protocol's default, so no peer is surprised
-H2_WINDOW_BYTES = 1_048_576  # what a peer may send on one stream before we acknowledge
+H2_FRAME_BYTES_MAX = 16_384  # the largest frame that we accept: the protocol's default, which every peer keeps
+H2_WINDOW_BYTES = 1_048_576  # bytes that a peer may send on one stream before we acknowledge
 H2_CONNECTION_WINDOW_BYTES = 4_194_304  # the same for all streams of a connection together
 H2_STREAMS_MAX = 10_000  # concurrent streams of one connection; etcd leaves them unbounded
 H2_HEADER_LIST_BYTES_MAX = 65_536  # decoded header list, counted as RFC 9113 10.5.1 does
@@ -40,41 +54,56 @@ H2_HEAD_CACHE_MAX = 256  # decoded header blocks a connection remembers: distinc
 H2_HEAD_CACHE_BLOCK_BYTES_MAX = 1_024  # longer blocks are not remembered; repeated ones are mostly indexes, so short
 H2_FIELD_CACHE_MAX = 256  # single header fields a connection remembers as checked
 H2_FIELD_CACHE_BYTES_MAX = 256  # longer values are checked each time
-H2_OWN_RESETS_MAX = 1_024  # streams we reset lately, whose frames on their way are passed over
+H2_OWN_RESETS_MAX = 1_024  # streams that we reset lately; their frames that are still on the way are passed over
 H2_SKIPPED_IDS_MAX = 64  # gaps in the peer's stream ids that we can tell from closed streams
 H2_CONTINUATIONS_MAX = 16  # frames of one header block; more is the CONTINUATION flood
 H2_RESETS_PER_S_MAX = 400  # unanswered streams that the peer reset or made us reset; burst of one second
 H2_PINGS_PER_S_MAX = 100  # of a server, to our client; not counting one ping after each time we sent
 H2_SETTINGS_PER_S_MAX = 50
 H2_EMPTY_FRAMES_PER_S_MAX = 1_000  # empty DATA frames without END_STREAM: they cost us work and the peer nothing
+H2_SEND_FRAME_BYTES_MAX = 65_536  # of a frame that we send; a larger one would hold up the other streams
 H2_STREAM_SEND_BYTES_MAX = 4_194_304  # replies that wait on one stream for the peer's window before its watches lag
 GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers
 GRPC_KEEPALIVE_MIN_TIME_S = 5.0  # default of --grpc-keepalive-min-time: a client's pings, with calls under way
+GRPC_PING_WITHOUT_STREAMS_S = 7_200.0  # the same without a call under way, as in grpc-go
+GRPC_PING_STRIKES_MAX = 2  # pings that came too early and are forgiven, as in grpc-go
 GRPC_KEEPALIVE_INTERVAL_S = 7_200.0  # default of --grpc-keepalive-interval: silence after which a peer is pinged
-GRPC_KEEPALIVE_TIMEOUT_S = 20.0  # default of --grpc-keepalive-timeout: what it then has to be heard
-TCP_KEEPALIVE_IDLE_S = 60  # silence after which the kernel asks whether a peer is still there; costs one packet
-TCP_KEEPALIVE_INTERVAL_S = 20  # between such questions
-TCP_KEEPALIVE_PROBES = 3  # unanswered ones that end the connection: a peer that vanished holds its watches two minutes
+GRPC_KEEPALIVE_TIMEOUT_S = 20.0  # default of --grpc-keepalive-timeout: the time to answer that ping
+TCP_KEEPALIVE_IDLE_S = 60  # silence after which the kernel sends a probe to see whether a peer is there: one packet
+TCP_KEEPALIVE_INTERVAL_S = 20  # between such probes
+TCP_KEEPALIVE_PROBES = 3  # unanswered ones that end the connection: a peer that vanished keeps its watches two minutes
+CONNECTION_LINGER_S = 1.0  # the time for a peer that was cut off while it was sending, to stop and read the reason
 HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 preface or a whole HTTP/1 head
 
 # --- TLS --------------------------------------------------------------------------------------------------------
 TLS_HANDSHAKE_S_MAX = 10.0  # from the socket to the end of the handshake; etcd's bound too
 TLS_HANDSHAKES_MAX = 1_000  # under way at once; beyond it the oldest is dropped
-TLS_LINGER_S = 1.0  # for a refused client to read why
+TLS_LINGER_S = 1.0  # the time for a refused client to read the reason
 TLS_REFUSALS_LOGGED_PER_S_MAX = 10  # a scan must not fill the log
 
 # --- HTTP/1.1 ---------------------------------------------------------------------------------------------------
 H1_HEAD_BYTES_MAX = 65_536  # request line and headers together
+H1_WAITING_BYTES_MAX = 65_536  # pipelined requests that wait in one connection; beyond it we stop reading from it
+H1_DRAIN_BYTES_MAX = 262_144  # the rest of a body whose reply is over: read and dropped; more closes the connection
+H1_CHUNK_SIZE_LINE_BYTES_MAX = 256  # digits and extensions of the size line of a chunk
+H1_HEAD_CACHE_MAX = 512  # heads that a parser remembers: a dozen distinct ones of one client are many
+H1_HEAD_CACHE_BYTES_MAX = 2_048  # longer heads are not remembered
+
+# --- JSON -------------------------------------------------------------------------------------------------------
+# Messages inside messages, the outermost counted: as many as protobuf reads from the wire, where replies are one deeper
+# than their requests.
+JSON_NESTED_MESSAGES_MAX = 100
+JSON_SHOWN_LETTERS_MAX = 1_000  # of an offending value, in an error
 
 # --- auth -------------------------------------------------------------------------------------------------------
 AUTH_TOKEN_TTL_S = 300  # default of --auth-token-ttl: how long a simple token lives after its last use
 BCRYPT_COST = 10  # default of --bcrypt-cost: about 50 ms for each password hashed or checked
-PASSWORD_BYTES_MAX = 72  # bcrypt looks at no more
+PASSWORD_BYTES_MAX = 72  # bcrypt reads no more
 PASSWORDS_WAITING_MAX = 1_000  # calls waiting for a hash; beyond it they are refused
-HASH_THREADS = 2  # hashing gives up the interpreter, so it takes whole cores
+HASH_THREADS = 2  # hashing releases the interpreter, so it takes whole cores
 
 # --- the core ---------------------------------------------------------------------------------------------------
-BATCH_ROWS_MAX = 20_000  # rows in the open batch; beyond it the sockets that bring more are not read
+BATCH_ROWS_MAX = 20_000  # rows in the open batch; beyond it connections that bring more are not read
 LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one in its turn
 CONNECTION_SEND_BYTES_MAX = 16_777_216  # replies waiting in one connection; beyond it we stop reading from it
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
@@ -84,6 +113,9 @@ WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152
 DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, about a millisecond; others are served in between
 SNAPSHOTS_MAX = 4  # snapshot streams at a time; each takes the data's size on disk
-CLIENT_VERSIONS_MAX = 64  # versions that clients call themselves by; a metric keeps a count for each
-COMMIT_S_MAX = 7.0  # a commit under way for longer makes the server unhealthy: what etcd gives a request
-CLOCK_SAVE_S = 1.0  # how often the data clock is saved while leases live; a crash sets it back by at most this much
+SNAPSHOT_BACKLOG_BYTES = 1_048_576  # of a snapshot, waiting in one connection; beyond it the next piece is not read
+CLIENT_VERSIONS_MAX = 64  # versions that clients name; a metric keeps a count for each
+STOP_CALLS_S_MAX = 5.0  # a stopping server waits so long for calls under way
+STOP_COMMIT_S_MAX = 30.0  # and so long for a commit that hangs
+COMMIT_S_MAX = 7.0  # a commit that takes longer makes the server unhealthy: the time that etcd gives a request
+CLOCK_SAVE_S = 1.0  # how often the data clock is saved while leases live: a crash takes it back by at most this much

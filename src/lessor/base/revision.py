@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store's logical time: which change came when.
+"""Revisions: the logical time of the store, which orders all changes.
 
-`main` counts the transactions that changed something, from 1 (the empty store is at 1, the first change at 2); `sub`
-numbers the changes inside one transaction from 0. Two changes with the same `main` became visible together.
+`main` counts the transactions that changed something: the empty store is at 1, the first change at 2. `sub` numbers the
+changes inside one transaction from 0. Changes with the same `main` became visible together.
 """
 
 from typing import NamedTuple
 
 
 class Revision(NamedTuple):
-    """Orders changes; compares by main, then sub."""
+    """The place of a change among all changes: compares by main, then sub."""
 
     main: int
     sub: int

@@ -5,7 +5,7 @@ import re
 
 
 def reason_of(error: OSError) -> str:
-    """What OpenSSL has to say in an ssl.SSLError, without the names and line numbers around it."""
+    """OpenSSL's reason in an ssl.SSLError, without the names and line numbers around it."""
     verify_message = getattr(error, "verify_message", None)
     if verify_message:
         return f"certificate verify failed: {verify_message}"

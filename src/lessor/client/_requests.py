@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base import key_range as ranges
 
 Bytes = bytes | str
 
@@ -23,8 +24,7 @@ def prefix_end(prefix: Bytes) -> bytes:
 
     FROM_KEY when there is none to raise. An empty prefix means every key; ask for key b"\\0" then.
     """
-    raw = to_bytes(prefix).rstrip(b"\xff")
-    return raw[:-1] + bytes([raw[-1] + 1]) if raw else FROM_KEY
+    return ranges.prefix_end(to_bytes(prefix)) or FROM_KEY
 
 
 def key_range(key: Bytes, range_end: Bytes, prefix: bool) -> tuple[bytes, bytes]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON in and out of our messages, spelt as etcd 3.6's gateway spells it.
+"""JSON from and to our messages, spelt as etcd 3.6's gateway spells it.
 
 Laws
 - Out: original field names, 64-bit integers as strings, bytes as standard base64, enums by name, zero values left out,
@@ -7,16 +7,16 @@ Laws
 - In: original or lowerCamel names; integers as numbers or strings, `1e2` and `100.0` too; base64 standard or URL-safe,
   padded or not; enums by name or number; null means not set; unknown fields and unknown enum names are skipped; an
   empty body is an empty message. A field or a oneof that is given twice is an error.
-- Whatever else comes in is EtcdError(INVALID_ARGUMENT) whose text names the place, the field and the reason as etcd
-  does: json_faults.py.
+- Anything else is EtcdError(INVALID_ARGUMENT), whose text names the place, the field and the reason as etcd does:
+  json_faults.py.
 
 Theory of operation. Each message class is compiled once, at first use, into closures: one writer per field for
 encoding, one dictionary from JSON name to converter for decoding. Decoding turns the JSON value into the keyword
-arguments of one constructor call. This is several times faster than protobuf's own json_format, which walks descriptors
-on each call; a property test holds both equal. They differ where Go's protojson, which etcd uses, differs from Python's
-json_format: unknown enum names, repeated fields, base64, and what follows the first value of a unary body.
+arguments of one constructor call. This is several times faster than protobuf's json_format, which walks descriptors on
+each call; a property test holds both equal. They differ where Go's protojson, which etcd uses, differs from Python's
+json_format: unknown enum names, repeated fields, base64, and the text after the first value of a unary body.
 
-It knows nothing of HTTP: `routes.py` has the status codes, `stream.py` the frames of streaming replies.
+Does not do: status codes (routes.py), the frames of streaming replies (stream.py).
 """
 
 import json
@@ -31,15 +31,12 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2
+from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_faults
 from lessor.gateway.json_faults import FaultError
 
 M = TypeVar("M", bound=Message)
-
-# Messages inside messages, the outermost counted: what protobuf reads from the wire, where replies are one deeper than
-# their requests.
-NESTED_MESSAGES_MAX = 100
 
 _INTEGERS: Final = {
     FieldDescriptor.TYPE_INT32: ("int32", -(2**31), 2**31 - 1),
@@ -68,9 +65,10 @@ def encode(message: Message) -> bytes:
 
 
 def encode_in_pieces(message_class: type[Message], pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """What `encode` makes of the message that `pieces`, serialized, are together: a piece for a piece, and an end.
+    """`encode` of one message whose serialized form is the sum of `pieces`: a piece of JSON for each, and an end.
 
-    A piece has whole fields, and none with a number below that of a field before it; a list may go on in the next one.
+    A piece has whole fields, and no field with a number below that of a field before it. A list may go on in the next
+    piece.
     """
     opened = ""  # the list that is not closed yet, as `"name":`
     between = "{"
@@ -112,7 +110,7 @@ def _header_text(encoded: bytes) -> str:
 
 
 def _show_header(header: Message) -> str:
-    """Four long numbers in every reply that change with the revision only: half of the work for a short one."""
+    """Cached: a header changes with the revision only, and its four long numbers are half the work of a short reply."""
     return _header_text(header.SerializeToString())
 
 
@@ -143,7 +141,7 @@ def _show_enum(field: FieldDescriptor) -> Callable[[int], str]:
 
 
 def _show(field: FieldDescriptor) -> Callable[[Any], str]:
-    """How one value of the field is written."""
+    """The function that writes one value of the field."""
     kind = field.type
     if kind in _QUOTED_INTEGERS:
         return _show_quoted_number
@@ -193,7 +191,7 @@ Converter = Callable[[Any, int], Any]  # (JSON value, depth) -> value for the co
 FieldPlan = tuple[str, str, int, int, str, Converter]
 
 _plans: dict[Any, dict[str, FieldPlan]] = {}  # by descriptor
-_NOTHING: Final = object()  # what a converter answers for a value that is to be skipped
+_NOTHING: Final = object()  # a converter's result for a value that is to be skipped
 
 _PLAIN_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})", re.ASCII)
 _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?", re.ASCII)
@@ -235,7 +233,7 @@ def _invalid(text: str) -> EtcdError:
 
 
 def decode(message_class: type[M], body: bytes) -> M:
-    """The message of a unary body: the first JSON value in it, as etcd reads it; what follows is ignored.
+    """The message of a unary body: the first JSON value in it. The rest is ignored, as in etcd.
 
     Raises EtcdError(INVALID_ARGUMENT): not JSON, not an object, or a field with a value that it cannot hold.
     """
@@ -245,12 +243,12 @@ def decode(message_class: type[M], body: bytes) -> M:
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
-        text = body[: error.start].decode()  # enough, if the first value ends before
+        text = body[: error.start].decode()  # enough, if the first value ends before that
         if not _begins_with_a_value(text):
             raise _not_utf8(body, error.start) from None
     try:
         value, _ = _scan(text)
-        if "\\u" in text:  # an escape, maybe of half a surrogate pair: refused even where nobody knows the field
+        if "\\u" in text:  # an escape, maybe of half a surrogate pair: refused even in an unknown field
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise _invalid("syntax error: invalid escape code, half of a surrogate pair") from None
@@ -260,13 +258,13 @@ def decode(message_class: type[M], body: bytes) -> M:
         fault = json_faults.syntax_fault(body)
         raise EtcdError(Code.INVALID_ARGUMENT, fault or "proto: syntax error: number too long") from None
     if not isinstance(value, dict):
-        fault = json_faults.syntax_fault(body)  # of a number like `0e` the decoder takes what it can
+        fault = json_faults.syntax_fault(body)  # the decoder reads a number like `0e` up to the fault
         if fault is not None:
             raise EtcdError(Code.INVALID_ARGUMENT, fault)
     try:
         arguments = _arguments(message_class.DESCRIPTOR, value, 1)
     except FaultError as fault_inside:
-        raise EtcdError(Code.INVALID_ARGUMENT, _told(fault_inside, text)) from None
+        raise EtcdError(Code.INVALID_ARGUMENT, _message_of(fault_inside, text)) from None
     return message_class(**arguments)
 
 
@@ -278,10 +276,10 @@ def _begins_with_a_value(text: str) -> bool:
     return True
 
 
-def _told(fault: FaultError, text: str) -> str:
+def _message_of(fault: FaultError, text: str) -> str:
     try:
-        return fault.told(text)
-    except RecursionError:  # it could be read from here, but not from a little further in
+        return fault.message(text)
+    except RecursionError:  # the stack was deep enough for the first reading, but not a few calls further in
         return "proto: syntax error: exceeded max depth"
 
 
@@ -298,7 +296,7 @@ def _arguments(descriptor: Any, value: Any, depth: int) -> dict[str, Any]:
     """The constructor's arguments for one message."""
     if not isinstance(value, dict):
         raise _unexpected_token()
-    if depth > NESTED_MESSAGES_MAX:
+    if depth > limits.JSON_NESTED_MESSAGES_MAX:
         raise _invalid("exceeded max recursion depth")
     plan = _plans.get(descriptor)
     if plan is None:
@@ -366,7 +364,7 @@ def _wrong(kind: str, field: str) -> FaultError:
 
 
 def _integer(text: str) -> int | None:
-    """The integer that a JSON number stands for, None if it is none or far beyond 64 bits. Never a huge computation."""
+    """The integer that a JSON number means; None if it is none, or far beyond 64 bits. Never a huge computation."""
     if _PLAIN_INTEGER.fullmatch(text):
         return int(text)
     found = _NUMBER.fullmatch(text)
@@ -415,12 +413,12 @@ def _bytes_converter(field: FieldDescriptor) -> Converter:
 
 
 def _standard_base64(text: str) -> bytes | None:
-    """Padded base64 of the standard alphabet and nothing else; None if it is not."""
+    """The bytes of padded base64 in the standard alphabet; None if it is anything else."""
     try:
         data = a2b_base64(text, strict_mode=True)
-    except ValueError:  # base64's own error is one; letters beyond ASCII are the other
+    except ValueError:  # a fault in base64, or letters beyond ASCII
         return None
-    # Python takes padding after a whole group, "Zm9v=".
+    # Python accepts padding after a whole group, "Zm9v=".
     padding = 0 if text[-1:] != "=" else 2 if text[-2:] == "==" else 1
     return data if len(data) == len(text) // 4 * 3 - padding and len(text) % 4 == 0 else None
 
@@ -488,7 +486,7 @@ def _message_converter(field: FieldDescriptor) -> Converter:
 
 
 def _converter(field: FieldDescriptor) -> Converter:
-    """How one value of the field is read."""
+    """The function that reads one value of the field."""
     kind = field.type
     if kind in _INTEGERS:
         return _integer_converter(field)

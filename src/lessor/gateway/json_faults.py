@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a JSON body, in the words of Go, which etcd's gateway is written in.
+"""The errors of a JSON body, in the words of Go, in which etcd's gateway is written.
 
 Laws
-- Only bodies that were refused come here. What is refused is not decided here, only how it is told and where.
-- A place is told as line and column, both from 1, counted from the first letter that is not white space.
+- Only refused bodies come here. This module does not decide what is refused; it makes the text and finds the place.
+- A place is line and column, both from 1, counted from the first letter that is not white space.
 - Cost: proportional to the body.
 
-Two of Go's libraries look at a body, one after the other. encoding/json finds out where the value ends; what it
-stumbles over is the syntax: "invalid character '}' looking for beginning of value". protojson then reads the value into
-the message: "proto: (line 1:8): invalid value for bytes field key: 1".
+Theory of operation. Two of Go's libraries read a body, one after the other. encoding/json finds the end of the value
+and reports faults of syntax: "invalid character '}' looking for beginning of value". protojson then reads the value
+into the message: "proto: (line 1:8): invalid value for bytes field key: 1".
 """
 
 import json
 import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
+
+from lessor.base import limits
 
 _SPACE = " \t\r\n"
 _NOT_SPACE = re.compile(r"[^ \t\r\n]|\Z")
@@ -23,8 +25,6 @@ _DIGITS = re.compile(rb"[0-9]*")
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 _LITERALS = {ord("t"): b"true", ord("f"): b"false", ord("n"): b"null"}
 _BY_NAME = {7: r"\a", 8: r"\b", 9: r"\t", 10: r"\n", 11: r"\v", 12: r"\f", 13: r"\r", 39: r"\'", 92: r"\\"}
-# How much of an offending value an error shows.
-_SHOWN_LETTERS_MAX = 1_000
 
 EOF: Final = "unexpected EOF"
 
@@ -32,13 +32,13 @@ _scan = json.JSONDecoder().raw_decode
 
 
 class FaultError(Exception):
-    """A value that its field cannot hold. Found inside; on the way out each level adds its step to `path`.
+    """A value that its field cannot hold. On the way out each level adds its step to `path`.
 
-    text      what is told, behind the place
+    text      the text after the place
     syntax    whether protojson calls it a syntax error
     shows     whether the value follows the text
-    of_name   the number of the field's name in its object, from 1, when the fault is in the name and not in the value
-    path      from the fault outwards: the name of a field as it was sent, or the place in a list
+    of_name   when the fault is in the field's name, not in its value: the number of that name in its object, from 1
+    path      from the fault outwards: the name of a field as it was sent, or the index in a list
     """
 
     def __init__(self, text: str, *, syntax: bool = False, shows: bool = True, of_name: int = 0) -> None:
@@ -49,13 +49,14 @@ class FaultError(Exception):
         self.of_name = of_name
         self.path: list[str | int] = []
 
-    def told(self, source: str) -> str:
-        """The error's text, given the body, which is sound JSON and begins without white space."""
+    def message(self, source: str) -> str:
+        """The error's text. `source`: the body, which is sound JSON and begins without white space."""
         at = _place_of(source, self.path[::-1], self.of_name)
         shown = ""
         if self.shows:
             shown = source[at] if source[at] in "{[" else source[at : _scan(source, at)[1]]
-            shown = shown if len(shown) <= _SHOWN_LETTERS_MAX else shown[:_SHOWN_LETTERS_MAX] + "..."
+            if len(shown) > limits.JSON_SHOWN_LETTERS_MAX:
+                shown = shown[: limits.JSON_SHOWN_LETTERS_MAX] + "..."
         kind = "syntax error " if self.syntax else ""
         return f"proto: {kind}({place(source, at)}): {self.text}{shown}"
 
@@ -65,7 +66,7 @@ def place(source: str, at: int) -> str:
 
 
 def _place_of(source: str, path: list[str | int], of_name: int) -> int:
-    """Where the value at the end of the path stands; with `of_name`, of its name, the so many-th."""
+    """The position of the value at the end of the path; with `of_name`, that of its name, the `of_name`-th."""
     at = 0
     for depth, step in enumerate(path, 1):
         wanted = of_name if depth == len(path) else 0
@@ -74,7 +75,7 @@ def _place_of(source: str, path: list[str | int], of_name: int) -> int:
 
 
 def _inside(source: str, at: int, step: str | int, of_name: int) -> int:
-    """The step from the object or list that begins at `at`."""
+    """The position after one step into the object or list that begins at `at`."""
     index = seen = 0
     at = _after_space(source, at + 1)
     while True:
@@ -106,14 +107,14 @@ class _BrokenError(Exception):
 
 
 class _Text(NamedTuple):
-    """Where a string stands, quotes and all."""
+    """The place of a string, with its quotes."""
 
     start: int
     end: int
 
 
 def syntax_fault(body: bytes) -> str | None:
-    """What encoding/json says of the first value in a body; None when that is sound."""
+    """The error of encoding/json for the first value in a body; None when the value is sound."""
     try:
         for _ in _texts(body):
             pass
@@ -123,13 +124,13 @@ def syntax_fault(body: bytes) -> str | None:
 
 
 def text_around(body: bytes, at: int) -> int:
-    """Where the string begins that holds the byte at `at`; the body is sound JSON but for its UTF-8."""
+    """The start of the string around the byte at `at`. The body is sound JSON but for its UTF-8."""
     return next((text.start for text in _texts(body) if text.start <= at < text.end), 0)
 
 
 def _texts(body: bytes) -> Iterator[_Text]:
     """Walks through the first value; yields its strings, names too. Raises _BrokenError."""
-    open_ones: list[int] = []  # the brackets around
+    open_ones: list[int] = []  # the open brackets
     looking_for = "value"
     at = 0
     while True:
@@ -244,7 +245,7 @@ def _unexpected(body: bytes, at: int, where: str) -> _BrokenError:
 
 
 def _quoted(byte: int) -> str:
-    """A byte as Go quotes it, which takes it for a letter of its own."""
+    """A byte as Go quotes it: as a letter of its own."""
     letter = chr(byte)
     if byte in _BY_NAME:
         letter = _BY_NAME[byte]

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which method an HTTP request means, and what is answered when it means none: as etcd 3.6 does.
+"""The method that an HTTP request means, and the answer to a request that means none, as in etcd 3.6.
 
 Laws
-- Every route takes POST and nothing else. Any other verb on it is 501 with code 12, "Method Not Allowed" (that is what
-  etcd 3.6 answers; 3.5 said 405). An unknown path below a prefix is 404 with code 5; any other path is not ours and
-  gets the text page. OPTIONS is answered 200 for any path, for browsers ask before they post.
+- Every route takes POST alone. Another verb on it is answered 501 with code 12, "Method Not Allowed" (so in etcd 3.6;
+  3.5 said 405). An unknown path below a prefix is answered 404 with code 5, any other unknown path with a page of text.
+  OPTIONS is answered 200 for any path, because browsers ask before they post.
 - Error bodies hold `error`, `code` and `message`: clients of 3.5 read the first, those of 3.6 the others.
 - Header names here are lower case, ready for HTTP/2; the HTTP/1 side spells them as it likes.
 
-It does not serve /health, /version and /metrics; `page` and `wrong_verb` answer for whoever does.
+Does not do: /health, /version and /metrics; `page` and `wrong_verb` make the answers for them.
 """
 
 import posixpath
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
 
 def error_body(error: EtcdError) -> bytes:
-    """The body of a unary error reply. etcd never attaches details, so there are none."""
+    """The body of a unary error reply, without details, as in etcd."""
     text = quoted(error.message)
     return b'{"error":%b,"code":%d,"message":%b}' % (text, error.code, text)
 
@@ -62,12 +62,12 @@ def error_answer(error: EtcdError) -> Answer:
 
 
 def page(status: int, text: str) -> Answer:
-    """A short text for a person, as the paths beside the API answer."""
+    """A short text for a person: the answer of paths outside the API."""
     return Answer(status, TEXT_HEADERS, text.encode() + b"\n")
 
 
 def wrong_verb(allowed: str) -> Answer:
-    """405 for the paths beside the API. `allowed`: the verbs that they take, "GET"."""
+    """405, for paths outside the API. `allowed`: the verbs that the path takes, "GET"."""
     answer = page(405, "Method Not Allowed")
     return answer._replace(headers=(*answer.headers, (b"allow", allowed.encode("ascii"))))
 
@@ -79,9 +79,9 @@ _WRONG_VERB = error_answer(EtcdError(Code.UNIMPLEMENTED, "Method Not Allowed"))
 
 
 def match(verb: str, path: str) -> Method | Answer:
-    """The method behind an HTTP request, or what to answer in its place. `path` is as it came, percent-encoded.
+    """The method that an HTTP request means, or the answer when it means none. `path`: as it came, percent-encoded.
 
-    Cost: one look-up for a route as we print it; other spellings cost a few more.
+    Cost: one look-up for a route in its usual spelling; other spellings cost a few more.
     """
     if verb == "OPTIONS":
         return _PREFLIGHT
@@ -92,7 +92,7 @@ def match(verb: str, path: str) -> Method | Answer:
 
 
 def _match_other(verb: str, path: str) -> Method | Answer:
-    """A path that is no route as it stands: one that is spelt otherwise, or unknown."""
+    """`match` for a path that is no route as it stands: it has another spelling, or is unknown."""
     plain = unquote(path)
     if not plain.startswith("/"):
         return _NO_PAGE
@@ -102,7 +102,7 @@ def _match_other(verb: str, path: str) -> Method | Answer:
     if clean + "/" in _PREFIXES:
         clean += "/"
     if clean != plain and clean.startswith(_PREFIXES):
-        # Clients that join a base URL with a path get "//v3/...": send them to the one true spelling, as etcd does.
+        # Clients that join a base URL with a path get "//v3/...": redirect them to the usual spelling, as etcd does.
         # 307 keeps the verb and the body.
         return Answer(307, (*CORS_HEADERS, (b"location", quote(clean).encode("ascii"))), b"")
     method = BY_ROUTE.get(plain)

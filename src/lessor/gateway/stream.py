@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams of JSON over one HTTP exchange: objects one after another in, one frame per message out.
+"""Streams of JSON in one HTTP request and its response: objects in, one frame per message out.
 
 Laws
 - In: objects follow each other with any white space between them, cut anywhere; no commas, no array around them.
 - Out: each message is `{"result":{...}}` and a newline. An error ends the stream as `{"error":{...}}` and a newline;
-  when nothing was sent before, its HTTP status goes with it.
-- An object that is not complete is bounded, and each of its bytes is looked at once.
+  when nothing was sent before, the response has the error's HTTP status.
+- The size of an incomplete object is bounded, and each of its bytes is looked at once.
 
-Theory of operation. `StreamDecoder` looks only for quotes, backslashes and brackets to find where an object ends, and
-hands the whole object to the codec. Objects before a malformed one are still delivered: they were complete.
+Theory of operation. `StreamDecoder` looks only for quotes, backslashes and brackets to find the end of an object, and
+hands the whole object to the codec. Objects before a malformed one are delivered.
 """
 
 import re
@@ -41,7 +41,7 @@ def status_object(code: int, message: str) -> bytes:
 
 
 class StreamDecoder:
-    """Reads the requests of one stream. `error` is set for good when something came that is not a request.
+    """Reads the requests of one stream. `error` is set for good by the first bytes that are not a request.
 
     `object_bytes_max`: of one object, in bytes of JSON.
     """
@@ -51,19 +51,19 @@ class StreamDecoder:
     def __init__(self, message_class: type[Message], object_bytes_max: int) -> None:
         self._class = message_class
         self._object_bytes_max = object_bytes_max
-        self._buffer = bytearray()  # from the first byte of an incomplete object
-        self._at = 0  # how far the buffer was looked at
-        self._depth = 0  # open brackets at that point
+        self._buffer = bytearray()  # from the first byte of the incomplete object
+        self._at = 0  # the bytes of the buffer that were looked at
+        self._depth = 0  # open brackets after those
         self._in_string = False
         self.error: EtcdError | None = None
 
     @property
     def unfinished_bytes(self) -> int:
-        """What is kept of an object that has not come in whole."""
+        """The bytes that are kept of an incomplete object."""
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[Message]:
-        """Take bytes of the body; returns the messages that they complete, in order. Does not raise: see `error`."""
+        """Takes bytes of the body; returns the messages that they complete, in order. Does not raise: see `error`."""
         messages: list[Message] = []
         if self.error is not None:
             return messages
@@ -76,12 +76,12 @@ class StreamDecoder:
             if len(self._buffer) > self._object_bytes_max:
                 self._refuse_size(len(self._buffer))
         except EtcdError as error:
-            self.error = error.bare()  # which would hold us
+            self.error = error.bare()  # its traceback would keep this decoder
             self._buffer.clear()
         return messages
 
     def finish(self) -> None:
-        """The body is over. Sets `error` if it ended inside an object."""
+        """Ends the body. Sets `error` if the body ended inside an object."""
         if self.error is None and self._buffer:
             self.error = EtcdError(Code.INVALID_ARGUMENT, "unexpected EOF")
             self._buffer.clear()
@@ -101,7 +101,7 @@ class StreamDecoder:
         while True:
             found = (_QUOTE_OR_ESCAPE if self._in_string else _BRACKET_OR_QUOTE).search(buffer, at)
             if found is None:
-                # An escape at the very end counts the next byte as looked at, before it has come.
+                # A backslash at the very end counts the next byte as looked at, before it has come.
                 self._at = max(at, len(buffer))
                 return 0
             letter = buffer[found.start()]
@@ -120,7 +120,7 @@ class StreamDecoder:
                     return at
 
     def _skip_space(self) -> bool:
-        """Drop the space before an object. False when nothing else is there; raises when it is no object."""
+        """Drops the space before an object. False when there is nothing else; raises when no object begins there."""
         found = _NOT_SPACE.search(self._buffer)
         if found is None:
             self._buffer.clear()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import cast
 
 from lessor.api.proto import rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.durable.engine import Engine, EngineError
 from lessor.durable.sqlite import SqliteEngine
@@ -51,9 +51,9 @@ log = logging.getLogger("lessor")
 EXIT_DISK_FAILED = 74  # sysexits.h: EX_IOERR
 EXIT_BUG = 70  # sysexits.h: EX_SOFTWARE
 EXIT_AT_ONCE = 130  # as after Ctrl-C
-LAST_COMMIT_S = 30.0  # how long a stopping server waits for a commit that hangs
+LAST_COMMIT_S = limits.STOP_COMMIT_S_MAX
 FIRST_TERM = 2  # what a fresh etcd answers too: the term of its first election
-DRAIN_S = 5.0  # how long a stopping server waits for calls in hand
+DRAIN_S = limits.STOP_CALLS_S_MAX
 # The commit thread and the loop take turns with the interpreter; decision 0003 has the measurements.
 SWITCH_INTERVAL_S = 0.0002
 # Looks of the collector: after 1,000 more objects, after ten of those, after three of the latter. The third, on some

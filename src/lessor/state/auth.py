@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users, roles and their permissions: who exists, who may do what, and whether anybody asks.
+"""Users, roles and their permissions, and the switch of auth.
 
 Laws
-- A change either happens whole, with its rows in the journal, or raises `EtcdError` and nothing has happened.
-- Each change but switching on raises the auth revision by one; a fresh store has revision 1. A request that changes
-  nothing (a role granted twice, enabling what is enabled) raises nothing.
-- While auth is enabled there is a user root with the role root, so that somebody can switch it off.
+- A change is made whole, with its rows in the journal, or raises `EtcdError` and has changed nothing.
+- Each change but enabling adds one to the auth revision; a fresh store has revision 1. A request that changes nothing
+  (a role granted twice, enabling auth twice) leaves the revision as it is.
+- While auth is enabled there is a user root with the role root, so that auth can be disabled.
 - Passwords come here as hashes only.
 
 Theory of operation. A user has roles, a role has permissions, a permission is a type on a key or a range of keys. For
-checking, the permissions of all of a user's roles are merged once into sorted spans, for reading and for writing; the
-merged form is thrown away at the next change. The role root stands above all that and needs no permissions.
+checks, the permissions of all roles of a user are merged once into sorted spans, for reading and for writing. The next
+change throws the merged spans away. The role root needs no permissions.
 
 Worked example: role r has read on [a, c) and both on [c, e). Its reading spans merge into [a, e), its writing ones are
 [c, e): a range over [b, d) may be read, and written only from c on.
@@ -25,13 +25,13 @@ from collections.abc import Iterable
 from typing import Final
 
 from lessor.base import errors
+from lessor.base.key_range import OPEN_END, open_end
 from lessor.state.journal import AuthRows, Journal, PermissionRow, RoleRow, UserRow
 
-ROOT: Final = "root"  # the name of the first user and of the role above all permissions
+ROOT: Final = "root"  # the name of the first user, and of the role that needs no permissions
 READ: Final = 0  # authpb.Permission.Type
 WRITE: Final = 1
 READWRITE: Final = 2
-OPEN_END: Final = b"\0"  # as a range end: no upper bound
 ROOT_PERMISSION: Final[PermissionRow] = (b"", OPEN_END, READWRITE)  # how the role root is shown
 
 
@@ -42,7 +42,7 @@ class User:
 
     def __init__(self, name: str, password: bytes, no_password: bool, roles: tuple[str, ...]) -> None:
         self.name = name
-        self.password = password  # a bcrypt hash, or b"" when no password opens the door
+        self.password = password  # a bcrypt hash; b"" when no password is accepted
         self.no_password = no_password
         self.roles = roles  # sorted
 
@@ -51,12 +51,12 @@ class User:
 
 
 class Spans:
-    """A set of keys made of ranges, merged and in order."""
+    """A set of keys: ranges, merged and in order."""
 
     __slots__ = ("_ends", "_starts")
 
     def __init__(self, spans: Iterable[tuple[bytes, bytes]]) -> None:
-        """`spans`: [start, end) each, `end` b"" meaning no upper bound."""
+        """`spans`: [start, end) each; the end b"" means no upper bound."""
         self._starts: list[bytes] = []
         self._ends: list[bytes] = []
         for start, end in sorted(spans):
@@ -82,7 +82,7 @@ class Spans:
 
 
 class Grants:
-    """What one user may do with keys."""
+    """The keys that one user may read and write."""
 
     __slots__ = ("read", "root", "write")
 
@@ -92,7 +92,7 @@ class Grants:
         writable: list[tuple[bytes, bytes]] = []
         for key, range_end, kind in permissions:
             # A single key is the range up to the next possible key.
-            end = b"" if range_end == OPEN_END else range_end or key + b"\0"
+            end = open_end(range_end) if range_end else key + b"\0"
             if kind in (READ, READWRITE):
                 readable.append((key, end))
             if kind in (WRITE, READWRITE):
@@ -122,7 +122,7 @@ class Auth:
         return user is not None and ROOT in user.roles
 
     def grants(self, name: str) -> Grants | None:
-        """What a user may do with keys; None when there is no such user. Merged at the first call after a change."""
+        """The grants of a user; None when there is no such user. Merged at the first call after a change."""
         grants = self._grants.get(name)
         if grants is None:
             user = self.users.get(name)
@@ -133,7 +133,7 @@ class Auth:
         return grants
 
     def permissions_of(self, role: str) -> tuple[PermissionRow, ...]:
-        """A role's permissions as they are shown. Raises ROLE_NOT_FOUND."""
+        """A role's permissions, as requests show them. Raises ROLE_NOT_FOUND."""
         permissions = self._role(role)
         return (ROOT_PERMISSION,) if role == ROOT else permissions
 
@@ -153,7 +153,7 @@ class Auth:
     # --- the switch ---------------------------------------------------------------------------------------------
 
     def enable(self) -> None:
-        """Raises ROOT_USER_MISSING, ROOT_ROLE_MISSING. Enabling twice does nothing."""
+        """Switches auth on. Raises ROOT_USER_MISSING, ROOT_ROLE_MISSING. Enabling twice does nothing."""
         if self.enabled:
             return
         if ROOT not in self.users:
@@ -164,7 +164,7 @@ class Auth:
         self._journal.auth(AuthRows(switch=(True, self.revision)))
 
     def disable(self) -> None:
-        """Nobody is asked any more. Disabling twice does nothing."""
+        """Switches auth off: every call is permitted. Disabling twice does nothing."""
         if self.enabled:
             self.enabled = False
             self._changed()
@@ -188,12 +188,12 @@ class Auth:
         self._changed(users=[(name, b"", user.no_password, (), True)])
 
     def change_password(self, name: str, password: bytes) -> None:
-        """Raises USER_NOT_FOUND. A user who has no password by intent stays so."""
+        """Raises USER_NOT_FOUND. A user that was added without a password stays without one."""
         user = self.user(name)
         self._put_user(User(name, b"" if user.no_password else password, user.no_password, user.roles))
 
     def grant_role(self, name: str, role: str) -> None:
-        """Raises USER_NOT_FOUND, ROLE_NOT_FOUND; root is a role that need not have been added."""
+        """Raises USER_NOT_FOUND, ROLE_NOT_FOUND. The role root need not have been added."""
         user = self.user(name)
         if role != ROOT:
             self._role(role)
@@ -201,7 +201,7 @@ class Auth:
             self._put_user(User(name, user.password, user.no_password, tuple(sorted((*user.roles, role)))))
 
     def revoke_role(self, name: str, role: str) -> None:
-        """Raises USER_NOT_FOUND, ROLE_NOT_GRANTED; INVALID_AUTH_MANAGEMENT for root's root while auth is enabled."""
+        """Raises USER_NOT_FOUND, ROLE_NOT_GRANTED, and INVALID_AUTH_MANAGEMENT for root's root while auth is on."""
         if self.enabled and name == role == ROOT:
             raise errors.INVALID_AUTH_MANAGEMENT.error()
         user = self.user(name)
@@ -228,7 +228,7 @@ class Auth:
         self._put_role(name, ())
 
     def delete_role(self, name: str) -> None:
-        """Takes it from its users as well. Raises ROLE_NOT_FOUND, and INVALID_AUTH_MANAGEMENT as in `delete_user`."""
+        """Takes the role from its users too. Raises ROLE_NOT_FOUND, and INVALID_AUTH_MANAGEMENT as `delete_user`."""
         if self.enabled and name == ROOT:
             raise errors.INVALID_AUTH_MANAGEMENT.error()
         self._role(name)
@@ -238,9 +238,9 @@ class Auth:
         self._changed(users=[user.row() for user in bereft], roles=[(name, (), True)])
 
     def grant_permission(self, role: str, permission: PermissionRow) -> None:
-        """Gives a role a permission, in place of the one it has on exactly that range.
+        """Gives a role a permission, in place of the role's permission on exactly that range.
 
-        Raises ROLE_NOT_FOUND, and INVALID_AUTH_MANAGEMENT for a range that holds no key.
+        Raises ROLE_NOT_FOUND, and INVALID_AUTH_MANAGEMENT for a range without keys.
         """
         key, range_end, _ = permission
         if not key or (range_end and range_end != OPEN_END and key >= range_end):
@@ -249,7 +249,7 @@ class Auth:
         self._put_role(role, tuple(sorted((*others, permission))))
 
     def revoke_permission(self, role: str, key: bytes, range_end: bytes) -> None:
-        """Raises ROLE_NOT_FOUND, and PERMISSION_NOT_GRANTED unless the role has one on exactly that range."""
+        """Raises ROLE_NOT_FOUND, and PERMISSION_NOT_GRANTED unless the role has a permission on exactly that range."""
         permissions = self._role(role)
         left = tuple(one for one in permissions if one[:2] != (key, range_end))
         if len(left) == len(permissions):
@@ -268,7 +268,7 @@ class Auth:
         self._journal.auth(AuthRows(users, roles, (self.enabled, self.revision)))
 
     def load(self, rows: AuthRows) -> None:
-        """Takes in the rows of a data directory, without rows of its own. Deleted ones may be among them."""
+        """Takes in the rows of a data directory; writes none. Deleted users and roles may be among them."""
         for name, password, no_password, user_roles, deleted in rows.users.values():
             if not deleted:
                 self.users[name] = User(name, password, no_password, tuple(sorted(user_roles)))

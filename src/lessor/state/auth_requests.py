@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The requests about auth, from message to `Auth` and back.
+"""The requests about auth: from the message to `Auth`, and the reply.
 
 Laws
 - A handler returns the reply's fields after the header, or raises `EtcdError` with nothing done.
-- The password of a request is never looked at: the server puts its hash, in base64, into `hashedPassword` and empties
-  `password` before the request comes here.
+- The password of a request is never read: before the request comes here, the server puts the hash, in base64, into
+  `hashedPassword` and empties `password`.
 
-Does not do: Authenticate, which changes nothing here: it is answered by the server, which has the tokens.
+Does not do: Authenticate, which changes nothing here; the server answers it, because it has the tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lessor.state.journal import PermissionRow
 
 
 def handlers(auth: Auth) -> dict[type[Message], Callable[[Any], bytes]]:
-    """What to do for each type of request."""
+    """The handler of each type of request."""
     requests = AuthRequests(auth)
     return {
         rpc_pb2.AuthEnableRequest: requests.enable,
@@ -124,15 +124,15 @@ class AuthRequests:
 
 
 def _hash_of(request: rpc_pb2.AuthUserAddRequest | rpc_pb2.AuthUserChangePasswordRequest) -> bytes:
-    """The hash that the server, or a client that hashes itself, has put into the request; b"" where there is none."""
+    """The hash that the server, or a client that hashes itself, has put into the request; b"" when there is none."""
     try:
         return base64.b64decode(request.hashedPassword, validate=True)
     except (binascii.Error, ValueError):
-        raise errors.NO_PASSWORD_USER.error() from None  # what etcd says to base64 that it cannot read
+        raise errors.NO_PASSWORD_USER.error() from None  # etcd's answer to malformed base64
 
 
 def _names(names: Iterable[str]) -> bytes:
-    """Field 2 of UserGet, UserList and RoleList alike."""
+    """Field 2 of the replies to UserGet, UserList and RoleList."""
     return b"".join([nested(b"\x12", name.encode()) for name in names])
 
 

@@ -2,18 +2,18 @@
 """HashKV: one number for all data up to a revision, so that two copies can be compared.
 
 Laws
-- Equal data gives an equal number, whichever way it came about: written here or replayed, dead rows deleted or not yet.
-- Only what a reader can still tell apart counts: the versions retained at the compact revision and those after it, up
-  to the revision asked for. Leases' deadlines do not count, keys' lease ids do.
+- Equal data gives an equal number: written here or replayed, with dead rows deleted or not yet.
+- Only data that a reader can still see counts: the versions retained at the compact revision and those after it, up to
+  the revision asked for. The lease ids of keys count, the deadlines of leases do not.
 
-Theory of operation. The versions are fed to CRC-32 in the order of keys, each key's versions oldest first, in a form
-that is unambiguous because each part is preceded by its length.
+Theory of operation. CRC-32 takes the versions in the order of keys, those of one key oldest first. Their encoding is
+unambiguous, because the length of each part stands before it.
 
-Worked example: compacted at 3, key k with p2 p3 t4 p6 on the way. At 4 the versions p3 t4 count (p2 is given up), at 6
-p3 t4 p6; compacted at 5 and asked at 6, only p6.
+Worked example: key k with p2 p3 t4 p6 (as in mvcc.py), compacted at 3. At 4 the versions p3 t4 count, since p2 is dead;
+at 6 p3 t4 p6. Compacted at 5, at 6 only p6 counts.
 
-All keys may take seconds, so a `KvDigest` takes them piece by piece, with other calls in between: what it covers lies
-at or before its revision, and only a compaction changes that. It begins anew when there was one.
+All keys may take seconds, so a `KvDigest` takes them piece by piece, with other calls in between. Its versions lie at
+or before its revision, so only a compaction changes them; after a compaction it begins anew.
 
 Does not do: etcd's own number (its input is etcd's file format).
 """
@@ -31,7 +31,7 @@ _STEP_KEYS: Final = 1_000
 
 
 def hash_kv(store: Store, revision: int = 0) -> int:
-    """A uint32 over the data at a revision, 0 or less meaning the newest. Cost: all keys and their retained versions.
+    """A uint32 over the data at a revision; 0 or less means the newest. Cost: all keys and their retained versions.
 
     Raises FUTURE_REVISION above the newest revision, COMPACTED below the compact revision.
     """
@@ -42,12 +42,12 @@ def hash_kv(store: Store, revision: int = 0) -> int:
 
 
 class KvDigest:
-    """A digest being made. `value` counts once `step` has returned True; so do the two revisions that it is of."""
+    """A digest under way. `value` and the two revisions are final once `step` has returned True."""
 
     __slots__ = ("_asked", "_next_key", "_store", "compact_revision", "revision", "value")
 
     def __init__(self, store: Store, revision: int = 0) -> None:
-        """Raises what `hash_kv` raises."""
+        """Raises as `hash_kv` does."""
         self._store = store
         self._asked = revision
         self._begin()
@@ -64,9 +64,9 @@ class KvDigest:
         self._next_key = b""
 
     def step(self, keys_max: int) -> bool:
-        """Takes in the next keys; returns whether all are in. Raises COMPACTED when the revision was given up since.
+        """Takes in the next keys; returns whether all are in. Cost: `keys_max` keys and their retained versions.
 
-        Cost: `keys_max` keys and their retained versions.
+        Raises COMPACTED when the revision has been compacted meanwhile.
         """
         store = self._store
         if store.compact_revision != self.compact_revision:
@@ -91,7 +91,7 @@ def _counting(newest: Event, revision: int, compact_revision: int) -> list[Event
     event: Event | None = newest
     while event is not None:
         if event.mod_revision <= revision:
-            # A tombstone at or before the compact revision is kept for watchers only, and goes at the next compaction.
+            # A tombstone at or before the compact revision is kept for watchers only, until the next compaction.
             if event.value is not None or event.mod_revision > compact_revision:
                 events.append(event)
             if event.mod_revision <= compact_revision:

@@ -2,12 +2,12 @@
 """Protobuf by hand, for the few shapes that every reply is made of.
 
 Laws
-- What is written here parses as the message of `lessor.api` that it stands for; a test compares each with protobuf's
-  own.
-- Fields that are zero, empty or false are left out, as proto3 does.
+- The bytes made here parse as the message of `lessor.api` that they stand for; a test compares each with the bytes that
+  protobuf makes.
+- Fields that are zero, empty or false are left out, as in proto3.
 
-Why: protobuf's Python API costs about a microsecond per nested message built, and as much again to serialise it. A
-key's version never changes, so its bytes are made once and pasted into every reply and every watch event that shows it.
+Why: protobuf's Python API takes about a microsecond to build a nested message, and as much again to serialise it. A
+version of a key never changes, so its bytes are made once and copied into every reply and event that shows it.
 
 Does not do: parsing.
 """
@@ -26,7 +26,7 @@ _SHORT: Final = _LAST + [low + high for high in _LAST[1:] for low in _MORE]
 
 
 def varint(number: int) -> bytes:
-    """The varint of an int64 or uint64; a negative number takes ten bytes, as protobuf has it."""
+    """The varint of an int64 or uint64. A negative number takes ten bytes, as in protobuf."""
     if number < 0x4000:
         if number >= 0:
             return _SHORT[number]
@@ -49,7 +49,7 @@ def number_field(tag: bytes, number: int) -> bytes:
 
 
 class HeaderEncoder:
-    """Encodes `ResponseHeader`s of one server, as field 1 of whatever reply they open."""
+    """Encodes the `ResponseHeader`s of one server, as field 1 of a reply."""
 
     __slots__ = ("_identity", "_term")
 
@@ -58,19 +58,19 @@ class HeaderEncoder:
         self._term = number_field(b"\x20", term)
 
     def field(self, revision: int) -> bytes:
-        """The header with every member filled."""
+        """The header with all four fields."""
         return nested(b"\x0a", self._identity + number_field(b"\x18", revision) + self._term)
 
 
 def revision_header(revision: int) -> bytes:
-    """The header of a reply inside a txn: it carries the revision only. As field 1 of the reply."""
+    """The header of a reply inside a txn, which has the revision only; as field 1 of the reply."""
     return nested(b"\x0a", b"\x18" + varint(revision))
 
 
 def in_pieces(
     head: bytes, parts: Sequence[Part], encode: Callable[[Sequence[Part]], bytes], tail: bytes = b""
 ) -> bytes | Iterator[bytes]:
-    """A reply whose middle is `encode` of `parts`, which no longer change. Long ones are encoded when asked for."""
+    """A reply whose middle is `encode` of `parts`, which no longer change. A long one is encoded piece by piece."""
     if len(parts) <= REPLY_PARTS_MAX:
         return head + encode(parts) + tail
     return _pieces(head, parts, encode, tail)

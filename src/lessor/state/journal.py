@@ -1,51 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where changes leave memory: rows, gathered into batches that become durable as one.
+"""The journal: changes leave memory as rows, gathered into batches. A batch becomes durable as a whole.
 
 Laws
-- Every change of the state writes its rows here in the same step that changes memory; nothing else makes rows.
+- Each change of the state writes its rows here in the step that changes memory; nothing else makes rows.
 - A batch is numbered when it opens. Numbers grow by one; a batch without rows may be sealed and thrown away.
-- Of several rows for one lease or one alarm in one batch, only the last is kept: a batch is applied as a whole.
+- Of several rows for one lease or one alarm in a batch only the last is kept, because a batch is applied as a whole.
 
-Theory of operation. There is always one open batch. The state machine adds rows; at the end of a turn the server seals
-the batch, hands it to the engine, and the next one is open. Whoever wants to answer a client asks for the number of the
-newest batch that has rows, and waits until that one is durable.
+Theory of operation. There is always one open batch. The state machine adds rows. At the end of a turn the server seals
+the batch and hands it to the engine; then the next batch is open. A reply waits until the newest batch with rows is
+durable: `newest_with_rows` is its number.
 
-Does not do: I/O, ordering of commits, knowing what is durable.
+Does not do: I/O, the order of commits, knowing what is durable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 
 # revision, sub, key, value (None: a tombstone), create_revision, version, lease
 EventRow = tuple[int, int, bytes, bytes | None, int, int, int]
-# id, ttl_s, deadline_s (a promise: never earlier than any acknowledged renewal), ended (0 or 1, as SQLite has it)
+# id, ttl_s, deadline_s (a promise: never earlier than any acknowledged renewal), ended (0 or 1, SQLite's truth value)
 LeaseRow = tuple[int, int, float, int]
 # member_id, alarm type, active
 AlarmRow = tuple[int, int, bool]
-# name, password hash (b"": none), whether the user has no password by intent, roles, deleted
+# name, password hash (b"": none), whether the user is meant to have no password, roles, deleted
 UserRow = tuple[str, bytes, bool, tuple[str, ...], bool]
-# key, range_end as requests have it (b"": one key, b"\0": no upper bound), type (0 read, 1 write, 2 both)
+# key, range_end as in requests (b"": one key, b"\0": no upper bound), type (0 read, 1 write, 2 both)
 PermissionRow = tuple[bytes, bytes, int]
 # name, permissions, deleted
 RoleRow = tuple[str, tuple[PermissionRow, ...], bool]
 
 
 class AuthRows:
-    """Users, roles and the switch, as rows: those that a batch changes, or all that there are."""
+    """Users, roles and the switch as rows: those that a batch changes, or all of them."""
 
     __slots__ = ("roles", "switch", "users")
 
     def __init__(
         self, users: Iterable[UserRow] = (), roles: Iterable[RoleRow] = (), switch: tuple[bool, int] | None = None
     ) -> None:
-        self.users = {row[0]: row for row in users}  # the last row of each counts
+        self.users = {row[0]: row for row in users}  # the last row of each user counts
         self.roles = {row[0]: row for row in roles}
-        self.switch = switch  # (enabled, revision of the auth data), None when it did not change
+        self.switch = switch  # (enabled, revision of the auth data); None when neither changed
 
     @property
     def row_count(self) -> int:
@@ -91,16 +89,16 @@ class Batch:
         self.events = events  # ascending by (revision, sub)
         self.leases = leases
         self.alarms = alarms
-        self.compact_revision = compact_revision  # the new one, or None when no compaction happened in this batch
-        self.dead = dead  # (revision, sub) of event rows that nothing needs any more
+        self.compact_revision = compact_revision  # the new one; None when there was no compaction in this batch
+        self.dead = dead  # (revision, sub) of dead event rows, to be deleted from disk
         self.leases_touched = leases_touched  # live leases that were granted, or renewed with a row, in this batch
         self.auth = auth  # None in nearly every batch
-        self.peer_urls = peer_urls  # those that the member was given in this batch, or None
+        self.peer_urls = peer_urls  # those that the member was given in this batch; None when it was given none
         self.clean = clean  # the last batch of an orderly stop: all deadlines in the rows are exact
 
     @property
     def row_count(self) -> int:
-        """Rows that a commit has to write; dead rows are collected later and do not count."""
+        """Rows that a commit has to write. Dead rows are deleted later and do not count."""
         return (
             len(self.events)
             + len(self.leases)
@@ -130,11 +128,10 @@ class Journal:
     )
 
     def __init__(self, number: int = 1) -> None:
-        """`number`: of the first batch. What is on disk already counts as the batch before it."""
+        """`number`: of the first batch. The data that is on disk already counts as the batch before it."""
         self.number = number
-        self.newest_with_rows = (
-            number - 1
-        )  # the open batch's number if it has rows, else the newest sealed one's that had
+        # The number of the open batch if it has rows, else that of the newest sealed batch with rows.
+        self.newest_with_rows = number - 1
         self._open()
 
     def _open(self) -> None:
@@ -162,14 +159,14 @@ class Journal:
         )
 
     def event(self, row: EventRow) -> None:
-        """Adds a change of one key. Rows come in ascending (revision, sub)."""
+        """Adds the row of a change of one key. Rows come in ascending (revision, sub)."""
         self.events.append(row)
         self.newest_with_rows = self.number
 
     def lease(self, row: LeaseRow, granted_or_renewed: Lease | None = None) -> None:
-        """Adds a lease's row, over an earlier one of the same lease in this batch.
+        """Adds a lease's row, in place of an earlier row of the same lease in this batch.
 
-        `granted_or_renewed`: the lease, when a client is about to be promised its full TTL by this row.
+        `granted_or_renewed`: the lease, when a reply that waits for this row promises the full TTL.
         """
         lease_id = row[0]
         self._leases[lease_id] = row
@@ -185,7 +182,7 @@ class Journal:
         self.newest_with_rows = self.number
 
     def auth(self, rows: AuthRows) -> None:
-        """Adds changed users, roles or the switch, over earlier rows of the same ones in this batch."""
+        """Adds changed users, roles or the switch, in place of earlier rows of the same ones in this batch."""
         gathered = self._auth
         if gathered is None:
             self._auth = rows
@@ -196,27 +193,27 @@ class Journal:
         self.newest_with_rows = self.number
 
     def peer_urls(self, urls: tuple[str, ...]) -> None:
-        """Adds the URLs that the member's peers are to find it at, over earlier ones in this batch."""
+        """Adds the URLs at which peers find the member, in place of earlier ones in this batch."""
         self._peer_urls = urls
         self.newest_with_rows = self.number
 
     def compact(self, revision: int, dead: list[tuple[int, int]]) -> None:
-        """Notes a compaction and the event rows that it made superfluous."""
+        """Adds a compaction, and names the event rows that are dead by it."""
         self._compact_revision = revision
         self._dead += dead
         self.newest_with_rows = self.number
 
-    def collect(self, dead: list[tuple[int, int]]) -> None:
-        """Notes event rows that an earlier compaction made superfluous and that are still on disk."""
+    def note_dead(self, dead: list[tuple[int, int]]) -> None:
+        """Names event rows that are dead by an earlier compaction and still on disk."""
         self._dead += dead
 
     @property
     def names_dead(self) -> bool:
-        """Whether the open batch names superfluous rows. They are no rows of it, so it may be sealed for them alone."""
+        """Whether the open batch names dead rows. They are no rows of the batch; it may be sealed for them alone."""
         return bool(self._dead)
 
     def mark_clean(self) -> None:
-        """Notes that the server stops in good order after this batch."""
+        """Marks the open batch as the last one of an orderly stop."""
         self._clean = True
         self.newest_with_rows = self.number
 

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys in bytewise order, sorted only when somebody asks for a range.
+"""Keys in bytewise order, sorted when a range is read.
 
 Laws
 - `add` only a key that is absent, `remove` only one that is present: the caller's dict knows.
 - Reads see every add and remove before them.
 
-Theory of operation. Most calls of a lease server name one key; they never look here. A new or a gone key is noted in a
-set, and the sorted keys are brought up to date at the next range read, or when PENDING_MAX keys wait: without that
-bound a read after 60,000 new keys among a million would stall for 300 ms. A key that comes and goes in between costs no
-sorting at all, which is the life of a lock. Measured, 100,000 new keys: 0.9 us each in sequence, 2.3 us at random,
-where a SortedDict takes 1.0 and 2.8; catching up one by one beats sorting anew until about an eighth of the keys are
-news.
+Theory of operation. Most calls to a lease server name one key; they never come here. A new key goes into one set, a
+removed key into another. The sorted keys are brought up to date at the next range read, or when PENDING_MAX keys wait:
+without that bound a read after 60,000 new keys among a million would stall for 300 ms. A key that is added and removed
+in between, as the key of a lock often is, costs no sorting at all. Measured, 100,000 new keys: 0.9 us each in sequence,
+2.3 us at random, where a SortedDict takes 1.0 and 2.8. To add the keys one by one is faster than to sort anew, up to
+about an eighth of all keys.
 
-Worked example: add b, add a, read -> {a b} sorted. Add d, add c, remove d -> only c is news, for d came and went
-unread. Remove a, read -> b c.
+Worked example: add b, add a, read -> {a b} sorted. Add d, add c, remove d -> only c waits, because d was removed before
+a read. Remove a, read -> b c.
 
 Does not do: values, versions.
 """
@@ -26,9 +26,9 @@ from typing import Any, Final
 
 from sortedcontainers import SortedList
 
-_PENDING_MAX: Final = 1_024  # keys put off at most: a millisecond or two of work
-_FEW: Final = 256  # keys up to which adding or removing several is done one by one
-_REBUILD_RATIO: Final = 8  # sort anew when more than 1/8 of the keys are news
+_PENDING_MAX: Final = 1_024  # keys of one set that wait at most: a millisecond or two of work
+_FEW: Final = 256  # up to so many keys, several are added or removed one by one
+_REBUILD_RATIO: Final = 8  # sort anew when more than 1/8 of the keys wait
 
 
 class KeyIndex:
@@ -89,7 +89,7 @@ class KeyIndex:
             merged += sorted(added)
             self._sorted = SortedList(merged)
         else:
-            for key in sorted(removed):  # in order, because neighbours share cache lines
+            for key in sorted(removed):  # in order, because neighbours share cache lines of the processor
                 keys.remove(key)
             for key in sorted(added):
                 keys.add(key)
@@ -97,7 +97,7 @@ class KeyIndex:
         self._removed = set()
 
     def count(self, start: bytes, end: bytes) -> int:
-        """How many keys are in [start, end); `end` b"" means no upper bound. Cost: O(log n) when settled."""
+        """How many keys are in [start, end); `end` b"" means no upper bound. Cost: O(log n) when no keys wait."""
         if self._added or self._removed:
             self._settle()
         keys = self._sorted
@@ -106,7 +106,7 @@ class KeyIndex:
         return max(0, upper - lower)
 
     def range(self, start: bytes, end: bytes, keys_max: int | None = None) -> list[bytes]:
-        """The keys in [start, end), the first `keys_max` of them. Cost: O(log n + keys) when settled."""
+        """The keys in [start, end), the first `keys_max` of them. Cost: O(log n + keys) when no keys wait."""
         if self._added or self._removed:
             self._settle()
         found: Iterator[bytes] = self._sorted.irange(start, end or None, inclusive=(True, False))

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Range, Put and DeleteRange: what each means, alone or as an operation of a txn.
+"""The meaning of Range, Put and DeleteRange, alone or as an operation of a txn.
 
 Laws
 - `check_*` and `read_put` look at the request alone; `verify_*` compares it with the state; neither changes anything.
-  After both have passed, the rest does not raise.
-- A reply is built as bytes: the caller gives the encoded header, since a txn's operations have a header of their own.
+  After both have passed, nothing else raises.
+- A reply is made as bytes. The caller gives the encoded header, because the operations of a txn have a header of their
+  own.
 
 Does not do: request sizes (the server does), the NOSPACE rule (machine.py), ending the write.
 """
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors
+from lessor.base.key_range import open_end
 from lessor.state.encode import in_pieces, nested, varint
 from lessor.state.leases import Lessor
 from lessor.state.mvcc import Event, Store
@@ -30,11 +32,6 @@ _SORT_BY: Final[tuple[Callable[[Event], Any], ...]] = tuple(
 )
 
 
-def open_end(range_end: bytes) -> bytes:
-    """A request's range_end as the store has it: a single zero byte means no upper bound, for us b""."""
-    return b"" if range_end == b"\0" else range_end
-
-
 # --- Range ------------------------------------------------------------------------------------------------------
 
 
@@ -46,7 +43,7 @@ def check_range(request: rpc_pb2.RangeRequest) -> None:
 
 
 def verify_range_alone(store: Store, request: rpc_pb2.RangeRequest) -> None:
-    """A revision of 0 or less means the newest."""
+    """Raises FUTURE_REVISION, COMPACTED. A revision of 0 or less means the newest."""
     revision = request.revision
     if revision > 0:
         if revision > store.revision:
@@ -56,7 +53,10 @@ def verify_range_alone(store: Store, request: rpc_pb2.RangeRequest) -> None:
 
 
 def verify_range_in_txn(store: Store, request: rpc_pb2.RangeRequest) -> None:
-    """Only a revision of 0 means the newest; a negative one is as good as compacted (-1 passes until something is)."""
+    """Raises FUTURE_REVISION, COMPACTED. Only a revision of 0 means the newest.
+
+    A negative one counts as compacted; -1 passes until the first compaction.
+    """
     revision = request.revision
     if revision:
         if revision > store.revision:
@@ -88,7 +88,7 @@ def range_in_pieces(store: Store, request: rpc_pb2.RangeRequest, header: bytes) 
 
 
 def _passes(request: rpc_pb2.RangeRequest, event: Event) -> bool:
-    """The four revision filters, each off at 0."""
+    """Whether an event passes the four revision filters, each of which is off at 0."""
     bound = request.max_mod_revision
     if bound and event.mod_revision > bound:
         return False
@@ -114,8 +114,8 @@ def _range_of_many(
         or request.min_create_revision
         or request.max_create_revision
     )
-    # etcd's rule, observable with a limit, no order and a sort target: only the keys that the limit lets in (and one
-    # more) are sorted. With an order or a filter everything is fetched first.
+    # etcd's rule, which shows with a limit, no order and a sort target: only the first keys, as many as the limit and
+    # one more, are sorted. With an order or a filter all keys are fetched first.
     fetch_max = limit + 1 if 0 < limit < _INT64_MAX and order == _SORT_NONE and not filtered else None
     if newest:
         events = store.range(start, end, fetch_max)
@@ -169,7 +169,7 @@ Put = tuple[bytes, bytes, int, bool, bool, bool]
 
 
 def read_put(request: rpc_pb2.PutRequest) -> Put:
-    """Reads and checks the request alone."""
+    """Reads the request and checks it alone. Raises EMPTY_KEY, VALUE_PROVIDED, LEASE_PROVIDED."""
     key = request.key
     value = request.value
     lease_id = request.lease
@@ -193,7 +193,7 @@ def verify_put_alone(store: Store, lessor: Lessor, put: Put) -> None:
 
 
 def verify_put_in_txn(store: Store, lessor: Lessor, put: Put) -> None:
-    """The same as alone, but in etcd's other order."""
+    """The same as alone, in the other order that etcd has here."""
     key, _, lease_id, _, ignore_value, ignore_lease = put
     if (ignore_value or ignore_lease) and store.get(key) is None:
         raise errors.KEY_NOT_FOUND.error()

@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lessor: leases, their deadlines, and which keys hang on which lease.
+"""The lessor: leases, their deadlines, and the keys that hang on each lease.
 
 Laws
-- Existence here is the truth: a lease lives from `grant` until `end`, whatever its deadline says. One that is past its
-  deadline and not ended yet can be renewed, put onto and listed.
-- A deadline never moves earlier. A row's deadline is never earlier than any renewal that a client was told of.
-- `renew` touches two attributes: no heap step, and a row only when the saved deadline is about to be passed.
+- A lease lives from `grant` until `end`, whatever its deadline says. A lease that is past its deadline and has not
+  ended yet can be renewed, put onto and listed.
+- A deadline never moves earlier. A row's deadline is never earlier than a deadline that a client was promised.
+- `renew` changes two attributes: no heap step, and a row only when the deadline comes near to the saved one.
 
-Theory of operation. Deadlines are instants on the data clock (the seconds for which the data has been served, over all
-restarts), so they mean the same after a restart. A grant saves its exact deadline. The first renewal passes that and
-saves a later one, by RENEW_SLACK of the TTL, so the next renewals need no row; and the row after that is written ahead,
-by the renewal that comes within RENEW_AHEAD of the TTL of the saved deadline. So a lease that is renewed at a third of
-its TTL writes a row for every second renewal, but none of them waits for the disk after the first: a disk that stands
-still for a while takes no lease from a client that renews. A crash can only ever lengthen a lease, never end it early.
+Theory of operation. Deadlines are instants on the data clock, which counts the seconds for which this data has been
+served, over all restarts; so they mean the same after a restart. A grant saves its exact deadline. The first renewal
+passes that deadline. It saves one that is later than the new deadline by RENEW_SLACK of the TTL, so the next renewals
+need no row. The row after that is written ahead, by the first renewal whose deadline comes within RENEW_AHEAD of the
+TTL of the saved one. So a lease that is renewed at a third of its TTL writes a row for every second renewal, and after
+the first renewal none waits for the disk: a disk that stands still for a while takes no lease from a client that
+renews. A crash can only lengthen a lease, never end it early.
 
-Worked example, TTL 10, slack 8, ahead 4: granted at 0, saved 10. Renewed at 3: deadline 13 > 10, so a row with 21,
-and the reply waits for it. Renewed at 6: deadline 16, and 16 + 4 <= 21: no row. Renewed at 9: deadline 19, so near
-to 21 that a row with 27 is written, but 19 is saved already: the reply leaves at once. After a crash at 11 the row
-says 27: more than the promised 19, and the boot code cuts what remains to one TTL.
+Worked example, TTL 10, slack 8, ahead 4: granted at 0, saved 10. Renewed at 3: deadline 13 > 10, so a row with 21
+is written and the reply waits for it. Renewed at 6: deadline 16, and 16 + 4 <= 21: no row. Renewed at 9: deadline 19,
+and 19 + 4 > 21: a row with 27 is written, but the reply leaves at once, because 19 is below the saved 21. After a crash
+at 11 the row says 27: more than the promised 19, and replay.py cuts the remaining time to one TTL.
 
-Does not do: deleting keys (see machine.py, which ends a lease and its keys together), reading clocks.
+Does not do: deleting keys (machine.py ends a lease and its keys together), reading clocks.
 """
 
 from __future__ import annotations
@@ -30,30 +31,15 @@ from typing import Final, cast
 from lessor.base import errors, limits
 from lessor.state.expiry_queue import ExpiryQueue
 from lessor.state.journal import Journal
+from lessor.state.lease import NO_KEYS, Lease
 
-# Of a TTL: how far beyond the deadline a renewal's row promises, and how near to the end of that a renewal writes the
-# next row. With these a client that renews at a third of the TTL, and up to a fifteenth of it later, writes a row for
-# every other renewal and waits for none.
+# Parts of a TTL: how far beyond the deadline a renewal's row promises, and how near to that promise a renewal writes
+# the next row. With these, a client that renews at a third of the TTL, or up to a fifteenth of the TTL later, writes a
+# row for every second renewal and waits for none.
 RENEW_SLACK: Final = 0.8
 RENEW_AHEAD: Final = 0.4
-ACKNOWLEDGE_S: Final = 0.5  # how much later than its row a promise may begin; below what a boot after a crash adds
+ACKNOWLEDGE_S: Final = 0.5  # how much later than its row a promise may end; below what a boot after a crash adds
 _ID_MASK: Final = (1 << 63) - 1
-_NO_KEYS: Final[frozenset[bytes]] = frozenset()  # shared by all leases without keys: most of a lease's memory
-
-
-class Lease:
-    """One lease. Only the lessor changes it."""
-
-    __slots__ = ("batch", "deadline_s", "ended", "id", "keys", "saved_deadline_s", "ttl_s")
-
-    def __init__(self, lease_id: int, ttl_s: int, deadline_s: float, saved_deadline_s: float, batch: int) -> None:
-        self.id = lease_id
-        self.ttl_s = ttl_s  # granted, whole seconds
-        self.deadline_s = deadline_s  # true, on the data clock
-        self.saved_deadline_s = saved_deadline_s  # in its newest row
-        self.batch = batch  # must be durable before a grant or keepalive reply for this lease may leave
-        self.ended = False
-        self.keys: set[bytes] | frozenset[bytes] = _NO_KEYS
 
 
 class Lessor:
@@ -62,7 +48,7 @@ class Lessor:
     __slots__ = ("_journal", "_leases", "_next_id", "_queue", "min_ttl_s")
 
     def __init__(self, journal: Journal, *, min_ttl_s: int = 1, id_seed: int = 1) -> None:
-        """`min_ttl_s`: shorter requests are raised to it, seconds. `id_seed`: where ids chosen by the lessor start."""
+        """`min_ttl_s`: shorter TTLs are raised to it, seconds. `id_seed`: the first id that the lessor chooses."""
         self._journal = journal
         self._leases: dict[int, Lease] = {}
         self._queue = ExpiryQueue()
@@ -82,8 +68,8 @@ class Lessor:
     def get(self, lease_id: int) -> Lease | None:
         return self._leases.get(lease_id)
 
-    def grant(self, lease_id: int, ttl_s: int, now: float) -> Lease:
-        """Makes a lease. `lease_id` 0: the lessor chooses a free positive one. Cost: O(log n) at worst.
+    def grant(self, lease_id: int, ttl_s: int, now_s: float) -> Lease:
+        """Makes a lease. `lease_id` 0: the lessor chooses a free positive id. Cost: O(log n) at worst.
 
         Raises LEASE_TTL_TOO_LARGE above limits.LEASE_TTL_S_MAX, LEASE_EXISTS for an id that lives.
         """
@@ -95,7 +81,7 @@ class Lessor:
             raise errors.LEASE_EXISTS.error()
         if ttl_s < self.min_ttl_s:
             ttl_s = self.min_ttl_s
-        deadline_s = now + ttl_s
+        deadline_s = now_s + ttl_s
         journal = self._journal
         lease = Lease(lease_id, ttl_s, deadline_s, deadline_s, journal.number)
         self._leases[lease_id] = lease
@@ -110,15 +96,15 @@ class Lessor:
         self._next_id = (candidate + 1) & _ID_MASK
         return candidate
 
-    def renew(self, lease_id: int, now: float) -> Lease | None:
-        """Starts the lease's full TTL anew; None when no such lease lives. Cost: O(1).
+    def renew(self, lease_id: int, now_s: float) -> Lease | None:
+        """Gives the lease its full TTL from now on; returns None when no such lease lives. Cost: O(1).
 
         The reply may leave when batch `lease.batch` is durable.
         """
         lease = self._leases.get(lease_id)
         if lease is None:
             return None
-        deadline_s = now + lease.ttl_s
+        deadline_s = now_s + lease.ttl_s
         if deadline_s > lease.deadline_s:
             lease.deadline_s = deadline_s
             saved_deadline_s = lease.saved_deadline_s
@@ -134,26 +120,26 @@ class Lessor:
         self._journal.lease((lease.id, lease.ttl_s, saved_deadline_s, False), promised)
 
     def end(self, lease: Lease) -> None:
-        """Takes a live lease out of the lessor and writes its last row. Its keys are the caller's to delete."""
+        """Takes a live lease out of the lessor and writes its last row. The caller deletes its keys."""
         del self._leases[lease.id]
         lease.ended = True
         self._queue.ended()
         self._journal.lease((lease.id, lease.ttl_s, lease.deadline_s, True))
 
     def revoke(self, lease_id: int) -> Lease:
-        """Ends a lease before its time and returns it; its keys are the caller's to delete. Raises LEASE_NOT_FOUND."""
+        """Ends a lease before its time and returns it; the caller deletes its keys. Raises LEASE_NOT_FOUND."""
         lease = self._leases.get(lease_id)
         if lease is None:
             raise errors.LEASE_NOT_FOUND.error()
         self.end(lease)
         return lease
 
-    def expire(self, now: float, leases_max: int) -> list[Lease]:
-        """Ends leases that are due, earliest deadline first; their keys are the caller's to delete, lease by lease.
+    def expire(self, now_s: float, leases_max: int) -> list[Lease]:
+        """Ends leases that are due, earliest deadline first; the caller deletes their keys, lease by lease.
 
-        See `ExpiryQueue.take_due` for how many.
+        `ExpiryQueue.take_due` says how many leases one call ends.
         """
-        due = self._queue.take_due(now, leases_max)
+        due = self._queue.take_due(now_s, leases_max)
         leases = self._leases
         journal = self._journal
         for lease in due:
@@ -167,7 +153,7 @@ class Lessor:
         return self._queue.next_deadline()
 
     def attach(self, lease_id: int, key: bytes) -> None:
-        """Hangs a key on a lease. The lease lives and the key hangs on no other. Cost: O(1)."""
+        """Hangs a key on a lease. The lease must live, and the key must hang on no other lease. Cost: O(1)."""
         lease = self._leases[lease_id]
         keys = lease.keys
         if isinstance(keys, set):
@@ -176,23 +162,23 @@ class Lessor:
             lease.keys = {key}
 
     def detach(self, lease_id: int, key: bytes) -> None:
-        """Takes a key off its lease; nothing happens when that lease does not live. Cost: O(1)."""
+        """Takes a key off its lease. Does nothing when that lease does not live. Cost: O(1)."""
         lease = self._leases.get(lease_id)
         if lease is not None and isinstance(lease.keys, set):
             lease.keys.discard(key)
 
-    def remaining_s(self, lease: Lease, now: float) -> int:
+    def remaining_s(self, lease: Lease, now_s: float) -> int:
         """Whole seconds until the deadline, cut towards zero; negative when overdue by a second or more."""
-        return int(lease.deadline_s - now)
+        return int(lease.deadline_s - now_s)
 
     def by_deadline(self) -> list[Lease]:
         """All live leases, soonest deadline first. Cost: O(n log n)."""
         return sorted(self._leases.values(), key=_deadline)
 
-    def acknowledged(self, leases: Iterable[Lease], now: float) -> None:
-        """Counts the promise of grants and renewals from now: their replies leave at this moment, not before."""
+    def acknowledged(self, leases: Iterable[Lease], now_s: float) -> None:
+        """Counts the promise of grants and renewals from now on, because their replies leave now."""
         for lease in leases:
-            deadline_s = now + lease.ttl_s
+            deadline_s = now_s + lease.ttl_s
             if deadline_s > lease.deadline_s:
                 lease.deadline_s = deadline_s
                 # A slow commit. The boot rules cover a little; for more the row must follow, in the open batch: no
@@ -209,19 +195,19 @@ class Lessor:
     # --- boot ---------------------------------------------------------------------------------------------------
 
     def load(self, leases: Iterable[Lease]) -> None:
-        """Takes in all leases at once, into an empty lessor. Cost: O(n), where n grants would be n log n."""
+        """Takes all leases into an empty lessor. Cost: O(n), where n grants would cost n log n."""
         self._leases = {lease.id: lease for lease in leases}
         self._queue.load(self._leases.values())
 
     def attach_loaded(self, pairs: Iterable[tuple[int, bytes]]) -> None:
-        """Hangs each key on the lease beside it, if that lives. A lease that is named may have ended: see mvcc.py."""
+        """Hangs each key on the lease beside it, if that lease lives. It may have ended: see mvcc.py."""
         find = self._leases.get
         for lease_id, key in pairs:
             lease = find(lease_id)
             if lease is None:
                 continue
             keys = lease.keys
-            if keys is _NO_KEYS:  # as nearly always
+            if keys is NO_KEYS:  # nearly always
                 lease.keys = {key}
             else:
                 cast(set[bytes], keys).add(key)

@@ -1,42 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state machine: every request comes in here, and everything that follows from it happens in one step.
+"""The state machine: every request about the data comes in here, and takes effect in one step.
 
 Laws
-- `apply` either does all of a request or raises `EtcdError` and has changed nothing, neither in memory nor in the
-  journal.
+- `apply` does all of a request, or raises `EtcdError` and has changed nothing, neither in memory nor in the journal.
 - A request takes effect at the instant of the call; its rows are in the journal's open batch when the call returns.
-  When to answer is the server's business.
-- A lease's end deletes its keys in one revision, in key order, in the same step; it moves no revision when it has no
-  keys.
-- Same requests, same `now`s: same state, same rows, same replies.
-- While a CORRUPT alarm is up nothing that was stored changes: writes are refused and leases do not end; renewals count.
+  The server decides when the reply leaves.
+- The end of a lease deletes its keys in one revision, in key order, in the same step. Without keys no revision moves.
+- The same requests at the same instants give the same state, the same rows and the same replies.
+- While a CORRUPT alarm is raised, no stored data changes: writes are refused and leases do not end; renewals count.
+
+The ways in
+- Most requests: `apply`, `apply_encoded`, `apply_in_pieces`. Renewals in a stream: `renew`.
+- Requests that take many steps: `list_leases` begins a list of leases, `digest` the number of HashKV; the server takes
+  their steps.
+- Watches: `watch` and `unwatch` for keys, `watch_leases` and `unwatch_leases` for leases. A stream whose watcher lags
+  asks the hub for history.
+- These change the state or its rows without a request: `expire`, `checkpoint` and `name_peer_urls`;
+  `leases.acknowledged` when replies leave; `store.sweep` after a compaction; `journal.seal` at the end of a turn.
 
 Theory of operation. `apply_encoded` finds the handler by the type of the request and returns the encoded reply; `apply`
-parses that into the reply's class for callers who want to look at it. Replies are pasted together from bytes: the
-header, encoded once per revision, and the versions of keys, each encoded once.
+parses that into the reply's class. Replies are put together from bytes: the header, encoded once per revision, and the
+versions of keys, each encoded once.
 
-Does not do: request sizes, permissions (permissions.py, before a request comes here), watch streams (the hub only
-collects what to tell), Status and other members' affairs.
+Does not do: request sizes, permissions (permissions.py, before a request comes here), sending (the hub only collects
+events for watchers), logging in, Status, snapshots, requests about members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, cast
 
 from google.protobuf.message import Message
 
 from lessor.api.methods import METHODS
-from lessor.api.proto import rpc_pb2
+from lessor.api.proto import leases_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.state import auth_requests, kv, txn
 from lessor.state.auth import Auth
-from lessor.state.encode import HeaderEncoder, in_pieces, nested, number_field, varint
+from lessor.state.digest import KvDigest
+from lessor.state.encode import HeaderEncoder, nested, number_field
 from lessor.state.journal import Journal
+from lessor.state.lease import NO_KEYS, Lease
 from lessor.state.lease_events import EXPIRED, GRANTED, REVOKED, LeaseEvents
-from lessor.state.leases import Lease, Lessor
+from lessor.state.lease_list import LeaseList
+from lessor.state.lease_replies import granted_fields, leases_reply, renewed_fields, time_to_live_reply
+from lessor.state.leases import Lessor
 from lessor.state.mvcc import Store
-from lessor.state.watch_hub import WatchHub
+from lessor.state.watch_hub import Watcher, WatchHub
 
 _ALARM_NONE: Final = 0
 _ALARM_NO_SPACE: Final = 1
@@ -46,7 +57,7 @@ _ALARM_GET: Final = 0
 _ALARM_ACTIVATE: Final = 1
 _ALARM_DEACTIVATE: Final = 2
 
-TTL_BITS_MAX: Final = 23  # TTLs up to 2^23 s are told apart in the metrics
+TTL_BITS_MAX: Final = 23  # the metrics distinguish TTLs up to 2^23 s
 
 Handler = Callable[[Any, float], bytes | Iterator[bytes]]
 
@@ -54,7 +65,7 @@ _RESPONSES: Final[dict[type[Message], type[Message]]] = {method.request: method.
 
 
 class Identity(NamedTuple):
-    """What the header of each reply says about who answers."""
+    """The server that answers, as the header of each reply names it."""
 
     cluster_id: int
     member_id: int
@@ -82,6 +93,7 @@ class StateMachine:
         "leases",
         "no_space",
         "peer_urls",
+        "renew",
         "revoked",
         "store",
         "txns",
@@ -98,20 +110,22 @@ class StateMachine:
     ) -> None:
         """An empty store.
 
-        min_lease_ttl_s: shorter TTLs are raised to it. lease_id_seed: where the ids that the lessor chooses start; pick
-        it so that a restart does not meet ids that clients still hold. batch_number: of the first batch of rows.
+        min_lease_ttl_s: shorter TTLs are raised to it. lease_id_seed: where the ids that the lessor chooses start; a
+        restart should not meet ids that clients still hold. batch_number: of the first batch of rows.
         """
         self.identity = identity
         self.journal = Journal(batch_number)
         self.leases = Lessor(self.journal, min_ttl_s=min_lease_ttl_s, id_seed=lease_id_seed)
+        # (lease id, now_s) -> the lease, or None. The lessor's own method, because most requests are renewals.
+        self.renew = self.leases.renew
         self.store = Store(self.journal, self.leases)
         self.hub = WatchHub(self.store)
         self.lease_events = LeaseEvents()
         self.auth = Auth(self.journal)
-        self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the active ones; change by requests only
-        self.no_space = False  # whether a NOSPACE alarm is active
-        self.corrupt = False  # whether a CORRUPT alarm is active
-        self.peer_urls: tuple[str, ...] = ()  # those that the member was given; change them by name_peer_urls
+        self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the raised ones; only requests change it
+        self.no_space = False  # whether a NOSPACE alarm is raised
+        self.corrupt = False  # whether a CORRUPT alarm is raised
+        self.peer_urls: tuple[str, ...] = ()  # those that the member was given; only name_peer_urls changes them
         # For the metrics: txns of several operations; leases revoked; leases granted, by the bits of their TTL less 1.
         self.txns = 0
         self.revoked = 0
@@ -144,7 +158,7 @@ class StateMachine:
 
     @property
     def compact_revision(self) -> int:
-        """Reads and watches below it are refused; -1 when nothing was compacted yet."""
+        """Reads and watches below it are refused. -1 when nothing was compacted yet."""
         return self.store.compact_revision
 
     @property
@@ -153,8 +167,8 @@ class StateMachine:
         return self._max_txn_ops
 
     def _headed(self, handler: Callable[[Any], bytes]) -> Handler:
-        """The handler of a request that touches neither keys nor leases."""
-        return lambda request, now: self.header_field() + handler(request)
+        """The handler of a request about neither keys nor leases."""
+        return lambda request, now_s: self.header_field() + handler(request)
 
     def header(self) -> rpc_pb2.ResponseHeader:
         """A reply header as of now."""
@@ -167,7 +181,7 @@ class StateMachine:
         )
 
     def header_field(self, revision: int | None = None) -> bytes:
-        """The encoded header as of `revision` or of now, as field 1 of whatever reply it opens."""
+        """The encoded header as of `revision`, or as of now: field 1 of each reply."""
         if revision is None:
             revision = self.store.revision
         if revision != self._header_revision:
@@ -175,31 +189,32 @@ class StateMachine:
             self._header_field = self._header_encoder.field(revision)
         return self._header_field
 
-    def apply(self, request: Message, now: float) -> Message:
-        """Carries out a request; returns its reply. `now`: seconds on the data's clock.
+    def apply(self, request: Message, now_s: float) -> Message:
+        """Carries out a request; returns its reply. `now_s`: seconds on the data clock.
 
-        Raises EtcdError, with nothing done, for what etcd refuses; TypeError for a request that is none of ours.
+        Raises EtcdError, with nothing done, for a request that etcd refuses; TypeError for a type of request that is
+        not served here.
         """
-        encoded = self.apply_encoded(request, now)
+        encoded = self.apply_encoded(request, now_s)
         return _RESPONSES[type(request)].FromString(encoded)
 
-    def apply_encoded(self, request: Message, now: float) -> bytes:
-        """Like `apply`, but returns the reply encoded: the form in which it leaves."""
-        reply = self.apply_in_pieces(request, now)
+    def apply_encoded(self, request: Message, now_s: float) -> bytes:
+        """Like `apply`, but returns the reply encoded, as it leaves."""
+        reply = self.apply_in_pieces(request, now_s)
         return reply if isinstance(reply, bytes) else b"".join(reply)
 
-    def apply_in_pieces(self, request: Message, now: float) -> bytes | Iterator[bytes]:
-        """Like `apply_encoded`, but what has many parts is encoded while the pieces are asked for.
+    def apply_in_pieces(self, request: Message, now_s: float) -> bytes | Iterator[bytes]:
+        """Like `apply_encoded`, but a reply of many parts is encoded piece by piece, while the caller takes the pieces.
 
-        All of it happens now, and what the reply shows is the state of now; a piece takes some milliseconds.
+        The request takes effect now, and the reply shows the state of now. A piece takes some milliseconds.
         """
         handler = self._handlers.get(type(request))
         if handler is None:
             raise TypeError(f"the state machine does not serve {type(request).__name__}")
-        return handler(request, now)
+        return handler(request, now_s)
 
     def check_form(self, request: Message) -> None:
-        """Raises what is wrong with a write by itself, whatever the state; changes nothing."""
+        """Raises the EtcdError of a write that is wrong by itself, whatever the state; changes nothing."""
         if isinstance(request, rpc_pb2.PutRequest):
             kv.read_put(request)
         elif isinstance(request, rpc_pb2.DeleteRangeRequest):
@@ -207,36 +222,65 @@ class StateMachine:
         elif isinstance(request, rpc_pb2.TxnRequest):
             txn.read_txn(request, self._max_txn_ops)
 
-    def expire(self, now: float, leases_max: int) -> int:
+    def list_leases(
+        self, request: leases_pb2.LeaseListRequest, may_read: Callable[[Lease], None] | None = None
+    ) -> LeaseList:
+        """Begins to make one page of a list of leases. See `LeaseList` for the arguments, the errors and the cost."""
+        return LeaseList(self.leases, request, may_read)
+
+    def digest(self, revision: int = 0) -> KvDigest:
+        """Begins to make the number of HashKV at a revision, 0 or less meaning the newest.
+
+        Raises FUTURE_REVISION above the newest revision, COMPACTED below the compact revision.
+        """
+        return KvDigest(self.store, revision)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Takes in a watcher of keys. See `WatchHub.add`."""
+        self.hub.add(watcher)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Removes a watcher of keys. See `WatchHub.remove`."""
+        self.hub.remove(watcher)
+
+    def watch_leases(self, watcher: Any) -> None:
+        """Takes in a watcher of grants and ends. Take the pending events first: see lease_events.py."""
+        self.lease_events.watchers.add(watcher)
+
+    def unwatch_leases(self, watcher: Any) -> None:
+        """Removes a watcher of grants and ends. Does nothing when there is no such watcher."""
+        self.lease_events.watchers.discard(watcher)
+
+    def expire(self, now_s: float, leases_max: int) -> int:
         """Ends leases that are due, earliest deadline first, each with its keys in a revision of its own.
 
-        Returns how many ended: at most `leases_max`, and perhaps fewer while more are due - then `next_deadline` is not
-        in the future, and the caller should come back after serving others.
+        Returns how many ended: at most `leases_max`. It may be fewer while more are due; then `next_deadline` is not in
+        the future, and the caller should come back after it has served others.
         """
         if self.corrupt:
             return 0
-        ended = self.leases.expire(now, leases_max)
+        ended = self.leases.expire(now_s, leases_max)
         watched = self.lease_events.watchers
         for lease in ended:
             deleted = self._delete_keys(lease) if lease.keys else 0
             if watched:
-                self.lease_events.tell(EXPIRED, lease, deleted, self.store.revision)
+                self.lease_events.add(EXPIRED, lease, deleted, self.store.revision)
         return len(ended)
 
     def next_deadline(self) -> float | None:
         """When to call `expire` next: never later than the earliest true deadline; None when no lease is to end."""
         return None if self.corrupt else self.leases.next_deadline()
 
-    def checkpoint(self, now: float) -> None:
-        """For an orderly stop: saves exact deadlines and marks the batch as the last of a clean run.
+    def checkpoint(self, now_s: float) -> None:
+        """For an orderly stop: saves exact deadlines and marks the batch as the last one.
 
-        `now` is not needed for that, deadlines being absolute, but the caller's next act is to seal with it.
+        `now_s` is not used, because deadlines are instants; the caller seals the batch with it next.
         """
         self.leases.checkpoint()
         self.journal.mark_clean()
 
     def state_for_alarm(self, member_id: int, alarm: int, active: bool) -> None:
-        """Takes in an alarm row at boot, without a row of its own."""
+        """Takes in an alarm row at boot; writes no row."""
         if active and alarm in _ALARMS:
             self.alarms.add((member_id, alarm))
         else:
@@ -247,19 +291,19 @@ class StateMachine:
     # --- KV -----------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """Ends a write, and leaves word with the hub."""
+        """Ends a write, and hands its events to the hub."""
         store, hub = self.store, self.hub
         changes = store.finish()
         if changes and len(hub):
             events = store.newest_events(changes)
             hub.notify(store.revision, events, [store.previous_of(event) for event in events])
 
-    def _range(self, request: rpc_pb2.RangeRequest, now: float) -> bytes | Iterator[bytes]:
+    def _range(self, request: rpc_pb2.RangeRequest, now_s: float) -> bytes | Iterator[bytes]:
         kv.check_range(request)
         kv.verify_range_alone(self.store, request)
         return kv.range_in_pieces(self.store, request, self.header_field())
 
-    def _put(self, request: rpc_pb2.PutRequest, now: float) -> bytes:
+    def _put(self, request: rpc_pb2.PutRequest, now_s: float) -> bytes:
         put = kv.read_put(request)
         if self.corrupt or self.no_space:
             raise self._refusal()
@@ -268,7 +312,7 @@ class StateMachine:
         self._finish()
         return self.header_field() + rest
 
-    def _delete_range(self, request: rpc_pb2.DeleteRangeRequest, now: float) -> bytes:
+    def _delete_range(self, request: rpc_pb2.DeleteRangeRequest, now_s: float) -> bytes:
         kv.check_delete(request)
         if self.corrupt:
             raise errors.CORRUPT.error()
@@ -276,7 +320,7 @@ class StateMachine:
         self._finish()
         return self.header_field() + rest
 
-    def _txn(self, request: rpc_pb2.TxnRequest, now: float) -> bytes:
+    def _txn(self, request: rpc_pb2.TxnRequest, now_s: float) -> bytes:
         node = txn.read_txn(request, self._max_txn_ops)
         if self.corrupt and txn.may_write(node):
             raise errors.CORRUPT.error()
@@ -291,7 +335,7 @@ class StateMachine:
         self._finish()
         return self.header_field() + rest
 
-    def _compact(self, request: rpc_pb2.CompactionRequest, now: float) -> bytes:
+    def _compact(self, request: rpc_pb2.CompactionRequest, now_s: float) -> bytes:
         if self.corrupt:
             raise errors.CORRUPT.error()
         store = self.store
@@ -301,73 +345,65 @@ class StateMachine:
         if revision > store.revision:
             raise errors.FUTURE_REVISION.error()
         store.compact(revision)
-        store.sweep(limits.SWEEP_EVENTS_MAX)  # mostly that is all; the server does the rest between turns
+        store.sweep(limits.SWEEP_EVENTS_MAX)  # mostly all of it; the server sweeps the rest, a part each turn
         return self.header_field()
 
     # --- leases -------------------------------------------------------------------------------------------------
 
     def _refusal(self) -> errors.EtcdError:
-        """What a write is told that both alarms stop: CORRUPT is the graver one."""
+        """The error of a write that either alarm stops: CORRUPT is the graver one."""
         return (errors.CORRUPT if self.corrupt else errors.NO_SPACE).error()
 
-    def _grant(self, request: rpc_pb2.LeaseGrantRequest, now: float) -> bytes:
+    def _grant(self, request: rpc_pb2.LeaseGrantRequest, now_s: float) -> bytes:
         if self.corrupt or self.no_space:
             raise self._refusal()
-        lease = self.leases.grant(request.ID, request.TTL, now)
+        lease = self.leases.grant(request.ID, request.TTL, now_s)
         self.granted[min((lease.ttl_s - 1).bit_length(), TTL_BITS_MAX + 1)] += 1
         self.granted_ttl_s += lease.ttl_s
         if self.lease_events.watchers:
-            self.lease_events.tell(GRANTED, lease)
-        return self.header_field() + b"\x10" + varint(lease.id) + b"\x18" + varint(lease.ttl_s)
+            self.lease_events.add(GRANTED, lease)
+        return self.header_field() + granted_fields(lease)
 
-    def _revoke(self, request: rpc_pb2.LeaseRevokeRequest, now: float) -> bytes:
+    def _revoke(self, request: rpc_pb2.LeaseRevokeRequest, now_s: float) -> bytes:
         if self.corrupt:
             raise errors.CORRUPT.error()
         lease = self.leases.revoke(request.ID)
         self.revoked += 1
         deleted = self._delete_keys(lease) if lease.keys else 0
         if self.lease_events.watchers:
-            self.lease_events.tell(REVOKED, lease, deleted, self.store.revision)
+            self.lease_events.add(REVOKED, lease, deleted, self.store.revision)
         return self.header_field()
 
     def _delete_keys(self, lease: Lease) -> int:
-        """Deletes what hung on an ended lease; returns how many keys. Cost: k log k for k keys."""
+        """Deletes the keys of an ended lease; returns how many. Cost: k log k for k keys."""
         keys = sorted(lease.keys)
         self.store.delete_all(keys)
-        lease.keys = frozenset()  # somebody may hold on to the lease for a while
+        lease.keys = NO_KEYS  # others may keep the lease object for a while
         self.store.deletes += len(keys)
         self.txns += len(keys) > 1
         self._finish()
         return len(keys)
 
-    def _keep_alive(self, request: rpc_pb2.LeaseKeepAliveRequest, now: float) -> bytes:
+    def _keep_alive(self, request: rpc_pb2.LeaseKeepAliveRequest, now_s: float) -> bytes:
         lease_id = request.ID
-        return self.header_field() + renewed_fields(lease_id, self.leases.renew(lease_id, now))
+        return self.header_field() + renewed_fields(lease_id, self.leases.renew(lease_id, now_s))
 
-    def _time_to_live(self, request: rpc_pb2.LeaseTimeToLiveRequest, now: float) -> bytes | Iterator[bytes]:
-        lease_id = request.ID
-        reply = self.header_field() + number_field(b"\x10", lease_id)
-        lease = self.leases.get(lease_id)
-        if lease is None:
-            return reply + b"\x18" + varint(-1)
-        reply += number_field(b"\x18", self.leases.remaining_s(lease, now)) + b"\x20" + varint(lease.ttl_s)
-        if request.keys and lease.keys:
-            return in_pieces(reply, sorted(lease.keys), _keys_field)
-        return reply
+    def _time_to_live(self, request: rpc_pb2.LeaseTimeToLiveRequest, now_s: float) -> bytes | Iterator[bytes]:
+        return time_to_live_reply(self.header_field(), self.leases, request.ID, now_s, with_keys=request.keys)
 
-    def _leases(self, request: rpc_pb2.LeaseLeasesRequest, now: float) -> bytes | Iterator[bytes]:
-        return in_pieces(self.header_field(), self.leases.by_deadline(), _leases_field)
+    def _leases(self, request: rpc_pb2.LeaseLeasesRequest, now_s: float) -> bytes | Iterator[bytes]:
+        return leases_reply(self.header_field(), self.leases)
 
     # --- alarms -------------------------------------------------------------------------------------------------
 
-    def _alarm(self, request: rpc_pb2.AlarmRequest, now: float) -> bytes:
+    def _alarm(self, request: rpc_pb2.AlarmRequest, now_s: float) -> bytes:
         member_id = request.memberID
         kind = cast(int, request.alarm)
         shown: list[tuple[int, int]] = []
         if request.action == _ALARM_GET:
             shown = sorted(alarm for alarm in self.alarms if kind in (_ALARM_NONE, alarm[1]))
         elif request.action == _ALARM_ACTIVATE:
-            if kind in _ALARMS:  # others would be kept, and nobody could name them
+            if kind in _ALARMS:  # an unknown kind would be kept, and no request could name it
                 shown = [(member_id, kind)]
                 self._set_alarm(member_id, kind, active=True)
         elif request.action == _ALARM_DEACTIVATE and (member_id, kind) in self.alarms:
@@ -379,7 +415,7 @@ class StateMachine:
         return self.header_field() + b"".join(alarms)
 
     def name_peer_urls(self, urls: tuple[str, ...]) -> None:
-        """From now on these are the member's URLs for peers. The caller has checked them."""
+        """Gives the member its URLs for peers. The caller has checked them."""
         self.peer_urls = urls
         self.journal.peer_urls(urls)
 
@@ -387,17 +423,3 @@ class StateMachine:
         if ((member_id, kind) in self.alarms) != active:
             self.state_for_alarm(member_id, kind, active)
             self.journal.alarm((member_id, kind, active))
-
-
-def renewed_fields(lease_id: int, lease: Lease | None) -> bytes:
-    """What follows the header in the reply to a renewal: of a lease that is gone, no TTL."""
-    fields = number_field(b"\x10", lease_id)
-    return fields if lease is None else fields + b"\x18" + varint(lease.ttl_s)
-
-
-def _keys_field(keys: Sequence[bytes]) -> bytes:
-    return b"".join([nested(b"\x2a", key) for key in keys])
-
-
-def _leases_field(leases: Sequence[Lease]) -> bytes:
-    return b"".join([nested(b"\x12", b"\x08" + varint(lease.id)) for lease in leases])

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The store: every key's versions, by revision.
+"""The store: the versions of each key, by revision.
 
 Laws
-- A change happens inside a write: `put` and `delete` as often as needed, then `finish`. All changes of one write carry
-  the revision `store.revision + 1`; readers of `revision` see it after `finish`. A write without changes moves nothing.
-- One `Event` object is a version of a key everywhere: history, log, watchers. Only its link to the version before
-  changes, and only compaction cuts it.
-- Each change writes its row and keeps the key's attachment to its lease right, in the same step.
+- A change is made inside a write: `put` and `delete` as often as needed, then `finish`. All changes of one write have
+  the revision `store.revision + 1`; after `finish` that is `store.revision`. A write without changes moves no revision.
+- A version of a key is one `Event` object everywhere: in the history, in the log, for watchers. Only its link to the
+  version before changes, and only a compaction cuts that link.
+- Each change writes its row, and moves the key from its old lease to its new one, in the same step.
 - Nothing here raises once a change has begun: callers check first.
-- A compaction takes effect at once; `sweep` gives memory back, in steps as short as the caller likes. Nothing that is
-  retained shows how far it has come.
+- A compaction takes effect for readers at once. `sweep` takes dead versions out of memory, in steps as short as the
+  caller likes; no reader can see how far it has come.
 
-Theory of operation. `live` maps each existing key to its newest version, `gone` each deleted key whose deletion is
-still part of the retained history to its tombstone; versions link to the version before them. A read of the newest
-revision is a dict hit; a read of an old one walks back from the newest. The log holds the same events in the order of
-(revision, sub), so that a watcher's replay and a compaction cost what they touch.
+Theory of operation. `live` maps each existing key to its newest version. `gone` maps each deleted key whose deletion is
+still retained to its tombstone. Each version links to the version before it. A read of the newest revision is a look-up
+in a dict; a read of an old revision walks back from the newest. The log holds the same events in the order of
+(revision, sub), so that a watcher's replay and a compaction cost only the events that they concern.
 
 Worked example, one key k (pN: put at revision N, tN: tombstone, "->": the version before; other keys moved on to 9):
 
@@ -27,11 +27,11 @@ Worked example, one key k (pN: put at revision N, tN: tombstone, "->": the versi
     compact 6                   gone: t7 -> p6                           p6 t7             dead: t4
     compact 8                   nothing                                                    dead: p6 t7
 
-The chains are those after the sweep. At 4 the tombstone t4 stays although no reader can see it: a watcher may start at
-the compact revision, and is told. So what is retained after compaction at C: of each key the newest version at or
-before C unless that is a tombstone older than C, and everything after C.
+The chains are those after the sweep. At 4 the tombstone t4 stays although no read can show it: a watcher may start at
+the compact revision, and is sent t4. So after a compaction at C these are retained: of each key the newest version at
+or before C, unless that is a tombstone older than C; and everything after C.
 
-Does not do: requests and their errors (kv.py, txn.py), telling watchers (machine.py does after `finish`).
+Does not do: requests and their errors (kv.py, txn.py), events for watchers (machine.py after `finish`).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Event:
         self.sub = sub
         self.version = version
         self.lease = lease
-        self.previous = previous  # the version before, tombstones included; None when there was none or it is compacted
+        self.previous = previous  # the version before, tombstones included; None when there is none, or it is dead
         self._kv_bytes: bytes | None = None
         self._event_bytes: bytes | None = None
 
@@ -97,15 +97,15 @@ class Event:
     def kv_bytes(self) -> bytes:
         """The encoded mvccpb.KeyValue. Of a tombstone: key and mod_revision only, as watchers get it.
 
-        Made once, up to EVENT_ENCODING_KEPT_BYTES_MAX; larger ones each time.
+        Encoded once up to EVENT_ENCODING_KEPT_BYTES_MAX, each time above.
         """
         encoded = self._kv_bytes
         if encoded is None:
             encoded = self.kv_bytes_without_value()
             value = self.value
             if value:
-                # Field 5 goes before field 6 only by custom; parsers take any order, so the value may come last. What
-                # may be long comes last in the sum as well: it is copied once.
+                # Field 5 stands before field 6 only by custom; parsers take any order. The value may be long, so it is
+                # the last term of the sum too: it is copied once.
                 encoded = encoded + b"\x2a" + varint(len(value)) + value
             if len(encoded) <= EVENT_ENCODING_KEPT_BYTES_MAX:
                 self._kv_bytes = encoded
@@ -153,7 +153,7 @@ class Store:
         "puts",
         "ranges",
         "revision",
-        "superfluous",
+        "unswept",
     )
 
     def __init__(self, journal: Journal, lessor: Lessor) -> None:
@@ -164,17 +164,16 @@ class Store:
         self._gone: dict[bytes, Event] = {}
         self._gone_keys = KeyIndex()
         self._log: list[Event] = []  # retained events from the compact revision on, in the order of (revision, sub)
-        self._swept = 0  # events at the front of the log that `sweep` has taken, and that are taken off it later
-        self._changes = 0  # made by the open write
-        # How often each was carried out, alone, in a txn or by a lease's end: for the metrics.
+        self._swept = 0  # events at the front of the log that `sweep` has handled, and that leave the log later
+        self._changes = 0  # of the open write
+        # For the metrics: how often each was carried out, alone, in a txn or by the end of a lease.
         self.ranges = self.puts = self.deletes = 0
         self.put_bytes = 0  # of keys and values
         self.revision = FIRST_REVISION
         self.compact_revision = NOTHING_COMPACTED
-        self.superfluous = 0  # events, the oldest unswept ones, that a compaction gave up and `sweep` is to take
-        self.get = (
-            self._live.get
-        )  # key -> newest version, None when the key does not exist; changes of the open write count
+        self.unswept = 0  # events before the compact revision that `sweep` has still to handle
+        # key -> newest version; None when the key does not exist. Changes of the open write count.
+        self.get = self._live.get
 
     def __len__(self) -> int:
         """How many keys exist."""
@@ -187,9 +186,9 @@ class Store:
     # --- writing ------------------------------------------------------------------------------------------------
 
     def put(self, key: bytes, value: bytes, lease_id: int) -> Event | None:
-        """Writes a version; returns the one that it replaces. The lease lives or is 0.
+        """Writes a version; returns the one that it replaces. The lease must live, or be 0.
 
-        Cost: O(1), whatever hangs on the lease.
+        Cost: O(1), however many keys hang on the lease.
         """
         revision = self.revision + 1
         sub = self._changes
@@ -222,20 +221,20 @@ class Store:
         return replaced
 
     def delete(self, key: bytes) -> None:
-        """Deletes a key that exists. Cost: O(1)."""
+        """Deletes a key, which must exist. Cost: O(1)."""
         self._bury(key)
         self._live_keys.remove(key)
         self._gone_keys.add(key)
 
     def delete_all(self, keys: Sequence[bytes]) -> None:
-        """Deletes keys that exist, in this order, which is ascending. Cost: O(1) each, for many half of `delete`'s."""
+        """Deletes keys, which must exist and ascend. Cost: O(1) each, for many keys half of the cost of `delete`."""
         for key in keys:
             self._bury(key)
         self._live_keys.remove_all(keys)
         self._gone_keys.add_all(keys)
 
     def _bury(self, key: bytes) -> None:
-        """Puts a tombstone in the place of a key's newest version, everywhere but in the indexes."""
+        """Puts a tombstone in place of a key's newest version, everywhere but in the indexes."""
         revision = self.revision + 1
         sub = self._changes
         self._changes = sub + 1
@@ -248,7 +247,7 @@ class Store:
             self._lessor.detach(previous.lease, key)
 
     def finish(self) -> int:
-        """Ends the write; returns how many changes it made. With any, `revision` is one higher now."""
+        """Ends the write; returns how many changes it made. With any, `revision` has grown by one."""
         changes = self._changes
         if changes:
             self._changes = 0
@@ -286,7 +285,7 @@ class Store:
         return [live[key] for key in self._live_keys.range(start, end, keys_max)]
 
     def range_at(self, start: bytes, end: bytes, revision: int) -> list[Event]:
-        """What `range` would have answered at a retained revision. Cost: keys in the range and their newer versions."""
+        """The result of `range` at a retained revision. Cost: the keys in the range and their newer versions."""
         if revision >= self.revision_inside:
             return self.range(start, end)
         keys = self._live_keys.range(start, end)
@@ -306,7 +305,7 @@ class Store:
         return self.range(start, end) + [gone[key] for key in self._gone_keys.range(start, end)]
 
     def keys_ever(self, start: bytes, keys_max: int) -> list[bytes]:
-        """The first keys from `start` on that have any retained version, in order. Cost: O(log n + keys)."""
+        """The first keys from `start` on that have any retained version, in key order. Cost: O(log n + keys)."""
         live, gone = self._live_keys.range(start, b"", keys_max), self._gone_keys.range(start, b"", keys_max)
         return sorted(live + gone)[:keys_max] if gone else live
 
@@ -315,9 +314,9 @@ class Store:
         return self._live.get(key) or self._gone.get(key)
 
     def previous_of(self, event: Event) -> Event | None:
-        """What a watcher gets as prev_kv: the key at the revision before the event's, unless that is compacted.
+        """The prev_kv of an event: the key at the revision before the event's, unless that revision is compacted.
 
-        A put that creates the key has none, even when the same write deleted the key before.
+        A put that creates the key has no prev_kv, even when the same write deleted the key before.
         """
         if event.mod_revision <= self.compact_revision or event.create_revision == event.mod_revision:
             return None
@@ -329,7 +328,7 @@ class Store:
     # --- the log ------------------------------------------------------------------------------------------------
 
     def log_position(self, revision: int) -> int:
-        """Where the events of a revision, or of the first one after it, begin in the log. Cost: O(log n)."""
+        """The position in the log of the first event at or after a revision. Cost: O(log n)."""
         return bisect_left(self._log, revision, key=_mod_revision)
 
     def log_slice(self, first: int, last: int) -> Sequence[Event]:
@@ -338,17 +337,17 @@ class Store:
     # --- compaction ---------------------------------------------------------------------------------------------
 
     def compact(self, revision: int) -> None:
-        """Gives up the history before a revision that is above the compact revision and not above the current one.
+        """Forgets the history before a revision, which is above the compact revision and not above the current one.
 
-        Readers see that at once. What is given up leaves memory by `sweep`. Cost: the events of `revision` itself.
+        Readers see that at once. `sweep` takes the dead versions out of memory. Cost: the events of `revision` itself.
         """
         self.compact_revision = revision
-        self._journal.compact(revision, self._give_up(revision))
+        self._journal.compact(revision, self._mark_dead(revision))
 
-    def _give_up(self, revision: int) -> list[tuple[int, int]]:
-        """Leaves what lies before `revision` to `sweep`; of its own changes keeps the last of each key.
+    def _mark_dead(self, revision: int) -> list[tuple[int, int]]:
+        """Leaves the events before `revision` to `sweep`; of the events of `revision` keeps the last of each key.
 
-        Returns the rows that this makes superfluous.
+        Returns the rows that are dead by this already.
         """
         log = self._log
         begin, end = self.log_position(revision), self.log_position(revision + 1)
@@ -357,30 +356,30 @@ class Store:
         dead = self._cut(own, revision)
         if superseded:
             log[begin:end] = [event for event in own if event not in superseded]
-        self.superfluous = begin - self._swept
+        self.unswept = begin - self._swept
         return dead
 
     def sweep(self, events_max: int) -> None:
-        """Takes the oldest superfluous events out of memory, at most `events_max`, and notes the rows of theirs.
+        """Handles the oldest unswept events, at most `events_max`: takes dead versions out of memory, names their rows.
 
-        Call it while there are `superfluous` ones. In between, too, all that can be read is what can be read after the
-        last call. Cost: 0.2 us an event, 4 us a tombstone.
+        Call it until `unswept` is 0. Reads give the same before the first call as after the last. Cost: 0.2 us an
+        event, 4 us a tombstone.
         """
-        count = min(events_max, self.superfluous)
+        count = min(events_max, self.unswept)
         events = self._log[self._swept : self._swept + count]
         self._swept += count
-        self.superfluous -= count
-        # Taking some off the front moves all the rest.
-        if not self.superfluous or self._swept * 8 > len(self._log):
+        self.unswept -= count
+        # Taking events off the front moves all the others.
+        if not self.unswept or self._swept * 8 > len(self._log):
             del self._log[: self._swept]
             self._swept = 0
-        self._journal.collect(self._cut(events, self.compact_revision))
+        self._journal.note_dead(self._cut(events, self.compact_revision))
 
     def _cut(self, events: Iterable[Event], revision: int) -> list[tuple[int, int]]:
-        """Cuts the links that compaction at `revision` ends. The events, in order, are of that revision or older.
+        """Cuts the links that a compaction at `revision` ends. The events come in order; none is newer than `revision`.
 
-        Returns the rows that nothing needs any more. Of each key they come oldest first, over several calls too, as
-        long as the older ones are deleted before the tombstone that follows them.
+        Returns the rows that are dead by this. Those of one key come oldest first, over several calls too, so that the
+        older ones are deleted before the tombstone that follows them.
         """
         dead: list[tuple[int, int]] = []
         gone = self._gone
@@ -388,7 +387,7 @@ class Store:
             previous = event.previous
             if previous is not None:
                 event.previous = None
-                # A tombstone is reported at its own turn, unless its own write puts the key again.
+                # A tombstone is returned when its own turn comes, unless its own write puts the key again.
                 if previous.value is not None or previous.mod_revision == revision:
                     dead.append((previous.mod_revision, previous.sub))
             if event.value is None and event.mod_revision < revision:
@@ -401,10 +400,10 @@ class Store:
     # --- boot ---------------------------------------------------------------------------------------------------
 
     def load(self, rows: Iterable[EventRow], compact_revision: int) -> None:
-        """Takes in all event rows, in order, into an empty store. `attach_loaded` follows when the leases are there.
+        """Takes all event rows, in order, into an empty store. Call `attach_loaded` when the leases are there.
 
-        Rows that the last compaction made superfluous may still be among them: they vanish again, and are noted in the
-        journal for collection.
+        Rows that are dead since the last compaction may still be among them: they vanish again, and the journal names
+        them for deletion.
         """
         live, gone, log = self._live, self._gone, self._log
         for revision, sub, key, value, create_revision, version, lease_id in rows:
@@ -424,9 +423,9 @@ class Store:
         self.compact_revision = compact_revision
         self.revision = max(FIRST_REVISION, compact_revision, log[-1].mod_revision if log else 0)
         if compact_revision != NOTHING_COMPACTED:
-            self._journal.collect(self._give_up(compact_revision))
-            self.sweep(self.superfluous)
+            self._journal.note_dead(self._mark_dead(compact_revision))
+            self.sweep(self.unswept)
 
     def attach_loaded(self) -> None:
-        """Hangs each key on its lease."""
+        """Hangs each key on the lease of its newest version."""
         self._lessor.attach_loaded([(event.lease, event.key) for event in self._live.values() if event.lease])

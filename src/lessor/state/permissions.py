@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which request needs which permission. While auth is enabled, nothing is served that did not pass `check`.
+"""The permission that each request needs. While auth is enabled, a request is served only after it has passed `check`.
 
 Laws
-- `check` is a function of the state, the caller and the request; it changes nothing and tells nothing but its verdict.
-- A request without a rule here may be made by root alone.
-- A txn is checked whole: its compares, both branches, and what is nested in them, whichever would run.
-- What hangs on a lease guards it: who may not write all of a lease's keys neither renews nor revokes it nor hangs
-  another key on it; who may not read them is not told of them.
+- `check` depends on the state, the caller and the request alone. It changes nothing, and shows nothing but its verdict.
+- A request without a rule here is for root alone.
+- A txn is checked whole: its compares and both branches, with the txns nested in them, whichever would run.
+- The keys on a lease guard it: a caller that may not write all of them can neither renew the lease, nor revoke it, nor
+  hang another key on it. A caller that may not read them is not shown them.
 - Errors come in etcd's order: a malformed KV request, a bad token, a request too large, no space, then permissions.
 
-Theory of operation. A caller is who the server has found behind a call: a name and the auth revision that its token is
-as good as. Checks on keys refuse a caller whose revision is old, because a token that carries its own revision (JWT)
-may have been given to somebody who has been deleted since. Checks for root and for being logged in do not, as in etcd.
+Theory of operation. The server finds the caller of a call: a name, and the auth revision at which its token is valid.
+Checks on keys refuse a caller whose revision is old, because a token that carries its own revision (JWT) may name a
+user that has been deleted since. Checks for root and for being logged in do not look at the revision, as in etcd.
 
-Cost: a check on a range is a binary search in the caller's merged permissions. A request on a lease costs one for each
-key on the lease, unless root asks.
+Cost: a check on a range is a binary search in the caller's merged permissions. A request on a lease costs one such
+search for each key on the lease, except for root.
 
-Does not do: finding out who calls (the server's tokens do), expiry, which nobody asks for.
+Does not do: finding the caller (the server's tokens do), expiry, which no caller asks for.
 """
 
 from __future__ import annotations
@@ -28,39 +28,40 @@ from google.protobuf.message import Message
 
 from lessor.api.proto import election_pb2, health_pb2, leases_pb2, lock_pb2, rpc_pb2
 from lessor.base import errors
+from lessor.base.contenders import key_of, prefix_of
 from lessor.base.errors import Code, EtcdError
+from lessor.base.key_range import OPEN_END, prefix_end
 from lessor.state import kv, txn
-from lessor.state.auth import OPEN_END
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 
 if TYPE_CHECKING:
     from lessor.state.machine import StateMachine
 
 
 class Caller(NamedTuple):
-    """Who makes a request."""
+    """The user that makes a request."""
 
     name: str
-    revision: int  # of the auth data, as of the caller's token
+    revision: int  # the auth revision of the caller's token
 
 
-# Nobody in particular (no token), or the error that a bad token gets when its turn comes.
+# The caller; None for a call without a token; or the error of a bad token, which is raised when its turn comes.
 Claimed = Caller | EtcdError | None
 
 
 def check(machine: StateMachine, claimed: Claimed, request: Message, request_bytes_max: int) -> None:
-    """Returns when the caller may make the request, or while auth is off. Raises EtcdError with etcd's reason.
+    """Returns when the caller may make the request, and while auth is off. Raises EtcdError with etcd's reason.
 
-    `request_bytes_max`: of a request that writes keys; a larger one is refused as too large.
+    `request_bytes_max`: of a request that writes keys; a larger one gets REQUEST_TOO_LARGE.
     """
     if machine.auth.enabled:
         _RULES.get(type(request), _root_only)(_Check(machine, claimed, request_bytes_max), request)
 
 
 def lease_reader(machine: StateMachine, claimed: Claimed) -> Callable[[Lease], None] | None:
-    """Raises PERMISSION_DENIED for a lease with a key that the caller may not read; None for a caller who may read all.
+    """A check for each lease of a list that is made in pieces; LeaseLeases makes the same check for all at once.
 
-    For a list of leases that is made in pieces: to ask it for each is what LeaseLeases asks at once.
+    It raises PERMISSION_DENIED for a lease with a key that the caller may not read. None: the caller may read all keys.
     """
     check = _Check(machine, claimed, 0)
     return check.read_keys_of if machine.auth.enabled and not check.is_root() else None
@@ -78,7 +79,7 @@ class _Check:
         self.request_bytes_max = request_bytes_max
 
     def caller(self) -> Caller | None:
-        """Raises what a bad token gets."""
+        """Raises the error of a bad token."""
         if isinstance(self.claimed, EtcdError):
             raise self.claimed
         return self.claimed
@@ -126,7 +127,7 @@ class _Check:
             raise errors.PERMISSION_DENIED.error()
 
     def write_keys_of(self, lease_id: int) -> None:
-        """The keys that hang on a lease; a lease that does not live has none."""
+        """Raises unless the caller may write all keys of a lease. A lease that does not live has none."""
         lease = self.machine.leases.get(lease_id)
         if lease is not None and lease.keys and not self.is_root():
             for key in lease.keys:
@@ -230,7 +231,7 @@ def _lease_leases(check: _Check, request: rpc_pb2.LeaseLeasesRequest) -> None:
 
 
 def _lease_watch(check: _Check, request: leases_pb2.LeaseWatchRequest) -> None:
-    # Whoever may read every key is the one whom LeaseLeases will not refuse later, whatever leases there will be.
+    # A caller that may read every key is one that LeaseLeases never refuses, whatever leases there will be.
     check.read(b"\0", OPEN_END)
 
 
@@ -258,8 +259,8 @@ def _role_get(check: _Check, request: rpc_pb2.AuthRoleGetRequest) -> None:
         check.root()
 
 
-# Locks and elections are made of requests on keys and leases, which etcd makes in the caller's name through a client of
-# its own. On that way an error loses its code.
+# Locks and elections are made of requests on keys and leases. etcd sends those in the caller's name through a client of
+# its own, which loses the code of an error.
 
 
 def _codeless(rule: Callable[[_Check, Any], None]) -> Callable[[_Check, Any], None]:
@@ -273,17 +274,17 @@ def _codeless(rule: Callable[[_Check, Any], None]) -> Callable[[_Check, Any], No
 
 
 def _contend(check: _Check, name: bytes, lease_id: int) -> None:
-    """Makes or finds the caller's own key, and looks at those of the others."""
+    """The call makes or finds the caller's own key, and reads the keys of the others."""
     check.signed_in()
-    below = name + b"/"
+    prefix = prefix_of(name)
     if lease_id:
-        key = below + b"%x" % lease_id
+        key = key_of(name, lease_id)
         check.read(key)
         check.write(key)
         check.write_keys_of(lease_id)
-    else:  # the key will bear the id of a lease that the server grants
-        check.write(below, _prefix_end(below))
-    check.read(below, _prefix_end(below))
+    else:  # the key will be named after a lease that the server grants
+        check.write(prefix, prefix_end(prefix))
+    check.read(prefix, prefix_end(prefix))
 
 
 @_codeless
@@ -323,13 +324,8 @@ def _resign(check: _Check, request: election_pb2.ResignRequest) -> None:
 
 @_codeless
 def _leader(check: _Check, request: election_pb2.LeaderRequest) -> None:
-    below = request.name + b"/"
-    check.read(below, _prefix_end(below))
-
-
-def _prefix_end(prefix: bytes) -> bytes:
-    """The range end of a prefix that ends in a byte below 255."""
-    return prefix[:-1] + bytes((prefix[-1] + 1,)) if prefix else OPEN_END
+    prefix = prefix_of(request.name)
+    check.read(prefix, prefix_end(prefix))
 
 
 _RULES: Final[dict[type[Message], Callable[[_Check, Any], None]]] = {

@@ -2,9 +2,9 @@
 """Rows in, state out: how a server boots.
 
 Laws
-- The state that comes out answers every request as the state that wrote the rows would have, ids of watchers aside.
-- Rows that a compaction made superfluous and that were not deleted yet vanish again, and are handed on for collection.
-- No lease ends earlier than its last acknowledged renewal allows, time being counted only while the data is served.
+- The restored state answers every request as the state that wrote the rows would have, ids of watchers aside.
+- Dead rows that were not deleted yet vanish again, and are named for deletion.
+- No lease ends earlier than its last acknowledged renewal allows, counted on the data clock.
 
 Theory of operation. The versions of keys come in their order, each linked to the one before; then the leases; then each
 key's newest version is hung on its lease. What remains of a lease is its saved deadline less the saved data clock.
@@ -26,14 +26,14 @@ from typing import Final, Protocol
 
 from lessor.base import limits
 from lessor.state.journal import AlarmRow, AuthRows, EventRow, LeaseRow
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 from lessor.state.machine import Identity, StateMachine
 
-RECONNECT_GRACE_S: Final = 2.0  # what every lease has left at boot, at least
+RECONNECT_GRACE_S: Final = 2.0  # the least that a lease has left at boot
 
 
 class LoadedMeta(Protocol):
-    """What the rows as a whole say."""
+    """The values that belong to all rows together."""
 
     @property
     def compact_revision(self) -> int: ...
@@ -72,7 +72,7 @@ def restore(
 ) -> StateMachine:
     """Builds the state that the rows describe. `events` come in ascending (revision, sub).
 
-    The arguments are those of `StateMachine`; its clock goes on at `loaded.meta.clock_s`, its batches after
+    The arguments are those of `StateMachine`. The data clock goes on at `loaded.meta.clock_s`, the batches after
     `loaded.meta.batch`. Cost: one pass over the rows, and sorting the keys.
     """
     meta = loaded.meta
@@ -83,7 +83,7 @@ def restore(
         lease_id_seed=lease_id_seed,
         batch_number=meta.batch + 1,
     )
-    # In the order in which `Loaded` wants to be read: one pass over each, nothing held back.
+    # In the order in which `Loaded` is to be read: one pass over each, nothing kept.
     machine.store.load(loaded.events, meta.compact_revision)
     machine.leases.load(_live_leases(loaded.leases, meta, min_lease_ttl_s))
     machine.store.attach_loaded()
@@ -95,7 +95,7 @@ def restore(
 
 
 def _live_leases(rows: Iterable[LeaseRow], meta: LoadedMeta, min_ttl_s: int) -> Iterator[Lease]:
-    """The leases that have not ended, each with its deadline as the rules above have it."""
+    """The leases that have not ended, each with its deadline by the rules above."""
     clock_s, clean, batch = meta.clock_s, meta.clean, meta.batch
     for lease_id, ttl_s, saved_deadline_s, ended in rows:
         if ended:

@@ -2,14 +2,15 @@
 """Txn: compares, two branches of operations, txns inside txns.
 
 Laws
-- First everything is looked at, then everything is done: shape and size, overlaps, compares (those of nested txns too,
-  all against the state before the txn), leases, keys and revisions of the branch taken. Only then does anything change.
-- Operations run in order; a later range sees what earlier operations wrote.
+- All checks come before the first change: shape and size, overlaps, compares (those of nested txns too, all against the
+  state before the txn), then the leases, keys and revisions of the branches taken.
+- Operations run in order; a later range sees the writes of earlier operations.
 
-Theory of operation. `read_txn` turns the request into a tree of `Node`s while it checks its shape, so that the protobuf
-objects are walked once. `choose` settles which branch each node takes. `verify` and `execute` walk the branches taken.
+Theory of operation. `read_txn` checks the shape of the request and turns it into a tree of `Node`s, so that the
+protobuf objects are read once. `choose` decides the branch of each node. `verify` and `execute` walk the branches that
+were taken.
 
-Worked example of the duplicate rule, which etcd applies level by level, deletes of a level first, then its nested txns
+Worked example of the duplicate rule. etcd applies it level by level: first the deletes of a level, then its nested txns
 in order, then its own puts:
 
     put a, put a                      refused
@@ -17,8 +18,8 @@ in order, then its own puts:
     txn{then: put a; else: put a}     fine: only one of them runs
     txn{put a}, txn{put a}            refused
     txn{delete a}, txn{put a}         refused
-    txn{put a}, txn{delete a}         passes: a nested delete is only held against the puts that come to be looked at
-    later delete [a, \\0), put b             passes: the rule does not see that \\0 means "no upper bound"
+    txn{put a}, txn{delete a}         passes: a nested delete counts only against the puts that are looked at later
+    delete [a, \\0), put b              passes: the rule does not see that \\0 means "no upper bound"
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any, Final
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors
+from lessor.base.key_range import OPEN_END, open_end
 from lessor.state import kv
 from lessor.state.encode import nested, revision_header
 from lessor.state.leases import Lessor
@@ -42,7 +44,7 @@ _VALUE_TARGET: Final = 3
 # By target: the name of the compare's field and of the event's attribute alike.
 _NUMBER_TARGETS: Final = {0: "version", 1: "create_revision", 2: "mod_revision", 4: "lease"}
 
-# One operation: its kind, and its request - for a put as `kv.Put`, for a nested txn as `Node`.
+# One operation: its kind, and its request; a put as `kv.Put`, a nested txn as `Node`.
 Operation = tuple[str, Any]
 
 
@@ -66,13 +68,13 @@ class Node:
 
 
 def read_txn(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
-    """Reads and checks a txn, whatever the state. `ops_max`: of compares, of success and of failure operations each.
+    """Reads a txn and checks it alone. `ops_max`: of compares, of success operations and of failure operations, each.
 
-    Nested txns share what the largest of the three lists leaves of it, so nesting is bounded too.
+    A nested txn may have as many as the largest of the three lists around it leaves, so nesting is bounded too.
     """
     node = _read(request, ops_max)
     for operations in (node.success, node.failure):
-        # One operation alone overlaps nothing, unless it is a txn.
+        # A single operation overlaps with nothing, unless it is a txn.
         if len(operations) > 1 or (operations and operations[0][0] == TXN):
             _check_overlaps(operations)
     return node
@@ -93,7 +95,7 @@ def _read(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
 
 
 def _read_op(op: rpc_pb2.RequestOp, ops_max: int) -> Operation:
-    # HasField costs half of what WhichOneof does, and puts and ranges are nearly all that comes.
+    # HasField costs half of WhichOneof, and nearly all operations are puts and ranges.
     if op.HasField(PUT):
         return PUT, kv.read_put(op.request_put)
     if op.HasField(RANGE):
@@ -110,7 +112,7 @@ def _read_op(op: rpc_pb2.RequestOp, ops_max: int) -> Operation:
 
 
 class _Deletes:
-    """The key ranges that deletes of a branch cover, as the duplicate rule sees them."""
+    """The keys that the deletes of a branch cover, as the duplicate rule sees them."""
 
     __slots__ = ("keys", "ranges")
 
@@ -160,7 +162,7 @@ def _refuse_overlap(news: Iterable[bytes], puts: set[bytes], deletes: _Deletes) 
 
 
 def has_put(node: Node) -> bool:
-    """Whether any branch, taken or not, nested or not, may put."""
+    """Whether any branch, taken or not, nested or not, has a put."""
     return any(
         kind == PUT or (kind == TXN and has_put(request))
         for operations in (node.success, node.failure)
@@ -169,7 +171,7 @@ def has_put(node: Node) -> bool:
 
 
 def may_write(node: Node) -> bool:
-    """Whether any branch, taken or not, nested or not, holds more than reads."""
+    """Whether any branch, taken or not, nested or not, has a put or a delete."""
     return any(
         kind in (PUT, DELETE) or (kind == TXN and may_write(request))
         for operations in (node.success, node.failure)
@@ -195,7 +197,7 @@ def choose(store: Store, node: Node) -> None:
 def _holds(store: Store, compare: rpc_pb2.Compare) -> bool:
     range_end = compare.range_end
     if range_end:
-        events = store.range(compare.key, kv.open_end(range_end))
+        events = store.range(compare.key, open_end(range_end))
         if events:
             return all(_holds_for(compare, event) for event in events)
         return _holds_for(compare, None)
@@ -203,7 +205,7 @@ def _holds(store: Store, compare: rpc_pb2.Compare) -> bool:
 
 
 def _holds_for(compare: rpc_pb2.Compare, event: Event | None) -> bool:
-    """Stored OP given. An absent key has 0 for every number, and no value: any compare with that is false."""
+    """Whether "stored OP given" holds. An absent key has 0 for each number; no compare of its value holds."""
     target = compare.target
     stored: Any
     given: Any
@@ -234,23 +236,23 @@ def _holds_for(compare: rpc_pb2.Compare, event: Event | None) -> bool:
 
 
 def verify(store: Store, lessor: Lessor, node: Node) -> None:
-    """Raises what any operation on the branches taken would run into. Call after `choose`, before `execute`."""
+    """Raises the error of the first operation on the branches taken that would fail. Call after `choose`."""
     _verify(store, lessor, node, None)
 
 
 def _verify(store: Store, lessor: Lessor, node: Node, emptied_from: bytes | None) -> bytes | None:
-    """`emptied_from`: keys from here on are gone when the node begins, thanks to the rule's blind spot for "\\0"."""
+    """`emptied_from`: keys from here on are gone when the node begins: the duplicate rule does not see "\\0"."""
     for kind, request in node.taken:
         if kind == PUT:
             kv.verify_put_in_txn(store, lessor, request)
             key, _, _, _, ignore_value, ignore_lease = request
             if emptied_from is not None and key >= emptied_from and (ignore_value or ignore_lease):
-                # The key exists now, but not when its turn comes. (etcd passes this and then stops itself.)
+                # The key exists now, but not when the put runs. (etcd lets this pass, and then its process ends.)
                 raise errors.KEY_NOT_FOUND.error()
         elif kind == RANGE:
             kv.verify_range_in_txn(store, request)
         elif kind == DELETE:
-            if request.range_end == b"\0":
+            if request.range_end == OPEN_END:
                 emptied_from = request.key if emptied_from is None else min(emptied_from, request.key)
         else:
             emptied_from = _verify(store, lessor, request, emptied_from)
@@ -258,7 +260,7 @@ def _verify(store: Store, lessor: Lessor, node: Node, emptied_from: bytes | None
 
 
 def execute(store: Store, node: Node) -> bytes:
-    """Runs the branch taken; returns the reply's fields after the header. Does not raise."""
+    """Runs the branches taken; returns the reply's fields after the header. Does not raise."""
     parts = [b"\x10\x01"] if node.succeeded else []
     for kind, request in node.taken:
         if kind == PUT:
@@ -270,7 +272,7 @@ def execute(store: Store, node: Node) -> bytes:
             rest = kv.delete_range(store, request)
             reply = nested(b"\x1a", revision_header(store.revision_inside) + rest)
         else:
-            # A nested txn's own header is there but empty, as in etcd.
+            # A nested txn has a header, which is empty, as in etcd.
             reply = nested(b"\x22", b"\x0a\x00" + execute(store, request))
         parts.append(nested(b"\x1a", reply))
     return b"".join(parts)

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watchers, and which of them a change concerns.
+"""The watchers of keys, and the events that each of them is to be sent.
 
 Laws
 - A watcher gets each event at or after its first revision once, in order, the events of one revision together.
-- A synced watcher (not `lagging`) has been given every matching event up to now; a lagging one gets nothing from
-  `notify` and catches up by `replay`, until that reaches the present and clears the mark.
-- Notifying costs what the changed keys match, however many watchers do not match.
-- Watchers that are told the same share it: one list of events, encoded once.
+- A watcher that is not `lagging` has got each matching event up to now. A lagging one gets nothing from `notify`; it
+  catches up by `replay`, which clears `lagging` when it reaches the newest revision.
+- The cost of notifying depends on the watchers that the changed keys match, not on the others.
+- Watchers that get the same events share them: one list of events, encoded once.
 
-Theory of operation. Watchers of one key are found in a dict; watchers of a prefix in a dict per prefix length; all
-other ranges in a list, which clients in practice leave nearly empty. Replay reads the history: the versions of the
-watched keys when those are few, else the log.
+Theory of operation. The watchers of one key are found in a dict, those of a prefix in a dict per prefix length, those
+of other ranges in a list, which is nearly empty in practice. Replay reads the history: the versions of the watched keys
+when there are few keys, else the log.
 
 Worked example: watchers of "a", of prefix "a/" ([a/, a0)) and of [a, b). A put of "a/1" asks the dict for "a/1" (none),
 the dict of length 2 for "a/" (one), and looks at the list (one).
 
-Does not do: sending, ids (the server's streams hand those out), fragments, waiting for durability.
+Does not do: sending, watch ids (the server's streams choose them), fragments, waiting for durability.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from lessor.base import limits
+from lessor.base.key_range import open_end, prefix_end
 from lessor.state.encode import nested
 from lessor.state.mvcc import Event, Store
 
-_CHAIN_KEYS_MAX: Final = 64  # replay walks the versions of single keys when the range has at most this many
-_CHAIN_STEPS_MAX: Final = 4_096  # ... and gives up for the log after this many versions
+_CHAIN_KEYS_MAX: Final = 64  # replay walks the versions of single keys when the range has at most this many keys
+_CHAIN_STEPS_MAX: Final = 4_096  # ... and reads the log instead after this many versions
 _SCAN_EVENTS_MAX: Final = 20_000  # events of the log that one call of replay looks at: a few milliseconds
 
 _EVENTS_TAG: Final = b"\x5a"  # field 11 of WatchResponse, length-delimited
 NO_PUT: Final = 0  # WatchCreateRequest.FilterType
 NO_DELETE: Final = 1
 
-# What a watcher is told of: the event, and the version before it where it asked for that and it is retained.
-Told = tuple[Event, Event | None]
+# A change as a watcher gets it: the event, and the version before it if the watcher asked for that and it is retained.
+Change = tuple[Event, Event | None]
 
 
 class CompactedError(Exception):
-    """The events that a watcher needs next are no longer retained."""
+    """The events that a watcher needs next are compacted."""
 
     def __init__(self, compact_revision: int) -> None:
         super().__init__(f"compacted at {compact_revision}")
@@ -48,7 +49,7 @@ class CompactedError(Exception):
 
 
 class Watcher:
-    """One watch. The hub reads and writes `next_revision` and `lagging`; the rest belongs to the owner."""
+    """One watch. The hub changes `next_revision`, `lagging` and `cancelled`; the rest belongs to the owner."""
 
     __slots__ = (
         "at_once",
@@ -79,9 +80,9 @@ class Watcher:
         at_once: bool = False,
         owner: Any = None,
     ) -> None:
-        """`end`: None - one key; b"" - no upper bound. `start_revision` 0: from now on.
+        """`end`: None for one key, b"" for no upper bound. `start_revision` 0: from now on.
 
-        `at_once`: the owner is part of the server and takes publications before they are durable.
+        `at_once`: the owner is part of the server and gets publications before they are durable.
         """
         self.watch_id = watch_id
         self.key = key
@@ -91,7 +92,7 @@ class Watcher:
         self.fragment = fragment
         self.progress_notify = progress_notify
         self.at_once = at_once
-        self.next_revision = start_revision  # no event before it will be told
+        self.next_revision = start_revision  # no event before it will be sent
         self.lagging = False
         self.cancelled = False
         self.owner = owner
@@ -108,11 +109,11 @@ class Watcher:
 
 
 class Changes:
-    """What one revision, or a stretch of history up to it, has to tell; shared by all who are told the same."""
+    """The changes of one revision, or of a stretch of history up to it; shared by the watchers that get the same."""
 
     __slots__ = ("_fields", "events", "revision")
 
-    def __init__(self, revision: int, events: list[Told]) -> None:
+    def __init__(self, revision: int, events: list[Change]) -> None:
         self.revision = revision
         self.events = events
         self._fields: bytes | None = None
@@ -124,46 +125,43 @@ class Changes:
         return self._fields
 
     def each_field(self) -> list[bytes]:
-        """The same, event by event, for those who want it in pieces."""
+        """The same, one field per event."""
         return [nested(_EVENTS_TAG, event_bytes(event, previous)) for event, previous in self.events]
 
 
 class Publication(NamedTuple):
-    """All that one revision has to tell some watchers, by their owners."""
+    """The changes of one revision, and the watchers that get them, by owner."""
 
     audience: dict[Any, list[Watcher]]
     changes: Changes
     at_once: bool = False
 
 
-def _changes(revision: int, told: list[Told], prev_kv: bool) -> Changes:
-    return Changes(revision, told if prev_kv else [(event, None) for event, _ in told])
+def _changes(revision: int, changes: list[Change], prev_kv: bool) -> Changes:
+    return Changes(revision, changes if prev_kv else [(event, None) for event, _ in changes])
 
 
 def watch_range(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
-    """A create request's key and range_end as a watcher has them: an empty key is the first possible one."""
-    return key or b"\0", (b"" if range_end == b"\0" else range_end) if range_end else None
+    """A create request's key and range_end as a watcher has them. An empty key means the first possible key."""
+    return key or b"\0", open_end(range_end) if range_end else None
 
 
 def range_is_empty(key: bytes, end: bytes | None) -> bool:
-    """Whether nothing can ever match, which is an error of the create request."""
+    """Whether no key can match, which is an error of the create request."""
     return bool(end) and key >= (end or b"")
 
 
 def event_bytes(event: Event, previous: Event | None) -> bytes:
-    """The encoded mvccpb.Event. Without `previous` it is made once per event and shared by all watchers."""
+    """The encoded mvccpb.Event. Without `previous` it is encoded once per event and shared by all watchers."""
     encoded = event.event_bytes()
     return encoded if previous is None else encoded + nested(b"\x1a", previous.kv_bytes())
 
 
 def _prefix_of(key: bytes, end: bytes) -> bytes | None:
-    """The prefix that [key, end) stands for, None when it is no prefix range."""
+    """The prefix whose range is [key, end); None when it is no prefix range."""
     if not end:
         return b"" if key == b"\0" else None  # there is no key below "\0"
-    stem = key.rstrip(b"\xff")
-    if stem and stem[:-1] + bytes((stem[-1] + 1,)) == end:
-        return key
-    return None
+    return key if prefix_end(key) == end else None
 
 
 class WatchHub:
@@ -183,16 +181,16 @@ class WatchHub:
         return self._count
 
     def add(self, watcher: Watcher) -> None:
-        """Takes in a watcher. One that starts in the past is `lagging` afterwards and has to be replayed."""
-        now = self._store.revision
+        """Takes in a watcher. One that starts in the past is `lagging` afterwards: call `replay` for it."""
+        newest = self._store.revision
         if watcher.next_revision == 0:
-            watcher.next_revision = now + 1
-        watcher.lagging = watcher.next_revision <= now
+            watcher.next_revision = newest + 1
+        watcher.lagging = watcher.next_revision <= newest
         self._place(watcher, create=True)[watcher] = None
         self._count += 1
 
     def remove(self, watcher: Watcher) -> None:
-        """Lets go of a watcher that was added. What is in the outbox for it stays: look at `cancelled`."""
+        """Removes a watcher that was added. Its publications in the outbox stay: look at `cancelled`."""
         watcher.cancelled = True
         place = self._place(watcher, create=False)
         if place.pop(watcher, watcher) is watcher:
@@ -214,7 +212,7 @@ class WatchHub:
         return table.setdefault(spot, {}) if create else table.get(spot, {})
 
     def _forget(self, watcher: Watcher) -> None:
-        """Drops the empty place of the last watcher of a key or prefix, so that nothing leaks."""
+        """Removes the empty dict that the last watcher of a key or a prefix leaves."""
         if watcher.end is None:
             self._by_key.pop(watcher.key, None)
             return
@@ -228,28 +226,28 @@ class WatchHub:
     # --- live ---------------------------------------------------------------------------------------------------
 
     def notify(self, revision: int, events: Sequence[Event], previous: Sequence[Event | None]) -> None:
-        """Tells of a finished write: appends to the outbox what it has for the watchers that it concerns.
+        """Appends to the outbox the changes of a finished write, for the watchers that they match.
 
-        Cost: the events and the watchers that they match; many watchers in one place share one list of events.
+        Cost: the events and the watchers that they match; the watchers of one key or prefix share one list of events.
         """
-        told: dict[int, tuple[Iterable[Watcher], list[Told]]] = {}  # by the identity of the place, or the watcher
+        found: dict[int, tuple[Iterable[Watcher], list[Change]]] = {}  # by the identity of the place, or the watcher
         by_key, by_prefix, ranges = self._by_key, self._by_prefix, self._ranges
         for event, before in zip(events, previous, strict=True):
             key = event.key
             if by_key and key in by_key:
                 place = by_key[key]
-                told.setdefault(id(place), (place, []))[1].append((event, before))
+                found.setdefault(id(place), (place, []))[1].append((event, before))
             for length, prefixes in by_prefix.items():
-                if (found := prefixes.get(key[:length])) is not None:
-                    told.setdefault(id(found), (found, []))[1].append((event, before))
+                if (prefixed := prefixes.get(key[:length])) is not None:
+                    found.setdefault(id(prefixed), (prefixed, []))[1].append((event, before))
             for watcher in ranges:
                 if watcher.covers(key):
-                    told.setdefault(id(watcher), ((watcher,), []))[1].append((event, before))
-        for watchers, tellings in told.values():
-            self._publish(revision, watchers, tellings)
+                    found.setdefault(id(watcher), ((watcher,), []))[1].append((event, before))
+        for watchers, changes in found.values():
+            self._publish(revision, watchers, changes)
 
-    def _publish(self, revision: int, watchers: Iterable[Watcher], told: list[Told]) -> None:
-        """Tells the live ones of these watchers, of which each covers all of the events."""
+    def _publish(self, revision: int, watchers: Iterable[Watcher], matching: list[Change]) -> None:
+        """Publishes changes to those of the watchers that do not lag. Each watcher covers all of the events."""
         following = revision + 1
         by_owner: tuple[dict[Any, list[Watcher]], ...] = ({}, {})  # without prev_kv, with it
         for watcher in watchers:
@@ -257,7 +255,7 @@ class WatchHub:
                 continue
             owner = watcher.owner
             if watcher.filters or watcher.at_once:
-                wanted = [each for each in told if watcher.wants(each[0])]
+                wanted = [each for each in matching if watcher.wants(each[0])]
                 if not wanted:
                     continue
                 changes = _changes(revision, wanted, watcher.prev_kv)
@@ -271,10 +269,10 @@ class WatchHub:
             watcher.next_revision = following
         for prev_kv, audience in enumerate(by_owner):
             if audience:
-                self.outbox.append(Publication(audience, _changes(revision, told, bool(prev_kv))))
+                self.outbox.append(Publication(audience, _changes(revision, matching, bool(prev_kv))))
 
     def take_outbox(self) -> list[Publication]:
-        """Empties the outbox into the caller's hands."""
+        """Empties the outbox; returns what was in it."""
         outbox = self.outbox
         self.outbox = []
         return outbox
@@ -282,7 +280,7 @@ class WatchHub:
     # --- catching up --------------------------------------------------------------------------------------------
 
     def lag(self, watcher: Watcher, undelivered_revision: int) -> None:
-        """Marks a watcher whose publications from a revision on were thrown away; it has to be replayed from there."""
+        """Marks a watcher whose publications from a revision on were dropped: it has to be replayed from there."""
         watcher.lagging = True
         watcher.next_revision = undelivered_revision
 
@@ -292,15 +290,15 @@ class WatchHub:
         upto_revision: int,
         revisions_max: int,
         bytes_max: int = limits.WATCH_REPLAY_BYTES_MAX,
-    ) -> list[Told]:
+    ) -> list[Change]:
         """The next events for a lagging watcher, up to a revision, of at most `revisions_max` revisions.
 
         They are whole revisions, of at most `bytes_max` bytes of keys and values, prev_kv counted; but at least one
-        revision that matches.
+        revision that matches, if there is one in the history that this call looks at.
 
-        Advances `watcher.next_revision`, and clears `watcher.lagging` when that passes the newest revision. May return
-        nothing although the watcher still lags: one call looks at a bounded part of the history, call again.
-        Raises CompactedError when the watcher needs what compaction took; compact revision itself is still retained.
+        Advances `watcher.next_revision`, and clears `watcher.lagging` when that passes the newest revision. It may
+        return nothing while the watcher still lags, because a call looks at a bounded part of the history: call again.
+        Raises CompactedError when the next revision is below the compact revision.
         Cost: the events returned when the watcher covers few keys, else the part of the log that was looked at.
         """
         store = self._store
@@ -313,13 +311,13 @@ class WatchHub:
         if events is None:
             events, following = self._from_log(watcher, first, upto_revision)
         previous_of = store.previous_of if watcher.prev_kv else None
-        told, following = _first_revisions(events, following, previous_of, revisions_max, bytes_max)
+        changes, following = _first_revisions(events, following, previous_of, revisions_max, bytes_max)
         watcher.next_revision = max(first, following)
         watcher.lagging = watcher.next_revision <= store.revision
-        return told
+        return changes
 
     def _from_versions(self, watcher: Watcher, first: int, last: int) -> list[Event] | None:
-        """Matching events of [first, last] by way of the keys; None when that is the longer way."""
+        """Matching events of [first, last] from the versions of the keys; None when the log is the shorter way."""
         store = self._store
         if watcher.end is None:
             newest = store.newest_of(watcher.key)
@@ -343,13 +341,13 @@ class WatchHub:
         return found
 
     def _from_log(self, watcher: Watcher, first: int, last: int) -> tuple[list[Event], int]:
-        """Matching events from a bounded stretch of the log, whole revisions, and the revision after it."""
+        """Matching events from a bounded stretch of the log, in whole revisions; and the revision after the stretch."""
         store = self._store
         start = store.log_position(first)
         stop = store.log_position(last + 1)
         following = last + 1
         if stop - start > _SCAN_EVENTS_MAX:
-            # Cut before the revision that the stretch's last event belongs to - unless that one fills the stretch.
+            # Cut before the revision that the bound falls into; after it when that revision is the first one.
             cut = store.log_slice(start + _SCAN_EVENTS_MAX, start + _SCAN_EVENTS_MAX + 1)[0].mod_revision
             if cut == first:
                 cut += 1
@@ -369,31 +367,31 @@ def _first_revisions(
     previous_of: Callable[[Event], Event | None] | None,
     revisions_max: int,
     bytes_max: int,
-) -> tuple[list[Told], int]:
-    """Cuts events, which are in order, between revisions, before there are too many; but never before the second one.
+) -> tuple[list[Change], int]:
+    """Takes events, which are in order, as many whole revisions as the bounds allow, but at least one revision.
 
-    Returns them as they are told, and the revision to go on with.
+    Returns the changes, and the revision to go on with.
     """
-    told: list[Told] = []
+    changes: list[Change] = []
     revisions = 0
     revision = -1
-    begin = 0  # where the revision begins in `told`
+    begin = 0  # where the revision begins in `changes`
     size = 0
     for event in events:
         if event.mod_revision != revision:
             revision = event.mod_revision
             if revisions == revisions_max:
-                return told, revision
+                return changes, revision
             revisions += 1
-            begin = len(told)
+            begin = len(changes)
         previous = previous_of(event) if previous_of is not None else None
         size += _size(event) if previous is None else _size(event) + _size(previous)
         if size > bytes_max and begin:
-            return told[:begin], revision
-        told.append((event, previous))
-    return told, following
+            return changes[:begin], revision
+        changes.append((event, previous))
+    return changes, following
 
 
 def _size(event: Event) -> int:
-    """What an event takes in a response, near enough: its key and its value."""
+    """The size of an event in a response, near enough: its key and its value."""
     return len(event.key) + len(event.value or b"")

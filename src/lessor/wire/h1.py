@@ -44,11 +44,8 @@ BODY: Final = 2
 END: Final = 3
 ABORT: Final = 4
 
-# So many bytes of pipelined requests wait in one connection; then the owner is asked to stop reading.
-WAITING_BYTES_MAX = limits.H1_HEAD_BYTES_MAX
-# When a reply is over before its request, up to so many bytes of the body are read and dropped. If more are left, the
-# connection closes.
-DRAIN_BYTES_MAX = 262_144
+WAITING_BYTES_MAX = limits.H1_WAITING_BYTES_MAX
+DRAIN_BYTES_MAX = limits.H1_DRAIN_BYTES_MAX
 
 _HEAD, _LENGTH, _CHUNKED, _DONE, _CLOSED = range(5)
 _NOT_STARTED, _STARTED, _FINISHED = range(3)

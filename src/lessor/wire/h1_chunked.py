@@ -16,8 +16,8 @@ import re
 from lessor.base import limits
 from lessor.wire.h1_head import RefusedError
 
-# Bytes of one size line, with its extensions. A size has 15 digits at most, so that it fits in 60 bits.
-SIZE_LINE_BYTES_MAX = 256
+SIZE_LINE_BYTES_MAX = limits.H1_CHUNK_SIZE_LINE_BYTES_MAX
+# A size has 15 digits at most, so that a length stays within 60 bits.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n")
 

@@ -20,13 +20,13 @@ from typing import Any
 
 import httptools
 
+from lessor.base import limits
+
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
 _CHUNKED = -1  # Head.length of a chunked body
 
-# The requests of one client differ little: a dozen distinct heads of a client are many. This bounds the memory, not the
-# number of peers.
-CACHED_HEADS_MAX = 512
-CACHED_HEAD_BYTES_MAX = 2_048
+CACHED_HEADS_MAX = limits.H1_HEAD_CACHE_MAX
+CACHED_HEAD_BYTES_MAX = limits.H1_HEAD_CACHE_BYTES_MAX
 _LENGTH_DIGITS_MAX = 18  # so a length fits 64 bits
 _REASON_CHARACTERS_MAX = 200
 

@@ -28,7 +28,7 @@ from lessor.wire.h2_stream import DATA, END, HEADERS, RESET, WHOLE, Event, Strea
 _unpack: Final = frames.FRAME_HEADER.unpack_from
 _STREAM_WINDOW_LOW_BYTES: Final = limits.H2_WINDOW_BYTES // 2
 _CONNECTION_WINDOW_LOW_BYTES: Final = limits.H2_CONNECTION_WINDOW_BYTES // 2
-_SEND_FRAME_BYTES_MAX: Final = 65_536  # also when the peer takes larger ones: they would hold up the other streams
+_SEND_FRAME_BYTES_MAX: Final = limits.H2_SEND_FRAME_BYTES_MAX
 _WHOLE_HEADERS_MASK: Final = frames.FLAG_END_HEADERS | frames.FLAG_PADDED | frames.FLAG_PRIORITY
 _DRAIN_PING: Final = b"draining"
 

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 from lessor.base import limits
 from lessor.wire.frames import PING_BYTES
 
-PING_STRIKES_MAX: Final = 2
-PING_WITHOUT_STREAMS_S: Final = 7200.0
+PING_STRIKES_MAX: Final = limits.GRPC_PING_STRIKES_MAX
+PING_WITHOUT_STREAMS_S: Final = limits.GRPC_PING_WITHOUT_STREAMS_S
 PAYLOAD: Final = bytes(PING_BYTES)  # of our pings
 
 

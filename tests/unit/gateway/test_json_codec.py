@@ -31,8 +31,9 @@ from lessor.api.proto.rpc_pb2 import (
     WatchRequest,
     WatchResponse,
 )
+from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
-from lessor.gateway.json_codec import NESTED_MESSAGES_MAX, decode, encode, quoted
+from lessor.gateway.json_codec import decode, encode, quoted
 from lessor.gateway.stream import StreamDecoder, error_frame, result_frame
 
 
@@ -312,7 +313,7 @@ def test_nesting_is_bounded() -> None:
     def nested(levels: int) -> bytes:
         return b'{"success":[{"request_txn":' * levels + b"{}" + b"}]}" * levels
 
-    within = (NESTED_MESSAGES_MAX - 1) // 2
+    within = (limits.JSON_NESTED_MESSAGES_MAX - 1) // 2
     request: Any = decode(TxnRequest, nested(within))
     assert encode(request) == nested(within)
     assert TxnRequest.FromString(request.SerializeToString()) == request

@@ -74,7 +74,7 @@ def test_who_has_gone_is_not_told_and_costs_nothing() -> None:
     call.handler.on_gone()
     call.told()
     grant(world, 1)
-    assert world.machine.lease_events.told == []
+    assert world.machine.lease_events.pending == []
     world.settle()
     assert call.told() == []
 

@@ -428,7 +428,7 @@ def test_a_compaction_is_swept_between_others_and_its_rows_are_named_though_nobo
     world.settle()
     before, turns = len(world.disk.batches), 0
     world.call(rpc_pb2.CompactionRequest(revision=1 + versions))
-    while world.machine.store.superfluous and turns < 10:
+    while world.machine.store.unswept and turns < 10:
         turns += 1
         peer = Peer()
         world.call(rpc_pb2.RangeRequest(key=b"a"), peer)
@@ -461,7 +461,7 @@ def swept_beside_leases() -> World:
 def test_a_promise_of_a_long_turn_counts_from_its_end_while_a_compaction_is_swept() -> None:
     world = swept_beside_leases()
     world.loop.run()
-    assert world.machine.store.superfluous
+    assert world.machine.store.unswept
     told_s = 0.0
 
     class SlowPeer(Peer):
@@ -492,7 +492,7 @@ def test_leases_end_while_a_compaction_is_swept(monkeypatch: pytest.MonkeyPatch)
         while world.disk.in_flight:
             world.disk.succeed()
     assert not len(world.machine.leases)
-    assert world.machine.store.superfluous
+    assert world.machine.store.unswept
 
 
 def test_served_time_is_saved_while_leases_live_and_only_then() -> None:

@@ -77,7 +77,7 @@ def test_corrupt_lets_reads_and_renewals_through(request_: Any) -> None:
         assert reply == expected
 
 
-def test_a_malformed_request_is_told_so_in_spite_of_alarms() -> None:
+def test_a_malformed_request_is_refused_as_such_in_spite_of_alarms() -> None:
     made = machine()
     set_alarm(made, rpc.CORRUPT)
     for malformed in (rpc.PutRequest(), rpc.DeleteRangeRequest(), rpc.TxnRequest(success=[op()])):

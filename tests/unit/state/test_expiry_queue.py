@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lessor.state.expiry_queue import ExpiryQueue
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 
 
 def lease(lease_id: int, deadline_s: float) -> Lease:
@@ -82,7 +82,7 @@ def test_no_more_than_asked_for_and_the_rest_next_time() -> None:
     assert ids(queue.take_due(10.0, 3)) == [3, 4]
 
 
-def test_putting_back_is_capped_and_the_caller_is_told_to_come_back() -> None:
+def test_putting_back_is_capped_and_the_caller_has_to_come_back() -> None:
     queue = ExpiryQueue()
     leases = [lease(lease_id, 10.0) for lease_id in range(100)]
     for each in leases:

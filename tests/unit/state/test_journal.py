@@ -2,7 +2,7 @@
 """The journal: what a batch holds, and whose batch a reply has to wait for."""
 
 from lessor.state.journal import EventRow, Journal
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 
 
 def row(revision: int, sub: int = 0) -> EventRow:
@@ -104,7 +104,7 @@ def test_every_kind_of_row_counts() -> None:
 
 def test_rows_to_collect_alone_do_not_ask_for_a_commit() -> None:
     journal = Journal()
-    journal.collect([(2, 0)])
+    journal.note_dead([(2, 0)])
     assert journal.row_count == 0
     assert journal.newest_with_rows == 0
     assert journal.seal(0.0).dead == [(2, 0)]

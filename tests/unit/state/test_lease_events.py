@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the state machine tells of leases: grants and ends while somebody watches, nothing otherwise, no renewals."""
+"""What watchers of leases are sent: grants and ends while somebody watches, nothing otherwise, no renewals."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ def watched() -> StateMachine:
     return machine
 
 
-def told(machine: StateMachine) -> list[tuple[int, int, int, int, int]]:
-    """Takes what is to be told: (type, id, TTL, keys, revision) of each event."""
+def taken(machine: StateMachine) -> list[tuple[int, int, int, int, int]]:
+    """Takes the pending events: (type, id, TTL, keys, revision) of each event."""
     watchers, response = machine.lease_events.take(machine.header())
     assert watchers == list(machine.lease_events.watchers)
     read: Any = leases_pb2.LeaseWatchResponse.FromString(response)
@@ -26,7 +26,7 @@ def told(machine: StateMachine) -> list[tuple[int, int, int, int, int]]:
     return [(event.type, event.ID, event.TTL, event.key_count, event.revision) for event in read.events]
 
 
-def test_grants_and_ends_are_told_in_their_order() -> None:
+def test_grants_and_ends_are_sent_in_their_order() -> None:
     machine = watched()
     grant(machine, 1, 10)
     grant(machine, 2, 5)
@@ -38,14 +38,14 @@ def test_grants_and_ends_are_told_in_their_order() -> None:
     assert machine.expire(5.0, 10) == 1
     grant(machine, 0, 3, now=5.0)
     (chosen,) = (lease.id for lease in machine.leases)
-    assert told(machine) == [
+    assert taken(machine) == [
         (GRANTED, 1, 10, 0, 0),
         (GRANTED, 2, 5, 0, 0),
         (REVOKED, 1, 10, 2, revision + 1),
         (EXPIRED, 2, 5, 1, revision + 2),
         (GRANTED, chosen, 3, 0, 0),
     ]
-    assert told(machine) == []
+    assert taken(machine) == []
 
 
 def test_an_end_without_keys_has_no_revision() -> None:
@@ -55,16 +55,16 @@ def test_an_end_without_keys_has_no_revision() -> None:
     grant(machine, 2)
     call(machine, rpc_pb2.LeaseRevokeRequest(ID=1))
     machine.expire(10.0, 10)
-    assert told(machine)[2:] == [(REVOKED, 1, 10, 0, 0), (EXPIRED, 2, 10, 0, 0)]
+    assert taken(machine)[2:] == [(REVOKED, 1, 10, 0, 0), (EXPIRED, 2, 10, 0, 0)]
 
 
-def test_renewals_and_refusals_are_not_told() -> None:
+def test_renewals_and_refusals_are_not_sent() -> None:
     machine = watched()
     grant(machine, 1)
-    told(machine)
+    taken(machine)
     call(machine, rpc_pb2.LeaseKeepAliveRequest(ID=1), 5.0)
     assert machine.expire(10.0, 10) == 0
-    assert told(machine) == []
+    assert taken(machine) == []
 
 
 def test_nothing_is_kept_while_nobody_watches() -> None:
@@ -73,4 +73,4 @@ def test_nothing_is_kept_while_nobody_watches() -> None:
     grant(machine, 2)
     call(machine, rpc_pb2.LeaseRevokeRequest(ID=1))
     machine.expire(10.0, 10)
-    assert machine.lease_events.told == []
+    assert machine.lease_events.pending == []

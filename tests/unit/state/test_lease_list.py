@@ -11,8 +11,9 @@ from lessor.api.proto import leases_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.state.journal import Journal
+from lessor.state.lease import Lease
 from lessor.state.lease_list import LeaseList
-from lessor.state.leases import Lease, Lessor
+from lessor.state.leases import Lessor
 
 ID, REMAINING, KEYS = 0, 1, 2
 HEADER = rpc_pb2.ResponseHeader(revision=7)
@@ -50,7 +51,7 @@ def all_ids(leases: Lessor, **request: Any) -> list[list[int]]:
     return found
 
 
-def told(call: Any) -> errors.ErrorText:
+def refusal(call: Any) -> errors.ErrorText:
     with pytest.raises(EtcdError) as caught:
         call()
     return errors.ErrorText(caught.value.code, caught.value.message)
@@ -76,7 +77,7 @@ def test_the_pages_together_are_the_leases_that_pass_in_order(
     assert all(len(found) == limit for found in pages[:-1])
 
 
-def test_what_is_told_of_a_lease() -> None:
+def test_what_is_shown_of_a_lease() -> None:
     leases = lessor((1, 10, 0), (2, 20, 3))
     reply = page(leases, now=5.25, keys_limit=2)
     assert reply.header == HEADER
@@ -121,7 +122,7 @@ def test_a_page_of_large_keys_ends_early_and_goes_on() -> None:
     assert all_ids(leases, keys_limit=5) == [[1], [2], [3]]
 
 
-def test_a_step_looks_at_no_more_than_it_was_told() -> None:
+def test_a_step_looks_at_no_more_than_it_was_asked_to() -> None:
     listing = LeaseList(lessor(*((number, 10, 0) for number in range(1, 8))), leases_pb2.LeaseListRequest())
     assert [listing.step(0.0, 3) for _ in range(5)] == [False, False, False, False, True]
     # Where keys are looked at they count as well, be it for the filter or for the page.
@@ -185,11 +186,13 @@ def test_a_lease_that_is_renewed_between_pages_is_not_missed() -> None:
 def test_what_is_no_request() -> None:
     leases = lessor((1, 10, 0), (2, 10, 0))
     token = page(leases, limit=1).next_page_token
-    assert told(lambda: page(leases, order=3)) == errors.UNKNOWN_LEASE_ORDER
-    assert told(lambda: page(leases, page_token=token[:-1])) == errors.INVALID_PAGE_TOKEN
-    assert told(lambda: page(leases, page_token=token + b"x")) == errors.INVALID_PAGE_TOKEN
-    assert told(lambda: page(leases, page_token=token, order=REMAINING)) == errors.INVALID_PAGE_TOKEN
-    assert told(lambda: page(leases, page_token=b"\0\x7f\xf8" + bytes(14))) == errors.INVALID_PAGE_TOKEN  # not a number
+    assert refusal(lambda: page(leases, order=3)) == errors.UNKNOWN_LEASE_ORDER
+    assert refusal(lambda: page(leases, page_token=token[:-1])) == errors.INVALID_PAGE_TOKEN
+    assert refusal(lambda: page(leases, page_token=token + b"x")) == errors.INVALID_PAGE_TOKEN
+    assert refusal(lambda: page(leases, page_token=token, order=REMAINING)) == errors.INVALID_PAGE_TOKEN
+    assert (
+        refusal(lambda: page(leases, page_token=b"\0\x7f\xf8" + bytes(14))) == errors.INVALID_PAGE_TOKEN
+    )  # not a number
 
 
 def test_each_lease_is_asked_for_the_right_to_read_it_whether_or_not_it_is_shown() -> None:
@@ -199,6 +202,6 @@ def test_each_lease_is_asked_for_the_right_to_read_it_whether_or_not_it_is_shown
 
     leases = lessor((1, 10, 1), (2, 10, 1), (3, 10, 1))
     for request in ({"limit": 1}, {"key_prefix": b"k1"}, {"remaining_ms_max": 1}):
-        assert told(lambda request=request: page(leases, may_read=may_read, **request)) == errors.PERMISSION_DENIED
+        assert refusal(lambda request=request: page(leases, may_read=may_read, **request)) == errors.PERMISSION_DENIED
     leases.revoke(3)
     assert ids(page(leases, may_read=may_read)) == [1, 2]

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from lessor.base.errors import Code, EtcdError
 from lessor.state.journal import Journal
-from lessor.state.leases import RENEW_SLACK, Lease, Lessor
+from lessor.state.lease import Lease
+from lessor.state.leases import RENEW_SLACK, Lessor
 
 DAY_S = 86_400
 
@@ -155,7 +156,7 @@ def test_who_renews_at_a_third_of_the_ttl_or_a_little_later_waits_for_one_row_on
         lease = lessor.renew(1, now)
         assert lease is not None
         assert lease.batch < journal.number
-        # Nobody is told of the row that may have been written, so the promise does not count from its commit.
+        # No client is answered for the row that may have been written, so the promise does not count from its commit.
         assert journal.seal(now).leases_touched == []
 
 
@@ -263,12 +264,12 @@ def test_renewing_for_a_day_keeps_one_entry() -> None:
 
 
 def test_a_promise_delayed_by_a_slow_commit_is_saved_again() -> None:
-    """Otherwise a crash after the data clock is saved next would end the lease before what the client was told."""
+    """Else a crash after the next saved clock would end the lease before the promised deadline."""
     journal = Journal()
     lessor = Lessor(journal)
-    lease = lessor.grant(7, 10, now=0.0)
+    lease = lessor.grant(7, 10, now_s=0.0)
     batch = journal.seal(0.0)
-    lessor.acknowledged(batch.leases_touched, now=5.0)  # the disk took five seconds
+    lessor.acknowledged(batch.leases_touched, now_s=5.0)  # the disk took five seconds
     assert lease.deadline_s == 15.0
     assert journal.seal(5.0).leases == [(7, 10, 15.0, False)]
 
@@ -276,8 +277,8 @@ def test_a_promise_delayed_by_a_slow_commit_is_saved_again() -> None:
 def test_a_promise_of_a_prompt_commit_needs_no_second_row() -> None:
     journal = Journal()
     lessor = Lessor(journal)
-    lessor.grant(7, 10, now=0.0)
-    lessor.acknowledged(journal.seal(0.0).leases_touched, now=0.02)
+    lessor.grant(7, 10, now_s=0.0)
+    lessor.acknowledged(journal.seal(0.0).leases_touched, now_s=0.02)
     assert journal.row_count == 0
 
 

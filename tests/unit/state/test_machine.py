@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessor.api.proto import rpc_pb2
+from lessor.api.proto import leases_pb2, rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import ErrorText, EtcdError
+from lessor.state.digest import hash_kv
 from lessor.state.machine import Identity, StateMachine
+from lessor.state.watch_hub import Watcher
 
 EVERYTHING: Any = {"key": b"\0", "range_end": b"\0"}
 R = rpc_pb2.RangeRequest
@@ -553,3 +555,54 @@ def test_an_ended_lease_lets_its_keys_go() -> None:
     assert lease.keys == {b"k"}
     machine.apply(rpc_pb2.LeaseRevokeRequest(ID=7), 0.0)
     assert not lease.keys
+
+
+# --- the other ways in ------------------------------------------------------------------------------------------
+
+
+def test_a_renewal_in_a_stream_does_what_the_request_does() -> None:
+    by_request, by_call = new_machine(), new_machine()
+    for machine in (by_request, by_call):
+        grant(machine, 7)
+    reply = call(by_request, rpc_pb2.LeaseKeepAliveRequest(ID=7), 3.0)
+    renewed = by_call.renew(7, 3.0)
+    assert renewed is by_call.leases.get(7)
+    assert renewed is not None
+    assert renewed.ttl_s == reply.TTL
+    assert trace(by_call) == trace(by_request)
+    assert by_call.renew(8, 3.0) is None
+
+
+def test_a_list_and_a_digest_are_begun_and_change_nothing() -> None:
+    machine = new_machine()
+    grant(machine, 7)
+    put(machine, b"k", lease=7)
+    before = trace(machine)
+    listing = machine.list_leases(leases_pb2.LeaseListRequest(), None)
+    assert listing.step(1.0)
+    assert [item.ID for item in listing.page(machine.header()).leases] == [7]
+    digest = machine.digest(2)
+    while not digest.step(1):
+        pass
+    assert (digest.revision, digest.value) == (2, hash_kv(machine.store))
+    with pytest.raises(EtcdError):
+        machine.digest(3)
+    assert trace(machine) == before
+
+
+def test_watchers_come_and_go() -> None:
+    machine = new_machine()
+    keys_watcher, leases_watcher = Watcher(1, b"k", owner="stream"), object()
+    machine.watch(keys_watcher)
+    machine.watch_leases(leases_watcher)
+    put(machine, b"k")
+    grant(machine, 7)
+    assert [list(each.audience) for each in machine.hub.take_outbox()] == [["stream"]]
+    assert machine.lease_events.take(machine.header())[0] == [leases_watcher]
+    machine.unwatch(keys_watcher)
+    for _ in range(2):  # as often as one likes
+        machine.unwatch_leases(leases_watcher)
+    put(machine, b"k")
+    assert keys_watcher.cancelled
+    assert not machine.hub.outbox
+    assert not machine.lease_events.watchers

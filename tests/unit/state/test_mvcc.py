@@ -360,7 +360,7 @@ def test_every_retained_revision_can_be_read(plan: list[Step]) -> None:
 def test_compaction_reports_each_row_that_nothing_needs_once(plan: list[Step]) -> None:
     store, journal = new_store()
     naive = drive(store, journal, plan)
-    store.sweep(store.superfluous)
+    store.sweep(store.unswept)
     rows = [(row[0], row[1]) for row in naive.rows]
     dead = journal.seal(0.0).dead
     assert len(dead) == len(set(dead))
@@ -373,7 +373,7 @@ def test_a_loaded_store_is_the_same_store(plan: list[Step]) -> None:
     """Whether the dead rows are still there or not, and for later compactions too."""
     store, journal = new_store()
     naive = drive(store, journal, plan)
-    store.sweep(store.superfluous)
+    store.sweep(store.unswept)
     dead = set(journal.seal(0.0).dead)
     for rows in (naive.rows, [row for row in naive.rows if (row[0], row[1]) not in dead]):
         loaded, loaded_journal = new_store()
@@ -385,7 +385,7 @@ def test_a_loaded_store_is_the_same_store(plan: list[Step]) -> None:
         assert [repr(event) for event in loaded.log_slice(0, 999)] == [repr(event) for event in store.log_slice(0, 999)]
         if naive.compact_revision < naive.revision == store.revision:
             loaded.compact(naive.revision)
-            loaded.sweep(loaded.superfluous)
+            loaded.sweep(loaded.unswept)
             left = {(row[0], row[1]) for row in rows} - set(again) - set(loaded_journal.seal(0.0).dead)
             compacted = Naive()
             compacted.rows, compacted.compact_revision = naive.rows, naive.revision
@@ -408,7 +408,7 @@ def test_nothing_retained_shows_how_far_a_sweep_has_come(plan: list[Step]) -> No
         return hash_kv(store), ranges, repr(events), repr(befores)
 
     before = retained()
-    while store.superfluous:
+    while store.unswept:
         store.sweep(1)
         assert retained() == before
 
@@ -420,7 +420,7 @@ def test_a_crash_between_any_two_deletions_of_rows_brings_nothing_back(plan: lis
     store, journal = new_store()
     naive = drive(store, journal, plan)
     deleted = sorted(journal.seal(0.0).dead)
-    while store.superfluous:
+    while store.unswept:
         store.sweep(2)
         deleted += sorted(journal.seal(0.0).dead)
     for count in range(len(deleted) + 1):

@@ -29,7 +29,7 @@ class Meta(NamedTuple):
 
 
 class Rows:
-    """What an engine keeps: applies batches as one would. It deletes dead rows only when told to."""
+    """What an engine keeps: applies batches as one would. It deletes dead rows only when asked to."""
 
     def __init__(self) -> None:
         self.table: dict[tuple[int, int], EventRow] = {}
@@ -221,8 +221,8 @@ def answers(machine: StateMachine, now: float) -> list[Any]:
     watcher = Watcher(0, b"\0", b"", prev_kv=True, start_revision=max(1, machine.compact_revision))
     machine.hub.add(watcher)
     while watcher.lagging:
-        told = machine.hub.replay(watcher, machine.revision, 1000)
-        found += [(repr(event), repr(previous)) for event, previous in told]
+        replayed = machine.hub.replay(watcher, machine.revision, 1000)
+        found += [(repr(event), repr(previous)) for event, previous in replayed]
     machine.hub.remove(watcher)
     return found
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The watch hub: who is told what, live and from history."""
+"""The watch hub: which watcher is sent what, live and from history."""
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +11,9 @@ from lessor.state.machine import Identity, StateMachine
 from lessor.state.watch_hub import (
     NO_DELETE,
     NO_PUT,
+    Change,
     CompactedError,
     Publication,
-    Told,
     Watcher,
     event_bytes,
     range_is_empty,
@@ -49,25 +49,25 @@ def delete(machine: StateMachine, key: bytes, end: bytes = b"") -> None:
     machine.apply(rpc_pb2.DeleteRangeRequest(key=key, range_end=end), 0.0)
 
 
-def lines(told: list[Told]) -> list[Line]:
-    return [(event.mod_revision, event.key, event.value, before.value if before else None) for event, before in told]
+def lines(changes: list[Change]) -> list[Line]:
+    return [(event.mod_revision, event.key, event.value, before.value if before else None) for event, before in changes]
 
 
-def told_by(publication: Publication) -> list[Watcher]:
+def watchers_of(publication: Publication) -> list[Watcher]:
     return [watcher for watchers in publication.audience.values() for watcher in watchers]
 
 
 def live(machine: StateMachine, watcher: Watcher) -> list[Line]:
     """What the outbox has for a watcher."""
     publications = machine.hub.take_outbox()
-    return [line for each in publications if watcher in told_by(each) for line in lines(each.changes.events)]
+    return [line for each in publications if watcher in watchers_of(each) for line in lines(each.changes.events)]
 
 
 def replayed(machine: StateMachine, watcher: Watcher, revisions_max: int = 1000) -> list[Line]:
-    told: list[Line] = []
+    seen: list[Line] = []
     while watcher.lagging:
-        told += lines(machine.hub.replay(watcher, machine.revision, revisions_max))
-    return told
+        seen += lines(machine.hub.replay(watcher, machine.revision, revisions_max))
+    return seen
 
 
 def test_watch_range() -> None:
@@ -86,7 +86,7 @@ def test_range_is_empty() -> None:
 
 
 @pytest.mark.parametrize("range_", RANGES)
-def test_each_kind_of_range_is_told_what_it_covers(range_: tuple[bytes, bytes | None]) -> None:
+def test_each_kind_of_range_is_sent_what_it_covers(range_: tuple[bytes, bytes | None]) -> None:
     machine = new_machine()
     watcher = Watcher(0, *range_)
     machine.hub.add(watcher)
@@ -109,8 +109,8 @@ def test_one_publication_per_revision_and_watcher() -> None:
     machine.hub.add(one)
     delete(machine, b"a", b"c")
     outbox = machine.hub.take_outbox()
-    told = {(w.watch_id, p.changes.revision, len(p.changes.events)) for p in outbox for w in told_by(p)}
-    assert told == {(0, 5, 2), (1, 5, 1)}
+    seen = {(w.watch_id, p.changes.revision, len(p.changes.events)) for p in outbox for w in watchers_of(p)}
+    assert seen == {(0, 5, 2), (1, 5, 1)}
 
 
 def test_only_changes_after_the_creation() -> None:
@@ -144,13 +144,13 @@ def test_filters_and_prev_kv() -> None:
     put(machine, b"a", b"2")
     delete(machine, b"a")
     outbox = machine.hub.take_outbox()
-    told = {
-        watcher: [line for p in outbox if watcher in told_by(p) for line in lines(p.changes.events)]
+    seen = {
+        watcher: [line for p in outbox if watcher in watchers_of(p) for line in lines(p.changes.events)]
         for watcher in (no_put, no_delete)
     }
-    assert told[no_put] == [(4, b"a", None, b"2")]
-    assert told[no_delete] == [(2, b"a", b"1", None), (3, b"a", b"2", b"1")]
-    assert not [each for each in outbox if nothing in told_by(each)]
+    assert seen[no_put] == [(4, b"a", None, b"2")]
+    assert seen[no_delete] == [(2, b"a", b"1", None), (3, b"a", b"2", b"1")]
+    assert not [each for each in outbox if nothing in watchers_of(each)]
 
 
 def test_removed_watchers_hear_nothing_and_leave_nothing() -> None:
@@ -173,7 +173,7 @@ def test_removed_watchers_hear_nothing_and_leave_nothing() -> None:
     assert not hub._ranges
 
 
-def test_lease_end_is_told_in_key_order_in_one_revision() -> None:
+def test_lease_end_is_sent_in_key_order_in_one_revision() -> None:
     machine = new_machine()
     machine.apply(rpc_pb2.LeaseGrantRequest(ID=1, TTL=5), 0.0)
     for key in (b"/b", b"/c", b"/a"):
@@ -253,7 +253,7 @@ def test_compacted() -> None:
     with pytest.raises(CompactedError) as caught:
         machine.hub.replay(before, machine.revision, 1000)
     assert caught.value.compact_revision == 4
-    assert replayed(machine, at) == [(4, b"a", None, None)]  # told of the delete, but what was before is compacted
+    assert replayed(machine, at) == [(4, b"a", None, None)]  # what was before the delete is compacted
 
 
 def test_event_bytes_with_prev_kv() -> None:
@@ -263,12 +263,12 @@ def test_event_bytes_with_prev_kv() -> None:
     machine.hub.add(watcher)
     put(machine, b"a", b"2")
     delete(machine, b"a")
-    told = [
+    seen = [
         mvcc_pb2.Event.FromString(event_bytes(*each)) for p in machine.hub.take_outbox() for each in p.changes.events
     ]
     first = mvcc_pb2.KeyValue(key=b"a", value=b"1", create_revision=2, mod_revision=2, version=1)
     second = mvcc_pb2.KeyValue(key=b"a", value=b"2", create_revision=2, mod_revision=3, version=2)
-    assert told == [
+    assert seen == [
         mvcc_pb2.Event(kv=second, prev_kv=first),
         mvcc_pb2.Event(type=mvcc_pb2.Event.DELETE, kv=mvcc_pb2.KeyValue(key=b"a", mod_revision=4), prev_kv=second),
     ]
@@ -278,7 +278,7 @@ PLAN = st.lists(st.tuples(st.sampled_from(("put", "delete", "range")), st.sample
 
 
 @pytest.mark.parametrize("by", ["versions", "log", "short stretches of the log"])
-def test_history_tells_what_live_told(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_history_sends_the_events_that_live_watchers_got(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way of reading the history, for each kind of range, from each revision, in portions."""
     if by != "versions":
         monkeypatch.setattr(watch_hub, "_CHAIN_STEPS_MAX", 1)
@@ -299,11 +299,11 @@ def test_history_tells_what_live_told(by: str, monkeypatch: pytest.MonkeyPatch) 
                 delete(machine, key, b"\0" if what == "range" else b"")
         outbox = machine.hub.take_outbox()
         for watcher in watchers:
-            told = [line for each in outbox if watcher in told_by(each) for line in lines(each.changes.events)]
+            seen = [line for each in outbox if watcher in watchers_of(each) for line in lines(each.changes.events)]
             for start in {1, machine.revision // 2 + 1, machine.revision}:
                 late = Watcher(99, watcher.key, watcher.end, prev_kv=True, start_revision=start)
                 machine.hub.add(late)
-                assert replayed(machine, late, revisions_max) == [line for line in told if line[0] >= start]
+                assert replayed(machine, late, revisions_max) == [line for line in seen if line[0] >= start]
                 machine.hub.remove(late)
 
     check()
@@ -331,7 +331,7 @@ def test_what_was_there_before_counts_in_a_piece() -> None:
     assert pieces == [[2, 3], [4], [5]]  # the creation has nothing before it
 
 
-def test_a_revision_larger_than_a_piece_is_told_whole_and_alone() -> None:
+def test_a_revision_larger_than_a_piece_is_sent_whole_and_alone() -> None:
     machine = new_machine()
     put(machine, b"a")
     ops = [rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=key, value=b"v" * 999)) for key in (b"a", b"b", b"c")]
@@ -345,7 +345,7 @@ def test_a_revision_larger_than_a_piece_is_told_whole_and_alone() -> None:
         assert not watcher.lagging
 
 
-def test_watchers_that_are_told_the_same_share_it_owner_by_owner() -> None:
+def test_watchers_that_are_sent_the_same_share_it_owner_by_owner() -> None:
     """Encoded once for all of them: that is what many watchers of one key cost little by."""
     machine = new_machine()
     one, other = object(), object()
@@ -358,17 +358,17 @@ def test_watchers_that_are_told_the_same_share_it_owner_by_owner() -> None:
         machine.hub.add(watcher)
     put(machine, b"a", b"now")
     outbox = machine.hub.take_outbox()
-    audiences = [{owner: [w.watch_id for w in told] for owner, told in p.audience.items()} for p in outbox]
+    audiences = [{owner: [w.watch_id for w in seen] for owner, seen in p.audience.items()} for p in outbox]
     assert sorted(audiences, key=str) == sorted(
         [{one: [0, 1, 2], other: [3]}, {one: [4], other: [5]}, {one: [7]}], key=str
     )
     for publication in outbox:
-        told = rpc_pb2.WatchResponse.FromString(publication.changes.fields()).events
-        wanted = b"before" if told_by(publication)[0].prev_kv else b""
-        assert [(e.kv.value, e.prev_kv.value) for e in told] == [(b"now", wanted)]
+        seen = rpc_pb2.WatchResponse.FromString(publication.changes.fields()).events
+        wanted = b"before" if watchers_of(publication)[0].prev_kv else b""
+        assert [(e.kv.value, e.prev_kv.value) for e in seen] == [(b"now", wanted)]
     delete(machine, b"a")
-    told_of_delete = [w.watch_id for p in machine.hub.take_outbox() for w in told_by(p)]
-    assert sorted(told_of_delete) == list(range(8))
+    sent_of_delete = [w.watch_id for p in machine.hub.take_outbox() for w in watchers_of(p)]
+    assert sorted(sent_of_delete) == list(range(8))
     assert {w.next_revision for w in (*plain, *with_previous, no_puts, by_prefix)} == {machine.revision + 1}
 
 
@@ -383,7 +383,7 @@ def test_a_revision_with_many_events_is_one_publication_for_each_place() -> None
         machine.hub.add(watcher)
     delete(machine, b"a", b"c")
     outbox = machine.hub.take_outbox()
-    assert [([w.watch_id for w in told_by(p)], [e.key for e, _ in p.changes.events]) for p in outbox] == [
+    assert [([w.watch_id for w in watchers_of(p)], [e.key for e, _ in p.changes.events]) for p in outbox] == [
         ([0, 1], [b"a1", b"a2"]),
         ([2], [b"a2", b"b"]),
     ]

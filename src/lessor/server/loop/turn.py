@@ -45,7 +45,7 @@ from lessor.server.loop.committer import Committer
 from lessor.server.loop.expiry import DUE, NOTHING, Expiry, must_count_anew
 from lessor.server.loop.release import Gate, Outlet
 from lessor.state.journal import Batch
-from lessor.state.leases import Lease
+from lessor.state.lease import Lease
 from lessor.state.machine import StateMachine
 from lessor.state.watch_hub import Publication
 
@@ -224,7 +224,7 @@ class Turn:
                 else:
                     self.gate.hold(batch, _AUDIENCE, publication)
         lease_events = self.machine.lease_events
-        if lease_events.told:
+        if lease_events.pending:
             payload = lease_events.take(self.machine.header())
             self.gate.hold(self.machine.journal.newest_with_rows, _LEASE_AUDIENCE, payload)
 
@@ -323,7 +323,7 @@ class Turn:
 
     def _must_name_dead(self) -> bool:
         """Whether a compaction is through in memory and has left rows to be deleted."""
-        return self.machine.journal.names_dead and not self.machine.store.superfluous
+        return self.machine.journal.names_dead and not self.machine.store.unswept
 
     def _send_history(self) -> None:
         if self._behind:
@@ -348,7 +348,7 @@ class Turn:
     def _sweep(self) -> None:
         """Takes some of the dead versions out of memory, and asks for a turn to go on in, or to seal in."""
         store = self.machine.store
-        if store.superfluous and not self._halted:
+        if store.unswept and not self._halted:
             store.sweep(limits.SWEEP_EVENTS_MAX)
             self.schedule()
 

@@ -16,10 +16,11 @@ from google.protobuf.message import DecodeError
 
 from lessor.api.proto import election_pb2, rpc_pb2
 from lessor.base import errors, limits
+from lessor.base.contenders import key_of, prefix_of
 from lessor.base.errors import Code, ErrorText, EtcdError
 from lessor.server.loop.call import StreamCall, UnaryCall, Waiting
 from lessor.server.loop.core import Core
-from lessor.server.services.waiting_lines import WaitingLines, created_at, key_of, prefix_of
+from lessor.server.services.waiting_lines import WaitingLines, created_at
 from lessor.state.mvcc import Event
 from lessor.state.permissions import Caller
 

@@ -18,18 +18,15 @@ reading the request; tests/property/test_keepalive_paths.py holds the two equal.
 from google.protobuf.message import DecodeError
 
 from lessor.api.proto import rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.server.loop.call import StreamCall
 from lessor.server.loop.core import Core
-from lessor.state.leases import Lease
-from lessor.state.machine import renewed_fields
+from lessor.state.lease import Lease
+from lessor.state.lease_replies import renewed_fields
 
-# Requests remembered over all streams, about 300 bytes each; on overflow all are forgotten and learnt again, unless
-# more leases than that are alive: then the others go without, which costs a microsecond.
-REMEMBERED_MAX = 65_536
-# Requests that are longer are not remembered: a tag and a number of ten bytes are all that one needs.
-REMEMBERED_BYTES_MAX = 11
+REMEMBERED_MAX = limits.KEEPALIVES_REMEMBERED_MAX
+REMEMBERED_BYTES_MAX = limits.KEEPALIVE_REMEMBERED_BYTES_MAX
 
 
 # Request -> the lease that it renewed, and the reply behind its header. A lease's Lease object is part of the entry, so

@@ -11,10 +11,11 @@ State changes are txns on the state machine, as any client could send them; wait
 """
 
 from lessor.api.proto import lock_pb2, rpc_pb2
+from lessor.base.contenders import key_of, prefix_of
 from lessor.base.errors import Code, ErrorText
 from lessor.server.loop.call import UnaryCall, Waiting
 from lessor.server.loop.core import Core
-from lessor.server.services.waiting_lines import WaitingLines, created_at, key_of, prefix_of
+from lessor.server.services.waiting_lines import WaitingLines, created_at
 
 SESSION_EXPIRED = ErrorText(Code.UNKNOWN, "mutex: session is expired")
 

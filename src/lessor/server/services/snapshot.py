@@ -31,7 +31,7 @@ from lessor.server.version import ETCD_VERSION
 
 PIECE_BYTES = 32_768  # as in etcd
 READ_BYTES = 16 * PIECE_BYTES
-BACKLOG_BYTES = 1_048_576
+BACKLOG_BYTES = limits.SNAPSHOT_BACKLOG_BYTES
 # HTTP/1.1 has no signal for "half empty", so a peer that takes its time is looked at this often.
 LOOK_S = 0.005
 

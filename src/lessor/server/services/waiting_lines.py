@@ -33,6 +33,7 @@ from google.protobuf.message import Message
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
+from lessor.base.key_range import prefix_end
 from lessor.server.loop import bugs
 from lessor.server.loop.bugs import Answerable
 from lessor.server.loop.call import UnaryCall, Waiting
@@ -43,16 +44,6 @@ from lessor.state.mvcc import Event
 from lessor.state.watch_hub import Changes, Watcher
 
 SESSION_TTL_S = 60  # of the lease that a call without one is given; nobody renews it
-
-
-def prefix_of(name: bytes) -> bytes:
-    """Below which the keys of a lock or an election are."""
-    return name + b"/"
-
-
-def key_of(name: bytes, lease_id: int) -> bytes:
-    """The key of one contender: clients know it by this spelling."""
-    return prefix_of(name) + b"%x" % lease_id
 
 
 class Observer(Answerable, Protocol):
@@ -118,7 +109,7 @@ class WaitingLine:
         self._claims: dict[bytes, list[Claim]] = {}
         self.observers: dict[Observer, None] = {}
         self._shown: Event | None = self.leader()  # what observers know
-        self.watcher = Watcher(0, prefix, _end_of(prefix), at_once=True, owner=self)
+        self.watcher = Watcher(0, prefix, prefix_end(prefix), at_once=True, owner=self)
 
     @property
     def in_use(self) -> bool:
@@ -319,7 +310,7 @@ class WaitingLines:
     # --- lines ---
 
     def keys_below(self, prefix: bytes) -> list[Event]:
-        return self.machine.store.range(prefix, _end_of(prefix))
+        return self.machine.store.range(prefix, prefix_end(prefix))
 
     def _open(self, prefix: bytes) -> WaitingLine:
         line = self._lines.get(prefix)
@@ -340,11 +331,6 @@ def created_at(key: bytes, create_revision: int) -> rpc_pb2.Compare:
     return rpc_pb2.Compare(
         result=rpc_pb2.Compare.EQUAL, target=rpc_pb2.Compare.CREATE, key=key, create_revision=create_revision
     )
-
-
-def _end_of(prefix: bytes) -> bytes:
-    """Where the range of a prefix ends, which has a slash at its end."""
-    return prefix[:-1] + b"0"
 
 
 def _create_revision(event: Event) -> int:

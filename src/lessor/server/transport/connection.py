@@ -27,7 +27,7 @@ from lessor.base.errors import EtcdError
 from lessor.server.loop.core import Core
 from lessor.wire import sniff
 
-LINGER_S = 1.0
+LINGER_S = limits.CONNECTION_LINGER_S
 
 
 class Session(Protocol):
