@@ -15,11 +15,6 @@ from lessor.state.lease import Lease
 from lessor.state.leases import Lessor
 
 
-def granted_fields(lease: Lease) -> bytes:
-    """The fields after the header in the reply to a grant."""
-    return b"\x10" + varint(lease.id) + b"\x18" + varint(lease.ttl_s)
-
-
 def renewed_fields(lease_id: int, lease: Lease | None) -> bytes:
     """The fields after the header in the reply to a renewal. `lease` None: it is gone, and the reply has no TTL."""
     fields = number_field(b"\x10", lease_id)

@@ -39,12 +39,12 @@ from lessor.base import errors, limits
 from lessor.state import auth_requests, kv, txn
 from lessor.state.auth import Auth
 from lessor.state.digest import KvDigest
-from lessor.state.encode import HeaderEncoder, nested, number_field
+from lessor.state.encode import HeaderEncoder, nested, number_field, varint
 from lessor.state.journal import Journal
 from lessor.state.lease import NO_KEYS, Lease
 from lessor.state.lease_events import EXPIRED, GRANTED, REVOKED, LeaseEvents
 from lessor.state.lease_list import LeaseList
-from lessor.state.lease_replies import granted_fields, leases_reply, renewed_fields, time_to_live_reply
+from lessor.state.lease_replies import leases_reply, renewed_fields, time_to_live_reply
 from lessor.state.leases import Lessor
 from lessor.state.mvcc import Store
 from lessor.state.watch_hub import Watcher, WatchHub
@@ -362,7 +362,7 @@ class StateMachine:
         self.granted_ttl_s += lease.ttl_s
         if self.lease_events.watchers:
             self.lease_events.add(GRANTED, lease)
-        return self.header_field() + granted_fields(lease)
+        return self.header_field() + b"\x10" + varint(lease.id) + b"\x18" + varint(lease.ttl_s)
 
     def _revoke(self, request: rpc_pb2.LeaseRevokeRequest, now_s: float) -> bytes:
         if self.corrupt:
