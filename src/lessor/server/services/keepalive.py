@@ -62,7 +62,7 @@ class KeepAlive:
             self._on_messages_asking(messages)
             return
         now_s = core.turn.now_s()
-        renew = core.machine.leases.renew
+        renew = core.machine.renew
         durable = core.gate.durable
         fast = self._fast
         header = core.durable_header_field()
@@ -114,7 +114,7 @@ class KeepAlive:
         """
         core = self._core
         lease_id = _parse(message).ID
-        lease = core.machine.leases.renew(lease_id, now_s)
+        lease = core.machine.renew(lease_id, now_s)
         tail = renewed_fields(lease_id, lease)
         if lease is None:
             return None, core.machine.journal.newest_with_rows, header + tail

@@ -29,7 +29,7 @@ from lessor.state.permissions import lease_reader
 def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListRequest) -> Waiting:
     """List: one page. Cost: the number of leases, in steps; see LeaseList."""
     may_read = lease_reader(core.machine, core.claimed(call)) if core.auth.enabled else None
-    return core.long_replies.begin(call, _page(core, LeaseList(core.machine.leases, request, may_read)))
+    return core.long_replies.begin(call, _page(core, core.machine.list_leases(request, may_read)))
 
 
 def _page(core: Core, leases: LeaseList) -> Iterator[bytes]:
@@ -66,15 +66,15 @@ class LeaseWatch:
 
     def _begin(self) -> None:
         core = self._core
-        watchers = core.machine.lease_events.watchers
-        if self not in watchers:
+        machine = core.machine
+        if self not in machine.lease_events.watchers:
             core.turn.hold_publications()  # what happened before is for the others
-            watchers.add(self)
+            machine.watch_leases(self)
             created = leases_pb2.LeaseWatchResponse(header=core.machine.header(), created=True)
             core.turn.after_everything(self, created.SerializeToString())
 
     def on_gone(self) -> None:
-        self._core.machine.lease_events.watchers.discard(self)
+        self._core.machine.unwatch_leases(self)
 
     def deliver(self, created: bytes) -> None:
         """The gate lets the beginning through."""

@@ -89,7 +89,7 @@ async def _digest(core: Core, digest: KvDigest) -> KvDigest:
 
 def hash_kv(core: Core, call: UnaryCall, request: rpc_pb2.HashKVRequest) -> Later:
     """A number over keys and history at a revision; equal data has equal numbers."""
-    digest = KvDigest(core.machine.store, request.revision)
+    digest = core.machine.digest(request.revision)
 
     async def answer() -> bytes:
         made = await _digest(core, digest)
@@ -108,7 +108,7 @@ def hash_all(core: Core, call: UnaryCall, _request: rpc_pb2.HashRequest) -> Late
     """The same over everything that is there now."""
 
     async def answer() -> bytes:
-        made = await _digest(core, KvDigest(core.machine.store))
+        made = await _digest(core, core.machine.digest())
         return rpc_pb2.HashResponse(header=core.machine.header(), hash=made.value).SerializeToString()
 
     return Later(core, call, answer)

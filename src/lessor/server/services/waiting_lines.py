@@ -316,13 +316,13 @@ class WaitingLines:
         line = self._lines.get(prefix)
         if line is None:
             line = self._lines[prefix] = WaitingLine(self, prefix)
-            self.machine.hub.add(line.watcher)
+            self.machine.watch(line.watcher)
         return line
 
     def close_unused(self, line: WaitingLine) -> None:
         if not line.in_use and self._lines.get(line.prefix) is line:
             del self._lines[line.prefix]
-            self.machine.hub.remove(line.watcher)
+            self.machine.unwatch(line.watcher)
             del line.watcher  # it knows the line: neither is to keep the other
 
 

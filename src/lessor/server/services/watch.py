@@ -147,7 +147,7 @@ class WatchStream:
 
     def on_gone(self) -> None:
         for watcher in self._watchers.values():
-            self._core.machine.hub.remove(watcher)
+            self._core.machine.unwatch(watcher)
         self._core.watch_streams.discard(self)
         self._core.metrics.watchers -= len(self._watchers)
         self._watchers.clear()
@@ -191,7 +191,7 @@ class WatchStream:
             owner=self,
         )
         self._watchers[watch_id] = watcher
-        machine.hub.add(watcher)
+        machine.watch(watcher)
         self._core.metrics.watchers += 1
         if watcher.progress_notify:
             self._silent_since[watch_id] = machine.revision
@@ -218,7 +218,7 @@ class WatchStream:
         self._hold((response.SerializeToString(), None))
 
     def _drop(self, watcher: Watcher) -> None:
-        self._core.machine.hub.remove(watcher)
+        self._core.machine.unwatch(watcher)
         self._core.metrics.watchers -= 1
         del self._watchers[watcher.watch_id]
         self._behind.discard(watcher)
