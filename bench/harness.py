@@ -29,6 +29,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 START_S_MAX = 30.0
@@ -97,12 +99,6 @@ def etcd(binary: str, name: str = ETCD) -> Server:
     peer = ("--listen-peer-urls", "http://127.0.0.1:{peer}", "--initial-advertise-peer-urls", "http://127.0.0.1:{peer}")
     alone = ("--initial-cluster", "default=http://127.0.0.1:{peer}")
     return Server(name, said.splitlines()[0].removeprefix("etcd Version: "), (*command, *client, *peer, *alone))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Node:

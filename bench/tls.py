@@ -26,6 +26,7 @@ from pathlib import Path
 from bench import harness
 from lessor.wire.frames import PREFACE
 from tests.certificates import Authority
+from tests.ports import free_port
 
 LOADS = {
     "grant": ("grant", "--connections", "10", "--in-flight", "20"),
@@ -107,7 +108,7 @@ def main() -> int:
         trust = str(folder / "ca.pem")
         for _ in range(options.runs):
             for server in servers:
-                secure_port = harness.free_port()
+                secure_port = free_port()
                 with harness.running(secured(server, secure_port, folder), folder) as (process, port):
                     for kind, words in LOADS.items():
                         for way, at, ca in (("plain", port, ""), ("tls", secure_port, trust)):

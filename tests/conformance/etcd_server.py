@@ -13,9 +13,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.conformance.server_process import ServerProcess, free_port, wait_until_healthy
-
-__all__ = ["EtcdServer", "etcd_binary", "free_port", "wait_until_healthy"]
+from tests.conformance.server_process import ServerProcess
+from tests.ports import free_port
 
 
 def etcd_binary() -> Path | None:

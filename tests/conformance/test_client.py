@@ -28,8 +28,8 @@ from lessor.client import (
     op,
     prefix_end,
 )
-from tests.conformance.server_process import free_port
 from tests.conformance.subject import Subject, new_lease_id, running
+from tests.ports import free_port
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
-from tests.conformance.server_process import free_port
 from tests.conformance.subject import OURS, RUNNERS, Subject, running
 from tests.conformance.watch_peer import WatchPeer
+from tests.ports import free_port
 
 LEASE = ("granted_total", "revoked_total", "renewed_total", "ttl_total_bucket", "ttl_total_sum", "ttl_total_count")
 OPERATIONS = ("range_total", "put_total", "delete_total", "txn_total")

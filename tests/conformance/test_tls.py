@@ -23,9 +23,10 @@ import pytest
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.certificates import Authority
 from tests.conformance.etcd_server import etcd_binary
-from tests.conformance.server_process import ServerProcess, free_port
+from tests.conformance.server_process import ServerProcess
 from tests.conformance.subject import RUNNERS, server_of
 from tests.conformance.tls_server import CLOSED, SERVED, Pki, outcome, raw, skip_before_3_6, tls_server
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,9 @@ import pytest
 
 from tests.certificates import Authority, Files
 from tests.conformance.etcd_server import etcd_binary
-from tests.conformance.server_process import AnyServer, free_port
+from tests.conformance.server_process import AnyServer
 from tests.conformance.subject import server_of
+from tests.ports import free_port
 
 ANSWER_S_MAX = 10.0
 # What the outcome of a connection is called here.

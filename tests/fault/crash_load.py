@@ -21,7 +21,8 @@ import grpc
 
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2
-from tests.conformance.etcd_server import free_port, wait_until_healthy
+from tests.conformance.server_process import wait_until_healthy
+from tests.ports import free_port
 
 CALL_S = 10.0
 LONG_TTL_S = 1_000
