@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the shells' scripts ask for completions, and what they are answered."""
 
-import re
-import subprocess
-
 import pytest
 from click.shell_completion import CompletionItem
 
 from lessor.cli import main
 from lessor.cli.completion import PowerShellComplete
 from lessor.cli.options import COMPLETION
-from tests.whole.test_cli_beside_etcdctl import OURS
 
 
 @pytest.mark.parametrize(
@@ -74,16 +70,3 @@ def test_completions_in_powershell(
 def test_a_long_help_stays_in_its_line() -> None:
     shell = PowerShellComplete(main.cli, {}, "lessor", COMPLETION)
     assert shell.format_completion(CompletionItem("a", "plain", "one\n  two\tthree")) == "plain\ta\tone two three"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
-def test_completion_scripts(shell: str) -> None:
-    script = subprocess.run([*OURS, "completion", shell], capture_output=True, text=True, check=True).stdout
-    assert re.search(rf"_LESSOR_COMPLETE ?= ?'?{shell}_complete", script)
-    assert "%(" not in script
-    if shell == "bash":
-        loaded = subprocess.run(
-            ["bash", "-c", f"{script}\ncomplete -p lessor"], capture_output=True, text=True, check=True
-        )
-        assert loaded.stdout.endswith(" lessor\n")

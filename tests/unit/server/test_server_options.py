@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of the server: etcd's names and values, one line for each mistake."""
 
-import gc
 import logging
-import signal
-import socket
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,41 +150,6 @@ def test_a_unix_socket_may_be_relative_and_needs_a_name() -> None:
     assert parse_listen_url("unix://s.sock").unix_path == "s.sock"
     with pytest.raises(OptionError, match="names no socket"):
         parse_listen_url("unix://")
-
-
-def test_a_data_directory_that_cannot_be_served_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("not a directory")
-    result: Any = CliRunner().invoke(command.serve, ["--data-dir", str(path)])
-    assert result.exit_code == command.EXIT_CANNOT_SERVE
-    assert len(result.output.strip().splitlines()) == 1
-    assert str(path) in result.output
-    assert path.read_text() == "not a directory"
-
-
-@pytest.fixture
-def settings_of_the_process() -> Iterator[None]:
-    """`serve` has its process to itself. In that of the tests it must leave nothing behind."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    interval_s = sys.getswitchinterval()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    sys.setswitchinterval(interval_s)
-    gc.enable()
-
-
-@pytest.mark.usefixtures("settings_of_the_process")
-def test_a_unix_socket_that_another_server_serves_is_not_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "s.sock"
-    with socket.socket(socket.AF_UNIX) as other:
-        other.bind(str(path))
-        other.listen()
-        line = ["--data-dir", str(tmp_path / "data"), "--listen-client-urls", f"unix://{path}", "--log-level", "error"]
-        result: Any = CliRunner().invoke(command.serve, line)
-        assert result.exit_code == command.EXIT_CANNOT_SERVE
-        assert "is served by another process" in result.output
-        assert path.is_socket()
 
 
 @pytest.mark.parametrize(

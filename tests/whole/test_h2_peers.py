@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 REPLY = b"\x0a\x02\x08\x01"  # what the null server answers to a unary call
 
 pytestmark = pytest.mark.slow
