@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each runs pytest
+
 CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
 # A Python that starts with SIGINT ignored keeps it so; any other has its own handler.
 INTERRUPTED = """

@@ -24,6 +24,8 @@ from lessor.testing.server import InProcessServer
 from tests.conformance.raw_h2 import RawH2, framed
 from tests.in_process import in_process
 
+pytestmark = pytest.mark.inside
+
 KV = "/etcdserverpb.KV/"
 LEASE = "/etcdserverpb.Lease/"
 MAINTENANCE = "/etcdserverpb.Maintenance/"

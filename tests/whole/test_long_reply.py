@@ -25,6 +25,8 @@ from lessor.testing.server import InProcessServer
 from lessor.wire.grpc import frame
 from tests.unit.server.lock_world import Call, LockWorld
 
+pytestmark = pytest.mark.inside
+
 RANGE = BY_PATH["/etcdserverpb.KV/Range"]
 ALL = rpc.RangeRequest(key=b"\0", range_end=b"\0")
 ASKED = (
