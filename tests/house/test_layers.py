@@ -3,18 +3,21 @@
 
 Laws
 - An import points only to a lower floor or stays in its own package; packages of one floor are strangers.
+- Inside server/ the same holds of its rooms, by a table of their own. A room is what stands directly in server/: a
+  folder or a module.
+- No files import each other in a circle, in whatever package and at whatever time they do it.
 - There is no list of exceptions. What has one home (the clock, the database driver) is named with its home.
 - lessor/__init__.py stands below all floors and imports none; lessor/__main__.py is an entry point, above them all.
 - Imports are found by parsing, wherever they stand: at the top, in a function, under TYPE_CHECKING.
 
-Each rule takes one parsed module and yields findings as "file:line: what is wrong"; the second half of this file feeds
-each rule a module that breaks it, so that a rule that has gone blind is noticed. What the laws cannot see: imports made
-by other libraries, and clocks reached through an object that was passed in.
+Each rule takes one parsed module, and `circles` takes all of them; they yield findings as "file:line: what is wrong".
+The second half of this file feeds each rule modules that break it, so that a rule that has gone blind is noticed. What
+the laws cannot see: imports made by other libraries, and clocks reached through an object that was passed in.
 """
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,6 +38,18 @@ FLOORS = {
     "server": 5,
     "cli": 5,
     "testing": 6,
+}
+SERVER_FLOORS = {
+    "version": 0,
+    "options": 0,
+    "observe": 1,
+    "loop": 2,
+    "services": 3,
+    "transport": 3,
+    "tls": 3,
+    "foreign_flags": 4,
+    "main": 4,
+    "command": 5,
 }
 PURE_FLOOR_MAX = 2
 ENTRY, ENTRY_FLOOR = "lessor/__main__.py", 7
@@ -74,6 +89,12 @@ class Module:
         return parts[1] if len(parts) > 2 else None
 
     @property
+    def room(self) -> str | None:
+        """What stands directly in server/ and is the file or holds it; None outside, and for the package itself."""
+        parts = self.path.removesuffix("/__init__.py").removesuffix(".py").split("/")
+        return parts[2] if parts[1:2] == ["server"] and len(parts) > 2 else None
+
+    @property
     def floor(self) -> int:
         if self.package is None:
             return ENTRY_FLOOR if self.path == ENTRY else -1
@@ -111,6 +132,57 @@ def floors(module: Module) -> Iterator[str]:
         if FLOORS[target] >= module.floor:
             where = f"{module.package} (floor {module.floor})" if module.package else "lessor itself"
             yield module.finding(node, f"{where} imports {target} (floor {FLOORS[target]})")
+
+
+def server_floors(module: Module) -> Iterator[str]:
+    for node, name in imports_of(module):
+        target = name.removeprefix("lessor.server.").partition(".")[0] if name.startswith("lessor.server.") else ""
+        if target not in SERVER_FLOORS or module.package != "server" or target == module.room:
+            continue
+        if module.room is None:
+            yield module.finding(node, f"server/__init__.py stands below all rooms and imports {target}")
+        elif SERVER_FLOORS[target] >= SERVER_FLOORS[module.room]:
+            where = f"{module.room} (floor {SERVER_FLOORS[module.room]} of server)"
+            yield module.finding(node, f"{where} imports {target} (floor {SERVER_FLOORS[target]})")
+
+
+def file_of(name: str, paths: Collection[str]) -> str | None:
+    """The file that an import of `name` asks for: the module, or the one that holds the name."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        stem = "/".join(parts[:end])
+        for path in (f"{stem}.py", f"{stem}/__init__.py"):
+            if path in paths:
+                return path
+    return None
+
+
+def circles(modules: Sequence[Module]) -> Iterator[str]:
+    """A finding for each set of files that can all be reached from each other, at an import of its first file."""
+    paths = {module.path for module in modules}
+    imports: dict[str, dict[str, ast.AST]] = {}
+    for module in modules:
+        found = ((file_of(name, paths), node) for node, name in imports_of(module))
+        imports[module.path] = {path: node for path, node in found if path is not None}
+    reached = {path: _reached(path, imports) for path in sorted(paths)}
+    seen: set[str] = set()
+    for module in sorted(modules, key=lambda module: module.path):
+        circle = {path for path in reached[module.path] if module.path in reached[path]}
+        if circle and module.path not in seen:
+            seen |= circle
+            node = next(node for path, node in imports[module.path].items() if path in circle)
+            yield module.finding(node, f"files import each other in a circle: {', '.join(sorted(circle))}")
+
+
+def _reached(start: str, imports: Mapping[str, Iterable[str]]) -> set[str]:
+    """The files that `start` imports, and those that they import; `start` too where a way leads back."""
+    reached: set[str] = set()
+    waiting = [start]
+    while waiting:
+        fresh = set(imports[waiting.pop()]) - reached
+        reached |= fresh
+        waiting += fresh
+    return reached
 
 
 def homes(module: Module) -> Iterator[str]:
@@ -176,7 +248,7 @@ def services_hold_no_state(module: Module) -> Iterator[str]:
             yield module.finding(line, "services hold no state: a module level name that is not a CONSTANT")
 
 
-RULES = (floors, homes, purity, hidden_imports, services_hold_no_state)
+RULES = (floors, server_floors, homes, purity, hidden_imports, services_hold_no_state)
 
 
 def module_of(path: str, text: str) -> Module:
@@ -194,6 +266,15 @@ def test_the_house_keeps_its_floors(rule: object) -> None:
     assert callable(rule)
     findings = [finding for module in house() for finding in rule(module)]
     assert not findings, "\n" + "\n".join(findings)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    findings = list(circles(house()))
+    assert not findings, "\n" + "\n".join(findings)
+
+
+def test_every_room_of_the_server_stands_on_a_floor() -> None:
+    assert {module.room for module in house()} - {None} == SERVER_FLOORS.keys()
 
 
 def test_every_package_stands_on_a_floor() -> None:
@@ -218,6 +299,19 @@ BROKEN = [
     (floors, "lessor/server/a.py", "from lessor.testing import virtual_clock", 1),
     (floors, "lessor/__init__.py", "from lessor.base import clock", 1),
     (floors, "lessor/wire/a.py", "if TYPE_CHECKING:\n    from lessor.state.machine import StateMachine", 2),
+    # rooms of the server: upwards, sideways, in each spelling of an import
+    (server_floors, "lessor/server/observe/a.py", "from lessor.server.loop.core import Core", 1),
+    (server_floors, "lessor/server/loop/a.py", "import lessor.server.services.watch", 1),
+    (server_floors, "lessor/server/loop/core.py", "from lessor.server import transport", 1),
+    (server_floors, "lessor/server/services/a.py", "from lessor.server.transport.grpc_calls import Route", 1),
+    (server_floors, "lessor/server/transport/a.py", "def f():\n    from ..services import table", 2),
+    (server_floors, "lessor/server/transport/a.py", "from .. import tls", 1),
+    (server_floors, "lessor/server/loop/deep/a.py", "from ...services import table", 1),
+    (server_floors, "lessor/server/services/a.py", "if TYPE_CHECKING:\n    from lessor.server.main import Server", 2),
+    (server_floors, "lessor/server/options.py", "from lessor.server import version", 1),
+    (server_floors, "lessor/server/main.py", "from lessor.server import command", 1),
+    (server_floors, "lessor/server/observe/__init__.py", "from lessor.server import loop", 1),
+    (server_floors, "lessor/server/__init__.py", "from lessor.server.main import Server", 1),
     # homes
     (homes, "lessor/cli/a.py", "import asyncio", 1),
     (homes, "lessor/cli/deep/tasks.py", "import asyncio", 1),
@@ -263,6 +357,47 @@ def test_each_rule_finds_what_breaks_it(rule: object, path: str, text: str, line
     assert findings[0].startswith(f"src/{path}:{line}: ")
 
 
+CIRCLES = [
+    # two files; one of them at run time only, or for types only
+    ({"state/a": "from lessor.state import b", "state/b": "from lessor.state.a import A"}, ["a:1: a b"]),
+    ({"state/a": "import lessor.state.b", "state/b": "x = 1\ndef f():\n    from . import a"}, ["a:1: a b"]),
+    ({"state/a": "if TYPE_CHECKING:\n    from .b import B", "state/b": "from .a import A"}, ["a:2: a b"]),
+    # the line is that of an import that is part of it
+    ({"wire/a": "from .c import C\nfrom .b import B", "wire/b": "from .a import A", "wire/c": ""}, ["a:2: a b"]),
+    # three files, two circles that share one, two that do not
+    ({"cli/a": "from . import b", "cli/b": "from . import c", "cli/c": "from . import a"}, ["a:1: a b c"]),
+    ({"cli/a": "from . import b, c", "cli/b": "from . import a", "cli/c": "from . import a"}, ["a:1: a b c"]),
+    (
+        {
+            "cli/a": "from . import b",
+            "cli/b": "from . import a",
+            "cli/c": "from . import d",
+            "cli/d": "from . import c",
+        },
+        ["a:1: a b", "c:1: c d"],
+    ),
+    # through the package's own file, and a file that imports itself
+    ({"client/__init__": "from .a import A", "client/a": "from lessor.client import B"}, ["__init__:1: __init__ a"]),
+    ({"client/a": "from . import a"}, ["a:1: a"]),
+    # no circle
+    ({"cli/a": "from . import b, c", "cli/b": "from . import c", "cli/c": "import asyncio"}, []),
+    ({"client/__init__": "from .a import A\nfrom .b import B", "client/a": "", "client/b": "from .a import A"}, []),
+]
+
+
+@pytest.mark.parametrize(("files", "expected"), CIRCLES)
+def test_circles_of_files_are_found(files: dict[str, str], expected: list[str]) -> None:
+    def short(path: str) -> str:
+        return path.rpartition("/")[2].removesuffix(".py")
+
+    found = []
+    for finding in circles([module_of(f"lessor/{path}.py", text) for path, text in files.items()]):
+        path, line, text = finding.split(":", 2)
+        names = sorted(short(each) for each in text.rpartition(": ")[2].split(", "))
+        found.append(f"{short(path)}:{line}: {' '.join(names)}")
+    assert found == expected
+
+
 SOUND = [
     ("lessor/state/a.py", "from lessor.base import errors\nfrom lessor.api.proto import rpc_pb2\nfrom . import mvcc"),
     ("lessor/state/a.py", "from sortedcontainers import SortedDict\nimport heapq"),
@@ -278,6 +413,15 @@ SOUND = [
     ("lessor/testing/a.py", "import asyncio\nfrom lessor.server.main import Server\nfrom lessor.client import sync"),
     ("lessor/cli/a.py", "from importlib import metadata\nfrom lessor.client import sync\nprint(1)"),
     ("lessor/cli/tasks.py", "import asyncio"),
+    (
+        "lessor/server/services/a.py",
+        "from lessor.server import version\nfrom lessor.server.loop import core\nfrom . import watch",
+    ),
+    (
+        "lessor/server/main.py",
+        "from lessor.server.services import table\nfrom .transport import connection, h2_session",
+    ),
+    ("lessor/server/tls/a.py", "from lessor.server.options import TlsOptions\nfrom lessor.server.tls import peer"),
     ("lessor/server/services/table.py", "LIMIT = 1\nclass S:\n def __init__(self, machine):\n  self.machine = machine"),
 ]
 
