@@ -3,8 +3,8 @@
 
     options -> engine (opens the data) -> state machine (replayed) -> gate, committer, turn -> core -> listeners
 
-`Server` owns the parts and their order of life. It is used by the command line (command.py) and by tests that want a
-server in their own process.
+`Server` owns the parts, and starts and stops them in order. It is used by the command line (command.py) and by tests
+that want a server in their own process.
 """
 
 import asyncio
@@ -56,8 +56,8 @@ FIRST_TERM = 2  # what a fresh etcd answers too: the term of its first election
 DRAIN_S = limits.STOP_CALLS_S_MAX
 # The commit thread and the loop take turns with the interpreter; decision 0003 has the measurements.
 SWITCH_INTERVAL_S = 0.0002
-# Looks of the collector: after 1,000 more objects, after ten of those, after three of the latter. The third, on some
-# 30,000 objects, takes 4 ms at most.
+# The collector looks at new objects after 1,000 more of them, at survivors after eleven such looks, and at all that is
+# not frozen after three looks of the second kind. The third kind, on some 30,000 objects, takes 4 ms at most.
 GC_THRESHOLDS = (1_000, 10, 2)
 
 Accept = Callable[[], asyncio.Protocol]
@@ -77,9 +77,9 @@ class Server:
         self._committer = Committer(self._engine, self._clock)
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
-        self._sockets: list[tuple[str, int]] = []  # path and inode of each socket file that is ours
-        self.handshakes: Handshakes | None = None  # where there are URLs with TLS
-        # What stands between each accepted socket and its protocol; for tests, which put faults there.
+        self._sockets: list[tuple[str, int]] = []  # path and inode of each socket file that we made
+        self.handshakes: Handshakes | None = None  # None without a URL with TLS
+        # Wraps the protocol of each accepted socket. Tests put faults there.
         self.in_front: Callable[[Accept], Accept] = lambda accept: accept
         self._stopping = asyncio.Event()
         self.addresses: list[tuple[str, int] | str] = []
@@ -87,12 +87,12 @@ class Server:
     def boot(self) -> None:
         """Opens the data and replays it. Blocks.
 
-        Raises DataDirError when the directory cannot be served, OptionError when the certificates cannot.
+        Raises DataDirError when the directory cannot be served, OptionError when the certificates cannot be used.
         """
         try:
             # The engine belongs to its thread from the first call on.
             machine, clock_s = self._committer.call(self._open)
-            # After that: --auto-tls keeps its certificate with the data.
+            # After the data is open: --auto-tls keeps its certificate in the data directory.
             self.handshakes = tls_for(self.options)
         except BaseException:
             self._committer.close()
@@ -114,7 +114,7 @@ class Server:
         self.core = Core(self.options, machine, gate, turn, self._committer, metrics, self._tokens, handlers)
 
     def _make_tokens(self) -> Tokens:
-        """Raises OptionError, before any data is opened, for tokens that cannot be had."""
+        """Raises OptionError for an --auth-token that cannot work, before any data is opened."""
         kind, settings = parse_auth_token(self.options.auth_token)
         if kind == "jwt":
             from lessor.server.services.jwt_tokens import JwtTokens
@@ -137,7 +137,7 @@ class Server:
         return machine, meta.clock_s
 
     async def start(self) -> None:
-        """Begins to listen. Raises OptionError when an address cannot be had."""
+        """Begins to serve. Raises OptionError when it cannot listen on an address."""
         loop = asyncio.get_running_loop()
         turn = self.core.turn
         self._committer.quota_bytes = self.options.quota_backend_bytes
@@ -156,7 +156,7 @@ class Server:
             await self._listen(loop, listen, "--listen-metrics-urls", speak_to_monitors)
 
     def stop_listening(self) -> None:
-        """Takes no new connections; those that are there stay."""
+        """Takes no new connections; existing ones stay."""
         for server in self._listeners:
             server.close()
         self._listeners.clear()
@@ -196,9 +196,9 @@ class Server:
         return self.exit_code
 
     def request_stop(self) -> None:
-        """Ends `serve`. Safe in a signal handler of the loop. Asked a second time, it ends the process at once.
+        """Ends `serve`. Safe in a signal handler of the loop. A second call ends the process at once.
 
-        That loses nothing which was acknowledged; only the exact remaining times of leases are not saved.
+        That loses nothing that was acknowledged; only the exact remaining times of leases are not saved.
         """
         if self._stopping.is_set():
             log.warning("asked twice to stop; going at once")
@@ -206,7 +206,10 @@ class Server:
         self._stopping.set()
 
     async def stop(self) -> None:
-        """Drains the connections, saves each lease's remaining time, closes the data. Not after a disk failure."""
+        """Drains the connections, saves each lease's remaining time, closes the data.
+
+        After a failed disk or a broken turn nothing is drained or saved.
+        """
         self.stop_listening()
         if self.handshakes is not None:
             self.handshakes.close()
@@ -223,9 +226,9 @@ class Server:
         log.info("stopped", extra={"exit_code": self.exit_code})
 
     def abandon(self) -> None:
-        """Lets everything go at once and saves nothing: after a `start` that failed, or as if the process were killed.
+        """Ends everything at once and saves nothing: after a `start` that failed, or as if the process were killed.
 
-        What is at the disk already gets there; what waits for it is never answered.
+        A batch that is on its way to the disk gets there; calls that wait for it are never answered.
         """
         self.core.turn.halt()
         self.stop_listening()
@@ -238,7 +241,7 @@ class Server:
         self._committer.close()
 
     def _remove_sockets(self) -> None:
-        """Removes our socket files; one that another server has put in its place meanwhile stays."""
+        """Removes our socket files; a file that another server has put in the place of one stays."""
         for path, inode in self._sockets:
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_ino == inode:
@@ -254,7 +257,7 @@ class Server:
             await asyncio.sleep(0.01)
 
     async def _save(self) -> None:
-        """The last batch: exact deadlines and the clean mark. Nothing is applied after it."""
+        """Writes the last batch: exact deadlines and the clean mark. Nothing is applied after it."""
         turn = self.core.turn
         turn.halt()
         machine = self.core.machine
@@ -274,10 +277,10 @@ class Server:
         except EngineError as error:
             self._stop_unanswered(error)
 
-    # --- what happens meanwhile ---
+    # --- while it serves ---
 
     def _stop_unanswered(self, error: BaseException) -> None:
-        """Memory is ahead of disk for good, or a bug has half changed it: answer nobody any more, and go."""
+        """Memory is ahead of disk for good, or a bug has half changed it: answers nobody any more, and stops."""
         bug = isinstance(error, BrokenTurnError)
         what = "a bug broke off a turn" if bug else "cannot write to disk"
         log.critical(f"{what}; stopping without answering", extra={"error": str(error)})
@@ -313,7 +316,10 @@ def _new_identity(options: Options) -> tuple[int, int]:
 
 
 def _refuse_served_socket(listen: Listen) -> None:
-    """The loop replaces a socket file that is there. That is right for one that a killed server left behind only."""
+    """Raises OptionError if another process serves the socket file.
+
+    The loop replaces an existing socket file. That is right only for one that a killed server left behind.
+    """
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(listen.unix_path)
@@ -325,12 +331,13 @@ def _refuse_served_socket(listen: Listen) -> None:
 def _tame_the_collector() -> None:
     """Keeps the cycle collector from looking at the state again and again.
 
-    Keys and leases hold no circles: they go by reference count. Left alone the collector walks all of them whenever
-    their number has grown by a quarter, half a second at 600,000 leases, and takes a third of the time of grants and
-    puts. So whatever has outlived two looks is set aside for good. What lives long and may hold a circle, a
-    connection say, has to undo it when it ends; a test holds that. Figures: docs/performance-notes.md.
+    Keys and leases hold no circles: the reference count frees them. The collector, left alone, walks all of them
+    whenever their number has grown by a quarter. This takes half a second at 600,000 leases, and a third of the time of
+    grants and puts. So an object that has outlived two looks is set aside for good. An object that lives long and may
+    hold a circle, such as a connection, has to undo the circle when it ends; a test holds that.
+    Figures: docs/performance-notes.md.
     """
-    gc.freeze()  # without a look first: what was loaded is whole, and modules leave some hundred objects of garbage
+    gc.freeze()  # without a look first: the loaded state has no garbage, and modules leave only some hundred objects
     gc.set_threshold(*GC_THRESHOLDS)
     gc.callbacks.append(_set_aside)
     gc.enable()
@@ -342,19 +349,19 @@ def _set_aside(phase: str, info: dict[str, int]) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Each connection is an open file, and a soft limit of 1,024 is soon reached: take what the hard one gives."""
+    """Raises the soft limit of open files to the hard one: each connection is a file, and 1,024 are soon reached."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # some systems name a hard limit that they do not give
+    with contextlib.suppress(ValueError, OSError):  # some systems name a hard limit that they do not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, Server], None]) -> int:
-    """Serves until told to stop; returns the exit code. Raises DataDirError or OptionError before it serves."""
+    """Serves until asked to stop; returns the exit code. Raises DataDirError or OptionError before it serves."""
     import uvloop
 
     _raise_file_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    gc.disable()  # while the state is loaded: it would look at all of it again and again, a third of the time
+    gc.disable()  # while the state is loaded: looking at all of it again and again would be a third of the time
 
     async def main() -> int:
         server = Server(options)
@@ -362,7 +369,7 @@ def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, 
         install_signals(asyncio.get_running_loop(), server)
         try:
             await server.start()
-        except BaseException:  # a signal that comes now cancels us
+        except BaseException:  # a signal during the start cancels this task
             server.abandon()
             raise
         _tame_the_collector()

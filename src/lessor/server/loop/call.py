@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a call, whichever way it came: gRPC and JSON are two codecs (transport/) over the two classes here.
+"""The life of a call. gRPC and JSON are two codecs (transport/) over the two classes here.
 
 Laws
-- A call ends exactly once: with its reply, with an error, or because its peer went away. That end is counted here and
-  nowhere else. Whatever the gate or a handler brings afterwards goes nowhere.
-- A unary request whose deadline has passed when it has been read is not carried out. A reply that is not out before the
-  deadline is not sent: at the deadline exactly the time is over. The client is answered DEADLINE_EXCEEDED.
-- A reply, and an error too, waits at the gate behind all that was applied when it was decided. So do the errors of a
-  stream, which therefore follow the replies to its earlier requests.
-- A caller needs the right to make each request. Watch and LeaseKeepAlive ask for it themselves, one by one.
+- A call ends exactly once: with its reply, with an error, or because its peer went away. The end of each call is
+  counted here. A payload that the gate or a handler brings afterwards is dropped. (A request that a codec refuses
+  before it makes a call of it is counted by the codec.)
+- A unary request that has been read at its deadline or later is not carried out. A reply that has not left before the
+  deadline is not sent. In both cases the client is answered DEADLINE_EXCEEDED. A streaming call whose deadline comes
+  ends at once.
+- A reply waits at the gate behind all that was applied when it was decided. So does an error that a handler raises, or
+  that `finish` of a unary call is given. Errors in the requests of a stream wait there too, so they follow the replies
+  to earlier requests. An error does not wait when it depends on no data: a deadline, a malformed unary request.
+- While auth is on, a caller needs the right to make each request. It is checked here; the handlers of Watch and
+  LeaseKeepAlive check it themselves, request by request.
 
-A *unary* call: the codec reads one request and calls `serve`. The handler from services/ is run at once and returns the
-reply, or the call waits and `finish` is called later. A *streaming* call: the codec hands requests to `take`; its
-`StreamHandler` answers with `send` and `finish` when it likes.
+A *unary* call: the codec reads one request and calls `serve`. The handler from services/ runs at once. It returns the
+reply, or the call waits and `finish` is called later. A *streaming* call: the codec hands requests to `take`; the
+`StreamHandler` calls `send` and `finish` at any time.
 
     codec                      here                            services/
     request is whole      ->   serve: deadline, rights    ->   handler(core, request) -> reply
     encode(reply)         <-   finish: the gate holds it
     _send(payload)        <-   deliver: deadline, count
 
-What a codec owes: `token` and `peer_common_name`, `encode` and `encode_pieces`, and the methods that begin with an
-underscore and are named under "the codec's". It calls `gone` when the peer went away.
+A codec overrides all members under "the codec's". It calls `gone` when the peer has gone away.
 """
 
 import asyncio
@@ -41,11 +44,14 @@ class Waiting(Protocol):
 
     @property
     def open_ended(self) -> bool:
-        """Whether the wait may last for as long as it likes, so that a peer that half-closes has hung up."""
+        """Whether the wait has no bound. A peer that half-closes during such a wait has hung up."""
         ...
 
     def on_gone(self) -> None:
-        """The peer went away, or the deadline passed: nobody waits any more. Not called after `UnaryCall.finish`."""
+        """The call has ended without this reply: its peer went away, its deadline came, or it was refused.
+
+        Not called after `UnaryCall.finish`.
+        """
         ...
 
 
@@ -58,8 +64,8 @@ class UnaryCall:
         self.core = core
         self.counts = counts
         self.method = counts.method
-        self.deadline_s: float | None = None  # on the data clock, where the peer named a timeout
-        self.waiting: Waiting | None = None  # while the reply is yet to come
+        self.deadline_s: float | None = None  # on the data clock; None if the peer named no timeout
+        self.waiting: Waiting | None = None  # set while the reply is still to come
         self.over = False
         self._timer: asyncio.TimerHandle | None = None
         counts.started.n += 1
@@ -69,51 +75,51 @@ class UnaryCall:
 
     @property
     def token(self) -> bytes | None:
-        """The metadata or header field with the caller's token, as it came."""
+        """The value of the metadata or header field with the caller's token, unchanged."""
         raise NotImplementedError
 
     @property
     def peer_common_name(self) -> str | None:
-        """The common name in the client certificate of the connection, where that was verified and counts."""
+        """The common name in the connection's client certificate, if that was verified and may name a caller."""
         raise NotImplementedError
 
     @property
     def overfull(self) -> bool:
-        """Whether the peer has asked for more than it takes."""
+        """Whether the replies that the peer has not taken exceed the bound of a connection."""
         raise NotImplementedError
 
     def encode(self, reply: bytes) -> bytes:
-        """A serialized reply as it will be sent. Made before the gate, while the commit is under way."""
+        """The bytes to send for a serialized reply. Called before the gate, so that nothing is left to do behind it."""
         raise NotImplementedError
 
     def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]:
-        """`encode` of the sum of `pieces`, step by step: None after each step but the last, which is the outcome."""
+        """`encode` of all `pieces` joined, in steps. Yields None after each step but the last, then the bytes."""
         raise NotImplementedError
 
     def _send(self, payload: bytes) -> None:
-        """Sends what `encode` made, and lets go of the stream or exchange."""
+        """Sends the bytes that `encode` made, and lets go of the stream or exchange."""
         raise NotImplementedError
 
     def _send_error(self, error: EtcdError) -> None:
-        """The same for an error."""
+        """Sends an error, and lets go of the stream or exchange."""
         raise NotImplementedError
 
     def _turn_away(self) -> Code:
-        """Tells the peer that the request was not looked at, and lets go. Returns the code that the call counts as."""
+        """Refuses the call, which has changed nothing, and lets go. Returns the code that the call is counted under."""
         raise NotImplementedError
 
     def _let_go(self) -> None:
-        """The peer went away: nothing can be sent."""
+        """Lets go of the stream or exchange. The peer went away: nothing can be sent."""
         raise NotImplementedError
 
     # --- from the codec ---
 
     def expire_after(self, timeout_s: float) -> None:
-        """The peer waits for so long, from now on."""
+        """Sets the deadline to `timeout_s` from now."""
         self.deadline_s = self.core.turn.now_s() + timeout_s
 
     def serve(self, request: Message) -> None:
-        """Carries the request out and answers once no crash can take the outcome back."""
+        """Carries the request out. The answer leaves once no crash can take the outcome back."""
         if self.deadline_s is not None and self._late():
             self.end_now(errors.DEADLINE_EXCEEDED.error())
             return
@@ -145,7 +151,7 @@ class UnaryCall:
             self._let_go()
 
     def refused(self) -> bool:
-        """Ends the call if its peer has asked for more than it takes; returns whether it did."""
+        """Refuses the call if it is `overfull`; returns whether it is."""
         if not self.overfull:
             return False
         if self._close():
@@ -164,7 +170,7 @@ class UnaryCall:
         self.finish_encoded(payload)
 
     def answer(self, reply: Callable[[], bytes]) -> None:
-        """`finish` with what `reply` returns or raises, for a call that has waited."""
+        """`finish` with the reply that `reply` returns or the error that it raises, for a call that has waited."""
         outcome: bytes | EtcdError
         try:
             outcome = reply()
@@ -173,7 +179,7 @@ class UnaryCall:
         self.finish(outcome)
 
     def finish_encoded(self, payload: bytes | EtcdError) -> None:
-        """`finish` with what `encode` has made of the reply, or with an error."""
+        """`finish` with the bytes that `encode` made, or with an error."""
         self.waiting = None
         turn = self.core.turn
         turn.after_everything(self, payload)
@@ -188,7 +194,7 @@ class UnaryCall:
     # --- from the gate ---
 
     def deliver(self, payload: Any) -> None:
-        """The gate lets the reply or the error out."""
+        """The gate lets the reply or the error through."""
         if self.over:
             return
         if self.deadline_s is not None and self._late():
@@ -215,7 +221,7 @@ class UnaryCall:
             self._timer = asyncio.get_running_loop().call_later(left_s, self._out_of_time)
 
     def _out_of_time(self) -> None:
-        if self.waiting is not None:  # else the reply is at the gate, and `deliver` sees to the deadline
+        if self.waiting is not None:  # otherwise the reply is at the gate, and `deliver` checks the deadline
             self.end_now(errors.DEADLINE_EXCEEDED.error())
 
     def _close(self) -> bool:
@@ -243,12 +249,12 @@ class StreamHandler(Protocol):
         ...
 
     def on_gone(self) -> None:
-        """The call is over, whoever ended it; releases what it held. Called exactly once."""
+        """The call has ended, for whatever reason: releases all that the handler holds. Called exactly once."""
         ...
 
 
 class _Over:
-    """Stands in for the handler of a call that has ended, so that the two do not keep each other."""
+    """Takes the place of the handler when a call has ended, so that the two do not keep each other alive."""
 
     def on_messages(self, messages: list[bytes]) -> None: ...
 
@@ -259,7 +265,7 @@ class _Over:
 
 _OVER: Final = _Over()
 
-# Their handlers ask for permission themselves: for each watch and each keepalive, when its turn comes.
+# The handlers of these methods check the caller's rights themselves: for each watch and each keepalive, in its turn.
 _ASK_THEMSELVES: Final = frozenset({"/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"})
 
 
@@ -269,12 +275,12 @@ class StreamCall:
     __slots__ = ("_handler", "_timer", "core", "counts", "ending", "method", "over")
 
     def __init__(self, core: Core, counts: CallCounts) -> None:
-        """The codec calls this when it is ready to send: the handler is made here."""
+        """Makes the handler. A codec calls this when it is ready to send."""
         self.core = core
         self.counts = counts
         self.method = counts.method
         self.over = False
-        self.ending = False  # an error is on its way out; requests after the one that it answers are not looked at
+        self.ending = False  # an error waits at the gate; later requests are ignored
         self._timer: asyncio.TimerHandle | None = None
         counts.begin()
         self._handler: StreamHandler = core.stream_handlers[counts.method](core, self)
@@ -293,7 +299,7 @@ class StreamCall:
 
     @property
     def backlog_bytes(self) -> int:
-        """What the peer has not taken yet on this connection."""
+        """The bytes on this connection that the peer has not taken yet."""
         raise NotImplementedError
 
     def wake_when_drained(self, stream: Any) -> None:
@@ -305,17 +311,17 @@ class StreamCall:
         raise NotImplementedError
 
     def _send_end(self, error: EtcdError | None) -> None:
-        """Sends the end, OK where `error` is None, and lets go of the stream or exchange."""
+        """Sends the end, OK if `error` is None, and lets go of the stream or exchange."""
         raise NotImplementedError
 
     def _let_go(self) -> None:
-        """The peer went away: nothing can be sent."""
+        """Lets go of the stream or exchange. The peer went away: nothing can be sent."""
         raise NotImplementedError
 
     # --- from the codec ---
 
     def expire_after(self, timeout_s: float) -> None:
-        """The peer waits for so long, from now on."""
+        """Ends the call `timeout_s` from now, if it has not ended before."""
         self._timer = asyncio.get_running_loop().call_later(timeout_s, self.end_now, errors.DEADLINE_EXCEEDED.error())
 
     def take(self, messages: list[bytes]) -> None:
@@ -332,7 +338,7 @@ class StreamCall:
             self.end_in_order(as_answer(error, self.method.path))
 
     def requests_end(self, *, without_any: bool = False) -> None:
-        """The peer sends no more. `without_any`: it sent no request, and is served as if it had sent an empty one."""
+        """The peer sends no more. `without_any`: it has sent no request; the call goes on as after an empty one."""
         if self.over or self.ending:
             return
         try:
@@ -357,7 +363,7 @@ class StreamCall:
             self._send(replies)
 
     def finish(self, error: EtcdError | None = None) -> None:
-        """Ends the call now: OK, or with the error. Does nothing once it has ended."""
+        """Ends the call now, with OK or with the error. Does nothing once it has ended."""
         if self._close():
             self.counts.end(Code.OK if error is None else error.code)
             self._send_end(error)
@@ -367,14 +373,14 @@ class StreamCall:
         self.finish(error)
 
     def end_in_order(self, error: EtcdError) -> None:
-        """Ends the call behind the replies to earlier requests, which may still wait at the gate."""
+        """Ends the call after the replies to earlier requests, which may still wait at the gate."""
         self.ending = True
         self.core.turn.after_everything(self, error)
 
     # --- from the gate ---
 
     def deliver(self, payload: Any) -> None:
-        """The gate has let out all that came before this end."""
+        """The gate has let through all that was held before this end."""
         self.finish(payload)
 
     # --- inside ---
@@ -398,13 +404,13 @@ class StreamCall:
         handler, self._handler = self._handler, _OVER
         try:
             handler.on_gone()
-        except Exception as error:  # the connection has other calls to end
+        except Exception as error:  # not raised: the connection may have other calls to end
             as_answer(error, self.method.path)
         return True
 
 
-# Returns the reply; one that takes long as pieces still to be made.
+# Returns the reply, or the pieces of a long reply, which are still to be made.
 UnaryHandler = Callable[[Core, Any], bytes | Iterator[bytes]]
-# Begins a call that answers by `UnaryCall.finish`, perhaps at once. Raises EtcdError to answer with that.
+# Begins a call that is answered by `UnaryCall.finish`, perhaps at once. Raises EtcdError to answer with that.
 WaitingHandler = Callable[[Core, UnaryCall, Any], Waiting | None]
 StreamFactory = Callable[[Core, StreamCall], StreamHandler]

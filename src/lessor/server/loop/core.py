@@ -2,9 +2,9 @@
 """The parts of a running server that every call works on, and the rights of callers.
 
 Laws
-- A core gets all its parts when it is made. It has no behaviour of its own but the questions about callers below.
-- It knows neither what an RPC does (services/) nor how a call came in (transport/). The handlers of services/ are parts
-  like others; call.py, which calls them, has their types.
+- A core has all its parts from the beginning. It decides nothing but the rights of callers.
+- It does not know what an RPC does (services/) or how a call came in (transport/). It holds the handlers of services/;
+  call.py calls them and has their types.
 
 The life of a call is in call.py.
 """
@@ -32,16 +32,16 @@ from lessor.state.permissions import Caller, Claimed
 
 
 class Credentials(Protocol):
-    """The part of a call that says who makes it."""
+    """The part of a call that names its caller."""
 
     @property
     def token(self) -> bytes | None:
-        """The metadata or header field with the caller's token, as it came."""
+        """The value of the metadata or header field with the caller's token, unchanged."""
         ...
 
     @property
     def peer_common_name(self) -> str | None:
-        """The common name in the client certificate of the connection, where that was verified and counts."""
+        """The common name in the connection's client certificate, if that was verified and may name a caller."""
         ...
 
 
@@ -49,7 +49,7 @@ class KnowsTokens(Protocol):
     """Finds the caller of a token."""
 
     def caller(self, token: str, revision: int) -> Caller | None:
-        """The token's user; None for a token that is not, or no more, good. `revision`: of the auth data now."""
+        """The user of a token; None for a token that is not valid, or no longer. `revision`: of the auth data now."""
         ...
 
 
@@ -59,12 +59,12 @@ class WatchesProgress(Protocol):
     def notify_progress(self) -> None: ...
 
     def behind(self) -> tuple[int, int]:
-        """How many of its watchers lag, and how many revisions they have not been sent, added up."""
+        """The number of its watchers that lag, and the sum of the revisions that they have not been sent."""
         ...
 
 
 class Handlers(NamedTuple):
-    """The handler of each method that is served, by kind: UnaryHandler, WaitingHandler, StreamFactory of call.py."""
+    """The handlers of the served methods, by kind: UnaryHandler, WaitingHandler, StreamFactory of call.py."""
 
     unary: Mapping[Method, Callable[..., Any]]
     waiting: Mapping[Method, Callable[..., Any]]
@@ -72,7 +72,7 @@ class Handlers(NamedTuple):
 
 
 class Core:
-    """The parts, as main.py put them together. Loop thread only."""
+    """The parts, put together by main.py. Loop thread only."""
 
     def __init__(
         self,
@@ -98,14 +98,14 @@ class Core:
         self.watch_streams: set[WatchesProgress] = set()
         self.long_replies = LongReplies()
         self.unfinished = Unfinished(options.message_bytes_max)
-        self._tasks: set[asyncio.Task[Any]] = set()  # a loop holds its tasks weakly
+        self._tasks: set[asyncio.Task[Any]] = set()  # keeps tasks alive: the loop does not
 
     def serves(self, method: Method) -> bool:
-        """Whether there is a handler of any kind."""
+        """Whether the method has a handler of any kind."""
         return method in self.unary_handlers or method in self.stream_handlers or method in self.waiting_handlers
 
     def run(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Runs a coroutine in a task that is kept until it ends. It must not raise."""
+        """Runs a coroutine in a task, and keeps the task until it ends. The coroutine must not raise."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -114,15 +114,18 @@ class Core:
     # --- the rights of callers: the one place where calls meet state/permissions.py ---
 
     def permit(self, call: Credentials, request: Message) -> None:
-        """Raises EtcdError unless the caller may make the request. Ask only while `auth.enabled`, to save the cost."""
+        """Raises EtcdError unless the caller may make the request.
+
+        Call it only while `auth.enabled`: a token that is not valid raises in any case.
+        """
         self.permit_claimed(self.claimed(call), request)
 
     def permit_claimed(self, claimed: Claimed, request: Message) -> None:
-        """The same for a caller who was found before, for a call that goes on after a while."""
+        """The same for a caller who is known already, from the beginning of a call that has waited."""
         permissions.check(self.machine, claimed, request, self.options.max_request_bytes)
 
     def claimed(self, call: Credentials) -> Claimed:
-        """The caller: by its token, or else by the client's certificate. An EtcdError for a bad token."""
+        """The caller, by its token or else by the client's certificate. Returns an EtcdError for a bad token."""
         token = call.token
         if token is not None:
             text = token.decode("latin-1").removeprefix("Bearer ")
@@ -133,11 +136,11 @@ class Core:
     # --- headers ---
 
     def durable_header_field(self) -> bytes:
-        """The header of a reply that does not wait at the gate, as its field 1: it names the durable revision."""
+        """The header, as field 1, of a reply that does not wait at the gate: it names the durable revision."""
         return self.machine.header_field(self.turn.durable_revision)
 
     def header(self, revision: int) -> rpc_pb2.ResponseHeader:
-        """A response header as of `revision`."""
+        """A response header that names `revision`."""
         header = self.machine.header()
         header.revision = revision
         return header

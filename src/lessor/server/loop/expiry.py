@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When may a lease end? The answer is made here and nowhere else; turn.py carries it out.
+"""Decides when a lease may end, alone. turn.py carries the decision out.
 
 Laws
 - The sockets are read first. Leases end up to a cutoff, an instant of the data clock, and the sockets have been polled
-  twice after that instant: a keepalive that arrived in time must not lose against an expiry that merely ran first, not
-  even when the process was stopped for minutes. A client that has connected anew meanwhile is accepted by the first
+  twice after that instant. So a keepalive that arrived in time does not lose against an expiry that merely ran first,
+  not even when the process was stopped for minutes. A client that has connected anew meanwhile is accepted by the first
   poll and read by the second.
 - A client whose connection has survived needs no more than that. After a stall of STALL_S or more some connections have
-  not survived, so no lease ends until their clients had the time to come back: as long as the stall took, at most what
-  every lease gets after a restart. Decision 0006 has the reasons.
-- No lease ends before its grant or its last renewal was answered: none while a commit hangs, and after one that took
-  long none until the batch is durable that gathered meanwhile.
-- A full batch holds up the end of leases as it holds up reading. When it is sealed, what waits in the sockets is read
-  before the leases end.
-- A promise counts from the moment its reply leaves. Replies leave at the end of a turn, so a lease ends MARGIN_S after
-  its deadline at the earliest, and after a turn that took longer than that can hide, the leases that were renewed in it
-  get their deadline once more (`must_count_anew`).
-- All that is due ends at last. In each state something is under way that leads on: a timer, the polls, or a commit.
+  not survived. So no lease ends until their clients have had the time to come back: as long as the stall took, but at
+  most the time that every lease gets after a restart. Decision 0006 has the reasons.
+- No lease ends before its grant or its last renewal was answered: none while a commit hangs, and after a commit that
+  took long none until the batch that gathered meanwhile is durable.
+- A full batch holds up the end of leases as it holds up reading. When it is sealed, the bytes that wait in the sockets
+  are read before the leases end.
+- The TTL that a reply promises counts from the moment the reply leaves. Replies leave at the end of a turn. So a lease
+  ends MARGIN_S after its deadline at the earliest. After a turn that took longer than half of that, the leases that
+  were renewed in it get their deadline once more (`must_count_anew`).
+- Every lease that is due ends at last. In each state a timer, the polls or a commit leads on.
 
 States
 - RESTING: no timer is set. The end of a turn sets one as soon as a lease lives.
-- ARMED: the timer is set, to `timer_s`: MARGIN_S after the earliest deadline; after a stall, not before the clients had
-  their time; or to an earlier instant at which the turn has something else to do (`save_s`).
+- ARMED: the timer is set, to `timer_s`: MARGIN_S after the earliest deadline, but after a stall not before the clients
+  have had their time; or to an earlier instant at which the turn has to save the data clock (`save_s`).
 - POLLING: leases are due. The sockets are polled twice; the two polls follow each other at once.
-- DUE: the polls are over, and the leases that are due until the cutoff may end in the next turn, unless they are held.
+- DUE: the polls are over. The leases that are due until the cutoff may end in the next turn, unless they are held up.
 
 Transitions. The rows of one state and event are tried from top to bottom.
 
@@ -46,7 +46,7 @@ Transitions. The rows of one state and event are tried from top to bottom.
 | any | committed | it took longer than SLOW_COMMIT_S | the same | note the batch that gathered meanwhile |
 | any | committed | | the same | nothing |
 
-Both a timer and the polls tell a stall: by how much later they come than they could.
+A stall shows in the timer and in the polls: they come later than they could.
 
 Does not do: reading clocks, setting timers, polling, ending leases. All instants are on the data clock, in seconds, and
 are passed in. Each method costs a few comparisons. Loop thread only.
@@ -56,14 +56,14 @@ from typing import Final
 
 from lessor.state.replay import RECONNECT_GRACE_S
 
-# A process whose timer is so late stood still for longer than a client waits before it gives up its connection. When
-# it is less late, the keepalives of all clients that still wait are in the sockets. A busy machine is never so late.
+# If the timer is this late, the process stood still for longer than a client waits before it drops its connection. If
+# it is less late, the keepalives of all clients that still wait are in the sockets. A busy machine is never this late.
 STALL_S: Final = 1.0
-# How much later than its deadline a lease ends at least: covers the way of a reply from the loop to the socket. A turn
-# may take half of it before deadlines are set again.
+# A lease ends at least this much after its deadline. It covers the way of a reply from the loop to the socket. After a
+# turn that took longer than half of it, deadlines are set again.
 MARGIN_S: Final = 0.001
-# A commit that takes longer holds up the end of leases. A reply waits for two commits at the most, so with the least
-# TTL of 1 s no lease comes due before its reply has left.
+# A commit that takes longer holds up the end of leases. A reply waits for two commits at most, so with the least TTL of
+# 1 s no lease comes due before its reply has left.
 SLOW_COMMIT_S: Final = 0.25
 
 RESTING: Final = 0
@@ -71,16 +71,16 @@ ARMED: Final = 1
 POLLING: Final = 2
 DUE: Final = 3
 
-NOTHING: Final = -1.0  # in the place of an instant: there is nothing to do. The data clock begins with 0.
+NOTHING: Final = -1.0  # stands for "do nothing" where an instant is returned; the data clock begins with 0
 
 
 def must_count_anew(turn_began_s: float, now_s: float) -> bool:
-    """Whether the replies of a turn left so late that what they promise has to count from now."""
+    """Whether the replies of a turn left so late that the TTLs that they promise have to count from now."""
     return now_s - turn_began_s > MARGIN_S / 2
 
 
 class Expiry:
-    """The state of the one expiry timer of a server, and what follows from it."""
+    """The state of a server's one expiry timer, and the decisions that follow from it."""
 
     __slots__ = (
         "_commit_began_s",
@@ -97,15 +97,15 @@ class Expiry:
         self.timer_s = 0.0  # when the timer is to fire, in ARMED
         self._polls_began_s = 0.0  # in POLLING
         self._cutoff_s = 0.0  # in POLLING and DUE
-        self._spared_until_s = 0.0  # no lease ends before, after a stall
+        self._spared_until_s = 0.0  # after a stall: no lease ends before this instant
         self._held_until_batch = 0  # no lease ends before this batch is durable
         self._commit_began_s = 0.0
 
     def turn_ended(self, deadline_s: float, save_s: float, turn_began_s: float) -> float:
-        """To be asked while a lease lives: returns the instant that the timer is to be set to, or NOTHING to leave it.
+        """Called while a lease lives. Returns the instant to set the timer to, or NOTHING to leave the timer as it is.
 
-        `deadline_s`: the earliest one. `save_s`: when the turn wants to be woken at the latest, because it has the data
-        clock to save. `turn_began_s`: when the turn read its first bytes.
+        `deadline_s`: the earliest one. `save_s`: when the turn has to save the data clock, and must be woken at the
+        latest. `turn_began_s`: when the turn read its first bytes.
         """
         if self.state > ARMED:
             return NOTHING
@@ -114,8 +114,8 @@ class Expiry:
             due_s = self._spared_until_s
         if due_s > save_s:
             due_s = save_s
-        # In a storm the earliest deadline is long past: the timer is late against the moment it could come at, which is
-        # not that deadline but the beginning of the turn. So a turn that took long is a stall, too.
+        # In a storm the earliest deadline is long past. The timer could not fire then, but only after this turn began:
+        # its lateness is measured from there. So a turn that took long is a stall, too.
         if due_s < turn_began_s:
             due_s = turn_began_s
         if self.state == ARMED and self.timer_s <= due_s:
@@ -125,7 +125,7 @@ class Expiry:
         return due_s
 
     def timer_fired(self, now_s: float, deadline_s: float | None) -> bool:
-        """Returns whether the sockets are to be polled twice; otherwise the turn is to be ended.
+        """Returns whether the sockets have to be polled twice. Otherwise the turn has to be ended.
 
         `deadline_s`: the earliest one, None when no lease lives.
         """
@@ -138,16 +138,16 @@ class Expiry:
         return True
 
     def polled(self, now_s: float) -> None:
-        """Both polls have been made; the turn is to be ended."""
-        # No timer is set while the sockets are polled, so this is where a stall in between shows.
+        """Both polls have been made. The turn has to be ended next."""
+        # No timer is set while the sockets are polled, so a stall between the polls shows here.
         self._notice_stall(self._polls_began_s, now_s)
         self.state = RESTING if now_s < self._spared_until_s else DUE
 
     def may_end(self, now_s: float, *, full: bool, committing: bool, durable: int) -> float:
-        """To be asked in DUE: returns the cutoff, the instant up to which leases may end now, or NOTHING.
+        """Called in DUE. Returns the cutoff, which is the instant up to which leases may end now, or NOTHING.
 
-        `full`: whether the open batch is. `committing`: whether a batch is on its way to the disk. `durable`: number of
-        the newest batch that is there.
+        `full`: whether the open batch is full. `committing`: whether a batch is on its way to the disk. `durable`:
+        number of the newest durable batch.
         """
         if full or durable < self._held_until_batch:
             return NOTHING
@@ -157,18 +157,18 @@ class Expiry:
         return self._cutoff_s
 
     def sealed(self, now_s: float) -> bool:
-        """A batch goes to the disk. Returns whether the sockets are to be polled twice, again."""
+        """A batch goes to the disk. Returns whether the sockets have to be polled twice, again."""
         self._commit_began_s = now_s
         if self.state != DUE:
             return False
-        # What held up the leases has held up reading, too, if it was a full batch: what waits in the sockets is first.
+        # If a full batch held up the leases, it has held up reading, too: the sockets are read before leases end.
         self._begin_polls(now_s)
         return True
 
     def committed(self, now_s: float, newest_with_rows: int) -> None:
         """The batch is durable. `newest_with_rows`: number of the newest batch that has rows, sealed or open."""
         if now_s - self._commit_began_s > SLOW_COMMIT_S:
-            # What came meanwhile may have come due meanwhile, and nobody was answered who waits for that batch.
+            # Leases granted or renewed during the commit may be due already, though no reply to that has left.
             self._held_until_batch = newest_with_rows
 
     def _begin_polls(self, now_s: float) -> None:
@@ -176,8 +176,8 @@ class Expiry:
         self._polls_began_s = now_s
 
     def _notice_stall(self, due_s: float, now_s: float) -> None:
-        """How late it is what was to come at `due_s` tells whether the process stood still."""
+        """Notes a stall if `now_s` is much later than `due_s`, when this call was due."""
         stall_s = now_s - due_s
         if stall_s >= STALL_S:
-            # What could not get through for some time gets through within as much more: TCP doubles its waiting.
+            # Packets that could not get through for some time get through within as much more: TCP doubles its waiting.
             self._spared_until_s = now_s + min(stall_s, RECONNECT_GRACE_S)

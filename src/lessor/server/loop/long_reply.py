@@ -2,13 +2,14 @@
 """Unary replies that take long to make: piece by piece, with all other calls served in between.
 
 Laws
-- One such reply is made at a time, one piece of it a turn: however many are asked for, each turn makes one piece.
-- The content of a reply was fixed when its call came in, or is the care of the code that makes the pieces. Here the
-  pieces are bytes only. The call turns them into the bytes that leave, JSON for instance, in the same steps.
-- A call whose peer went away is dropped, and so is its place.
+- One such reply is made at a time, and one piece of it in a turn, however many are asked for.
+- At most LONG_REPLIES_MAX of them wait or are made. The reply to any further call is made at once, in one piece.
+- The code that makes the pieces answers for their content: it was fixed when the call came in, or that code copes with
+  changes. Here the pieces are only bytes. The call encodes them, as JSON for instance, in the same steps.
+- A call whose peer went away is dropped, and its place with it.
 - When its place comes, a call is refused if its peer has not taken the replies to earlier calls.
 
-Does not do: cutting a reply on its way out, HTTP/2's flow control does that; the reads of a Txn.
+Does not do: cutting an encoded reply, as HTTP/2's flow control does; the reads of a Txn, which are made at once.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ class Answered(Protocol):
 
 
 class LongReplies:
-    """The long replies of a server. Each keeps the data that it shows, so no more than LONG_REPLIES_MAX wait."""
+    """The long replies of a server. Each keeps the data that it shows: hence LONG_REPLIES_MAX."""
 
     __slots__ = ("_waiting", "lock")
 
@@ -43,11 +44,11 @@ class LongReplies:
 
     @property
     def full(self) -> bool:
-        """Whether one more has to be made at once. It then counts among the bytes that its peer has not taken."""
+        """Whether one more reply has to be made at once. It then counts among the bytes that its peer has not taken."""
         return self._waiting >= limits.LONG_REPLIES_MAX
 
     def begin(self, call: Answered, pieces: Iterator[bytes]) -> "LongReply":
-        """Answers `call` with the sum of `pieces`; asking for a piece may raise EtcdError, which then is the answer."""
+        """Answers `call` with all `pieces` joined, or with the EtcdError that is raised while a piece is made."""
         task = asyncio.get_running_loop().create_task(_make(self, call, pieces))
         self._waiting += 1
         task.add_done_callback(self._leave)
@@ -62,7 +63,7 @@ class LongReply:
 
     __slots__ = ("_task",)
 
-    open_ended = False  # it ends as soon as the reply is made
+    open_ended = False  # it ends when the reply is made
 
     def __init__(self, task: "asyncio.Task[None]") -> None:
         self._task = task
@@ -72,7 +73,7 @@ class LongReply:
 
 
 async def _make(replies: LongReplies, call: Answered, pieces: Iterator[bytes]) -> None:
-    # No method: a cancelled task holds this frame, which must not hold the holder of the task.
+    # Not a method of LongReply: a cancelled task keeps this frame, which must not keep the object that keeps the task.
     payload: Any
     try:
         async with replies.lock:

@@ -2,33 +2,32 @@
 """The order of one loop turn. Read this second, after main.py. The order itself is in `Turn._end_of_turn`.
 
 Laws
-- A call is applied to memory at once, in arrival order; its rows join the open batch.
+- A call is applied to memory at once, in arrival order. Its rows join the open batch.
 - The batch is sealed at the end of the turn when the committer is free. Otherwise it grows, up to BATCH_ROWS_MAX rows.
   Beyond that, a connection that brings more is not read until the batch is sealed.
-- One batch commits while the next one accumulates. There is no timer for that: a lone write is sealed in the turn it
-  came in.
-- A write waits for its own batch. A read waits for the newest batch that has rows when the read is applied, and so does
-  an error; if all is durable it leaves at once. A keepalive waits for the batch that last wrote its lease; mostly that
-  is durable.
+- One batch commits while the next one accumulates. There is no timer for that: a lone write is sealed in the turn in
+  which it came.
+- A write waits for its own batch. A read, or an error, waits for the newest batch that has rows when it is applied; if
+  all is durable it leaves at once. A keepalive waits for the batch that last wrote its lease, which mostly is durable.
 - Watch events pass the same gate as replies.
-- What may take long is cut into steps of some milliseconds, one a turn: the end of leases, history for watchers, the
-  sweep after a compaction, and long replies (long_reply.py). The end of one lease with all its keys is one step.
-- At most EXPIRE_PER_TURN_MAX leases end in a turn; keepalives get in before the next ones.
-- When a lease may end is decided in expiry.py.
-- A promise counts from the moment its reply leaves, not from the moment it was made. It is counted when its batch is
-  durable, and again at the end of a turn that took long.
-- With its rows a batch saves the data clock, as it was before the first of them. While leases live the clock is saved
+- Work that may take long is cut into steps of some milliseconds, one a turn: the end of leases, history for watchers,
+  the sweep after a compaction, and long replies (long_reply.py). The end of one lease with all its keys is one step.
+- At most EXPIRE_PER_TURN_MAX leases end in a turn. Keepalives are read before the next leases end.
+- expiry.py decides when a lease may end.
+- The TTL that a reply promises counts from the moment the reply leaves, not from the moment it was made. The deadline
+  is set when the batch is durable, and once more at the end of a turn that took long.
+- A batch with rows saves the data clock, as it read before the first of them. While leases live, the clock is saved
   every `clock_save_s` in any case, without rows if there are none.
 - When a commit fails, memory is ahead of disk and the outcome is unknown. When a step of the turn itself raises,
   memory may be half changed. In both cases nothing is answered any more, nothing is rolled back, nothing is saved, and
-  the server stops with a message and an exit code of its own. A step that is done for one connection, stream or watcher
-  is no such step: its bug ends that call alone (bugs.py).
+  the server stops with a message and an exit code of its own. A bug in a step for one connection, stream or watcher
+  ends that call alone (bugs.py).
 
-Theory of operation. The event loop runs its callbacks, then polls the sockets. Whoever does something in a turn calls
-`schedule`, before it looks at its first bytes; the end of the turn then runs once, after all sockets that were readable
-have been read. The disk's report that a batch is durable is followed by an end of turn at once.
+Theory of operation. The event loop runs its callbacks, then polls the sockets. Code that does something in a turn calls
+`schedule` before it looks at the first bytes. The end of the turn then runs once, after all sockets that were readable
+have been read. When the disk reports a durable batch, an end of turn follows at once.
 
-Does not do: deciding when leases end; ordering what waits for a batch (release.py); talking to the disk (committer.py).
+Does not do: deciding when leases end (expiry.py); holding payloads for a batch (release.py); disk I/O (committer.py).
 """
 
 import asyncio
@@ -64,25 +63,25 @@ class CatchUp(Answerable, Protocol):
     """A watch stream whose watchers are behind."""
 
     def catch_up(self) -> bool:
-        """Sends the next piece of history; returns whether there is more to send right now."""
+        """Sends the next piece of history. Returns whether more can be sent right now."""
         ...
 
 
 class _Crowd:
-    """Many outlets in one; each of them fails for itself."""
+    """An outlet that stands for many. A bug in one of them ends that one alone."""
 
     def end_now(self, _error: EtcdError) -> None: ...
 
 
 class _Audience(_Crowd):
-    """The outlet for publications: the owners of the watchers."""
+    """The outlet for publications: hands them to the owners of the watchers."""
 
     def deliver(self, publication: Publication) -> None:
         changes = publication.changes
         for owner, watchers in publication.audience.items():
             try:
                 owner.on_changes(watchers, changes)
-            except Exception as error:  # the other owners get theirs
+            except Exception as error:  # the other owners get the changes
                 bugs.end(owner, error)
 
 
@@ -90,7 +89,7 @@ _AUDIENCE = _Audience()
 
 
 class _LeaseAudience(_Crowd):
-    """The outlet for lease events: those who watch leases."""
+    """The outlet for lease events: hands them to the watchers of leases."""
 
     def deliver(self, payload: tuple[list[Any], bytes]) -> None:
         watchers, response = payload
@@ -116,9 +115,9 @@ class Turn:
         clock_s: float,
         on_expired: Callable[[int, float], None],
     ) -> None:
-        """`clock_s`: the saved reading of the data clock, from which it goes on (decision 0004).
+        """`clock_s`: the saved reading of the data clock, from which the clock goes on (decision 0004).
 
-        `on_expired(ended, late_s)`: called when leases have ended; `late_s` is how late the first of them is.
+        `on_expired(ended, late_s)`: called when leases have ended, with their number and the lateness of the first.
         """
         self.machine = machine
         self.gate = gate
@@ -133,14 +132,14 @@ class Turn:
         self._behind: set[CatchUp] = set()
         self._expiry = Expiry()
         self._timer: asyncio.TimerHandle | None = None  # set while the expiry is ARMED
-        self._began_s = 0.0  # when this turn read its first bytes, or the next one if it has been asked for
+        self._began_s = 0.0  # when this turn read its first bytes; the next turn, once that is scheduled
         self._ending_began_s = 0.0  # when the turn that ends now read its first bytes
-        self._opened_s = clock_s  # not later than the first row of the open batch
+        self._opened_s = clock_s  # an instant not later than the first row of the open batch
         self.renewed: list[Lease] = []  # leases whose renewal is answered in this turn
         self._clock_saved_s = clock_s
         self.clock_save_s = limits.CLOCK_SAVE_S  # how often the data clock is saved while leases live
-        # The newest revision that is on disk: history is shown up to here. `_sealed_revision` is that of the last
-        # batch.
+        # `durable_revision`: the newest revision on disk; history is shown up to it. `_sealed_revision`: the newest
+        # revision in the last sealed batch.
         self.durable_revision = self._sealed_revision = machine.revision
         self._halted = False  # nothing is sealed and no lease ends
         self._broken = False  # no turn ends any more
@@ -160,7 +159,7 @@ class Turn:
     def schedule(self) -> None:
         """Asks for an end of turn, once all sockets that are readable now have been read. Cheap to repeat.
 
-        Called before the first bytes of a turn are looked at: the turn is as long as what follows.
+        To be called before the first bytes of a turn are looked at: the length of the turn is measured from here.
         """
         if not self._scheduled:
             self._scheduled = True
@@ -176,7 +175,7 @@ class Turn:
             self.schedule()
 
     def forget(self, connection: Flushable) -> None:
-        """The connection is gone."""
+        """The connection has closed."""
         self._to_flush.discard(connection)
         self._paused.discard(connection)
 
@@ -199,9 +198,9 @@ class Turn:
         """Delivers `payload` when all that has been applied until now is durable, at once if it is. Returns the batch
         that it waits for, so that the outlet's later payloads can wait for the same one. O(1).
 
-        What watchers are to see of those changes enters the gate first: no answer overtakes an event that it knows of.
-        Lease events are no part of that; they leave once a turn, in one response, unless `hold_publications` is called.
-        Asks for no end of turn.
+        The watch events of those changes enter the gate first, so no answer overtakes an event that it depends on.
+        Lease events do not: they leave once a turn, in one response, unless `hold_publications` is called.
+        Does not ask for an end of turn.
         """
         machine = self.machine
         if machine.hub.outbox:
@@ -211,9 +210,9 @@ class Turn:
         return batch
 
     def hold_publications(self) -> None:
-        """Sends what watchers are to see through the gate; called after every change that may concern one.
+        """Puts the watch events and lease events of all changes until now into the gate.
 
-        Those who only decide what others are to see (waiting_lines.py) get it at once.
+        Watchers inside the server, which only decide which calls to answer (waiting_lines.py), get theirs at once.
         """
         hub = self.machine.hub
         if hub.outbox:
@@ -229,7 +228,7 @@ class Turn:
             self.gate.hold(self.machine.journal.newest_with_rows, _LEASE_AUDIENCE, payload)
 
     def halt(self) -> None:
-        """Seals nothing and ends no lease any more: the server is about to write its last batch itself."""
+        """From now on nothing is sealed and no lease ends: the server is about to write its last batch itself."""
         self._halted = True
 
     # --- the turn ---
@@ -253,7 +252,7 @@ class Turn:
             self._break_off(error)
 
     def _committed(self, batch: Batch) -> None:
-        """The batch is on disk: the promises in it begin to count now, and what waited for it leaves."""
+        """The batch is on disk: the TTLs granted in it count from now, and the payloads that waited for it leave."""
         if self._broken:
             return
         try:
@@ -267,18 +266,18 @@ class Turn:
             self._expiry.committed(now_s, self.machine.journal.newest_with_rows)
         except Exception as error:
             self._break_off(error)
-        # Not scheduled but done at once: what waits for the disk has waited long enough.
+        # At once, not scheduled: the next batch has waited for the disk long enough.
         self._end_of_turn()
 
     def _break_off(self, error: Exception) -> None:
-        """A step that is done for all has raised: memory may be half changed, and none of it may be shown or saved."""
+        """A step for no single call has raised: memory may be half changed, and none of it may be shown or saved."""
         self._broken = True
         self._committer.give_up(bugs.broken_turn(error))
 
     # --- its steps ---
 
     def _end_leases(self) -> None:
-        """Ends leases that are due, unless something holds them up."""
+        """Ends leases that are due, unless expiry.py holds them up."""
         if self._halted:
             return
         committing = self._committer.in_flight is not None
@@ -287,8 +286,8 @@ class Turn:
         )
         if cutoff_s == NOTHING:
             return
-        # The first entry of the queue comes due at its time, whether its lease ends or was renewed since. So this is
-        # how late the leases are that end now.
+        # The first entry of the queue is due at its time, even if its lease has been renewed since. So its lateness is
+        # that of the leases that end now.
         head_s = self.machine.next_deadline()
         ended = self.machine.expire(cutoff_s, limits.EXPIRE_PER_TURN_MAX)
         if ended and head_s is not None:
@@ -301,8 +300,8 @@ class Turn:
         now_s = self.now_s()
         if journal.row_count == 0 and not (self._must_save_clock(now_s) or self._must_name_dead()):
             return
-        # With rows, the clock of before the first of them is saved: a deadline beside a later clock would take from the
-        # lease, after a crash, what the batch had waited for the disk.
+        # With rows, the saved reading is from before the first of them. With a later reading beside its deadline, a
+        # lease would lose, after a crash, the time for which the batch had waited for the disk.
         clock_s = max(self._opened_s, self._clock_saved_s) if journal.row_count else now_s
         self._clock_saved_s = clock_s
         batch = journal.seal(clock_s)
@@ -322,7 +321,7 @@ class Turn:
         return bool(len(self.machine.leases)) and now_s - self._clock_saved_s >= self.clock_save_s
 
     def _must_name_dead(self) -> bool:
-        """Whether a compaction is through in memory and has left rows to be deleted."""
+        """Whether a compaction is complete in memory and has left rows to be deleted."""
         return self.machine.journal.names_dead and not self.machine.store.unswept
 
     def _send_history(self) -> None:
@@ -346,21 +345,21 @@ class Turn:
                     bugs.end(connection, error)
 
     def _sweep(self) -> None:
-        """Takes some of the dead versions out of memory, and asks for a turn to go on in, or to seal in."""
+        """Takes some of the dead versions out of memory, and asks for another turn, to go on or to seal."""
         store = self.machine.store
         if store.unswept and not self._halted:
             store.sweep(limits.SWEEP_EVENTS_MAX)
             self.schedule()
 
     def _count_promises(self) -> None:
-        """The replies have left: what they promise counts from now, if the turn took long."""
+        """The replies have left. If the turn took long, the TTLs that they promise count from now."""
         if self.renewed:
             now_s = self.now_s()
             if must_count_anew(self._ending_began_s, now_s):
                 self.machine.leases.acknowledged(self.renewed, now_s)
             self.renewed.clear()
 
-    # --- the expiry timer: expiry.py decides, this sets and polls ---
+    # --- the expiry timer: expiry.py decides; the timer is set and the sockets are polled here ---
 
     def _set_timer(self) -> None:
         deadline_s = self.machine.next_deadline()
@@ -386,8 +385,9 @@ class Turn:
             self.schedule()
 
     def _poll(self, polls: int) -> None:
-        # uvloop runs timers, then what is scheduled, then polls the sockets; asyncio polls first and runs what it read
-        # after what was scheduled before. With one step more than polls, both have polled so often since the first.
+        # uvloop runs timers, then scheduled callbacks, then polls the sockets. asyncio polls first, and runs the
+        # callbacks of the sockets after those scheduled before. With one step more than `polls`, either loop has polled
+        # the sockets `polls` times since the first step.
         if polls:
             self._loop.call_soon(self._poll, polls - 1)
         else:

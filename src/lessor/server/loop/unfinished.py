@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of requests that have not come in whole is kept, by all connections together.
+"""Bounds the bytes kept of requests that have not come in whole, over all connections together.
 
 Laws
-- What has come of a message, or of a request that is not ended, counts from the end of the read that brought it.
-- One connection keeps at most UNFINISHED_CONNECTION_BYTES_MAX, but room for two messages in any case; beyond it the
-  request that began last is refused, and the one before it, until it fits: so those before them can come to their end.
-- All together keep at most UNFINISHED_BYTES_MAX. Beyond it the connection that keeps most loses its last request, and
-  the next one, until it fits: whoever fills the memory pays, not the caller whose bytes came one too many.
+- The bytes of an unfinished message or request count from the end of the read that brought them.
+- One connection keeps at most UNFINISHED_CONNECTION_BYTES_MAX, or two of the largest messages if that is more. Beyond
+  it the request that began last is refused, then the one before it, until the rest fits: so older requests can end.
+- All connections together keep at most UNFINISHED_BYTES_MAX. Beyond it the connection that keeps most loses the request
+  that began last, again and again until the rest fits: the peer that fills the memory pays, not the one that sent the
+  last byte.
 - A request that comes in one read, as nearly all do, is never counted.
 """
 
@@ -20,7 +21,7 @@ class Holder(Protocol):
     """A connection that keeps unfinished requests."""
 
     def refuse_unfinished(self, error: EtcdError) -> None:
-        """Ends the request that began last with the error, and takes what it kept off the count."""
+        """Ends the request that began last with the error, and takes its bytes off the count."""
         ...
 
 
@@ -35,7 +36,10 @@ class Unfinished:
         self.total_bytes = 0
 
     def change(self, holder: Holder, by_bytes: int) -> None:
-        """A connection keeps so much more, or less. Cost: O(1); beyond the bound of all, the connections that keep."""
+        """A connection keeps `by_bytes` more, or fewer if negative.
+
+        Cost: O(1); beyond the common bound O(connections that keep bytes) for each request that is refused.
+        """
         held = self._by_holder
         kept_bytes = held.get(holder, 0) + by_bytes
         if kept_bytes:

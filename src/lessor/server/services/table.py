@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which method is served by what: the checks that belong to the server, then the state machine.
+"""The handler of each method.
 
-Law: no decision here, and no state but the parts that a server's services share. What a request means is decided in
-state/machine.py. A method that is absent from the tables below answers UNIMPLEMENTED.
+Laws
+- Nothing is decided here: state/machine.py decides what a request means. A handler adds the checks that belong to the
+  server, of sizes for instance.
+- There is no state here but the parts that the services of a server share.
+- A method that is absent from the tables below answers UNIMPLEMENTED.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +47,7 @@ def long(core: Core, request: Message) -> bytes | Iterator[bytes]:
 def sized(core: Core, request: Message) -> bytes:
     """Applies a request that carries keys and values, within --max-request-bytes."""
     if request.ByteSize() > core.options.max_request_bytes:
-        core.machine.check_form(request)  # as in etcd, what is wrong by itself is told first
+        core.machine.check_form(request)  # as in etcd, errors in the request itself come first
         raise errors.REQUEST_TOO_LARGE.error()
     return core.machine.apply_encoded(request, core.turn.now_s())
 
@@ -57,7 +60,7 @@ def health_check(_core: Core, request: Any) -> bytes:
 
 
 class HealthWatch:
-    """grpc.health.v1.Health/Watch: tells the status once; it changes only when the server goes, with the connection."""
+    """grpc.health.v1.Health/Watch: sends the status once. It does not change until the server stops, which ends it."""
 
     def __init__(self, _core: Core, call: StreamCall) -> None:
         self._call = call
@@ -77,7 +80,7 @@ class HealthWatch:
 
 
 class Services:
-    """The parts that the services of one server remember things in, and the table of their handlers."""
+    """The parts in which the services of one server keep their state, and the table of their handlers."""
 
     def __init__(
         self,
