@@ -2,18 +2,17 @@
 """A client's connection: bytes from the socket to the protocol, the protocol's output back at the end of the turn.
 
 Laws
-- Whatever arrives is processed at once; nothing is written to a socket except by `flush`, which the turn calls.
-- A peer that does not read is not read from: beyond CONNECTION_SEND_BYTES_MAX unwritten bytes its socket pauses. What
-  one read has brought by then is refused (HTTP/2) or waits (HTTP/1.1), so that a few small requests for large replies
-  cannot fill the memory.
-- A connection gets one large read per turn. libuv goes on reading a socket that a peer fills as fast as it is emptied,
-  32 times over, and everybody else would wait for seconds.
+- Bytes are processed as soon as they arrive. Only `flush`, which the turn calls, writes to a socket.
+- A peer that does not read is not read from: beyond CONNECTION_SEND_BYTES_MAX unwritten bytes reading pauses. Further
+  requests that the last read has brought are refused (HTTP/2) or wait (HTTP/1.1). So a few small requests for large
+  replies cannot fill the memory.
+- A connection gets one large read per turn. If a peer fills its socket as fast as it is emptied, libuv reads 32 times
+  in a row, and all other connections would wait for seconds.
 - When the open batch is full, a connection that brings more pauses until the batch is sealed (turn.py).
-- A connection that goes takes its calls along: each owner of a stream is told once.
+- When a connection closes, its calls end: `gone` of each stream's owner is called once.
 
 The first bytes decide between HTTP/2 and HTTP/1.1, which share each port, as in etcd. From then on a `Session` takes
-the bytes: h2_session.py or h1_session.py, made by speak.py. This file knows sockets and turns, and nothing of either
-protocol.
+the bytes: h2_session.py or h1_session.py, made by speak.py. This file knows sockets and turns, but neither protocol.
 """
 
 import asyncio
@@ -31,26 +30,26 @@ LINGER_S = limits.CONNECTION_LINGER_S
 
 
 class Session(Protocol):
-    """One protocol on one connection. What happens to the socket comes in here; it never touches the socket itself."""
+    """One protocol on one connection. It never reads from the socket or writes to it: the connection does."""
 
     @property
     def begun(self) -> bool:
-        """Whether the peer has shown that it means to call: before that it has HANDSHAKE_S_MAX."""
+        """Whether the peer has sent enough to count as a client. It has HANDSHAKE_S_MAX for that."""
         ...
 
     @property
     def paused(self) -> bool:
-        """Whether no more bytes are wanted for now."""
+        """Whether the session wants no more bytes for now."""
         ...
 
     @property
     def closing(self) -> bool:
-        """Whether the socket is to be closed once the output is written."""
+        """Whether the socket has to be closed once the output is written."""
         ...
 
     @property
     def cut_off(self) -> bool:
-        """Whether it closes while the peer may still be sending."""
+        """Whether the session closes while the peer may still be sending."""
         ...
 
     def receive(self, data: bytes) -> None: ...
@@ -60,26 +59,26 @@ class Session(Protocol):
         ...
 
     def take_output(self) -> bytes:
-        """What is to be written now, at the end of the turn."""
+        """The bytes to write at the end of the turn. The session forgets them."""
         ...
 
     def wake_drained(self) -> None:
-        """The peer has taken some of what was written."""
+        """The peer has taken some of the bytes that were written."""
         ...
 
     def drain(self, error: EtcdError) -> None:
-        """Lets the calls in hand finish, ends the streaming ones with `error`, takes no new ones."""
+        """Lets unary calls finish, ends streaming calls with `error`, closes after the last call."""
         ...
 
     def lost(self) -> None:
-        """The socket is gone."""
+        """The socket has closed."""
         ...
 
 
 def _ask_silent_peers(transport: asyncio.Transport) -> None:
-    """Has the kernel find out when the peer has vanished without a FIN; else its calls and watches stay for ever.
+    """Turns TCP keepalive on. Without it the calls and watches of a peer that vanished without a FIN stay for ever.
 
-    Where a system lacks one of the options its own timing holds. Cost: four system calls.
+    Where a system lacks one of the options, its own timing holds. Cost: four system calls.
     """
     accepted = transport.get_extra_info("socket")
     if accepted is None or accepted.family not in (socket.AF_INET, socket.AF_INET6):
@@ -105,14 +104,14 @@ class Connection:
         self._connections = connections
         self._speak = speak
         self.transport: asyncio.Transport
-        # Of the client's certificate, verified, under --client-cert-auth: the user that gRPC calls come from.
+        # The common name in the client's verified certificate, under --client-cert-auth: the user of its gRPC calls.
         self.peer_common_name = peer_common_name
         self._session: Session | None = None
         self._first_bytes = b""
         self._handshake: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self._batch_full = False
-        self._unsent = False  # whether the transport's buffer is filling
+        self._unsent = False  # whether the transport has called its buffer full, and not yet drained
         self._had_its_turn = False
         self.reading = True
 
@@ -120,8 +119,8 @@ class Connection:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
-        # The bound of a stream's backlog, not the larger one of the connection: a watch that has stopped there waits to
-        # hear that the buffer has drained, and the transport tells only of what it once called full.
+        # The bound of a stream's backlog, not the larger one of the connection: a watch that has stopped at that bound
+        # waits for a drained buffer, and the transport reports a drained buffer only if it has called it full before.
         transport.set_write_buffer_limits(high=limits.H2_STREAM_SEND_BYTES_MAX)
         _ask_silent_peers(transport)
         self._connections.add(self)
@@ -166,7 +165,7 @@ class Connection:
             self._session.wake_drained()
 
     def resume_reading(self) -> None:
-        """The batch that was full is sealed."""
+        """The full batch has been sealed."""
         self._batch_full = False
         self._read_or_pause()
 
@@ -185,7 +184,7 @@ class Connection:
         self.core.turn.forget(self)
         self._connections.discard(self)
         self.core.metrics.connections -= 1
-        # The session knows us too: without that link both go at once, and the collector is not needed (main.py).
+        # The session refers to us, too. Without this link both are freed at once, without the collector (main.py).
         session, self._session = self._session, None
         if session is not None:
             session.lost()
@@ -206,25 +205,25 @@ class Connection:
             self._hang_up(session.cut_off)
 
     def end_now(self, _error: EtcdError) -> None:
-        """A bug in making its output: what the peer would read next is not to be trusted."""
+        """A bug in making the output: the bytes that the peer would read next cannot be trusted."""
         self.transport.abort()
 
     def _hang_up(self, cut_off: bool) -> None:
         """Ends the connection after its last bytes.
 
-        Closing a socket that holds unread bytes resets it, and the peer loses the reply that says what was wrong. So a
-        peer that was cut off while it was sending gets LINGER_S to stop and read; what it sends is dropped.
+        Closing a socket that holds unread bytes resets it, and the peer loses the reply that names the error. So a peer
+        that was cut off while it was sending gets LINGER_S to stop and read. Bytes that it sends meanwhile are dropped.
         """
         if not cut_off:
             self.transport.close()
         elif self._lingering is None:
             if self.transport.can_write_eof():  # TLS has no end of one direction
-                with contextlib.suppress(OSError):  # reset by the peer already: not every loop keeps that to itself
+                with contextlib.suppress(OSError):  # some loops raise if the peer has reset the connection already
                     self.transport.write_eof()
             self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self.transport.close)
 
     def drain(self, error: EtcdError) -> None:
-        """Lets the calls in hand finish, ends the streaming ones with `error`, takes no new ones."""
+        """Lets unary calls finish, ends streaming calls with `error`, closes after the last call."""
         if self._session is None:
             self.transport.close()
         else:
@@ -232,4 +231,4 @@ class Connection:
             self.core.turn.flush_later(self)
 
 
-Speak = Callable[[Connection, str], Session]  # makes the session of a connection; "h2" or "h1", by its first bytes
+Speak = Callable[[Connection, str], Session]  # makes a session; "h2" or "h1", by the first bytes

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gRPC codec of calls: from an HTTP/2 stream that carries gRPC to a call (loop/call.py), and back.
 
-A stream's owner is one of the two classes here. `GrpcUnary` gathers one request and sends one reply; `GrpcStream` cuts
-the requests of a streaming call. Both survive their stream: what the gate delivers after a reset goes nowhere.
+The owner of a gRPC stream is one of the two classes here. `GrpcUnary` gathers one request and sends one reply.
+`GrpcStream` cuts the requests of a streaming call. Both may outlive their stream: a payload that the gate delivers
+after a reset is dropped.
 """
 
 import json
@@ -23,7 +24,7 @@ from lessor.wire.h2 import Stream
 
 
 def token_of(stream: Stream | None) -> bytes | None:
-    """The token in a call's metadata; None also when the call is gone."""
+    """The token in a call's metadata; None without a token, and when the call has let go of its stream."""
     head = stream.head if stream is not None else None
     if head is None:
         return None
@@ -34,7 +35,7 @@ def token_of(stream: Stream | None) -> bytes | None:
 class GrpcUnary(UnaryCall):
     """One unary call. The hot path of grants, puts and ranges.
 
-    It is served when its first message is whole; what comes after that is not looked at, as in etcd.
+    It is served when its first message is whole. Bytes after that are ignored, as in etcd.
     """
 
     __slots__ = ("_deframer", "_output", "_served", "_stream")
@@ -61,7 +62,7 @@ class GrpcUnary(UnaryCall):
     # --- in ---
 
     def on_whole(self, data: bytes) -> None:
-        """The request's whole body, as one frame: the usual case by far."""
+        """The request's whole body in one DATA frame: the usual case by far."""
         size = len(data) - 5
         if size >= 0 and data[0] == 0 and int.from_bytes(data[1:5], "big") == size <= self._output.message_bytes_max:
             self._read(data[5:])
@@ -145,8 +146,7 @@ class GrpcUnary(UnaryCall):
 class GrpcStream(StreamCall):
     """One streaming call.
 
-    Where only the server streams there is exactly one request, and the call begins when the peer has said so by ending
-    its side.
+    If only the server streams there is exactly one request, which the handler gets when the peer has ended its side.
     """
 
     __slots__ = ("_deframer", "_only", "_output", "_started", "_stream")
@@ -156,7 +156,7 @@ class GrpcStream(StreamCall):
         self._stream: Stream | None = stream
         self._deframer = output.deframer(stream)
         self._started = False
-        self._only: bytes | None = None  # the request of a call that takes one, until its end
+        self._only: bytes | None = None  # the request of a call that takes one, kept until the peer has ended its side
         StreamCall.__init__(self, output.core, counts)
         output.streaming.add(self)
 
@@ -188,7 +188,7 @@ class GrpcStream(StreamCall):
                     self.take(messages)
                 else:
                     self._keep_only(messages)
-            error = self._deframer.error  # in what came after these
+            error = self._deframer.error  # in the bytes behind these messages
         except Exception as raised:
             error = as_answer(raised, self.method.path)
         if error is not None and not self.ending:
@@ -241,7 +241,7 @@ class GrpcStream(StreamCall):
 
 
 def method_error(path: str) -> EtcdError:
-    """The answer to a call of something that does not exist, in the words of grpc-go."""
+    """The error for a path that names no method of this server, in the words of grpc-go."""
     service, slash, name = path.removeprefix("/").rpartition("/")
     if not slash:
         return EtcdError(Code.UNIMPLEMENTED, f"malformed method name: {json.dumps(path)}")

@@ -2,10 +2,10 @@
 """HTTP/1.1 on one connection: one request after the other, as pages, JSON calls or a WebSocket.
 
 Laws
-- Replies leave in the order of their requests; a pipelined request begins when the reply before it is complete.
-- A pipeline whose peer does not take the replies waits, and so does whatever came behind it.
+- Replies leave in the order of their requests. A pipelined request begins when the reply before it is complete.
+- If the peer does not take the replies, the rest of its pipeline waits.
 
-What a WebSocket needs is loaded with the first one: it would be an eighth of the time that a server takes to start.
+The modules for WebSockets are loaded with the first one: loading them takes an eighth of the time of a server's start.
 """
 
 import asyncio
@@ -44,21 +44,21 @@ def _upgrades_to(core: Core, exchange: h1.Request) -> Method | None:
 
 
 def _body_bytes_max(core: Core, exchange: h1.Request) -> int | None:
-    """A stream's body may be without end; its decoder bounds each message in it."""
+    """The bound of a request's body. None for a stream, which may have no end: its decoder bounds each message."""
     found = BY_ROUTE.get(exchange.path)
-    # Base64 and names make JSON larger than the message, whose own limit is checked when it is known.
+    # Base64 and names make JSON larger than the message. The message's own limit is checked when its size is known.
     return 2 * core.options.message_bytes_max if found is None or found.unary else None
 
 
 class H1Session:
     """The requests of one connection.
 
-    A pipelined request begins a little later than the protocol has read its head, see `replied`. Until then whatever
-    else happens to the connection waits, too: more bytes, their end, the end of the server.
+    A pipelined request begins a little later than the protocol has read its head, see `replied`. Until then all other
+    events of the connection wait, too: more bytes, their end, the stop of the server.
     """
 
     def __init__(self, connection: Connection, serve: Callable[[Core, Exchange], Body], *, websockets: bool) -> None:
-        """`serve`: gives the taker of a request's body. `websockets`: whether a streaming call may come over one."""
+        """`serve`: makes the Body of a request. `websockets`: whether a streaming call may come over a WebSocket."""
         self.core = connection.core
         self.connection = connection
         self.waiting_for_drain: set[Any] = set()
@@ -66,13 +66,13 @@ class H1Session:
         self.websockets = websockets
         self._websocket: WebSocketCall | None = None
         self._h1 = h1.H1Connection(partial(_body_bytes_max, self.core))
-        self.cut_off = False  # closed for what the peer sent, while it may be sending more
+        self.cut_off = False  # closed because of an error in the peer's bytes, while it may be sending more
         self.begun = False  # whether a request's head has come in whole
         self._deferred: list[h1.Event] = []  # of the next request of a pipeline
-        self._kept = bytearray()  # what came behind them and was not looked at
+        self._kept = bytearray()  # the unread bytes behind those events
         self._eof = False
         self._stopped: EtcdError | None = None
-        self._unfinished_bytes = 0  # kept of the request that has not come in whole
+        self._unfinished_bytes = 0  # bytes kept of the request that has not come in whole
 
     def receive(self, data: bytes) -> None:
         if self._websocket is not None:
@@ -87,14 +87,14 @@ class H1Session:
             self.cut_off = True
 
     def refuse(self) -> None:
-        """Reads nothing, and closes."""
+        """Closes the connection without reading anything."""
         self._h1.abort()
 
     def eof(self) -> bool:
-        """The peer will send no more. Returns whether a reply to it is still under way.
+        """The peer sends no more. Returns whether a reply to it is still under way.
 
-        A streaming reply has no end that the peer could be waiting for, and a wait that is open-ended may be long: the
-        peers of those have hung up.
+        A streaming reply has no end that the peer could wait for, and an open-ended wait may be long: a peer that
+        half-closes during one of these has hung up.
         """
         self._eof = True
         if self._deferred:
@@ -147,7 +147,7 @@ class H1Session:
         if opened is None:
             exchange.owner.reply(*_BAD_UPGRADE)
             return
-        exchange.owner.body.gone()  # what would have answered a plain GET
+        exchange.owner.body.gone()  # the Body that would have answered a plain GET
         rest = self._h1.hand_over()
         self._websocket = WebSocketCall(self, exchange, method, opened)
         self._receive_from_websocket(self._websocket, rest)
@@ -160,22 +160,22 @@ class H1Session:
         self.core.turn.flush_later(self.connection)
 
     def replied(self, next_events: list[h1.Event]) -> None:
-        """A reply is complete; a pipelined request may have been waiting for that."""
+        """A reply is complete. `next_events`: those of a pipelined request that has waited for that."""
         self.core.turn.flush_later(self.connection)
         if next_events:
-            # Not from here: a long pipeline of cheap requests would nest as deep as it is long.
+            # Not called from here: the stack would grow with each request of a long pipeline.
             self._deferred = next_events
             asyncio.get_running_loop().call_soon(self._take_next)
 
     def _take_next(self) -> None:
-        """The next request of a pipeline: now, or when the peer has taken the replies to those before it."""
+        """Takes the next request of a pipeline now, or when the peer has taken the replies to earlier requests."""
         if self._deferred and self.backlog_bytes <= limits.H2_STREAM_SEND_BYTES_MAX:
             self._take_deferred()
 
     def _take_deferred(self) -> None:
         events, self._deferred = self._deferred, []
         self._take(events)
-        # Each of these may find the request answered and the one behind it deferred, and then waits again.
+        # After each of these steps the next request may be deferred; the other steps then wait again.
         if self._kept and not self._deferred:
             kept, self._kept = bytes(self._kept), bytearray()
             self.receive(kept)
@@ -219,7 +219,7 @@ class H1Session:
 
     def lost(self) -> None:
         self._keep_count(0)
-        call, self._websocket = self._websocket, None  # it knows us
+        call, self._websocket = self._websocket, None  # it refers to us
         if call is not None:
             call.gone()
             return
@@ -234,7 +234,7 @@ class H1Session:
 class H1Exchange:
     """One HTTP/1.1 request."""
 
-    overfull = False  # one request at a time is looked at, when the last reply has left
+    overfull = False  # one request at a time is read, after the reply before it is complete
 
     def __init__(self, session: H1Session, connection: h1.H1Connection, exchange: h1.Request) -> None:
         self._session = session
@@ -261,7 +261,7 @@ class H1Exchange:
         self._session.replied(self._h1.finish())
 
     def end_stream(self, error: EtcdError) -> None:
-        """Ends a streaming reply at shutdown; a unary one is under way and ends by itself."""
+        """Ends a streaming reply when the server stops. A unary reply is under way and ends by itself."""
         streaming = self.body.streaming_call
         if streaming is not None:
             streaming.finish(error)

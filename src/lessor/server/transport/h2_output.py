@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way out of an HTTP/2 connection, as its calls see it: replies, refusals, and what the peer has not taken yet.
+"""The output of an HTTP/2 connection, as its calls see it: replies, refusals, and the bytes that wait for the peer.
 
 Laws
-- A peer that asks for more than it takes is refused, unseen: see `overfull`.
-- Nothing is written to the socket here; the connection takes the output at the end of the turn.
+- While too many bytes of replies wait for a peer, its new requests are refused unread: see `overfull`.
+- Nothing is written to the socket here. The connection takes the output at the end of the turn.
 
-The way in, which opens the calls, is h2_session.py.
+The input, which opens the calls, is h2_session.py.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ def _block(status: int, headers: Headers) -> bytes:
 
 
 class Refused:
-    """Stands at a stream that was answered already: whatever else the peer sends on it is dropped."""
+    """The owner of a stream that has been answered: drops all that the peer still sends on it."""
 
     __slots__ = ()
     unfinished_bytes = 0
@@ -45,7 +45,7 @@ REFUSED = Refused()
 
 
 class H2Output:
-    """One connection's."""
+    """The output of one connection."""
 
     def __init__(self, connection: Connection) -> None:
         self.core = connection.core
@@ -56,14 +56,13 @@ class H2Output:
         self.h2 = h2.H2Server(self.core.options.grpc_keepalive, self.core.turn.now_s(), whole_requests=True)
         self.streaming: set[StreamCall] = set()  # the server ends them when it stops
         self.waiting_for_drain: set[Any] = set()
-        # Replies that are in no other count yet: those that wait at the gate, and those of this turn.
-        self.held_bytes = 0
-        self._unflushed_bytes = 0
-        self._unfinished: dict[h2.Stream, int] = {}  # bytes kept of requests that have not come in whole
+        self.held_bytes = 0  # of replies that wait at the gate, which no other count has
+        self._unflushed_bytes = 0  # of replies of this turn
+        self._unfinished: dict[h2.Stream, int] = {}  # bytes kept of each request that has not come in whole
 
     @property
     def overfull(self) -> bool:
-        """Whether the peer has asked for more than it takes: what it asks now is refused, unseen, with `refuse`."""
+        """Whether more than CONNECTION_SEND_BYTES_MAX waits for the peer. A new request is then refused (`refuse`)."""
         return self.held_bytes + self._unflushed_bytes + self.h2.queued_bytes > limits.CONNECTION_SEND_BYTES_MAX
 
     @property
@@ -77,20 +76,20 @@ class H2Output:
     # --- gRPC ---
 
     def respond(self, stream: h2.Stream, framed: bytes) -> None:
-        """The whole successful reply of a unary call."""
+        """Sends the whole reply to a successful unary call."""
         self._unflushed_bytes += len(framed)
         self.h2.send_response(stream, grpc.RESPONSE_HEADERS, framed, grpc.TRAILERS_OK)
         self.core.turn.flush_later(self.connection)
 
     def send(self, stream: h2.Stream, replies: list[bytes], start: bool) -> None:
-        """Messages of a streaming call, its response headers before the first ones."""
+        """Sends messages of a streaming call. `start`: they are the first, so the response headers go before them."""
         if start:
             self.h2.send_headers(stream, grpc.RESPONSE_HEADERS)
         self.h2.send_data(stream, b"".join(map(grpc.frame, replies)))
         self.core.turn.flush_later(self.connection)
 
     def end(self, stream: h2.Stream, error: EtcdError | None, started: bool) -> None:
-        """The end of a call: an error, or OK of a streaming call (None). `started`: its response headers were sent."""
+        """Ends a call with an error, or a streaming call with OK (None). `started`: its response headers were sent."""
         self.uncount(stream)
         stream.owner = REFUSED
         code, text = (error.code, error.message) if error else (Code.OK, "")
@@ -104,7 +103,7 @@ class H2Output:
         self.core.turn.flush_later(self.connection)
 
     def refuse(self, stream: h2.Stream) -> None:
-        """The request was not looked at, and the peer may send it again: that is the meaning of REFUSED_STREAM."""
+        """Refuses a request that has changed nothing. REFUSED_STREAM says that a retry is safe."""
         self.uncount(stream)
         stream.owner = REFUSED
         self.h2.reset(stream, ErrorCode.REFUSED_STREAM)
@@ -127,7 +126,7 @@ class H2Output:
     # --- requests that have not come in whole ---
 
     def keep_count(self, stream: h2.Stream) -> None:
-        """More has come of a request, without its end."""
+        """More bytes of a request have come, but not its end."""
         kept_bytes, before_bytes = stream.owner.unfinished_bytes, self._unfinished.get(stream, 0)
         if not kept_bytes:
             self.uncount(stream)

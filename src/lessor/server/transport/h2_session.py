@@ -2,8 +2,10 @@
 """HTTP/2 on one connection: its streams become gRPC calls (grpc_calls.py) or plain HTTP requests (`H2Exchange`).
 
 Laws
-- What one read brings is taken in order; the pieces that belong to one stream and follow each other are taken as one.
-- The method that a head calls is worked out once per kind of head and remembered in it.
+- The events of one read are taken in order. Pieces of data that follow each other on one stream are taken as one.
+- The method that a head calls is looked up once per header block and remembered in the head.
+- While the server stops, new streaming calls are refused: they would have no end. Unary calls that still come are
+  served.
 """
 
 from typing import Any
@@ -24,7 +26,7 @@ _TOO_LARGE = routes.page(413, "request body too large")
 
 
 def _is_text(value: bytes | None) -> bool:
-    """Whether it is UTF-8. Go's strings are bytes, so that etcd has an error for those that are not."""
+    """Whether the value is UTF-8. Go's strings are bytes, so etcd has an error for a value that is not."""
     try:
         return value is None or value.isascii() or value.decode() is not None
     except UnicodeDecodeError:
@@ -34,14 +36,14 @@ def _is_text(value: bytes | None) -> bool:
 class H2Session(H2Output):
     """The streams of one connection."""
 
-    begun = True  # its preface is more than a stray peer sends
+    begun = True  # the peer has sent a preface, which a stray peer does not
     paused = False  # flow control holds an HTTP/2 peer back, stream by stream
     cut_off = False
 
     def __init__(self, connection: Connection) -> None:
         H2Output.__init__(self, connection)
         self._metrics = self.core.metrics
-        self._draining = False  # the server stops: no new streaming calls, they would have no end
+        self._draining = False  # the server stops: new streaming calls are refused
         self._peer_timer = self.loop.call_later(self.core.options.grpc_keepalive.interval_s, self._look_after_peer)
 
     def receive(self, data: bytes) -> None:
@@ -63,7 +65,7 @@ class H2Session(H2Output):
                     unary.on_whole(payload)
                 else:
                     stream.owner.on_data(payload)
-                    stream.owner.on_end()  # another one, if the data ended the call
+                    stream.owner.on_end()  # looked up anew: a call that has ended is REFUSED now
             elif kind == h2.DATA:
                 last, gathered = stream, [payload]
             elif kind == h2.HEADERS:
@@ -116,7 +118,7 @@ class H2Session(H2Output):
         return None
 
     def _route(self, head: h2.Head) -> CallCounts | EtcdError | str:
-        """The counts, and so the method, of the calls with a head; their error; or "http" for what is not gRPC."""
+        """For calls with this head: the counts, which name the method; or an error; or "http" if it is not gRPC."""
         if not grpc.is_grpc(head.get(b"content-type")):
             return "http"
         if head.method != b"POST":
@@ -160,7 +162,7 @@ class H2Session(H2Output):
         return self.h2.closing
 
     def eof(self) -> bool:
-        return False  # an HTTP/2 peer that half-closes the connection has given it up
+        return False  # an HTTP/2 peer that half-closes the connection has hung up
 
     def drain(self, error: EtcdError) -> None:
         self._draining = True
@@ -169,13 +171,13 @@ class H2Session(H2Output):
         self.h2.drain()
 
     def _look_after_peer(self) -> None:
-        """Pings a peer that has been silent for long, and lets go of one that does not answer."""
+        """Pings a peer that has been silent for long, and drops one that does not answer."""
         wait_s = self.h2.look_after_peer(self.core.turn.now_s())
         if not wait_s and self.connection.reading:
-            # We may have stood still, with the answer waiting in the socket: see it first.
+            # The process may have stood still while the answer waits in the socket: read the socket first.
             self.loop.call_soon(self.loop.call_soon, self._let_go)
             return
-        # While we do not read, because of what it has not taken, nothing can be heard: TCP finds out about that one.
+        # While reading is paused no answer can arrive here: TCP keepalive finds out about a peer that has vanished.
         self._peer_timer = self.loop.call_later(wait_s or limits.GRPC_KEEPALIVE_TIMEOUT_S, self._look_after_peer)
         self.core.turn.flush_later(self.connection)
 
@@ -223,7 +225,7 @@ class H2Exchange:
     def on_data(self, data: bytes) -> None:
         self._taken_bytes += len(data)
         too_large = self._taken_bytes > 2 * self._output.message_bytes_max
-        # A stream may go on without end; its decoder bounds each message in it.
+        # A stream may have no end: its decoder bounds each message in it.
         if too_large and self._stream is not None and self.body.streaming_call is None:
             self.body.gone()
             self.reply(*_TOO_LARGE)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP requests that are not gRPC, over HTTP/1.1 and HTTP/2: the JSON codec of calls (loop/call.py), and plain pages.
 
-`answer` looks at a request's head and gives the object that takes its body: a page, a unary call or a stream. An
-`Exchange` is a request with a way to reply to it; h1_session.py and h2_session.py have one each.
+`answer` looks at a request's head and returns the `Body` for it: a page, a unary call or a streaming call. An
+`Exchange` is a request and the way to its reply: `H1Exchange`, `H2Exchange`, or `WebSocketCall`.
 """
 
 import re
@@ -32,11 +32,11 @@ class Exchange(Protocol):
         ...
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
-        """A whole reply in one piece."""
+        """Sends a whole reply."""
         ...
 
     def start(self, status: int, headers: Headers) -> None:
-        """The head of a reply whose length is not known yet."""
+        """Sends the head of a reply whose length is not known yet."""
         ...
 
     def write(self, data: bytes) -> None: ...
@@ -48,7 +48,7 @@ class Exchange(Protocol):
 
     @property
     def overfull(self) -> bool:
-        """Whether the peer has asked for more than it takes."""
+        """As UnaryCall.overfull."""
         ...
 
     def wake_when_drained(self, stream: Any) -> None: ...
@@ -59,17 +59,17 @@ class Body(Protocol):
 
     @property
     def streaming_call(self) -> StreamCall | None:
-        """The call whose requests the body brings, where it is a streaming one: such a body may have no end."""
+        """The streaming call whose requests the body carries, or None. Such a body may have no end."""
         ...
 
     @property
     def open_ended(self) -> bool:
-        """Whether the reply may take as long as it likes, so that a peer that half-closes has hung up."""
+        """Whether the wait for the reply has no bound. A peer that half-closes during such a wait has hung up."""
         ...
 
     @property
     def unfinished_bytes(self) -> int:
-        """The bytes kept of a request, or of one message in a stream of them, that has not come in whole."""
+        """The bytes kept of a request, or of one message in a stream, that has not come in whole."""
         ...
 
     def end_now(self, error: EtcdError) -> None:
@@ -86,7 +86,7 @@ class Body(Protocol):
 
 
 def answer(core: Core, exchange: Exchange) -> Body:
-    """Decides by method and path what serves the request."""
+    """The Body for a request, by its method and path."""
     made = core.pages.page(core, exchange.method, exchange.path, exchange.query)
     if made is not None:
         return Plain(exchange, made)
@@ -114,9 +114,9 @@ _TIMEOUT_S_MAX = 1e9  # decades: a timer takes no more
 
 
 def timeout_of(exchange: Exchange) -> float | None:
-    """How long the peer waits, in seconds, by its Grpc-Timeout; None: as long as it takes. Raises INVALID_ARGUMENT.
+    """The peer's Grpc-Timeout in seconds; None: no bound. Raises INVALID_ARGUMENT.
 
-    As in etcd's gateway the number may have a sign and any length, and zero means no bound.
+    As in etcd's gateway the number may have a sign and up to 19 digits, and zero means no bound.
     """
     value = exchange.header(b"grpc-timeout")
     if not value:
@@ -128,7 +128,7 @@ def timeout_of(exchange: Exchange) -> float | None:
 
 
 class Plain:
-    """A reply that is known from the head; sent when the request has come in whole."""
+    """A reply that is known from the request's head. It is sent when the request has come in whole."""
 
     def __init__(self, exchange: Exchange, reply: routes.Answer) -> None:
         self._exchange: Exchange | None = exchange
@@ -143,7 +143,7 @@ class Plain:
     def on_body(self, data: bytes) -> None: ...
 
     def on_end(self) -> None:
-        exchange, self._exchange = self._exchange, None  # which knows us
+        exchange, self._exchange = self._exchange, None  # it refers to us
         if exchange is not None:
             exchange.reply(*self._reply)
 
@@ -152,7 +152,7 @@ class Plain:
 
 
 def _token_of(exchange: Exchange | None) -> bytes | None:
-    """The token in a request's headers; as in etcd's gateway, Grpc-Metadata-X is the metadata field X."""
+    """The token in a request's headers. As in etcd's gateway, Grpc-Metadata-X is the metadata field X."""
     if exchange is None:
         return None
     token = exchange.header(b"grpc-metadata-token")
@@ -167,7 +167,7 @@ class JsonUnary(UnaryCall):
     def __init__(self, core: Core, exchange: Exchange, counts: CallCounts, timeout_s: float | None = None) -> None:
         UnaryCall.__init__(self, core, counts)
         self._exchange: Exchange | None = exchange
-        self._body = bytearray()  # no list: of pieces of a few bytes each that would take many times their size
+        self._body = bytearray()  # not a list: pieces of a few bytes each would take many times their size
         if timeout_s is not None:
             self.expire_after(timeout_s)
 
@@ -177,7 +177,7 @@ class JsonUnary(UnaryCall):
 
     @property
     def peer_common_name(self) -> str | None:
-        """None, as in etcd: proxies have certificates of their own, so an HTTP client's does not name the caller."""
+        """None, as in etcd: a proxy has a certificate of its own, so the certificate does not name the caller."""
         return None
 
     @property
@@ -230,7 +230,7 @@ class JsonUnary(UnaryCall):
         yield b"".join(made)
 
     def _send(self, payload: bytes) -> None:
-        exchange, self._exchange = self._exchange, None  # which knows us
+        exchange, self._exchange = self._exchange, None  # it refers to us
         assert exchange is not None
         exchange.reply(200, routes.JSON_HEADERS, payload)
 

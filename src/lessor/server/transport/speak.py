@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The session of a connection, by its first bytes and by the listener that accepted it."""
+"""Chooses the session of a connection: by its first bytes and by the listener that accepted it."""
 
 from lessor.gateway import routes
 from lessor.server.loop.core import Core
@@ -20,7 +20,7 @@ def speak_to_clients(connection: Connection, kind: str) -> Session:
 def speak_to_monitors(connection: Connection, kind: str) -> Session:
     """For --listen-metrics-urls: HTTP/1.1, and only the pages for monitoring.
 
-    No call of the API is served there, so that the port may be open to a network that clients have no access to.
+    No call of the API is served there, so the port may be open to a network that must not reach the API.
     """
     session = H1Session(connection, _answer_monitor, websockets=False)
     if kind == "h2":

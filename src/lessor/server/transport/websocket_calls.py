@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A streaming call of the JSON gateway over a WebSocket: each line of the stream is a message of its own.
 
-The call itself is the `JsonStream` of http_calls.py, which sees an exchange like any other. A call that fails tells so
-in a message, as the stream does, and the code of the close frame tells it again.
+The call itself is the `JsonStream` of http_calls.py, which sees an exchange like any other. If a call fails, the error
+is sent in a message, as on any stream, and the code of the close frame shows it again.
 """
 
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from lessor.wire import h1, websocket
 
 
 class Carrier(Protocol):
-    """The connection's side: what an HTTP/1.1 session is too."""
+    """The connection below a WebSocket. An HTTP/1.1 session is one."""
 
     core: Core
     waiting_for_drain: set[Any]
@@ -28,7 +28,7 @@ class Carrier(Protocol):
 
 
 def streaming_method(core: Core, exchange: h1.Request) -> Method | None:
-    """The method that a request for a WebSocket wants to call; None for any other request, and for unary calls."""
+    """The method that a request for a WebSocket calls; None for any other request, and for unary methods."""
     if not websocket.wants_websocket(exchange):
         return None
     method = BY_ROUTE.get(exchange.path)
@@ -36,7 +36,7 @@ def streaming_method(core: Core, exchange: h1.Request) -> Method | None:
 
 
 class WebSocketCall:
-    """One call, and the exchange that its JsonStream replies to. `method` is POST whatever the request was."""
+    """One call, and the exchange of its JsonStream. `method` is POST, whatever the method of the request was."""
 
     method = "POST"
 
@@ -58,7 +58,7 @@ class WebSocketCall:
             self.reply(*error_answer(error))
 
     def header(self, name: bytes, /) -> bytes | None:
-        """Of the request that opened the WebSocket; a token among its subprotocols counts as `authorization`."""
+        """A header of the request that opened the WebSocket. A token in its subprotocols counts as `authorization`."""
         if name == b"authorization" and self._ws.token is not None:
             return b"Bearer " + self._ws.token
         return self.exchange.get(name)
@@ -75,17 +75,17 @@ class WebSocketCall:
 
     @property
     def unfinished_bytes(self) -> int:
-        """What is kept of a message that has not come in whole."""
+        """The bytes kept of a message that has not come in whole."""
         return self._body.unfinished_bytes if self._body is not None else 0
 
     def gone(self) -> None:
-        """The peer said goodbye, or went without."""
+        """The peer has closed the WebSocket, or vanished."""
         body, self._body = self._body, None
         if body is not None:
             body.gone()
 
     def end(self, error: EtcdError) -> None:
-        """The server goes."""
+        """The server ends the call: it stops, or refuses the message under way."""
         if self._body is not None:
             self._body.finish(error)
 
