@@ -2,11 +2,12 @@
 """The Auth service: logging in, and changing users and roles.
 
 Laws
-- The state machine sees hashes of passwords only; a password is in no log, no row and no error.
-- What waits for a hash is checked again when it goes on: the caller may have lost the right meanwhile.
-- A login is good only if the auth data did not change while the password was checked; otherwise it is checked anew.
+- The state machine sees only hashes of passwords. A password is in no log, no row and no error.
+- A call that has waited for a hash is checked again when it goes on: its caller may have lost the right meanwhile.
+- A login is good only if the auth data did not change while the password was checked. Otherwise it is checked anew.
 
-Most requests go straight to the state machine; afterwards the tokens hear of users that went or have a new password.
+Most requests go straight to the state machine. Afterwards the tokens forget users that were deleted or have a new
+password.
 """
 
 import base64
@@ -51,13 +52,13 @@ class Auth:
     def change_password(
         self, core: Core, call: UnaryCall, request: rpc_pb2.AuthUserChangePasswordRequest
     ) -> Waiting | None:
-        if not request.password:  # a client that hashes itself
+        if not request.password:  # the client has sent a hash
             call.finish(self.manage(core, request))
             return None
         return self._with_hash(core, call, request)
 
     def _with_hash(self, core: Core, call: UnaryCall, request: Any) -> Waiting:
-        """Carries out the request when the hash of its password has taken the password's place."""
+        """Carries the request out when a hash has taken the place of its password."""
         claimed = core.claimed(call) if core.auth.enabled else None
 
         def go_on(hashed: bytes) -> None:

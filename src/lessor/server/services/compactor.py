@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Automatic compaction: --auto-compaction-mode and --auto-compaction-retention.
 
-- `revision`: every five minutes, all but the newest N revisions are compacted away.
-- `periodic`: history older than the retention goes. The revision is sampled ten times per retention, and at each sample
-  the store is compacted to the sample taken one retention ago.
+- `revision`: every five minutes, all but the newest N revisions are compacted.
+- `periodic`: history older than the retention is compacted. The revision is sampled ten times per retention. At each
+  sample the store is compacted to the sample taken one retention ago.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ SAMPLES_PER_RETENTION = 10
 
 
 class Compactor:
-    """Asks the core for a compaction now and then. The caller passes the core once and calls `start`."""
+    """Compacts the store from time to time. The caller calls `start` once."""
 
     def __init__(self, core: Core, options: Options) -> None:
         self._core = core

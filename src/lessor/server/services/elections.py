@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""v3electionpb.Election: the oldest key below `name` and a slash leads; its value is what it proclaims.
+"""v3electionpb.Election: the oldest key below `name` and a slash leads, and its value is the proclaimed one.
 
 Laws
-- Candidates lead in the order in which they came. A candidate's key hangs on its lease.
-- A candidate whose key goes while it waits is told that it does not lead. (etcd 3.6 lets it wait, and then tells it
-  that it has won: two leaders.)
+- Candidates lead in the order in which they came. A candidate's key is attached to its lease.
+- If a candidate's key goes while the candidate waits, the call ends with "not leader". (etcd 3.6 lets it wait, and then
+  answers that it has won: two leaders.)
 - Proclaim and Resign concern the key that was created at the leader key's `rev`, never a later one of the same name.
-- An observer sees the leader of now and then each new leader and each new value, in order. One that does not read
-  costs bounded memory: what it has no room for is passed over, and once it has read it is shown the leader of then.
+- An observer is sent the present leader, then each new leader and each new value, in order. An observer that does not
+  read costs bounded memory: changes for which it has no room are skipped. When it has read, it is sent the leader of
+  that moment.
 
-State changes are txns on the state machine, as any client could send them; waiting is waiting_lines.py's.
+State changes are txns on the state machine, as any client could send them. Calls wait in waiting_lines.py.
 """
 
 from google.protobuf.message import DecodeError
@@ -36,7 +37,7 @@ class Elections:
         self._lines = lines
 
     def campaign(self, _core: Core, call: UnaryCall, request: election_pb2.CampaignRequest) -> Waiting | None:
-        """Campaign: answers with the leader key when the lease's candidate leads."""
+        """Campaign: answers with the leader key when the candidate with this lease leads."""
         lines = self._lines
         name, value = request.name, request.value
         lease_id = lines.session_lease(request.lease)
@@ -72,7 +73,7 @@ class Elections:
         return election_pb2.ProclaimResponse(header=header).SerializeToString()
 
     def resign(self, _core: Core, request: election_pb2.ResignRequest) -> bytes:
-        """Resign: deletes the leader key, if it is still the one of its revision."""
+        """Resign: deletes the leader key, if it is still the one that was created at `rev`."""
         if not request.HasField("leader"):
             raise LEADER_MISSING.error()
         txn = self._lines.delete_if_created_at(request.leader.key, request.leader.rev)
@@ -97,7 +98,7 @@ def _put(key: bytes, value: bytes, lease_id: int) -> rpc_pb2.RequestOp:
 def _proclaim(
     lines: WaitingLines, key: bytes, create_revision: int, value: bytes, lease_id: int
 ) -> rpc_pb2.ResponseHeader:
-    """Gives the key a new value; raises NOT_LEADER when it is not the one of that revision."""
+    """Gives the key a new value. Raises NOT_LEADER if it is not the one that was created at that revision."""
     compare, put = created_at(key, create_revision), _put(key, value, lease_id)
     txn: rpc_pb2.TxnResponse = lines.apply(rpc_pb2.TxnRequest(compare=[compare], success=[put]))
     if not txn.succeeded:
@@ -106,10 +107,10 @@ def _proclaim(
 
 
 class Observe:
-    """Observe: one stream that is shown the leader of one election, as long as its caller may read there.
+    """Observe: one stream that is sent the leader of one election, as long as its caller may read the election's keys.
 
-    The right is asked for before each showing, as etcd does with each new leader. Of the token only the name counts
-    from the beginning on: an observer may wait for longer than a token lives.
+    The right is checked before each response, as etcd does with each new leader. The token is checked at the beginning
+    only; then its user's name counts: an observer may wait for longer than a token lives.
     """
 
     __slots__ = ("_asked", "_behind", "_call", "_caller", "_core", "_lines", "_prefix", "_shown")
@@ -119,10 +120,10 @@ class Observe:
         self._lines = lines
         self._call = call
         self._asked = election_pb2.LeaderRequest()
-        self._caller: str | None = None  # None for nobody in particular
-        self._prefix: bytes | None = None  # until the request has come
-        self._behind = False  # whether something was passed over since the peer last took all
-        self._shown: Event | None = None  # the last that was sent
+        self._caller: str | None = None  # None for a call without a user
+        self._prefix: bytes | None = None  # None until the request has come, and after the end
+        self._behind = False  # whether a change was skipped since the peer last took all
+        self._shown: Event | None = None  # the leader that was sent last
 
     def on_messages(self, messages: list[bytes]) -> None:
         try:
@@ -158,7 +159,7 @@ class Observe:
         self._core.turn.after_everything(self, payload)
 
     def deliver(self, payload: tuple[Event, bytes] | EtcdError) -> None:
-        """What the gate lets through. Something that waited there may have been caught up with meanwhile."""
+        """The gate lets a leader or an error through. Such a leader may have been sent already, by `catch_up`."""
         if isinstance(payload, EtcdError):
             self._call.finish(payload)
             return
@@ -177,7 +178,7 @@ class Observe:
         self._call.finish(error)
 
     def catch_up(self) -> bool:
-        """The peer has read: it is shown the leader of now in place of all that was passed over."""
+        """The peer has read: it is sent the present leader in place of all skipped changes."""
         if self._prefix is not None and self._behind:
             if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
                 self._call.wake_when_drained(self)

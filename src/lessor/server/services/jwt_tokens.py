@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON Web Tokens: tokens that say themselves whose they are, how long, and from which revision of the auth data.
+"""JSON Web Tokens: each names its user, its end, and the revision of the auth data at which it was issued.
 
 Laws
 - Only tokens signed with the one method and key that the server was started with count.
-- A token cannot be taken back; instead it is worth the auth revision that it was issued at, and requests on keys are
-  refused with "revision of auth store is old" once the auth data has changed.
-- A server with a public key alone checks tokens and issues none.
+- A token cannot be revoked. Instead it holds only for the auth revision at which it was issued: once the auth data has
+  changed, requests on keys are refused with "revision of auth store is old".
+- A server with only a public key checks tokens and issues none.
 
     --auth-token jwt,sign-method=RS256,pub-key=app.pub.pem,priv-key=app.pem,ttl=5m
 
@@ -44,7 +44,7 @@ class JwtTokens:
     """Issues and checks JWTs. Holds no tokens."""
 
     def __init__(self, settings: dict[str, str], wall_clock_ms: Callable[[], int]) -> None:
-        """`settings`: what follows "jwt" in --auth-token. Raises OptionError."""
+        """`settings`: those that follow "jwt" in --auth-token. Raises OptionError."""
         unknown = set(settings) - {"sign-method", "pub-key", "priv-key", "ttl"}
         if unknown:
             raise OptionError(f"--auth-token: {min(unknown)!r} is not a setting of jwt")
@@ -95,7 +95,7 @@ def _is_number(claim: object) -> bool:
 
 
 def _keys(method: str, settings: dict[str, str]) -> tuple[Any, Any]:
-    """The private key, or None, and the public key. Raises OptionError for files that are not those."""
+    """The private key, or None, and the public key. Raises OptionError for a file that does not hold such a key."""
     private_kind, public_kind, curve = _METHODS[method]
     private = public = None
     if "priv-key" in settings:
@@ -126,7 +126,7 @@ def _load(setting: str, path: str, read: Callable[[bytes], Any]) -> Any:
 
 
 def _load_public(pem: bytes) -> Any:
-    """A public key, or that of a certificate."""
+    """The public key in a PEM file, which may be a certificate."""
     if b"CERTIFICATE" in pem:
         from cryptography import x509
 

@@ -3,16 +3,16 @@
 
 Laws
 - Each request gets exactly one reply, in the order of the requests.
-- A reply to a renewal waits for the batch that last wrote the lease's row (its grant, or a saved later deadline);
-  mostly that is durable long since and the reply leaves in the same turn. Whatever follows a waiting reply waits too.
-- A missing lease is no error: its reply carries the id and no TTL. It tells that the lease is gone, so it waits for the
-  newest batch with rows, which may be the one that ended it.
-- A header names the newest durable revision, not the newest one: a reply that does not wait must not tell of a revision
+- A reply to a renewal waits for the batch that last wrote the lease's row (its grant, or a saved later deadline).
+  Mostly that batch is durable and the reply leaves in the same turn. Replies behind a waiting reply wait too.
+- A missing lease is no error: its reply carries the id and no TTL. It says that the lease has ended, so it waits for
+  the newest batch with rows, which may be the batch that ended it.
+- A header names the newest durable revision, not the newest one: a reply that does not wait must not name a revision
   that a crash would take back.
 
-The request of a given lease is always the same bytes, and its reply is always the header followed by the same bytes, so
-both are remembered: `_fast` maps request bytes to the lease and the tail of its reply. `reply_slowly` is the same by
-reading the request; tests/property/test_keepalive_paths.py holds the two equal.
+The request of a given lease is always the same bytes, and its reply is always the header followed by the same bytes.
+So both are remembered: `_fast` maps request bytes to the lease and the tail of its reply. `reply_slowly` reads the
+request instead; tests/property/test_keepalive_paths.py holds the two equal.
 """
 
 from google.protobuf.message import DecodeError
@@ -29,8 +29,8 @@ REMEMBERED_MAX = limits.KEEPALIVES_REMEMBERED_MAX
 REMEMBERED_BYTES_MAX = limits.KEEPALIVE_REMEMBERED_BYTES_MAX
 
 
-# Request -> the lease that it renewed, and the reply behind its header. A lease's Lease object is part of the entry, so
-# that nothing stale matches.
+# Request -> the lease that it renewed, and the reply behind its header. The entry holds the Lease object itself, so a
+# stale entry does not match a later lease with the same id.
 Remembered = dict[bytes, tuple[Lease, bytes]]
 
 
@@ -54,7 +54,7 @@ class KeepAlive:
         self._call = call
         self._fast = remembered
         self._waits_for = 0  # the newest batch that a reply of this stream has waited for
-        self._ended = False  # nothing more is renewed: the call is over, or a refusal is on its way
+        self._ended = False  # no more leases are renewed: the call has ended, or an error waits at the gate
 
     def on_messages(self, messages: list[bytes]) -> None:
         core = self._core
@@ -84,7 +84,7 @@ class KeepAlive:
                 ready.append(reply)
                 if lease is not None:
                     renewed.append(lease)
-        finally:  # a malformed request takes none of the replies before it along
+        finally:  # the replies before a malformed request are sent
             if ready:
                 self._call.send(ready)
                 core.turn.renewed += renewed
@@ -101,16 +101,16 @@ class KeepAlive:
                 lease, batch, reply = self.reply_slowly(message, core.turn.now_s(), core.durable_header_field())
             except EtcdError as error:
                 self._ended = True
-                core.turn.after_everything(self, error)  # so behind the replies to the requests before it, too
+                core.turn.after_everything(self, error)  # so after the replies to earlier requests, too
                 return
             self._waits_for = max(self._waits_for, batch)
             core.gate.hold(self._waits_for, self, (reply, lease))
             core.metrics.renewed += 1
 
     def reply_slowly(self, message: bytes, now_s: float, header: bytes) -> tuple[Lease | None, int, bytes]:
-        """Renews what the request names; returns the lease, the batch that the reply waits for, and the reply.
+        """Renews the lease that the request names. Returns the lease, the batch that the reply waits for, the reply.
 
-        Remembers lease and reply for the short cut.
+        Remembers lease and reply in `_fast`.
         """
         core = self._core
         lease_id = _parse(message).ID
@@ -122,12 +122,12 @@ class KeepAlive:
             pass
         elif len(self._fast) < REMEMBERED_MAX:
             self._fast[message] = lease, tail
-        elif len(core.machine.leases) < REMEMBERED_MAX:  # most of these have ended; else room would not last
+        elif len(core.machine.leases) < REMEMBERED_MAX:  # most of these have ended; else it would soon be full again
             self._fast.clear()
         return lease, lease.batch, header + tail
 
     def deliver(self, payload: tuple[bytes, Lease | None] | EtcdError | None) -> None:
-        """What waited at the gate: a reply and the lease it renewed; or the end of the stream, None for a good one."""
+        """The gate lets a reply through, with the lease that it renewed; or the end of the stream, None for OK."""
         if payload is None or isinstance(payload, EtcdError):
             self._call.finish(payload)
             return

@@ -2,8 +2,8 @@
 """A unary call that a coroutine answers.
 
 Laws
-- It is answered, whatever the coroutine raises.
-- A call whose peer went away is not answered. Its work runs to its end.
+- The call is answered, even if the coroutine raises an unforeseen exception.
+- A call whose peer went away is not answered. The coroutine runs to its end.
 """
 
 from collections.abc import Callable, Coroutine

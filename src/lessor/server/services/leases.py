@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lessorpb.Leases: listing leases, and telling what becomes of them.
+"""lessorpb.Leases: a list of the leases, and a stream of their events.
 
 Laws
 - A list never holds the loop up: it is made step by step, see long_reply.py.
-- A lease event leaves when no crash can take back what it tells, each once and in order; what comes after `created`
-  is told without a gap.
-- A watcher that does not read costs bounded memory: with H2_STREAM_SEND_BYTES_MAX waiting in its connection it is cut
-  off with LEASE_WATCH_LAGS. It has missed events then, and there is no history of leases to catch up from: it has to
-  list them and watch anew.
+- A lease event leaves when no crash can take it back. Each event leaves once and in order, without a gap after
+  `created`.
+- A watcher that does not read costs bounded memory: with more than H2_STREAM_SEND_BYTES_MAX waiting in its connection
+  it is cut off with LEASE_WATCH_LAGS. It has missed events then, and there is no history of leases to catch up from: it
+  has to list them and watch anew.
 
-The page of a list is made by state/lease_list.py; events are gathered by state/lease_events.py and leave at the end of
-each turn, see Turn.hold_publications.
+state/lease_list.py makes the page of a list. state/lease_events.py gathers events, which leave at the end of each turn,
+see Turn.hold_publications.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListReques
 
 
 def _page(core: Core, leases: LeaseList) -> Iterator[bytes]:
-    """Nothing while the page is being made, then the page in pieces."""
+    """Yields empty pieces while the page is being made, then the page in pieces."""
     while not leases.step(core.turn.now_s()):
         yield b""
     page = leases.page(core.machine.header())
@@ -68,7 +68,7 @@ class LeaseWatch:
         core = self._core
         machine = core.machine
         if self not in machine.lease_events.watchers:
-            core.turn.hold_publications()  # what happened before is for the others
+            core.turn.hold_publications()  # earlier events are only for the other watchers
             machine.watch_leases(self)
             created = leases_pb2.LeaseWatchResponse(header=core.machine.header(), created=True)
             core.turn.after_everything(self, created.SerializeToString())
@@ -77,7 +77,7 @@ class LeaseWatch:
         self._core.machine.unwatch_leases(self)
 
     def deliver(self, created: bytes) -> None:
-        """The gate lets the beginning through."""
+        """The gate lets `created` through."""
         self._call.send([created])
 
     def end_now(self, error: EtcdError) -> None:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""v3lockpb.Lock: named locks, each key of which hangs on its holder's lease.
+"""v3lockpb.Lock: named locks. Each call's key is attached to the caller's lease.
 
 Laws
-- The lock belongs to the oldest key below `name` and a slash. Whoever asks gets a key there and waits until it is the
+- The lock belongs to the oldest key below `name` and a slash. Each call creates a key there and waits until it is the
   oldest: first come, first served.
-- Asking again with the same lease finds the same key: a client may repeat a call whose reply it did not get.
-- No key, no lock: a waiting call whose key goes - with its lease, mostly - is told so at once, and never gets the lock.
+- A second call with the same lease finds the same key: a client may repeat a call whose reply it did not get.
+- No key, no lock: if the key of a waiting call goes, mostly with its lease, the call fails at once and never gets the
+  lock.
 
-State changes are txns on the state machine, as any client could send them; waiting is waiting_lines.py's.
+State changes are txns on the state machine, as any client could send them. Calls wait in waiting_lines.py.
 """
 
 from lessor.api.proto import lock_pb2, rpc_pb2
@@ -27,7 +28,7 @@ class Locks:
         self._lines = lines
 
     def lock(self, _core: Core, call: UnaryCall, request: lock_pb2.LockRequest) -> Waiting | None:
-        """Lock: answers with the key when the lock is the lease's."""
+        """Lock: answers with the key when the lock belongs to it."""
         lines = self._lines
         name = request.name
         lease_id = lines.session_lease(request.lease)
@@ -47,6 +48,6 @@ class Locks:
         )
 
     def unlock(self, _core: Core, request: lock_pb2.UnlockRequest) -> bytes:
-        """Unlock: deletes the key, whoever asks; it may be gone already."""
+        """Unlock: deletes the key for any caller. The key need not exist."""
         deleted = self._lines.apply(rpc_pb2.DeleteRangeRequest(key=request.key))
         return lock_pb2.UnlockResponse(header=deleted.header).SerializeToString()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Maintenance service, but for alarms (state/machine.py) and snapshots (snapshot.py).
+"""The Maintenance service, except alarms (state/machine.py) and snapshots (snapshot.py).
 
 Laws
-- What takes long never holds the loop up: digests are made piece by piece, defragmentation runs in the commit thread.
-  There it stands between two commits, so calls that came later are served after it, in order.
-- A call whose peer went away is not answered; its work runs to its end.
+- Long work never holds the loop up: digests are made piece by piece, defragmentation runs in the commit thread. It runs
+  there between two commits, so later writes are answered after it, in order.
+- A call whose peer went away is not answered. Its work runs to its end.
 
-There is one member, which leads: MoveLeader has nowhere to go. There is nothing to downgrade to either, so an enabled
-downgrade is told to those who ask, until it is cancelled or the server ends, and changes nothing else.
+There is one member, which leads, so MoveLeader has no other target. There is no version to downgrade to either: Status
+reports an enabled downgrade until it is cancelled or the server stops, and nothing else changes.
 """
 
 import asyncio
@@ -40,12 +40,12 @@ class Downgrades:
     """Status and Downgrade. They share the downgrade that was enabled, which is kept in memory only."""
 
     def __init__(self) -> None:
-        self._target = ""  # version of the downgrade that was enabled; empty: none
+        self._target = ""  # version of the enabled downgrade; empty: none
 
     def status(self, core: Core, _request: Message) -> bytes:
         machine = core.machine
         header = machine.header()
-        # Lessor has no raft log; the newest batch is what grows by one with each commit, as raft's index does.
+        # Lessor has no raft log. Its batch number grows by one with each commit, as raft's index does.
         index = machine.journal.number
         response = rpc_pb2.StatusResponse(
             header=header,
@@ -88,7 +88,7 @@ async def _digest(core: Core, digest: KvDigest) -> KvDigest:
 
 
 def hash_kv(core: Core, call: UnaryCall, request: rpc_pb2.HashKVRequest) -> Later:
-    """A number over keys and history at a revision; equal data has equal numbers."""
+    """HashKV: a digest of keys and history at a revision. Equal data has equal digests."""
     digest = core.machine.digest(request.revision)
 
     async def answer() -> bytes:
@@ -105,7 +105,7 @@ def hash_kv(core: Core, call: UnaryCall, request: rpc_pb2.HashKVRequest) -> Late
 
 
 def hash_all(core: Core, call: UnaryCall, _request: rpc_pb2.HashRequest) -> Later:
-    """The same over everything that is there now."""
+    """Hash: the digest of the present keys and their history."""
 
     async def answer() -> bytes:
         made = await _digest(core, core.machine.digest())
@@ -138,7 +138,7 @@ def move_leader(core: Core, request: rpc_pb2.MoveLeaderRequest) -> bytes:
 
 
 def _known_target(version: str) -> str:
-    """The version as Status tells it; only the minor version before ours may be downgraded to."""
+    """The version as Status reports it. Only the minor version before ours is a valid target."""
     found = _VERSION.fullmatch(version)
     if found is None:
         raise errors.WRONG_DOWNGRADE_FORMAT.error()

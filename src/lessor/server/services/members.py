@@ -2,10 +2,10 @@
 """The Cluster service of a server that is the only member, now and for good.
 
 Laws
-- What cannot be done is refused in words that etcd has for it, so that clients show what they always showed. A member
-  that could never start is not taken in: etcd would take it in and then wait for it with every write.
-- The member has no address for peers. Until it is given one by MemberUpdate it tells its clients' addresses as those of
-  its peers too: there is somebody there, and tools that look at the first of a member's peer URLs find one.
+- A request that cannot be carried out is refused in etcd's words, so that clients show their usual errors. A member
+  that could never start is not added: etcd would add it, and then wait for it with every write.
+- The member has no address for peers. Until MemberUpdate gives it one, its client URLs are reported as its peer URLs,
+  too: a server answers there, and tools that look at a member's first peer URL find one.
 """
 
 from urllib.parse import urlsplit
@@ -74,7 +74,7 @@ def member_remove(core: Core, request: rpc_pb2.MemberRemoveRequest) -> bytes:
 
 
 def member_update(core: Core, request: rpc_pb2.MemberUpdateRequest) -> bytes:
-    """Nobody listens there; but scripts that move a member, and the tools that list it, find what they wrote."""
+    """Saves the peer URLs. Nothing listens there, but scripts that move a member find the URLs that they wrote."""
     _check_known(core, request.ID)
     urls = [url.strip() for url in request.peerURLs]
     _check_urls(urls)

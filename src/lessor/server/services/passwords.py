@@ -2,10 +2,10 @@
 """Hashing and checking passwords with bcrypt, in threads of their own: a hash takes as long as thousands of grants.
 
 Laws
-- The loop never waits for a hash; bcrypt gives up the interpreter while it works.
-- No more than PASSWORDS_WAITING_MAX calls wait for one; more are refused.
-- A result is delivered in the loop's thread, and not at all to a call that has gone. What is raised in its place, by
-  the work or by who takes its result, goes to `failed`: nobody waits for ever.
+- The loop never waits for a hash: bcrypt releases the interpreter's lock while it works.
+- At most PASSWORDS_WAITING_MAX calls wait for a hash. More are refused.
+- A result is delivered in the loop's thread, but not to a call that has ended. An exception, of the work or of `then`,
+  goes to `failed`: no call waits for ever.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class Job:
             self._future.cancel()
 
     def over(self) -> None:
-        """The work is done. It knows whom to tell, and so us: neither is to keep the other."""
+        """The work is done. The future's callback refers to this job: neither must keep the other alive."""
         self._future = None
 
     @property
@@ -47,10 +47,10 @@ class Job:
 
 
 class Passwords:
-    """The threads, and what they do."""
+    """The threads and their work."""
 
     def __init__(self, cost: int) -> None:
-        """`cost`: of bcrypt, 4 to 31; each step doubles the time."""
+        """`cost`: bcrypt's, 4 to 31. Each step doubles the time."""
         self._cost = cost
         self._threads = ThreadPoolExecutor(limits.HASH_THREADS, thread_name_prefix="password")
         self._waiting = 0
@@ -65,20 +65,20 @@ class Passwords:
     def check(self, password: str, hashed: bytes | None, then: Callable[[bool], None], failed: Failed) -> Job:
         """Checks a password; `then` gets the verdict. Raises TOO_MANY_REQUESTS.
 
-        `hashed` None stands for a user who does not exist: the answer is no, and takes as long as a check, so that it
-        does not give away who exists.
+        `hashed` None stands for a user who does not exist. The verdict is False, and takes as long as a check, so that
+        the time does not reveal which users exist.
         """
-        # Of a longer password bcrypt sees the beginning only, also in etcd.
+        # bcrypt reads only the beginning of a longer password, in etcd too.
         raw = password.encode()[: limits.PASSWORD_BYTES_MAX]
         return self._submit(lambda: self._check(raw, hashed), then, failed)
 
     @property
     def waiting(self) -> int:
-        """How many calls wait for a result."""
+        """The number of calls that wait for a result."""
         return self._waiting
 
     def close(self) -> None:
-        """Lets go of the threads; what waits is dropped."""
+        """Ends the threads without waiting for them. Work that has not begun is dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     # --- in the threads ---
@@ -93,7 +93,7 @@ class Passwords:
         try:
             return bcrypt.checkpw(raw, hashed)
         except ValueError:
-            return False  # not a hash: clients may send hashes of their own
+            return False  # not a hash: a client may have sent anything as its hash
 
     # --- between threads and loop ---
 

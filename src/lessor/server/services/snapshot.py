@@ -2,15 +2,15 @@
 """Snapshot: a consistent copy of the data, streamed to a client while the server goes on serving.
 
 Laws
-- Everything acknowledged before the call came is in the copy.
-- The copy is never whole in memory: READ_BYTES of it are read at a time, and not before the peer has taken what was
-  read, down to BACKLOG_BYTES.
-- The copy's file has a name only while it is written; from then on it is an open file without one, so that it vanishes
-  with its reader, however that ends. What a killed server left behind is removed at the next start.
-- SNAPSHOTS_MAX at a time: each takes the data's size on disk.
+- All writes that were acknowledged before the call came are in the copy.
+- The copy is never whole in memory: READ_BYTES of it are read at a time, and sent when no more than BACKLOG_BYTES wait
+  for the peer.
+- The copy's file has a name only while it is written. Then it is an open file without a name, which vanishes with its
+  reader, however the reader ends. A file that a killed server left behind is removed at the next start.
+- At most SNAPSHOTS_MAX are made at a time: each takes the data's size on disk.
 
-A stream is the file in pieces of PIECE_BYTES, each with the number of bytes to come, and at the end the SHA-256 of the
-file as one more piece, which `remaining_bytes` does not count.
+A stream is the file in pieces of PIECE_BYTES. Each has the number of bytes that follow it. The last piece is the
+SHA-256 of the file, which `remaining_bytes` does not count.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from lessor.server.version import ETCD_VERSION
 PIECE_BYTES = 32_768  # as in etcd
 READ_BYTES = 16 * PIECE_BYTES
 BACKLOG_BYTES = limits.SNAPSHOT_BACKLOG_BYTES
-# HTTP/1.1 has no signal for "half empty", so a peer that takes its time is looked at this often.
+# HTTP/1.1 has no signal for "half empty", so the backlog of a slow peer is looked at this often.
 LOOK_S = 0.005
 
 
@@ -62,7 +62,7 @@ class SnapshotStream:
         self._call.finish(error)
 
     def catch_up(self) -> bool:
-        """The peer has taken something."""
+        """The peer has taken some of the backlog."""
         self._awake.set()
         return False
 
@@ -125,7 +125,7 @@ class SnapshotStream:
             self._call.send([_reply(digest.digest(), 0)])
 
     async def _drained(self) -> None:
-        """Returns when the peer has taken enough of what it was sent, or is gone."""
+        """Returns when no more than BACKLOG_BYTES wait for the peer, or the call has ended."""
         while not self._gone and self._call.backlog_bytes > BACKLOG_BYTES:
             self._awake.clear()
             self._call.wake_when_drained(self)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the snapshots of a server share: the threads that make them, how many there are, the files they are made of.
+"""The parts that the snapshots of a server share: their threads, their tasks, and the way to make a copy.
 
-Law: a copy's file has a name only while it is written. Only a kill at that instant leaves one behind, which the next
-start removes.
+Law: a copy's file has a name only while it is written. Only a kill in that time leaves a file behind. The next start
+removes it.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ NAME = "snapshot-{}.tmp"
 
 
 def remove_leftovers(data_dir: Path) -> None:
-    """Removes the copies that a killed server was writing. For the holder of the directory, before it serves."""
+    """Removes the copies that a killed server was writing. The caller holds the directory and does not serve yet."""
     for path in data_dir.glob(NAME.format("*") + "*"):
         path.unlink(missing_ok=True)
 
 
 def copy(engine: Engine, path: Path) -> BinaryIO:
-    """A consistent copy of the data as an open file, whose name is gone again. Blocks; raises EngineError, OSError."""
+    """A consistent copy of the data, as an open file without a name. Blocks; raises EngineError, OSError."""
     try:
         engine.backup(path)
         return path.open("rb")
@@ -37,7 +37,7 @@ class Snapshots:
     def __init__(self, engine: Engine, data_dir: Path) -> None:
         self.engine = engine
         self.data_dir = data_dir
-        # Threads of their own: a copy takes minutes, and others wait for the loop's.
+        # Threads of their own: a copy takes minutes, and other work waits for the loop's threads.
         self.threads = ThreadPoolExecutor(max_workers=limits.SNAPSHOTS_MAX, thread_name_prefix="snapshot")
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -49,6 +49,6 @@ class Snapshots:
         self.threads.shutdown(wait=True)
 
     def abandon(self) -> None:
-        """Ends the copies under way; their files go with them, a moment later."""
+        """Ends the copies under way. Their files vanish a moment later."""
         self.engine.stop_backups()
         self.threads.shutdown(wait=False, cancel_futures=True)

@@ -60,7 +60,7 @@ def health_check(_core: Core, request: Any) -> bytes:
 
 
 class HealthWatch:
-    """grpc.health.v1.Health/Watch: sends the status once. It does not change until the server stops, which ends it."""
+    """grpc.health.v1.Health/Watch: sends the status once. It never changes: a stop of the server ends the stream."""
 
     def __init__(self, _core: Core, call: StreamCall) -> None:
         self._call = call

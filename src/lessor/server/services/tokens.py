@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simple tokens: what a user who has logged in shows with each call. The other kind is in jwt_tokens.py.
+"""Simple tokens: a user who has logged in shows one with each call. The other kind is in jwt_tokens.py.
 
 Laws
-- A simple token is worth its user as long as it is used: it ends `ttl_s` seconds after its last use.
-- It lives in memory only, so a restart ends it; deleting its user, changing its user's password and switching auth off
-  end it at once. No other change of the auth data does.
+- A simple token stands for its user as long as it is used: it ends `ttl_s` seconds after its last use.
+- It is in memory only, so a restart ends it. Deleting its user, changing its user's password and switching auth off end
+  it at once. No other change of the auth data does.
 
-Theory of operation. Each use moves a token to the end of the dict, so the oldest stand in front and are dropped from
-there whenever a new one is issued; the table holds no more than were used within one TTL.
+Theory of operation. Each use moves a token to the end of the dict, so the tokens that end first stand in front. Those
+that have ended are dropped from there whenever a new one is issued. Then the table holds only tokens that were used
+within one TTL.
 """
 
 import secrets
@@ -29,7 +30,7 @@ class Tokens(Protocol):
         ...
 
     def caller(self, token: str, revision: int) -> Caller | None:
-        """Whose token it is; None for one that is not, or no more, good. `revision`: of the auth data now."""
+        """The user of a token; None for a token that is not valid, or no longer. `revision`: of the auth data now."""
         ...
 
     def forget_user(self, name: str) -> None:
@@ -45,11 +46,11 @@ class SimpleTokens:
     """Tokens that mean something to this server only: sixteen random letters, a dot, and a number."""
 
     def __init__(self, clock: Clock, ttl_s: float, number: Callable[[], int]) -> None:
-        """`number`: what stands behind the dot. In etcd it is the raft index at the login."""
+        """`number`: makes the number behind the dot. In etcd it is the raft index at the login."""
         self._clock = clock
         self._ttl_s = ttl_s
         self._number = number
-        self._users: dict[str, tuple[str, float]] = {}  # token -> user, when it ends; in the order of the latter
+        self._users: dict[str, tuple[str, float]] = {}  # token -> (user, end), in the order of the ends
 
     def issue(self, name: str, revision: int) -> str:
         now_s = self._clock.now_s()

@@ -3,23 +3,23 @@
 
 Laws
 - A key is first when no key below its prefix was created before it. A call that waits on a key is answered in the step
-  in which the key becomes first, or in which it is deleted; never before, and nothing is looked at in between.
-- A change costs O(1) per line that it concerns, however many calls wait. Opening a line, which the first call that
-  waits or observes does, costs O(keys below the prefix).
-- A call that goes away takes its key along, in a write of its own, unless another call waits on that key too.
+  in which the key becomes first or is deleted, never earlier, and costs nothing before that.
+- A change costs O(1) per line that it concerns, however many calls wait. The first call that waits or observes opens
+  the line, which costs O(keys below the prefix).
+- When a waiting call goes away its key is deleted, in a write of its own, unless another call waits on that key too.
 - Answers pass the gate like all others: they leave with the batch that made them true.
 
 Theory of operation. A `WaitingLine` watches its prefix. It sees a change in the step of the change itself, not when the
-change is durable, so its list of keys is always that of the memory. Keys come in with ever greater create revisions, so
-a list to which new keys are appended is in order by itself. A linked list, which `OrderedDict` has inside, gives its
-first key and drops any key in O(1). Only keys that one write creates have the same revision: such keys do not wait for
-each other, and the smallest of them leads.
+change is durable, so its list of keys is always that of the memory. Keys are created at ever greater revisions, so a
+list to which new keys are appended is in order. A linked list, which `OrderedDict` has inside, gives its first key and
+drops any key in O(1). Only keys that one write creates have the same revision. Such keys do not wait for each other,
+and the smallest of them leads.
 
 Worked example, lock "job", create revisions in brackets: job/a [5], job/b [6], job/c [7]; calls wait on job/b and on
-job/c. The lease of b ends: job/b goes, its call is told that its session is over. job/a is deleted: job/c is first and
-its call has the lock. Nobody waits or observes any more: the line is closed.
+job/c. The lease of b ends: job/b goes, and its call is answered that the session has expired. job/a is deleted: job/c
+is first, and its call has the lock. No call waits or observes any more: the line is closed.
 
-Does not do: writing the keys (locks.py and elections.py do, by the same requests that clients send).
+Does not do: writing the keys. locks.py and elections.py do, by the same requests that clients send.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ from lessor.state.machine import StateMachine
 from lessor.state.mvcc import Event
 from lessor.state.watch_hub import Changes, Watcher
 
-SESSION_TTL_S = 60  # of the lease that a call without one is given; nobody renews it
+SESSION_TTL_S = 60  # of the lease that a call without one gets; it is not renewed
 
 
 class Observer(Answerable, Protocol):
-    """Wants to know who is first."""
+    """Is shown the first key of a line."""
 
     def show(self, leader: Event, response: bytes) -> None:
-        """Who is first now, or its new value, and the encoded response that tells of it."""
+        """`leader`: the version of the key that is first now. `response`: the encoded response with it."""
         ...
 
 
 class Claim:
-    """A call that waits on its key (call.Waiting). Its `finish` answers it; `on_gone` gives its place up."""
+    """A call that waits on its key (call.Waiting). `finish` answers the call; `on_gone` takes it out of the line."""
 
     open_ended = True
 
@@ -80,7 +80,7 @@ class Claim:
         self._lost = lost
 
     def settle(self) -> None:
-        """The key is first, or gone. What counts is the present: of leases that end together only the last change."""
+        """The key is first, or deleted. Its present state decides: if leases end together, the last change counts."""
         self._call.answer(self._outcome)
 
     def _outcome(self) -> bytes:
@@ -108,7 +108,7 @@ class WaitingLine:
         self._keys = OrderedDict((event.key, event.create_revision) for event in oldest_first)
         self._claims: dict[bytes, list[Claim]] = {}
         self.observers: dict[Observer, None] = {}
-        self._shown: Event | None = self.leader()  # what observers know
+        self._shown: Event | None = self.leader()  # the leader that observers were shown last
         self.watcher = Watcher(0, prefix, prefix_end(prefix), at_once=True, owner=self)
 
     @property
@@ -120,7 +120,7 @@ class WaitingLine:
         return bool(self._keys) and next(iter(self._keys.values())) < create_revision
 
     def _first(self) -> list[bytes]:
-        """The keys that no other was created before: one, but for keys that one write created."""
+        """The keys before which no other was created: one key, or more if one write created them."""
         first: list[bytes] = []
         revision = -1
         for key, created in self._keys.items():
@@ -131,7 +131,7 @@ class WaitingLine:
         return first
 
     def leader(self) -> Event | None:
-        """The newest version of the first key; None when there is none, or it has ended while changes are taken in."""
+        """The newest version of the first key. None without keys, or if a change still to be taken in deletes it."""
         first = self._first()
         return self._lines.machine.store.get(min(first)) if first else None
 
@@ -139,7 +139,7 @@ class WaitingLine:
         self._claims.setdefault(claim.key, []).append(claim)
 
     def remove(self, claim: Claim) -> bool:
-        """Forgets a claim; returns whether no other call waits on its key."""
+        """Forgets a claim. Returns whether no other call waits on its key."""
         claims = self._claims[claim.key]
         claims.remove(claim)
         if claims:
@@ -148,7 +148,7 @@ class WaitingLine:
         return True
 
     def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
-        """Takes in what one revision changed, and answers the calls whose wait it ends."""
+        """Takes in the changes of one revision, and answers the calls whose wait they end."""
         keys = self._keys
         settled: list[Claim] = []
         for event, _ in changes.events:
@@ -167,13 +167,13 @@ class WaitingLine:
         self._lines.close_unused(self)
 
     def end_now(self, error: EtcdError) -> None:
-        """A bug in keeping the line: no call can wait or observe here any longer."""
+        """A bug in keeping the line: ends all calls that wait or observe here."""
         self.dismiss(error)
         for observer in list(self.observers):
             observer.end_now(error)
 
     def dismiss(self, error: EtcdError) -> None:
-        """Answers all who wait."""
+        """Ends all waiting calls with the error."""
         claims = [claim for claims in self._claims.values() for claim in claims]
         self._claims.clear()
         for claim in claims:
@@ -189,11 +189,11 @@ class WaitingLine:
                 for observer in list(self.observers):
                     try:
                         observer.show(leader, response)
-                    except Exception as error:  # whoever made this change has nothing to do with it
+                    except Exception as error:  # the call that made this change must not fail for it
                         bugs.end(observer, error)
 
     def observe(self, observer: Observer) -> None:
-        """Begins to show who is first, beginning with who is now."""
+        """Shows the present leader, and from now on each new one."""
         if not self.observers:
             self._shown = self.leader()
         self.observers[observer] = None
@@ -202,7 +202,7 @@ class WaitingLine:
 
 
 class WaitingLines:
-    """All lines of a server; those that nobody waits in are not kept."""
+    """All lines of a server. A line in which no call waits or observes is not kept."""
 
     def __init__(self, machine: StateMachine, turn: Turn, max_request_bytes: int) -> None:
         self.machine = machine
@@ -217,7 +217,7 @@ class WaitingLines:
     # --- requests, as an internal client would send them ---
 
     def apply(self, request: Message) -> Any:
-        """Carries out a request and wakes whom it concerns. Errors lose their code on the way, as in etcd."""
+        """Carries out a request, and answers waiting calls that it concerns. Errors get code UNKNOWN, as in etcd."""
         turn = self._turn
         try:
             if request.ByteSize() > self._max_request_bytes:
@@ -230,13 +230,13 @@ class WaitingLines:
         return reply
 
     def session_lease(self, lease_id: int) -> int:
-        """The lease to hang a key on: the caller's, or a new one for a caller without."""
+        """The lease to attach a key to: the caller's, or a new one for a caller without a lease."""
         if lease_id:
             return lease_id
         return int(self.apply(rpc_pb2.LeaseGrantRequest(TTL=SESSION_TTL_S)).ID)
 
     def delete_if_created_at(self, key: bytes, create_revision: int) -> Any:
-        """Deletes a key unless it is a later one of the same name; returns the reply of the txn."""
+        """Deletes a key unless it is a later one of the same name. Returns the reply of the txn."""
         delete = rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=key))
         return self.apply(rpc_pb2.TxnRequest(compare=[created_at(key, create_revision)], success=[delete]))
 
@@ -252,9 +252,9 @@ class WaitingLines:
         won: Callable[[], bytes],
         lost: errors.ErrorText,
     ) -> Waiting | None:
-        """Answers `at_once` when the key is first; else waits, for `won` or `lost`.
+        """Answers with `at_once` if the key is first. Otherwise the call waits, and is answered with `won()` or `lost`.
 
-        Raises SERVER_STOPPED when it would have to wait; the key keeps its place then.
+        Raises SERVER_STOPPED if the call would have to wait while the server stops. The key keeps its place then.
         """
         if not self._has_older(prefix, create_revision):
             call.finish(at_once)
@@ -272,7 +272,7 @@ class WaitingLines:
         return any(event.create_revision < create_revision for event in self.keys_below(prefix))
 
     def give_up(self, claim: Claim) -> None:
-        """The call is gone, and with it its place."""
+        """The call has ended without an answer: it leaves its line, and its key is deleted."""
         line = self._lines[claim.prefix]
         last = line.remove(claim)
         self.close_unused(line)
@@ -280,7 +280,7 @@ class WaitingLines:
             self.delete_if_created_at(claim.key, claim.create_revision)
 
     def stop(self, error: errors.ErrorText) -> None:
-        """Answers all who wait. Their keys stay, so that who comes back with its lease in time has kept its place."""
+        """Ends all waiting calls. Their keys stay: a client that comes back with its lease in time keeps its place."""
         self._stopped = error.error()
         for line in list(self._lines.values()):
             line.dismiss(error.error())
@@ -288,11 +288,11 @@ class WaitingLines:
     # --- leaders ---
 
     def leader(self, prefix: bytes) -> Event | None:
-        """Who is first. Cost: O(1) when the line is open, else O(keys below the prefix)."""
+        """The first key. Cost: O(1) if the line is open, otherwise O(keys below the prefix)."""
         line = self._lines.get(prefix)
         if line is not None:
             return line.leader()
-        # The store's order is that of keys, and `min` takes the first of equals: the smallest key.
+        # The store gives keys in order, and `min` takes the first of equals: the smallest key.
         return min(self.keys_below(prefix), key=_create_revision, default=None)
 
     def leader_response(self, leader: Event) -> bytes:
@@ -323,11 +323,11 @@ class WaitingLines:
         if not line.in_use and self._lines.get(line.prefix) is line:
             del self._lines[line.prefix]
             self.machine.unwatch(line.watcher)
-            del line.watcher  # it knows the line: neither is to keep the other
+            del line.watcher  # it refers to the line: neither must keep the other alive
 
 
 def created_at(key: bytes, create_revision: int) -> rpc_pb2.Compare:
-    """Holds for a key that was created at this revision; 0: for a key that does not exist."""
+    """A comparison that holds for a key that was created at this revision; 0: for a key that does not exist."""
     return rpc_pb2.Compare(
         result=rpc_pb2.Compare.EQUAL, target=rpc_pb2.Compare.CREATE, key=key, create_revision=create_revision
     )

@@ -2,16 +2,17 @@
 """Watch: the watchers of one stream, from the hub's publications to WatchResponses.
 
 Laws
-- A watcher's first response is its `created`; its events follow in revision order, each exactly once, those of one
-  revision in one response (unless the watcher asked for fragments).
-- Only durable revisions are shown: publications come through the gate, history is read up to the durable revision.
+- A watcher's first response is its `created`. Its events follow in revision order, each exactly once. The events of one
+  revision are in one response, unless the watcher asked for fragments.
+- Only durable revisions are sent: publications, and history that is not durable yet, pass the gate.
 - A peer that does not read costs bounded memory. When its backlog passes H2_STREAM_SEND_BYTES_MAX its watchers *lag*:
-  live publications pass them by, and once the peer has read, they catch up from history. A watcher is either live (gets
-  publications) or lagging (gets history), and changes sides only when history has brought it to the durable revision.
-- History leaves in pieces of at most WATCH_REPLAY_BYTES_MAX. One turn sends few of them, over all streams together, and
-  each looks at the connection's backlog first; what waits at the gate is not encoded yet. So neither many watchers nor
+  they get no publications, and once the peer has read, they catch up from history. A watcher is either live (gets
+  publications) or lagging (gets history). It becomes live only when history has brought it up to the newest revision.
+- History leaves in pieces of at most WATCH_REPLAY_BYTES_MAX. One turn sends few of them, over all streams together.
+  Each looks at the connection's backlog first. A piece at the gate is not encoded yet. So neither many watchers nor
   many streams of a peer that does not read make more wait for it than one piece above the bound.
-- The stream outlives its watchers and the peer's half-close; only a cancel, a disconnect or a shutdown ends it.
+- The stream outlives its watchers and the peer's half-close. It ends when the peer cancels the call or disconnects, at
+  the call's deadline, when the server stops, and with an error after a malformed request.
 """
 
 from functools import lru_cache
@@ -37,12 +38,12 @@ from lessor.state.watch_hub import (
 
 _WATCH_ID_TAG = b"\x10"  # field 2, a number
 _FRAGMENT = b"\x38\x01"  # field 7, true
-# A piece counts so much at least: history was looked through for it, though little was found.
+# A piece counts for at least so much: history was searched for it, even if little was found.
 _PIECE_COST_BYTES_MIN = 65_536
 
 
 class _Progress(NamedTuple):
-    """A response that says how far a watcher has got, or all of them (None), when nobody has fallen behind since."""
+    """The progress of a watcher, or of all (None). It is sent only if no watcher of the stream has lagged since."""
 
     response: bytes
     watcher: Watcher | None
@@ -50,16 +51,16 @@ class _Progress(NamedTuple):
 
 
 class _Tail(NamedTuple):
-    """History that is not durable yet: the last piece, mostly. Encoded when it leaves; at most one of each watcher."""
+    """A piece of history that is not durable yet, mostly the last. Encoded when it leaves; at most one per watcher."""
 
     watcher: Watcher
     changes: Changes
 
 
 class Pace:
-    """Shares out the history that one turn sends among the streams of one server, in turn.
+    """Shares the history that one turn sends among the streams of one server, one after the other.
 
-    Output is written at the end of the turn, and no backlog shows it before.
+    The bound is needed because output is written at the end of the turn, and no backlog shows it before.
     """
 
     def __init__(self, turn: Turn) -> None:
@@ -94,7 +95,7 @@ class Pace:
 
 
 class Watches:
-    """Opens the watch streams of one server, which share one pace."""
+    """Opens the watch streams of one server, which share one `Pace`."""
 
     def __init__(self, turn: Turn) -> None:
         self.pace = Pace(turn)
@@ -110,11 +111,11 @@ class WatchStream:
         self._core = core
         self._call = call
         self._watchers: dict[int, Watcher] = {}
-        self._behind: set[Watcher] = set()  # those that history is being sent to
+        self._behind: set[Watcher] = set()  # those that are sent history
         self._ready: dict[Watcher, None] = {}  # those of them whose next piece can be sent
         self._tails: set[Watcher] = set()  # those with a piece of history at the gate
         self._falls = 0  # how often a watcher fell behind
-        # Where history left off: what still waits at the gate from before that was told by history already.
+        # The revision at which history left off: earlier publications that still wait at the gate were sent as history.
         self._sent_until: dict[Watcher, int] = {}
         self._next_id = 0
         self._waits_for = 0  # the newest batch that a response of this stream has waited for
@@ -143,7 +144,7 @@ class WatchStream:
                     self._report_progress()
 
     def on_requests_end(self) -> None:
-        """Events go on flowing to a peer that has nothing more to ask; a watch over HTTP works that way."""
+        """Does nothing: a peer that has ended its side still gets events. A watch over HTTP works that way."""
 
     def on_gone(self) -> None:
         for watcher in self._watchers.values():
@@ -163,7 +164,7 @@ class WatchStream:
             self._refuse(errors.COMPACTED.message)
             return
         if self._core.auth.enabled:
-            # Asked once, when the watch begins: as in etcd, what is revoked later ends no watch that is under way.
+            # Checked once, when the watch begins: as in etcd, revoking the right later ends no watch that is under way.
             try:
                 self._core.permit(self._call, request)
             except EtcdError as error:
@@ -228,18 +229,18 @@ class WatchStream:
         self._silent_since.pop(watcher.watch_id, None)
 
     def _report_progress(self) -> None:
-        """Tells how far the stream has got, if all its watchers have got there; else, as etcd 3.6, says nothing."""
+        """Sends the stream's progress if all its watchers are up to date. Otherwise, like etcd 3.6, sends nothing."""
         revision = self._core.machine.revision
         if self._watchers and not any(w.lagging or w.next_revision > revision + 1 for w in self._watchers.values()):
             response = rpc_pb2.WatchResponse(header=self._core.machine.header(), watch_id=-1)
             self._hold(_Progress(response.SerializeToString(), None, self._falls))
 
     def notify_progress(self) -> None:
-        """Tells the watchers that asked for it, and that heard nothing since the last call, how far they have got."""
+        """Sends progress to the watchers that asked for it and were sent nothing since the last call."""
         revision = self._core.turn.durable_revision
         for watch_id, silent_since in self._silent_since.items():
             watcher = self._watchers[watch_id]
-            # Neither behind, nor with an event waiting at the gate, nor waiting for the future.
+            # It does not lag, no event for it waits at the gate, and its start revision is not in the future.
             up_to_date = not watcher.lagging and watcher.next_revision <= revision + 1
             if up_to_date and watcher.next_revision <= silent_since + 1:
                 response = rpc_pb2.WatchResponse(header=self._core.header(revision), watch_id=watch_id)
@@ -257,16 +258,16 @@ class WatchStream:
         self._waits_for = self._core.turn.after_everything(self, payload)
 
     def _follow(self, payload: tuple[bytes, Watcher | None] | _Progress | _Tail) -> None:
-        """Sends what is durable already: at once, or after what the stream has waiting at the gate."""
+        """Sends a durable response: at once, or after the responses of this stream that wait at the gate."""
         self._core.gate.hold(self._waits_for, self, payload)
 
     def deliver(self, payload: Any) -> None:
-        """(Response, watcher that begins with it), history, or a report of progress."""
+        """The gate lets through a (response, watcher that begins with it or None), history, or progress."""
         if isinstance(payload, _Tail):
             self._deliver_tail(payload)
             return
         if isinstance(payload, _Progress):
-            # What it speaks of may have passed a peer by that does not read; then it would be a lie.
+            # If a watcher has lagged since, its peer may not have been sent the events up to that revision.
             if payload.falls == self._falls and (payload.watcher is None or not payload.watcher.cancelled):
                 self._call.send([payload.response])
             return
@@ -276,7 +277,7 @@ class WatchStream:
             self._fall_behind(begins)
 
     def on_changes(self, watchers: list[Watcher], changes: Changes) -> None:
-        """What is new and durable, for some of the watchers."""
+        """The gate lets new changes through, for some of the watchers."""
         sent_until = self._sent_until
         room_bytes = limits.H2_STREAM_SEND_BYTES_MAX - self._call.backlog_bytes
         responses: list[bytes] = []
@@ -324,15 +325,15 @@ class WatchStream:
         self._pace.later(self)
 
     def catch_up(self) -> bool:
-        """The peer has taken some of what waited for it: the stream takes its place among those that catch up."""
+        """The peer has taken some of the backlog: the stream takes its place among those that catch up."""
         self._pace.later(self)
         return False
 
     def send_piece(self) -> tuple[int, bool]:
-        """Sends one watcher, the next in turn, its next piece of history.
+        """Sends the next piece of history to the next watcher that lags.
 
-        Returns its size in bytes, and whether another piece can follow right away; when not, the stream comes back by
-        itself. Cost: of `WatchHub.replay`, and the encoding of one piece.
+        Returns its size in bytes, and whether another piece can follow right away. If not, the stream asks for its next
+        piece itself. Cost: of `WatchHub.replay`, and the encoding of one piece.
         """
         if not self._ready:
             return 0, False
@@ -366,7 +367,7 @@ class WatchStream:
             self._tails.add(watcher)
             self._hold(_Tail(watcher, changes))
             return 0
-        # Nothing that this watcher has to hear first is at the gate: not its beginning, and no earlier history.
+        # No response that has to come before this one is at the gate: neither `created` nor earlier history.
         responses = self._responses(watcher, changes)
         self._send_events(responses, len(history))
         return sum(map(len, responses))
@@ -380,7 +381,7 @@ class WatchStream:
         self._hold((response.SerializeToString(), None))
 
     def _responses(self, watcher: Watcher, changes: Changes) -> list[bytes]:
-        """The response that tells of the changes, which the hub has filtered for this watcher; or its fragments."""
+        """The response with the changes, which the hub has filtered for this watcher; or its fragments."""
         core = self._core
         head = core.machine.header_field(changes.revision) + _watch_id_field(watcher.watch_id)
         fields = changes.fields()
