@@ -114,10 +114,7 @@ class Core:
     # --- the rights of callers: the one place where calls meet state/permissions.py ---
 
     def permit(self, call: Credentials, request: Message) -> None:
-        """Raises EtcdError unless the caller may make the request.
-
-        Call it only while `auth.enabled`: a token that is not valid raises in any case.
-        """
+        """Raises EtcdError unless the caller may make the request. Call it only while `auth.enabled`: it costs time."""
         self.permit_claimed(self.claimed(call), request)
 
     def permit_claimed(self, claimed: Claimed, request: Message) -> None:
