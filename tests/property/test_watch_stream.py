@@ -396,7 +396,7 @@ def test_a_stream_that_goes_takes_its_watchers_along() -> None:
         world.create(where, 0, [], False, False)
     world.settle()
     assert len(world.machine.hub) == len(RANGES)
-    world.stream.on_gone()
+    world.stream.on_over()
     assert len(world.machine.hub) == world.core.metrics.watchers == 0
     assert world.core.watch_streams == set()
 

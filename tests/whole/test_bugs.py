@@ -108,7 +108,7 @@ def test_a_call_that_cannot_be_let_go_of_does_not_keep_others_from_it(
         lost.open(WATCH, framed(CREATE), end=False)
         lost.call(KV + "Put", framed(PUT))
         assert server.call(lambda: server.server.core.metrics.watchers) == 1
-        monkeypatch.setattr(keepalive.KeepAlive, "on_gone", broken)
+        monkeypatch.setattr(keepalive.KeepAlive, "on_over", broken)
     with RawH2(server.address) as another:
         while server.call(lambda: len(server.server._connections)) > 1:
             another.call(KV + "Put", framed(PUT))

@@ -327,20 +327,20 @@ def test_the_kernel_finds_out_about_peers_that_vanished(new_loop: Callable[[], a
 
 
 class StreamHandler:
-    """Stands behind a streaming call, and remembers what it was told."""
+    """Handles a streaming call, and remembers its events."""
 
     def __init__(self, core: Any, call: Any) -> None:
         self.call = call
-        self.told: list[Any] = []
+        self.seen: list[Any] = []
 
     def on_messages(self, messages: list[bytes]) -> None:
-        self.told += messages
+        self.seen += messages
 
     def on_requests_end(self) -> None:
-        self.told.append("end")
+        self.seen.append("end")
 
-    def on_gone(self) -> None:
-        self.told.append("gone")
+    def on_over(self) -> None:
+        self.seen.append("over")
 
 
 def serve(peer: Accepted) -> tuple[list[Any], list[StreamHandler]]:
@@ -449,7 +449,7 @@ def test_a_pipelined_request_that_never_comes_in_whole_is_given_up(late: bytes) 
         assert peer.connection.eof_received()
         await turns(peer)
         assert asked == [PUTS_KEY]
-        assert handlers[0].told[-1] == "gone"
+        assert handlers[0].seen[-1] == "over"
         assert peer.transport.written.startswith(b"HTTP/1.1 200 OK\r\n")
         assert peer.transport.closed
 
@@ -528,7 +528,7 @@ def test_a_json_stream_over_http2_has_no_end_of_its_own_but_its_objects_are_boun
         for _ in range(10):
             peer.receive(frame(frames.DATA, 0, 1, b'{"ID":"7"}'.ljust(900)))
         peer.turn.end()
-        assert len(handlers[0].told) == 10
+        assert len(handlers[0].seen) == 10
         assert replies(peer.transport.written) == {}
         peer.receive(frame(frames.DATA, 0, 1, b'{"ID":"7' + b"7" * 2_000))
         peer.turn.end()

@@ -30,7 +30,7 @@ class WatchCall:
 
     def finish(self, error: EtcdError | None = None) -> None:
         self.end = error
-        self.handler.on_gone()
+        self.handler.on_over()
 
     def wake_when_drained(self, stream: Any) -> None: ...
 
@@ -71,7 +71,7 @@ def test_who_asks_twice_is_told_once() -> None:
 def test_who_has_gone_is_not_told_and_costs_nothing() -> None:
     world = LockWorld()
     call = WatchCall(world)
-    call.handler.on_gone()
+    call.handler.on_over()
     call.told()
     grant(world, 1)
     assert world.machine.lease_events.pending == []

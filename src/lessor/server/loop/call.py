@@ -248,7 +248,7 @@ class StreamHandler(Protocol):
         """The peer sends no more; it may still read."""
         ...
 
-    def on_gone(self) -> None:
+    def on_over(self) -> None:
         """The call has ended, for whatever reason: releases all that the handler holds. Called exactly once."""
         ...
 
@@ -260,7 +260,7 @@ class _Over:
 
     def on_requests_end(self) -> None: ...
 
-    def on_gone(self) -> None: ...
+    def on_over(self) -> None: ...
 
 
 _OVER: Final = _Over()
@@ -403,7 +403,7 @@ class StreamCall:
             self._timer.cancel()
         handler, self._handler = self._handler, _OVER
         try:
-            handler.on_gone()
+            handler.on_over()
         except Exception as error:  # not raised: the connection may have other calls to end
             as_answer(error, self.method.path)
         return True

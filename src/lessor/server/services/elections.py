@@ -144,7 +144,7 @@ class Observe:
             self._prefix = prefix_of(request.name)
             self._lines.observe(self._prefix, self)
 
-    def on_gone(self) -> None:
+    def on_over(self) -> None:
         if self._prefix is not None:
             self._lines.unobserve(self._prefix, self)
             self._prefix = None

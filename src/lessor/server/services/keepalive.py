@@ -145,7 +145,7 @@ class KeepAlive:
     def on_requests_end(self) -> None:
         self._core.gate.hold(self._waits_for, self, None)
 
-    def on_gone(self) -> None:
+    def on_over(self) -> None:
         self._ended = True
 
 

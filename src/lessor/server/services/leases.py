@@ -73,7 +73,7 @@ class LeaseWatch:
             created = leases_pb2.LeaseWatchResponse(header=core.machine.header(), created=True)
             core.turn.after_everything(self, created.SerializeToString())
 
-    def on_gone(self) -> None:
+    def on_over(self) -> None:
         self._core.machine.unwatch_leases(self)
 
     def deliver(self, created: bytes) -> None:

@@ -44,7 +44,7 @@ class SnapshotStream:
         self._snapshots = snapshots
         self._call = call
         self._begun = False
-        self._gone = False
+        self._over = False
         self._awake = asyncio.Event()
 
     def on_messages(self, messages: list[bytes]) -> None:
@@ -53,8 +53,8 @@ class SnapshotStream:
     def on_requests_end(self) -> None:
         self._begin()  # an empty HTTP body is an empty request
 
-    def on_gone(self) -> None:
-        self._gone = True
+    def on_over(self) -> None:
+        self._over = True
         self._awake.set()
 
     def end_now(self, error: EtcdError) -> None:
@@ -96,7 +96,7 @@ class SnapshotStream:
             error = as_answer(problem, self._call.method.path)
         finally:
             self._core.metrics.snapshots -= 1
-        if not self._gone:
+        if not self._over:
             self._call.finish(error)
 
     async def _send_file(self, loop: asyncio.AbstractEventLoop, snapshots: Snapshots, file: BinaryIO) -> None:
@@ -109,7 +109,7 @@ class SnapshotStream:
             digest.update(data)
             return data
 
-        while left_bytes and not self._gone:
+        while left_bytes and not self._over:
             data = await loop.run_in_executor(snapshots.threads, read)
             if not data:
                 raise EtcdError(Code.DATA_LOSS, "snapshot: the copy is shorter than it was")
@@ -119,14 +119,14 @@ class SnapshotStream:
                 left_bytes -= len(piece)
                 replies.append(_reply(piece, left_bytes))
             await self._drained()
-            if not self._gone:
+            if not self._over:
                 self._call.send(replies)
-        if not self._gone:
+        if not self._over:
             self._call.send([_reply(digest.digest(), 0)])
 
     async def _drained(self) -> None:
         """Returns when no more than BACKLOG_BYTES wait for the peer, or the call has ended."""
-        while not self._gone and self._call.backlog_bytes > BACKLOG_BYTES:
+        while not self._over and self._call.backlog_bytes > BACKLOG_BYTES:
             self._awake.clear()
             self._call.wake_when_drained(self)
             with suppress(TimeoutError):

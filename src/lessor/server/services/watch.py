@@ -146,7 +146,7 @@ class WatchStream:
     def on_requests_end(self) -> None:
         """Does nothing: a peer that has ended its side still gets events. A watch over HTTP works that way."""
 
-    def on_gone(self) -> None:
+    def on_over(self) -> None:
         for watcher in self._watchers.values():
             self._core.machine.unwatch(watcher)
         self._core.watch_streams.discard(self)
