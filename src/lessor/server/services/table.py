@@ -34,17 +34,17 @@ from lessor.server.services.watch import Watches
 from lessor.state.machine import StateMachine
 
 
-def small(core: Core, request: Message) -> bytes:
+def apply(core: Core, request: Message) -> bytes:
     """Applies a request whose size needs no check."""
     return core.machine.apply_encoded(request, core.turn.now_s())
 
 
-def long(core: Core, request: Message) -> bytes | Iterator[bytes]:
+def apply_in_pieces(core: Core, request: Message) -> bytes | Iterator[bytes]:
     """Applies a request whose reply may take long to make."""
     return core.machine.apply_in_pieces(request, core.turn.now_s())
 
 
-def sized(core: Core, request: Message) -> bytes:
+def apply_sized(core: Core, request: Message) -> bytes:
     """Applies a request that carries keys and values, within --max-request-bytes."""
     if request.ByteSize() > core.options.max_request_bytes:
         core.machine.check_form(request)  # as in etcd, errors in the request itself come first
@@ -106,16 +106,16 @@ class Services:
 
     def _unary(self) -> dict[str, UnaryHandler]:
         return {
-            "/etcdserverpb.KV/Range": long,
-            "/etcdserverpb.KV/Put": sized,
-            "/etcdserverpb.KV/DeleteRange": sized,
-            "/etcdserverpb.KV/Txn": sized,
-            "/etcdserverpb.KV/Compact": small,
-            "/etcdserverpb.Lease/LeaseGrant": small,
-            "/etcdserverpb.Lease/LeaseRevoke": small,
-            "/etcdserverpb.Lease/LeaseTimeToLive": long,
-            "/etcdserverpb.Lease/LeaseLeases": long,
-            "/etcdserverpb.Maintenance/Alarm": small,
+            "/etcdserverpb.KV/Range": apply_in_pieces,
+            "/etcdserverpb.KV/Put": apply_sized,
+            "/etcdserverpb.KV/DeleteRange": apply_sized,
+            "/etcdserverpb.KV/Txn": apply_sized,
+            "/etcdserverpb.KV/Compact": apply,
+            "/etcdserverpb.Lease/LeaseGrant": apply,
+            "/etcdserverpb.Lease/LeaseRevoke": apply,
+            "/etcdserverpb.Lease/LeaseTimeToLive": apply_in_pieces,
+            "/etcdserverpb.Lease/LeaseLeases": apply_in_pieces,
+            "/etcdserverpb.Maintenance/Alarm": apply,
             "/etcdserverpb.Maintenance/Status": self._downgrades.status,
             "/etcdserverpb.Maintenance/MoveLeader": maintenance.move_leader,
             "/etcdserverpb.Maintenance/Downgrade": self._downgrades.downgrade,
