@@ -58,7 +58,7 @@ class Call(UnaryCall):
     def _send_error(self, error: EtcdError) -> None:
         self._send(error)
 
-    def _turn_away(self) -> Code:
+    def _send_refusal(self) -> Code:
         self._send("refused")
         return Code.UNAVAILABLE
 

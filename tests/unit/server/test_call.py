@@ -271,8 +271,8 @@ def test_a_bug_is_answered_and_counted_once(peer: Any) -> None:
 def test_a_refusal_is_an_end_that_is_counted(peer: Any) -> None:
     call = peer.unary(rpc_pb2.PutRequest(key=b"k"))
     peer.overfull = True
-    assert call.refused()
-    call.refused()
+    assert call.refuse_if_overfull()
+    call.refuse_if_overfull()
     peer.world.settle()
     assert (peer.refused, peer.outcomes) == (1, [])
     assert sum(peer.handled(PUT).values()) == 1

@@ -104,7 +104,7 @@ class UnaryCall:
         """Sends an error, and lets go of the stream or exchange."""
         raise NotImplementedError
 
-    def _turn_away(self) -> Code:
+    def _send_refusal(self) -> Code:
         """Refuses the call, which has changed nothing, and lets go. Returns the code that the call is counted under."""
         raise NotImplementedError
 
@@ -150,12 +150,12 @@ class UnaryCall:
             self.counts.end(Code.CANCELED)
             self._let_go()
 
-    def refused(self) -> bool:
+    def refuse_if_overfull(self) -> bool:
         """Refuses the call if it is `overfull`; returns whether it is."""
         if not self.overfull:
             return False
         if self._close():
-            self.counts.end(self._turn_away())
+            self.counts.end(self._send_refusal())
         return True
 
     # --- from the handler ---

@@ -26,7 +26,7 @@ class Answered(Protocol):
 
     method: Method
 
-    def refused(self) -> bool: ...
+    def refuse_if_overfull(self) -> bool: ...
 
     def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]: ...
 
@@ -77,7 +77,7 @@ async def _make(replies: LongReplies, call: Answered, pieces: Iterator[bytes]) -
     payload: Any
     try:
         async with replies.lock:
-            if call.refused():
+            if call.refuse_if_overfull():
                 return
             steps = call.encode_pieces(pieces)
             while (payload := next(steps)) is None:

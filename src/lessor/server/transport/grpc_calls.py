@@ -95,7 +95,7 @@ class GrpcUnary(UnaryCall):
 
     def _read(self, message: bytes) -> None:
         self._served = True
-        if self.over or self.refused():
+        if self.over or self.refuse_if_overfull():
             return
         try:
             request = self.method.request.FromString(message)
@@ -133,7 +133,7 @@ class GrpcUnary(UnaryCall):
         assert stream is not None
         self._output.end(stream, error, started=False)
 
-    def _turn_away(self) -> Code:
+    def _send_refusal(self) -> Code:
         stream, self._stream = self._stream, None
         assert stream is not None
         self._output.refuse(stream)

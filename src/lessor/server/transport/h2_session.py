@@ -175,13 +175,13 @@ class H2Session(H2Output):
         wait_s = self.h2.look_after_peer(self.core.turn.now_s())
         if not wait_s and self.connection.reading:
             # The process may have stood still while the answer waits in the socket: read the socket first.
-            self.loop.call_soon(self.loop.call_soon, self._let_go)
+            self.loop.call_soon(self.loop.call_soon, self._abort_if_silent)
             return
         # While reading is paused no answer can arrive here: TCP keepalive finds out about a peer that has vanished.
         self._peer_timer = self.loop.call_later(wait_s or limits.GRPC_KEEPALIVE_TIMEOUT_S, self._look_after_peer)
         self.core.turn.flush_later(self.connection)
 
-    def _let_go(self) -> None:
+    def _abort_if_silent(self) -> None:
         if self.h2.look_after_peer(self.core.turn.now_s()):
             self._look_after_peer()
         else:

@@ -240,7 +240,7 @@ class JsonUnary(UnaryCall):
         self._body.clear()
         exchange.reply(*routes.error_answer(error))
 
-    def _turn_away(self) -> Code:
+    def _send_refusal(self) -> Code:
         error = errors.TOO_MANY_REQUESTS.error()
         self._send_error(error)
         return error.code
