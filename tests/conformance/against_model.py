@@ -217,7 +217,7 @@ class Party:
 
 
 class Session:
-    """Servers, each made empty, beside one fresh model. The first server is the one that the others are told from."""
+    """Servers, each made empty, beside one fresh model. The others are compared with the first server."""
 
     def __init__(self, parties: Sequence[Party], min_lease_ttl_s: int) -> None:
         self._began_s = time.monotonic()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real etcdctl, told line by line what to do with a server; what it answers, without what differs between servers.
+"""The real etcdctl, run line by line against a server; its answers, without the parts that differ between servers.
 
     with site("lessor", pki=None) as lessor:
         lessor.run("put a 1")           # Outcome(0, "OK\n", "")
@@ -129,7 +129,7 @@ class Site:
             self._line(line), input=stdin.format_map(self.names) if stdin else "", capture_output=True, text=True,
             env=self._environment, timeout=ANSWER_S_MAX,
         )  # fmt: skip
-        return Outcome(done.returncode, self.told(done.stdout), self.told(_LOG_LINE.sub("", done.stderr)))
+        return Outcome(done.returncode, self.comparable(done.stdout), self.comparable(_LOG_LINE.sub("", done.stderr)))
 
     @contextmanager
     def running(self, line: str) -> Iterator["Running"]:
@@ -144,8 +144,8 @@ class Site:
             finally:
                 process.kill()
 
-    def told(self, text: str) -> str:
-        """An answer without what differs from server to server."""
+    def comparable(self, text: str) -> str:
+        """An answer without the parts that differ from server to server."""
         for own, general in sorted(self._ids.items(), key=lambda pair: -len(pair[0])):
             text = re.sub(rf"(?<![0-9a-zA-Z]){re.escape(own)}(?![0-9a-zA-Z])", general, text)
         # One of fewer digits was padded, or took the space before it along.
@@ -177,13 +177,13 @@ class Running:
         read = [self.process.stdout.readline() for _ in range(count)]
         patience.cancel()
         assert read[-1], f"etcdctl ended, or says no more, after {read}"
-        return self._site.told("".join(read))
+        return self._site.comparable("".join(read))
 
     def interrupt(self) -> Outcome:
         """Ctrl-C; the rest of its output, and its exit code."""
         self.process.send_signal(signal.SIGINT)
         rest, _ = self.process.communicate(timeout=ANSWER_S_MAX)
-        return Outcome(self.process.returncode, self._site.told(rest), "")
+        return Outcome(self.process.returncode, self._site.comparable(rest), "")
 
 
 @contextmanager

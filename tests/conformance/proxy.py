@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TCP proxy that misbehaves when it is told to, in a thread of its own.
+"""A TCP proxy that misbehaves on demand, in a thread of its own.
 
 with Proxy(server.address) as proxy:
     client = Client(proxy.address)

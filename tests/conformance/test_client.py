@@ -125,10 +125,10 @@ def test_a_lease_is_renewed_in_the_background(subject: Subject, client: Client, 
 
 @pytest.mark.slow
 def test_a_revoked_lease_is_lost_to_its_owner(subject: Subject, client: Client) -> None:
-    told: list[LeaseLost] = []
+    losses: list[LeaseLost] = []
 
     def look(error: LeaseLost) -> None:
-        told.append(error)
+        losses.append(error)
         client.get(b"x")  # a callback may call the client
 
     lease = client.lease(subject.min_ttl_s, on_lost=look).grant()
@@ -138,7 +138,7 @@ def test_a_revoked_lease_is_lost_to_its_owner(subject: Subject, client: Client) 
     with pytest.raises(LeaseLost, match="the server says that it has ended"):
         lease.check()
     lease.revoke()
-    assert [error.lease_id for error in told] == [lease_id]
+    assert [error.lease_id for error in losses] == [lease_id]
 
 
 def test_events_are_told_from_the_moment_the_block_begins(client: Client, prefix: bytes) -> None:
@@ -266,8 +266,8 @@ def test_the_same_words_for_tasks(subject: Subject, prefix: bytes) -> None:
         async with AsyncClient(subject.server.address) as client:
             async with client.lease(60) as lease, client.events(prefix, prefix=True) as watch:
                 await asyncio.gather(*(client.put(prefix + b"%d" % number, lease_id=lease.id) for number in range(5)))
-                told = [(await watch.next(timeout_s=10)).type for _ in range(5)]
-            assert told == [Event.PUT] * 5
+                types = [(await watch.next(timeout_s=10)).type for _ in range(5)]
+            assert types == [Event.PUT] * 5
             assert not (await client.get(prefix, prefix=True)).kvs
 
     asyncio.run(main())
@@ -294,10 +294,10 @@ def test_leases_page_by_page_and_what_becomes_of_them(subject: Subject, client: 
     by_time = client.lease_list(key_prefix=prefix, order=LeaseListRequest.REMAINING)
     assert [item.ID for item in next(iter(by_time)).leases] == [ids[1], ids[0], ids[2]]
     revision = client.revoke(ids[0]).header.revision
-    told: list[tuple[int, int, int]] = []
-    while len(told) < 4:
-        told += [(event.type, event.ID, event.revision) for event in next(events).events if event.ID in ids]
-    assert told == [*((LeaseEvent.GRANTED, each, 0) for each in ids), (LeaseEvent.REVOKED, ids[0], revision)]
+    received: list[tuple[int, int, int]] = []
+    while len(received) < 4:
+        received += [(event.type, event.ID, event.revision) for event in next(events).events if event.ID in ids]
+    assert received == [*((LeaseEvent.GRANTED, each, 0) for each in ids), (LeaseEvent.REVOKED, ids[0], revision)]
     events.close()
 
 

@@ -78,7 +78,7 @@ def compacted(subject: Subject, prefix: bytes) -> int:
     return revision
 
 
-# What is asked, and how it fails. Where a request has several faults, the one to be told is the first to be checked.
+# What is asked, and how it fails. If a request has several faults, the one that is checked first is reported.
 CASES: dict[str, tuple[Make, Failure]] = {
     "range without key": (lambda s, p: rpc.RangeRequest(), EMPTY_KEY),
     "range without key but with end": (lambda s, p: rpc.RangeRequest(range_end=b"z"), EMPTY_KEY),

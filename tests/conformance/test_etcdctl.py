@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real etcdctl, whole: every command, at Lessor and at etcd, in plain text and over TLS with client certificates.
 
-A story is a list of lines. It is told to a Lessor and to an etcd that begin alike, and each line's output, errors and
+A story is a list of lines. It is run against a Lessor and an etcd that begin alike, and each line's output, errors and
 exit code must be the same. What is said to a command's stdin stands beside its line. Where the two are different on
 purpose, the line stands in a test of its own, which names both answers.
 """
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 
 
 class Pair(NamedTuple):
-    """Two sites that have been told the same so far."""
+    """Two sites against which the same lines have been run so far."""
 
     lessor: Site
     etcd: Site

@@ -62,8 +62,8 @@ def test_keepalive_of_several_leases_is_a_line_for_each(subject: Subject) -> Non
     first, second = subject.grant(100), subject.grant(200)
     body = f'{{"ID":"{first}"}}{{"ID":{second}}}\n  {{"ID":"12345"}}{{}}{{"ID":"{first}"}}'
     lines = subject.post("/v3/lease/keepalive", body).body.splitlines()
-    told = [(result.get("ID"), result.get("TTL")) for result in (json.loads(line)["result"] for line in lines)]
-    assert told == [
+    renewed = [(result.get("ID"), result.get("TTL")) for result in (json.loads(line)["result"] for line in lines)]
+    assert renewed == [
         (str(first), "100"),
         (str(second), "200"),
         ("12345", None),
@@ -366,9 +366,9 @@ def test_a_watch_is_a_line_per_response_as_it_happens(subject: Subject, prefix: 
         kv |= {"create_revision": first, "mod_revision": first}
         assert event == {"kv": kv}  # PUT is the default, so the type is left out
         second = str(subject.delete(prefix))
-        told = read_line(stream)["result"]
-        assert told["header"]["revision"] == second
-        assert told["events"] == [{"type": "DELETE", "kv": {"key": key, "mod_revision": second}, "prev_kv": kv}]
+        result = read_line(stream)["result"]
+        assert result["header"]["revision"] == second
+        assert result["events"] == [{"type": "DELETE", "kv": {"key": key, "mod_revision": second}, "prev_kv": kv}]
 
 
 def test_a_watch_in_json_replays_history(subject: Subject, prefix: bytes) -> None:

@@ -144,7 +144,7 @@ class Reader:
                 process.kill()
 
     def _begun(self, watches: int) -> bool:
-        """Whether the server has told so many watches of leases that they have begun."""
+        """Whether the server has sent `created` to so many watches of leases."""
         with urlopen(f"http://{self._server.address}/metrics") as metrics:
             sent = re.search(
                 r'msg_sent_total\{.*"Watch",grpc_service="lessorpb.Leases".*\} (\d+)', metrics.read().decode()

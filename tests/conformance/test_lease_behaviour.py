@@ -6,7 +6,7 @@ import pytest
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.grpc_peer import Failure
 from tests.conformance.subject import Subject, end_of, new_lease_id
-from tests.conformance.watch_peer import DELETE, PUT, WatchPeer, told
+from tests.conformance.watch_peer import DELETE, PUT, WatchPeer, seen
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 TTL_S_MAX = 9_000_000_000
@@ -446,7 +446,7 @@ def test_a_lease_that_is_kept_alive_lives_on(subject: Subject, prefix: bytes) ->
     with WatchPeer(subject) as watch:
         watch.create(prefix)
         revision = subject.put(prefix, lease=lease_id)
-        assert told(watch.events(1)) == [(PUT, prefix, revision)]
+        assert seen(watch.events(1)) == [(PUT, prefix, revision)]
         stream = subject.keepalive()
         for _ in range(2):
             subject.pass_time(0.6 * ttl_s)
@@ -455,7 +455,7 @@ def test_a_lease_that_is_kept_alive_lives_on(subject: Subject, prefix: bytes) ->
             assert ttl_s == stream.read().TTL
         stream.cancel()
         subject.pass_time(ttl_s)
-        assert told(watch.events(1)) == [(DELETE, prefix, revision + 1)]
+        assert seen(watch.events(1)) == [(DELETE, prefix, revision + 1)]
         assert subject.server.now_s() - renewed_s >= ttl_s
 
 

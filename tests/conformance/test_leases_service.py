@@ -60,7 +60,7 @@ def begun(stream: Conversation) -> Conversation:
     return stream
 
 
-def told(stream: Conversation, *lease_ids: int, count: int) -> list[tuple[int, int, int, int, int]]:
+def events_of(stream: Conversation, *lease_ids: int, count: int) -> list[tuple[int, int, int, int, int]]:
     """The next events about these leases: (type, id, TTL, keys, revision). Other tests' leases are passed over."""
     found: list[Any] = []
     while len(found) < count:
@@ -107,13 +107,16 @@ def test_what_becomes_of_leases_is_told_as_it_happens(ours: Subject, prefix: byt
     ours.grant(ours.min_ttl_s, short)
     ours.put(prefix, lease=short)
     ours.put(prefix + b"2", lease=long)
-    assert told(stream, long, short, count=2) == [(GRANTED, long, 500, 0, 0), (GRANTED, short, ours.min_ttl_s, 0, 0)]
+    assert events_of(stream, long, short, count=2) == [
+        (GRANTED, long, 500, 0, 0),
+        (GRANTED, short, ours.min_ttl_s, 0, 0),
+    ]
     ours.pass_time(ours.min_ttl_s)
-    (expired,) = told(stream, long, short, count=1)
+    (expired,) = events_of(stream, long, short, count=1)
     assert expired[:4] == (EXPIRED, short, ours.min_ttl_s, 1)
     assert ours.get(prefix) is None
     revision = ours.revoke(long)
-    assert told(stream, long, short, count=1) == [(REVOKED, long, 500, 1, revision)]
+    assert events_of(stream, long, short, count=1) == [(REVOKED, long, 500, 1, revision)]
     assert expired[4] == revision - 1
     stream.cancel()
 
@@ -123,12 +126,12 @@ def test_only_what_comes_after_the_beginning_is_told(ours: Subject) -> None:
     first, second = ours.grant(), ours.grant()
     late = watching(ours)
     ours.revoke(first)
-    assert [event[:2] for event in told(early, first, second, count=3)] == [
+    assert [event[:2] for event in events_of(early, first, second, count=3)] == [
         (GRANTED, first),
         (GRANTED, second),
         (REVOKED, first),
     ]
-    assert [event[:2] for event in told(late, first, second, count=1)] == [(REVOKED, first)]
+    assert [event[:2] for event in events_of(late, first, second, count=1)] == [(REVOKED, first)]
     early.cancel()
     late.cancel()
 
@@ -150,8 +153,8 @@ def test_the_same_over_json(ours: Subject, prefix: bytes) -> None:
             "keys": [base64.b64encode(prefix).decode()],
         }
         revision = ours.revoke(lease_id)
-        told = {"type": "REVOKED", "ID": str(lease_id), "TTL": "600", "key_count": "1", "revision": str(revision)}
-        assert read_line(stream)["result"]["events"] == [told]
+        event = {"type": "REVOKED", "ID": str(lease_id), "TTL": "600", "key_count": "1", "revision": str(revision)}
+        assert read_line(stream)["result"]["events"] == [event]
     refused = ours.post("/v3/lessor/leases/list", {"page_token": "eA=="})
     assert (refused.status, refused.json()["message"]) == (400, errors.INVALID_PAGE_TOKEN.message)
 
@@ -167,7 +170,7 @@ def test_a_watcher_that_does_not_read_is_cut_off_and_told_why(monkeypatch: pytes
         while streams(subject) == 2:
             for _ in range(200):
                 granted.append(subject.grant())
-                assert told(quick, granted[-1], count=1)
+                assert events_of(quick, granted[-1], count=1)
         seen = []
         while not isinstance(response := stream.read(), Failure):
             seen += [event.ID for event in response.events]
@@ -175,7 +178,7 @@ def test_a_watcher_that_does_not_read_is_cut_off_and_told_why(monkeypatch: pytes
         assert seen == granted[: len(seen)]  # without a gap up to where it ends
         again = begun(Conversation(stub, CALL_S_MAX, []))
         last = subject.grant()
-        assert told(again, last, *granted, count=1) == [(GRANTED, last, 600, 0, 0)]
+        assert events_of(again, last, *granted, count=1) == [(GRANTED, last, 600, 0, 0)]
         for each in (stream, quick, again):
             each.cancel()
 
@@ -219,7 +222,7 @@ def test_who_may_watch(locked: As, prefix: bytes) -> None:
     streams = [watching(caller) for caller in (root, everything)]
     root.do(rpc.LeaseGrantRequest(ID=lease_id, TTL=600))
     for stream in streams:
-        assert told(stream, lease_id, count=1) == [(GRANTED, lease_id, 600, 0, 0)]
+        assert events_of(stream, lease_id, count=1) == [(GRANTED, lease_id, 600, 0, 0)]
         stream.cancel()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""v3lockpb.Lock: who gets a lock, when, and what the others are told, by Lessor and by a real etcd."""
+"""v3lockpb.Lock: which call gets a lock, when, and how the others are answered, by Lessor and by a real etcd."""
 
 import base64
 import json

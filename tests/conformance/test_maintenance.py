@@ -63,7 +63,7 @@ def set_alarm(subject: Subject, kind: int, member_id: int | None = None, active:
     return subject.do(rpc.AlarmRequest(action=action, memberID=member, alarm=kind))  # type: ignore[arg-type]
 
 
-def told(reply: Any) -> list[tuple[int, int]]:
+def alarms(reply: Any) -> list[tuple[int, int]]:
     return sorted((alarm.memberID, alarm.alarm) for alarm in reply.alarms)
 
 
@@ -115,17 +115,17 @@ def test_status_follows_the_data(alone: Subject) -> None:
 
 def test_alarms_are_raised_listed_and_taken_back(undisturbed: Subject) -> None:
     member = me(undisturbed)
-    assert told(set_alarm(undisturbed, rpc.NOSPACE)) == [(member, 1)]
-    assert told(set_alarm(undisturbed, rpc.NOSPACE)) == [(member, 1)]
+    assert alarms(set_alarm(undisturbed, rpc.NOSPACE)) == [(member, 1)]
+    assert alarms(set_alarm(undisturbed, rpc.NOSPACE)) == [(member, 1)]
     set_alarm(undisturbed, rpc.CORRUPT, member_id=77)
-    assert told(undisturbed.do(rpc.AlarmRequest())) == sorted([(member, 1), (77, 2)])
-    assert told(undisturbed.do(rpc.AlarmRequest(alarm=rpc.CORRUPT))) == [(77, 2)]
+    assert alarms(undisturbed.do(rpc.AlarmRequest())) == sorted([(member, 1), (77, 2)])
+    assert alarms(undisturbed.do(rpc.AlarmRequest(alarm=rpc.CORRUPT))) == [(77, 2)]
     errors = set(ask(undisturbed, MAINTENANCE + "Status", rpc.StatusRequest()).errors)
     assert errors == {f"memberID:{member} alarm:NOSPACE ", "memberID:77 alarm:CORRUPT "}
     # It takes the exact member; there is no way to mean all.
-    assert told(set_alarm(undisturbed, rpc.NOSPACE, member_id=0, active=False)) == []
-    assert told(set_alarm(undisturbed, rpc.NOSPACE, active=False)) == [(member, 1)]
-    assert told(undisturbed.do(rpc.AlarmRequest())) == [(77, 2)]
+    assert alarms(set_alarm(undisturbed, rpc.NOSPACE, member_id=0, active=False)) == []
+    assert alarms(set_alarm(undisturbed, rpc.NOSPACE, active=False)) == [(member, 1)]
+    assert alarms(undisturbed.do(rpc.AlarmRequest())) == [(77, 2)]
 
 
 @pytest.mark.parametrize(("kind", "refusal"), [(rpc.CORRUPT, CORRUPT), (rpc.NOSPACE, NO_SPACE)])

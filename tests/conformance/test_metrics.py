@@ -152,8 +152,8 @@ def test_watches(alone: Subject) -> None:
 
         moved(alone, watch_twice, {f"{DEBUG}watcher_total": 2})
         assert figures(alone)[f"{DEBUG}watch_stream_total"] == 1
-        told = {f"{DEBUG}events_total": 2.0, f"{DEBUG}slow_watcher_total": 0.0, f"{DEBUG}pending_events_total": 0.0}
-        moved(alone, lambda: alone.put(b"w/1"), told)
+        moves = {f"{DEBUG}events_total": 2.0, f"{DEBUG}slow_watcher_total": 0.0, f"{DEBUG}pending_events_total": 0.0}
+        moved(alone, lambda: alone.put(b"w/1"), moves)
     gone = figures(alone)
     give_up = time.monotonic() + 10
     while gone[f"{DEBUG}watcher_total"] or gone[f"{DEBUG}watch_stream_total"]:

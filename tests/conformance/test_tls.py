@@ -176,11 +176,11 @@ def test_certificates_that_are_accepted(mutual: int, pki: Pki, version: ssl.TLSV
 def test_certificates_that_are_refused(
     kind: str, mutual: int, pki: Pki, version: ssl.TLSVersion, client: str, alerts: set[str]
 ) -> None:
-    told = outcome(mutual, pki.context(client, version))
+    got = outcome(mutual, pki.context(client, version))
     if kind != "etcd" and alerts:
-        assert told in alerts
+        assert got in alerts
     else:
-        assert told in alerts | {CLOSED}
+        assert got in alerts | {CLOSED}
     assert outcome(mutual, pki.context("alice")) == SERVED
 
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch: what a stream of watchers is told, by Lessor and by a real etcd.
+"""Watch: the responses to a stream of watchers, by Lessor and by a real etcd.
 
-"Nothing is told" is never waited for: a test that expects silence makes something happen afterwards that has to be
-told, and sees that it comes next.
+Silence is never waited for: a test that expects it makes something happen afterwards that has to be sent, and sees that
+this comes next.
 """
 
 import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.subject import Subject, end_of
-from tests.conformance.watch_peer import DELETE, PUT, WatchPeer, told
+from tests.conformance.watch_peer import DELETE, PUT, WatchPeer, seen
 
 COMPACTED = "etcdserver: mvcc: required revision has been compacted"
 DUPLICATE_ID = "mvcc: duplicate watch ID provided on the WatchStream"
@@ -39,7 +39,7 @@ def test_created_comes_before_the_history(subject: Subject, watch: WatchPeer, pr
     with watch:
         created = watch.create(prefix, start_revision=revision)
         assert not created.events
-        assert told(watch.events(1)) == [(PUT, prefix, revision)]
+        assert seen(watch.events(1)) == [(PUT, prefix, revision)]
 
 
 def test_ids_count_from_zero_on_each_stream(subject: Subject, watch: WatchPeer, prefix: bytes) -> None:
@@ -92,7 +92,7 @@ def test_an_empty_key_means_the_first_possible_key(subject: Subject, watch: Watc
         watch.create(b"")
         subject.put(b"\0\0")
         revision = subject.put(b"\0")
-        assert told(watch.events(1)) == [(PUT, b"\0", revision)]
+        assert seen(watch.events(1)) == [(PUT, b"\0", revision)]
         subject.delete(b"\0", b"\0\1")
 
 
@@ -119,7 +119,7 @@ def test_a_key_is_watched_alone(subject: Subject, watch: WatchPeer, prefix: byte
         for name in (b"a", b"b\0", b"bb", b"c"):
             subject.put(prefix + name)
         revision = subject.put(prefix + b"b")
-        assert told(watch.events(1)) == [(PUT, prefix + b"b", revision)]
+        assert seen(watch.events(1)) == [(PUT, prefix + b"b", revision)]
 
 
 def test_a_range_has_its_first_key_and_not_its_end(subject: Subject, watch: WatchPeer, prefix: bytes) -> None:
@@ -128,7 +128,7 @@ def test_a_range_has_its_first_key_and_not_its_end(subject: Subject, watch: Watc
         names = [b"a", b"a\xff", b"b", b"b\0", b"c\xff", b"d", b"d\0", b"c"]
         revisions = {name: subject.put(prefix + name) for name in names}
         inside = [name for name in names if b"b" <= name < b"d"]
-        assert told(watch.events(len(inside))) == [(PUT, prefix + name, revisions[name]) for name in inside]
+        assert seen(watch.events(len(inside))) == [(PUT, prefix + name, revisions[name]) for name in inside]
 
 
 def test_an_end_of_one_zero_byte_means_all_following_keys(subject: Subject, watch: WatchPeer, prefix: bytes) -> None:
@@ -165,7 +165,7 @@ def test_without_a_start_only_later_changes_are_told(subject: Subject, watch: Wa
     with watch:
         watch.create(prefix)
         revision = subject.put(prefix, b"after")
-        assert told(watch.events(1)) == [(PUT, prefix, revision)]
+        assert seen(watch.events(1)) == [(PUT, prefix, revision)]
 
 
 def test_a_start_at_the_current_revision_includes_it(subject: Subject, watch: WatchPeer, prefix: bytes) -> None:
@@ -173,7 +173,7 @@ def test_a_start_at_the_current_revision_includes_it(subject: Subject, watch: Wa
     current = subject.put(prefix)
     with watch:
         watch.create(prefix, start_revision=current)
-        assert told(watch.events(1)) == [(PUT, prefix, current)]
+        assert seen(watch.events(1)) == [(PUT, prefix, current)]
 
 
 def test_a_start_at_the_next_revision_includes_that(subject: Subject, watch: WatchPeer, prefix: bytes) -> None:
@@ -181,7 +181,7 @@ def test_a_start_at_the_next_revision_includes_that(subject: Subject, watch: Wat
     with watch:
         watch.create(prefix, start_revision=current + 1)
         assert subject.put(prefix) == current + 1
-        assert told(watch.events(1)) == [(PUT, prefix, current + 1)]
+        assert seen(watch.events(1)) == [(PUT, prefix, current + 1)]
 
 
 def test_a_start_in_the_future_suppresses_what_is_before(subject: Subject, watch: WatchPeer, prefix: bytes) -> None:
@@ -203,7 +203,7 @@ def test_history_comes_in_one_response_with_the_current_revision(
         reply = watch.read()
     # With the subject shared, a lease of another test may have ended meanwhile.
     assert current <= reply.header.revision <= subject.revision
-    assert told(reply.events) == [
+    assert seen(reply.events) == [
         (PUT, prefix + b"b", revisions[0]),
         (PUT, prefix + b"a", revisions[1]),
         (PUT, prefix + b"b", revisions[2]),
@@ -309,7 +309,7 @@ def test_a_delete_of_nothing_is_not_told(subject: Subject, watch: WatchPeer, pre
         watch.create(prefix)
         subject.delete(prefix)
         revision = subject.put(prefix)
-        assert told(watch.events(1)) == [(PUT, prefix, revision)]
+        assert seen(watch.events(1)) == [(PUT, prefix, revision)]
 
 
 def test_versions_begin_anew_after_a_delete(subject: Subject, watch: WatchPeer, prefix: bytes) -> None:
@@ -355,7 +355,7 @@ def test_a_txn_is_one_response_in_the_order_of_its_operations(
         revision = subject.do(rpc.TxnRequest(success=operations)).header.revision
         reply = watch.read()
     assert reply.header.revision == revision
-    assert told(reply.events) == [
+    assert seen(reply.events) == [
         (PUT, prefix + b"z", revision),
         (DELETE, prefix + b"old1", revision),
         (DELETE, prefix + b"old2", revision),
@@ -375,7 +375,7 @@ def test_a_revoked_lease_is_told_as_one_revision_in_key_order(
         revision = subject.revoke(lease)
         reply = watch.read()
     assert reply.header.revision == revision
-    assert told(reply.events) == [(DELETE, prefix + name, revision) for name in (b"a", b"b", b"c")]
+    assert seen(reply.events) == [(DELETE, prefix + name, revision) for name in (b"a", b"b", b"c")]
     assert [(event.prev_kv.value, event.prev_kv.lease) for event in reply.events] == [
         (b"a", lease),
         (b"b", lease),
@@ -397,7 +397,7 @@ def test_an_expired_lease_is_told_as_one_revision_in_key_order(
         subject.pass_time(subject.min_ttl_s)
         reply = watch.read()
     assert reply.header.revision == before + 1 == subject.revision
-    assert told(reply.events) == [(DELETE, prefix + name, before + 1) for name in (b"a", b"b", b"c")]
+    assert seen(reply.events) == [(DELETE, prefix + name, before + 1) for name in (b"a", b"b", b"c")]
     assert [event.prev_kv.lease for event in reply.events] == [lease] * 3
 
 
@@ -483,7 +483,7 @@ def test_filters_work_within_a_revision(subject: Subject, watch: WatchPeer, pref
         put = rpc.RequestOp(request_put=rpc.PutRequest(key=prefix + b"b"))
         delete = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=prefix + b"a"))
         revision = subject.do(rpc.TxnRequest(success=[put, delete])).header.revision
-        assert told(watch.read().events) == [(DELETE, prefix + b"a", revision)]
+        assert seen(watch.read().events) == [(DELETE, prefix + b"a", revision)]
 
 
 def _write_three_large(subject: Subject, prefix: bytes) -> int:
@@ -555,7 +555,7 @@ def test_each_watcher_of_a_stream_is_told_what_it_watches(subject: Subject, watc
             replies = [watch.read(), watch.read()]
             ids = {reply.watch_id for reply in replies}
             assert ids == {0 if name == b"a" else 1, 2}
-            assert [told(reply.events) for reply in replies] == [[(PUT, prefix + name, revision)]] * 2
+            assert [seen(reply.events) for reply in replies] == [[(PUT, prefix + name, revision)]] * 2
 
 
 @pytest.mark.slow
@@ -597,7 +597,7 @@ def test_an_id_can_be_used_again_after_its_cancel(subject: Subject, watch: Watch
         assert watch.create(prefix + b"new", watch_id=5).watch_id == 5
         subject.put(prefix + b"old")
         revision = subject.put(prefix + b"new")
-        assert told(watch.events(1)) == [(PUT, prefix + b"new", revision)]
+        assert seen(watch.events(1)) == [(PUT, prefix + b"new", revision)]
 
 
 def test_ids_given_by_the_server_are_not_given_again(watch: WatchPeer, prefix: bytes) -> None:

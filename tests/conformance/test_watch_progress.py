@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch: how far a stream has got, told when asked for and from time to time, by Lessor and by a real etcd."""
+"""Watch: the progress of a stream, sent on request and from time to time, by Lessor and by a real etcd."""
 
 import pytest
 
 from tests.conformance.subject import Subject
-from tests.conformance.watch_peer import PUT, WatchPeer, told
+from tests.conformance.watch_peer import PUT, WatchPeer, seen
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_progress_comes_after_the_events_it_speaks_of(subject: Subject, watch: W
             watch.ask_progress()
             if not subject.like(3, 6):
                 continue  # 3.5 lets progress overtake events (issue 15220 of etcd)
-            assert told(watch.read().events) == [(PUT, prefix, revision)]
+            assert seen(watch.read().events) == [(PUT, prefix, revision)]
             reply = watch.read()
             assert (reply.watch_id, reply.header.revision) == (-1, revision)
 

@@ -8,7 +8,7 @@ import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.subject import Subject, end_of
-from tests.conformance.watch_peer import DELETE, PUT, WatchPeer, told
+from tests.conformance.watch_peer import DELETE, PUT, WatchPeer, seen
 
 KEYS = 6
 WRITERS = 3
@@ -18,7 +18,7 @@ Told = tuple[int, bytes, int]
 
 
 def _write(subject: Subject, prefix: bytes, seed: int) -> list[Told]:
-    """Random writes; returns what they have to be told as, by the server's replies."""
+    """Random writes; returns the events that watchers have to be sent for them, by the server's replies."""
     chance = random.Random(seed)
     log: list[Told] = []
     for _ in range(WRITES):
@@ -38,7 +38,7 @@ def _write(subject: Subject, prefix: bytes, seed: int) -> list[Told]:
 
 
 def _watch(subject: Subject, prefix: bytes, first: int, seed: int, last_key: bytes) -> tuple[int, bytes, list[Told]]:
-    """Begins somewhere while others write; returns where it began, its range's first key, and what it was told."""
+    """Watches while others write; returns where it began, its range's first key, and the events that it was sent."""
     chance = random.Random(seed)
     low = prefix + (b"%d" % chance.randrange(KEYS) if chance.random() < 0.5 else b"")
     start = chance.choice([0, first, subject.revision, subject.revision + chance.randrange(20)])
@@ -49,7 +49,7 @@ def _watch(subject: Subject, prefix: bytes, first: int, seed: int, last_key: byt
             reply = watch.read()
             revisions = [event.kv.mod_revision for event in reply.events]
             assert reply.header.revision >= revisions[-1]
-            events += told(reply.events)
+            events += seen(reply.events)
     return start or created.header.revision + 1, low, events
 
 

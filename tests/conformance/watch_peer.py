@@ -67,6 +67,6 @@ class WatchPeer:
         return found
 
 
-def told(events: Any) -> list[tuple[int, bytes, int]]:
-    """What matters of events: (type, key, revision)."""
+def seen(events: Any) -> list[tuple[int, bytes, int]]:
+    """The events as (type, key, revision)."""
     return [(event.type, event.kv.key, event.kv.mod_revision) for event in events]

@@ -161,35 +161,36 @@ def _posted(side: Side, step: Posted) -> Any:
     return [_reply(side, method, request, json.loads(line)) for line in lines]
 
 
-def _reply(side: Side, method: Method, request: Message | None, told: Any) -> Any:
-    if "error" in told:
-        return told["error"]["code"]
-    told = told.get("result", told)
-    message = json_format.ParseDict(told, method.response())
+def _reply(side: Side, method: Method, request: Message | None, parsed: Any) -> Any:
+    if "error" in parsed:
+        return parsed["error"]["code"]
+    parsed = parsed.get("result", parsed)
+    message = json_format.ParseDict(parsed, method.response())
     if request is not None:
         side.now.learn(request, message)
     if method.service != "etcdserverpb.KV":
         return plain(message)
     for name in ("cluster_id", "member_id", "raft_term"):
-        told["header"].pop(name)
-    return _plain_leases(told)
+        parsed["header"].pop(name)
+    return _plain_leases(parsed)
 
 
-def _plain_leases(told: Any) -> Any:
-    if isinstance(told, list):
-        return [_plain_leases(inner) for inner in told]
-    if not isinstance(told, dict):
-        return told
+def _plain_leases(parsed: Any) -> Any:
+    if isinstance(parsed, list):
+        return [_plain_leases(inner) for inner in parsed]
+    if not isinstance(parsed, dict):
+        return parsed
     return {
-        name: str(plain_lease(int(inner))) if name == "lease" else _plain_leases(inner) for name, inner in told.items()
+        name: str(plain_lease(int(inner))) if name == "lease" else _plain_leases(inner)
+        for name, inner in parsed.items()
     }
 
 
 def _error(reply: bytes, body: str = "") -> Any:
-    told = json.loads(reply)
-    text = told["message"]
+    parsed = json.loads(reply)
+    text = parsed["message"]
     own_words = _OWN_WORDS.search(text) or "\\ud" in body
-    return told["code"], "wording" if own_words else text.replace("\u00a0", " ")
+    return parsed["code"], "wording" if own_words else text.replace("\u00a0", " ")
 
 
 def _asked(side: Side, step: Asked) -> Any:

@@ -2,11 +2,11 @@
 """The area of locks and elections: three clients with a lease each, two names, calls that wait.
 
 After each step the player looks at the keys below each name. A waiting call whose key is the oldest has to be answered,
-and is waited for; the others must not be. So what is noted does not depend on how quick a server is: the answers, and
-all keys with their revisions after each step.
+and is waited for; the others must not be. The answers are noted, and all keys with their revisions after each step. So
+the notes do not depend on how quick a server is.
 
-A client has at most one call under way for a name. What two would get is different and better (docs/compatibility.md),
-and so is what a call is told whose key goes while it waits: it is not noted.
+A client has at most one call under way for a name. Two calls would get different answers, better than etcd's
+(docs/compatibility.md). So does a call whose key goes while it waits: its answer is not noted.
 """
 
 import time

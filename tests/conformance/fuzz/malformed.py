@@ -136,15 +136,15 @@ def _framed(side: Side, step: Framed) -> Any:
             answered += frame.payload if frame.kind == 0 else b""
             if frame.ends:
                 break
-    told = {name: text for block in blocks for name, text in block.items()}
-    return _note(told, answered)
+    fields = {name: text for block in blocks for name, text in block.items()}
+    return _note(fields, answered)
 
 
-def _note(told: dict[str, str], answered: bytes) -> Any:
-    status = told.get("grpc-status")
+def _note(fields: dict[str, str], answered: bytes) -> Any:
+    status = fields.get("grpc-status")
     if status is None:
-        return told.get(":status")
-    return status, _text(told.get("grpc-message", "")), bool(answered)
+        return fields.get(":status")
+    return status, _text(fields.get("grpc-message", "")), bool(answered)
 
 
 def _text(text: str) -> str:
@@ -222,7 +222,7 @@ _headers = st.one_of(
     st.sampled_from(({"key_bin": "AAA"}, {"token": ""}, {"hasleader": "true"}, {"hasleader": "x"})),
 )
 _RANGE = Framed("/etcdserverpb.KV/Range", b"\x0a\x01a", 0, 0, "POST", {})
-# One fault at a time: which of two is told does not matter.
+# One fault at a time: which of two faults is reported does not matter.
 _framed_steps = st.one_of(
     st.sampled_from(_PATHS).map(lambda path: _RANGE._replace(path=path)),
     st.sampled_from((b"", b"\x0a")).map(lambda message: _RANGE._replace(message=message)),

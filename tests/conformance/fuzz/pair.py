@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real etcd and a Lessor side by side, brought to the same state again and again, and told apart.
+"""A real etcd and a Lessor side by side, brought to the same state again and again, and compared.
 
 `level` takes away keys, leases, alarms, users and roles on both sides and writes until both are at the same revision,
 compacted there. From then on the same bytes mean the same to both, so requests need no translation, not even malformed
-ones. An area plays a sequence of steps on one side after the other and notes what it is told; `tell_apart` compares
-the notes.
+ones. An area plays a sequence of steps on one side after the other and notes the answers; `tell_apart` compares the
+notes.
 """
 
 import time

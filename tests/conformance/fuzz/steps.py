@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the areas of the fuzzer share: the numbers of the moment in requests, and steps and answers that can be read.
+"""Shared by the areas of the fuzzer: the numbers of the moment in requests, and steps and answers that can be read.
 
 A step is a NamedTuple of numbers, bytes and protobuf messages. `code_of` writes it as Python, so that what the fuzzer
 found can be pasted into a test. Revisions in a step are placeholders (`tests/property/strategies.py`): `Now` replaces
-them by what the server under test has told last, which is the same on both sides until they differ.
+them by the revisions that the server has reported last, which are the same on both sides until they differ.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ IDS_DRAWN_MIN = 1 << 40  # an id that a server drew is larger, and those that th
 
 
 class Now:
-    """What one server has told of its revisions while a sequence runs."""
+    """The revisions that one server has reported while a sequence runs."""
 
     def __init__(self, revision: int) -> None:
         self.current = self.compacted = revision

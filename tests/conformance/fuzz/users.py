@@ -55,14 +55,14 @@ class KeepAlive(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Opens a watch, reads what it is told at first, and ends the stream."""
+    """Opens a watch, reads its first response, and ends the stream."""
 
     actor: str
     request: Any
 
 
-# Whose rules are newer than 3.5.1: what may be done with leases and their keys, transactions, what a refused watch is
-# told, who may compact, look after the server or ask how it is.
+# Steps whose rules are newer than 3.5.1: about leases and their keys, transactions, the error of a refused watch, and
+# the right to compact, to maintain the server and to ask for its status.
 _NEWER = (
     Watch,
     KeepAlive,

@@ -3,8 +3,8 @@
 
 What may differ is taken out like this. How events are spread over responses: they are put together again for each
 watcher, in order. When a past is caught up with: before a compaction, a cancellation and the end, everything that is
-due is waited for (`_settle`), since a cancellation may overtake events in etcd. Whether and when progress is told: what
-it says must be true, which is checked on each side by itself. Revisions in the headers of events: not less than the
+due is waited for (`_settle`), since a cancellation may overtake events in etcd. Whether and when progress is sent: it
+must be true, which is checked on each side by itself. Revisions in the headers of events: not less than the
 events'. The sentinel's own events, since those of one revision reach several watchers in any order.
 """
 
@@ -81,7 +81,7 @@ class Nothing(NamedTuple):
 
 
 class Stream:
-    """A watch stream that is read all the time. A sentinel watcher tells when what was written has been told."""
+    """A watch stream that is read all the time. A sentinel watcher shows when all writes have been sent."""
 
     def __init__(self, side: Side) -> None:
         self._talk: Conversation = side.subject.conversation("etcdserverpb.Watch/Watch", 120.0)
@@ -195,7 +195,7 @@ class Player:
             stream.says_nothing = True
 
     def _settle(self) -> None:
-        """Returns when every watcher has been told what there is to tell."""
+        """Returns when every watcher has been sent all its events."""
         for stream in self.streams:
             if stream.catching_up:
                 self._caught_up(stream)
@@ -226,7 +226,7 @@ class Player:
         assert stream.says_nothing, "no progress is told, though nothing is waited for"
 
     def _told(self, stream: Stream) -> list[Any]:
-        """What the stream has told, in a form that is the same whenever it is right."""
+        """The responses of the stream, in a form that is the same whenever they are right."""
         controls: list[Any] = []
         logs: list[list[Any]] = []
         open_logs: dict[int, list[Any]] = {}
