@@ -91,10 +91,10 @@ def test_a_clean_stop_keeps_remaining_ttls_exact(tmp_path: Path) -> None:
     stopped_at = time.monotonic()
     clean, saved_s = saved(tmp_path / "data", RENEWED)
     assert clean
-    # Exact as far as can be told from outside: renewal and stop each took a moment.
+    # As exact as an outside view allows: renewal and stop each took a moment.
     assert LONG_TTL_S - (stopped_at - renewing_at) <= saved_s <= LONG_TTL_S - (stopping_at - renewed_at) + 0.2
     assert told_s - (stopped_at - stopping_at) <= saved_s + 0.2
-    assert saved_s < told_s + 1  # whole seconds were told
+    assert saved_s < told_s + 1  # the reply was in whole seconds
     time.sleep(2)  # down time, which does not count
     starting_at = time.monotonic()
     server.start()

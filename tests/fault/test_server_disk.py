@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk that fails under a running server: nobody is told of a write that is lost, and the server goes."""
+"""A disk that fails under a running server: no client gets an answer to a lost write, and the server stops."""
 
 import itertools
 import logging

@@ -122,8 +122,8 @@ class World:
     def answered(self) -> list[str]:
         """The names of the questions to which there is an answer."""
         readable, _, _ = select.select(list(self.sockets.values()), [], [], 0)
-        told = [name for name, connection in self.sockets.items() if connection in readable]
-        return told + [name for name, future in self.pending.items() if future.done()]
+        ready = [name for name, connection in self.sockets.items() if connection in readable]
+        return ready + [name for name, future in self.pending.items() if future.done()]
 
     def close(self) -> None:
         for stream in self.streams:

@@ -115,7 +115,7 @@ class Story:
 
     def check(self) -> None:
         loaded = self.engine.load()
-        # A loss of power may bring back what was deleted as superfluous: nobody was told of that.
+        # A loss of power may bring back rows that were deleted as dead: no reply spoke of that.
         assert [row for row in loaded.events if not (self.lost_power and row[:2] in self.dead)] == self.events
         assert list(loaded.leases) == sorted(row for row in self.leases.values() if not row[3])
         assert (loaded.meta.batch, loaded.meta.clock_s, loaded.meta.clean) == (self.number, self.now_s, self.clean)

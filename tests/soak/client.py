@@ -5,7 +5,7 @@ at random, while leases are kept, keys watched, a lock passed around and an inst
     python -m tests.soak.client --seconds 600 --server lessor
 
 The faults leave the server reachable again and again within every TTL, so what has to hold at the end is: no lease was
-lost, every watch told every event once and in order, no two held the lock at once, the registration never had to come
+lost, every watch got every event once and in order, no two held the lock at once, the registration never had to come
 back, and after closing no task, thread or socket is left. Not 0 when one of them does not hold.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs of ours, made on purpose: whoever met one is told, on every kind of call, and nobody else notices."""
+"""Bugs of ours, made on purpose: on every kind of call the call that meets one is answered, and no other notices."""
 
 import json
 import logging

@@ -2,7 +2,7 @@
 """Our command line and the real etcdctl, side by side: the same line against the same etcd, everything compared.
 
 Each case sets the scene (the same keys and one lease), runs etcdctl, sets the scene again, runs ours. Stdout, stderr
-and exit code must be equal after `told`: revisions count from the scene, ids that a server chose and remaining seconds
+and exit code must be equal after `comparable`: revisions count from the scene, ids that a server chose and seconds left
 are blanked, and of etcdctl's stderr the log lines are left out. The cases where we differ on purpose are at the end,
 with what both say.
 
@@ -68,9 +68,9 @@ class Scene:
 
     def outcome(self, command: list[str], args: list[str], stdin: bytes) -> Outcome:
         done = subprocess.run([*command, *args], input=stdin, capture_output=True, env=self.environment(), timeout=30)
-        return done.returncode, self.told(done.stdout), self.told(errors(done.stderr))
+        return done.returncode, self.comparable(done.stdout), self.comparable(errors(done.stderr))
 
-    def told(self, output: bytes) -> str:
+    def comparable(self, output: bytes) -> str:
         """Output with what differs from run to run taken out."""
         text = output.decode("utf-8", "backslashreplace")
         text = re.sub(
@@ -326,7 +326,7 @@ def test_a_watch_of_the_past(scene: Scene, output_format: str, options: list[str
     last = re.compile(pattern)
     theirs, _ = until([str(scene.etcdctl), *line], last, scene.environment())
     ours, exit_code = until([*OURS, *line], last, scene.environment())
-    assert scene.told(ours) == scene.told(theirs)
+    assert scene.comparable(ours) == scene.comparable(theirs)
     assert len(ours) > 80
     assert exit_code == 130
 

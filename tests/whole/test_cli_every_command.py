@@ -3,8 +3,8 @@
 
 One table. Each row is run against Lessor in all its formats, and against a real etcd in the first two: the scene is
 set, etcdctl runs, the scene is set again, our command runs in this process. Exit code, stdout and stderr must be the
-same after `told`, which blanks what the server chooses (ids, remaining seconds, sizes, durations) and counts revisions
-from the scene. A test holds that no command of etcdctl is missing in the table.
+same after `comparable`, which blanks the server's choices (ids, remaining seconds, sizes, durations) and counts
+revisions from the scene. A test holds that no command of etcdctl is missing in the table.
 
 The details of single commands, and where we differ on purpose: test_cli_*_beside_etcdctl.py.
 """
@@ -188,20 +188,24 @@ class Pair:
         scene = self.scene(row.line)
         command = [str(scene.etcdctl), "-w", output_format, *self.args(row.line)]
         done = subprocess.run(command, input=row.stdin, capture_output=True, env=scene.environment(), timeout=30)
-        return done.returncode, self.told(row, done.stdout, output_format), self.told(row, errors(done.stderr), "")
+        return (
+            done.returncode,
+            self.comparable(row, done.stdout, output_format),
+            self.comparable(row, errors(done.stderr), ""),
+        )
 
     def ours(self, row: Row, output_format: str, capture: pytest.CaptureFixture[bytes]) -> Outcome:
         capture.readouterr()
         exit_code = main.run(["-w", output_format, *self.args(row.line)])
         said = capture.readouterr()
-        return exit_code, self.told(row, said.out, output_format), self.told(row, said.err, "")
+        return exit_code, self.comparable(row, said.out, output_format), self.comparable(row, said.err, "")
 
-    def told(self, row: Row, output: bytes, output_format: str) -> str:
+    def comparable(self, row: Row, output: bytes, output_format: str) -> str:
         """What a program said, with what differs from run to run taken out."""
         if output_format == "protobuf":
             # Of a reply that etcdctl prints in part, or whose text is a sentence, only the exit code counts.
             output = str(row.reply.FromString(output)).encode() if row.reply and output else b""
-        text = self.scene(row.line).told(output)
+        text = self.scene(row.line).comparable(output)
         text = re.sub(
             r"\brevision: (\d+)", lambda found: f"revision: {int(found[1]) - self.scene(row.line).base}", text
         )
@@ -262,7 +266,7 @@ def test_same_until_ctrl_c(pair: Pair, line: str, output_format: str) -> None:
         output, code = until(
             [*command, "-w", output_format, *pair.args(line)], re.compile(ENDLESS[line]), pair.keys.environment()
         )
-        text = re.sub(r"(?<=[Le]/)[0-9a-f]+", "ID", pair.keys.told(output))
+        text = re.sub(r"(?<=[Le]/)[0-9a-f]+", "ID", pair.keys.comparable(output))
         text = re.sub(r'"key":"[^"]*"|"lease":\d+|,"count":1', "", text)
         printed.append((text, code if line.startswith(ENDS_WELL) else 0))
     assert printed[1] == printed[0]

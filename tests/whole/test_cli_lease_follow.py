@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lease events over lost connections: what is told afterwards, that nothing is told twice, when it is given up."""
+"""Lease events over lost connections: which are sent afterwards, that none is sent twice, when the client stops."""
 
 import asyncio
 import re
@@ -54,7 +54,7 @@ def test_an_id_that_has_another_ttl_is_another_lease() -> None:
 def test_what_is_told_is_a_history_that_can_have_been(happened: list[tuple[int, str]], data: st.DataObject) -> None:
     """Each step grants a lease or, when it lives, ends it: seen over the first connection, in the gap, or held back."""
     happened = sorted(happened, key=lambda step: WHEN.index(step[1]))
-    ledger, living, told = Ledger(), set[int](), []
+    ledger, living, followed = Ledger(), set[int](), []
     ledger.catch_up({}, [])
     held: list[leases_pb2.LeaseEvent] = []
     looks = {lease_id: data.draw(st.integers(0, 9)) for lease_id in range(1, 5)}  # when the list looks at each
@@ -70,7 +70,7 @@ def test_what_is_told_is_a_history_that_can_have_been(happened: list[tuple[int, 
         living ^= {lease_id}
         if when == "seen":
             ledger.note([step])
-            told.append(step)
+            followed.append(step)
         elif when == "held":
             held.append(step)
         else:
@@ -79,7 +79,7 @@ def test_what_is_told_is_a_history_that_can_have_been(happened: list[tuple[int, 
     unseen = ledger.catch_up(listed, held)
     assert set(ledger.living or {}) == living
     alive = set[int]()
-    for step in [*told, *unseen, *held]:
+    for step in [*followed, *unseen, *held]:
         assert (step.ID not in alive) == (step.type == GRANTED), "granted and ended in turns, nothing twice"
         alive ^= {step.ID}
     assert alive == living
@@ -145,11 +145,11 @@ class Watching:
 
     def __init__(self, server: InProcessServer) -> None:
         self._server = server
-        self.told: asyncio.Queue[leases_pb2.LeaseEvent | str] = asyncio.Queue()
+        self.received: asyncio.Queue[leases_pb2.LeaseEvent | str] = asyncio.Queue()
 
     def _tell(self, response: leases_pb2.LeaseWatchResponse) -> None:
         for each in response.events:
-            self.told.put_nowait(each)
+            self.received.put_nowait(each)
 
     async def follow(self) -> None:
         async with self._server.async_client() as client:
@@ -157,16 +157,16 @@ class Watching:
             async def attempt(begun: Callable[[], None]) -> None:
                 def well() -> None:
                     begun()
-                    self.told.put_nowait("begun")
+                    self.received.put_nowait("begun")
 
                 await follower.follow(well)
 
             follower = Follower(client, self._tell)
-            await resumed(attempt, lambda error: self.told.put_nowait("lost"))
+            await resumed(attempt, lambda error: self.received.put_nowait("lost"))
 
     async def next(self) -> tuple[str, int] | str:
         async with asyncio.timeout(WAIT_S_MAX):
-            what = await self.told.get()
+            what = await self.received.get()
         return what if isinstance(what, str) else (leases_pb2.LeaseEvent.Type.Name(what.type), what.ID)
 
 
@@ -175,7 +175,7 @@ def test_what_happened_while_there_was_no_connection_is_told_afterwards(server: 
         watching = Watching(server)
         server._apply(*(rpc_pb2.LeaseGrantRequest(ID=number, TTL=60) for number in (1, 2)))
         task = asyncio.create_task(watching.follow())
-        assert await watching.next() == "begun"  # what was there before is not told
+        assert await watching.next() == "begun"  # leases that were there before are not sent
         server._apply(rpc_pb2.LeaseGrantRequest(ID=3, TTL=60))
         assert await watching.next() == ("GRANTED", 3)
         with server.refuse_connections():
@@ -189,7 +189,7 @@ def test_what_happened_while_there_was_no_connection_is_told_afterwards(server: 
         assert await watching.next() == "begun"
         server._apply(rpc_pb2.LeaseRevokeRequest(ID=1))
         assert await watching.next() == ("REVOKED", 1)
-        assert watching.told.empty()
+        assert watching.received.empty()
         task.cancel()
 
     asyncio.run(main())
@@ -198,7 +198,7 @@ def test_what_happened_while_there_was_no_connection_is_told_afterwards(server: 
 def test_what_comes_while_the_list_is_made_waits_for_it(
     server: InProcessServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only after a lost connection: at the beginning there is nothing to be told before."""
+    """Only after a lost connection: at the beginning no event was sent before."""
     may_list = asyncio.Event()
     lease_list = AsyncClient.lease_list
 
@@ -231,7 +231,7 @@ def test_what_comes_while_the_list_is_made_waits_for_it(
             grant(2)
         await until_watched()
         grant(3)
-        assert watching.told.empty()
+        assert watching.received.empty()
         may_list.set()
         assert [await watching.next() for _ in range(3)] == ["begun", ("GRANTED", 2), ("GRANTED", 3)]
         task.cancel()

@@ -192,8 +192,8 @@ def test_events_as_they_happen(ours: AnyServer) -> None:
         for name, expected in lines.items():
             stdout = watches[name].stdout
             assert stdout is not None
-            told = "".join(stdout.readline() for _ in expected.splitlines())
-            assert re.sub(r'(evision"? ?:? ?)[0-9]+', r"\1_", told) == expected
+            printed = "".join(stdout.readline() for _ in expected.splitlines())
+            assert re.sub(r'(evision"? ?:? ?)[0-9]+', r"\1_", printed) == expected
     finally:
         for process in watches.values():
             process.kill()
@@ -201,7 +201,7 @@ def test_events_as_they_happen(ours: AnyServer) -> None:
 
 
 async def lease_watches(client: AsyncClient) -> int:
-    """How many watches the server has begun: as many as `created` could be told to."""
+    """How many watches of leases the server has begun: each was sent `created`."""
     from urllib.request import urlopen
 
     endpoint = client.channel.endpoints[0]

@@ -39,7 +39,7 @@ def threads() -> list[str]:
 
 
 def until_gone(name: str) -> None:
-    """Waits for a thread that has been told to end."""
+    """Waits for a thread that has been asked to end."""
     give_up = time.monotonic() + 20
     while name in threads():
         assert time.monotonic() < give_up
@@ -57,9 +57,9 @@ def in_child(work: Any) -> str:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        told = pipe.read()
+        answer = pipe.read()
     os.waitpid(child, 0)
-    return told
+    return answer
 
 
 def test_the_thread_begins_with_the_first_call_and_ends_with_the_client(server: InProcessServer) -> None:
@@ -107,9 +107,9 @@ def test_after_a_fork_the_client_says_so(server: InProcessServer) -> None:
         return "left"
 
     with Client(server.address) as client, client.lease(30) as lease:
-        told = in_child(use)
-        assert f"process {os.getpid()}'s" in told
-        assert "make a new one" in told
+        answer = in_child(use)
+        assert f"process {os.getpid()}'s" in answer
+        assert "make a new one" in answer
         assert in_child(leave) == "left"
         assert client.time_to_live(lease.id).TTL > 0  # the parent's lease is the parent's
         client.put("parent")

@@ -43,7 +43,7 @@ async def set_up(address: str) -> None:
         await client.call(AUTH + "AuthEnable", rpc.AuthEnableRequest())
 
 
-async def told(address: str, path: str, request: Any, user: str | None) -> str:
+async def answer_to(address: str, path: str, request: Any, user: str | None) -> str:
     """The error's text, or "" for a reply or another error than one about rights."""
     login = {"user": user, "password": "p"} if user else {}
     async with AsyncClient(address, **login) as client:  # type: ignore[arg-type]
@@ -66,13 +66,13 @@ def test_who_may_do_what(tmp_path: Path) -> None:
     with in_process(tmp_path, "--bcrypt-cost=4") as server:
         run(set_up(server.address))
         for path, request in ROOT_ONLY:
-            assert run(told(server.address, path, request, None)) == empty, path
-            assert run(told(server.address, path, request, "guest")) == denied, path
-            assert run(told(server.address, path, request, "root")) not in (empty, denied), path
+            assert run(answer_to(server.address, path, request, None)) == empty, path
+            assert run(answer_to(server.address, path, request, "guest")) == denied, path
+            assert run(answer_to(server.address, path, request, "root")) not in (empty, denied), path
         for path, request in SIGNED_IN:
-            assert run(told(server.address, path, request, None)) == empty, path
+            assert run(answer_to(server.address, path, request, None)) == empty, path
             for user in ("guest", "root"):
-                assert run(told(server.address, path, request, user)) == "", path
+                assert run(answer_to(server.address, path, request, user)) == "", path
 
 
 @pytest.mark.slow

@@ -136,10 +136,10 @@ def test_time_counts_from_when_the_request_was_sent() -> None:
 
 def test_a_lease_that_the_server_has_ended_is_lost_at_once_and_the_others_are_not() -> None:
     lessor = Lessor(ttl_s=30)
-    told: list[LeaseLost] = []
+    losses: list[LeaseLost] = []
 
     async def main(client: AsyncClient) -> None:
-        lease, other = await client.lease(30, on_lost=told.append).grant(), await client.lease(30).grant()
+        lease, other = await client.lease(30, on_lost=losses.append).grant(), await client.lease(30).grant()
         lease_id = lease.id
         del lessor.deadlines[lease_id]  # somebody revoked it
         begun = now()
@@ -151,7 +151,7 @@ def test_a_lease_that_the_server_has_ended_is_lost_at_once_and_the_others_are_no
             assert caught.value.lease_id == lease_id
         await asyncio.sleep(100)
         assert other.alive
-        assert [error.lease_id for error in told] == [lease_id]
+        assert [error.lease_id for error in losses] == [lease_id]
         asked = [message.ID for stream in lessor.streams for message in stream.messages]
         assert asked.count(lease_id) == 1  # and it is not renewed any more
 

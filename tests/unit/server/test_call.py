@@ -37,7 +37,7 @@ Outcome = tuple[Code, str]
 
 
 class Peer:
-    """The other end of one call. `outcomes`: (code, error text) each time that it is told of an end."""
+    """The other end of one call. `outcomes`: a (code, error text) for each end that is sent to it."""
 
     def __init__(self, world: LockWorld) -> None:
         self.world = world

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Elections inside the server: what observers are shown and when, and what a lost candidate is told.
+"""Elections inside the server: what observers are shown and when, and the answer to a candidate that has lost.
 
 What clients see of them is stated in tests/conformance/test_election_behaviour.py, for a real etcd too.
 """

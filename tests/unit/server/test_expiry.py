@@ -25,7 +25,7 @@ from lessor.state.replay import RECONNECT_GRACE_S
 
 STATES = {RESTING: "RESTING", ARMED: "ARMED", POLLING: "POLLING", DUE: "DUE"}
 
-# The earliest deadline of these tests, and an instant at which it is due; other instants are told from these.
+# The earliest deadline of these tests, and an instant at which it is due; other instants are relative to these.
 DEADLINE_S = 10.0
 DUE_S = DEADLINE_S + 2 * MARGIN_S
 

@@ -34,7 +34,7 @@ class WatchCall:
 
     def wake_when_drained(self, stream: Any) -> None: ...
 
-    def told(self) -> list[int]:
+    def take_sent(self) -> list[int]:
         """The leases of the events since the last time; 0 stands for `created`."""
         sent, self.sent = self.sent, []
         return [number for reply in sent for number in ([0] * reply.created + [event.ID for event in reply.events])]
@@ -51,11 +51,11 @@ def test_who_joins_in_the_middle_of_a_turn_is_told_what_comes_after() -> None:
     grant(world, 1)
     late = WatchCall(world)
     grant(world, 2)
-    assert early.told() == [0]
-    assert late.told() == []  # that it has begun shows what its header says: not before the disk has it
+    assert early.take_sent() == [0]
+    assert late.take_sent() == []  # that it has begun shows what its header says: not before the disk has it
     world.settle()
-    assert early.told() == [1, 2]
-    assert late.told() == [0, 2]
+    assert early.take_sent() == [1, 2]
+    assert late.take_sent() == [0, 2]
 
 
 def test_who_asks_twice_is_told_once() -> None:
@@ -65,18 +65,18 @@ def test_who_asks_twice_is_told_once() -> None:
     call.handler.on_requests_end()
     grant(world, 1)
     world.settle()
-    assert call.told() == [0, 1]
+    assert call.take_sent() == [0, 1]
 
 
 def test_who_has_gone_is_not_told_and_costs_nothing() -> None:
     world = LockWorld()
     call = WatchCall(world)
     call.handler.on_over()
-    call.told()
+    call.take_sent()
     grant(world, 1)
     assert world.machine.lease_events.pending == []
     world.settle()
-    assert call.told() == []
+    assert call.take_sent() == []
 
 
 def test_a_reader_at_the_bound_is_told_and_one_beyond_is_cut_off() -> None:
@@ -90,7 +90,7 @@ def test_a_reader_at_the_bound_is_told_and_one_beyond_is_cut_off() -> None:
     world.settle()
     grant(world, 3)
     world.settle()
-    assert (slow.told(), quick.told()) == ([0, 1], [0, 1, 2, 3])
+    assert (slow.take_sent(), quick.take_sent()) == ([0, 1], [0, 1, 2, 3])
     assert slow.end is not None
     assert (slow.end.code, slow.end.message) == (errors.LEASE_WATCH_LAGS.code, errors.LEASE_WATCH_LAGS.message)
     assert quick.end is None

@@ -33,7 +33,7 @@ class Broken(Collector):
 
 
 class Hopeless(Broken):
-    """One that cannot even be told of its bug."""
+    """An outlet that raises again when its bug is to end it."""
 
     def end_now(self, error: EtcdError) -> None:
         raise RuntimeError("another")

@@ -105,7 +105,7 @@ def test_a_promise_counts_from_the_end_of_a_long_turn() -> None:
 
 
 def test_a_batch_saves_the_clock_of_before_its_first_row() -> None:
-    """After a crash a lease gets its deadline less that clock, and it was told a full TTL at the commit."""
+    """After a crash a lease gets its deadline less that clock, and its client was promised a full TTL at the commit."""
     world = World()
     world.call(rpc_pb2.PutRequest(key=b"k"))
     world.loop.settle()  # this batch is in flight for long
@@ -445,7 +445,7 @@ def test_a_compaction_is_swept_between_others_and_its_rows_are_named_though_nobo
 
 
 def swept_beside_leases() -> World:
-    """A compaction that takes many turns, and leases of 2 s; their grants are told."""
+    """A compaction that takes many turns, and leases of 2 s whose grants have been answered."""
     world = World()
     versions = 60 * limits.SWEEP_EVENTS_MAX + 1
     for _ in range(versions):
@@ -549,8 +549,8 @@ def test_watchers_are_told_when_the_change_is_durable() -> None:
     world.loop.now_s += 61
     world.loop.settle()
     world.pass_time(RECONNECT_GRACE_S)
-    assert [event.value for changes in owner.told for event, _ in changes.events] == [b"", None]
-    assert world.turn.durable_revision == owner.told[-1].revision == 3
+    assert [event.value for changes in owner.shown for event, _ in changes.events] == [b"", None]
+    assert world.turn.durable_revision == owner.shown[-1].revision == 3
 
 
 class OrderedPeer(Peer):

@@ -140,6 +140,6 @@ def test_a_bug_of_one_watcher_does_not_keep_events_from_the_others() -> None:
     world.call(rpc_pb2.PutRequest(key=b"k"))
     world.turn.hold_publications()
     world.settle()
-    assert [len(peer.told) for peer in sound] == [1, 1]
+    assert [len(peer.shown) for peer in sound] == [1, 1]
     assert [len(peer.got) for peer in sound] == [1, 1]
     assert [[error.message for error in peer.got] for peer in broken] == [[bugs.TEXT] * 2] * 2

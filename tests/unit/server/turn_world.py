@@ -104,7 +104,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.got: list[Any] = []
-        self.told: list[Changes] = []
+        self.shown: list[Changes] = []
         self.flushed = 0
         self.resumed = 0
 
@@ -112,7 +112,7 @@ class Peer:
         self.got.append(payload)
 
     def on_changes(self, _watchers: list[Watcher], changes: Changes) -> None:
-        self.told.append(changes)
+        self.shown.append(changes)
 
     def end_now(self, error: EtcdError) -> None:
         self.got.append(error)
