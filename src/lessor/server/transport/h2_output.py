@@ -56,7 +56,7 @@ class H2Output:
         self.h2 = h2.H2Server(self.core.options.grpc_keepalive, self.core.turn.now_s(), whole_requests=True)
         self.streaming: set[StreamCall] = set()  # the server ends them when it stops
         self.waiting_for_drain: set[Any] = set()
-        self.held_bytes = 0  # of replies that wait at the gate, which no other count has
+        self.held_bytes = 0  # of gRPC replies that wait at the gate; JSON replies there are in no count
         self._unflushed_bytes = 0  # of replies of this turn
         self._unfinished: dict[h2.Stream, int] = {}  # bytes kept of each request that has not come in whole
 

@@ -182,6 +182,7 @@ class H2Session(H2Output):
         self.core.turn.flush_later(self.connection)
 
     def _abort_if_silent(self) -> None:
+        """Looks at the peer once more, after the socket has been read."""
         if self.h2.look_after_peer(self.core.turn.now_s()):
             self._look_after_peer()
         else:
