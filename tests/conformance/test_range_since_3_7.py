@@ -37,6 +37,10 @@ def test_range_stream(subject: Subject, prefix: bytes) -> None:
     wanted = subject.do(request)
     assert [kv for reply in replies for kv in reply.kvs] == list(wanted.kvs)
     assert (replies[-1].header, replies[-1].count) == (wanted.header, 3)
+    ordered = rpc.RangeRequest(key=prefix, range_end=end_of(prefix), sort_order=rpc.RangeRequest.DESCEND)
+    assert range_stream(subject, ordered) == Failure(12, "RangeStream does not support custom sort orders")
+    bounded = rpc.RangeRequest(key=prefix, range_end=end_of(prefix), min_mod_revision=3)
+    assert range_stream(subject, bounded) == Failure(12, "RangeStream does not support revision filters")
 
 
 def test_a_range_of_keys_only_and_leases(subject: Subject, prefix: bytes) -> None:
