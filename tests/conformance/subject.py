@@ -2,9 +2,9 @@
 """The servers whose behaviour the tests of this folder state, and the ways to talk to them.
 
 A behaviour is written down once, against a `Subject`; the fixture `subject` runs it on Lessor as its users run it, on
-Lessor in the process of the tests, where waiting for an expiry takes no time, and on a real etcd: see `RUNNERS`. Where
-etcd 3.5 and 3.6 differ Lessor follows 3.6, so `subject.like(3, 6)` is true of Lessor; a test that needs more than that
-looks at `is_lessor`, and says why.
+Lessor in the process of the tests, where waiting for an expiry takes no time, and on a real etcd: see `RUNNERS`. The
+etcd may be one of 3.5, 3.6 or 3.7. Where they differ Lessor follows 3.6, so `subject.like(3, 6)` is true of Lessor and
+`subject.like(3, 7)` is not; a test that needs more than that looks at `is_lessor`, and says why.
 
 Nothing here is ours but the message classes and the table of methods: grpcio speaks gRPC, http.client HTTP/1.1.
 Tests share a server, so each works below a prefix and on lease ids of its own.

@@ -34,7 +34,6 @@ LEASE_NOT_FOUND = Failure(5, "etcdserver: requested lease not found")
 NO_PASSWORD = Failure(2, "auth: authentication failed, password was given for no password user")
 ROOT_ONLY: list[Any] = [
     rpc.AuthEnableRequest(),
-    rpc.AuthStatusRequest(),
     rpc.AuthUserAddRequest(name="x", password="x"),
     rpc.AuthUserListRequest(),
     rpc.AuthUserDeleteRequest(name="root"),
@@ -221,8 +220,12 @@ def test_json(root: As) -> None:
     assert user.post("/v3/kv/put", {"key": "YQ==", "value": "YQ=="}).status == 200
     refused = user.post("/v3/kv/put", {"key": "Yg==", "value": "YQ=="})
     assert (refused.status, refused.json()["message"]) == (403, DENIED.text)
-    assert (user.post("/v3/auth/status").status, root.post("/v3/auth/status").status) == (403, 200)
-    assert root.subject.post("/v3/auth/status").json()["message"] == NOBODY.text
+    asked = [who.post("/v3/auth/status") for who in (root, user, As(root.subject))]
+    if root.subject.like(3, 7):
+        assert [(reply.status, reply.json()["enabled"]) for reply in asked] == [(200, True)] * 3
+    else:
+        assert [reply.status for reply in asked] == [200, 403, 400]
+        assert [reply.json()["message"] for reply in asked[1:]] == [DENIED.text, NOBODY.text]
     assert As(root.subject, "x.1").post("/v3/kv/range", {"key": "YQ=="}).status == 401
     refused = root.subject.post("/v3/auth/authenticate", {"name": name, "password": "q"})
     assert (refused.status, refused.json()["message"]) == (400, BAD_LOGIN.text)
@@ -378,6 +381,17 @@ def test_what_root_alone_may_do(root: As, nobody: As, request_: Any) -> None:
     user = root.user_with((BOTH, b"\0", b"\0"))
     assert user.call(request_) == DENIED
     assert nobody.call(request_) == NOBODY
+
+
+def test_who_may_ask_whether_auth_is_on(root: As, nobody: As) -> None:
+    """Up to 3.6 root alone; since 3.7 everybody, with a token or without one."""
+    request = rpc.AuthStatusRequest()
+    user = root.user_with((BOTH, b"\0", b"\0"))
+    answer = root.do(request)
+    assert (answer.enabled, answer.authRevision > 0) == (True, True)
+    asked = [user.call(request), nobody.call(request)]
+    assert asked == ([answer, answer] if root.subject.like(3, 7) else [DENIED, NOBODY])
+    assert As(root.subject, "bad.1").call(request) == BAD_TOKEN
 
 
 def test_a_second_root(root: As) -> None:

@@ -110,7 +110,7 @@ CASES: dict[str, tuple[Make, Failure]] = {
         LEASE_NOT_FOUND,
     ),
     "txn: missing lease": (lambda s, p: txn(put(p), put(p + b"2", lease=0x7E57)), LEASE_NOT_FOUND),
-    "txn: missing key before missing lease": (
+    "txn: missing key and missing lease": (
         lambda s, p: txn(put(p, lease=0x7E57, ignore_value=True)),
         KEY_NOT_FOUND,
     ),
@@ -155,6 +155,14 @@ CASES: dict[str, tuple[Make, Failure]] = {
     "revoke of a missing lease": (lambda s, p: rpc.LeaseRevokeRequest(ID=0x7E57), LEASE_NOT_FOUND),
     "revoke of no lease": (lambda s, p: rpc.LeaseRevokeRequest(), LEASE_NOT_FOUND),
 }
+# Where etcd 3.7 checks in another order.
+SINCE_3_7 = {"txn: missing key and missing lease": LEASE_NOT_FOUND}
+
+
+def case_of(subject: Subject, prefix: bytes, case: str) -> tuple[Message, Failure]:
+    """The request, and how it has to fail on this server."""
+    make, wanted = CASES[case]
+    return make(subject, prefix), SINCE_3_7.get(case, wanted) if subject.like(3, 7) else wanted
 
 
 def state_of(subject: Subject) -> tuple[int, set[int]]:
@@ -177,8 +185,7 @@ def as_json(subject: Subject, request: Message) -> tuple[int, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_over_grpc(subject: Subject, prefix: bytes, case: str) -> None:
-    make, wanted = CASES[case]
-    request = make(subject, prefix)
+    request, wanted = case_of(subject, prefix, case)
     before = state_of(subject)
     assert subject.call(request) == wanted
     assert_unchanged(subject, before)
@@ -186,8 +193,7 @@ def test_over_grpc(subject: Subject, prefix: bytes, case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_over_json(subject: Subject, prefix: bytes, case: str) -> None:
-    make, wanted = CASES[case]
-    request = make(subject, prefix)
+    request, wanted = case_of(subject, prefix, case)
     before = state_of(subject)
     status, body = as_json(subject, request)
     assert (status, body["code"], body["message"]) == (HTTP_STATUS[wanted.code], *wanted)

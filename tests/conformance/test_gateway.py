@@ -489,4 +489,7 @@ def test_a_timeout_ends_a_stream(subject: Subject, prefix: bytes) -> None:
     reply = subject.post("/v3/watch", {"create_request": {"key": b64(prefix)}}, Grpc_Timeout="50m")
     created, end = map(json.loads, reply.body.splitlines())
     assert created["result"]["created"]
-    assert end["error"]["message"] == "context deadline exceeded"
+    texts = {"context deadline exceeded"}
+    if not subject.is_lessor and subject.like(3, 6):  # one time in eleven, the text of etcd's own connection
+        texts.add("stream terminated by RST_STREAM with error code: CANCEL")
+    assert end["error"]["message"] in texts

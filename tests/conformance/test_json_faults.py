@@ -87,7 +87,10 @@ def said(subject: Subject, route: str, body: bytes) -> tuple[int, Any]:
     if not subject.like(3, 6):
         pytest.skip("3.5 has another JSON library")
     reply = subject.request("POST", "/v3/kv/" + route, body)
-    return reply.status, reply.json().get("message")
+    message = reply.json().get("message")
+    if message and not subject.is_lessor:  # which of two spaces Go's protobuf writes there depends on the build
+        message = message.replace("proto:\u00a0", "proto: ")
+    return reply.status, message
 
 
 @pytest.mark.parametrize(("body", "text"), SYNTAX)

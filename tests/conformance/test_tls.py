@@ -22,7 +22,7 @@ import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.certificates import Authority
-from tests.conformance.etcd_server import etcd_binary
+from tests.conformance.etcdctl import find_etcdctl
 from tests.conformance.server_process import ServerProcess
 from tests.conformance.subject import RUNNERS, server_of
 from tests.conformance.tls_server import CLOSED, SERVED, Pki, outcome, raw, skip_before_3_6, tls_server
@@ -419,9 +419,8 @@ def test_curl(port: int, pki: Pki, version: str) -> None:
 
 def command_lines() -> dict[str, list[str]]:
     lines = {"lessor": [sys.executable, "-m", "lessor"]}
-    binary = etcd_binary()
-    if binary is not None and (binary.parent / "etcdctl").exists():
-        lines["etcdctl"] = [str(binary.parent / "etcdctl")]
+    if etcdctl := find_etcdctl():
+        lines["etcdctl"] = [str(etcdctl)]
     return lines
 
 

@@ -160,7 +160,7 @@ def compare(scene: Scene, line: list[str], *, again: bool = True, stdin: bytes =
     theirs = scene.outcome([str(scene.etcdctl)], line, stdin)
     if again:
         scene.set()
-    assert scene.outcome(OURS, line, stdin) == theirs
+    assert scene.ours(line, stdin) == theirs
 
 
 @pytest.mark.parametrize("line", LINES)
