@@ -3,8 +3,9 @@
 
 Each case sets the scene (the same keys and one lease), runs etcdctl, sets the scene again, runs ours. Stdout, stderr
 and exit code must be equal after `comparable`: revisions count from the scene, ids that a server chose and remaining
-seconds are blanked, and of etcdctl's stderr the log lines are left out. Our command prints as etcdctl 3.6; beside a newer one
-its output is compared after `as_3_7`. The cases where we differ on purpose are at the end, with what both say.
+seconds are blanked, and of etcdctl's stderr the log lines are left out. Our command prints as etcdctl 3.6; beside a
+newer one its output is compared after `as_3_7`. The cases where we differ on purpose are at the end, with what both
+say.
 
 ETCDCTL_BIN names an etcdctl to compare with; otherwise it is the one beside the etcd. Cases for what only 3.6 does are
 skipped with an older one.
