@@ -23,7 +23,7 @@ import pytest
 
 from lessor.durable import batch_log, directory, sqlite
 from lessor.durable.engine import DataDirError, EngineError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.state.journal import Batch, EventRow, LeaseRow
 from tests.faulty_disk import (
     DISK_FULL,
@@ -92,7 +92,7 @@ class Acknowledged:
     batch: int = 0
 
 
-def scripted_load(engine: SqliteEngine | FaultyEngine, acknowledged: Acknowledged) -> None:
+def scripted_load(engine: FileEngine | FaultyEngine, acknowledged: Acknowledged) -> None:
     engine.open(IDENTITY)
     engine.begin_term(1)
     acknowledged.term = 1
@@ -102,7 +102,7 @@ def scripted_load(engine: SqliteEngine | FaultyEngine, acknowledged: Acknowledge
         acknowledged.batch = number
         engine.settle()
         if number == 4:
-            engine.fold()
+            engine.flush()
         more = engine.collect(batch.dead, 15) if batch.dead else False
         while more:
             more = engine.collect(rows_max=15)
@@ -110,7 +110,7 @@ def scripted_load(engine: SqliteEngine | FaultyEngine, acknowledged: Acknowledge
 
 def assert_whole(data_dir: Path, acknowledged: Acknowledged) -> int:
     """Opens what a fault left; returns the number of the last batch that is there."""
-    engine = SqliteEngine(data_dir)
+    engine = FileEngine(data_dir)
     meta = engine.open(IDENTITY)
     loaded = engine.load()
     events, leases = list(loaded.events), list(loaded.leases)
@@ -154,7 +154,7 @@ def test_every_statement_fails_once(
         alive, crashed = quick_dir / f"alive{fail_at}", quick_dir / f"crashed{fail_at}"
         faults = StatementFaults(fail_at, took_effect=took_effect, error=error)
         acknowledged = Acknowledged()
-        engine = SqliteEngine(alive, connect=faults.connect, start=run_at_once)
+        engine = FileEngine(alive, connect=faults.connect, start=run_at_once)
         try:
             scripted_load(engine, acknowledged)
         except (DataDirError, EngineError) as caught:
@@ -191,7 +191,7 @@ def test_every_write_of_the_batch_log_fails_once(quick_dir: Path, written_max: i
         alive, crashed = quick_dir / f"alive{fail_at}", quick_dir / f"crashed{fail_at}"
         faults = WriteFaults(fail_at, written_max=written_max, error=error)
         acknowledged = Acknowledged()
-        engine = SqliteEngine(alive, write=faults.write, start=run_at_once)
+        engine = FileEngine(alive, write=faults.write, start=run_at_once)
         message = ""
         try:
             scripted_load(engine, acknowledged)
@@ -218,7 +218,7 @@ def test_every_write_of_the_batch_log_fails_once(quick_dir: Path, written_max: i
 def test_a_kernel_that_writes_less_than_it_is_asked_for(quick_dir: Path, step_bytes_max: int) -> None:
     acknowledged = Acknowledged()
     faults = WriteFaults(step_bytes_max=step_bytes_max)
-    engine = SqliteEngine(quick_dir / "alive", write=faults.write)
+    engine = FileEngine(quick_dir / "alive", write=faults.write)
     scripted_load(engine, acknowledged)
     engine.close()
     assert faults.countdown.calls > 2 * 8_000 // step_bytes_max
@@ -227,7 +227,7 @@ def test_a_kernel_that_writes_less_than_it_is_asked_for(quick_dir: Path, step_by
 
 def test_a_write_that_takes_nothing_is_an_error_and_not_a_loop(tmp_path: Path) -> None:
     with pytest.raises(DataDirError, match="disk failed to read or write"):
-        SqliteEngine(tmp_path, write=lambda descriptor, data, position: 0).open(IDENTITY)
+        FileEngine(tmp_path, write=lambda descriptor, data, position: 0).open(IDENTITY)
 
 
 @pytest.mark.parametrize("took_effect", [False, True], ids=["before", "after"])
@@ -237,7 +237,7 @@ def test_a_wrapped_engine_fails_every_write_once(quick_dir: Path, took_effect: b
         fail_at += 1
         data_dir = quick_dir / str(fail_at)
         acknowledged = Acknowledged()
-        made = SqliteEngine(data_dir, start=run_at_once)
+        made = FileEngine(data_dir, start=run_at_once)
         engine = FaultyEngine(made, fail_at, took_effect=took_effect, message="gone")
         try:
             scripted_load(engine, acknowledged)
@@ -256,12 +256,12 @@ def test_a_wrapped_engine_fails_every_write_once(quick_dir: Path, took_effect: b
 @pytest.fixture
 def crashed_files(quick_dir: Path) -> tuple[bytes, bytes]:
     """Database and SQLite's log after all batches, of which none was copied into the database."""
-    engine = SqliteEngine(quick_dir / "alive")
+    engine = FileEngine(quick_dir / "alive")
     engine.open(IDENTITY)
     engine.begin_term(1)
     for number in range(1, LAST_BATCH + 1):
         engine.commit(scripted_batch(number))
-        engine.fold()
+        engine.flush()
     shutil.copytree(quick_dir / "alive", quick_dir / "files")
     engine.close()
     return (quick_dir / "files" / "lessor.db").read_bytes(), (quick_dir / "files" / "lessor.db-wal").read_bytes()
@@ -275,7 +275,7 @@ def prefix_left(data_dir: Path, database: bytes, log: bytes) -> int:
         (data_dir / name).touch()
     (data_dir / "lessor.db").write_bytes(database)
     (data_dir / "lessor.db-wal").write_bytes(log)
-    engine = SqliteEngine(data_dir)
+    engine = FileEngine(data_dir)
     meta = engine.open(IDENTITY)
     loaded = engine.load()
     batches = [scripted_batch(number) for number in range(1, meta.batch + 1)]
@@ -313,14 +313,14 @@ def test_a_log_with_a_bad_byte_is_a_prefix_of_whole_batches(
 @pytest.mark.slow
 def test_sqlites_log_cut_anywhere_in_what_was_not_synced_costs_nothing_beside_the_batch_log(quick_dir: Path) -> None:
     power = PowerLoss(quick_dir / "alive")
-    engine = SqliteEngine(quick_dir / "alive", connect=power.connect)
+    engine = FileEngine(quick_dir / "alive", connect=power.connect)
     engine.open(IDENTITY)
     engine.begin_term(1)
     synced_bytes = len(power.synced[1])
     batches = [make_batch(number, events=scripted_batch(number).events) for number in range(1, 5)]
     for batch in batches:
         engine.commit(batch)
-        engine.fold()
+        engine.flush()
     shutil.copytree(quick_dir / "alive", quick_dir / "files")
     engine.close()
     log = (quick_dir / "files" / "lessor.db-wal").read_bytes()
@@ -329,7 +329,7 @@ def test_sqlites_log_cut_anywhere_in_what_was_not_synced_costs_nothing_beside_th
         left = quick_dir / str(offset)
         shutil.copytree(quick_dir / "files", left, ignore=shutil.ignore_patterns("*-shm"))
         (left / "lessor.db-wal").write_bytes(log[:offset])
-        engine = SqliteEngine(left)
+        engine = FileEngine(left)
         assert (engine.open(IDENTITY).term, engine.load().meta.batch) == (1, len(batches))
         assert list(engine.load().events) == [row for batch in batches for row in batch.events]
         engine.close()
@@ -350,7 +350,7 @@ def test_garbage_over_the_database_is_said_and_left_alone(
     (data_dir / "lessor.db").write_bytes(garbage)
     (data_dir / "lessor.db-wal").write_bytes(log)
     with pytest.raises(DataDirError, match="damaged") as caught:
-        SqliteEngine(data_dir).open(IDENTITY)
+        FileEngine(data_dir).open(IDENTITY)
     assert "\n" not in str(caught.value)
     assert str(data_dir / "lessor.db") in str(caught.value)
     assert (data_dir / "lessor.db").read_bytes() == garbage
@@ -360,7 +360,7 @@ def test_garbage_over_the_database_is_said_and_left_alone(
 @pytest.mark.slow
 def test_a_damaged_page_is_an_error_of_ours_or_harmless(tmp_path: Path) -> None:
     """Whatever page is overwritten, the engine either says so in one line or gives the rows; nothing else is raised."""
-    engine = SqliteEngine(tmp_path / "whole")
+    engine = FileEngine(tmp_path / "whole")
     engine.open(IDENTITY)
     for number in range(1, LAST_BATCH + 1):
         engine.commit(scripted_batch(number))
@@ -374,7 +374,7 @@ def test_a_damaged_page_is_an_error_of_ours_or_harmless(tmp_path: Path) -> None:
             at = page * sqlite.PAGE_BYTES + start
             garbage = chance.randbytes(sqlite.PAGE_BYTES - start)
             (data_dir / "lessor.db").write_bytes(whole[:at] + garbage + whole[at + len(garbage) :])
-            engine = SqliteEngine(data_dir)
+            engine = FileEngine(data_dir)
             try:
                 engine.open(IDENTITY)
                 loaded = engine.load()
@@ -395,8 +395,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_engine_faults import IDENTITY, make_batch
 from lessor.durable.engine import EngineError
-from lessor.durable.sqlite import SqliteEngine
-engine = SqliteEngine(Path(sys.argv[2]))
+from lessor.durable.file_engine import FileEngine
+engine = FileEngine(Path(sys.argv[2]))
 engine.open(IDENTITY)
 engine.begin_term(1)
 number = 0
@@ -426,7 +426,7 @@ def run_writer(
 
 
 def assert_prefix(data_dir: Path, acknowledged: int) -> None:
-    engine = SqliteEngine(data_dir)
+    engine = FileEngine(data_dir)
     meta = engine.open(IDENTITY)
     assert meta.batch in (acknowledged, acknowledged + 1)
     order = [row[:2] for row in engine.load().events]

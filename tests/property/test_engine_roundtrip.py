@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
 
 INT64_MAX = 2**63 - 1
@@ -66,8 +66,8 @@ def make_batch(
 
 
 @contextmanager
-def opened(data_dir: Path) -> Iterator[SqliteEngine]:
-    engine = SqliteEngine(data_dir)
+def opened(data_dir: Path) -> Iterator[FileEngine]:
+    engine = FileEngine(data_dir)
     engine.open((1, 2))
     try:
         yield engine
@@ -75,7 +75,7 @@ def opened(data_dir: Path) -> Iterator[SqliteEngine]:
         engine.close()
 
 
-def assert_holds(engine: SqliteEngine, committed: list[Batch]) -> None:
+def assert_holds(engine: FileEngine, committed: list[Batch]) -> None:
     loaded = engine.load()
     assert list(loaded.events) == [row for batch in committed for row in batch.events]
     leases = {row[0]: row for batch in committed for row in batch.leases}
@@ -98,7 +98,7 @@ def test_rows_survive_a_crash(given_batches: list[Batch], data: st.DataObject) -
             for batch in given_batches[:crash_after]:
                 engine.commit(batch)
             shutil.copytree(alive, crashed)
-            engine.fold()
+            engine.flush()
             engine.backup(copy / "lessor.db")
             for batch in given_batches[crash_after:]:
                 engine.commit(batch)

@@ -12,7 +12,7 @@ import pytest
 
 from lessor.durable import directory, snapshot_file, sqlite
 from lessor.durable.engine import DataDirError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from tests.faulty_disk import StatementFaults
 from tests.unit.durable.engine_rows import batch, files, put
 
@@ -20,7 +20,7 @@ from tests.unit.durable.engine_rows import batch, files, put
 def test_an_etcds_data_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "member" / "snap").mkdir(parents=True)
     with pytest.raises(DataDirError, match="holds the data of an etcd"):
-        SqliteEngine(tmp_path).open((1, 2))
+        FileEngine(tmp_path).open((1, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["member"]
 
 
@@ -30,11 +30,11 @@ def test_an_etcds_data_directory_is_refused_and_left_alone(tmp_path: Path) -> No
 @pytest.fixture
 def crashed(tmp_path: Path) -> Path:
     """A directory whose server was killed: batch 1 is in the tables, batch 2 in the batch log alone."""
-    engine = SqliteEngine(tmp_path / "alive")
+    engine = FileEngine(tmp_path / "alive")
     engine.open((1, 2))
     engine.begin_term(1)
     engine.commit(batch(1, events=[put(2, b"in the tables")]))
-    engine.fold()
+    engine.flush()
     engine.commit(batch(2, events=[put(3, b"in the log")]))
     shutil.copytree(tmp_path / "alive", tmp_path / "crashed")
     engine.close()
@@ -42,7 +42,7 @@ def crashed(tmp_path: Path) -> Path:
 
 
 def keys(data_dir: Path) -> list[bytes]:
-    engine = SqliteEngine(data_dir)
+    engine = FileEngine(data_dir)
     try:
         engine.open((1, 2))
         return [event[2] for event in engine.load().events]
@@ -54,7 +54,7 @@ def refused(data_dir: Path, match: str) -> None:
     """Opening says so in one line and changes no file that holds data."""
     before = files(data_dir)
     with pytest.raises(DataDirError, match=match) as caught:
-        SqliteEngine(data_dir).open((1, 2))
+        FileEngine(data_dir).open((1, 2))
     assert "\n" not in str(caught.value)
     assert {name: content for name, content in files(data_dir).items() if content or name in before} == before
 
@@ -75,7 +75,7 @@ def test_a_log_that_is_missing_after_a_crash_is_refused_until_a_person_says_so(c
 
 def test_a_log_with_a_gap_is_refused_and_left_alone(crashed: Path) -> None:
     path = crashed / "lessor.log.0"
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.commit(batch(3, events=[put(4, b"first")]))
     engine.commit(batch(4, events=[put(5, b"second")]))
@@ -90,7 +90,7 @@ def test_a_log_with_a_gap_is_refused_and_left_alone(crashed: Path) -> None:
 
 
 def test_after_a_clean_stop_the_log_may_be_missing(crashed: Path) -> None:
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(2)
     engine.commit(batch(3, events=[put(4, b"last")], clean=True))
@@ -103,11 +103,11 @@ def test_after_a_clean_stop_the_log_may_be_missing(crashed: Path) -> None:
 def test_a_log_of_an_earlier_run_does_not_count(crashed: Path) -> None:
     """As when a person puts an old log back: its batches are in the tables already, or were overtaken."""
     old = {name: (crashed / name).read_bytes() for name in directory.LOG_NAMES}
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(2)
     engine.commit(batch(3, events=[put(4, b"newer")]))
-    engine.fold()
+    engine.flush()
     engine.close()
     for name, content in old.items():
         (crashed / name).write_bytes(content)
@@ -116,7 +116,7 @@ def test_a_log_of_an_earlier_run_does_not_count(crashed: Path) -> None:
 
 def test_a_backup_in_the_place_of_its_own_database_is_not_brought_up_to_date(crashed: Path) -> None:
     """Whoever goes back to a backup wants the state of that moment, whatever logs lie beside it."""
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(2)
     engine.backup(crashed.with_name("copy"))
@@ -124,7 +124,7 @@ def test_a_backup_in_the_place_of_its_own_database_is_not_brought_up_to_date(cra
     engine.close()
     os.replace(crashed.with_name("copy"), crashed / "lessor.db")
     assert keys(crashed) == [b"in the tables", b"in the log"]
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(3)
     engine.commit(batch(3, events=[put(4, b"another way")]))
@@ -133,7 +133,7 @@ def test_a_backup_in_the_place_of_its_own_database_is_not_brought_up_to_date(cra
 
 
 def test_a_copy_of_the_database_alone_is_refused_unless_it_is_restored_as_such(crashed: Path, tmp_path: Path) -> None:
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(2)
     engine.defragment()  # so that SQLite's log is empty
@@ -150,7 +150,7 @@ def test_logs_that_cannot_be_made_or_read_are_said(crashed: Path) -> None:
     (crashed / "lessor.log.1").unlink()
     (crashed / "lessor.log.1").mkdir()
     with pytest.raises(DataDirError, match=r"lessor\.log\.1: the disk failed to read or write \(EISDIR\)"):
-        SqliteEngine(crashed).open((1, 2))
+        FileEngine(crashed).open((1, 2))
 
 
 @pytest.mark.slow
@@ -159,7 +159,7 @@ def test_an_idle_server_saves_its_uptime_without_piling_up_or_writing_to_the_tab
 ) -> None:
     monkeypatch.setattr(sqlite, "FOLD_BYTES", 8_000)
     faults = StatementFaults(0)
-    engine = SqliteEngine(tmp_path / "data", connect=faults.connect)
+    engine = FileEngine(tmp_path / "data", connect=faults.connect)
     engine.open((1, 2))
     before = faults.countdown.calls
     for number in range(1, 401):
@@ -170,6 +170,6 @@ def test_an_idle_server_saves_its_uptime_without_piling_up_or_writing_to_the_tab
     assert 0 < faults.countdown.calls - before < 20
     shutil.copytree(tmp_path / "data", tmp_path / "crashed")
     engine.close()
-    engine = SqliteEngine(tmp_path / "crashed")
+    engine = FileEngine(tmp_path / "crashed")
     assert engine.open((1, 2)).clock_s == 200.0
     engine.close()

@@ -15,7 +15,7 @@ import pytest
 
 from lessor.durable import batch_log, sqlite
 from lessor.durable.engine import EngineError, TablesLockedError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from tests.faulty_disk import FSYNC_FAILED, Countdown, Later, PowerLoss, StatementFaults, run_at_once
 from tests.unit.durable.engine_rows import ALARM, IDENTITY, batch, put
 
@@ -42,25 +42,25 @@ def power(tmp_path: Path) -> PowerLoss:
 
 
 @pytest.fixture
-def engine(tmp_path: Path, power: PowerLoss, later: Later) -> Iterator[SqliteEngine]:
-    engine = SqliteEngine(tmp_path / "data", connect=power.connect, start=later.start)
+def engine(tmp_path: Path, power: PowerLoss, later: Later) -> Iterator[FileEngine]:
+    engine = FileEngine(tmp_path / "data", connect=power.connect, start=later.start)
     engine.open(IDENTITY)
     yield engine
     engine.close()
 
 
 @pytest.fixture
-def shell(engine: SqliteEngine, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+def shell(engine: FileEngine, tmp_path: Path) -> Iterator[sqlite3.Connection]:
     """A person with the sqlite3 shell."""
     with closing(sqlite3.connect(tmp_path / "data" / "lessor.db", isolation_level=None, timeout=0)) as connection:
         yield connection
 
 
-def put_batch(engine: SqliteEngine, number: int) -> None:
+def put_batch(engine: FileEngine, number: int) -> None:
     engine.commit(batch(number, events=[put(number, b"%d" % number, VALUE)]))
 
 
-def revisions(engine: SqliteEngine) -> list[int]:
+def revisions(engine: FileEngine) -> list[int]:
     return [event[0] for event in engine.load().events]
 
 
@@ -68,12 +68,12 @@ def in_tables(shell: sqlite3.Connection) -> list[int]:
     return [revision for (revision,) in shell.execute("SELECT revision FROM event ORDER BY revision")]
 
 
-def after_power_loss(power: PowerLoss, tmp_path: Path) -> SqliteEngine:
+def after_power_loss(power: PowerLoss, tmp_path: Path) -> FileEngine:
     """An engine on what is left when nothing that was not synced is."""
     left = tmp_path / "left"
     shutil.copytree(tmp_path / "data", left)
     power.leave(left, Always())
-    engine = SqliteEngine(left)
+    engine = FileEngine(left)
     engine.open(IDENTITY)
     return engine
 
@@ -89,11 +89,11 @@ class Always(random.Random):
 
 
 def test_a_fold_shows_rows_to_people_and_leaves_the_disk_to_the_next_sync(
-    engine: SqliteEngine, power: PowerLoss, shell: sqlite3.Connection, later: Later
+    engine: FileEngine, power: PowerLoss, shell: sqlite3.Connection, later: Later
 ) -> None:
     put_batch(engine, 1)
     synced = power.synced
-    engine.fold()
+    engine.flush()
     assert in_tables(shell) == [1]
     assert power.synced == synced
     for number in range(2, 7):  # into the second file
@@ -116,13 +116,13 @@ def test_a_fold_shows_rows_to_people_and_leaves_the_disk_to_the_next_sync(
     ids=["term", "alarm", "compaction", "large", "peer URLs"],
 )
 def test_what_is_in_the_tables_alone_survives_a_loss_of_power(
-    engine: SqliteEngine, power: PowerLoss, tmp_path: Path, write: Callable[[SqliteEngine], None]
+    engine: FileEngine, power: PowerLoss, tmp_path: Path, write: Callable[[FileEngine], None]
 ) -> None:
     put_batch(engine, 1)
-    engine.fold()
+    engine.flush()
     write(engine)
     put_batch(engine, 4)
-    engine.fold()
+    engine.flush()
     expected = engine.load().meta._replace(clean=False)
     found = after_power_loss(power, tmp_path)
     assert found.load().meta._replace(clean=False) == expected
@@ -131,7 +131,7 @@ def test_what_is_in_the_tables_alone_survives_a_loss_of_power(
 
 
 def test_a_sync_runs_beside_commits_and_folds_wait_for_its_end(
-    engine: SqliteEngine, shell: sqlite3.Connection, later: Later, tmp_path: Path
+    engine: FileEngine, shell: sqlite3.Connection, later: Later, tmp_path: Path
 ) -> None:
     for number in range(1, 6):
         put_batch(engine, number)
@@ -154,7 +154,7 @@ def test_a_sync_runs_beside_commits_and_folds_wait_for_its_end(
     assert in_tables(shell) == [2, 3, 4, 5, 6]
 
 
-def test_a_commit_waits_only_when_both_files_are_full(engine: SqliteEngine, tmp_path: Path) -> None:
+def test_a_commit_waits_only_when_both_files_are_full(engine: FileEngine, tmp_path: Path) -> None:
     for number in range(1, 9):
         put_batch(engine, number)
         engine.settle()
@@ -168,7 +168,7 @@ def test_a_commit_waits_only_when_both_files_are_full(engine: SqliteEngine, tmp_
 
 
 @pytest.mark.parametrize("settles", [False, True])
-def test_a_log_goes_round_and_round(engine: SqliteEngine, settles: bool, power: PowerLoss, tmp_path: Path) -> None:
+def test_a_log_goes_round_and_round(engine: FileEngine, settles: bool, power: PowerLoss, tmp_path: Path) -> None:
     for number in range(1, 60):
         put_batch(engine, number)
         if settles:
@@ -179,13 +179,13 @@ def test_a_log_goes_round_and_round(engine: SqliteEngine, settles: bool, power: 
 
 
 def test_with_a_thread_that_is_one(tmp_path: Path) -> None:
-    engine = SqliteEngine(tmp_path / "data")
+    engine = FileEngine(tmp_path / "data")
     engine.open(IDENTITY)
     for number in range(1, 100):
         put_batch(engine, number)
         engine.settle()
         if number % 9 == 0:
-            engine.fold()
+            engine.flush()
     assert engine._syncing.synced > 50
     assert revisions(engine) == list(range(1, 100))
     engine.close()
@@ -204,7 +204,7 @@ def test_a_sync_that_fails_is_final_and_loses_nothing(tmp_path: Path, nth: int, 
         faults.countdown = Countdown(nth, took_effect=took_effect)
         return run_at_once(work)
 
-    engine = SqliteEngine(tmp_path / "data", connect=faults.connect, start=start)
+    engine = FileEngine(tmp_path / "data", connect=faults.connect, start=start)
     engine.open(IDENTITY)
     for number in range(1, 6):
         put_batch(engine, number)
@@ -220,7 +220,7 @@ def test_a_sync_that_fails_is_final_and_loses_nothing(tmp_path: Path, nth: int, 
             write()
         assert not isinstance(caught.value, TablesLockedError)
     engine.close()
-    again = SqliteEngine(tmp_path / "data")
+    again = FileEngine(tmp_path / "data")
     again.open(IDENTITY)
     assert revisions(again) == [1, 2, 3, 4, 5]
     again.close()
@@ -230,7 +230,7 @@ def test_a_sync_that_fails_is_final_and_loses_nothing(tmp_path: Path, nth: int, 
 
 
 def test_a_fold_that_another_program_keeps_from_the_tables_is_done_later(
-    engine: SqliteEngine, shell: sqlite3.Connection
+    engine: FileEngine, shell: sqlite3.Connection
 ) -> None:
     shell.execute("BEGIN IMMEDIATE")
     for number in (1, 2, 3):
@@ -240,7 +240,7 @@ def test_a_fold_that_another_program_keeps_from_the_tables_is_done_later(
             engine.fold_step()
         assert "\n" not in str(caught.value)
     with pytest.raises(TablesLockedError):
-        engine.fold()
+        engine.flush()
     shell.execute("ROLLBACK")
     assert in_tables(shell) == []
     assert engine.fold_step() is False
@@ -249,7 +249,7 @@ def test_a_fold_that_another_program_keeps_from_the_tables_is_done_later(
 
 
 def test_a_backlog_is_folded_faster(
-    engine: SqliteEngine, shell: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+    engine: FileEngine, shell: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "FOLD_ROWS", 1)
     shell.execute("BEGIN IMMEDIATE")
@@ -263,7 +263,7 @@ def test_a_backlog_is_folded_faster(
 
 
 def test_under_load_it_folds_from_so_many_bytes_or_rows_on(
-    engine: SqliteEngine, shell: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+    engine: FileEngine, shell: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "FOLD_BYTES", FILE_BYTES)
     monkeypatch.setattr(sqlite, "FOLD_FROM_ROWS", 3)
@@ -281,7 +281,7 @@ def test_under_load_it_folds_from_so_many_bytes_or_rows_on(
 
 @pytest.mark.parametrize("batches", [1, 9], ids=["a batch that is not for the log", "a log that is full"])
 def test_a_commit_that_cannot_do_without_the_tables_fails_for_good(
-    engine: SqliteEngine, shell: sqlite3.Connection, batches: int
+    engine: FileEngine, shell: sqlite3.Connection, batches: int
 ) -> None:
     shell.execute("BEGIN IMMEDIATE")
     for number in range(1, batches):
@@ -297,7 +297,7 @@ def test_a_commit_that_cannot_do_without_the_tables_fails_for_good(
 
 
 def test_a_sync_that_found_the_tables_locked_has_synced_nothing_and_is_tried_again(
-    engine: SqliteEngine, shell: sqlite3.Connection, later: Later, tmp_path: Path
+    engine: FileEngine, shell: sqlite3.Connection, later: Later, tmp_path: Path
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "data" / "lessor.db", isolation_level=None)) as reader:
         reader.execute("BEGIN")
@@ -318,7 +318,7 @@ def test_a_sync_that_found_the_tables_locked_has_synced_nothing_and_is_tried_aga
 
 
 def test_a_lock_that_stays_does_not_make_it_sync_again_and_again(
-    engine: SqliteEngine, shell: sqlite3.Connection, later: Later
+    engine: FileEngine, shell: sqlite3.Connection, later: Later
 ) -> None:
     for number in range(1, 6):
         put_batch(engine, number)

@@ -17,7 +17,7 @@ import pytest
 
 from lessor.durable import sqlite
 from lessor.durable.engine import COLLECT_ROWS_MAX, EngineError, TablesLockedError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.server.loop import committer as module
 from lessor.server.loop.committer import Committer
 from lessor.state.journal import Batch
@@ -61,7 +61,7 @@ class Loop:
         return timer.delay_s
 
 
-class Engine(SqliteEngine):
+class Engine(FileEngine):
     """Keeps a diary of commits and folds."""
 
     def __init__(self, data_dir: Path) -> None:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from lessor.durable import batch_log, directory, sqlite
 from lessor.durable.engine import EngineError, TablesLockedError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.state.journal import Batch, EventRow, LeaseRow
 from tests.faulty_disk import Later, PowerLoss, WriteFaults
 from tests.property.test_engine_roundtrip import make_batch
@@ -73,13 +73,13 @@ class Story:
         self.torn_bytes: int | None = None  # how much of the next record gets through before the disk fails
         self.engine = self.opened(home / "0")
 
-    def opened(self, data_dir: Path) -> SqliteEngine:
+    def opened(self, data_dir: Path) -> FileEngine:
         self.data_dir = data_dir
         self.people: list[sqlite3.Connection] = []  # with the sqlite3 shell: one who reads on and on, one who writes
         self.locked = False
         self.power = PowerLoss(data_dir)
         self.later = Later()
-        engine = SqliteEngine(data_dir, connect=self.power.connect, write=self.write, start=self.later.start)
+        engine = FileEngine(data_dir, connect=self.power.connect, write=self.write, start=self.later.start)
         engine.open((1, 2))
         return engine
 
@@ -187,7 +187,7 @@ class Story:
         if kind == "settle":
             self.engine.settle()
         elif kind == "fold":
-            self.engine.fold()
+            self.engine.flush()
         elif kind == "read on":
             self.person("BEGIN")
         elif kind == "lock":
