@@ -121,7 +121,10 @@ class Engine(Protocol):
         ...
 
     def sizes(self) -> Sizes:
-        """As of the last `upkeep` or `flush`, and what was committed since then. Costs nothing."""
+        """What the data takes now. Costs a look at the files when the tables were written to, otherwise nothing.
+
+        Raises `EngineError`.
+        """
         ...
 
     def defragment(self) -> None:

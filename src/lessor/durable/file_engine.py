@@ -72,7 +72,7 @@ class FileEngine:
         self._record = 0  # number of the newest record in the log
         self._chain = bytes(CHAIN_BYTES)  # its chain value
         self._table_sizes = Sizes(0, 0)
-        self._measured_at = 0  # writes to the tables when those sizes were true
+        self._measured_at = -1  # writes to the tables when those sizes were true
 
     # --- open -------------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,6 @@ class FileEngine:
         self._stand_at(position, records)
         meta = tables.begin()
         self._batch, self._clock_s, self._term = meta.batch, meta.clock_s, meta.term
-        self._measure()
         return meta
 
     def _log_files(self, seen: Seen) -> FileLog:
@@ -196,28 +195,22 @@ class FileEngine:
 
     def upkeep(self, now_s: float, idle: bool) -> float | None:
         self._failure.refuse_after()
-        next_s = self._upkeep.step(now_s, idle)
-        if self._measured_at != self._tables.writes:
-            self._measure()
-        return next_s
+        return self._upkeep.step(now_s, idle)
 
     def flush(self) -> None:
         self._upkeep.flush()
-        self._measure()
 
     # --- space ------------------------------------------------------------------------------------------------------
 
-    def _measure(self) -> None:
-        self._measured_at = self._tables.writes
-        self._table_sizes = Sizes(self._tables.size_bytes(), self._tables.in_use_bytes())
-
     def sizes(self) -> Sizes:
+        if self._measured_at != self._tables.writes:
+            self._measured_at = self._tables.writes
+            self._table_sizes = Sizes(self._tables.size_bytes(), self._tables.in_use_bytes())
         waiting = self._upkeep.unfolded.size_bytes
         return Sizes(self._table_sizes.total_bytes + waiting, self._table_sizes.in_use_bytes + waiting)
 
     def defragment(self) -> None:
         self._tables.defragment()
-        self._measure()
 
     def backup(self, path: Path) -> None:
         self._tables.backup(path)
