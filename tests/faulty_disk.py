@@ -171,6 +171,7 @@ class WriteFaults(Disk):
         self._written_max = written_max
         self._step_bytes_max = step_bytes_max
         self._error = error
+        self.growing = False  # whether a write that failed was none of a record
 
     def write(self, descriptor: int, data: memoryview, position: int) -> int:
         def work() -> int:
@@ -186,7 +187,11 @@ class WriteFaults(Disk):
         self._unless_failed(lambda: super(WriteFaults, self).sync(descriptor))
 
     def _unless_failed(self, work: Callable[[], None]) -> None:
-        self.countdown.run(lambda: None, self._failure)
+        failed = self.countdown.failed
+        try:
+            self.countdown.run(lambda: None, self._failure)
+        finally:
+            self.growing = self.growing or (self.countdown.failed and not failed)
         work()
 
     def _failure(self) -> OSError:

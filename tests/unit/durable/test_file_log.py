@@ -5,7 +5,6 @@ import errno
 import os
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,7 @@ def test_a_bit_flipped_anywhere_is_harmless_or_told(filled: Filled) -> None:
 
 @pytest.mark.slow
 def test_bad_bytes_anywhere_but_at_the_end_of_the_newest_record_are_told(filled: Filled) -> None:
-    """In its last sector they look like what a crash leaves of a write, unless they are the disk's whole sector."""
+    """There they look like what a crash may leave of a write."""
     data_dir, writer, trimmed, needed = filled
     chance = random.Random(5)
     for name, start, end in needed:
@@ -463,22 +462,17 @@ def test_zeros_and_garbage_are_no_sectors() -> None:
         assert sectors.head_but_for_a_bit(sector) is None
 
 
-@pytest.fixture
-def garbage(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path
-
-
-def test_garbage_in_the_files_is_refused_or_nothing(garbage: Path) -> None:
+def test_garbage_in_the_files_is_refused_or_nothing(tmp_path: Path) -> None:
     """Whatever stands there, nothing is raised but a refusal."""
     chance = random.Random(4)
-    writer = Writer(garbage)
+    writer = Writer(tmp_path)
     writer.append(10)
     writer.log.close()
-    first = (garbage / "lessor.log.0").read_bytes()[:SECTOR_BYTES]
+    first = (tmp_path / "lessor.log.0").read_bytes()[:SECTOR_BYTES]
     for size in (0, 1, 512, SEGMENT_BYTES, SEGMENT_BYTES + 100):
         for start in (b"", first):
-            (garbage / "lessor.log.0").write_bytes((start + chance.randbytes(size))[: max(size, len(start))])
+            (tmp_path / "lessor.log.0").write_bytes((start + chance.randbytes(size))[: max(size, len(start))])
             try:
-                assert numbers(garbage, writer, 0) == []
+                assert numbers(tmp_path, writer, 0) == []
             except DataDirError as error:
                 assert "\n" not in str(error)
