@@ -12,12 +12,12 @@ stopped, of which some sectors are still as they were before: it is *torn*, nobo
 It is *damaged*, and refused, when that cannot be:
 
 - a sector that is one bit off belongs above the newest record: all of it had been written;
-- a sector that is not whole has a sector of the same record behind it;
+- the record has its last sector, and none that is as it was before;
 - the record would reach beyond the end of the file, or the file is shorter than a segment: it was cut;
 - it is not the record after the newest: those between are missing.
 
-So a flipped bit is always found, and a cut file always where a record is cut. A record of one sector of which more
-than a bit is wrong is taken for torn: it could be.
+So a flipped bit is always found, and a cut file always where a record is cut. A newest record of whose last sector
+more than a bit is wrong is taken for torn: it could be.
 """
 
 from pathlib import Path
@@ -162,9 +162,11 @@ def _refuse_damage(data_dir: Path, file: LogFile, newest: int, newest_at: int) -
             if head.number != newest + 1:
                 raise _gap(data_dir, head.number, newest)
             torn.setdefault(head, []).append(index)
+    bad = set(file.bad)
     for head, indexes in torn.items():
-        if any(bad < index < bad + head.sectors for bad in file.bad for index in indexes):
-            raise directory.damaged(file.path, f"record {head.number}, at byte {indexes[0] * SECTOR_BYTES}")
+        last = indexes[-1]
+        if {*range(last - head.sectors + 1, last + 1)} <= bad.union(indexes):
+            raise directory.damaged(file.path, f"record {head.number}, before byte {(last + 1) * SECTOR_BYTES}")
         if indexes[0] in (1, next_at) and indexes[0] + head.sectors > len(file.heads):
             raise directory.damaged(file.path, f"cut short, in the middle of record {head.number}")
 
