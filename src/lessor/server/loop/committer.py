@@ -216,15 +216,11 @@ class Committer:
 
     def _upkeep_in_line(self) -> None:
         self._in_line = False
-        self._upkeep(self._nothing_waits)
+        self._upkeep(idle=self.in_flight is None)
 
     def _upkeep_in_time(self) -> None:
         self._asked_s = math.inf
-        self._upkeep(self._nothing_waits)
-
-    @property
-    def _nothing_waits(self) -> bool:
-        return self.in_flight is None and self._jobs.empty()
+        self._upkeep(idle=self.in_flight is None)
 
     def _tell_loop(self, callback: Callable[[], None]) -> None:
         assert self._loop is not None
