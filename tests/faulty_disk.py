@@ -46,6 +46,7 @@ class Countdown:
         self.calls = 0
         self._fail_at = fail_at
         self._took_effect = took_effect
+        self.on_failure: Callable[[], object] = lambda: None  # called at the first one, to look at what is left then
 
     @property
     def failed(self) -> bool:
@@ -57,8 +58,10 @@ class Countdown:
         self.calls += 1
         if not self.failed:
             return work()
-        if self._took_effect and self.calls == self._fail_at:
-            work()
+        if self.calls == self._fail_at:
+            if self._took_effect:
+                work()
+            self.on_failure()
         raise error()
 
 
@@ -231,9 +234,13 @@ class PowerLoss(Disk):
 
     SECTOR_BYTES = 512
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, fail_at: int = 0, *, found_synced: bool = False) -> None:
+        """The `fail_at`th statement, and every later one, fails; 0: none. `found_synced`: what is there now is for good."""
+        self.countdown = Countdown(fail_at)
         self._files = (data_dir / directory.DATABASE_NAME, data_dir / f"{directory.DATABASE_NAME}-wal")
         self.synced: list[bytes] = [b"", b""]
+        if found_synced:
+            self.sync_tables()
         self._lengths: dict[str, tuple[int, int]] = {}  # of our log's files that were made longer: for good, and now
 
     def connect(self, database: str, **options: Any) -> sqlite3.Connection:
@@ -285,6 +292,9 @@ class _WatchedConnection(sqlite3.Connection):
     before: list[bytes]
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        return self.power.countdown.run(lambda: self._execute(sql, parameters), StatementFaults(0).error)
+
+    def _execute(self, sql: str, parameters: Any) -> sqlite3.Cursor:
         if sql.startswith("BEGIN"):
             self.before = self.power.now()
         cursor = super().execute(sql, parameters)
