@@ -12,8 +12,8 @@ A disk that failed once goes on failing: every later call fails too. `took_effec
 its work first, as a COMMIT may have done whose answer was lost.
 
 `PowerLoss` keeps account of what SQLite has synced, as its documentation has it, and of how long the files of the log
-are for good; it makes of a data directory what a loss of power may leave of it. `run_at_once` and `Later` take the place
-of the thread that syncs.
+are for good; it makes of a data directory what a loss of power may leave of it. `run_at_once` and `Later` take the
+place of the thread that syncs.
 
 It does not: cut a sync short (the log and SQLite's log are cut by tests of their own).
 """
@@ -229,13 +229,13 @@ class PowerLoss(Disk):
     of the whole log into the file syncs both. What was written since may be there or not, sector by sector; but for the
     first one, which says which round of the log this is: SQLite syncs that before it writes the first page of a round.
 
-    Our own log is written with O_DSYNC: each write stays, but one that lies where the file became longer without a sync.
+    Our own log is written with O_DSYNC: each write stays, unless it lies where the file grew without a sync.
     """
 
     SECTOR_BYTES = 512
 
     def __init__(self, data_dir: Path, fail_at: int = 0, *, found_synced: bool = False) -> None:
-        """The `fail_at`th statement, and every later one, fails; 0: none. `found_synced`: what is there now is for good."""
+        """The `fail_at`th statement, and every later one, fails; 0: none. `found_synced`: what is there is for good."""
         self.countdown = Countdown(fail_at)
         self._files = (data_dir / directory.DATABASE_NAME, data_dir / f"{directory.DATABASE_NAME}-wal")
         self.synced: list[bytes] = [b"", b""]

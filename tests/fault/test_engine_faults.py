@@ -150,9 +150,7 @@ def assert_whole(data_dir: Path, acknowledged: Acknowledged) -> int:
     assert meta.peer_urls == (("http://a", "http://b") if meta.batch >= 5 else ())
     with_auth = (["u"], ["r"], (True, 7))
     auth = loaded.auth
-    assert (list(auth.users), list(auth.roles), auth.switch) == (
-        with_auth if meta.batch >= 4 else ([], [], (False, 1))
-    )
+    assert (list(auth.users), list(auth.roles), auth.switch) == (with_auth if meta.batch >= 4 else ([], [], (False, 1)))
     # The engine goes on from here.
     engine.begin_term(meta.term + 1)
     engine.commit(make_batch(meta.batch + 1, events=[(10_000, 0, b"after", b"v", 10_000, 1, 0)]))

@@ -134,8 +134,8 @@ def test_a_commit_that_hangs_makes_unwell_and_unready_but_not_dead(tmp_path: Pat
 def test_a_stopped_backup_fails_and_leaves_nothing(tmp_path: Path) -> None:
     engine = FileEngine(tmp_path / "data")
     engine.open((1, 1))
-    engine._tables._connection.execute("CREATE TABLE big AS WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM n "
-                               "WHERE i < 50000) SELECT i, hex(i) FROM n")  # fmt: skip
+    numbers = "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM n WHERE i < 50000)"
+    engine._tables._connection.execute(f"CREATE TABLE big AS {numbers} SELECT i, hex(i) FROM n")
     engine.stop_backups()
     with pytest.raises(EngineError, match="interrupted"):
         engine.backup(tmp_path / "copy")

@@ -59,6 +59,10 @@ def opened(data_dir: Path) -> tuple[StateMachine, list[Any], float]:
     return machine, rows, meta.clock_s
 
 
+def told(machine: StateMachine, request: Any, now_s: float) -> Any:
+    return machine.apply(request, now_s)
+
+
 def events(rows: list[Any], above: int) -> list[list[Any]]:
     """As a watch of all keys tells them."""
     return [
@@ -84,7 +88,7 @@ def test_what_was_acknowledged_is_there(name: str, tmp_path: Path) -> None:
             for one in expected["events"]
         ]
         assert events(rows, compacted) == wanted
-    alarms = machine.apply(rpc.AlarmRequest(action=rpc.AlarmRequest.GET), clock_s).alarms
+    alarms = told(machine, rpc.AlarmRequest(action=rpc.AlarmRequest.GET), clock_s).alarms
     assert sorted(rpc.AlarmType.Name(each.alarm) for each in alarms) == expected["alarms"]
     if expected["peer_urls"] is not None:
         assert list(machine.peer_urls) == expected["peer_urls"]
@@ -94,7 +98,7 @@ def test_what_was_acknowledged_is_there(name: str, tmp_path: Path) -> None:
 
 def assert_keys_and_leases(machine: StateMachine, expected: dict[str, Any], clock_s: float) -> set[bytes]:
     """Returns the keys that calls without a reply have changed, which are there as a whole or not at all."""
-    kvs = machine.apply(rpc.RangeRequest(key=b"\0", range_end=b"\0"), clock_s).kvs
+    kvs = told(machine, rpc.RangeRequest(key=b"\0", range_end=b"\0"), clock_s).kvs
     found = {kv.key: (kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease) for kv in kvs}
     wanted = {raw(key): (value(form), *numbers) for key, form, *numbers in expected["keys"]}
     leases = {lease.id for lease in machine.leases}
@@ -120,7 +124,7 @@ def assert_keys_and_leases(machine: StateMachine, expected: dict[str, Any], cloc
     assert not leases & set(expected["ended_leases"])
     for each in expected["leases"]:
         if each["id"] in wanted_leases:
-            asked = machine.apply(rpc.LeaseTimeToLiveRequest(ID=each["id"], keys=True), clock_s)
+            asked = told(machine, rpc.LeaseTimeToLiveRequest(ID=each["id"], keys=True), clock_s)
             assert asked.grantedTTL == each["ttl_s"]
             if not changed:
                 assert sorted(asked.keys) == [raw(key) for key in each["keys"]]
@@ -135,7 +139,7 @@ def assert_auth(machine: StateMachine, expected: dict[str, Any]) -> None:
     assert sorted(auth.users) == [user["name"] for user in expected["users"]]
     assert sorted(auth.roles) == [role["name"] for role in expected["roles"]]
     for user in expected["users"]:
-        name, password, no_password, roles, deleted = auth.users[user["name"]].row()
+        _, password, no_password, roles, deleted = auth.users[user["name"]].row()
         assert (sorted(roles), no_password, deleted) == (user["roles"], user["password"] is None, False)
         assert bool(password) == (user["password"] is not None)
 
@@ -175,12 +179,13 @@ def memory() -> Iterator[Path]:
 
 def killed_at(engine: FileEngine) -> bool:
     """Whether the start failed."""
+    why = ""
     try:
         engine.open((1, 1))
     except (DataDirError, EngineError) as error:
-        assert "\n" not in str(error)
-        return True
-    return False
+        why = str(error)
+    assert "\n" not in why
+    return bool(why)
 
 
 Made = tuple[FileEngine, Countdown, Callable[[Path], None]]  # what a loss of power makes of a copy comes last

@@ -99,7 +99,7 @@ class Engine(Protocol):
         ...
 
     def upkeep(self, now_s: float, idle: bool) -> float | None:
-        """Does a step of the engine's own work if one is due: mostly none, otherwise a few milliseconds'. Waits for nobody.
+        """Does a step of the engine's own work if one is due: mostly none, or a few milliseconds'. Waits for nobody.
 
         Brings what is committed into the tables: 0.1 s after the last batch with rows, or 1 s after the first one that
         waits, or at once where much waits. Deletes what compactions left, syncs the tables, shortens the log.
@@ -148,5 +148,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Brings what is committed into the tables, if it can, and lets the directory go. Nothing when closed already."""
+        """Brings what is committed into the tables, if it can, and lets the directory go. Nothing when closed."""
         ...

@@ -26,7 +26,7 @@ from lessor.durable import directory, explain, opening, record
 from lessor.durable.engine import DataDirError, EngineError, Loaded, Meta, Sizes, TablesLockedError
 from lessor.durable.file_log import Disk, FileLog
 from lessor.durable.first_failure import FirstFailure
-from lessor.durable.log import Log, LogError, LogFullError
+from lessor.durable.log import Log, LogFullError
 from lessor.durable.meta_rows import LogPosition
 from lessor.durable.opening import FULL, Connect, Connector, Seen
 from lessor.durable.record import CHAIN_BYTES, Changes, Record, Rows

@@ -97,7 +97,7 @@ def load(data_dir: Path, log_id: bytes, segment_bytes: int, *, may_be_missing: b
             raise directory.damaged(path, "it does not start as a log of Lessor does")
         if found.format != FORMAT:
             raise DataDirError(f"{path}: {_NEWER.format(f'log format {found.format}, this one knows {FORMAT}')}")
-        if (found.log_id, found.index) != (log_id, index):
+        if (found.log_id, found.number) != (log_id, index):
             raise DataDirError(
                 f"{path}: the log of another data directory, or the other file of this one: put the right file back"
             )

@@ -21,13 +21,13 @@ _CHECKSUM_BYTES: Final = 4
 
 class Header(NamedTuple):
     format: int
-    index: int
+    number: int  # of the file
     log_id: bytes
 
 
-def header(log_id: bytes, index: int) -> bytes:
-    """The first sector of file `index` (0 or 1)."""
-    content = _HEADER.pack(MAGIC, FORMAT, index, log_id)
+def header(log_id: bytes, number: int) -> bytes:
+    """The first sector of file `number` (0 or 1)."""
+    content = _HEADER.pack(MAGIC, FORMAT, number, log_id)
     return (content + zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little")).ljust(SECTOR_BYTES, b"\0")
 
 
@@ -36,5 +36,5 @@ def parse(sector: bytes) -> Header | None:
     end = _HEADER.size + _CHECKSUM_BYTES
     if len(sector) < end or zlib.crc32(sector[: _HEADER.size]).to_bytes(4, "little") != sector[_HEADER.size : end]:
         return None
-    magic, found, index, log_id = _HEADER.unpack_from(sector)
-    return Header(found, index, log_id) if magic == MAGIC else None
+    magic, found, number, log_id = _HEADER.unpack_from(sector)
+    return Header(found, number, log_id) if magic == MAGIC else None

@@ -28,7 +28,9 @@ _SEAL: Final = struct.Struct(f"<{SALT_BYTES}sI")  # salt, checksum of all that f
 _HEAD: Final = struct.Struct("<IQQdII")  # bytes of the rows, number, number of the batch before, clock, events, leases
 _UNSALTED: Final = struct.Struct("<II")  # bytes of the rows, checksum of all that follows
 _UNSALTED_HEAD: Final = struct.Struct("<QQdII")
-_EVENT: Final = struct.Struct("<qIqqqIi")  # revision, sub, create_revision, version, lease, bytes of key, of value or -1
+_EVENT: Final = struct.Struct(
+    "<qIqqqIi"
+)  # revision, sub, create_revision, version, lease, bytes of key, of value or -1
 _LEASE: Final = struct.Struct("<qqdB")
 
 Found = tuple[Changes, int]  # a batch and the number of the one before

@@ -4,7 +4,7 @@
 Laws
 - Everything that a batch changes is in its record: keys, leases, alarms, users, roles, the auth switch, a compaction,
   peer URLs, the clean mark, the data clock, the term.
-- Records are numbered 1, 2, 3 without a gap, so a missing one is seen. A record names no batch before it: its number does.
+- Records are numbered 1, 2, 3 without a gap, so a missing one is seen.
 - A record ends with its chain value: the digest of all bytes before it, the chain value of the record before among
   them. So it is a checksum over every byte, and two logs with the same chain value have the same history.
 - `decode` raises nothing over any bytes, but UnknownFormatError over a whole record of a newer format.
@@ -33,7 +33,9 @@ CHAIN_BYTES: Final = 16
 # Magic, format, flags; number, term, batch; data clock; compaction, auth revision; chain value of the record before;
 # how many events, leases, alarms, peer URLs, users, roles.
 _HEAD: Final = struct.Struct("<4sHHQQQdqq16sIIIIII")
-_EVENT: Final = struct.Struct("<qIqqqIi")  # revision, sub, create_revision, version, lease; bytes of key, of value or -1
+_EVENT: Final = struct.Struct(
+    "<qIqqqIi"
+)  # revision, sub, create_revision, version, lease; bytes of key, of value or -1
 _LEASE: Final = struct.Struct("<qqdB")  # id, ttl_s, deadline_s, ended
 _ALARM: Final = struct.Struct("<QIB")  # member_id, type, active
 _USER: Final = struct.Struct("<BBI")  # no_password, deleted, roles; behind name and password
@@ -287,7 +289,5 @@ class _Reader:
     def role(self) -> RoleRow:
         name = self.text()
         deleted, count = _ROLE.unpack(self._take(_ROLE.size))
-        permissions: list[PermissionRow] = [
-            (self.sized(), self.sized(), self._take(1)[0]) for _ in range(count)
-        ]
+        permissions: list[PermissionRow] = [(self.sized(), self.sized(), self._take(1)[0]) for _ in range(count)]
         return name, tuple(permissions), bool(deleted)

@@ -122,7 +122,7 @@ CREATE VIEW live_leases AS       -- id as etcdctl prints it; the true remaining 
 """
 
 # The tables only follow the log: they say which of its records they have, and the data clock has its name. `meta` and
-# `lease` are made anew for the words in them, the views because the one of schema 3 was not the same in all directories.
+# `lease` are made anew for the words in them, the views because schema 3 did not have the same ones everywhere.
 _ONE_LOG = """
 DROP VIEW current_keys;
 

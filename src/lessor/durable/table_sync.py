@@ -2,8 +2,8 @@
 """Makes what was folded durable in the tables, and copies SQLite's log into the file, while commits go on.
 
 Laws
-- `synced` is raised to a record only after a COMMIT with synchronous=FULL that came after its fold: SQLite's promise for
-  that is that the transaction, and so everything before it in the same log, survives the loss of power.
+- `synced` is raised to a record only after a COMMIT with synchronous=FULL that came after its fold: SQLite's promise
+  for that is that the transaction, and so everything before it in the same log, survives the loss of power.
 - While `running`, nobody else in this process writes to the tables. So the copy meets a log that stands still, copies
   all of it (unless a reader from outside holds on to older pages), and the log starts over.
 - An error is final: nobody knows what the disk holds, and nothing is tried again. A write lock that another program

@@ -24,14 +24,15 @@ SQLite's log from starting over: it grows until then).
 It does not: check every page at boot (a damaged one is met by `load`), decide when to fold, sync or sweep
 (upkeep.py), delete rows (sweep.py).
 
-Why these settings, with figures: docs/decisions/0003-sqlite-engine.md; why folds do not sync: 0010-folds-without-a-sync.md.
+Why these settings, with figures: docs/decisions/0003-sqlite-engine.md; why folds do not sync:
+0010-folds-without-a-sync.md.
 """
 
 import contextlib
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -47,9 +48,9 @@ from lessor.durable.unfolded import Fold
 from lessor.state.journal import AlarmRow, EventRow, LeaseRow
 
 LOAD_ROWS: Final = 1_000  # rows fetched at once
-STOP_LOOK_STEPS: Final = 20_000  # steps of SQLite's machine, a millisecond or so, after which a backup looks whether to stop
+STOP_LOOK_STEPS: Final = 20_000  # of SQLite's machine, a millisecond or so, after which a backup looks whether to stop
 
-_WAL_INDEX_PAGES_AT: Final = 16  # where the wal-index header says, in the machine's byte order, how many pages there are
+_WAL_INDEX_PAGES_AT: Final = 16  # where the wal-index header says, in the machine's byte order, how many pages
 
 
 class Tables:
@@ -355,5 +356,3 @@ def fold_of(batches: Iterable[Rows]) -> Fold:
     for batch in batches:
         fold.add(Record(0, 0, b"", b"", batch, 0))
     return fold
-
-

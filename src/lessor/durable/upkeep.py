@@ -171,5 +171,3 @@ class Upkeep:
         if self._sweep.shrink or room or tables.new_wal_pages() >= WAL_PAGES_SYNC:
             shrink, self._sweep.shrink = self._sweep.shrink, False
             tables.begin_sync(shrink=shrink)
-
-

@@ -170,7 +170,7 @@ def future_file(path: Path) -> bytes:
     data = path.read_bytes()
     found = log_file_header.parse(data[:512])
     assert found is not None
-    return log_file_header.header(found.log_id, found.index) + data[512:]
+    return log_file_header.header(found.log_id, found.number) + data[512:]
 
 
 def test_a_record_of_a_newer_format_is_refused_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -502,7 +502,9 @@ def test_the_tables_say_in_their_own_words_what_the_clock_is(engine: FileEngine,
     texts = []
     for home in (data_dir, old):
         with contextlib.closing(sqlite3.connect(home / "lessor.db")) as person:
-            texts.append("\n".join(sql for (sql,) in person.execute("SELECT sql FROM sqlite_schema ORDER BY name") if sql))
+            texts.append(
+                "\n".join(sql for (sql,) in person.execute("SELECT sql FROM sqlite_schema ORDER BY name") if sql)
+            )
             assert dict(person.execute("SELECT name, value FROM meta")).keys() >= {"clock_s", "record", "chain", "log"}
     assert texts[0] == texts[1]
     assert "uptime" not in texts[0]

@@ -50,7 +50,9 @@ def content(auth: AuthRows | None) -> Any:
 
 
 @given(st.fixed_dictionaries(PARTS), UINT64, UINT64, UINT64, chains)
-def test_a_record_comes_back_as_it_was(parts: dict[str, Any], number: int, term: int, batch_number: int, previous: bytes) -> None:
+def test_a_record_comes_back_as_it_was(
+    parts: dict[str, Any], number: int, term: int, batch_number: int, previous: bytes
+) -> None:
     data = encode(number, term, previous, batch(batch_number, **parts))
     found = decode(data)
     assert found is not None

@@ -181,9 +181,7 @@ def test_a_sync_runs_beside_commits_and_folds_wait_for_its_end(
     assert in_tables(shell) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_sweep_waits_for_the_end_of_a_sync(
-    engine: FileEngine, shell: sqlite3.Connection, later: Later
-) -> None:
+def test_a_sweep_waits_for_the_end_of_a_sync(engine: FileEngine, shell: sqlite3.Connection, later: Later) -> None:
     put_batch(engine, 1)
     put_batch(engine, 2)
     engine.commit(batch(3, compact_revision=2, dead=[(1, 0)]))
@@ -252,12 +250,13 @@ def test_a_sync_that_fails_is_final_and_loses_nothing(tmp_path: Path, nth: int, 
         put_batch(engine, number)
         settle(engine)
     assert faults.countdown.failed
-    for write in (
+    writes: tuple[Callable[[], object], ...] = (
         lambda: engine.commit(batch(6)),
         lambda: engine.commit(batch(6, alarms=ALARM)),
         lambda: settle(engine),
         lambda: engine.begin_term(9),
-    ):
+    )
+    for write in writes:
         with pytest.raises(EngineError, match=r"disk failed to read or write \(SQLITE_IOERR_FSYNC\)") as caught:
             write()
         assert not isinstance(caught.value, TablesLockedError)

@@ -104,7 +104,7 @@ class Engine(FileEngine):
             self.diary.append("fold")
             fold(given, **how)
 
-        self._tables.fold = noted  # type: ignore[method-assign]
+        setattr(self._tables, "fold", noted)  # noqa: B010
         return meta
 
     def commit(self, given_batch: Batch) -> None:

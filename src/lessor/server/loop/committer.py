@@ -30,6 +30,7 @@ from lessor.state.journal import Batch
 
 T = TypeVar("T")
 
+
 class Committer:
     """The loop's end of the engine thread."""
 
