@@ -7,13 +7,16 @@ Laws
 - Each sector has a checksum of its own. Records begin at sectors only, and where a sector begins no client's bytes
   ever stand: what a client puts into a value is never taken for a record.
 
-    | number of the record 8 | bytes of the record 4 | salt 4 | checksum 4 | 492 bytes of the record, then zeros |
+    | number of the record 8 | its bytes 4 | salt 4 | 490 bytes of the record, then zeros | checksum 4 | tail 2 |
 
 The salt is drawn anew by each opening of the log. Without it the sectors of two unfinished records of the same number,
 left by two crashes, could look like one.
 
-A sector that fails its checksum is *off by a bit* when changing one bit of it makes the checksum right. Nothing that a
-crash leaves of a write looks like that (but for one chance in a million), a flipped bit always does.
+A sector that fails its checksum is *off by a bit* when changing one bit of it makes the checksum right. A flipped bit
+always looks like that, and what a crash leaves of a write never does, even where it stopped in the middle of a sector
+(but for one chance in a million). For that there is the tail, the last thing that is written: two bytes, made of the
+number, each with an even number of bits. Where it is not there yet, two bits are wrong at least, over zeros as over an
+older record.
 
 Does not do: I/O, deciding what a missing record means (file_log_reading.py).
 """
@@ -26,11 +29,15 @@ from typing import Final, NamedTuple
 SECTOR_BYTES: Final = 512
 _HEAD: Final = struct.Struct("<QII")  # number and bytes of the record, salt
 _CHECKSUM_BYTES: Final = 4
-_PAYLOAD_AT: Final = _HEAD.size + _CHECKSUM_BYTES
-ROOM_BYTES: Final = SECTOR_BYTES - _PAYLOAD_AT  # of a record in one sector
+_TAIL_BYTES: Final = 2
+_PAYLOAD_AT: Final = _HEAD.size
+_TAIL_AT: Final = SECTOR_BYTES - _TAIL_BYTES
+_CHECKSUM_AT: Final = _TAIL_AT - _CHECKSUM_BYTES
+ROOM_BYTES: Final = _CHECKSUM_AT - _PAYLOAD_AT  # of a record in one sector
 RECORD_BYTES_MAX: Final = 2**32 - 1
 SALT_MAX: Final = 2**32 - 1
 ZEROS: Final = bytes(SECTOR_BYTES)
+_EVEN: Final = bytes(bits << 1 | bits.bit_count() & 1 for bits in range(128))  # seven bits, and one to make them even
 
 
 class Head(NamedTuple):
@@ -53,20 +60,23 @@ def frame(record: bytes, number: int, salt: int) -> bytes:
     """The record in sectors. Cost: a third of a microsecond each."""
     size = len(record)
     head = _HEAD.pack(number, size, salt)
-    seed = zlib.crc32(head)
+    tail = bytes((_EVEN[number & 127], _EVEN[number >> 7 & 127]))
+    seed = zlib.crc32(head + tail)
     padded = record.ljust(sectors_of(size) * ROOM_BYTES, b"\0")
     if len(padded) == ROOM_BYTES:
-        return head + zlib.crc32(padded, seed).to_bytes(_CHECKSUM_BYTES, "little") + padded
-    parts: list[bytes] = []
+        return head + padded + zlib.crc32(padded, seed).to_bytes(_CHECKSUM_BYTES, "little") + tail
+    between = tail + head
+    parts = [head]
     for start in range(0, len(padded), ROOM_BYTES):
         piece = padded[start : start + ROOM_BYTES]
-        parts += (head, zlib.crc32(piece, seed).to_bytes(_CHECKSUM_BYTES, "little"), piece)
+        parts += (piece, zlib.crc32(piece, seed).to_bytes(_CHECKSUM_BYTES, "little"), between)
+    parts[-1] = tail
     return b"".join(parts)
 
 
 def head_of(sector: bytes) -> Head | None:
     """To which record the sector belongs; None when it is not whole, or was never written."""
-    if _checksum(sector) != int.from_bytes(sector[_HEAD.size : _PAYLOAD_AT], "little"):
+    if _checksum(sector) != _stored(sector):
         return None
     head = Head(*_HEAD.unpack_from(sector))
     return head if head.record_bytes else None
@@ -74,13 +84,13 @@ def head_of(sector: bytes) -> Head | None:
 
 def payload(sectors: bytes, record_bytes: int) -> bytes:
     """The record that lies in those sectors, all of them."""
-    pieces = [sectors[at + _PAYLOAD_AT : at + SECTOR_BYTES] for at in range(0, len(sectors), SECTOR_BYTES)]
+    pieces = [sectors[at + _PAYLOAD_AT : at + _CHECKSUM_AT] for at in range(0, len(sectors), SECTOR_BYTES)]
     return b"".join(pieces)[:record_bytes]
 
 
 def head_but_for_a_bit(sector: bytes) -> Head | None:
     """What `head_of` would answer if one bit of the sector were another; None when no bit helps."""
-    wrong = _checksum(sector) ^ int.from_bytes(sector[_HEAD.size : _PAYLOAD_AT], "little")
+    wrong = _checksum(sector) ^ _stored(sector)
     bit = _bits().get(wrong)
     if bit is None:
         return None
@@ -90,7 +100,13 @@ def head_but_for_a_bit(sector: bytes) -> Head | None:
 
 
 def _checksum(sector: bytes) -> int:
-    return zlib.crc32(memoryview(sector)[_PAYLOAD_AT:], zlib.crc32(memoryview(sector)[: _HEAD.size]))
+    """Over all but the checksum, the tail before the payload."""
+    ends = sector[:_PAYLOAD_AT] + sector[_TAIL_AT:]
+    return zlib.crc32(memoryview(sector)[_PAYLOAD_AT:_CHECKSUM_AT], zlib.crc32(ends))
+
+
+def _stored(sector: bytes) -> int:
+    return int.from_bytes(sector[_CHECKSUM_AT:_TAIL_AT], "little")
 
 
 @cache
@@ -101,6 +117,6 @@ def _bits() -> dict[int, int]:
     for bit in range(SECTOR_BYTES * 8):
         one = bytearray(SECTOR_BYTES)
         one[bit // 8] |= 1 << bit % 8
-        wrong = _checksum(bytes(one)) ^ int.from_bytes(one[_HEAD.size : _PAYLOAD_AT], "little")
+        wrong = _checksum(bytes(one)) ^ _stored(bytes(one))
         found[wrong ^ nothing] = bit
     return found

@@ -96,7 +96,7 @@ class Unfolded:
         self.size_bytes += size_bytes
         self.rows += rows
         self.dead += len(record.rows.dead)
-        if not rows and self._queue and not record.rows.dead:
+        if not rows and self._queue:
             last, last_bytes = self._queue[-1]
             if not rows_of(last.rows) and not last.rows.dead:
                 self._queue.pop()

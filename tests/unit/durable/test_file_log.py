@@ -348,6 +348,42 @@ def test_the_files_are_the_owners_alone_and_keep_their_size(tmp_path: Path) -> N
     writer.log.close()
 
 
+def test_a_record_that_does_not_follow_the_one_before_is_refused(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.append(10)
+    writer.log.append(encode(2, 1, b"another's chain.", batch(2)), 2)
+    with pytest.raises(DataDirError, match="record 2 does not follow what the tables have"):
+        numbers(tmp_path, writer, 0)
+
+
+@pytest.mark.parametrize("sector", [0, 1], ids=["first", "second"])
+def test_a_newest_record_with_garbage_before_its_last_sector_is_damaged_and_not_torn(
+    tmp_path: Path, sector: int
+) -> None:
+    writer = Writer(tmp_path)
+    writer.append(10)
+    writer.append(1_000)  # three sectors
+    writer.log.close()
+    with (tmp_path / "lessor.log.0").open("r+b") as file:
+        file.seek((2 + sector) * SECTOR_BYTES + 100)
+        file.write(b"garbage")
+    with pytest.raises(DataDirError, match="damaged"):
+        numbers(tmp_path, writer, 0)
+
+
+@pytest.mark.parametrize("sectors_left", [10, 11, 17])
+def test_a_grown_file_that_is_cut_in_the_middle_of_a_record_is_told(
+    tmp_path: Path, sectors_left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_log, "LOG_BYTES_MAX", 20 * SEGMENT_BYTES)
+    writer = Writer(tmp_path)
+    writer.append(10)
+    writer.append(2 * SEGMENT_BYTES)
+    os.truncate(tmp_path / "lessor.log.1", sectors_left * SECTOR_BYTES)
+    with pytest.raises(DataDirError, match="cut short, in the middle of record 2"):
+        numbers(tmp_path, writer, 0)
+
+
 # --- growing --------------------------------------------------------------------------------------------------------
 
 
@@ -437,7 +473,7 @@ def test_a_write_that_fails_is_of_unknown_outcome_and_the_last_one(tmp_path: Pat
 # --- sectors --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, 491, 492, 493, 984, 985, 100_000])
+@pytest.mark.parametrize("size", [1, 489, 490, 491, 980, 981, 100_000])
 def test_a_record_comes_back_out_of_its_sectors(size: int) -> None:
     record = random.Random(size).randbytes(size)
     framed = sectors.frame(record, 7, 9)
@@ -454,6 +490,20 @@ def test_any_bit_of_a_sector_is_found_and_mended() -> None:
         spoilt[bit // 8] ^= 1 << bit % 8
         assert sectors.head_of(bytes(spoilt)) is None
         assert sectors.head_but_for_a_bit(bytes(spoilt)) == (2**63, 300, 2**32 - 1)
+
+
+def test_a_sector_that_is_written_in_part_never_looks_as_if_a_bit_were_off() -> None:
+    """Over zeros and over older records, torn at any byte: otherwise a crash would be taken for damage."""
+    chance = random.Random(6)
+    for number in range(20_000, 20_300):
+        new = sectors.frame(chance.randbytes(chance.choice([1, 100, 130, 490])), number, 7)
+        older = sectors.frame(chance.randbytes(chance.choice([1, 100, 130, 490])), number - chance.randint(1, 9_000), 9)
+        for old in (ZEROS, older):
+            for size in range(1, SECTOR_BYTES):
+                torn = new[:size] + old[size:]
+                if torn not in (new, old):
+                    head = sectors.head_of(torn) or sectors.head_but_for_a_bit(torn)
+                    assert head is None or head.number != number
 
 
 def test_zeros_and_garbage_are_no_sectors() -> None:

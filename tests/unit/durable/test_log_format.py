@@ -59,18 +59,24 @@ def whole_records(found: list[bytes]) -> Iterator[tuple[int, bytes]]:
     index = 0
     while index < len(found):
         number, size = struct.unpack_from("<QI", found[index])
-        count = -(-size // 492)
+        count = -(-size // 490)
         those = found[index : index + count]
         if (
             count
             and len(those) == count
             and all(one[:16] == found[index][:16] for one in those)
-            and all(zlib.crc32(one[:16] + one[20:]) == int.from_bytes(one[16:20], "little") for one in those)
+            and all(zlib.crc32(one[:16] + one[510:] + one[16:506]) == checksum_of(one) for one in those)
         ):
-            yield number, b"".join(one[20:] for one in those)[:size]
+            tail = bytes(bits << 1 | bits.bit_count() & 1 for bits in (number & 127, number >> 7 & 127))
+            assert all(one[510:] == tail for one in those)
+            yield number, b"".join(one[16:506] for one in those)[:size]
             index += count
         else:
             index += 1
+
+
+def checksum_of(sector: bytes) -> int:
+    return int.from_bytes(sector[506:510], "little")
 
 
 def parsed(data: bytes) -> dict[str, Any]:
