@@ -27,7 +27,7 @@ from lessor.durable import directory, explain, sectors
 from lessor.durable.engine import DataDirError
 from lessor.durable.log_file_header import FORMAT, parse
 from lessor.durable.record import Record, UnknownFormatError, decode
-from lessor.durable.sectors import SECTOR_BYTES, ZEROS, Head
+from lessor.durable.sectors import SECTOR_BYTES, ZEROS, Head, sectors_of
 
 _NEWER: Final = "written by a newer Lessor ({}): run the newer one, or restore a backup of before the upgrade"
 
@@ -57,23 +57,25 @@ class LogFile:
 
     def whole(self, least: int) -> dict[int, int]:
         """Where each whole record from number `least` on begins: number to sector."""
-        found: dict[int, int] = {}
-        index, heads = 0, self.heads
-        while index < len(heads):
-            head = heads[index]
-            count = 1
-            if head is not None and head.number >= least:
-                while index + count < len(heads) and heads[index + count] == head:
-                    count += 1
-                if count == head.sectors:
-                    found[head.number] = index
-            index += count
-        return found
+        return {
+            head.number: index
+            for index, head in enumerate(self.heads)
+            if head is not None and head.number >= least and not head.part and not self.missing(index, head)
+        }
+
+    def missing(self, start: int, head: Head) -> list[int]:
+        """Of the sectors of the record that begins in sector `start`, those that do not hold their part of it."""
+        end = start + sectors_of(head.record_bytes)
+        return [
+            index
+            for index in range(start, end)
+            if index >= len(self.heads) or self.heads[index] != head._replace(part=index - start)
+        ]
 
     def record(self, index: int) -> bytes:
         head = self.heads[index]
         assert head is not None
-        data = self._data[index * SECTOR_BYTES : (index + head.sectors) * SECTOR_BYTES]
+        data = self._data[index * SECTOR_BYTES : (index + sectors_of(head.record_bytes)) * SECTOR_BYTES]
         return sectors.payload(data, head.record_bytes)
 
 
@@ -131,7 +133,7 @@ def records(data_dir: Path, files: list[LogFile], after: int, chain: bytes) -> l
         result.append(record)
         newest, chain = number, record.chain
     for file in files:
-        _refuse_damage(data_dir, file, newest, found[newest][1] if found.get(newest, (None,))[0] is file else 0)
+        _refuse_damage(data_dir, file, newest)
     return result
 
 
@@ -145,30 +147,27 @@ def _decode(file: LogFile, index: int, number: int) -> Record:
     return record
 
 
-def _refuse_damage(data_dir: Path, file: LogFile, newest: int, newest_at: int) -> None:
-    """Raises unless all that is above record `newest` can be what a crash left of the next one.
-
-    `newest_at`: in which sector the newest record begins, 0 when it is in the other file.
-    """
-    head = file.heads[newest_at] if newest_at else None
-    next_at = newest_at + head.sectors if head else 1
+def _refuse_damage(data_dir: Path, file: LogFile, newest: int) -> None:
+    """Raises unless all that is above record `newest` can be what a crash left of the next one."""
     for index in file.bad:
         mended = sectors.head_but_for_a_bit(file.sector(index))
         if mended is not None and mended.number > newest:
             raise directory.damaged(file.path, f"a bit of record {mended.number}, at byte {index * SECTOR_BYTES}")
-    torn: dict[Head, list[int]] = {}
-    for index, head in enumerate(file.heads):
-        if head is not None and head.number > newest:
-            if head.number != newest + 1:
-                raise _gap(data_dir, head.number, newest)
-            torn.setdefault(head, []).append(index)
+    torn = {
+        (index - head.part, head._replace(part=0))
+        for index, head in enumerate(file.heads)
+        if head is not None and head.number > newest
+    }
     bad = set(file.bad)
-    for head, indexes in torn.items():
-        last = indexes[-1]
-        if {*range(last - head.sectors + 1, last + 1)} <= bad.union(indexes):
-            raise directory.damaged(file.path, f"record {head.number}, before byte {(last + 1) * SECTOR_BYTES}")
-        if indexes[0] in (1, next_at) and indexes[0] + head.sectors > len(file.heads):
+    for start, head in sorted(torn):
+        if head.number != newest + 1:
+            raise _gap(data_dir, head.number, newest)
+        end = start + sectors_of(head.record_bytes)
+        if end > len(file.heads):
             raise directory.damaged(file.path, f"cut short, in the middle of record {head.number}")
+        missing = file.missing(start, head)
+        if bad.issuperset(missing) and end - 1 not in missing:
+            raise directory.damaged(file.path, f"record {head.number}, at byte {missing[0] * SECTOR_BYTES}")
 
 
 def _gap(data_dir: Path, number: int, newest: int) -> DataDirError:

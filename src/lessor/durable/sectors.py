@@ -7,16 +7,17 @@ Laws
 - Each sector has a checksum of its own. Records begin at sectors only, and where a sector begins no client's bytes
   ever stand: what a client puts into a value is never taken for a record.
 
-    | number of the record 8 | its bytes 4 | salt 4 | 490 bytes of the record, then zeros | checksum 4 | tail 2 |
+    | number of record 8 | its bytes 4 | salt 4 | part 4 | 486 bytes of the record, then zeros | checksum 4 | tail 2 |
+
+The part says where in its record a sector stands, from 0: so one sector tells where all others of it are, or were.
 
 The salt is drawn anew by each opening of the log. Without it the sectors of two unfinished records of the same number,
 left by two crashes, could look like one.
 
-A sector that fails its checksum is *off by a bit* when changing one bit of it makes the checksum right. A flipped bit
-always looks like that, and what a crash leaves of a write never does, even where it stopped in the middle of a sector
-(but for one chance in a million). For that there is the tail, the last thing that is written: two bytes, made of the
-number, each with an even number of bits. Where it is not there yet, two bits are wrong at least, over zeros as over an
-older record.
+A sector that fails its checksum is *off by a bit* when changing one bit of it makes checksum and tail right. A flipped
+bit always looks like that, and what a crash leaves of a write never does, even where it stopped in the middle of a
+sector. For that there is the tail, the last thing that is written: two bytes, made of the number, each with an even
+number of bits. Where it is not there yet, two bits are wrong at least, over zeros as over an older record.
 
 Does not do: I/O, deciding what a missing record means (file_log_reading.py).
 """
@@ -27,7 +28,8 @@ from functools import cache
 from typing import Final, NamedTuple
 
 SECTOR_BYTES: Final = 512
-_HEAD: Final = struct.Struct("<QII")  # number and bytes of the record, salt
+_HEAD: Final = struct.Struct("<QIII")  # number and bytes of the record, salt, part
+_RECORD: Final = struct.Struct("<QII")  # the same but for the part
 _CHECKSUM_BYTES: Final = 4
 _TAIL_BYTES: Final = 2
 _PAYLOAD_AT: Final = _HEAD.size
@@ -41,15 +43,12 @@ _EVEN: Final = bytes(bits << 1 | bits.bit_count() & 1 for bits in range(128))  #
 
 
 class Head(NamedTuple):
-    """To which record a sector belongs."""
+    """To which record a sector belongs, and which of its sectors it is."""
 
     number: int
     record_bytes: int
     salt: int
-
-    @property
-    def sectors(self) -> int:
-        return sectors_of(self.record_bytes)
+    part: int
 
 
 def sectors_of(record_bytes: int) -> int:
@@ -59,19 +58,18 @@ def sectors_of(record_bytes: int) -> int:
 def frame(record: bytes, number: int, salt: int) -> bytes:
     """The record in sectors. Cost: a third of a microsecond each."""
     size = len(record)
-    head = _HEAD.pack(number, size, salt)
-    tail = bytes((_EVEN[number & 127], _EVEN[number >> 7 & 127]))
-    seed = zlib.crc32(head + tail)
-    padded = record.ljust(sectors_of(size) * ROOM_BYTES, b"\0")
-    if len(padded) == ROOM_BYTES:
-        return head + padded + zlib.crc32(padded, seed).to_bytes(_CHECKSUM_BYTES, "little") + tail
+    head = _RECORD.pack(number, size, salt)
+    tail = _tail(number)
+    crc32, seed = zlib.crc32, zlib.crc32(head + tail)
+    count = sectors_of(size)
+    padded = record.ljust(count * ROOM_BYTES, b"\0")
     between = tail + head
-    parts = [head]
-    for start in range(0, len(padded), ROOM_BYTES):
-        piece = padded[start : start + ROOM_BYTES]
-        parts += (piece, zlib.crc32(piece, seed).to_bytes(_CHECKSUM_BYTES, "little"), between)
-    parts[-1] = tail
-    return b"".join(parts)
+    pieces = [head]
+    for part in range(count):
+        piece = part.to_bytes(4, "little") + padded[part * ROOM_BYTES : (part + 1) * ROOM_BYTES]
+        pieces += (piece, crc32(piece, seed).to_bytes(_CHECKSUM_BYTES, "little"), between)
+    pieces[-1] = tail
+    return b"".join(pieces)
 
 
 def head_of(sector: bytes) -> Head | None:
@@ -79,7 +77,7 @@ def head_of(sector: bytes) -> Head | None:
     if _checksum(sector) != _stored(sector):
         return None
     head = Head(*_HEAD.unpack_from(sector))
-    return head if head.record_bytes else None
+    return head if head.part * ROOM_BYTES < head.record_bytes else None
 
 
 def payload(sectors: bytes, record_bytes: int) -> bytes:
@@ -96,13 +94,18 @@ def head_but_for_a_bit(sector: bytes) -> Head | None:
         return None
     mended = bytearray(sector)
     mended[bit // 8] ^= 1 << bit % 8
-    return head_of(bytes(mended))
+    head = head_of(bytes(mended))
+    return head if head is not None and mended.endswith(_tail(head.number)) else None
+
+
+def _tail(number: int) -> bytes:
+    return bytes((_EVEN[number & 127], _EVEN[number >> 7 & 127]))
 
 
 def _checksum(sector: bytes) -> int:
-    """Over all but the checksum, the tail before the payload."""
-    ends = sector[:_PAYLOAD_AT] + sector[_TAIL_AT:]
-    return zlib.crc32(memoryview(sector)[_PAYLOAD_AT:_CHECKSUM_AT], zlib.crc32(ends))
+    """Over all but the checksum, the tail before the part."""
+    ends = sector[: _RECORD.size] + sector[_TAIL_AT:]
+    return zlib.crc32(memoryview(sector)[_RECORD.size : _CHECKSUM_AT], zlib.crc32(ends))
 
 
 def _stored(sector: bytes) -> int:

@@ -59,17 +59,17 @@ def whole_records(found: list[bytes]) -> Iterator[tuple[int, bytes]]:
     index = 0
     while index < len(found):
         number, size = struct.unpack_from("<QI", found[index])
-        count = -(-size // 490)
+        count = -(-size // 486)
         those = found[index : index + count]
         if (
             count
             and len(those) == count
-            and all(one[:16] == found[index][:16] for one in those)
+            and all(one[:20] == found[index][:16] + struct.pack("<I", part) for part, one in enumerate(those))
             and all(zlib.crc32(one[:16] + one[510:] + one[16:506]) == checksum_of(one) for one in those)
         ):
             tail = bytes(bits << 1 | bits.bit_count() & 1 for bits in (number & 127, number >> 7 & 127))
             assert all(one[510:] == tail for one in those)
-            yield number, b"".join(one[16:506] for one in those)[:size]
+            yield number, b"".join(one[20:506] for one in those)[:size]
             index += count
         else:
             index += 1
@@ -133,7 +133,8 @@ def read(data_dir: Path) -> list[dict[str, Any]]:
     records: dict[int, bytes] = {}
     for index in (0, 1):
         records |= whole_records(sectors(data_dir / f"lessor.log.{index}", index, meta["log"]))
-    found, chain = [], bytes.fromhex(meta["chain"])
+    found: list[dict[str, Any]] = []
+    chain = bytes.fromhex(meta["chain"])
     for number in sorted(number for number in records if number > meta["record"]):
         record = parsed(records[number])
         assert record["number"] == number == meta["record"] + 1 + len(found)
