@@ -103,7 +103,9 @@ class FileEngine:
         try:
             for one in records:
                 self._keep.unfolded.add(one)
-            self._keep.flush(FULL)
+            self._keep.flush()
+            # Before the log is touched: what a killed server folded last may be in the page cache alone.
+            meta = tables.begin()
             self._open_log = log
             if log.begin(tables.folded):
                 tables.keep_log_id(log.log_id)
@@ -112,7 +114,6 @@ class FileEngine:
         except EngineError as error:
             raise DataDirError(str(error)) from None
         self._stand_at(position, records)
-        meta = tables.begin()
         self._batch, self._clock_s, self._term = meta.batch, meta.clock_s, meta.term
         return meta
 

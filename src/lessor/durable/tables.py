@@ -116,14 +116,16 @@ class Tables:
         return meta, position
 
     def begin(self) -> Meta:
-        """Syncs all that is there, by copying SQLite's log into the file, and makes ready for syncs beside commits.
+        """Syncs all that is there, and makes ready for syncs beside commits. Raises `DataDirError`, `EngineError`.
 
-        What a failed fsync left in the page cache alone is thereby written again before anybody is told about it.
+        SQLite's log is copied into the file: what a failed fsync left in the page cache alone is thereby written again
+        before anybody is told about it. Somebody who reads on may keep it from that, so a COMMIT syncs too.
         """
         with explained(self._path):
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             meta = meta_rows.read(self._connection, self._path)
             self._sync = TableSync(self._connector.open(self._path, "rw", waits=False), self.folded, self._start)
+        self.sync()
         self._wal_index = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC)
         return meta
 

@@ -145,6 +145,29 @@ def test_a_file_that_grew_is_as_long_after_a_loss_of_power(
     found.close()
 
 
+def test_what_a_start_finds_in_the_tables_is_synced_before_the_log_is_written_over(
+    engine: FileEngine, tmp_path: Path
+) -> None:
+    """A killed server's last folds may be in the page cache alone, and somebody reads on while the next one starts."""
+    for number in range(1, 4):
+        put_batch(engine, number)
+    engine.flush()
+    left = tmp_path / "killed" / "data"
+    shutil.copytree(tmp_path / "data", left)
+    power = PowerLoss(left)  # nothing is on disk yet, for all we know
+    with closing(sqlite3.connect(left / "lessor.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM meta").fetchall()
+        next_one = FileEngine(left, connect=power.connect, disk=power)
+        next_one.open(IDENTITY)
+        put_batch(next_one, 4)
+        found = after_power_loss(power, tmp_path / "killed")
+        reader.execute("ROLLBACK")
+    assert revisions(found) == [1, 2, 3, 4]
+    found.close()
+    next_one.close()
+
+
 def test_after_a_term_has_begun_the_tables_do_not_say_any_more_that_the_stop_was_orderly(
     engine: FileEngine, power: PowerLoss, shell: sqlite3.Connection, tmp_path: Path
 ) -> None:
