@@ -98,7 +98,7 @@ class Story:
         self.number = 0
         self.term = 0
         self.now_s = 0.0
-        self.time_s = 0.0  # what upkeep is told
+        self.time_s = 0.0  # the time for upkeep
         self.clean = True  # as a new directory is
         self.events: list[EventRow] = []
         self.dead: set[tuple[int, int]] = set()  # named by compactions

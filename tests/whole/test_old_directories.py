@@ -59,7 +59,7 @@ def opened(data_dir: Path) -> tuple[StateMachine, list[Any], float]:
     return machine, rows, meta.clock_s
 
 
-def told(machine: StateMachine, request: Any, now_s: float) -> Any:
+def answer(machine: StateMachine, request: Any, now_s: float) -> Any:
     return machine.apply(request, now_s)
 
 
@@ -88,7 +88,7 @@ def test_what_was_acknowledged_is_there(name: str, tmp_path: Path) -> None:
             for one in expected["events"]
         ]
         assert events(rows, compacted) == wanted
-    alarms = told(machine, rpc.AlarmRequest(action=rpc.AlarmRequest.GET), clock_s).alarms
+    alarms = answer(machine, rpc.AlarmRequest(action=rpc.AlarmRequest.GET), clock_s).alarms
     assert sorted(rpc.AlarmType.Name(each.alarm) for each in alarms) == expected["alarms"]
     if expected["peer_urls"] is not None:
         assert list(machine.peer_urls) == expected["peer_urls"]
@@ -98,7 +98,7 @@ def test_what_was_acknowledged_is_there(name: str, tmp_path: Path) -> None:
 
 def assert_keys_and_leases(machine: StateMachine, expected: dict[str, Any], clock_s: float) -> set[bytes]:
     """Returns the keys that calls without a reply have changed, which are there as a whole or not at all."""
-    kvs = told(machine, rpc.RangeRequest(key=b"\0", range_end=b"\0"), clock_s).kvs
+    kvs = answer(machine, rpc.RangeRequest(key=b"\0", range_end=b"\0"), clock_s).kvs
     found = {kv.key: (kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease) for kv in kvs}
     wanted = {raw(key): (value(form), *numbers) for key, form, *numbers in expected["keys"]}
     leases = {lease.id for lease in machine.leases}
@@ -124,11 +124,11 @@ def assert_keys_and_leases(machine: StateMachine, expected: dict[str, Any], cloc
     assert not leases & set(expected["ended_leases"])
     for each in expected["leases"]:
         if each["id"] in wanted_leases:
-            asked = told(machine, rpc.LeaseTimeToLiveRequest(ID=each["id"], keys=True), clock_s)
+            asked = answer(machine, rpc.LeaseTimeToLiveRequest(ID=each["id"], keys=True), clock_s)
             assert asked.grantedTTL == each["ttl_s"]
             if not changed:
                 assert sorted(asked.keys) == [raw(key) for key in each["keys"]]
-            # Whole seconds are told; a crash may give a second or two, never take one.
+            # Answers have whole seconds; a crash may give a second or two, never take one.
             assert each["remaining_s_least"] - 1 <= asked.TTL <= each["remaining_s_most"] + 3
     return changed
 

@@ -8,7 +8,7 @@ Laws
 Theory of operation. Every sector of both files is looked at. A record is there when all its sectors stand in a row.
 Those above what the tables have must be a chain without a gap; where they stand does not matter. What is left is
 sectors above the newest whole record. They can only be of the one record that was being written when the server
-stopped, of which some sectors are still as they were before: it is *torn*, nobody was told of it, and it ends the log.
+stopped, of which some sectors are still as they were before: it is *torn*, no client was answered, and it ends the log.
 It is *damaged*, and refused, when that cannot be:
 
 - a sector that is one bit off belongs above the newest record: all of it had been written;

@@ -119,7 +119,7 @@ class Tables:
         """Syncs all that is there, and makes ready for syncs beside commits. Raises `DataDirError`, `EngineError`.
 
         SQLite's log is copied into the file: what a failed fsync left in the page cache alone is thereby written again
-        before anybody is told about it. Somebody who reads on may keep it from that, so a COMMIT syncs too.
+        before any client is answered. Somebody who reads on may keep it from that, so a COMMIT syncs too.
         """
         with explained(self._path):
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -151,7 +151,7 @@ def test_files_that_were_exchanged_are_refused(crashed: Path) -> None:
 
 @pytest.mark.parametrize("left_bytes", [1, 511, 512, 4_096, 4 * 1024 * 1024 - 1])
 @pytest.mark.parametrize("name", directory.LOG_NAMES)
-def test_a_log_cut_short_is_told(crashed: Path, name: str, left_bytes: int) -> None:
+def test_a_log_cut_short_is_refused(crashed: Path, name: str, left_bytes: int) -> None:
     os.truncate(crashed / name, left_bytes)
     refused(crashed, "damaged")
 

@@ -123,7 +123,7 @@ def refusal(data_dir: Path, writer: Writer, after: int) -> str | None:
 
 
 @pytest.mark.slow
-def test_a_file_cut_anywhere_is_told(filled: Filled) -> None:
+def test_a_file_cut_anywhere_is_refused(filled: Filled) -> None:
     data_dir, writer, trimmed, _ = filled
     for name in directory.LOG_NAMES:
         whole = (data_dir / name).read_bytes()
@@ -134,25 +134,25 @@ def test_a_file_cut_anywhere_is_told(filled: Filled) -> None:
 
 
 @pytest.mark.slow
-def test_a_bit_flipped_anywhere_is_harmless_or_told(filled: Filled) -> None:
-    """In what is needed, the newest record too, it is told; nothing is left out."""
+def test_a_bit_flipped_anywhere_is_harmless_or_refused(filled: Filled) -> None:
+    """In what is needed, the newest record too, it is refused; nothing is left out."""
     data_dir, writer, trimmed, needed = filled
     for name in directory.LOG_NAMES:
         with (data_dir / name).open("r+b", buffering=0) as file:
             for offset, byte in enumerate(file.readall()):
                 os.pwrite(file.fileno(), bytes([byte ^ 1 << offset % 8]), offset)
-                told = refusal(data_dir, writer, trimmed)
+                why = refusal(data_dir, writer, trimmed)
                 spoilt = any(where == name and start <= offset < end for where, start, end in needed)
                 if offset < 64 - 20 or spoilt:
-                    assert told is not None
-                    assert "damaged" in told
+                    assert why is not None
+                    assert "damaged" in why
                 elif offset > SECTOR_BYTES:
-                    assert told is None
+                    assert why is None
                 os.pwrite(file.fileno(), bytes([byte]), offset)
 
 
 @pytest.mark.slow
-def test_bad_bytes_anywhere_but_at_the_end_of_the_newest_record_are_told(filled: Filled) -> None:
+def test_bad_bytes_anywhere_but_at_the_end_of_the_newest_record_are_refused(filled: Filled) -> None:
     """There they look like what a crash may leave of a write."""
     data_dir, writer, trimmed, needed = filled
     chance = random.Random(5)
@@ -162,13 +162,13 @@ def test_bad_bytes_anywhere_but_at_the_end_of_the_newest_record_are_told(filled:
             for offset in range(start, end - 8, 7):
                 os.pwrite(file.fileno(), chance.randbytes(8), offset)
                 if end == needed[-1][2] and name == needed[-1][0] and offset >= end - SECTOR_BYTES - 8:
-                    assert newest_is_told_or_torn(data_dir, writer, trimmed)
+                    assert newest_is_refused_or_torn(data_dir, writer, trimmed)
                 else:
                     assert "damaged" in (refusal(data_dir, writer, trimmed) or "")
                 os.pwrite(file.fileno(), data[offset : offset + 8], offset)
 
 
-def newest_is_told_or_torn(data_dir: Path, writer: Writer, after: int) -> bool:
+def newest_is_refused_or_torn(data_dir: Path, writer: Writer, after: int) -> bool:
     try:
         return numbers(data_dir, writer, after) == list(range(after + 1, 100))
     except DataDirError:
@@ -384,7 +384,7 @@ def test_what_two_crashes_left_side_by_side_is_not_taken_for_one_record(tmp_path
 
 
 @pytest.mark.parametrize("sectors_left", [10, 11, 17])
-def test_a_grown_file_that_is_cut_in_the_middle_of_a_record_is_told(
+def test_a_grown_file_that_is_cut_in_the_middle_of_a_record_is_refused(
     tmp_path: Path, sectors_left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_log, "LOG_BYTES_MAX", 20 * SEGMENT_BYTES)

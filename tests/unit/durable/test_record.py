@@ -123,7 +123,7 @@ def test_a_chain_value_speaks_for_everything_before_it() -> None:
     assert len({chain(first, second, third), chain(second, first, third), chain(first, third), chain(third)}) == 4
 
 
-def test_a_whole_record_of_another_format_is_told_and_not_taken_for_torn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_record_of_another_format_is_refused_and_not_taken_for_torn(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as future:
         future.setattr(record, "FORMAT", 2)
         data = encode(1, 1, bytes(CHAIN_BYTES), batch(1))

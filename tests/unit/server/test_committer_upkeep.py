@@ -92,7 +92,7 @@ class Engine(FileEngine):
     def __init__(self, data_dir: Path) -> None:
         super().__init__(data_dir)
         self.diary: list[str] = []
-        self.idle: list[bool] = []  # what each upkeep was told
+        self.idle: list[bool] = []  # what each upkeep was given
         self.before_fold: Callable[[], object] = lambda: None
 
     def _open(self) -> Any:
@@ -239,7 +239,7 @@ def test_the_loop_has_one_timer_however_many_commits_there_are(bench: Bench) -> 
     assert bench.loop.made == 1
 
 
-def test_upkeep_is_told_whether_anything_waits(bench: Bench) -> None:
+def test_upkeep_knows_whether_anything_waits(bench: Bench) -> None:
     bench.commit(1)
     assert bench.engine.idle == [False]  # just committed: others may be close behind
     bench.fire()
@@ -258,7 +258,7 @@ def test_a_fold_that_fails_is_a_disk_that_failed(tmp_path: Path) -> None:
     bench.committer.close()
 
 
-def test_a_flush_on_request_that_fails_is_told_and_ends_the_server(tmp_path: Path) -> None:
+def test_a_flush_on_request_that_fails_is_reported_and_ends_the_server(tmp_path: Path) -> None:
     bench = Bench(tmp_path, fail_at=3)
     bench.commit(1)
     with pytest.raises(EngineError, match="the disk is gone"):
@@ -307,7 +307,7 @@ def test_a_fold_that_finds_the_tables_locked_is_tried_again(bench: Bench, tmp_pa
     assert not bench.failures
 
 
-def test_a_flush_on_request_that_finds_the_tables_locked_is_told_and_ends_nothing(
+def test_a_flush_on_request_that_finds_the_tables_locked_is_reported_and_ends_nothing(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "BUSY_S", 0.01)
@@ -364,12 +364,12 @@ def test_a_close_leaves_everything_in_the_tables(tmp_path: Path) -> None:
 
 
 def test_the_quota_is_looked_at_after_each_commit(bench: Bench) -> None:
-    told: list[int] = []
+    seen: list[int] = []
     bench.committer.quota_bytes = bench.committer.size_bytes + 100_000
-    bench.committer.on_oversize = lambda: told.append(1)
+    bench.committer.on_oversize = lambda: seen.append(1)
     bench.commit(1)
-    assert told == []
+    assert seen == []
     bench.committer.commit(batch(2, events=[put(2, b"key", b"v" * 200_000)]))
     bench.loop.run_one()
     bench.rest()
-    assert told == [1]
+    assert seen == [1]
