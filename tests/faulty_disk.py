@@ -2,31 +2,33 @@
 """Engines that fail at the Nth call, for tests: SQLite's habit of failing every step once and looking at what is left.
 
 Three places to fail. `FaultyEngine` wraps any engine and fails at the Nth write, to test what the server does then.
-`StatementFaults` sits between `SqliteEngine` and SQLite and fails at the Nth statement, `WriteFaults` under the batch
-log and fails at its Nth write, which tests the engine itself:
+`StatementFaults` sits between the tables and SQLite and fails at the Nth statement, `WriteFaults` under the log and
+fails at its Nth write, which tests the engine itself:
 
     faults = StatementFaults(fail_at=7, took_effect=True)
-    engine = SqliteEngine(data_dir, connect=faults.connect, write=WriteFaults(3).write)
+    engine = FileEngine(data_dir, connect=faults.connect, disk=WriteFaults(3))
 
 A disk that failed once goes on failing: every later call fails too. `took_effect` says whether the call that fails did
 its work first, as a COMMIT may have done whose answer was lost.
 
-`PowerLoss` keeps account of what SQLite has synced, as its documentation has it, and makes of a data directory what a
-loss of power may leave of it. `run_at_once` and `Later` take the place of the thread that syncs.
+`PowerLoss` keeps account of what SQLite has synced, as its documentation has it, and of how long the files of the log
+are for good; it makes of a data directory what a loss of power may leave of it. `run_at_once` and `Later` take the
+place of the thread that syncs.
 
-It does not: cut a sync short (the batch log and SQLite's log are cut by tests of their own).
+It does not: cut a sync short (the log and SQLite's log are cut by tests of their own).
 """
 
 import errno
 import os
 import random
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lessor.durable import directory
-from lessor.durable.engine import COLLECT_ROWS_MAX, Engine, EngineError, Loaded, Meta
+from lessor.durable.engine import Engine, EngineError, Loaded, Meta, Sizes
+from lessor.durable.file_log import Disk
 from lessor.state.journal import Batch
 
 T = TypeVar("T")
@@ -44,6 +46,7 @@ class Countdown:
         self.calls = 0
         self._fail_at = fail_at
         self._took_effect = took_effect
+        self.on_failure: Callable[[], object] = lambda: None  # called at the first one, to look at what is left then
 
     @property
     def failed(self) -> bool:
@@ -55,15 +58,17 @@ class Countdown:
         self.calls += 1
         if not self.failed:
             return work()
-        if self._took_effect and self.calls == self._fail_at:
-            work()
+        if self.calls == self._fail_at:
+            if self._took_effect:
+                work()
+            self.on_failure()
         raise error()
 
 
 class FaultyEngine:
     """Passes everything on to `engine`; its `fail_at`th write, and every later one, raises `EngineError`.
 
-    Writes are `begin_term`, `commit`, `settle`, `fold`, `fold_step`, `collect` and `defragment`.
+    Writes are `begin_term`, `commit`, `upkeep`, `flush` and `defragment`.
     """
 
     def __init__(
@@ -93,23 +98,14 @@ class FaultyEngine:
     def commit(self, batch: Batch) -> None:
         self._write(lambda: self._engine.commit(batch))
 
-    def settle(self) -> bool:
-        return self._write(self._engine.settle)
+    def upkeep(self, now_s: float, idle: bool) -> float | None:
+        return self._write(lambda: self._engine.upkeep(now_s, idle))
 
-    def fold(self) -> None:
-        self._write(self._engine.fold)
+    def flush(self) -> None:
+        self._write(self._engine.flush)
 
-    def fold_step(self) -> bool:
-        return self._write(self._engine.fold_step)
-
-    def collect(self, dead: Sequence[tuple[int, int]] = (), rows_max: int = COLLECT_ROWS_MAX) -> bool:
-        return self._write(lambda: self._engine.collect(dead, rows_max))
-
-    def size_bytes(self) -> int:
-        return self._engine.size_bytes()
-
-    def in_use_bytes(self) -> int:
-        return self._engine.in_use_bytes()
+    def sizes(self) -> Sizes:
+        return self._engine.sizes()
 
     def defragment(self) -> None:
         self._write(self._engine.defragment)
@@ -157,8 +153,10 @@ class _FaultyConnection(sqlite3.Connection):
         return self.faults.countdown.run(lambda: run(sql), self.faults.error)
 
 
-class WriteFaults:
-    """Makes the `fail_at`th write of the batch log, and every later one, fail with `error` (of errno).
+class WriteFaults(Disk):
+    """Makes the `fail_at`th write of the log, and every later one, fail with `error` (of errno).
+
+    To make a file longer, and to sync it, is a write too, of which nothing gets through.
 
     Before it fails, `written_max` bytes of that write get through; None: all of them. Writes that do not fail take
     `step_bytes_max` bytes at a time, as a kernel may that was interrupted; every piece counts as a write.
@@ -176,15 +174,31 @@ class WriteFaults:
         self._written_max = written_max
         self._step_bytes_max = step_bytes_max
         self._error = error
+        self.growing = False  # whether a write that failed was none of a record
 
     def write(self, descriptor: int, data: memoryview, position: int) -> int:
-        """Takes the place of `os.pwrite`."""
-
         def work() -> int:
             size_max = self._written_max if self.countdown.failed else self._step_bytes_max
-            return os.pwrite(descriptor, data[:size_max], position)
+            return super(WriteFaults, self).write(descriptor, data[:size_max], position)
 
-        return self.countdown.run(work, lambda: OSError(self._error, os.strerror(self._error)))
+        return self.countdown.run(work, self._failure)
+
+    def grow(self, descriptor: int, from_bytes: int, to_bytes: int) -> None:
+        self._unless_failed(lambda: super(WriteFaults, self).grow(descriptor, from_bytes, to_bytes))
+
+    def sync(self, descriptor: int) -> None:
+        self._unless_failed(lambda: super(WriteFaults, self).sync(descriptor))
+
+    def _unless_failed(self, work: Callable[[], None]) -> None:
+        failed = self.countdown.failed
+        try:
+            self.countdown.run(lambda: None, self._failure)
+        finally:
+            self.growing = self.growing or (self.countdown.failed and not failed)
+        work()
+
+    def _failure(self) -> OSError:
+        return OSError(self._error, os.strerror(self._error))
 
 
 def run_at_once(work: Callable[[], None]) -> Callable[[], None]:
@@ -208,19 +222,26 @@ class Later:
             self._work.pop()()
 
 
-class PowerLoss:
-    """Which bytes of the database and of SQLite's log are on disk for good, for an engine on `data_dir`.
+class PowerLoss(Disk):
+    """Which bytes of the database, of SQLite's log and of our own are on disk for good, for an engine on `data_dir`.
 
-    A COMMIT that wrote something syncs the log when the connection's level is FULL, and does not at NORMAL. A copy of
-    the whole log into the file syncs both. What was written since may be there or not, sector by sector; but for the
+    A COMMIT that wrote something syncs SQLite's log when the connection's level is FULL, and does not at NORMAL. A copy
+    of the whole log into the file syncs both. What was written since may be there or not, sector by sector; but for the
     first one, which says which round of the log this is: SQLite syncs that before it writes the first page of a round.
+
+    Our own log is written with O_DSYNC: each write stays, unless it lies where the file grew without a sync.
     """
 
     SECTOR_BYTES = 512
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, fail_at: int = 0, *, found_synced: bool = False) -> None:
+        """The `fail_at`th statement, and every later one, fails; 0: none. `found_synced`: what is there is for good."""
+        self.countdown = Countdown(fail_at)
         self._files = (data_dir / directory.DATABASE_NAME, data_dir / f"{directory.DATABASE_NAME}-wal")
         self.synced: list[bytes] = [b"", b""]
+        if found_synced:
+            self.sync_tables()
+        self._lengths: dict[str, tuple[int, int]] = {}  # of our log's files that were made longer: for good, and now
 
     def connect(self, database: str, **options: Any) -> sqlite3.Connection:
         """Takes the place of `sqlite3.connect`."""
@@ -228,10 +249,21 @@ class PowerLoss:
         connection.power = self
         return connection
 
+    def grow(self, descriptor: int, from_bytes: int, to_bytes: int) -> None:
+        super().grow(descriptor, from_bytes, to_bytes)
+        name = log_file(descriptor)
+        self._lengths[name] = self._lengths.get(name, (from_bytes, 0))[0], to_bytes
+
+    def sync(self, descriptor: int) -> None:
+        super().sync(descriptor)
+        name = log_file(descriptor)
+        if name in self._lengths:
+            self._lengths[name] = self._lengths[name][1], self._lengths[name][1]
+
     def now(self) -> list[bytes]:
         return [path.read_bytes() if path.exists() else b"" for path in self._files]
 
-    def sync(self) -> None:
+    def sync_tables(self) -> None:
         self.synced = self.now()
 
     def leave(self, copied_to: Path, chance: random.Random) -> None:
@@ -244,6 +276,14 @@ class PowerLoss:
                     size = len(new[start : start + self.SECTOR_BYTES])
                     left[start : start + size] = old[start : start + size].ljust(size, b"\0")
             (copied_to / path.name).write_bytes(left)
+        for name, (for_good, now) in self._lengths.items():
+            if for_good < now and lost and (copied_to / name).stat().st_size > for_good:
+                os.truncate(copied_to / name, for_good)
+
+
+def log_file(descriptor: int) -> str:
+    """The name of the log's file that a descriptor is open on."""
+    return os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
 
 
 class _WatchedConnection(sqlite3.Connection):
@@ -252,16 +292,19 @@ class _WatchedConnection(sqlite3.Connection):
     before: list[bytes]
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        return self.power.countdown.run(lambda: self._execute(sql, parameters), StatementFaults(0).error)
+
+    def _execute(self, sql: str, parameters: Any) -> sqlite3.Cursor:
         if sql.startswith("BEGIN"):
             self.before = self.power.now()
         cursor = super().execute(sql, parameters)
         if sql.startswith("PRAGMA synchronous = "):
             self.level = sql.split()[-1]
         elif sql == "COMMIT" and self.level == "FULL" and self.power.now() != self.before:
-            self.power.sync()
+            self.power.sync_tables()
         elif sql.startswith("PRAGMA wal_checkpoint"):
             row = busy, pages, copied = cursor.fetchone()
             if not busy and pages == copied:
-                self.power.sync()
+                self.power.sync_tables()
             return super().execute("SELECT ?, ?, ?", row)  # to be fetched again
         return cursor

@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from lessor.durable.engine import Engine
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
 
@@ -15,5 +15,5 @@ def in_process(data_dir: Path, *flags: str, engine: Engine | None = None) -> InP
         *flags,
         clock=VirtualClock(flowing=True),
         data_dir=data_dir,
-        make_engine=lambda path: engine or SqliteEngine(path),
+        make_engine=lambda path: engine or FileEngine(path),
     )

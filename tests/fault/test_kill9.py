@@ -71,7 +71,7 @@ def saved(data_dir: Path, lease: int) -> tuple[bool, float]:
     with closing(sqlite3.connect(f"file:{data_dir / 'lessor.db'}?mode=ro", uri=True)) as database:
         meta = dict(database.execute("SELECT name, value FROM meta"))
         ((deadline_s,),) = database.execute("SELECT deadline_s FROM lease WHERE id = ? AND NOT ended", (lease,))
-    return bool(meta["clean"]), deadline_s - meta["uptime_s"]
+    return bool(meta["clean"]), deadline_s - meta["clock_s"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 
 from lessor.api.proto import rpc_pb2
 from lessor.durable.engine import EngineError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.server.main import EXIT_DISK_FAILED
 from tests.fault.crash_load import Stubs
 from tests.faulty_disk import FaultyEngine
@@ -35,7 +35,7 @@ def put_forever(calls: Stubs, acknowledged: list[int]) -> None:
 def test_what_was_acknowledged_before_the_disk_failed_is_there(
     tmp_path: Path, fail_at: int, took_effect: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = FaultyEngine(SqliteEngine(tmp_path), fail_at, took_effect=took_effect, message="lessor.db: disk is full")
+    engine = FaultyEngine(FileEngine(tmp_path), fail_at, took_effect=took_effect, message="lessor.db: disk is full")
     acknowledged: list[int] = []
     with caplog.at_level(logging.CRITICAL, "lessor"), in_process(tmp_path, engine=engine) as failing:
         calls = stubs(failing.address)
@@ -53,6 +53,6 @@ def test_what_was_acknowledged_before_the_disk_failed_is_there(
 
 
 def test_a_disk_that_fails_at_the_first_write_is_an_error_of_the_start(tmp_path: Path) -> None:
-    engine = FaultyEngine(SqliteEngine(tmp_path), 1, message="lessor.db: disk is full")
+    engine = FaultyEngine(FileEngine(tmp_path), 1, message="lessor.db: disk is full")
     with pytest.raises(EngineError, match="disk is full"), in_process(tmp_path, engine=engine):
         pass

@@ -24,7 +24,7 @@ import pytest
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.state.journal import Batch
 from lessor.testing.server import InProcessServer
 from tests.conformance.subject import Conversation
@@ -36,7 +36,7 @@ ANSWER_S = 20.0
 OLD, ENDED, NEW, JSON_NEW = 1, 2, 3, 4  # leases: the first two are granted before the disk stands still
 
 
-class HaltingEngine(SqliteEngine):
+class HaltingEngine(FileEngine):
     """Commits while `goes` is set, and otherwise waits for it."""
 
     def __init__(self, data_dir: Path) -> None:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from lessor.api.proto import auth_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import EtcdError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.state.auth import Auth
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
+from tests.unit.durable.engine_rows import rest
 
 names = st.sampled_from(["root", "u", "é\0", ""])
 roles = st.sampled_from(["root", "r", "s"])
@@ -61,8 +62,8 @@ def content(auth: Auth) -> tuple[Any, ...]:
     return {name: user.row() for name, user in auth.users.items()}, auth.roles, auth.enabled, auth.revision
 
 
-def booted(folder: Path) -> tuple[SqliteEngine, StateMachine]:
-    engine = SqliteEngine(folder)
+def booted(folder: Path) -> tuple[FileEngine, StateMachine]:
+    engine = FileEngine(folder)
     meta = engine.open((1, 2))
     machine = restore(Identity(1, 2, 3), engine.load())
     engine.begin_term(meta.term + 1)
@@ -82,8 +83,7 @@ def test_what_was_committed_comes_back(batches: list[list[Any]]) -> None:
                     _try(machine, request)
                 sealed = machine.journal.seal(0.0)
                 engine.commit(sealed)
-                while engine.collect(sealed.dead):
-                    pass
+                rest(engine)
             engine.close()
             engine, copy = booted(Path(name))
             assert content(copy.auth) == content(machine.auth)

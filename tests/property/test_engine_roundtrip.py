@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any rows, in any batches, come back from the SQLite engine as they went in, whatever happens between.
+"""Any rows, in any batches, come back from the engine as they went in, whatever happens between.
 
 Two properties. Rows of every shape survive a commit and a crash. And a compaction may be cut off after any step of
-its collection: what is left still says the same about every key.
+its sweep: what is left still says the same about every key.
 """
 
 import shutil
@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable import sweep
+from lessor.durable.file_engine import FileEngine
 from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
+from tests.unit.durable.engine_rows import rest, rest_a_step
 
 INT64_MAX = 2**63 - 1
 UINT64_MAX = 2**64 - 1
@@ -66,8 +69,8 @@ def make_batch(
 
 
 @contextmanager
-def opened(data_dir: Path) -> Iterator[SqliteEngine]:
-    engine = SqliteEngine(data_dir)
+def opened(data_dir: Path) -> Iterator[FileEngine]:
+    engine = FileEngine(data_dir)
     engine.open((1, 2))
     try:
         yield engine
@@ -75,7 +78,7 @@ def opened(data_dir: Path) -> Iterator[SqliteEngine]:
         engine.close()
 
 
-def assert_holds(engine: SqliteEngine, committed: list[Batch]) -> None:
+def assert_holds(engine: FileEngine, committed: list[Batch]) -> None:
     loaded = engine.load()
     assert list(loaded.events) == [row for batch in committed for row in batch.events]
     leases = {row[0]: row for batch in committed for row in batch.leases}
@@ -98,7 +101,7 @@ def test_rows_survive_a_crash(given_batches: list[Batch], data: st.DataObject) -
             for batch in given_batches[:crash_after]:
                 engine.commit(batch)
             shutil.copytree(alive, crashed)
-            engine.fold()
+            engine.flush()
             engine.backup(copy / "lessor.db")
             for batch in given_batches[crash_after:]:
                 engine.commit(batch)
@@ -144,28 +147,26 @@ def current_keys(rows: list[EventRow]) -> dict[bytes, bytes]:
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(transactions, st.data())
-def test_a_collection_cut_off_anywhere_changes_no_key(history: list[Transaction], data: st.DataObject) -> None:
+def test_a_sweep_cut_off_anywhere_changes_no_key(history: list[Transaction], data: st.DataObject) -> None:
     rows = rows_of(history)
     compact_revision = data.draw(st.integers(2, 1 + len(history)), label="compact revision")
     dead = dead_rows(rows, compact_revision)
     shuffled = data.draw(st.permutations(dead), label="order in which they are named")
     rows_max = data.draw(st.integers(1, 5), label="rows_max")
-    stop_after = data.draw(st.integers(1, 8), label="stop after")
-    with tempfile.TemporaryDirectory() as name:
+    stop_after = data.draw(st.integers(0, 8), label="stop after")
+    with tempfile.TemporaryDirectory() as name, patch.object(sweep, "SWEEP_ROWS_MAX", rows_max):
         alive = Path(name, "alive")
         with opened(alive) as engine:
             engine.commit(make_batch(1, 1.0, rows, [], []))
-            engine.commit(make_batch(2, 2.0, [], [], [], compact_revision=compact_revision, dead=dead))
-            more = engine.collect(shuffled, rows_max)
-            while more and stop_after > 0:
+            engine.commit(make_batch(2, 2.0, [], [], [], compact_revision=compact_revision, dead=shuffled))
+            engine.flush()
+            while stop_after > 0 and rest_a_step(engine):
                 stop_after -= 1
-                more = engine.collect(rows_max=rows_max)
             shutil.copytree(alive, Path(name, "crashed"))
         with opened(Path(name, "crashed")) as engine:
             left = list(engine.load().events)
             assert current_keys(left) == current_keys(rows)
             assert set(left) >= {row for row in rows if row[:2] not in set(dead)}
-            more = engine.collect([row[:2] for row in left if row[:2] in set(dead)])
-            while more:
-                more = engine.collect()
+            engine.commit(make_batch(3, 3.0, [], [], [], dead=[row[:2] for row in left if row[:2] in set(dead)]))
+            rest(engine)
             assert list(engine.load().events) == [row for row in rows if row[:2] not in set(dead)]

@@ -12,7 +12,7 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import Code
 from lessor.client import AsyncClient, ServerError, run
 from lessor.durable.engine import EngineError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.server.observe import health
 from lessor.state.journal import Batch
 from lessor.testing.server import InProcessServer
@@ -21,7 +21,7 @@ from tests.in_process import in_process
 DEFRAGMENT = "/etcdserverpb.Maintenance/Defragment"
 
 
-class Engine(SqliteEngine):
+class Engine(FileEngine):
     """Keeps a diary; commits and defragmentations can be held up, defragmentations made to fail."""
 
     def __init__(self, data_dir: Path) -> None:
@@ -132,10 +132,10 @@ def test_a_commit_that_hangs_makes_unwell_and_unready_but_not_dead(tmp_path: Pat
 
 
 def test_a_stopped_backup_fails_and_leaves_nothing(tmp_path: Path) -> None:
-    engine = SqliteEngine(tmp_path / "data")
+    engine = FileEngine(tmp_path / "data")
     engine.open((1, 1))
-    engine._connection.execute("CREATE TABLE big AS WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM n "
-                               "WHERE i < 50000) SELECT i, hex(i) FROM n")  # fmt: skip
+    numbers = "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM n WHERE i < 50000)"
+    engine._tables._connection.execute(f"CREATE TABLE big AS {numbers} SELECT i, hex(i) FROM n")
     engine.stop_backups()
     with pytest.raises(EngineError, match="interrupted"):
         engine.backup(tmp_path / "copy")

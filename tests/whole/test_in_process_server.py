@@ -17,7 +17,7 @@ import pytest
 from lessor.api.methods import METHODS
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.durable.engine import DataDirError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.server.options import OptionError
 from lessor.state.journal import Batch
 from lessor.testing.server import InProcessServer
@@ -249,7 +249,7 @@ def test_a_kill_loses_nothing_acknowledged_and_down_time_does_not_count(server: 
         assert calls.count(b"k") == 0
 
 
-class SlowEngine(SqliteEngine):
+class SlowEngine(FileEngine):
     """Its commits wait while `disk` is not set."""
 
     disk = threading.Event()

@@ -18,7 +18,7 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.client import AsyncClient, ServerError, run
 from lessor.durable.engine import EngineError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.server.services import snapshot
 from lessor.testing.server import InProcessServer
 from tests.in_process import in_process
@@ -53,7 +53,7 @@ def idle(server: InProcessServer, data_dir: Path) -> bool:
     return server.call(lambda: server.server.core.metrics.snapshots) == 0 and not leftovers(data_dir)
 
 
-class SlowEngine(SqliteEngine):
+class SlowEngine(FileEngine):
     """Its backups wait until they may begin, and can be made to fail."""
 
     def __init__(self, data_dir: Path) -> None:

@@ -6,7 +6,7 @@ Laws
   row's batch number speaks for them too.
 - What was deleted stays as a marked row until a compaction, so that a reader of new batches sees it go.
 
-It does not: begin or end transactions, or turn SQLite's errors into ours; sqlite.py calls it inside of both.
+It does not: begin or end transactions, or turn SQLite's errors into ours; tables.py calls it inside of both.
 """
 
 import sqlite3

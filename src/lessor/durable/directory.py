@@ -5,7 +5,7 @@ Laws
 - One server per directory, held by an advisory lock that the kernel drops when the process dies, however it dies.
 - A file that does not look like ours is never opened for writing, so it is never changed.
 
-It does not read tables; that is sqlite.py.
+It does not read tables; that is tables.py.
 """
 
 import fcntl
@@ -16,7 +16,8 @@ from lessor.durable.engine import DataDirError
 from lessor.durable.schema import APPLICATION_ID
 
 DATABASE_NAME = "lessor.db"
-LOG_NAMES = ("lessor.log.0", "lessor.log.1")  # see batch_log.py
+LOG_NAMES = ("lessor.log.0", "lessor.log.1")  # see file_log.py
+LOG_ID_BYTES = 16
 LOCK_NAME = "lessor.lock"
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"  # the first 16 bytes, which no write of SQLite ever changes
@@ -103,6 +104,13 @@ def exists(database: Path) -> bool:
     if application_id != APPLICATION_ID:
         raise DataDirError(f"{database}: another program's SQLite database: give --data-dir another directory")
     return True
+
+
+def log_missing(path: Path) -> DataDirError:
+    return DataDirError(
+        f"{path}: missing, and the newest writes may be in it alone: put the file back, or make an empty one to go "
+        "without them"
+    )
 
 
 def damaged(path: Path, what: str) -> DataDirError:

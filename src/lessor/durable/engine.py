@@ -8,21 +8,20 @@ Laws
 
 Theory of operation: the state machine keeps everything in memory and writes what changed into batches with
 ascending numbers. One thread hands them to the engine, one at a time. At boot `open` and `load` give the rows back.
-A batch may be durable before it is in the tables that people and `backup` read: `fold` brings it there.
-Rows that a compaction made superfluous are named by the state machine and deleted later by `collect`, in steps short
-enough that commits get in between; until then they do no harm beyond their size.
+
+An engine is a log and tables that follow it (log.py, tables.py). A batch is durable in the log before it is in the
+tables that people and `backup` read. What it takes to bring it there, to delete the dead rows that batches name and to
+keep the log short is `upkeep`, in steps short enough that commits get in between.
 
 It does not: read clocks, retry, log, or run on the event loop. Every call blocks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from lessor.state.journal import AlarmRow, AuthRows, Batch, EventRow, LeaseRow
-
-COLLECT_ROWS_MAX = 2_000  # rows that one `collect` step looks at: about as long as a commit
 
 
 class DataDirError(Exception):
@@ -38,6 +37,13 @@ class EngineError(Exception):
 
 class TablesLockedError(EngineError):
     """The tables cannot be written at this moment; nothing was done. Trying again is safe, and may succeed."""
+
+
+class Sizes(NamedTuple):
+    """What the data takes: the tables, and what is in the log alone. Without the room that is set aside for a log."""
+
+    total_bytes: int  # on disk
+    in_use_bytes: int  # of those, what holds data: the rest is free and will be used again
 
 
 class Meta(NamedTuple):
@@ -62,7 +68,7 @@ class Loaded:
     """
 
     meta: Meta
-    events: Iterator[EventRow]  # ordered by (revision, sub); may hold rows that a compaction named dead
+    events: Iterator[EventRow]  # ordered by (revision, sub); may hold dead rows
     leases: Iterator[LeaseRow]  # those that have not ended, ordered by id
     alarms: Iterator[AlarmRow]  # those that are active
     auth: AuthRows = field(default_factory=AuthRows)  # read at once: it is little
@@ -92,49 +98,33 @@ class Engine(Protocol):
         """Makes one batch durable, whole. Its number is above the last one's. Raises `EngineError`."""
         ...
 
-    def settle(self) -> bool:
-        """Does a step of the engine's own upkeep if it is due. Call it after the replies to a commit have left.
+    def upkeep(self, now_s: float, idle: bool) -> float | None:
+        """Does a step of the engine's own work if one is due: mostly none, or a few milliseconds'. Waits for nobody.
 
-        Returns whether there was something to do; mostly it returns False at once. Raises `EngineError`.
+        Brings what is committed into the tables: 0.1 s after the last batch with rows, or 1 s after the first one that
+        waits, or at once where much waits. Deletes what compactions left, syncs the tables, shortens the log.
+
+        `now_s`: an instant in seconds, on any clock that does not run backwards, always the same one. `idle`: no commit
+        waits. Call it after each commit, when the replies to that have been handed over, and at the instant that it
+        returned last: an instant not after `now_s` means as soon as whatever else waits is done; None means that there
+        is nothing to do until the next commit. Raises `EngineError`: as that of a commit, but what was committed is
+        safe.
         """
         ...
 
-    def fold(self) -> None:
+    def flush(self) -> None:
         """Brings everything that is committed into the tables, where `backup`, and people, find it.
 
-        Waits for others who write to them, a few seconds. Raises `TablesLockedError` then, otherwise `EngineError`: as
-        that of a commit, but what was committed is safe.
+        Waits for others who write to them, a few seconds. Raises `TablesLockedError` then, otherwise `EngineError`, as
+        `upkeep` does. Costs 2 microseconds a row.
         """
         ...
 
-    def fold_step(self) -> bool:
-        """Brings the oldest of what is committed into the tables, a few milliseconds' worth, and waits for nobody.
+    def sizes(self) -> Sizes:
+        """What the data takes now. Costs a look at the files when the tables were written to, otherwise nothing.
 
-        To be called when there is nothing else to do for a moment, and now and then under load. Returns whether there
-        is more. Raises as `fold` does.
+        Raises `EngineError`.
         """
-        ...
-
-    def collect(self, dead: Sequence[tuple[int, int]] = (), rows_max: int = COLLECT_ROWS_MAX) -> bool:
-        """Queues `dead`, the (revision, sub) of superfluous rows, for deletion, and deletes at most `rows_max` rows.
-
-        Give the whole list that a compaction named at once, or in pieces that have each key's tombstones not before
-        what they cover: each piece is deleted oldest row first, and before the next one, because a tombstone that went
-        before what it covers would bring the key back after a crash.
-
-        Returns whether something is left to do: call again without arguments, with commits in between, until it is not.
-        Ended leases of batches before the newest compaction go too, and the space goes back to the file system.
-        What a crash leaves undone comes back from `load`. Raises `EngineError`, and `TablesLockedError` when it would
-        have to wait: call again without arguments then, too.
-        """
-        ...
-
-    def size_bytes(self) -> int:
-        """Bytes that the data takes on disk, without what is set aside for a log and never grows."""
-        ...
-
-    def in_use_bytes(self) -> int:
-        """Bytes of it that hold data; the rest is free and will be used again."""
         ...
 
     def defragment(self) -> None:
@@ -147,7 +137,7 @@ class Engine(Protocol):
     def backup(self, path: Path) -> None:
         """Writes a consistent copy of the tables to `path`, which must not exist. From any thread, while serving.
 
-        It holds whatever was committed before the last `fold` at least.
+        It holds whatever was committed before the last `flush` at least.
 
         Raises `EngineError` when the copy could not be written; the data is not touched and the engine goes on.
         """
@@ -158,5 +148,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets the directory go. Does nothing when closed already."""
+        """Brings what is committed into the tables, if it can, and lets the directory go. Nothing when closed."""
         ...

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What went wrong with the disk, in one line that a person can act on: which file, what is wrong, what to do.
 
-The same for SQLite's errors and for the system's own, which the batch log meets.
+The same for SQLite's errors and for the system's own, which the log meets.
 """
 
 import errno

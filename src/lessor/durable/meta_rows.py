@@ -3,18 +3,28 @@
 
 Law: what is not of the right type and range is a damaged directory, said as such; nothing is guessed.
 
-It does not write; sqlite.py does.
+It does not write; tables.py does.
 """
 
 import math
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lessor.durable import directory
 from lessor.durable.engine import Meta
+from lessor.durable.record import CHAIN_BYTES
+from lessor.durable.schema import ONE_LOG_VERSION
 
 _UINT64_MAX = 2**64 - 1
+
+
+class LogPosition(NamedTuple):
+    """Up to where the tables follow the log."""
+
+    record: int  # number of the newest record in the tables; 0 when there is none
+    chain: bytes  # its chain value
+    log_id: bytes  # of the log's files; b"": whatever files there are do not count
 
 
 def read_schema_version(connection: sqlite3.Connection, path: Path) -> int:
@@ -44,9 +54,10 @@ def read(connection: sqlite3.Connection, path: Path) -> Meta:
             raise directory.damaged(path, f"meta.{name} is {value!r}")
         return number
 
-    clock_s = rows.get("uptime_s")
+    clock = "clock_s" if whole("schema_version", 1) >= ONE_LOG_VERSION else "uptime_s"
+    clock_s = rows.get(clock)
     if not isinstance(clock_s, (int, float)) or not math.isfinite(clock_s) or clock_s < 0:
-        raise directory.damaged(path, f"meta.uptime_s is {clock_s!r}")
+        raise directory.damaged(path, f"meta.{clock} is {clock_s!r}")
     return Meta(
         cluster_id=identity("cluster_id"),
         member_id=identity("member_id"),
@@ -58,6 +69,25 @@ def read(connection: sqlite3.Connection, path: Path) -> Meta:
         schema_version=whole("schema_version", 1),
         peer_urls=tuple(str(rows.get("peer_urls") or "").split()),
     )
+
+
+def read_log_position(connection: sqlite3.Connection, path: Path) -> LogPosition:
+    """Up to where the tables follow the log. Raises `DataDirError`."""
+    rows = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('record', 'chain', 'log')"))
+
+    def digest(name: str, sizes: tuple[int, ...]) -> bytes:
+        try:
+            value = bytes.fromhex(rows[name])
+            if len(value) not in sizes:
+                raise ValueError(name)
+        except (KeyError, TypeError, ValueError):
+            raise directory.damaged(path, f"meta.{name} is {rows.get(name)!r}") from None
+        return value
+
+    record = rows.get("record")
+    if not isinstance(record, int) or record < 0:
+        raise directory.damaged(path, f"meta.record is {record!r}")
+    return LogPosition(record, digest("chain", (CHAIN_BYTES,)), digest("log", (0, directory.LOG_ID_BYTES)))
 
 
 def check_newest_rows(connection: sqlite3.Connection, path: Path, meta: Meta) -> None:

@@ -14,7 +14,7 @@ A worked example. Lease 7 (TTL 60 s) is granted, key `a` is put on it, lease 7 i
     event   revision 2, sub 0, key a, value 1,    create_revision 2, version 1, lease 7, batch 2
     event   revision 3, sub 0, key a, value NULL, create_revision 0, version 0, lease 0, batch 3
 
-and a compaction at revision 3 makes both events and the ended lease superfluous.
+and a compaction at revision 3 leaves both events and the ended lease dead.
 
 There is no index beyond the primary keys: rows are read once, in primary key order, at boot.
 """
@@ -121,10 +121,63 @@ CREATE VIEW live_leases AS       -- id as etcdctl prints it; the true remaining 
      ORDER BY deadline_s;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _AUTH, _BATCH_LOG)
+# The tables only follow the log: they say which of its records they have, and the data clock has its name. `meta` and
+# `lease` are made anew for the words in them, the views because schema 3 did not have the same ones everywhere.
+_ONE_LOG = """
+DROP VIEW current_keys;
+
+DROP VIEW live_leases;
+
+ALTER TABLE meta RENAME TO old_meta;
+
+CREATE TABLE meta (
+    name  TEXT PRIMARY KEY,  -- what the whole data has once; cluster_id, member_id, chain and log are hexadecimal
+    value                    -- clock_s: the data clock, seconds that this data was served, which deadlines are on
+) WITHOUT ROWID;
+
+INSERT INTO meta
+    SELECT CASE name WHEN 'uptime_s' THEN 'clock_s' ELSE name END, value FROM old_meta WHERE name <> 'batch_log';
+
+DROP TABLE old_meta;
+
+INSERT INTO meta VALUES
+    ('record', 0),                           -- number of the newest log record that is in here
+    ('chain', lower(hex(randomblob(16)))),   -- its chain value; of no record at first, so that no two logs are alike
+    ('log', '');                             -- id of lessor.log.*; none: those files do not count
+
+ALTER TABLE lease RENAME TO old_lease;
+
+CREATE TABLE lease (
+    id         INTEGER PRIMARY KEY,
+    ttl_s      INTEGER NOT NULL,
+    deadline_s REAL NOT NULL,     -- on the data clock, meta.clock_s; not before the true deadline
+    ended      INTEGER NOT NULL,  -- 1: expired or revoked; the row stays until a compaction
+    batch      INTEGER NOT NULL   -- that wrote the row
+);
+
+INSERT INTO lease SELECT * FROM old_lease;
+
+DROP TABLE old_lease;
+
+CREATE VIEW current_keys AS      -- what a range over all keys answers
+    SELECT CAST(key AS TEXT) AS key, CAST(value AS TEXT) AS value, create_revision, revision AS mod_revision, version,
+           CASE lease WHEN 0 THEN '' ELSE printf('%016x', lease) END AS lease
+      FROM (SELECT *, row_number() OVER (PARTITION BY key ORDER BY revision DESC, sub DESC) AS newest FROM event)
+     WHERE newest = 1 AND value IS NOT NULL
+     ORDER BY 1;
+
+CREATE VIEW live_leases AS       -- id as etcdctl prints it; the true remaining time may be shorter, never longer
+    SELECT printf('%016x', id) AS lease, ttl_s,
+           round(min(ttl_s, deadline_s - (SELECT value FROM meta WHERE name = 'clock_s')), 3) AS remaining_s
+      FROM lease
+     WHERE NOT ended
+     ORDER BY deadline_s;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _AUTH, _BATCH_LOG, _ONE_LOG)
 
 SCHEMA_VERSION = len(MIGRATIONS)
-BATCH_LOG_VERSION = 3  # from which on there is a batch log
+ONE_LOG_VERSION = 4  # from which on every batch is in the log
 
 ROWS_PER_STATEMENT = 112  # times 8 columns: below 999, the bound on variables in older SQLites
 ROWS_STEP = 16  # see `execute_rows`

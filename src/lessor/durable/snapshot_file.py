@@ -9,8 +9,7 @@ Laws
   directory has none.
 
 A restored directory goes on as after a crash at the moment of the snapshot: same ids, same revisions, leases with the
-time that they had left then. What a file that was copied out of a data directory has in the batch log there is not in
-it.
+time that they had left then. What a file that was copied out of a data directory has in the log there is not in it.
 """
 
 import contextlib
@@ -24,7 +23,8 @@ from typing import BinaryIO
 
 from lessor.durable import directory, explain
 from lessor.durable.engine import DataDirError, Loaded
-from lessor.durable.sqlite import PAGE_BYTES, SqliteEngine
+from lessor.durable.opening import PAGE_BYTES
+from lessor.durable.tables import Tables
 
 CHECKSUM_BYTES = 32
 _READ_BYTES = 1_048_576
@@ -78,11 +78,11 @@ def _copy(source: BinaryIO, target: BinaryIO | None, size: int, progress: Progre
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Loaded]:
     """The rows of a checked snapshot, as `Engine.load` gives them; for one `with` block."""
-    engine = SqliteEngine.reading(path)
+    tables = Tables.reading(path)
     try:
-        yield engine.load()
+        yield tables.load()
     finally:
-        engine.close()
+        tables.close()
 
 
 def restore(path: Path, data_dir: Path, *, skip_checksum: bool = False, progress: Progress | None = None) -> None:
@@ -91,7 +91,7 @@ def restore(path: Path, data_dir: Path, *, skip_checksum: bool = False, progress
     `progress` is told of each piece that was written, in bytes.
     """
     data_bytes = check(path, skip_checksum=skip_checksum)
-    SqliteEngine.reading(path).close()  # refuses what a newer version wrote
+    Tables.reading(path).close()  # refuses what a newer version wrote
     made = not data_dir.exists()
     try:
         if not made and (not data_dir.is_dir() or any(data_dir.iterdir())):
@@ -103,7 +103,7 @@ def restore(path: Path, data_dir: Path, *, skip_checksum: bool = False, progress
         with path.open("rb") as source, part.open("xb") as target:
             part.chmod(0o600)  # values may be secrets
             _copy(source, target, data_bytes, progress)
-        _leave_batch_log(part)
+        _leave_log(part)
         with part.open("rb") as target:
             os.fsync(target.fileno())
         os.replace(part, data_dir / directory.DATABASE_NAME)
@@ -118,10 +118,10 @@ def restore(path: Path, data_dir: Path, *, skip_checksum: bool = False, progress
         ) from None
 
 
-def _leave_batch_log(database: Path) -> None:
+def _leave_log(database: Path) -> None:
     """Takes the mark of WAL mode off a file that was copied out of a data directory; a snapshot has none.
 
-    `SqliteEngine.open` then knows that the batch log which its tables speak of is elsewhere.
+    `opening.look` then knows that the log which its tables speak of is elsewhere.
     """
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE").fetchall()

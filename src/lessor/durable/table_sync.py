@@ -2,8 +2,8 @@
 """Makes what was folded durable in the tables, and copies SQLite's log into the file, while commits go on.
 
 Laws
-- `synced` is raised to a batch only after a COMMIT with synchronous=FULL that came after its fold: SQLite's promise for
-  that is that the transaction, and so everything before it in the same log, survives the loss of power.
+- `synced` is raised to a record only after a COMMIT with synchronous=FULL that came after its fold: SQLite's promise
+  for that is that the transaction, and so everything before it in the same log, survives the loss of power.
 - While `running`, nobody else in this process writes to the tables. So the copy meets a log that stands still, copies
   all of it (unless a reader from outside holds on to older pages), and the log starts over.
 - An error is final: nobody knows what the disk holds, and nothing is tried again. A write lock that another program
@@ -14,7 +14,7 @@ connection of its own that never waits for a lock. A run copies the log (a check
 file, and commits a counter. The counter is what makes a COMMIT that syncs, whatever the copy has left out; and the
 first transaction after a copy begins the log anew, which takes one more sync: better here than in the next fold.
 
-It does not: decide when to run; sqlite.py does.
+It does not: decide when to run; upkeep.py does.
 """
 
 import contextlib
@@ -46,13 +46,13 @@ class TableSync:
         self._connection = connection
         self._start = start
         self._join: Callable[[], None] = lambda: None
-        self.synced = synced  # up to this batch, the tables keep what they have
+        self.synced = synced  # up to this record, the tables keep what they have
         # The three are written by the thread that runs, `running` last.
         self.error: BaseException | None = None
         self.running = False
 
     def begin(self, folded: int, mode: str) -> None:
-        """Starts a run, for everything up to batch `folded`. `mode` TRUNCATE gives back the space of SQLite's log."""
+        """Starts a run, for everything up to record `folded`. `mode` TRUNCATE gives back the space of SQLite's log."""
         assert not self.running, "one at a time"
         self.running = True
         self._join = self._start(lambda: self._run(folded, mode))

@@ -1,77 +1,123 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in the batch log and not yet in the tables: batches, oldest first, and the bytes that they take in the log.
+"""The records that are in the log and not yet in the tables, oldest first.
 
 Laws
-- Batches leave in the order in which they came, whole ones only.
-- Batches without rows, which save the uptime of an idle server, are kept as one: the newest says it all.
+- Records leave in the order in which they came, whole ones only.
+- Records without rows, which save the data clock of an idle server, are kept as one: the newest says it all.
 
-It does not write anywhere; sqlite.py does.
+It does not write anywhere; tables.py does.
 """
 
 from collections import deque
 
-from lessor.durable.batch_log import Record
-from lessor.state.journal import Batch
+from lessor.durable.record import Record, Rows
+from lessor.state.journal import AlarmRow, AuthRows
 
 Row = tuple[object, ...]
 
 
-class Fold:
-    """The rows of the oldest batches, to be written in one transaction; each ends with the number of its batch."""
+def rows_of(rows: Rows) -> int:
+    """How many rows a fold writes for it; 0 when it changes nothing but the data clock, the clean mark or the term.
 
-    __slots__ = ("batches", "clock_s", "events", "leases", "number", "rows", "size_bytes")
+    Cost: one call, for what nearly every batch is.
+    """
+    count = len(rows.events) + len(rows.leases)
+    if rows.alarms or rows.auth is not None or rows.compact_revision is not None or rows.peer_urls is not None:
+        count += len(rows.alarms) + (rows.auth.row_count if rows.auth is not None else 0) + 1
+    return count
+
+
+class Fold:
+    """The rows of the oldest records, to be written in one transaction; each ends with the number of its batch."""
+
+    __slots__ = (
+        "alarms",
+        "auth",
+        "compacted",
+        "count",
+        "dead",
+        "events",
+        "leases",
+        "meta",
+        "newest",
+        "rows",
+        "size_bytes",
+    )
 
     def __init__(self) -> None:
         self.events: list[Row] = []
         self.leases: dict[int, Row] = {}  # of several rows of a lease the last counts
-        self.number = 0  # of the newest batch
-        self.clock_s = 0.0  # of the newest batch
-        self.batches = 0
+        self.alarms: list[tuple[AlarmRow, int]] = []
+        self.auth: list[tuple[AuthRows, int]] = []
+        self.meta: list[tuple[str, object]] = []
+        self.dead: list[list[tuple[int, int]]] = []  # rows that compactions named, to be swept in this order
+        self.compacted = 0  # number of the newest batch with a compaction; 0: none
+        self.newest: Record
+        self.count = 0  # records
         self.size_bytes = 0
-        self.rows = 0  # of those batches; of `leases` there may be fewer
+        self.rows = 0  # of those records; of `leases` there may be fewer
+
+    def add(self, record: Record) -> None:
+        """Adds the next record."""
+        rows = record.rows
+        number = rows.number
+        self.events += [(*row, number) for row in rows.events]
+        for row in rows.leases:
+            self.leases[row[0]] = (*row, number)
+        self.alarms += [(alarm, number) for alarm in rows.alarms]
+        if rows.auth is not None:
+            self.auth.append((rows.auth, number))
+        if rows.compact_revision is not None:
+            self.meta.append(("compact_revision", rows.compact_revision))
+            self.compacted = number
+        if rows.peer_urls is not None:
+            self.meta.append(("peer_urls", " ".join(rows.peer_urls)))
+        if rows.dead:
+            self.dead.append(sorted(rows.dead))
+        self.newest = record
+        self.rows += rows_of(rows)
 
 
 class Unfolded:
-    """The queue. `size_bytes` is what these batches take in the log, `rows` how many they have."""
+    """The queue. `size_bytes` is what these records take in the log, `rows` how many rows they have."""
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[Batch | Record, int]] = deque()
+        self._queue: deque[tuple[Record, int]] = deque()  # with the bytes of those that it stands for
         self.size_bytes = 0
         self.rows = 0
+        self.dead = 0  # dead rows that they name
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, batch: Batch | Record, size_bytes: int) -> None:
-        """Adds the newest batch, whose record has that many bytes."""
+    def add(self, record: Record) -> None:
+        """Adds the newest record."""
+        size_bytes, rows = record.size_bytes, rows_of(record.rows)
         self.size_bytes += size_bytes
-        self.rows += len(batch.events) + len(batch.leases)
-        if self._queue and not (batch.events or batch.leases):
+        self.rows += rows
+        self.dead += len(record.rows.dead)
+        if not rows and self._queue:
             last, last_bytes = self._queue[-1]
-            if not (last.events or last.leases):
+            if not rows_of(last.rows) and not last.rows.dead:
                 self._queue.pop()
                 size_bytes += last_bytes
-        self._queue.append((batch, size_bytes))
+        self._queue.append((record, size_bytes))
 
-    def oldest(self, rows_min: int) -> Fold:
-        """The oldest batches, until they make `rows_min` rows or there are no more. There must be one."""
+    def oldest(self, rows_min: int, bytes_min: int) -> Fold:
+        """The oldest records, until they make so many rows or bytes or there are no more. There must be one."""
         fold = Fold()
-        for batch, size_bytes in self._queue:
-            number = batch.number
-            fold.events += [(*row, number) for row in batch.events]
-            for row in batch.leases:
-                fold.leases[row[0]] = (*row, number)
-            fold.number, fold.clock_s = number, batch.clock_s
-            fold.batches += 1
+        for record, size_bytes in self._queue:
+            fold.add(record)
+            fold.count += 1
             fold.size_bytes += size_bytes
-            fold.rows += len(batch.events) + len(batch.leases)
-            if fold.rows >= rows_min:
+            if fold.rows >= rows_min or fold.size_bytes >= bytes_min:
                 break
         return fold
 
     def remove(self, fold: Fold) -> None:
-        """Forgets the batches of `fold`, which `oldest` returned: they are in the tables."""
-        for _ in range(fold.batches):
+        """Forgets the records of `fold`, which `oldest` returned: they are in the tables."""
+        for _ in range(fold.count):
             self._queue.popleft()
         self.size_bytes -= fold.size_bytes
         self.rows -= fold.rows
+        self.dead -= sum(len(dead) for dead in fold.dead)

@@ -26,7 +26,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.durable.engine import Engine, EngineError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.server.loop.bugs import BrokenTurnError
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
@@ -73,7 +73,7 @@ class Server:
         self.exit_code = 0
         self._clock = clock or MonotonicClock()
         self._tokens = self._make_tokens()
-        self._engine = engine or SqliteEngine(Path(options.data_dir))
+        self._engine = engine or FileEngine(Path(options.data_dir))
         self._committer = Committer(self._engine, self._clock)
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []

@@ -37,7 +37,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import limits
 from lessor.client import AsyncClient, Client, tls_context
 from lessor.durable.engine import Engine
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.server.command import parse
 from lessor.server.main import Server
 from lessor.server.options import Options
@@ -51,7 +51,7 @@ CALL_S_MAX = 10.0
 
 def quick_engine(data_dir: Path) -> Engine:
     """SQLite without fsync."""
-    return SqliteEngine(data_dir, sync=False)
+    return FileEngine(data_dir, sync=False)
 
 
 class InProcessServer:

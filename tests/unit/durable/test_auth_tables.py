@@ -10,8 +10,9 @@ import pytest
 
 from lessor.durable import schema
 from lessor.durable.engine import DataDirError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from lessor.state.journal import AuthRows, Batch
+from tests.unit.durable.engine_rows import rest, write_schema_1
 
 IDENTITY = (1, 2)
 
@@ -37,8 +38,8 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def engine(data_dir: Path) -> Iterator[SqliteEngine]:
-    engine = SqliteEngine(data_dir)
+def engine(data_dir: Path) -> Iterator[FileEngine]:
+    engine = FileEngine(data_dir)
     engine.open(IDENTITY)
     yield engine
     engine.close()
@@ -51,19 +52,10 @@ def query(data_dir: Path, sql: str) -> list[tuple[object, ...]]:
         return rows
 
 
-def test_a_directory_of_before_auth_opens_and_keeps_its_data(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as past:
-        past.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
-        past.setattr(schema, "SCHEMA_VERSION", 1)
-        engine = SqliteEngine(data_dir)
-        past.setattr("lessor.durable.auth_tables.load", lambda connection, path: AuthRows())
-        assert engine.open(IDENTITY).schema_version == 1
-        old = batch(1)
-        old.leases.append((7, 60, 61.0, False))
-        engine.commit(old)
-        engine.fold()  # the Lessor of those days wrote to the tables at once
-        engine.close()
-    engine = SqliteEngine(data_dir)
+def test_a_directory_of_before_auth_opens_and_keeps_its_data(data_dir: Path) -> None:
+    data_dir.mkdir()
+    write_schema_1(data_dir / "lessor.db")
+    engine = FileEngine(data_dir)
     assert engine.open(IDENTITY).schema_version == schema.SCHEMA_VERSION
     loaded = engine.load()
     assert list(loaded.leases) == [(7, 60, 61.0, False)]
@@ -71,10 +63,11 @@ def test_a_directory_of_before_auth_opens_and_keeps_its_data(data_dir: Path, mon
     engine.close()
 
 
-def test_people_can_read_users_and_roles(engine: SqliteEngine, data_dir: Path) -> None:
+def test_people_can_read_users_and_roles(engine: FileEngine, data_dir: Path) -> None:
     users = [("ann", b"$2a$04$x", False, ("r", "root"), False), ("cert", b"", True, (), False)]
     roles = [("r", ((b"a", b"b", 2), (b"k", b"", 0)), False)]
     engine.commit(batch(1, AuthRows(users, roles, (True, 9))))
+    engine.flush()
     assert query(data_dir, "SELECT name, CAST(password AS TEXT), no_password FROM auth_user") == [
         ("ann", "$2a$04$x", 0),
         ("cert", "", 1),
@@ -84,7 +77,7 @@ def test_people_can_read_users_and_roles(engine: SqliteEngine, data_dir: Path) -
     assert query(data_dir, "SELECT value FROM meta WHERE name LIKE 'auth%' ORDER BY name") == [(1,), (9,)]
 
 
-def test_deleted_rows_stay_until_a_compaction(engine: SqliteEngine, data_dir: Path) -> None:
+def test_deleted_rows_stay_until_a_compaction(engine: FileEngine, data_dir: Path) -> None:
     engine.commit(
         batch(1, AuthRows([("u", b"h", False, ("r",), False)], [("r", ((b"a", b"", 0),), False)], (False, 3)))
     )
@@ -96,8 +89,7 @@ def test_deleted_rows_stay_until_a_compaction(engine: SqliteEngine, data_dir: Pa
         (0,),
     ]
     engine.commit(batch(3, compact_revision=2))
-    while engine.collect():
-        pass
+    rest(engine)
     assert query(data_dir, "SELECT count(*) FROM auth_user UNION ALL SELECT count(*) FROM auth_role") == [(0,), (0,)]
 
 
@@ -109,10 +101,10 @@ def test_deleted_rows_stay_until_a_compaction(engine: SqliteEngine, data_dir: Pa
         "UPDATE meta SET value = 0 WHERE name = 'auth_revision'",
     ],
 )
-def test_a_damaged_switch_is_not_taken_for_off(engine: SqliteEngine, data_dir: Path, damage: str) -> None:
+def test_a_damaged_switch_is_not_taken_for_off(engine: FileEngine, data_dir: Path, damage: str) -> None:
     engine.close()
     query(data_dir, damage)
-    again = SqliteEngine(data_dir)
+    again = FileEngine(data_dir)
     again.open(IDENTITY)
     with pytest.raises(DataDirError, match="auth_enabled"):
         again.load()

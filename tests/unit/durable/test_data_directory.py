@@ -10,31 +10,31 @@ from pathlib import Path
 
 import pytest
 
-from lessor.durable import directory, snapshot_file, sqlite
+from lessor.durable import directory, log_file_header, snapshot_file, upkeep
 from lessor.durable.engine import DataDirError
-from lessor.durable.sqlite import SqliteEngine
+from lessor.durable.file_engine import FileEngine
 from tests.faulty_disk import StatementFaults
-from tests.unit.durable.engine_rows import batch, files, put
+from tests.unit.durable.engine_rows import batch, files, put, settle
 
 
 def test_an_etcds_data_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "member" / "snap").mkdir(parents=True)
     with pytest.raises(DataDirError, match="holds the data of an etcd"):
-        SqliteEngine(tmp_path).open((1, 2))
+        FileEngine(tmp_path).open((1, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["member"]
 
 
-# --- the batch log and its database ---------------------------------------------------------------------------------
+# --- the log and its database ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def crashed(tmp_path: Path) -> Path:
-    """A directory whose server was killed: batch 1 is in the tables, batch 2 in the batch log alone."""
-    engine = SqliteEngine(tmp_path / "alive")
+    """A directory whose server was killed: batch 1 is in the tables, batch 2 in the log alone."""
+    engine = FileEngine(tmp_path / "alive")
     engine.open((1, 2))
     engine.begin_term(1)
     engine.commit(batch(1, events=[put(2, b"in the tables")]))
-    engine.fold()
+    engine.flush()
     engine.commit(batch(2, events=[put(3, b"in the log")]))
     shutil.copytree(tmp_path / "alive", tmp_path / "crashed")
     engine.close()
@@ -42,7 +42,7 @@ def crashed(tmp_path: Path) -> Path:
 
 
 def keys(data_dir: Path) -> list[bytes]:
-    engine = SqliteEngine(data_dir)
+    engine = FileEngine(data_dir)
     try:
         engine.open((1, 2))
         return [event[2] for event in engine.load().events]
@@ -54,7 +54,7 @@ def refused(data_dir: Path, match: str) -> None:
     """Opening says so in one line and changes no file that holds data."""
     before = files(data_dir)
     with pytest.raises(DataDirError, match=match) as caught:
-        SqliteEngine(data_dir).open((1, 2))
+        FileEngine(data_dir).open((1, 2))
     assert "\n" not in str(caught.value)
     assert {name: content for name, content in files(data_dir).items() if content or name in before} == before
 
@@ -75,7 +75,7 @@ def test_a_log_that_is_missing_after_a_crash_is_refused_until_a_person_says_so(c
 
 def test_a_log_with_a_gap_is_refused_and_left_alone(crashed: Path) -> None:
     path = crashed / "lessor.log.0"
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.commit(batch(3, events=[put(4, b"first")]))
     engine.commit(batch(4, events=[put(5, b"second")]))
@@ -84,13 +84,13 @@ def test_a_log_with_a_gap_is_refused_and_left_alone(crashed: Path) -> None:
     again = crashed.with_name("again")
     data = path.read_bytes()
     (again / path.name).write_bytes(data.replace(b"first", b"fIrst", 1))
-    refused(again, r"damaged \(batch 4 is there, but of those before it only the ones up to 2\)")
+    refused(again, r"lessor.log.\*: damaged \(record 5 is there, but of those before it only the ones up to 3\)")
     (again / path.name).write_bytes(data)
     assert keys(again) == [b"in the tables", b"in the log", b"first", b"second"]
 
 
 def test_after_a_clean_stop_the_log_may_be_missing(crashed: Path) -> None:
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(2)
     engine.commit(batch(3, events=[put(4, b"last")], clean=True))
@@ -101,22 +101,92 @@ def test_after_a_clean_stop_the_log_may_be_missing(crashed: Path) -> None:
 
 
 def test_a_log_of_an_earlier_run_does_not_count(crashed: Path) -> None:
-    """As when a person puts an old log back: its batches are in the tables already, or were overtaken."""
+    """As when a person puts an old log back: its records are in the tables already."""
     old = {name: (crashed / name).read_bytes() for name in directory.LOG_NAMES}
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(2)
     engine.commit(batch(3, events=[put(4, b"newer")]))
-    engine.fold()
+    engine.flush()
     engine.close()
     for name, content in old.items():
         (crashed / name).write_bytes(content)
     assert keys(crashed) == [b"in the tables", b"in the log", b"newer"]
 
 
+def test_a_log_with_another_history_than_the_tables_is_refused(crashed: Path, tmp_path: Path) -> None:
+    """Two servers went on from copies of one directory; a person puts the log of one beside the tables of the other."""
+    other = tmp_path / "other"
+    shutil.copytree(crashed, other)
+    for home, key in ((crashed, b"one way"), (other, b"another way")):
+        engine = FileEngine(home)
+        engine.open((1, 2))
+        engine.begin_term(2)
+        engine.commit(batch(3, events=[put(4, key)]))
+        engine.flush()
+        if home is other:
+            engine.commit(batch(4, events=[put(5, key)]))
+        shutil.copytree(home, home.with_name(home.name + " mixed"))
+        engine.close()
+    mixed = tmp_path / "crashed mixed"
+    for name in directory.LOG_NAMES:
+        shutil.copy(tmp_path / "other mixed" / name, mixed)
+    refused(mixed, r"record 5 does not follow what the tables have: the files are of different moments")
+
+
+def test_the_log_of_another_directory_is_refused(crashed: Path, tmp_path: Path) -> None:
+    engine = FileEngine(tmp_path / "stranger")
+    engine.open((1, 2))
+    engine.close()
+    shutil.copy(tmp_path / "stranger" / "lessor.log.0", crashed)
+    refused(crashed, "the log of another data directory")
+
+
+def test_files_that_were_exchanged_are_refused(crashed: Path) -> None:
+    os.replace(crashed / "lessor.log.0", crashed / "aside")
+    os.replace(crashed / "lessor.log.1", crashed / "lessor.log.0")
+    os.replace(crashed / "aside", crashed / "lessor.log.1")
+    refused(crashed, "the other file of this one")
+
+
+@pytest.mark.parametrize("left_bytes", [1, 511, 512, 4_096, 4 * 1024 * 1024 - 1])
+@pytest.mark.parametrize("name", directory.LOG_NAMES)
+def test_a_log_cut_short_is_refused(crashed: Path, name: str, left_bytes: int) -> None:
+    os.truncate(crashed / name, left_bytes)
+    refused(crashed, "damaged")
+
+
+def test_a_log_of_a_newer_format_is_refused_as_such(crashed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(crashed, crashed.with_name("record"))
+    (crashed / "lessor.log.1").unlink()
+    with monkeypatch.context() as future:
+        future.setattr("lessor.durable.log_file_header.FORMAT", 2)
+        (crashed / "lessor.log.0").write_bytes(future_file(crashed / "lessor.log.0"))
+    refused(crashed, r"lessor.log.0: written by a newer Lessor \(log format 2, this one knows 1\)")
+
+
+def future_file(path: Path) -> bytes:
+    """The file with a first sector as `log_file_header` makes it now."""
+    data = path.read_bytes()
+    found = log_file_header.parse(data[:512])
+    assert found is not None
+    return log_file_header.header(found.log_id, found.number) + data[512:]
+
+
+def test_a_record_of_a_newer_format_is_refused_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FileEngine(tmp_path / "alive")
+    engine.open((1, 2))
+    with monkeypatch.context() as future:
+        future.setattr("lessor.durable.record.FORMAT", 2)
+        engine.commit(batch(1, events=[put(2, b"key")]))
+    shutil.copytree(tmp_path / "alive", tmp_path / "crashed")
+    engine.close()
+    refused(tmp_path / "crashed", r"written by a newer Lessor \(a record of format 2, this Lessor knows 1\)")
+
+
 def test_a_backup_in_the_place_of_its_own_database_is_not_brought_up_to_date(crashed: Path) -> None:
     """Whoever goes back to a backup wants the state of that moment, whatever logs lie beside it."""
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(2)
     engine.backup(crashed.with_name("copy"))
@@ -124,7 +194,7 @@ def test_a_backup_in_the_place_of_its_own_database_is_not_brought_up_to_date(cra
     engine.close()
     os.replace(crashed.with_name("copy"), crashed / "lessor.db")
     assert keys(crashed) == [b"in the tables", b"in the log"]
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(3)
     engine.commit(batch(3, events=[put(4, b"another way")]))
@@ -133,7 +203,7 @@ def test_a_backup_in_the_place_of_its_own_database_is_not_brought_up_to_date(cra
 
 
 def test_a_copy_of_the_database_alone_is_refused_unless_it_is_restored_as_such(crashed: Path, tmp_path: Path) -> None:
-    engine = SqliteEngine(crashed)
+    engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(2)
     engine.defragment()  # so that SQLite's log is empty
@@ -150,26 +220,26 @@ def test_logs_that_cannot_be_made_or_read_are_said(crashed: Path) -> None:
     (crashed / "lessor.log.1").unlink()
     (crashed / "lessor.log.1").mkdir()
     with pytest.raises(DataDirError, match=r"lessor\.log\.1: the disk failed to read or write \(EISDIR\)"):
-        SqliteEngine(crashed).open((1, 2))
+        FileEngine(crashed).open((1, 2))
 
 
 @pytest.mark.slow
-def test_an_idle_server_saves_its_uptime_without_piling_up_or_writing_to_the_tables(
+def test_an_idle_server_saves_its_clock_without_piling_up_or_writing_to_the_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "FOLD_BYTES", 8_000)
+    monkeypatch.setattr(upkeep, "FOLD_BYTES", 20_000)
     faults = StatementFaults(0)
-    engine = SqliteEngine(tmp_path / "data", connect=faults.connect)
+    engine = FileEngine(tmp_path / "data", connect=faults.connect)
     engine.open((1, 2))
     before = faults.countdown.calls
     for number in range(1, 401):
         engine.commit(batch(number, clock_s=number / 2))
-        engine.settle()
-        assert len(engine._unfolded) <= 1
-        assert engine._unfolded.size_bytes < 8_000
+        settle(engine)
+        assert len(engine._upkeep.unfolded) <= 1
+        assert engine._upkeep.unfolded.size_bytes < 20_000
     assert 0 < faults.countdown.calls - before < 20
     shutil.copytree(tmp_path / "data", tmp_path / "crashed")
     engine.close()
-    engine = SqliteEngine(tmp_path / "crashed")
+    engine = FileEngine(tmp_path / "crashed")
     assert engine.open((1, 2)).clock_s == 200.0
     engine.close()

@@ -2,18 +2,19 @@
 """Snapshot files: what is believed, what is refused, what a restore leaves behind."""
 
 import hashlib
-import sqlite3
 from pathlib import Path
 
 import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.durable import schema, snapshot_file
+from lessor.durable import snapshot_file
 from lessor.durable.engine import DataDirError
-from lessor.durable.sqlite import PAGE_BYTES, SqliteEngine
+from lessor.durable.file_engine import FileEngine
+from lessor.durable.opening import PAGE_BYTES
 from lessor.state.digest import hash_kv
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
+from tests.unit.durable.engine_rows import write_schema_1
 
 
 def with_checksum(data: bytes) -> bytes:
@@ -23,7 +24,7 @@ def with_checksum(data: bytes) -> bytes:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A snapshot of a directory with keys, a lease and an alarm, taken while it was served."""
-    engine = SqliteEngine(tmp_path / "served")
+    engine = FileEngine(tmp_path / "served")
     meta = engine.open((7, 8))
     machine = StateMachine(Identity(7, 8, 2), batch_number=meta.batch + 1)
     engine.begin_term(2)
@@ -32,6 +33,7 @@ def saved(tmp_path: Path) -> Path:
     machine.apply(rpc.PutRequest(key=b"a", value=b"2", lease=5), 1.0)
     machine.apply(rpc.AlarmRequest(action=rpc.AlarmRequest.ACTIVATE, memberID=8, alarm=rpc.NOSPACE), 1.0)
     engine.commit(machine.journal.seal(1.0))
+    engine.flush()
     engine.backup(tmp_path / "copy")
     engine.close()
     path = tmp_path / "saved.db"
@@ -40,7 +42,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def served(data_dir: Path) -> StateMachine:
-    engine = SqliteEngine(data_dir)
+    engine = FileEngine(data_dir)
     meta = engine.open((1, 1))
     machine = restore(Identity(meta.cluster_id, meta.member_id, meta.term + 1), engine.load())
     engine.close()
@@ -128,9 +130,9 @@ def test_a_directory_with_anything_in_it_is_refused_and_left_alone(saved: Path, 
 
 def test_what_a_newer_lessor_wrote_is_refused(saved: Path, tmp_path: Path) -> None:
     snapshot_file.restore(saved, tmp_path / "new")
-    engine = SqliteEngine(tmp_path / "new")
+    engine = FileEngine(tmp_path / "new")
     engine.open((1, 1))
-    engine._connection.execute("UPDATE meta SET value = 999 WHERE name = 'schema_version'")
+    engine._tables._connection.execute("UPDATE meta SET value = 999 WHERE name = 'schema_version'")
     engine.backup(tmp_path / "newer")
     engine.close()
     path = tmp_path / "newer.db"
@@ -142,15 +144,7 @@ def test_what_a_newer_lessor_wrote_is_refused(saved: Path, tmp_path: Path) -> No
 
 def test_a_file_of_an_older_schema_is_read_and_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-    for statement in schema.split_statements(schema.MIGRATIONS[0]):
-        connection.execute(statement)
-    names = {"cluster_id": "7", "member_id": "8", "term": 2, "compact_revision": -1, "batch": 1, "uptime_s": 1.0}
-    rows = [*names.items(), ("clean", 1), ("schema_version", 1)]
-    connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-    connection.execute("INSERT INTO event VALUES (2, 0, x'61', x'31', 2, 1, 0, 1)")
-    connection.close()
+    write_schema_1(path)
     path.write_bytes(with_checksum(path.read_bytes()))
     before = path.read_bytes()
     snapshot_file.check(path)

@@ -6,35 +6,29 @@ Laws
   a thread of its own. Upkeep that would have to wait for that, or for another program, is put off.)
 - A failed commit is final: memory is ahead of disk and nobody knows what the disk holds, so nothing is committed after
   it and the failure goes to `on_failure`, which ends the server.
-- Between the loop's hearing of a commit and the replies on their way the thread rests: whatever it did there would
-  compete with the replies for the interpreter.
+- The thread does nothing between a commit's report and the replies on their way, unless much waits for the tables:
+  whatever it did there would compete with the replies for the interpreter.
 
-Between commits the same thread does the engine's upkeep and its housekeeping (rows made superfluous by a compaction),
-in steps that are short beside the wait for a disk.
-
-When committed rows are brought into the tables, where people read them: once no commit came for IDLE_S; under load that
-never rests after LAG_S, if the engine has not seen to it by then; as soon after that as the tables are free. Batches
-that save nothing but the uptime do not make the disk work for that: one in BARE_MAX does.
+After each commit the same thread calls the engine's upkeep, whose steps are short beside the wait for a disk. The
+engine says when to come back: at once means behind what waits for the thread, later is a timer of the loop, so that it
+lives by the loop's time.
 """
 
 import asyncio
 import contextlib
+import math
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
 from lessor.base.clock import Clock, MonotonicClock
-from lessor.durable.engine import Engine, EngineError, TablesLockedError
+from lessor.durable.engine import Engine, EngineError, Sizes, TablesLockedError
 from lessor.server.observe.histogram import DISK_BUCKETS_S, Histogram
 from lessor.state.journal import Batch
 
 T = TypeVar("T")
-
-IDLE_S = 0.1  # so long after a commit without a next one, everything is brought into the tables
-LAG_S = 1.0  # so long after a commit at the latest
-BARE_MAX = 10  # batches without rows, one a second, until the tables have a newer uptime
 
 
 class Committer:
@@ -53,8 +47,7 @@ class Committer:
         self._on_failure: Callable[[BaseException], None] = lambda error: None
         self.in_flight: Batch | None = None
         self.failed = False
-        self.size_bytes = 0
-        self.in_use_bytes = 0
+        self._sizes = Sizes(0, 0)
         self.quota_bytes: int | None = None  # above this size, `on_oversize` is called
         self.on_oversize: Callable[[], None] = lambda: None
         # For the metrics. Written by the engine's thread, read by the loop's: a figure may be a batch old.
@@ -63,12 +56,10 @@ class Committer:
         self.defragmenting = False
         self.compacted_rows = 0
         self._since_s = 0.0
-        # When to fold. Loop thread only.
-        self._collecting_later = False  # a timer runs until housekeeping that met a lock is tried again
-        self._fold_timer: asyncio.TimerHandle | None = None  # runs while committed rows wait for a fold
-        self._fold_looks = 0  # how often it has run since those came
-        self._newest = 0  # number of the newest batch that is durable
-        self._bare = 0  # batches without rows since the last fold
+        self._timer: asyncio.TimerHandle | None = None  # until the engine's upkeep is due; the loop's
+        # Of the engine's thread: for when the loop was asked to come back, and whether upkeep stands in line.
+        self._asked_s = math.inf
+        self._in_line = False
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs `work` in the engine's thread and waits for it. For boot and shutdown, when the loop serves nobody."""
@@ -112,7 +103,16 @@ class Committer:
         self._loop = loop
         self._on_committed = on_committed
         self._on_failure = on_failure
-        self.call(self._measure)
+        self.call(self._look_at_sizes)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the data takes, for quota and metrics; a figure may be a batch old."""
+        return self._sizes.total_bytes
+
+    @property
+    def in_use_bytes(self) -> int:
+        return self._sizes.in_use_bytes
 
     @property
     def free(self) -> bool:
@@ -140,13 +140,13 @@ class Committer:
         """Rewrites the data without free space, between two commits. Raises EngineError; the data is as it was then."""
         await self.run(self._defragment)
 
-    async def fold(self) -> None:
+    async def flush(self) -> None:
         """Brings everything that is committed into the engine's tables.
 
         Raises EngineError, which ends the server, but for TablesLockedError.
         """
         try:
-            await self.run(self._fold)
+            await self.run(self._flush)
         except TablesLockedError:
             raise
         except EngineError as error:
@@ -160,8 +160,8 @@ class Committer:
     def close(self) -> None:
         """Waits for the work in hand, closes the engine, ends the thread."""
         if not self._closed:
-            if self._fold_timer is not None:
-                self._fold_timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             try:
                 self.call(self._close)
             finally:
@@ -189,66 +189,52 @@ class Committer:
         self.commit_s.observe(self._clock.now_s() - began_s)
         self._tell_loop(lambda: self._report(batch, error))
         if error is None:
+            self.compacted_rows += len(batch.dead)
             # All else comes after the loop has heard of the commit.
-            if batch.dead or batch.compact_revision is not None:
-                self._upkeep(lambda: self._collect(batch.dead))
-            self._upkeep(self._settle)
+            self._upkeep(idle=False)
 
-    def _settle(self) -> None:
-        if self._engine.settle():
-            self._measure()
+    def _flush(self) -> None:
+        self._engine.flush()
+        self._look_at_sizes()
 
-    def _fold(self) -> None:
-        self._engine.fold()
-        self._settle()
-
-    def _fold_step(self) -> None:
-        """One step of bringing rows into the tables; queues the next, so that commits get in between."""
-        try:
-            more = self._engine.fold_step()
-        except TablesLockedError:
-            self._tell_loop(self._look_later)
-            return
-        self._settle()
-        if more:
-            self._again(self._fold_step)
-
-    def _collect(self, dead: Sequence[tuple[int, int]]) -> None:
-        """One step of deleting what a compaction made superfluous; queues the next, so that commits get in between."""
-        self.compacted_rows += len(dead)
-        try:
-            more = self._engine.collect(dead)
-        except TablesLockedError:
-            self._tell_loop(self._collect_later)
-            return
-        if more:
-            self._again(lambda: self._collect(()))
-        self._engine.settle()
-        self._measure()
-
-    def _again(self, work: Callable[[], None]) -> None:
-        self._given_by_itself += 1
-        self._jobs.put(lambda: self._upkeep(work))
-
-    def _upkeep(self, work: Callable[[], None]) -> None:
-        """Runs what must not fail in the engine's thread; a failure is that of a commit."""
+    def _upkeep(self, idle: bool) -> None:
+        """A step of the engine's own work; a failure is that of a commit."""
         if self._closed:
-            return  # what is left uncollected is found again at the next boot
+            return
+        now_s = self._clock.now_s()
         try:
-            work()
+            next_s = self._engine.upkeep(now_s, idle)
+            self._look_at_sizes()
         except BaseException as error:
             failure = error
             self._tell_loop(lambda: self._fail(failure))
+            return
+        if next_s is None or self._in_line:
+            return
+        if next_s <= now_s:
+            self._in_line = True
+            self._given_by_itself += 1
+            self._jobs.put(self._upkeep_in_line)
+        elif next_s < self._asked_s:
+            self._asked_s = at_s = next_s
+            self._tell_loop(lambda: self._come_back(at_s))
+
+    def _upkeep_in_line(self) -> None:
+        self._in_line = False
+        self._upkeep(idle=self.in_flight is None)
+
+    def _upkeep_in_time(self) -> None:
+        self._asked_s = math.inf
+        self._upkeep(idle=self.in_flight is None)
 
     def _tell_loop(self, callback: Callable[[], None]) -> None:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits for an answer
             self._loop.call_soon_threadsafe(callback)
 
-    def _measure(self) -> None:
-        self.size_bytes = self._engine.size_bytes()
-        self.in_use_bytes = self._engine.in_use_bytes()
-        if self.quota_bytes is not None and self.size_bytes > self.quota_bytes:
+    def _look_at_sizes(self) -> None:
+        before, self._sizes = self._sizes, self._engine.sizes()
+        if self.quota_bytes is not None and self._sizes != before and self.size_bytes > self.quota_bytes:
             self._tell_loop(self.on_oversize)
 
     def _defragment(self) -> None:
@@ -256,7 +242,7 @@ class Committer:
         self.defragmenting = True
         try:
             self._engine.defragment()
-            self._measure()
+            self._look_at_sizes()
         finally:
             self.defragmenting = False
         self.defragment_s.observe(self._clock.now_s() - began_s)
@@ -265,53 +251,23 @@ class Committer:
 
     def _report(self, batch: Batch, error: BaseException | None) -> None:
         self.in_flight = None
-        self._newest = batch.number
         if error is not None:
             self._fail(error)
             return
         self._on_committed(batch)
-        self._plan_fold(bool(batch.row_count))
 
-    def _plan_fold(self, rows: bool) -> None:
-        if rows:
-            if self._fold_timer is None:
-                self._fold_looks = 0
-                self._look_later()
-        else:
-            self._bare += 1
-            if self._bare >= BARE_MAX:
-                self._fold_soon()
-
-    def _collect_later(self) -> None:
-        if not self._collecting_later:
-            assert self._loop is not None
-            self._collecting_later = True
-            self._loop.call_later(IDLE_S, self._collect_again)
-
-    def _collect_again(self) -> None:
-        self._collecting_later = False
-        self._give(lambda: self._upkeep(lambda: self._collect(())))
-
-    def _look_later(self) -> None:
+    def _come_back(self, at_s: float) -> None:
+        """Has upkeep called at that instant; an earlier call than one that was asked for replaces it."""
         assert self._loop is not None
-        if self._fold_timer is None and not self._closed:
-            self._fold_timer = self._loop.call_later(IDLE_S, self._look_whether_idle, self._newest)
+        if self._timer is not None:
+            self._timer.cancel()
+        if not (self.failed or self._closed):
+            self._timer = self._loop.call_later(max(at_s - self._clock.now_s(), 0.0), self._due)
 
-    def _look_whether_idle(self, seen: int) -> None:
-        """Folds when no commit has come since batch `seen`, or it has been put off for too long."""
-        self._fold_timer = None
-        self._fold_looks += 1
-        idle = self.in_flight is None and seen == self._newest
-        if self.failed or self._closed:
-            return
-        if idle or self._fold_looks * IDLE_S >= LAG_S:
-            self._fold_soon()
-        else:
-            self._look_later()
-
-    def _fold_soon(self) -> None:
-        self._bare = 0
-        self._give(lambda: self._upkeep(self._fold_step))
+    def _due(self) -> None:
+        self._timer = None
+        if not (self.failed or self._closed):
+            self._give(self._upkeep_in_time)
 
     def _fail(self, error: BaseException) -> None:
         if not self.failed:

@@ -18,12 +18,20 @@ class ObservedCommitter(Protocol):
     """The engine's thread. Its figures may be a batch old."""
 
     failed: bool
-    size_bytes: int  # the data on disk
-    in_use_bytes: int  # the part of it that holds data
     defragmenting: bool
     compacted_rows: int
     commit_s: Histogram
     defragment_s: Histogram
+
+    @property
+    def size_bytes(self) -> int:
+        """The data on disk."""
+        ...
+
+    @property
+    def in_use_bytes(self) -> int:
+        """The part of it that holds data."""
+        ...
 
     @property
     def waiting_s(self) -> float:

@@ -84,7 +84,7 @@ class SnapshotStream:
         began_s = self._core.turn.now_s()
         path = snapshots.data_dir / NAME.format(uuid.uuid4().hex)
         try:
-            await self._core.committer.fold()
+            await self._core.committer.flush()
             with await loop.run_in_executor(snapshots.threads, copy, snapshots.engine, path) as file:
                 await self._send_file(loop, snapshots, file)
             self._core.metrics.snapshot_s.observe(self._core.turn.now_s() - began_s)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log in two files of the data directory, `lessor.log.0` and `lessor.log.1`. Implements `Log`.
+
+Laws
+- A record is written by one call, over blocks that the file has already, on a descriptor with O_DSYNC.
+- What is needed is never written over: a file starts over only when all its records are trimmed.
+- A file never becomes shorter than a segment, and it is grown, and the growth synced, before a record is written
+  there. So a file that is shorter than what is in it was cut by somebody else.
+- Both files take LOG_BYTES_MAX together at the most, or what one record needs that is larger than that.
+
+Theory of operation. The files are of equal standing. Records go to the end of one of them; when the next one does not
+fit and the other holds nothing that is needed, that one is begun from its start, over the old records. A file has one
+segment from the start and keeps it: writing over blocks costs half of what growing does, because no metadata follows.
+Where neither file has room, the one that is written to grows by segments; the space is given back when it is trimmed.
+
+    lessor.log.0    | 41 | 42 | 43 | 29 | 30 | ...     41 to 43 are new; 29 and 30 were written over in part or not yet
+    lessor.log.1    | 36 | 37 | 38 | 39 | 40 | ...     the tables have 38: 39 to 43 are needed, and follow each other
+
+The first sector of a file says whose it is: the log's id is drawn when the log is made, and the tables keep it. A file
+is made under another name, whole, and renamed: one that exists was complete once.
+
+Docs: docs/log-format.md has every byte, decision 0013 the reasons.
+
+Does not do: reading (file_log_reading.py), knowing what the tables have, deciding when to trim.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from lessor.durable import directory, explain, file_log_reading
+from lessor.durable.log import LogFullError, OutcomeUnknownError, RefusedError
+from lessor.durable.log_file_header import header
+from lessor.durable.record import Record
+from lessor.durable.sectors import RECORD_BYTES_MAX, SALT_MAX, SECTOR_BYTES, frame, sectors_of
+
+SEGMENT_BYTES: Final = 4 * 1024 * 1024  # what each file has from the start, and by how much it grows
+LOG_BYTES_MAX: Final = 64 * 1024 * 1024  # both files: more waits for the tables
+_FIRST_AT: Final = SECTOR_BYTES  # where the first record of a file goes
+
+
+class Disk:
+    """The calls of the system that change files. Tests put their own in its place."""
+
+    def write(self, descriptor: int, data: memoryview, position: int) -> int:
+        return os.pwrite(descriptor, data, position)
+
+    def grow(self, descriptor: int, from_bytes: int, to_bytes: int) -> None:
+        """Makes the file longer, by zeros whose blocks it has. Raises OSError when there is no space."""
+        os.posix_fallocate(descriptor, from_bytes, to_bytes - from_bytes)
+
+    def sync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def cut(self, descriptor: int, to_bytes: int) -> None:
+        os.ftruncate(descriptor, to_bytes)
+
+
+class _File:
+    """One of the two files, open for writing."""
+
+    __slots__ = ("_disk", "_sync", "descriptor", "end", "newest", "size_bytes")
+
+    def __init__(self, path: Path, disk: Disk, sync: bool) -> None:
+        self._disk = disk
+        self._sync = sync
+        # O_DSYNC: each write is its own fdatasync, in one call that gives the interpreter lock up, not in two.
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | (os.O_DSYNC if sync else 0))
+        self.end = _FIRST_AT  # where the next record goes
+        self.newest = 0  # number of the newest record in it
+        self.size_bytes = os.fstat(self.descriptor).st_size
+
+    def write(self, data: bytes) -> None:
+        _write(self._disk, self.descriptor, data, self.end)
+
+    def grow(self, to_bytes: int) -> None:
+        """Raises OSError, and leaves the file as long as it was then."""
+        try:
+            self._disk.grow(self.descriptor, self.size_bytes, to_bytes)
+            if self._sync:
+                self._disk.sync(self.descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._disk.cut(self.descriptor, self.size_bytes)
+            raise
+        self.size_bytes = to_bytes
+
+    def start_over(self) -> None:
+        """Nothing in it is needed."""
+        self.end = _FIRST_AT
+        self.newest = 0
+        if self.size_bytes > SEGMENT_BYTES:
+            # Not synced: should the length come back, there is nothing but old records in it.
+            self._disk.cut(self.descriptor, SEGMENT_BYTES)
+            self.size_bytes = SEGMENT_BYTES
+
+
+class FileLog:
+    """Reads at once; `begin` makes it ready to be written to."""
+
+    def __init__(
+        self, data_dir: Path, log_id: bytes, disk: Disk | None = None, *, sync: bool = True, complete: bool = False
+    ) -> None:
+        """`log_id` says which files count: 16 bytes, or none, and then no file does.
+
+        `complete`: the tables have all that was ever acknowledged, so a file that is missing is no loss. `sync` False,
+        for tests: the disk is not waited for.
+        """
+        self.log_id = log_id
+        self._dir = data_dir
+        self._disk = disk or Disk()
+        self._sync = sync
+        self._complete = complete
+        self._files: list[_File] = []
+        self._current: _File
+        self._salt = 0
+        self._trimmed = 0
+        self._failed = False
+
+    def read(self, after: int, chain: bytes) -> list[Record]:
+        if not self.log_id:
+            return []
+        files = file_log_reading.load(self._dir, self.log_id, SEGMENT_BYTES, may_be_missing=self._complete)
+        return file_log_reading.records(self._dir, files, after, chain)
+
+    def begin(self, trimmed: int) -> bool:
+        """Opens the files, and makes those that are missing. The tables have everything up to `trimmed` for good.
+
+        Returns whether `log_id` is new: it counts from when the tables have it. Raises OSError.
+        """
+        new = not self.log_id
+        self.log_id = self.log_id or secrets.token_bytes(directory.LOG_ID_BYTES)
+        try:
+            for index, name in enumerate(directory.LOG_NAMES):
+                path = self._dir / name
+                if new or not path.exists() or not path.stat().st_size:
+                    self._make(path, index)
+                self._files.append(_File(path, self._disk, self._sync))
+            if self._sync:
+                directory.sync_directory(self._dir)
+            self._trimmed = trimmed
+            self._salt = secrets.randbelow(SALT_MAX + 1)
+            self._current = self._files[0]
+            for file in self._files:
+                file.start_over()
+        except BaseException:
+            self.close()
+            raise
+        return new
+
+    def _make(self, path: Path, index: int) -> None:
+        part = path.with_name(path.name + ".new")
+        part.unlink(missing_ok=True)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            first = header(self.log_id, index)
+            _write(self._disk, descriptor, first + bytes(SEGMENT_BYTES - len(first)), 0)
+            if self._sync:
+                self._disk.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(part, path)
+
+    # --- write ------------------------------------------------------------------------------------------------------
+
+    def append(self, record: bytes, number: int) -> None:
+        if self._failed:
+            raise RefusedError("no write after a failed one")
+        if len(record) > RECORD_BYTES_MAX:
+            raise RefusedError(f"{self._dir}: a batch of {len(record)} bytes: no more than {RECORD_BYTES_MAX} can be")
+        file = self._place(sectors_of(len(record)) * SECTOR_BYTES)
+        data = frame(record, number, self._salt)
+        try:
+            file.write(data)
+        except BaseException as error:
+            self._failed = True
+            if isinstance(error, OSError):
+                raise OutcomeUnknownError(explain.system_error(error, self._dir)) from error
+            raise
+        file.end += len(data)
+        file.newest = number
+
+    def _place(self, size_bytes: int) -> _File:
+        """The file whose end takes so many bytes."""
+        file, other = self._current, self._other
+        if file.end + size_bytes > file.size_bytes and file.newest and not other.newest:
+            self._current = file = other
+        if file.end + size_bytes > file.size_bytes:
+            self._grow(file, file.end + size_bytes)
+        return file
+
+    def _grow(self, file: _File, least_bytes: int) -> None:
+        to_bytes = -(-least_bytes // SEGMENT_BYTES) * SEGMENT_BYTES
+        needed = any(each.newest > self._trimmed for each in self._files)
+        if needed and self.size_bytes + to_bytes - file.size_bytes > LOG_BYTES_MAX:
+            raise LogFullError(f"{self._dir}: the log is full: {self.size_bytes} bytes wait for the tables")
+        try:
+            file.grow(to_bytes)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and needed
+            raise (LogFullError if full else RefusedError)(explain.system_error(error, self._dir)) from error
+
+    def trim(self, upto: int) -> None:
+        if upto <= self._trimmed:
+            return
+        self._trimmed = upto
+        try:
+            for file in self._files:
+                if 0 < file.newest <= upto:
+                    file.start_over()
+        except OSError as error:
+            self._failed = True
+            raise RefusedError(explain.system_error(error, self._dir)) from error
+
+    @property
+    def trimmable(self) -> int:
+        other, current = self._other, self._current
+        if other.newest > self._trimmed:
+            return other.newest
+        return current.newest if current.size_bytes > SEGMENT_BYTES and current.newest > self._trimmed else 0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self._files)
+
+    @property
+    def _other(self) -> _File:
+        return self._files[self._current is self._files[0]]
+
+    def close(self) -> None:
+        for file in self._files:
+            os.close(file.descriptor)
+        self._files.clear()
+
+
+def _write(disk: Disk, descriptor: int, data: bytes, position: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = disk.write(descriptor, view, position)
+        if not written:
+            raise OSError(errno.EIO, "nothing was written")
+        view, position = view[written:], position + written
