@@ -128,9 +128,10 @@ class Engine(Protocol):
         ...
 
     def defragment(self) -> None:
-        """Rewrites the data without free space; nothing is committed meanwhile. Costs a read and two writes of it.
+        """Rewrites the data without free space, and without the rows that compactions before it have made dead.
 
-        Raises `EngineError`; the data is as it was then.
+        Nothing is committed meanwhile. Costs what `flush` costs, and a read and two writes of the data. Raises
+        `EngineError`; the data is as it was then.
         """
         ...
 

@@ -211,6 +211,7 @@ class FileEngine:
         return Sizes(self._table_sizes.total_bytes + waiting, self._table_sizes.in_use_bytes + waiting)
 
     def defragment(self) -> None:
+        self._upkeep.finish_sweep()
         self._tables.defragment()
 
     def backup(self, path: Path) -> None:

@@ -49,7 +49,12 @@ class Sweep:
     @property
     def due(self) -> bool:
         """Whether there is something to do."""
-        return bool(self._dead) or self._walk is not None or self._free
+        return self.rows_due or self._free
+
+    @property
+    def rows_due(self) -> bool:
+        """Whether there are rows to delete; otherwise only free pages are left."""
+        return bool(self._dead) or self._walk is not None
 
     def name(self, fold: Fold) -> None:
         """Takes what the records of a fold named, which are in the tables now."""
@@ -72,7 +77,7 @@ class Sweep:
             self._free = self._tables.free_pages() > 0
             self.shrink = not self._free
             return
-        self._free = not self._dead and self._walk is None and self._tables.free_pages() > 0
+        self._free = not self.rows_due and self._tables.free_pages() > 0
 
     def _delete_dead(self) -> None:
         step = list(islice(self._dead, SWEEP_ROWS_MAX))

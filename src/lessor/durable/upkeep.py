@@ -146,6 +146,16 @@ class Upkeep:
             self._fold(FOLD_ROWS_AT_ONCE, FOLD_BYTES_AT_ONCE, wait=True, level=level)
         self._new_rows = self._new_clock = False
 
+    def finish_sweep(self) -> None:
+        """Folds everything and deletes all dead rows, so that the tables take the room that the data needs.
+
+        Raises `EngineError`; after a TablesLockedError the steps go on with the rest.
+        """
+        self._tables.wait_for_sync()
+        self.flush()
+        while self._sweep.rows_due:
+            self._sweep.step()
+
     def make_room(self) -> None:
         """Folds and syncs everything, so that the log can be trimmed. Raises `EngineError`."""
         self._tables.wait_for_sync()

@@ -193,6 +193,18 @@ def test_defragment_keeps_the_data_and_gives_free_space_back(
     assert engine.upkeep(1e9, True) is None
 
 
+@pytest.mark.usefixtures("small_steps")
+def test_defragment_right_after_a_compaction_gives_its_room_back(engine: FileEngine) -> None:
+    """Clients compact, defragment and look at the size, and no upkeep need have come in between."""
+    events = [put(2 + row, b"key", b"v" * 1_000) for row in range(500)]
+    engine.commit(batch(1, events=events, leases=[(7, 60, 60.0, True)]))
+    engine.commit(batch(2, compact_revision=480))
+    engine.commit(batch(3, dead=[(event[0], 0) for event in events[:-20]]))
+    engine.defragment()
+    assert engine.sizes().total_bytes < 200_000
+    assert list(engine.load().events) == events[-20:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("log_bytes", "settled_pages", "unsettled_pages"),
