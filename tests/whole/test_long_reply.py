@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors, limits
+from lessor.server.loop.call import Held
 from lessor.server.loop.core import Core
 from lessor.server.transport.grpc_calls import GrpcUnary
 from lessor.server.transport.http_calls import JsonUnary
@@ -142,7 +143,7 @@ class Session:
 
     def __init__(self, core: Core) -> None:
         self.core = core
-        self.held_bytes = 0
+        self.held = Held()
         self.answers: list[bytes] = []
 
     def respond(self, _stream: Any, payload: bytes) -> None:
@@ -155,6 +156,7 @@ class Exchange:
     overfull = False
 
     def __init__(self) -> None:
+        self.held = Held()
         self.answers: list[bytes] = []
 
     def reply(self, _status: int, _headers: Any, body: bytes) -> None:
@@ -195,7 +197,7 @@ def test_a_peer_that_goes_away_at_any_step_leaves_nothing_behind(as_json: bool, 
                 world.settle()
             assert not world.core.long_replies.lock.locked()
             assert not world.core.long_replies._waiting
-            assert not isinstance(where, Session) or not where.held_bytes
+            assert not where.held.size_bytes
             answered.append(len(where.answers))
         assert answered[0] == 0
         assert answered[-1] == 1

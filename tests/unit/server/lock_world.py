@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from lessor.api.methods import METHODS
 from lessor.api.proto import election_pb2, lock_pb2, rpc_pb2
 from lessor.base.errors import Code, EtcdError
-from lessor.server.loop.call import StreamCall, UnaryCall
+from lessor.server.loop.call import Held, StreamCall, UnaryCall
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
 from lessor.server.observe.metrics import Metrics
@@ -30,7 +30,7 @@ class Call(UnaryCall):
     peer_common_name: str | None = None
 
     def __init__(self, core: Core, request: Message) -> None:
-        super().__init__(core, core.metrics.calls(_BY_REQUEST[type(request)], b"test"))
+        super().__init__(core, core.metrics.calls(_BY_REQUEST[type(request)], b"test"), Held())
         self.request = request
         self.outcome: Any = None
         self.decided = False  # whether the outcome is on its way
@@ -40,9 +40,9 @@ class Call(UnaryCall):
     def overfull(self) -> bool:
         return self.is_overfull
 
-    def encode(self, reply: bytes) -> Any:
+    def encode(self, reply: bytes) -> bytes:
         self.decided = True
-        return self.method.response.FromString(reply)
+        return reply
 
     def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[Any]:
         made = b""
@@ -51,15 +51,18 @@ class Call(UnaryCall):
             yield None
         yield self.encode(made)
 
-    def _send(self, payload: Any) -> None:
-        assert self.outcome is None, "answered twice"
-        self.outcome = payload
+    def _send(self, payload: bytes) -> None:
+        self._end(self.method.response.FromString(payload))
 
     def _send_error(self, error: EtcdError) -> None:
-        self._send(error)
+        self._end(error)
+
+    def _end(self, outcome: Any) -> None:
+        assert self.outcome is None, "answered twice"
+        self.outcome = outcome
 
     def _send_refusal(self) -> Code:
-        self._send("refused")
+        self._end("refused")
         return Code.UNAVAILABLE
 
     def _let_go(self) -> None: ...

@@ -19,7 +19,7 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec
 from lessor.server.loop import call as call_module
-from lessor.server.loop.call import StreamCall, UnaryCall
+from lessor.server.loop.call import Held, StreamCall, UnaryCall
 from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary
 from lessor.server.transport.http_calls import JsonStream, JsonUnary
@@ -45,6 +45,7 @@ class Peer:
         self.replies = 0
         self.refused = 0
         self.overfull = False
+        self.held = Held()
 
     def unary(self, request: Any, timeout_s: float | None = None) -> UnaryCall:
         """Sends a whole request."""
@@ -77,7 +78,6 @@ class GrpcPeer(Peer):
     def __init__(self, world: LockWorld) -> None:
         super().__init__(world)
         self.core = world.core
-        self.held_bytes = 0
         self.streaming: set[Any] = set()
 
     def deframer(self, _stream: Any) -> grpc.Deframer:
@@ -247,7 +247,15 @@ def test_a_peer_that_goes_away_ends_its_call_once(peer: Any) -> None:
     assert peer.outcomes == []
     assert peer.handled(PUT) == {Code.CANCELED: 1}
     assert peer.world.keys() == [b"k"]
-    assert getattr(peer, "held_bytes", 0) == 0
+    assert peer.held.size_bytes == 0
+
+
+def test_a_reply_counts_while_it_waits_at_the_gate(peer: Any) -> None:
+    peer.unary(rpc_pb2.PutRequest(key=b"k"))
+    peer.world.loop.settle()
+    assert peer.held.size_bytes > 0
+    peer.world.settle()
+    assert (peer.held.size_bytes, peer.outcomes) == (0, [(Code.OK, "")])
 
 
 def test_a_call_that_has_ended_is_not_ended_again(peer: Any) -> None:

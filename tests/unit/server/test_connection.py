@@ -216,17 +216,21 @@ def serve_large_replies(peer: Accepted, held: list[Any] | None = None) -> list[A
     return asked
 
 
-def grpc_request(stream_id: int) -> bytes:
+def h2_request(stream_id: int, path: bytes, content_type: bytes, body: bytes) -> bytes:
     head = encode_headers(
-        [
-            (b":method", b"POST"),
-            (b":scheme", b"http"),
-            (b":path", b"/etcdserverpb.KV/Range"),
-            (b"content-type", b"application/grpc"),
-        ]
+        [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b"content-type", content_type)]
     )
     at = stream_id.to_bytes(4, "big")
-    return len(head).to_bytes(3, "big") + b"\x01\x04" + at + head + b"\0\0\x05\0\x01" + at + bytes(5)
+    data = len(body).to_bytes(3, "big") + b"\0\x01" + at + body
+    return len(head).to_bytes(3, "big") + b"\x01\x04" + at + head + data
+
+
+def grpc_request(stream_id: int) -> bytes:
+    return h2_request(stream_id, b"/etcdserverpb.KV/Range", b"application/grpc", bytes(5))
+
+
+def json_request(stream_id: int) -> bytes:
+    return h2_request(stream_id, b"/v3/kv/range", b"application/json", b"{}")
 
 
 def resets(output: bytes) -> list[int]:
@@ -256,14 +260,15 @@ def test_a_burst_of_requests_for_large_replies_is_bounded(window: int) -> None:
     run(steps)
 
 
-def test_replies_that_wait_at_the_gate_count_and_then_leave() -> None:
+@pytest.mark.parametrize("request_of", [grpc_request, json_request])
+def test_replies_that_wait_at_the_gate_count_and_then_leave(request_of: Callable[[int], bytes]) -> None:
     async def steps() -> None:
         peer = Accepted()
         held: list[Any] = []
         asked = serve_large_replies(peer, held)
         initial_window = b"\0\0\x06\x04\0\0\0\0\0\0\x04" + (2**31 - 1).to_bytes(4, "big")
         more = b"\0\0\x04\x08\0\0\0\0\0" + (2**31 - 1 - 65_535).to_bytes(4, "big")
-        burst = b"".join(grpc_request(2 * number + 1) for number in range(REQUESTS))
+        burst = b"".join(request_of(2 * number + 1) for number in range(REQUESTS))
         peer.receive(frames.PREFACE + initial_window + more + burst)
         first = len(asked)
         assert 1 < first <= 4
@@ -271,7 +276,7 @@ def test_replies_that_wait_at_the_gate_count_and_then_leave() -> None:
             call.deliver(payload)
         peer.turn.end()
         held.clear()
-        peer.receive(grpc_request(2 * REQUESTS + 1))
+        peer.receive(request_of(2 * REQUESTS + 1))
         assert len(asked) == first + 1
 
     run(steps)

@@ -21,8 +21,8 @@ class ListCall(Call):
         super().__init__(core, request)
         self.answers: list[Any] = []
 
-    def _send(self, payload: Any) -> None:
-        self.answers.append(payload)
+    def _end(self, outcome: Any) -> None:
+        self.answers.append(outcome)
 
 
 def ask(world: World, **request: Any) -> ListCall:

@@ -55,14 +55,24 @@ class Waiting(Protocol):
         ...
 
 
+class Held:
+    """The bytes of replies that wait at the gate for one peer. A connection has one; its calls add and take away."""
+
+    __slots__ = ("size_bytes",)
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+
+
 class UnaryCall:
     """A call that takes one reply."""
 
-    __slots__ = ("_timer", "core", "counts", "deadline_s", "method", "over", "waiting")
+    __slots__ = ("_timer", "core", "counts", "deadline_s", "held", "method", "over", "waiting")
 
-    def __init__(self, core: Core, counts: CallCounts) -> None:
+    def __init__(self, core: Core, counts: CallCounts, held: Held) -> None:
         self.core = core
         self.counts = counts
+        self.held = held
         self.method = counts.method
         self.deadline_s: float | None = None  # on the data clock; None if the peer named no timeout
         self.waiting: Waiting | None = None  # set while the reply is still to come
@@ -181,6 +191,8 @@ class UnaryCall:
     def finish_encoded(self, payload: bytes | EtcdError) -> None:
         """`finish` with the bytes that `encode` made, or with an error."""
         self.waiting = None
+        if isinstance(payload, bytes):
+            self.held.size_bytes += len(payload)
         turn = self.core.turn
         turn.after_everything(self, payload)
         turn.schedule()
@@ -195,6 +207,8 @@ class UnaryCall:
 
     def deliver(self, payload: Any) -> None:
         """The gate lets the reply or the error through."""
+        if isinstance(payload, bytes):
+            self.held.size_bytes -= len(payload)
         if self.over:
             return
         if self.deadline_s is not None and self._late():

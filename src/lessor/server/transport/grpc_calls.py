@@ -41,7 +41,7 @@ class GrpcUnary(UnaryCall):
     __slots__ = ("_deframer", "_output", "_served", "_stream")
 
     def __init__(self, output: H2Output, stream: Stream, counts: CallCounts) -> None:
-        UnaryCall.__init__(self, output.core, counts)
+        UnaryCall.__init__(self, output.core, counts, output.held)
         self._output = output
         self._stream: Stream | None = stream
         self._deframer: grpc.Deframer | None = None
@@ -95,7 +95,7 @@ class GrpcUnary(UnaryCall):
 
     def _read(self, message: bytes) -> None:
         self._served = True
-        if self.over or self.refuse_if_overfull():
+        if self.over or (self._output.overfull and self.refuse_if_overfull()):
             return
         try:
             request = self.method.request.FromString(message)
@@ -107,9 +107,7 @@ class GrpcUnary(UnaryCall):
     # --- out ---
 
     def encode(self, reply: bytes) -> bytes:
-        framed = grpc.frame(reply)
-        self._output.held_bytes += len(framed)
-        return framed
+        return grpc.frame(reply)
 
     def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]:
         made = []
@@ -117,11 +115,6 @@ class GrpcUnary(UnaryCall):
             made.append(piece)
             yield None
         yield self.encode(b"".join(made))
-
-    def deliver(self, payload: Any) -> None:
-        if not isinstance(payload, EtcdError):
-            self._output.held_bytes -= len(payload)
-        UnaryCall.deliver(self, payload)
 
     def _send(self, payload: bytes) -> None:
         stream, self._stream = self._stream, None

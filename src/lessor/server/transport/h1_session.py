@@ -18,6 +18,7 @@ from lessor.base import limits
 from lessor.base.errors import EtcdError
 from lessor.gateway import routes
 from lessor.gateway.routes import Headers
+from lessor.server.loop.call import Held
 from lessor.server.loop.core import Core
 from lessor.server.transport.connection import Connection
 from lessor.server.transport.http_calls import Body, Exchange
@@ -238,6 +239,7 @@ class H1Exchange:
 
     def __init__(self, session: H1Session, connection: h1.H1Connection, exchange: h1.Request) -> None:
         self._session = session
+        self.held = Held()  # of one reply at the most
         self._h1 = connection
         self.method = exchange.method
         self.path = exchange.path

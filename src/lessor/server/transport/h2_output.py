@@ -15,7 +15,7 @@ from typing import Any
 from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway.routes import Headers
-from lessor.server.loop.call import StreamCall
+from lessor.server.loop.call import Held, StreamCall
 from lessor.server.transport.connection import Connection
 from lessor.wire import grpc, h2
 from lessor.wire.frames import ErrorCode
@@ -56,14 +56,14 @@ class H2Output:
         self.h2 = h2.H2Server(self.core.options.grpc_keepalive, self.core.turn.now_s(), whole_requests=True)
         self.streaming: set[StreamCall] = set()  # the server ends them when it stops
         self.waiting_for_drain: set[Any] = set()
-        self.held_bytes = 0  # of gRPC replies that wait at the gate; JSON replies there are in no count
+        self.held = Held()
         self._unflushed_bytes = 0  # of replies of this turn
         self._unfinished: dict[h2.Stream, int] = {}  # bytes kept of each request that has not come in whole
 
     @property
     def overfull(self) -> bool:
         """Whether more than CONNECTION_SEND_BYTES_MAX waits for the peer. A new request is then refused (`refuse`)."""
-        return self.held_bytes + self._unflushed_bytes + self.h2.queued_bytes > limits.CONNECTION_SEND_BYTES_MAX
+        return self.held.size_bytes + self._unflushed_bytes + self.h2.queued_bytes > limits.CONNECTION_SEND_BYTES_MAX
 
     @property
     def backlog_bytes(self) -> int:

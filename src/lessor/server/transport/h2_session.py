@@ -202,6 +202,7 @@ class H2Exchange:
 
     def __init__(self, output: H2Output, stream: h2.Stream) -> None:
         self._output = output
+        self.held = output.held
         self._stream: h2.Stream | None = stream
         head = stream.head
         assert head is not None

@@ -15,7 +15,7 @@ from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec, routes, stream
 from lessor.gateway.routes import Headers
 from lessor.server.loop.bugs import as_answer
-from lessor.server.loop.call import StreamCall, UnaryCall
+from lessor.server.loop.call import Held, StreamCall, UnaryCall
 from lessor.server.loop.core import Core
 from lessor.server.observe.metrics import CallCounts
 
@@ -26,6 +26,11 @@ class Exchange(Protocol):
     method: str
     path: str
     query: str
+
+    @property
+    def held(self) -> Held:
+        """The connection's count of replies that wait at the gate."""
+        ...
 
     def header(self, name: bytes, /) -> bytes | None:
         """The value of the request's first header of that name (in lower case)."""
@@ -165,7 +170,7 @@ class JsonUnary(UnaryCall):
     __slots__ = ("_body", "_exchange")
 
     def __init__(self, core: Core, exchange: Exchange, counts: CallCounts, timeout_s: float | None = None) -> None:
-        UnaryCall.__init__(self, core, counts)
+        UnaryCall.__init__(self, core, counts, exchange.held)
         self._exchange: Exchange | None = exchange
         self._body = bytearray()  # not a list: pieces of a few bytes each would take many times their size
         if timeout_s is not None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from lessor.api.methods import BY_ROUTE, Method
 from lessor.base.errors import EtcdError
 from lessor.gateway.routes import Headers, error_answer
+from lessor.server.loop.call import Held
 from lessor.server.loop.core import Core
 from lessor.server.transport.http_calls import CLIENT_API_VERSION, JsonStream, timeout_of
 from lessor.wire import h1, websocket
@@ -44,6 +45,7 @@ class WebSocketCall:
 
     def __init__(self, session: Carrier, exchange: h1.Request, method: Method, opened: websocket.WebSocket) -> None:
         self._session = session
+        self.held = Held()  # a streaming call holds no reply here
         self._ws = opened
         self._started = False
         self.path = exchange.path
