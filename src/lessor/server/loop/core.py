@@ -10,7 +10,7 @@ The life of a call is in call.py.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 
 from google.protobuf.message import Message
@@ -66,9 +66,9 @@ class WatchesProgress(Protocol):
 class Handlers(NamedTuple):
     """The handlers of the served methods, by kind: UnaryHandler, WaitingHandler, StreamFactory of call.py."""
 
-    unary: Mapping[Method, Callable[..., Any]]
-    waiting: Mapping[Method, Callable[..., Any]]
-    streams: Mapping[Method, Callable[..., Any]]
+    unary: dict[Method, Callable[..., Any]]
+    waiting: dict[Method, Callable[..., Any]]
+    streams: dict[Method, Callable[..., Any]]
 
 
 class Core:
@@ -93,7 +93,9 @@ class Core:
         self.committer = committer
         self.metrics = metrics
         self.tokens = tokens
-        self.unary_handlers, self.waiting_handlers, self.stream_handlers = handlers
+        self.unary_handlers = handlers.unary
+        self.waiting_handlers = handlers.waiting
+        self.stream_handlers = handlers.streams
         self.pages = Pages()
         self.watch_streams: set[WatchesProgress] = set()
         self.long_replies = LongReplies()
