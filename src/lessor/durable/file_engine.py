@@ -72,7 +72,7 @@ class FileEngine:
         self._record = 0  # number of the newest record in the log
         self._chain = bytes(CHAIN_BYTES)  # its chain value
         self._table_sizes = Sizes(0, 0)
-        self._measured_at = -1  # writes to the tables when those sizes were true
+        self._measured_at = -1  # `Tables.changes` when those sizes were true
 
     # --- open -------------------------------------------------------------------------------------------------------
 
@@ -204,8 +204,8 @@ class FileEngine:
     # --- space ------------------------------------------------------------------------------------------------------
 
     def sizes(self) -> Sizes:
-        if self._measured_at != self._tables.writes:
-            self._measured_at = self._tables.writes
+        if self._measured_at != self._tables.changes:
+            self._measured_at = self._tables.changes
             self._table_sizes = Sizes(self._tables.size_bytes(), self._tables.in_use_bytes())
         waiting = self._upkeep.unfolded.size_bytes
         return Sizes(self._table_sizes.total_bytes + waiting, self._table_sizes.in_use_bytes + waiting)

@@ -89,9 +89,12 @@ class _File:
         self.size_bytes = to_bytes
 
     def start_over(self) -> None:
-        """Nothing in it is needed."""
+        """Nothing in it is needed: the next record goes to its beginning."""
         self.end = _FIRST_AT
         self.newest = 0
+
+    def shorten(self) -> None:
+        """Gives back the room that it has grown by. Nothing in it is needed, nor above the newest record of the log."""
         if self.size_bytes > SEGMENT_BYTES:
             # Not synced: should the length come back, there is nothing but old records in it.
             self._disk.cut(self.descriptor, SEGMENT_BYTES)
@@ -119,6 +122,7 @@ class FileLog:
         self._salt = 0
         self._trimmed = 0
         self._failed = False
+        self._appended = False  # whether a record stands above all that earlier runs have left
 
     def read(self, after: int, chain: bytes) -> list[Record]:
         if not self.log_id:
@@ -182,6 +186,23 @@ class FileLog:
             raise
         file.end += len(data)
         file.newest = number
+        if not self._appended:
+            self._appended = True
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Cuts files in which nothing is needed. Not before the first record of this run is there.
+
+        Until then the newest thing in the log may be a torn record, of which a cut would leave the head alone: the next
+        start would take that for damage.
+        """
+        try:
+            for file in self._files:
+                if not file.newest:
+                    file.shorten()
+        except OSError as error:
+            self._failed = True
+            raise OutcomeUnknownError(explain.system_error(error, self._dir)) from error
 
     def _place(self, size_bytes: int) -> _File:
         """The file whose end takes so many bytes."""
@@ -211,6 +232,7 @@ class FileLog:
             for file in self._files:
                 if 0 < file.newest <= upto:
                     file.start_over()
+                    file.shorten()
         except OSError as error:
             self._failed = True
             raise RefusedError(explain.system_error(error, self._dir)) from error

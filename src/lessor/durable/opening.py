@@ -131,6 +131,7 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> int:
 
 def look(connector: Connector, path: Path) -> Seen:
     """Reads through a connection that cannot write, not even by closing. Raises `DataDirError`."""
+    _roll_back(connector, path)
     with explained(path), contextlib.closing(connector.open(path, "ro")) as connection:
         version = check_schema(connection, path)
         meta = meta_rows.read(connection, path)
@@ -143,6 +144,16 @@ def look(connector: Connector, path: Path) -> Seen:
     if version < _UNSALTED_VERSION or mode != "wal" or (version == _SALTED_VERSION and not salt):
         return Seen(meta)
     return Seen(meta, old=_old_batches(path.parent, salt, meta))
+
+
+def _roll_back(connector: Connector, path: Path) -> None:
+    """Has SQLite undo the change of its mode that a crash cut short, which only a connection that may write can do.
+
+    The tables themselves are in WAL mode; a backup is not, until its first start.
+    """
+    if path.with_name(path.name + "-journal").exists():
+        with explained(path), contextlib.closing(connector.open(path, "rw")) as connection:
+            connection.execute("SELECT count(*) FROM meta").fetchone()
 
 
 def _old_salt(connection: sqlite3.Connection, path: Path) -> bytes:
@@ -170,7 +181,12 @@ def _old_batches(data_dir: Path, salt: bytes, meta: Meta) -> list[Changes]:
 
 
 def use_wal(connection: sqlite3.Connection, path: Path) -> None:
-    """A backup comes without the mark that says so. The mode needs shared memory, which some file systems lack."""
+    """Puts a backup, or a copy, into the mode of the tables, which needs shared memory: some file systems lack that.
+
+    The mode says that the log beside the file is its own. So the file forgets the log that it was copied from first.
+    """
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        connection.execute("UPDATE meta SET value = '' WHERE name IN ('log', 'batch_log')")
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise DataDirError(f"{path}: its file system cannot share memory: give --data-dir a local disk")

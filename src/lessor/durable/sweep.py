@@ -70,11 +70,13 @@ class Sweep:
         elif self._walk is not None:
             self._walk_on(self._walk)
         elif self._free:
+            before = self._tables.free_pages()
             with self._tables.at_hand(wait=False) as connection:
                 # A script, because this pragma yields a row without columns for each page, and `execute` stops at the
                 # first of those.
                 connection.executescript(f"BEGIN IMMEDIATE; PRAGMA incremental_vacuum({VACUUM_PAGES_MAX}); COMMIT")
-            self._free = self._tables.free_pages() > 0
+            # A file that somebody has rebuilt without the setting for it keeps its free pages: that is no work to do.
+            self._free = 0 < self._tables.free_pages() < before
             self.shrink = not self._free
             return
         self._free = not self.rows_due and self._tables.free_pages() > 0

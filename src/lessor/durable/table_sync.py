@@ -47,7 +47,8 @@ class TableSync:
         self._start = start
         self._join: Callable[[], None] = lambda: None
         self.synced = synced  # up to this record, the tables keep what they have
-        # The three are written by the thread that runs, `running` last.
+        # These and `synced` are written by the thread that runs, `running` last.
+        self.runs = 0
         self.error: BaseException | None = None
         self.running = False
 
@@ -68,6 +69,7 @@ class TableSync:
             if not is_locked(error):
                 self.error = error
         finally:
+            self.runs += 1
             self.running = False
 
     def wait(self) -> None:

@@ -43,7 +43,7 @@ from lessor.durable.first_failure import FirstFailure
 from lessor.durable.meta_rows import LogPosition
 from lessor.durable.opening import FULL, NORMAL, PAGE_BYTES, Connector, Seen, explained
 from lessor.durable.record import Record, Rows
-from lessor.durable.table_sync import COUNT_SYNC, Start, TableSync, start_thread
+from lessor.durable.table_sync import COUNT_SYNC, Start, TableSync, is_locked, start_thread
 from lessor.durable.unfolded import Fold
 from lessor.state.journal import AlarmRow, EventRow, LeaseRow
 
@@ -219,6 +219,11 @@ class Tables:
         return self._syncing.synced
 
     @property
+    def changes(self) -> int:
+        """Grows when the files may have another size: with each write, and with each sync that has ended."""
+        return self.writes + self._syncing.runs
+
+    @property
     def syncing(self) -> bool:
         return self._syncing.running
 
@@ -285,8 +290,11 @@ class Tables:
             self._behave(FULL, True)
             self._connection.execute("VACUUM")
         except sqlite3.Error as error:
-            # VACUUM builds the new file aside and switches in one transaction: the data is as it was.
-            raise EngineError(explain.sqlite_error(error, self._path)) from error
+            # VACUUM builds the new file aside and switches in one transaction: the data is as it was. But a disk that
+            # failed may have lost what was written to it before, too.
+            problem = EngineError(explain.sqlite_error(error, self._path))
+            harmless = is_locked(error) or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+            raise (problem if harmless else self.failure.final(problem)) from error
         with self.failure.watch():
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self.writes += 1

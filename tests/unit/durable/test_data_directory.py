@@ -4,8 +4,11 @@
 Beyond what the engine's own tests hold.
 """
 
+import contextlib
+import errno
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from lessor.durable import directory, log_file_header, snapshot_file, upkeep
 from lessor.durable.engine import DataDirError
 from lessor.durable.file_engine import FileEngine
-from tests.faulty_disk import StatementFaults
+from tests.faulty_disk import StatementFaults, WriteFaults
 from tests.unit.durable.engine_rows import batch, files, put, settle
 
 
@@ -214,6 +217,47 @@ def test_a_copy_of_the_database_alone_is_refused_unless_it_is_restored_as_such(c
     snapshot_file.restore(tmp_path / "alone" / "lessor.db", tmp_path / "restored", skip_checksum=True)
     assert [path.name for path in (tmp_path / "restored").iterdir()] == ["lessor.db"]
     assert keys(tmp_path / "restored") == [b"in the tables", b"in the log"]
+
+
+def test_a_first_start_on_a_backup_that_was_killed_while_it_changed_the_file_goes_on(
+    crashed: Path, tmp_path: Path
+) -> None:
+    """SQLite has left its rollback journal then, and a connection that only reads cannot do anything with that."""
+    engine = FileEngine(crashed)
+    engine.open((1, 2))
+    backup = tmp_path / "backup.db"
+    engine.backup(backup)
+    engine.close()
+    restored = tmp_path / "restored"
+    restored.mkdir()
+    with contextlib.closing(sqlite3.connect(backup, isolation_level=None)) as starting:
+        starting.execute("PRAGMA cache_size = 1")
+        starting.execute("BEGIN EXCLUSIVE")
+        starting.execute("UPDATE meta SET value = 'half' WHERE name = 'term'")
+        starting.execute("CREATE TABLE half AS SELECT hex(zeroblob(100000))")  # more than the cache: into the file
+        shutil.copy(backup, restored / "lessor.db")
+        shutil.copy(f"{backup}-journal", restored / "lessor.db-journal")
+    engine = FileEngine(restored)
+    assert engine.open((1, 2)).batch == 2
+    engine.close()
+
+
+@pytest.mark.parametrize("fail_at", range(1, 5))
+def test_a_copy_whose_first_start_fails_does_not_take_the_log_that_it_came_from_for_its_own(
+    crashed: Path, tmp_path: Path, fail_at: int
+) -> None:
+    engine = FileEngine(crashed)
+    engine.open((1, 2))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    with contextlib.closing(sqlite3.connect(crashed / "lessor.db", isolation_level=None)) as person:
+        person.execute("VACUUM INTO ?", (str(copy / "lessor.db"),))
+    engine.close()
+    with pytest.raises(DataDirError, match="the disk is full"):
+        FileEngine(copy, disk=WriteFaults(fail_at, error=errno.ENOSPC)).open((1, 2))
+    engine = FileEngine(copy)
+    assert engine.open((1, 2)).batch == 2
+    engine.close()
 
 
 def test_logs_that_cannot_be_made_or_read_are_said(crashed: Path) -> None:

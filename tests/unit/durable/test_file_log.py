@@ -396,6 +396,35 @@ def test_a_grown_file_that_is_cut_in_the_middle_of_a_record_is_refused(
         numbers(tmp_path, writer, 0)
 
 
+@pytest.mark.parametrize("sectors_written", [3, 8, 12])
+def test_starts_that_end_before_their_first_record_leave_a_torn_one_as_it_is(
+    tmp_path: Path, sectors_written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reaches into the part by which its file has grown, and a cut would leave its head alone."""
+    monkeypatch.setattr(file_log, "LOG_BYTES_MAX", 20 * SEGMENT_BYTES)
+    writer = Writer(tmp_path, sync=False)
+    writer.append(10)
+    record = writer.record(2 * SEGMENT_BYTES)
+    writer.append(2 * SEGMENT_BYTES)
+    writer.log.close()
+    torn = tmp_path / "lessor.log.1"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[: (1 + sectors_written) * SECTOR_BYTES].ljust(len(whole), b"\0"))
+    for _ in range(3):
+        log = FileLog(tmp_path, writer.log.log_id)
+        assert [found.number for found in log.read(0, writer.chains[0])] == [1]
+        log.begin(1)
+        log.close()
+    log = FileLog(tmp_path, writer.log.log_id)
+    log.begin(1)
+    log.append(record, 2)
+    log.trim(2)
+    log.append(encode(3, 1, writer.chains[2], batch(3)), 3)
+    assert log.size_bytes == 2 * SEGMENT_BYTES
+    log.close()
+    assert [found.number for found in FileLog(tmp_path, log.log_id).read(2, writer.chains[2])] == [3]
+
+
 # --- growing --------------------------------------------------------------------------------------------------------
 
 
