@@ -19,7 +19,7 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors, limits
 from lessor.server.loop.call import Held
 from lessor.server.loop.core import Core
-from lessor.server.transport.grpc_calls import GrpcUnary
+from lessor.server.transport.grpc_calls import GrpcUnary, Route
 from lessor.server.transport.http_calls import JsonUnary
 from lessor.state import encode
 from lessor.testing.server import InProcessServer
@@ -173,7 +173,7 @@ def begun(world: LockWorld, as_json: bool) -> tuple[Session | Exchange, Callable
         return exchange, json_call.gone
     session = Session(world.core)
     stream = SimpleNamespace(head=None)
-    grpc_call = GrpcUnary(cast(Any, session), cast(Any, stream), world.core.metrics.calls(RANGE, b"test"))
+    grpc_call = GrpcUnary(cast(Any, session), cast(Any, stream), Route(world.core.metrics.calls(RANGE, b"test")))
     grpc_call.on_whole(frame(ALL.SerializeToString()))
     return session, grpc_call.gone
 

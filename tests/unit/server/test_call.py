@@ -21,7 +21,7 @@ from lessor.gateway import json_codec
 from lessor.server.loop import call as call_module
 from lessor.server.loop.call import Held, StreamCall, UnaryCall
 from lessor.server.observe.metrics import CallCounts
-from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary
+from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary, Route
 from lessor.server.transport.http_calls import JsonStream, JsonUnary
 from lessor.state.watch_hub import Watcher
 from lessor.wire import grpc
@@ -97,7 +97,7 @@ class GrpcPeer(Peer):
 
     def unary(self, request: Any, timeout_s: float | None = None) -> UnaryCall:
         method = next(method for method in (PUT, RANGE, LOCK) if method.request is type(request))
-        call = GrpcUnary(cast(Any, self), cast(Any, SimpleNamespace(head=None)), self.counts(method))
+        call = GrpcUnary(cast(Any, self), cast(Any, SimpleNamespace(head=None)), Route(self.counts(method)))
         if timeout_s is not None:
             call.expire_after(timeout_s)
         self.before_serving()
@@ -110,7 +110,7 @@ class GrpcPeer(Peer):
     def stream(self) -> StreamCall:
         output = SimpleNamespace(**{name: getattr(self, name) for name in ("core", "deframer", "end", "streaming")})
         output.send = self.send_replies
-        return GrpcStream(cast(Any, output), cast(Any, SimpleNamespace(head=None)), self.counts(KEEP_ALIVE))
+        return GrpcStream(cast(Any, output), cast(Any, SimpleNamespace(head=None)), Route(self.counts(KEEP_ALIVE)))
 
     def send(self, call: StreamCall, data: Any) -> None:
         assert isinstance(call, GrpcStream)

@@ -32,16 +32,29 @@ def token_of(stream: Stream | None) -> bytes | None:
     return token if token is not None else head.get(b"authorization")
 
 
+class Route:
+    """What all calls with one head have in common. Kept in the head, so that no call looks it up."""
+
+    __slots__ = ("counts", "method", "parse", "unary")
+
+    def __init__(self, counts: CallCounts) -> None:
+        self.counts = counts
+        self.method = counts.method
+        self.unary = counts.method.unary
+        self.parse = counts.method.request.FromString
+
+
 class GrpcUnary(UnaryCall):
     """One unary call. The hot path of grants, puts and ranges.
 
     It is served when its first message is whole. Bytes after that are ignored, as in etcd.
     """
 
-    __slots__ = ("_deframer", "_output", "_served", "_stream")
+    __slots__ = ("_deframer", "_output", "_route", "_served", "_stream")
 
-    def __init__(self, output: H2Output, stream: Stream, counts: CallCounts) -> None:
-        UnaryCall.__init__(self, output.core, counts, output.held)
+    def __init__(self, output: H2Output, stream: Stream, route: Route) -> None:
+        UnaryCall.__init__(self, output.core, route.counts, output.held)
+        self._route = route
         self._output = output
         self._stream: Stream | None = stream
         self._deframer: grpc.Deframer | None = None
@@ -98,7 +111,7 @@ class GrpcUnary(UnaryCall):
         if self.over or (self._output.overfull and self.refuse_if_overfull()):
             return
         try:
-            request = self.method.request.FromString(message)
+            request = self._route.parse(message)
         except DecodeError:
             self.end_now(errors.MALFORMED_MESSAGE.error())
             return
@@ -144,13 +157,13 @@ class GrpcStream(StreamCall):
 
     __slots__ = ("_deframer", "_only", "_output", "_started", "_stream")
 
-    def __init__(self, output: H2Output, stream: Stream, counts: CallCounts) -> None:
+    def __init__(self, output: H2Output, stream: Stream, route: Route) -> None:
         self._output = output
         self._stream: Stream | None = stream
         self._deframer = output.deframer(stream)
         self._started = False
         self._only: bytes | None = None  # the request of a call that takes one, kept until the peer has ended its side
-        StreamCall.__init__(self, output.core, counts)
+        StreamCall.__init__(self, output.core, route.counts)
         output.streaming.add(self)
 
     @property

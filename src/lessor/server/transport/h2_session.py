@@ -15,9 +15,8 @@ from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import routes
 from lessor.gateway.routes import Headers
-from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.connection import Connection
-from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary, method_error
+from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary, Route, method_error
 from lessor.server.transport.h2_output import REFUSED, H2Output
 from lessor.server.transport.http_calls import answer
 from lessor.wire import grpc, h2
@@ -89,17 +88,17 @@ class H2Session(H2Output):
         route = head.route
         if route is None:  # the first request with this header block
             route = head.route = self._route(head)
-        if isinstance(route, CallCounts):
+        if isinstance(route, Route):
             timeout = head.get(b"grpc-timeout")
-            if route.method.unary:
+            if route.unary:
                 unary = stream.owner = GrpcUnary(self, stream, route)
                 if timeout is not None:
                     self._limit(unary, timeout)
                 return unary
             if self._draining:
                 stopped = errors.SERVER_STOPPED.error()
-                route.begin()
-                route.end(stopped.code)
+                route.counts.begin()
+                route.counts.end(stopped.code)
                 self.end(stream, stopped, started=False)
                 return None
             stream.owner = GrpcStream(self, stream, route)
@@ -117,8 +116,8 @@ class H2Session(H2Output):
                     streaming.finish(errors.SERVER_STOPPED.error())
         return None
 
-    def _route(self, head: h2.Head) -> CallCounts | EtcdError | str:
-        """For calls with this head: the counts, which name the method; or an error; or "http" if it is not gRPC."""
+    def _route(self, head: h2.Head) -> Route | EtcdError | str:
+        """The route of the calls with this head; or their error; or "http" if it is not gRPC."""
         if not grpc.is_grpc(head.get(b"content-type")):
             return "http"
         if head.method != b"POST":
@@ -135,7 +134,7 @@ class H2Session(H2Output):
         method = BY_PATH.get(path)
         if method is None or not self.core.serves(method):
             return method_error(path)
-        return self._metrics.calls(method, head.get(b"client-api-version") or b"unknown")
+        return Route(self._metrics.calls(method, head.get(b"client-api-version") or b"unknown"))
 
     @staticmethod
     def _limit(call: GrpcUnary | GrpcStream, timeout: bytes) -> None:
