@@ -62,7 +62,7 @@ H2_PINGS_PER_S_MAX = 100  # of a server, to our client; not counting one ping af
 H2_SETTINGS_PER_S_MAX = 50
 H2_EMPTY_FRAMES_PER_S_MAX = 1_000  # empty DATA frames without END_STREAM: they cost us work and the peer nothing
 H2_SEND_FRAME_BYTES_MAX = 65_536  # of a frame that we send; a larger one would hold up the other streams
-H2_STREAM_SEND_BYTES_MAX = 4_194_304  # replies that wait on one stream for the peer's window before its watches lag
+H2_STREAM_SEND_BYTES_MAX = 4_194_304  # bytes in one connection that its peer has not taken; beyond it its watches lag
 GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers
 GRPC_KEEPALIVE_MIN_TIME_S = 5.0  # default of --grpc-keepalive-min-time: a client's pings, with calls under way
 GRPC_PING_WITHOUT_STREAMS_S = 7_200.0  # the same without a call under way, as in grpc-go
@@ -105,7 +105,9 @@ HASH_THREADS = 2  # hashing releases the interpreter, so it takes whole cores
 # --- the core ---------------------------------------------------------------------------------------------------
 BATCH_ROWS_MAX = 20_000  # rows in the open batch; beyond it connections that bring more are not read
 LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one in its turn
-CONNECTION_SEND_BYTES_MAX = 16_777_216  # replies waiting in one connection; beyond it we stop reading from it
+# Replies that wait in one connection. In the socket's buffer: beyond it we stop reading from the connection. At the
+# gate, of this turn and in flow control, together: beyond it new HTTP/2 requests are refused.
+CONNECTION_SEND_BYTES_MAX = 16_777_216
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
 WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from history; clients take 4 MiB
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger

@@ -6,6 +6,7 @@ Laws
 - What is needed is never written over: a file starts over only when all its records are trimmed.
 - A file never becomes shorter than a segment, and it is grown, and the growth synced, before a record is written
   there. So a file that is shorter than what is in it was cut by somebody else.
+- A file grows by segments. A crash in the middle of that may leave a part of a segment, of zeros: no record goes there.
 - Both files take LOG_BYTES_MAX together at the most, or what one record needs that is larger than that.
 
 Theory of operation. The files are of equal standing. Records go to the end of one of them; when the next one does not
@@ -62,7 +63,7 @@ class Disk:
 class _File:
     """One of the two files, open for writing."""
 
-    __slots__ = ("_disk", "_sync", "descriptor", "end", "newest", "size_bytes")
+    __slots__ = ("_disk", "_sync", "descriptor", "end", "newest", "room_bytes", "size_bytes")
 
     def __init__(self, path: Path, disk: Disk, sync: bool) -> None:
         self._disk = disk
@@ -72,6 +73,7 @@ class _File:
         self.end = _FIRST_AT  # where the next record goes
         self.newest = 0  # number of the newest record in it
         self.size_bytes = os.fstat(self.descriptor).st_size
+        self.room_bytes = self.size_bytes // SEGMENT_BYTES * SEGMENT_BYTES  # for records, with the first sector
 
     def write(self, data: bytes) -> None:
         _write(self._disk, self.descriptor, data, self.end)
@@ -86,7 +88,7 @@ class _File:
             with contextlib.suppress(OSError):
                 self._disk.cut(self.descriptor, self.size_bytes)
             raise
-        self.size_bytes = to_bytes
+        self.size_bytes = self.room_bytes = to_bytes
 
     def start_over(self) -> None:
         """Nothing in it is needed: the next record goes to its beginning."""
@@ -98,7 +100,7 @@ class _File:
         if self.size_bytes > SEGMENT_BYTES:
             # Not synced: should the length come back, there is nothing but old records in it.
             self._disk.cut(self.descriptor, SEGMENT_BYTES)
-            self.size_bytes = SEGMENT_BYTES
+            self.size_bytes = self.room_bytes = SEGMENT_BYTES
 
 
 class FileLog:
@@ -207,9 +209,9 @@ class FileLog:
     def _place(self, size_bytes: int) -> _File:
         """The file whose end takes so many bytes."""
         file, other = self._current, self._other
-        if file.end + size_bytes > file.size_bytes and file.newest and not other.newest:
+        if file.end + size_bytes > file.room_bytes and file.newest and not other.newest:
             self._current = file = other
-        if file.end + size_bytes > file.size_bytes:
+        if file.end + size_bytes > file.room_bytes:
             self._grow(file, file.end + size_bytes)
         return file
 

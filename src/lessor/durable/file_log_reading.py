@@ -14,10 +14,13 @@ It is *damaged*, and refused, when that cannot be:
 - a sector that is one bit off belongs above the newest record: all of it had been written;
 - the record has its last sector, and none that is as it was before;
 - the record would reach beyond the end of the file, or the file is shorter than a segment: it was cut;
+- the file's length is no multiple of a segment, and its last bytes are not zero: it was cut. (A crash while a file
+  grows leaves such a length too, but zeros at the end: see file_log.py.)
 - it is not the record after the newest: those between are missing.
 
-So a flipped bit is always found, and a cut file always where a record is cut. A newest record of whose last sector
-more than a bit is wrong is taken for torn: it could be.
+So a flipped bit is always found. A newest record of whose last sector more than a bit is wrong is taken for torn: it
+could be. A file that has grown and is cut is found but where it is cut at a multiple of a segment, between two records:
+it looks like a file without those behind.
 """
 
 from pathlib import Path
@@ -105,6 +108,8 @@ def load(data_dir: Path, log_id: bytes, segment_bytes: int, *, may_be_missing: b
             )
         if len(data) < segment_bytes:
             raise directory.damaged(path, f"cut short, {len(data)} bytes of at least {segment_bytes}")
+        if len(data) % segment_bytes and data[-SECTOR_BYTES:] != ZEROS:
+            raise directory.damaged(path, f"cut short, {len(data)} bytes with a record at their end")
         files.append(LogFile(path, data))
     return files
 

@@ -190,7 +190,7 @@ class Server:
         log.info(traffic, extra={"address": listen.url})
 
     async def serve(self) -> int:
-        """Serves until `request_stop` or a failing disk; returns the exit code."""
+        """Serves until `request_stop`, a failing disk or a broken turn; returns the exit code."""
         await self._stopping.wait()
         await self.stop()
         return self.exit_code

@@ -13,8 +13,8 @@ with rows saves the clock of before the first of them. The deadline was set befo
 the promise counts from the reply after that commit: ACKNOWLEDGE_S at most may lack (leases.py), and CLOCK_SAVE_S, which
 is more, is added, up to the full TTL. Either way a lease has RECONNECT_GRACE_S, so that its client can come back.
 
-Worked example, TTL 10: renewed at 100, row says 115, crash at 104.6, last saved clock 104.1. What remains is
-min(115 - 104.1 + 1, 10) = 10 from a clock that goes on at 104.1: due at 114.1, where 110 was promised.
+Worked example, TTL 10: renewed at 100, row says 118, crash at 104.6, last saved clock 104.1. What remains is
+min(118 - 104.1 + 1, 10) = 10 from a clock that goes on at 104.1: due at 114.1, where 110 was promised.
 
 Does not do: reading rows from anywhere.
 """

@@ -383,7 +383,7 @@ def test_what_two_crashes_left_side_by_side_is_not_taken_for_one_record(tmp_path
     assert numbers(tmp_path, writer, 1) == []
 
 
-@pytest.mark.parametrize("sectors_left", [10, 11, 17])
+@pytest.mark.parametrize("sectors_left", [10, 11, 17, 18])
 def test_a_grown_file_that_is_cut_in_the_middle_of_a_record_is_refused(
     tmp_path: Path, sectors_left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,8 +392,53 @@ def test_a_grown_file_that_is_cut_in_the_middle_of_a_record_is_refused(
     writer.append(10)
     writer.append(2 * SEGMENT_BYTES)
     os.truncate(tmp_path / "lessor.log.1", sectors_left * SECTOR_BYTES)
-    with pytest.raises(DataDirError, match="cut short, in the middle of record 2"):
+    why = "in the middle of record 2" if sectors_left == 18 else "with a record at their end"
+    with pytest.raises(DataDirError, match=f"cut short, .*{why}"):
         numbers(tmp_path, writer, 0)
+
+
+@pytest.mark.slow
+def test_a_grown_file_that_is_cut_between_two_records_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or in the first sector of one. Where a segment ends it looks like a file that has not grown so far."""
+    monkeypatch.setattr(file_log, "LOG_BYTES_MAX", 20 * SEGMENT_BYTES)
+    written = Written()
+    writer = Writer(tmp_path, written, sync=False)
+    for _ in range(12):
+        writer.append(10)
+        writer.append(600)
+    path = tmp_path / "lessor.log.1"
+    end = max(end for name, _, end in written.records if name == path.name)
+    assert 3 * SEGMENT_BYTES < end < path.stat().st_size - SECTOR_BYTES
+    whole = path.read_bytes()
+    for size in range(SEGMENT_BYTES + 1, end):
+        if size % SEGMENT_BYTES:
+            path.write_bytes(whole[:size])
+            with pytest.raises(DataDirError, match="cut short"):
+                numbers(tmp_path, writer, 0)
+    path.write_bytes(whole[: end + SECTOR_BYTES])
+    assert numbers(tmp_path, writer, 0) == list(range(1, writer.number + 1))
+
+
+def test_where_a_crash_broke_off_the_growth_of_a_file_no_record_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If its end held records, it would look like a file that was cut."""
+    monkeypatch.setattr(file_log, "LOG_BYTES_MAX", 20 * SEGMENT_BYTES)
+    writer = Writer(tmp_path, sync=False)
+    writer.append(10)
+    writer.log.close()
+    for name in directory.LOG_NAMES:
+        os.truncate(tmp_path / name, SEGMENT_BYTES + 3 * SECTOR_BYTES)
+    assert numbers(tmp_path, writer, 0) == [1]
+    writer.log = FileLog(tmp_path, writer.log.log_id, sync=False)
+    writer.log.begin(1)
+    for _ in range(40):
+        writer.append(10)
+        assert numbers(tmp_path, writer, 1) == list(range(2, writer.number + 1))
+    writer.log.trim(writer.number)
+    assert writer.log.size_bytes == 2 * SEGMENT_BYTES
 
 
 @pytest.mark.parametrize("sectors_written", [3, 8, 12])

@@ -47,6 +47,7 @@ class Fields:
 def sectors(path: Path, index: int, log_id: str) -> list[bytes]:
     data = path.read_bytes()
     assert len(data) >= 4 * 1024 * 1024
+    assert len(data) % (4 * 1024 * 1024) == 0 or data[-512:] == bytes(512)
     assert data[:16] == b"lessor log\n" + bytes(5)
     form, number, found, checksum = struct.unpack("<II16sI", data[16:44])
     assert (form, number, found.hex()) == (1, index, log_id)

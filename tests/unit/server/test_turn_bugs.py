@@ -129,6 +129,51 @@ def test_a_bug_in_whatever_is_done_for_all_stops_the_server(monkeypatch: pytest.
     assert not world.disk.free
 
 
+@pytest.mark.parametrize("step", ["timer_fired", "polled"])
+def test_a_bug_between_the_turns_stops_the_server(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Otherwise no lease would end any more, and nobody would notice."""
+    world, peer = World(), Peer()
+    world.grant(1)
+    world.settle()
+
+    def raises(*_arguments: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(type(world.turn._expiry), step, raises)
+    world.loop.now_s += 1 + 2 * MARGIN_S
+    world.loop.settle()
+    monkeypatch.undo()
+    assert [str(failure) for failure in world.failures] == ["RuntimeError: a bug"]
+    world.call(rpc_pb2.PutRequest(key=b"k"), peer)
+    world.pass_time(10)
+    assert peer.got == []
+    assert not world.disk.free
+
+
+@pytest.mark.parametrize("polls_before", [0, 1, 2])
+def test_a_bug_while_the_sockets_are_polled_stops_the_server(
+    monkeypatch: pytest.MonkeyPatch, polls_before: int
+) -> None:
+    world = World()
+    world.grant(1)
+    world.settle()
+    call_soon, polls = world.loop.call_soon, 0
+
+    def raises(callback: Any, *arguments: Any) -> None:
+        nonlocal polls
+        if callback == world.turn._polled:
+            polls += 1
+            if polls > polls_before:
+                raise RuntimeError("a bug")
+        call_soon(callback, *arguments)
+
+    monkeypatch.setattr(world.loop, "call_soon", raises)
+    world.loop.now_s += 1 + 2 * MARGIN_S
+    world.loop.settle()
+    assert polls == polls_before + 1
+    assert [str(failure) for failure in world.failures] == ["RuntimeError: a bug"]
+
+
 def test_a_bug_of_one_watcher_does_not_keep_events_from_the_others() -> None:
     world = World()
     broken, sound = [BrokenPeer(), BrokenPeer()], [SoundPeer(), SoundPeer()]

@@ -376,23 +376,26 @@ class Turn:
         self._timer = None
         try:
             deadline_s = self.machine.next_deadline()
+            if self._expiry.timer_fired(self.now_s(), deadline_s):
+                self._poll(2)
+            else:
+                self.schedule()
         except Exception as error:  # no timer would ever be set again
             self._break_off(error)
-            return
-        if self._expiry.timer_fired(self.now_s(), deadline_s):
-            self._poll(2)
-        else:
-            self.schedule()
 
     def _poll(self, polls: int) -> None:
         # uvloop runs timers, then scheduled callbacks, then polls the sockets. asyncio polls first, and runs the
         # callbacks of the sockets after those scheduled before. With one step more than `polls`, either loop has polled
         # the sockets `polls` times since the first step.
-        if polls:
-            self._loop.call_soon(self._poll, polls - 1)
-        else:
-            self._loop.call_soon(self._polled)
+        self._loop.call_soon(self._polled, polls)
 
-    def _polled(self) -> None:
-        self._expiry.polled(self.now_s())
-        self.schedule()
+    def _polled(self, still: int) -> None:
+        """`still`: the number of polls that are still to be made."""
+        try:
+            if still:
+                self._poll(still - 1)
+            else:
+                self._expiry.polled(self.now_s())
+                self.schedule()
+        except Exception as error:
+            self._break_off(error)

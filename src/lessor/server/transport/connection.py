@@ -119,8 +119,8 @@ class Connection:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
-        # The bound of a stream's backlog, not the larger one of the connection: a watch that has stopped at that bound
-        # waits for a drained buffer, and the transport reports a drained buffer only if it has called it full before.
+        # The bound at which watches lag, not the larger one at which reading stops: a watch that lags waits for a
+        # drained buffer, and the transport reports a drained buffer only if it has called it full before.
         transport.set_write_buffer_limits(high=limits.H2_STREAM_SEND_BYTES_MAX)
         _ask_silent_peers(transport)
         self._connections.add(self)
