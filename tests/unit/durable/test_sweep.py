@@ -133,7 +133,10 @@ def test_a_sweep_looks_at_the_dead_rows_alone() -> None:
     for rows in (1, schema.ROWS_PER_STATEMENT):
         sql = schema.rows_sql(schema.DEAD_EVENTS, rows)
         plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", [0] * 2 * rows).fetchall()
-        assert any(row[3].startswith("SEARCH event USING INDEX sqlite_autoindex_event_1 (revision=? AND sub=?)") for row in plan)
+        assert any(
+            row[3].startswith("SEARCH event USING INDEX sqlite_autoindex_event_1 (revision=? AND sub=?)")
+            for row in plan
+        )
         assert not any(row[3].startswith("SCAN event") for row in plan)
     connection.close()
 
