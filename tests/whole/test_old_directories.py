@@ -30,7 +30,8 @@ from tests.unit.durable.test_snapshot_file import with_checksum
 
 HERE = Path(__file__).parents[1] / "data" / "directories"
 NAMES = sorted(path.name.removesuffix(".tar.gz") for path in HERE.glob("*.tar.gz"))
-WITH_LOG = ["v2-log-killed", "v3-killed", "v3-killed-two-files"]
+WITH_OLD_LOG = ["v2-log-killed", "v3-killed", "v3-killed-two-files"]
+WITH_LOG = [*WITH_OLD_LOG, "v4-killed"]
 
 
 def unpacked(name: str, home: Path) -> Path:
@@ -204,7 +205,7 @@ def test_every_statement_of_the_start_fails_once(memory: Path, name: str, took_e
 
 @pytest.mark.slow
 @pytest.mark.parametrize("written_max", [0, 100, None], ids=lambda size: f"{size} bytes written")
-@pytest.mark.parametrize("name", WITH_LOG)
+@pytest.mark.parametrize("name", WITH_OLD_LOG)  # the files of the one log are there
 def test_every_write_of_the_start_fails_once(memory: Path, name: str, written_max: int | None) -> None:
     def make(data_dir: Path, fail_at: int) -> Made:
         faults = WriteFaults(fail_at, written_max=written_max)
@@ -261,7 +262,7 @@ def each_step(memory: Path, name: str, make: Callable[[Path, int], Made]) -> int
 # --- snapshots and copies of earlier versions -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["v1-clean", "v2-peers-clean", "v3-clean"])
+@pytest.mark.parametrize("name", ["v1-clean", "v2-peers-clean", "v3-clean", "v4-clean"])
 def test_a_snapshot_of_an_earlier_version_is_read_and_restored(name: str, tmp_path: Path) -> None:
     """A snapshot is the tables and their checksum, as a clean stop leaves them."""
     data_dir = unpacked(name, tmp_path)

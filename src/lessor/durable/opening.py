@@ -107,6 +107,7 @@ def create(connector: Connector, path: Path, identity: tuple[int, int]) -> None:
             schema.execute_rows(connection, schema.META, list(rows.items()))
             _run_migrations(connection, 1)
             connection.execute("COMMIT")
+            _give_back(connection)
             connection.execute("PRAGMA journal_mode = WAL").fetchall()
         part.chmod(0o600)  # values may be secrets; the log takes over the mode
         os.replace(part, path)
@@ -203,6 +204,12 @@ def migrate(
     _run_migrations(connection, version)
     then(connection)
     connection.execute("COMMIT")
+    _give_back(connection)
+
+
+def _give_back(connection: sqlite3.Connection) -> None:
+    """Returns the pages of tables that a migration has made anew to the file system."""
+    connection.executescript("PRAGMA incremental_vacuum")  # `execute` stops at the first page
 
 
 def _run_migrations(connection: sqlite3.Connection, version: int) -> None:
