@@ -5,6 +5,7 @@ They prove that the checks can fail. Each way puts something in the place of a p
 nothing of it is in the server itself.
 """
 
+import asyncio
 import random
 import runpy
 import sys
@@ -17,13 +18,14 @@ from lessor.durable.record import Changes
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.release import Gate
 from lessor.server.services import keepalive
+from lessor.server.services.keepalive import KeepAlive, Renewals
 from lessor.server.services.watch import WatchStream
 from lessor.state import kv, lease_replies, txn
 from lessor.state.leases import Lessor
 from lessor.state.machine import StateMachine
 from lessor.state.watch_hub import WatchHub
 
-SLOW_DISK_S = 0.03
+SLOW_DISK_S, LATE_REPLY_S = 0.03, 0.3
 ONE_IN = 30
 
 
@@ -69,6 +71,27 @@ def lost_compares() -> None:
 def forgotten_renewals() -> None:
     """A renewal is acknowledged and moves no deadline."""
     put(Lessor, "renew", lambda self, lease_id, now_s: self.get(lease_id))
+
+
+class _LateCall:
+    """A call whose replies leave late."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def send(self, replies: Any) -> None:
+        asyncio.get_running_loop().call_later(LATE_REPLY_S, self._call.send, replies)
+
+    def finish(self, error: Any) -> None:
+        asyncio.get_running_loop().call_later(LATE_REPLY_S, self._call.finish, error)
+
+
+def late_acknowledgements() -> None:
+    """The reply to a renewal leaves long after its TTL has begun to count."""
+    put(Renewals, "open", lambda self, core, call: KeepAlive(core, _LateCall(call), self.remembered))  # type: ignore[arg-type]
 
 
 def dropped_events() -> None:
@@ -145,6 +168,7 @@ WAYS: dict[str, Callable[[], None]] = {
         stale_reads,
         lost_compares,
         forgotten_renewals,
+        late_acknowledgements,
         dropped_events,
         doubled_events,
         wrong_prev_kv,

@@ -41,13 +41,14 @@ LAST_KEYS = (b"l/end", b"p/end", b"z/end")  # one below each prefix that is watc
 class Client:
     """Makes calls until it is told to stop, and notes them."""
 
-    def __init__(self, name: str, endpoints: list[str], make: Make, stop: threading.Event) -> None:
+    def __init__(self, name: str, endpoints: list[str], make: Make, stop: threading.Event, first: int = 0) -> None:
+        """`first`: the number of the endpoint to begin with, counted around."""
         self.name = name
         self.ops: list[Op] = []
         self._endpoints = endpoints
         self._make = make
         self._stop = stop
-        self._transport = make(endpoints[0])
+        self._transport = make(endpoints[first % len(endpoints)])
 
     def run(self, load: Load, knowledge: Knowledge, chance: random.Random) -> None:
         while not self._stop.is_set():
@@ -67,7 +68,7 @@ class Client:
         answer = self._transport.call(request)
         self.ops.append(
             Op(0, self.name, self._transport.endpoint, request, called_s, time.monotonic(), answer.outcome,
-               answer.reply, answer.code, answer.text)
+               answer.reply, answer.code, answer.text, silent_s=answer.silent_s)
         )  # fmt: skip
         return answer
 
@@ -166,7 +167,7 @@ def _from_now(session: Session | None) -> int:
 
 
 def _clients(endpoints: list[str], stop: threading.Event) -> list[Client]:
-    return [Client(f"c{n}", endpoints, TRANSPORTS[n % len(TRANSPORTS)], stop) for n in range(CLIENTS)]
+    return [Client(f"c{n}", endpoints, TRANSPORTS[n % len(TRANSPORTS)], stop, n) for n in range(CLIENTS)]
 
 
 def _watchers(endpoints: list[str], stop: threading.Event) -> list[Watcher]:

@@ -4,6 +4,7 @@
 Laws
 - Times are seconds of the machine's monotonic clock: `called_s` is read before the first byte of a call is sent,
   `returned_s` after the last byte of its answer was read. So the server acted at an instant between the two.
+- `silent_s` is an instant at which the answer had not left the server yet, where that could be seen; else `called_s`.
 - A call has one of four outcomes. `ok`: it was answered with a reply. `error`: it was answered with an error that says
   that nothing was done. `unsent`: no connection could be made, so no server has seen it. `unknown`: anything else.
 - A call whose outcome is unknown can take effect until `settled_s`, the death of the process that it was sent to, at
@@ -43,6 +44,10 @@ class Op:
     code: int = 0
     text: str = ""
     settled_s: float = math.inf
+    silent_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.silent_s = max(self.silent_s, self.called_s)
 
     @property
     def end_s(self) -> float:

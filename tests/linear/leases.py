@@ -3,9 +3,9 @@
 
 Laws, each of which has a finding of its own when it is broken
 - A lease that was seen ended is not seen alive by a call that is made later, and no key hangs on it any more.
-- A lease that nobody can have revoked does not end before the beginning of any call that granted or renewed it with
-  success, plus its TTL. Kills and pauses in between only add time. (Seen from outside the acknowledgement left at some
-  instant after the beginning; that is all that is sure.)
+- A lease that nobody can have revoked does not end before the acknowledgement of any grant or renewal plus its TTL.
+  Kills and pauses in between only add time. (Seen from outside, an acknowledgement left some time after `silent_s`;
+  no more is sure. A pause, or a disk that is slow, makes the difference to the beginning of the call.)
 - A TTL that is told is no longer than the granted one, and leaves no less than what was promised before the call.
 - A lease is not seen alive long after its deadline (`LATE_S`), counted anew from the last kill or pause.
 - TimeToLive lists exactly the keys that hang on the lease at the revision that it names.
@@ -45,7 +45,7 @@ class Life:
     ttl_s: int = 0
     alive: list[Seen] = field(default_factory=list)
     dead: list[Seen] = field(default_factory=list)
-    renewed: list[Seen] = field(default_factory=list)  # acknowledged grants and renewals: each is a promise
+    renewed: list[Seen] = field(default_factory=list)  # acknowledged grants and renewals: promises, not before from_s
     touched: list[Op] = field(default_factory=list)  # grants and renewals of any outcome but refusals
     revokes: list[Op] = field(default_factory=list)  # of any outcome but refusals
     end_revision: int = 0
@@ -82,7 +82,7 @@ def _note(op: Op, lives: dict[int, Life]) -> None:
                 life.touched.append(op)
             elif op.outcome == OK and op.reply.TTL > 0:
                 life.touched.append(op)
-                life.renewed.append(seen)
+                life.renewed.append(Seen(op.silent_s, op.end_s, op))
                 life.alive.append(seen)
             elif op.outcome == OK:
                 life.dead.append(seen)

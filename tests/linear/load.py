@@ -14,8 +14,8 @@ from lessor.api.proto import rpc_pb2 as rpc
 from tests.linear.clients import Answer
 from tests.linear.history import OK
 
-TTLS_S = (1, 1, 2, 3, 60)
-LEASES_KNOWN_MAX = 12
+TTLS_S = (1, 1, 1, 2, 3, 60)
+LEASES_KNOWN_MAX = 24
 Compare = rpc.Compare
 
 
@@ -159,20 +159,20 @@ class Load:
 
     def _on_lease(self) -> Any:
         kind, leases = self._chance.random(), self._knows.leases
-        if kind < 0.12 or not leases:
+        if kind < 0.06 or not leases:
             return rpc.LeaseGrantRequest(ID=self._knows.new_lease(), TTL=self._chance.choice(TTLS_S))
         lease = self._chance.choice(leases)
         key = b"l/%d" % self._chance.randrange(10)
-        if kind < 0.35:
+        if kind < 0.32:
             return rpc.PutRequest(key=key, value=self._value(), lease=self._chance.choice((lease, lease, lease, 0)))
-        if kind < 0.42:
+        if kind < 0.40:
             other = b"l/x%d" % self._chance.randrange(3)
             return rpc.TxnRequest(success=[put_op(key, self._value(), lease), put_op(other, self._value(), lease)])
         if kind < 0.62:
             return rpc.LeaseKeepAliveRequest(ID=lease)
-        if kind < 0.80:
+        if kind < 0.82:
             return rpc.LeaseTimeToLiveRequest(ID=lease, keys=self._chance.random() < 0.7)
-        if kind < 0.88:
+        if kind < 0.86:
             return rpc.LeaseRevokeRequest(ID=lease)
         if kind < 0.95:
             return rpc.RangeRequest(key=b"l/", range_end=b"l0")

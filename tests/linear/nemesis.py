@@ -41,7 +41,8 @@ class LessorProcess:
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, *self._launcher, "serve", f"--data-dir={self._data_dir}", "--log-level=warn",
-                 f"--listen-client-urls={url}", f"--advertise-client-urls={url}", "--min-lease-ttl=1"],
+                 f"--listen-client-urls={url}", f"--advertise-client-urls={url}", "--min-lease-ttl=1",
+                 "--watch-progress-notify-interval=100ms"],
                 stdout=output, stderr=output, env=environment,
             )  # fmt: skip
 

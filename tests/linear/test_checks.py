@@ -270,6 +270,16 @@ def test_a_lease_that_ends_early() -> None:
     only(story.findings(), "lease 8: ended 0.500 s early")
 
 
+def test_a_lease_that_ends_early_after_a_reply_that_was_long_in_coming() -> None:
+    for silent_s, text in ((0.0, ""), (3.9, "lease 8: ended")):
+        story = a_good_story()
+        granted = story.call(rpc.LeaseGrantRequest(ID=8, TTL=3), lasts_s=4.0)
+        granted.silent_s = granted.called_s + silent_s
+        story.now_s += 5
+        story.refused(rpc.PutRequest(key=b"l/8", lease=8))
+        only(story.findings(), *[text] * bool(text))
+
+
 def test_a_lease_without_keys_that_ends_early() -> None:
     story = a_good_story()
     story.grant(8, 10)
