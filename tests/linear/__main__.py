@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.linear.check import findings
 from tests.linear.driver import run
 from tests.linear.history import History
-from tests.linear.nemesis import LessorProcess, OneServer
+from tests.linear.nemesis import EtcdProcess, LessorProcess, OneServer
 
 
 def show(found: list[str]) -> None:
@@ -26,11 +26,12 @@ def show(found: list[str]) -> None:
         print("  ", len(found) - 10, "more")
 
 
-def one_history(seed: int, kills: int) -> int:
+def one_history(seed: int, kills: int, etcd: Path | None) -> int:
     """Runs and checks one; returns the number of findings."""
     with tempfile.TemporaryDirectory(prefix="linear-") as folder:
         began_s = time.monotonic()
-        server = OneServer(LessorProcess(Path(folder) / "data"))
+        data_dir = Path(folder) / "data"
+        server = OneServer(LessorProcess(data_dir) if etcd is None else EtcdProcess(data_dir, etcd))
         history = run(server, kills, seed)
         ran_s = time.monotonic() - began_s
         found = findings(history)
@@ -55,6 +56,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="in all")
     parser.add_argument("--each", type=int, default=20, help="kills of one history")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
+    parser.add_argument("--etcd", type=Path, metavar="BINARY", help="try this etcd and not Lessor")
     parser.add_argument("--check", type=Path, metavar="FILE", help="check a saved history and run nothing")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind
@@ -64,7 +66,7 @@ def main() -> int:
         return 1 if found else 0
     failed, left, seed = 0, options.kills, options.seed
     while left > 0:
-        failed += one_history(seed, min(left, options.each))
+        failed += one_history(seed, min(left, options.each), options.etcd)
         left -= options.each
         seed += 1
     return 1 if failed else 0

