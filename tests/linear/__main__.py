@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kills servers under load and checks the histories, for as long as one likes: python -m tests.linear --kills 200.
+
+Each history has `--each` kills on a data directory of its own. A history with findings is saved as a file, which
+`--check FILE` checks again. To be run from the root of the repository.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.linear.check import findings
+from tests.linear.driver import run
+from tests.linear.history import History
+from tests.linear.nemesis import EtcdProcess, LessorProcess, OneServer
+
+
+def show(found: list[str]) -> None:
+    for finding in found[:10]:
+        print("  ", finding)
+    if len(found) > 10:
+        print("  ", len(found) - 10, "more")
+
+
+def one_history(seed: int, kills: int, etcd: Path | None) -> int:
+    """Runs and checks one; returns the number of findings."""
+    with tempfile.TemporaryDirectory(prefix="linear-") as folder:
+        began_s = time.monotonic()
+        data_dir = Path(folder) / "data"
+        server = OneServer(LessorProcess(data_dir) if etcd is None else EtcdProcess(data_dir, etcd))
+        history = run(server, kills, seed)
+        ran_s = time.monotonic() - began_s
+        found = findings(history)
+        outcomes = Counter(op.outcome for op in history.ops)
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        print(
+            f"seed {seed}: {len(server.server.deaths)} kills in {ran_s:.0f} s, {len(history.ops)} calls ({counts}), "
+            f"{len(history.events)} events, {len(history.sessions)} watches, "
+            f"checked in {time.monotonic() - began_s - ran_s:.1f} s: {len(found)} findings",
+            flush=True,
+        )
+        if found:
+            show(found)
+            kept = Path(tempfile.gettempdir()) / f"linear-{seed}.jsonl"
+            history.save(kept)
+            print("   saved as", kept, "; the log of the server:", server.server.log_text()[-2000:])
+        return len(found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.linear", description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="in all")
+    parser.add_argument("--each", type=int, default=20, help="kills of one history")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
+    parser.add_argument("--etcd", type=Path, metavar="BINARY", help="try this etcd and not Lessor")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="check a saved history and run nothing")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind
+    if options.check is not None:
+        found = findings(History.load(options.check))
+        show(found)
+        return 1 if found else 0
+    failed, left, seed = 0, options.kills, options.seed
+    while left > 0:
+        failed += one_history(seed, min(left, options.each), options.etcd)
+        left -= options.each
+        seed += 1
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

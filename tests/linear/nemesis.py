@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server processes, and what is done to them: kill -9 and a restart, a kill while starting, a pause by SIGSTOP.
+
+A driver knows a `Nemesis` only: the endpoints of its servers, `strike`, and what the history has to know of strikes.
+"""
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.conformance.server_process import wait_until_healthy
+from tests.ports import free_port
+
+STOP_S_MAX = 20.0
+LESSOR = ("-m", "lessor")
+
+
+class Process(ABC):
+    """A server on a data directory. A subclass says the command."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.endpoint = f"127.0.0.1:{free_port()}"
+        self.deaths: list[float] = []
+        self.data_dir = data_dir
+        self._log = data_dir.with_suffix(".log")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def command(self, url: str) -> list[str]:
+        """The program and its arguments, to serve `url` from `data_dir`."""
+
+    def spawn(self) -> None:
+        """Starts the process and does not wait for it to serve."""
+        # Variables of this name would be options of the server.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "LESSOR_"))}
+        command = self.command(f"http://{self.endpoint}")
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+
+    def wait_until_serving(self) -> None:
+        assert self._process is not None
+        wait_until_healthy(f"http://{self.endpoint}", self._process, self._log)
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait(STOP_S_MAX)
+        self.deaths.append(time.monotonic())
+
+    def terminate(self) -> int:
+        self.signal(signal.SIGTERM)
+        assert self._process is not None
+        return self._process.wait(STOP_S_MAX)
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def log_text(self) -> str:
+        return self._log.read_text(errors="replace")
+
+
+def _urls(url: str, data_dir: Path) -> list[str]:
+    return [f"--data-dir={data_dir}", f"--listen-client-urls={url}", f"--advertise-client-urls={url}"]
+
+
+class LessorProcess(Process):
+    """`lessor serve`. `launcher`: the arguments of Python that stand for the command `lessor`."""
+
+    def __init__(self, data_dir: Path, launcher: Sequence[str] = LESSOR) -> None:
+        super().__init__(data_dir)
+        self._launcher = launcher
+
+    def command(self, url: str) -> list[str]:
+        flags = ["--log-level=warn", "--min-lease-ttl=1", "--watch-progress-notify-interval=100ms"]
+        return [sys.executable, *self._launcher, "serve", *_urls(url, self.data_dir), *flags]
+
+
+class EtcdProcess(Process):
+    """One etcd. It writes with fsync, as its users run it."""
+
+    def __init__(self, data_dir: Path, binary: Path) -> None:
+        super().__init__(data_dir)
+        self._binary = binary
+        self._peer_url = f"http://127.0.0.1:{free_port()}"
+
+    def command(self, url: str) -> list[str]:
+        peers = [f"--listen-peer-urls={self._peer_url}", f"--initial-advertise-peer-urls={self._peer_url}"]
+        flags = ["--name=peer", f"--initial-cluster=peer={self._peer_url}", "--log-level=error"]
+        return [str(self._binary), *_urls(url, self.data_dir), *peers, *flags]
+
+
+class Nemesis(ABC):
+    """Servers, and the harm that comes to them.
+
+    disturbed: (from, to) of each time in which a server did not run.
+    """
+
+    def __init__(self) -> None:
+        self.disturbed: list[tuple[float, float]] = []
+
+    @property
+    @abstractmethod
+    def endpoints(self) -> list[str]:
+        """Where clients may call; each is used by some of them."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Starts all servers; returns when they serve."""
+
+    @abstractmethod
+    def strike(self, chance: random.Random) -> None:
+        """Does one harm that kills, and makes it good: all servers run again, and serve, when this returns."""
+
+    @abstractmethod
+    def settled_s(self, endpoint: str, called_s: float) -> float:
+        """When a call that was made there at that time can have no effect any more; infinity: never."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ends all servers, whatever their state."""
+
+
+class OneServer(Nemesis):
+    """One process, which forgets the calls that it had when it dies."""
+
+    def __init__(self, server: Process) -> None:
+        super().__init__()
+        self.server = server
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [self.server.endpoint]
+
+    def start(self) -> None:
+        self.server.spawn()
+        self.server.wait_until_serving()
+
+    def strike(self, chance: random.Random) -> None:
+        kind = chance.random()
+        if kind < 0.15:
+            self.pause(chance.uniform(0.05, 2.5))
+        began_s = time.monotonic()
+        self.server.kill()
+        if kind > 0.9:  # a second time, somewhere in its start
+            self.server.spawn()
+            time.sleep(chance.uniform(0.0, 0.8))
+            self.server.kill()
+        self.start()
+        self.disturbed.append((began_s, time.monotonic()))
+
+    def pause(self, seconds: float) -> None:
+        """The process stands still, as on a machine that is paused."""
+        began_s = time.monotonic()
+        self.server.signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self.server.signal(signal.SIGCONT)
+        self.disturbed.append((began_s, time.monotonic()))
+
+    def settled_s(self, endpoint: str, called_s: float) -> float:
+        return next((died_s for died_s in self.server.deaths if died_s > called_s), math.inf)
+
+    def stop(self) -> None:
+        if self.server.alive:
+            self.server.kill()
