@@ -118,6 +118,8 @@ CORRUPT = _server(Code.DATA_LOSS, "corrupt cluster")
 LEASE_EXISTS = _server(Code.FAILED_PRECONDITION, "lease already exists")
 USER_EMPTY = _server(Code.INVALID_ARGUMENT, "user name is empty")
 ROLE_EMPTY = _server(Code.INVALID_ARGUMENT, "role name is empty")
+# etcd has no such error: storing a longer name ends it.
+NAME_TOO_LONG = _server(Code.INVALID_ARGUMENT, "user or role name is longer than 32768 bytes")
 AUTH_FAILED = _server(Code.INVALID_ARGUMENT, "authentication failed, invalid user ID or password")
 PERMISSION_NOT_GIVEN = _server(Code.INVALID_ARGUMENT, "permission not given")
 INVALID_AUTH_MANAGEMENT = _server(Code.INVALID_ARGUMENT, "invalid auth management")

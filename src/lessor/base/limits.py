@@ -99,7 +99,10 @@ JSON_SHOWN_LETTERS_MAX = 1_000  # of an offending value, in an error
 AUTH_TOKEN_TTL_S = 300  # default of --auth-token-ttl: how long a simple token lives after its last use
 BCRYPT_COST = 10  # default of --bcrypt-cost: about 50 ms for each password hashed or checked
 PASSWORD_BYTES_MAX = 72  # bcrypt reads no more
-PASSWORDS_WAITING_MAX = 1_000  # calls waiting for a hash; beyond it they are refused
+AUTH_NAME_BYTES_MAX = 32_768  # of a user or role, in UTF-8: the longest that etcd can store; a longer one ends etcd
+PASSWORDS_WAITING_MAX = 1_000  # calls waiting for a hash; beyond it the peer that has most of them is refused
+FAILED_LOGINS_LOGGED_PER_S_MAX = 10  # guessing must not fill the log
+LOGGED_NAME_CHARACTERS_MAX = 128  # of the user that a failed login named
 HASH_THREADS = 2  # hashing releases the interpreter, so it takes whole cores
 
 # --- the core ---------------------------------------------------------------------------------------------------

@@ -56,11 +56,15 @@ class Waiting(Protocol):
 
 
 class Held:
-    """The bytes of replies that wait at the gate for one peer. A connection has one; its calls add and take away."""
+    """The bytes of replies that wait at the gate for one peer. A connection has one; its calls add and take away.
 
-    __slots__ = ("size_bytes",)
+    `address`: the peer's, see peer_address.py. Calls of one connection have one Held, which stands for the connection.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("address", "size_bytes")
+
+    def __init__(self, address: str = "") -> None:
+        self.address = address
         self.size_bytes = 0
 
 
