@@ -107,6 +107,7 @@ PEER_URLS_EXIST = _server(Code.FAILED_PRECONDITION, "Peer URLs already exists")
 # On the wire etcd gives these two the code Unknown.
 NOT_ENOUGH_STARTED = _server(Code.UNKNOWN, "re-configuration failed due to not enough started members")
 TOO_MANY_REQUESTS = _server(Code.UNKNOWN, "too many requests")
+SNAPSHOT_NOT_READ = _server(Code.RESOURCE_EXHAUSTED, "snapshot was not read fast enough and has been ended")
 TOO_MANY_LEARNERS = _server(Code.FAILED_PRECONDITION, "too many learner members in cluster")
 NOT_A_LEARNER = _server(Code.FAILED_PRECONDITION, "can only promote a learner member")
 BAD_LEADER_TRANSFEREE = _server(Code.FAILED_PRECONDITION, "bad leader transferee")

@@ -54,6 +54,8 @@ def test_the_peer_that_has_most_makes_room() -> None:
     assert victim([few, *one_address], few._replace(connection="e", address="a")).connection in ["c0", "c1", "c2", "c3"]
     one_name = [Peer(f"c{number}", f"a{number}", "root") for number in range(100)]
     assert victim([few, *one_name], few._replace(connection="e")) == one_name[-1]
+    behind_one_address = [Peer(f"c{number}", "a", f"user {number}") for number in range(100)]
+    assert victim([few, *behind_one_address], few._replace(connection="e")) == behind_one_address[-1]
     # Whose password is guessed can still log in: the guesser has more in the queue than this one name.
     guesses = [Peer(f"c{number % 4}", "a", "ann") for number in range(100)]
     assert victim(guesses, few) == guesses[-1]

@@ -8,7 +8,7 @@ removes it.
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from lessor.base import limits
 from lessor.durable.engine import Engine
@@ -31,6 +31,14 @@ def copy(engine: Engine, path: Path) -> BinaryIO:
         path.unlink(missing_ok=True)
 
 
+class Slow(Protocol):
+    """A snapshot under way, as far as others may have to take its place; see snapshot.py."""
+
+    stalled_s: float
+
+    def give_up(self) -> None: ...
+
+
 class Snapshots:
     """One per server."""
 
@@ -39,6 +47,7 @@ class Snapshots:
         self.data_dir = data_dir
         # Threads of their own: a copy takes minutes, and other work waits for the loop's threads.
         self.threads = ThreadPoolExecutor(max_workers=limits.SNAPSHOTS_MAX, thread_name_prefix="snapshot")
+        self.streams: set[Slow] = set()  # under way
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:

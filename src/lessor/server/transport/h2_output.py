@@ -103,6 +103,10 @@ class H2Output:
             self.h2.send_headers(stream, grpc.trailers_only(code, text), end_stream=True)
         self.core.turn.flush_later(self.connection)
 
+    def drop_waiting(self, stream: h2.Stream) -> None:
+        """Drops what waits for the peer on the stream, which is ended with an error next."""
+        self.h2.drop_queue(stream)
+
     def refuse(self, stream: h2.Stream) -> None:
         """Refuses a request that has changed nothing. REFUSED_STREAM says that a retry is safe."""
         self.uncount(stream)
