@@ -77,7 +77,7 @@ HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 pr
 
 # --- TLS --------------------------------------------------------------------------------------------------------
 TLS_HANDSHAKE_S_MAX = 10.0  # from the socket to the end of the handshake; etcd's bound too
-TLS_HANDSHAKES_MAX = 1_000  # under way at once; beyond it the oldest is dropped
+TLS_HANDSHAKES_MAX = 1_000  # under way at once; beyond it the oldest of the address with the most is dropped
 TLS_LINGER_S = 1.0  # the time for a refused client to read the reason
 TLS_REFUSALS_LOGGED_PER_S_MAX = 10  # a scan must not fill the log
 

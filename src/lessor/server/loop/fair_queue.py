@@ -45,7 +45,9 @@ class FairQueue(Generic[J]):
         return len(self._peers)
 
     def add(self, job: J, peer: Peer) -> None:
-        """Puts a job behind the others of its connection and of its name. Cost: O(1)."""
+        """Puts a job behind the others of its connection and of its name, unless it waits already. Cost: O(1)."""
+        if job in self._peers:
+            return
         connection, address, name = peer
         self._peers[job] = peer
         self._addresses.setdefault(address, OrderedDict()).setdefault(connection)
