@@ -103,6 +103,7 @@ AUTH_NAME_BYTES_MAX = 32_768  # of a user or role, in UTF-8: the longest that et
 PASSWORDS_WAITING_MAX = 1_000  # calls waiting for a hash; beyond it the peer that has most of them is refused
 FAILED_LOGINS_LOGGED_PER_S_MAX = 10  # guessing must not fill the log
 LOGGED_NAME_CHARACTERS_MAX = 128  # of the user that a failed login named
+HASH_NICE = 5  # the hashing threads step back behind the loop's: a third of its share of a core that both want
 HASH_THREADS = 2  # hashing releases the interpreter, so it takes whole cores
 
 # --- the core ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 """Hashing beside the loop: it is not blocked, nobody who has gone is answered, and there is a limit."""
 
 import asyncio
+import os
+import sys
 import threading
 from typing import Any
 
@@ -157,6 +159,24 @@ def test_a_newcomer_is_served_soon_however_much_others_have_pending(monkeypatch:
         while worked.count(b"good") < 26:
             await asyncio.sleep(0)
         assert len(worked) < 26 * 5
+        passwords.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has no value of its own elsewhere")
+def test_the_loop_goes_first_where_both_want_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nice() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    monkeypatch.setattr(bcrypt, "hashpw", lambda raw, salt: nice())
+
+    async def main() -> None:
+        passwords = Passwords(4)
+        before = nice()
+        in_thread = await done(lambda then: passwords.hash("x", ME, then, never))
+        assert nice() == before
+        assert in_thread == min(before + limits.HASH_NICE, 19)
         passwords.close()
 
     asyncio.run(main())

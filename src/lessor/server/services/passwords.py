@@ -2,7 +2,8 @@
 """Hashing and checking passwords with bcrypt, in threads of their own: a hash takes as long as thousands of grants.
 
 Laws
-- The loop never waits for a hash: bcrypt releases the interpreter's lock while it works.
+- The loop never waits for a hash: bcrypt releases the interpreter's lock while it works, and on Linux the loop's thread
+  goes first where both want a core.
 - At most PASSWORDS_WAITING_MAX calls wait for a hash. Beyond it the peer that crowds the queue most is refused, see
   loop/fair_queue.py. So a peer with few logins is served, however many others have pending.
 - A job keeps the bytes that bcrypt reads, at most PASSWORD_BYTES_MAX of them, and nothing else of a request.
@@ -15,6 +16,8 @@ the order is decided as late as possible, and a job whose call has ended costs n
 """
 
 import asyncio
+import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -54,7 +57,7 @@ class Passwords:
     def __init__(self, cost: int) -> None:
         """`cost`: bcrypt's, 4 to 31. Each step doubles the time."""
         self._cost = cost
-        self._threads = ThreadPoolExecutor(limits.HASH_THREADS, thread_name_prefix="password")
+        self._threads = ThreadPoolExecutor(limits.HASH_THREADS, "password", _step_back)
         self._queue: FairQueue[Job] = FairQueue()
         self._in_threads = 0
 
@@ -145,6 +148,12 @@ class Passwords:
         future = self._threads.submit(job.work)
         self._in_threads += 1
         future.add_done_callback(done)
+
+
+def _step_back() -> None:
+    """Lets the loop's thread go first where both want a core. Only on Linux has each thread a value of its own."""
+    if sys.platform == "linux":
+        os.nice(limits.HASH_NICE)
 
 
 def _beginning(password: str) -> bytes:
