@@ -17,6 +17,7 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.client import AsyncClient, ServerError, run
+from lessor.durable import tables
 from lessor.durable.engine import EngineError
 from lessor.durable.file_engine import FileEngine
 from lessor.server.services import snapshot
@@ -62,11 +63,13 @@ class SlowEngine(FileEngine):
         self.begun = threading.Semaphore(0)
         self.may_go_on = threading.Event()
         self.problem: Exception | None = None
+        self.finished = 0
 
-    def backup(self, path: Path) -> None:
+    def backup(self, path: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
         self.begun.release()
         assert self.may_go_on.wait(10)
-        super().backup(path)
+        super().backup(path, unwanted)
+        self.finished += 1
         if self.problem is not None:
             raise self.problem
 
@@ -145,15 +148,18 @@ def test_a_peer_that_goes_away_takes_the_copy_along(tmp_path: Path, kind: str) -
         eventually(lambda: idle(server, tmp_path))
 
 
-def test_a_peer_that_goes_away_while_the_copy_is_made(tmp_path: Path) -> None:
+def test_the_copy_for_a_peer_that_goes_away_is_not_finished(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tables, "STOP_LOOK_STEPS", 10)
     engine = SlowEngine(tmp_path)
     with in_process(tmp_path, engine=engine) as server:
         host, _, port = server.address.partition(":")
         with socket.create_connection((host, int(port))) as peer:
             peer.sendall(b"POST /v3/maintenance/snapshot HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
             assert engine.begun.acquire(timeout=10)
+        eventually(lambda: server.call(lambda: not server.server._connections))
         engine.may_go_on.set()
         eventually(lambda: idle(server, tmp_path))
+        assert engine.finished == 0
 
 
 def test_a_copy_that_fails_is_told_and_leaves_nothing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Laws
 - The copy's file has a name only while it is written. Then it is an open file without a name, which vanishes with its
   reader, however the reader ends. A file that a killed server left behind is removed at the next start.
 - At most SNAPSHOTS_MAX are made at a time: each takes the data's size on disk.
+- The copy for a peer that has gone away is not finished: its place is free soon.
 - A peer that reads too slowly gives its place up: for each READ_BYTES it has SNAPSHOT_READ_S_MAX. Then the stream ends
   with SNAPSHOT_NOT_READ, and the log says so. When all places are taken, a new call gets the place of the peer that has
   made no progress for longest, if that is SNAPSHOT_YIELD_S. Time in which the server stood still does not count.
@@ -96,7 +97,8 @@ class SnapshotStream:
         path = snapshots.data_dir / NAME.format(uuid.uuid4().hex)
         try:
             await self._core.committer.flush()
-            with await loop.run_in_executor(snapshots.threads, copy, snapshots.engine, path) as file:
+            copying = loop.run_in_executor(snapshots.threads, copy, snapshots.engine, path, lambda: self._over)
+            with await copying as file:
                 await self._send_file(loop, snapshots, file)
             self._core.metrics.snapshot_s.observe(self._core.turn.now_s() - began_s)
         except EngineError as problem:
@@ -155,7 +157,11 @@ class SnapshotStream:
 
     def give_up(self) -> None:
         """Ends the stream of a peer that reads too slowly."""
-        told = {"remote-addr": self._call.peer_address, "sent-bytes": self._sent_bytes, "stalled-s": self.stalled_s}
+        told = {
+            "remote-addr": self._call.peer_address,
+            "sent-bytes": self._sent_bytes,
+            "stalled-s": round(self.stalled_s, 1),
+        }
         log.warning("ended a snapshot whose reader is too slow", extra=told)
         self._call.cut_off(errors.SNAPSHOT_NOT_READ.error())
 

@@ -6,6 +6,7 @@ removes it.
 """
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -22,10 +23,13 @@ def remove_leftovers(data_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def copy(engine: Engine, path: Path) -> BinaryIO:
-    """A consistent copy of the data, as an open file without a name. Blocks; raises EngineError, OSError."""
+def copy(engine: Engine, path: Path, unwanted: Callable[[], bool]) -> BinaryIO:
+    """A consistent copy of the data, as an open file without a name. Blocks; raises EngineError, OSError.
+
+    `unwanted`: whether the copy need not be finished.
+    """
     try:
-        engine.backup(path)
+        engine.backup(path, unwanted)
         return path.open("rb")
     finally:
         path.unlink(missing_ok=True)
