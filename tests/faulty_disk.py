@@ -110,8 +110,8 @@ class FaultyEngine:
     def defragment(self) -> None:
         self._write(self._engine.defragment)
 
-    def backup(self, path: Path) -> None:
-        self._engine.backup(path)
+    def backup(self, path: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
+        self._engine.backup(path, unwanted)
 
     def stop_backups(self) -> None:
         self._engine.stop_backups()

@@ -48,6 +48,26 @@ class Engine(FileEngine):
         super().defragment()
 
 
+def test_calls_that_come_while_one_waits_share_a_defragmentation(tmp_path: Path) -> None:
+    engine = Engine(tmp_path)
+    engine.defragments_may_go_on.clear()
+
+    async def story(address: str) -> None:
+        async with AsyncClient(address) as client:
+            first = asyncio.create_task(client.call(DEFRAGMENT, rpc.DefragmentRequest()))
+            await asyncio.to_thread(engine.defragmenting.wait, 10)
+            others = [asyncio.create_task(client.call(DEFRAGMENT, rpc.DefragmentRequest())) for _ in range(20)]
+            await client.get("k")  # it came behind them, so they are in line
+            engine.defragments_may_go_on.set()
+            await asyncio.gather(first, *others)
+            await client.call(DEFRAGMENT, rpc.DefragmentRequest())
+
+    with in_process(tmp_path, engine=engine) as server:
+        run(story(server.address))
+    # The one in hand may have begun before the others came: they share the next. The last came when none waited.
+    assert engine.diary.count("defragment") == 3
+
+
 def test_calls_that_come_during_a_defragmentation_are_served_after_it_in_order(tmp_path: Path) -> None:
     engine = Engine(tmp_path)
     engine.defragments_may_go_on.clear()

@@ -17,10 +17,12 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.client import AsyncClient, ServerError, run
+from lessor.durable import tables
 from lessor.durable.engine import EngineError
 from lessor.durable.file_engine import FileEngine
 from lessor.server.services import snapshot
 from lessor.testing.server import InProcessServer
+from lessor.wire import h2
 from tests.in_process import in_process
 
 SNAPSHOT = BY_PATH["/etcdserverpb.Maintenance/Snapshot"]
@@ -61,11 +63,13 @@ class SlowEngine(FileEngine):
         self.begun = threading.Semaphore(0)
         self.may_go_on = threading.Event()
         self.problem: Exception | None = None
+        self.finished = 0
 
-    def backup(self, path: Path) -> None:
+    def backup(self, path: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
         self.begun.release()
         assert self.may_go_on.wait(10)
-        super().backup(path)
+        super().backup(path, unwanted)
+        self.finished += 1
         if self.problem is not None:
             raise self.problem
 
@@ -144,15 +148,18 @@ def test_a_peer_that_goes_away_takes_the_copy_along(tmp_path: Path, kind: str) -
         eventually(lambda: idle(server, tmp_path))
 
 
-def test_a_peer_that_goes_away_while_the_copy_is_made(tmp_path: Path) -> None:
+def test_the_copy_for_a_peer_that_goes_away_is_not_finished(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tables, "STOP_LOOK_STEPS", 10)
     engine = SlowEngine(tmp_path)
     with in_process(tmp_path, engine=engine) as server:
         host, _, port = server.address.partition(":")
         with socket.create_connection((host, int(port))) as peer:
             peer.sendall(b"POST /v3/maintenance/snapshot HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
             assert engine.begun.acquire(timeout=10)
+        eventually(lambda: server.call(lambda: not server.server._connections))
         engine.may_go_on.set()
         eventually(lambda: idle(server, tmp_path))
+        assert engine.finished == 0
 
 
 def test_a_copy_that_fails_is_told_and_leaves_nothing(tmp_path: Path) -> None:
@@ -204,3 +211,116 @@ def test_what_a_killed_server_left_behind_is_removed_at_the_next_start(tmp_path:
         (tmp_path / name).write_text("x")
     with in_process(tmp_path):
         assert leftovers(tmp_path) == ["snapshot-mine.db"]
+
+
+class Stalled:
+    """A peer that asks for a snapshot and reads none of it, over HTTP/1.1."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.partition(":")
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        self._socket.connect((host, int(port)))
+        self._socket.sendall(b"POST /v3/maintenance/snapshot HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
+        self._socket.recv(1)
+
+    def rest(self) -> bytes:
+        self._socket.settimeout(10)
+        received = b""
+        while not received.endswith(b"0\r\n\r\n"):
+            received += self._socket.recv(1 << 20)
+        return received
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def stalled(server: InProcessServer, count: int) -> None:
+    """Returns when so many snapshots wait for their peers, and nothing else goes on."""
+
+    def waits() -> bool:
+        connections = list(server.server._connections)
+        return sum(one.transport.get_write_buffer_size() > snapshot.BACKLOG_BYTES for one in connections) == count
+
+    eventually(lambda: server.call(waits))
+
+
+ENDED = b"snapshot was not read fast enough and has been ended"
+
+
+def test_a_peer_that_stops_reading_gives_its_place_up(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(snapshot, "LOOK_S", 0.5)
+    with in_process(tmp_path) as server:
+        run(fill(server.address, 12))
+        peer = Stalled(server.address)
+        stalled(server, 1)
+        server.clock.jump(limits.SNAPSHOT_READ_S_MAX - 1)
+        assert server.call(lambda: server.server.core.metrics.snapshots) == 1
+        server.clock.jump(2)
+        eventually(lambda: idle(server, tmp_path))
+        assert ENDED in peer.rest()
+        peer.close()
+    (line,) = [record for record in caplog.records if "reader is too slow" in record.getMessage()]
+    assert vars(line)["remote-addr"] == "127.0.0.1"
+
+
+def test_time_in_which_the_server_stood_still_is_not_the_peers(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(snapshot, "LOOK_S", limits.SNAPSHOT_READ_S_MAX)
+    with in_process(tmp_path) as server:
+        run(fill(server.address, 12))
+        peer = Stalled(server.address)
+        stalled(server, 1)
+        server.clock.jump(3 * limits.SNAPSHOT_READ_S_MAX)  # three looks
+        assert server.call(lambda: server.server.core.metrics.snapshots) == 1
+        peer.close()
+
+
+def test_a_new_call_gets_the_place_of_a_peer_that_has_stopped_reading(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(snapshot, "LOOK_S", 0.5)
+    with in_process(tmp_path) as server:
+        run(fill(server.address, 12))
+        peers = []
+        for count in range(limits.SNAPSHOTS_MAX):
+            peers.append(Stalled(server.address))
+            stalled(server, count + 1)
+            server.clock.jump(0.5)
+        with pytest.raises(ServerError, match=r"^etcdserver: too many requests$"):
+            run(save(server.address))
+        server.clock.jump(limits.SNAPSHOT_YIELD_S)
+        data = run(save(server.address))
+        assert hashlib.sha256(data[:-32]).digest() == data[-32:]
+        assert ENDED in peers[0].rest()
+        assert server.call(lambda: server.server.core.metrics.snapshots) == limits.SNAPSHOTS_MAX - 1
+        for peer in peers:
+            peer.close()
+
+
+def test_a_stalled_stream_is_told_so_past_the_bytes_that_wait_for_it(tmp_path: Path, monkeypatch: Any) -> None:
+    """Over HTTP/2 the window of a stream can be shut: the error does not wait behind its data, which is dropped."""
+    monkeypatch.setattr(snapshot, "LOOK_S", 0.5)
+    head = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", SNAPSHOT.path.encode()), (b":authority", b"h")]
+    block = h2.encode_headers([*head, (b"content-type", b"application/grpc"), (b"te", b"trailers")])
+    asked = frame(4, 0, 0, b"") + frame(1, 4, 1, block) + frame(0, 1, 1, bytes(5))
+    with in_process(tmp_path) as server:
+
+        def queued_bytes() -> int:
+            return sum(one._session.h2.queued_bytes for one in server.server._connections)  # type: ignore[union-attr]
+
+        run(fill(server.address, 3))
+        host, _, port = server.address.partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as peer:
+            peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + asked)  # and never opens the window again
+            eventually(lambda: server.call(queued_bytes) > snapshot.BACKLOG_BYTES)
+            server.clock.jump(limits.SNAPSHOT_READ_S_MAX + 1)
+            assert server.call(queued_bytes) == 0
+            received = b""
+            while ENDED not in received:
+                received += peer.recv(1 << 20)
+            assert len(received) < 70_000
+        eventually(lambda: idle(server, tmp_path))
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream_id.to_bytes(4, "big") + payload

@@ -77,7 +77,7 @@ HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 pr
 
 # --- TLS --------------------------------------------------------------------------------------------------------
 TLS_HANDSHAKE_S_MAX = 10.0  # from the socket to the end of the handshake; etcd's bound too
-TLS_HANDSHAKES_MAX = 1_000  # under way at once; beyond it the oldest is dropped
+TLS_HANDSHAKES_MAX = 1_000  # under way at once; beyond it the oldest of the address with the most is dropped
 TLS_LINGER_S = 1.0  # the time for a refused client to read the reason
 TLS_REFUSALS_LOGGED_PER_S_MAX = 10  # a scan must not fill the log
 
@@ -99,7 +99,11 @@ JSON_SHOWN_LETTERS_MAX = 1_000  # of an offending value, in an error
 AUTH_TOKEN_TTL_S = 300  # default of --auth-token-ttl: how long a simple token lives after its last use
 BCRYPT_COST = 10  # default of --bcrypt-cost: about 50 ms for each password hashed or checked
 PASSWORD_BYTES_MAX = 72  # bcrypt reads no more
-PASSWORDS_WAITING_MAX = 1_000  # calls waiting for a hash; beyond it they are refused
+AUTH_NAME_BYTES_MAX = 32_768  # of a user or role, in UTF-8: the longest that etcd can store; a longer one ends etcd
+PASSWORDS_WAITING_MAX = 1_000  # calls waiting for a hash; beyond it the peer that has most of them is refused
+FAILED_LOGINS_LOGGED_PER_S_MAX = 10  # guessing must not fill the log
+LOGGED_NAME_CHARACTERS_MAX = 128  # of the user that a failed login named
+HASH_NICE = 5  # the hashing threads step back behind the loop's: a third of its share of a core that both want
 HASH_THREADS = 2  # hashing releases the interpreter, so it takes whole cores
 
 # --- the core ---------------------------------------------------------------------------------------------------
@@ -114,7 +118,10 @@ WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from
 # ones the copies would be most of the memory, and making them again costs little beside sending them.
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152
 DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, about a millisecond; others are served in between
+DIGESTS_WAITING_MAX = 100  # HashKV calls that wait for their turn; beyond it the peer that has most of them is refused
 SNAPSHOTS_MAX = 4  # snapshot streams at a time; each takes the data's size on disk
+SNAPSHOT_READ_S_MAX = 60.0  # for each half MiB of a snapshot that its reader takes: 9 KB/s; a slower one is cut off
+SNAPSHOT_YIELD_S = 5.0  # without progress, after which a reader gives its place to a new one if all are taken
 SNAPSHOT_BACKLOG_BYTES = 1_048_576  # of a snapshot, waiting in one connection; beyond it the next piece is not read
 CLIENT_VERSIONS_MAX = 64  # versions that clients name; a metric keeps a count for each
 STOP_CALLS_S_MAX = 5.0  # a stopping server waits so long for calls under way

@@ -16,7 +16,7 @@ keep the log short is `upkeep`, in steps short enough that commits get in betwee
 It does not: read clocks, retry, log, or run on the event loop. Every call blocks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -135,12 +135,14 @@ class Engine(Protocol):
         """
         ...
 
-    def backup(self, path: Path) -> None:
+    def backup(self, path: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
         """Writes a consistent copy of the tables to `path`, which must not exist. From any thread, while serving.
 
-        It holds whatever was committed before the last `flush` at least.
+        It holds whatever was committed before the last `flush` at least. `unwanted` is asked now and then, in the same
+        thread; True ends the work.
 
-        Raises `EngineError` when the copy could not be written; the data is not touched and the engine goes on.
+        Raises `EngineError` when the copy could not be written, or is unwanted; the data is not touched and the engine
+        goes on.
         """
         ...
 

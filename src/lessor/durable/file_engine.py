@@ -213,8 +213,8 @@ class FileEngine:
         self._upkeep.finish_sweep()
         self._tables.defragment()
 
-    def backup(self, path: Path) -> None:
-        self._tables.backup(path)
+    def backup(self, path: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
+        self._tables.backup(path, unwanted)
 
     def stop_backups(self) -> None:
         self._tables.stop_backups()

@@ -32,7 +32,7 @@ import contextlib
 import os
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -299,15 +299,15 @@ class Tables:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self.writes += 1
 
-    def backup(self, path: Path) -> None:
-        """Writes a copy to `path`, which must not exist. From any thread. Raises `EngineError`."""
+    def backup(self, path: Path, unwanted: Callable[[], bool]) -> None:
+        """Writes a copy to `path`, which must not exist. From any thread. Raises `EngineError`; see Engine.backup."""
         part = path.with_name(path.name + ".part")
         try:
             if path.exists():
                 raise EngineError(f"{path}: exists already: name another file, or move it away")
             part.unlink(missing_ok=True)
             with contextlib.closing(self._connector.open(self._path, "ro")) as source:
-                source.set_progress_handler(lambda: int(self._no_backups), STOP_LOOK_STEPS)
+                source.set_progress_handler(lambda: int(self._no_backups or unwanted()), STOP_LOOK_STEPS)
                 source.execute("VACUUM INTO ?", (str(part),))
             # The copy has no log: whatever files lie where it is put, they are not its own.
             with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy:

@@ -26,6 +26,7 @@ from typing import Final
 
 from lessor.base import errors
 from lessor.base.key_range import OPEN_END, open_end
+from lessor.base.limits import AUTH_NAME_BYTES_MAX
 from lessor.state.journal import AuthRows, Journal, PermissionRow, RoleRow, UserRow
 
 ROOT: Final = "root"  # the name of the first user, and of the role that needs no permissions
@@ -33,6 +34,12 @@ READ: Final = 0  # authpb.Permission.Type
 WRITE: Final = 1
 READWRITE: Final = 2
 ROOT_PERMISSION: Final[PermissionRow] = (b"", OPEN_END, READWRITE)  # how the role root is shown
+
+
+def check_name(name: str) -> None:
+    """Raises NAME_TOO_LONG for a name that no user or role can have."""
+    if len(name) > AUTH_NAME_BYTES_MAX or len(name.encode()) > AUTH_NAME_BYTES_MAX:
+        raise errors.NAME_TOO_LONG.error()
 
 
 class User:
@@ -172,9 +179,10 @@ class Auth:
     # --- users --------------------------------------------------------------------------------------------------
 
     def add_user(self, name: str, password: bytes, *, no_password: bool) -> None:
-        """Raises USER_EMPTY, USER_EXISTS. `password`: its hash."""
+        """Raises USER_EMPTY, NAME_TOO_LONG, USER_EXISTS. `password`: its hash."""
         if not name:
             raise errors.USER_EMPTY.error()
+        check_name(name)
         if name in self.users:
             raise errors.USER_EXISTS.error()
         self._put_user(User(name, password, no_password, ()))
@@ -220,9 +228,10 @@ class Auth:
     # --- roles --------------------------------------------------------------------------------------------------
 
     def add_role(self, name: str) -> None:
-        """Raises ROLE_EMPTY, ROLE_EXISTS."""
+        """Raises ROLE_EMPTY, NAME_TOO_LONG, ROLE_EXISTS."""
         if not name:
             raise errors.ROLE_EMPTY.error()
+        check_name(name)
         if name in self.roles:
             raise errors.ROLE_EXISTS.error()
         self._put_role(name, ())

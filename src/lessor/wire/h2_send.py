@@ -202,6 +202,16 @@ class H2Sender:
             self._reset_id(stream.id, error_code)
             self._forget(stream)
 
+    def drop_queue(self, stream: Stream) -> None:
+        """Drops the data that waits for the peer's windows. Trailers that are sent next leave at once.
+
+        The peer gets a body that is cut short, so the trailers have to say that the call has failed.
+        """
+        if stream.pending is not None and not stream.local_ended:
+            stream.pending = None
+            self._waiting.pop(stream.id, None)
+            self._unqueue(stream, stream.queued_bytes)
+
     def close(self, error_code: int, debug: bytes = b"") -> None:
         """Sends GOAWAY and sets `closing`: the owner writes the output, then closes the socket.
 

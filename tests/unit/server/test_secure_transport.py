@@ -24,8 +24,9 @@ CA = Authority("ca")
 class Socket(asyncio.Transport):
     """The transport of an accepted socket, as far as it is used."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
         super().__init__()
+        self.address = address
         self.sent = b""
         self.reading = True
         self.ended = self.closed = False
@@ -65,7 +66,7 @@ class Socket(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return ("10.0.0.1", 5) if name == "peername" else default
+        return (self.address, 5) if name == "peername" else default
 
 
 class Echo(asyncio.Protocol):
@@ -105,9 +106,11 @@ class Echo(asyncio.Protocol):
 class Client:
     """One client with OpenSSL, and the server's end of its connection."""
 
-    def __init__(self, handshakes: Handshakes, connections: list[Echo], context: ssl.SSLContext) -> None:
+    def __init__(
+        self, handshakes: Handshakes, connections: list[Echo], context: ssl.SSLContext, address: str = "10.0.0.1"
+    ) -> None:
         self.connections = connections
-        self.socket = Socket()
+        self.socket = Socket(address)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
         self.error: ssl.SSLError | None = None
@@ -188,14 +191,16 @@ class Bench:
         self.handshakes = Handshakes(CredentialFiles(options), hosts, name_clients)
         self.connections: list[Echo] = []
 
-    def client(self, own: Files | None = None, newest: ssl.TLSVersion | None = None) -> Client:
+    def client(
+        self, own: Files | None = None, newest: ssl.TLSVersion | None = None, address: str = "10.0.0.1"
+    ) -> Client:
         context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
         if newest:
             context.maximum_version = newest
         if own:
             context.load_cert_chain(own.certificate, own.key)
         context.set_alpn_protocols(["h2"])
-        return Client(self.handshakes, self.connections, context)
+        return Client(self.handshakes, self.connections, context, address)
 
 
 def go(main: Coroutine[Any, Any, Any]) -> None:
@@ -347,6 +352,33 @@ def test_beyond_the_bound_the_oldest_handshake_goes(tmp_path: Path, monkeypatch:
         late.send(b"hello")
         assert bench.connections[-1].heard == b"hello"
         assert not done.socket.closed
+
+    go(main())
+
+
+def test_a_crowd_at_one_address_costs_another_neither_its_handshake_nor_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TLS_HANDSHAKES_MAX", 8)
+
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        honest = bench.client(address="10.0.0.2")
+        crowd = [bench.client() for _ in range(20)]  # the first of them are older than the bound allows
+        for client in crowd:
+            client.shake()
+        honest.shake()
+        assert not honest.socket.closed
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert honest.socket.sent
+        await honest.connect()
+        honest.send(b"hello")
+        assert bench.connections[-1].heard == b"hello"
+        assert sum(not client.socket.closed for client in crowd) <= 7
+        await asyncio.sleep(limits.TLS_HANDSHAKE_S_MAX + 1)
+        assert not bench.handshakes._under_way
+        assert not bench.handshakes._under_way_count
 
     go(main())
 

@@ -56,11 +56,15 @@ class Waiting(Protocol):
 
 
 class Held:
-    """The bytes of replies that wait at the gate for one peer. A connection has one; its calls add and take away."""
+    """The bytes of replies that wait at the gate for one peer. A connection has one; its calls add and take away.
 
-    __slots__ = ("size_bytes",)
+    `address`: the peer's, see peer_address.py. Calls of one connection have one Held, which stands for the connection.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("address", "size_bytes")
+
+    def __init__(self, address: str = "") -> None:
+        self.address = address
         self.size_bytes = 0
 
 
@@ -312,6 +316,11 @@ class StreamCall:
         raise NotImplementedError
 
     @property
+    def peer_address(self) -> str:
+        """As Held.address."""
+        raise NotImplementedError
+
+    @property
     def backlog_bytes(self) -> int:
         """The bytes on this connection that the peer has not taken yet."""
         raise NotImplementedError
@@ -327,6 +336,9 @@ class StreamCall:
     def _send_end(self, error: EtcdError | None) -> None:
         """Sends the end, OK if `error` is None, and lets go of the stream or exchange."""
         raise NotImplementedError
+
+    def _drop_waiting(self) -> None:
+        """Drops replies that the peer has not taken, if the protocol allows that. The call is ended next."""
 
     def _let_go(self) -> None:
         """Lets go of the stream or exchange. The peer went away: nothing can be sent."""
@@ -380,6 +392,13 @@ class StreamCall:
         """Ends the call now, with OK or with the error. Does nothing once it has ended."""
         if self._close():
             self.counts.end(Code.OK if error is None else error.code)
+            self._send_end(error)
+
+    def cut_off(self, error: EtcdError) -> None:
+        """`finish` for a peer that does not read: the error does not wait behind replies that it has not taken."""
+        if self._close():
+            self.counts.end(error.code)
+            self._drop_waiting()
             self._send_end(error)
 
     def end_now(self, error: EtcdError) -> None:

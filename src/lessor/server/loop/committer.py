@@ -54,6 +54,7 @@ class Committer:
         self.commit_s = Histogram(DISK_BUCKETS_S)
         self.defragment_s = Histogram(DISK_BUCKETS_S)
         self.defragmenting = False
+        self._defragment_waits: Future[None] | None = None  # given to the engine's thread, and not begun
         self.compacted_rows = 0
         self._since_s = 0.0
         self._timer: asyncio.TimerHandle | None = None  # until the engine's upkeep is due; the loop's
@@ -137,8 +138,14 @@ class Committer:
         return 0.0 if self.in_flight is None else self._clock.now_s() - self._since_s
 
     async def defragment(self) -> None:
-        """Rewrites the data without free space, between two commits. Raises EngineError; the data is as it was then."""
-        await self.run(self._defragment)
+        """Rewrites the data without free space, between two commits. Raises EngineError; the data is as it was then.
+
+        Callers that come while one waits for its turn share that one.
+        """
+        waiting = self._defragment_waits
+        if waiting is None:
+            waiting = self._defragment_waits = self._submit(self._defragment)
+        await asyncio.wrap_future(waiting)
 
     async def flush(self) -> None:
         """Brings everything that is committed into the engine's tables.
@@ -239,6 +246,7 @@ class Committer:
 
     def _defragment(self) -> None:
         began_s = self._clock.now_s()
+        self._defragment_waits = None
         self.defragmenting = True
         try:
             self._engine.defragment()

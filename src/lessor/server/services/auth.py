@@ -5,6 +5,9 @@ Laws
 - The state machine sees only hashes of passwords. A password is in no log, no row and no error.
 - A call that has waited for a hash is checked again when it goes on: its caller may have lost the right meanwhile.
 - A login is good only if the auth data did not change while the password was checked. Otherwise it is checked anew.
+- A call that waits for a hash keeps the name of its user, and of its request nothing else that a peer could make large.
+  A name is refused before that when no user can have it, see AUTH_NAME_BYTES_MAX.
+- Failed logins cannot fill the log: of a flood only a part is logged, and of a long name only the beginning.
 
 Most requests go straight to the state machine. Afterwards the tokens forget users that were deleted or have a new
 password.
@@ -17,12 +20,14 @@ from typing import Any
 from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import UnaryCall, Waiting
 from lessor.server.loop.core import Core
+from lessor.server.loop.fair_queue import Peer
 from lessor.server.services.passwords import Failed, Passwords
 from lessor.server.services.tokens import Tokens
+from lessor.state.auth import check_name
 
 log = logging.getLogger("lessor")
 
@@ -33,6 +38,7 @@ class Auth:
     def __init__(self, tokens: Tokens, passwords: Passwords) -> None:
         self._tokens = tokens
         self._passwords = passwords
+        self._failures = FailedLogins()
 
     def manage(self, core: Core, request: Message) -> bytes:
         """Any request about auth that needs no hash."""
@@ -44,10 +50,12 @@ class Auth:
         return reply
 
     def add_user(self, core: Core, call: UnaryCall, request: rpc_pb2.AuthUserAddRequest) -> Waiting | None:
+        check_name(request.name)
         if request.options.no_password:
             call.finish(self.manage(core, request))
             return None
-        return self._with_hash(core, call, request)
+        kept = rpc_pb2.AuthUserAddRequest(name=request.name)
+        return self._with_hash(core, call, kept, request.password)
 
     def change_password(
         self, core: Core, call: UnaryCall, request: rpc_pb2.AuthUserChangePasswordRequest
@@ -55,18 +63,19 @@ class Auth:
         if not request.password:  # the client has sent a hash
             call.finish(self.manage(core, request))
             return None
-        return self._with_hash(core, call, request)
+        check_name(request.name)
+        kept = rpc_pb2.AuthUserChangePasswordRequest(name=request.name)
+        return self._with_hash(core, call, kept, request.password)
 
-    def _with_hash(self, core: Core, call: UnaryCall, request: Any) -> Waiting:
-        """Carries the request out when a hash has taken the place of its password."""
+    def _with_hash(self, core: Core, call: UnaryCall, request: Any, password: str) -> Waiting:
+        """Carries the request out with the hash of the password."""
         claimed = core.claimed(call) if core.auth.enabled else None
 
         def go_on(hashed: bytes) -> None:
             request.hashedPassword = base64.b64encode(hashed).decode()
             call.answer(lambda: self._again(core, claimed, request))
 
-        password, request.password = request.password, ""
-        return self._passwords.hash(password, go_on, _failed(call))
+        return self._passwords.hash(password, _peer(call, request.name), go_on, _failed(call))
 
     def _again(self, core: Core, claimed: Any, request: Message) -> bytes:
         core.permit_claimed(claimed, request)
@@ -74,29 +83,63 @@ class Auth:
 
     def authenticate(self, core: Core, call: UnaryCall, request: rpc_pb2.AuthenticateRequest) -> Waiting:
         """A token for a name and its password."""
-        auth = core.auth
-        if not auth.enabled:
+        if not core.auth.enabled:
             raise errors.AUTH_NOT_ENABLED.error()
-        user = auth.users.get(request.name)
+        check_name(request.name)
+        # The copy of a long password keeps its beginning only, which is all that counts.
+        return self._check(core, call, request.name, request.password[: limits.PASSWORD_BYTES_MAX])
+
+    def _check(self, core: Core, call: UnaryCall, name: str, password: str) -> Waiting:
+        auth = core.auth
+        user = auth.users.get(name)
         if user is not None and user.no_password:
             raise errors.NO_PASSWORD_USER.error()
         checked_revision = auth.revision
 
         def go_on(right: bool) -> None:
             if not right:
-                log.info("invalid password", extra={"user": request.name})
+                self._failures.add(name, core.turn.now_s())
                 call.finish(errors.AUTH_FAILED.error())
             elif auth.revision != checked_revision:
-                call.waiting = self.authenticate(core, call, request)
+                call.waiting = self._check(core, call, name, password)
             else:
-                call.answer(lambda: self._logged_in(core, request.name))
+                call.answer(lambda: self._logged_in(core, name))
 
         hashed = user.password if user is not None else None
-        return self._passwords.check(request.password, hashed, go_on, _failed(call))
+        return self._passwords.check(password, hashed, _peer(call, name), go_on, _failed(call))
 
     def _logged_in(self, core: Core, name: str) -> bytes:
         token = self._tokens.issue(name, core.auth.revision)
         return core.machine.header_field() + rpc_pb2.AuthenticateResponse(token=token).SerializeToString()
+
+
+class FailedLogins:
+    """The log's lines about failed logins: FAILED_LOGINS_LOGGED_PER_S_MAX a second, then how many were left out."""
+
+    __slots__ = ("_from_s", "_left_out", "_logged")
+
+    def __init__(self) -> None:
+        self._from_s = 0.0
+        self._logged = 0
+        self._left_out = 0
+
+    def add(self, name: str, now_s: float) -> None:
+        if now_s - self._from_s >= 1.0:
+            self._from_s, self._logged = now_s, 0
+        if self._logged >= limits.FAILED_LOGINS_LOGGED_PER_S_MAX:
+            self._left_out += 1
+            return
+        self._logged += 1
+        cut = limits.LOGGED_NAME_CHARACTERS_MAX
+        extra: dict[str, Any] = {"user": name if len(name) <= cut else f"{name[:cut]}..."}
+        if self._left_out:
+            extra["left-out-before"] = self._left_out
+            self._left_out = 0
+        log.info("invalid password", extra=extra)
+
+
+def _peer(call: UnaryCall, name: str) -> Peer:
+    return Peer(call.held, call.held.address, name)
 
 
 def _failed(call: UnaryCall) -> Failed:

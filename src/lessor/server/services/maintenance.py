@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Maintenance service, except alarms (state/machine.py) and snapshots (snapshot.py).
+"""The Maintenance service, except alarms (state/machine.py), snapshots (snapshot.py) and digests (digests.py).
 
 Laws
-- Long work never holds the loop up: digests are made piece by piece, defragmentation runs in the commit thread. It runs
-  there between two commits, so later writes are answered after it, in order.
+- Defragmentation never holds the loop up. It runs in the commit thread between two commits, so later writes are
+  answered after it, in order. Calls that come while one waits for its turn share that one.
 - A call whose peer went away is not answered. Its work runs to its end.
 
 There is one member, which leads, so MoveLeader has no other target. There is no version to downgrade to either: Status
 reports an enabled downgrade until it is cancelled or the server stops, and nothing else changes.
 """
 
-import asyncio
 import re
 
 from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2
-from lessor.base import errors, limits
+from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.durable.engine import EngineError
 from lessor.server.loop.call import UnaryCall
@@ -24,7 +23,6 @@ from lessor.server.loop.core import Core
 from lessor.server.observe.health import alarm_name
 from lessor.server.services.later import Later
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
-from lessor.state.digest import KvDigest
 
 _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?(?:-[0-9A-Za-z.-]+)?")
 
@@ -76,42 +74,6 @@ class Downgrades:
         else:
             raise errors.UNKNOWN_METHOD.error()
         return rpc_pb2.DowngradeResponse(header=core.machine.header(), version=CLUSTER_VERSION).SerializeToString()
-
-
-# --- digests ------------------------------------------------------------------------------------------------------
-
-
-async def _digest(core: Core, digest: KvDigest) -> KvDigest:
-    while not digest.step(limits.DIGEST_STEP_KEYS):
-        await asyncio.sleep(0)
-    return digest
-
-
-def hash_kv(core: Core, call: UnaryCall, request: rpc_pb2.HashKVRequest) -> Later:
-    """HashKV: a digest of keys and history at a revision. Equal data has equal digests."""
-    digest = core.machine.digest(request.revision)
-
-    async def answer() -> bytes:
-        made = await _digest(core, digest)
-        response = rpc_pb2.HashKVResponse(
-            header=core.machine.header(),
-            hash=made.value,
-            compact_revision=made.compact_revision,
-            hash_revision=made.revision,
-        )
-        return response.SerializeToString()
-
-    return Later(core, call, answer)
-
-
-def hash_all(core: Core, call: UnaryCall, _request: rpc_pb2.HashRequest) -> Later:
-    """Hash: the digest of the present keys and their history."""
-
-    async def answer() -> bytes:
-        made = await _digest(core, core.machine.digest())
-        return rpc_pb2.HashResponse(header=core.machine.header(), hash=made.value).SerializeToString()
-
-    return Later(core, call, answer)
 
 
 # --- space --------------------------------------------------------------------------------------------------------

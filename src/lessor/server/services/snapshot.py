@@ -8,6 +8,10 @@ Laws
 - The copy's file has a name only while it is written. Then it is an open file without a name, which vanishes with its
   reader, however the reader ends. A file that a killed server left behind is removed at the next start.
 - At most SNAPSHOTS_MAX are made at a time: each takes the data's size on disk.
+- The copy for a peer that has gone away is not finished: its place is free soon.
+- A peer that reads too slowly gives its place up: for each READ_BYTES it has SNAPSHOT_READ_S_MAX. Then the stream ends
+  with SNAPSHOT_NOT_READ, and the log says so. When all places are taken, a new call gets the place of the peer that has
+  made no progress for longest, if that is SNAPSHOT_YIELD_S. Time in which the server stood still does not count.
 
 A stream is the file in pieces of PIECE_BYTES. Each has the number of bytes that follow it. The last piece is the
 SHA-256 of the file, which `remaining_bytes` does not count.
@@ -15,6 +19,7 @@ SHA-256 of the file, which `remaining_bytes` does not count.
 
 import asyncio
 import hashlib
+import logging
 import uuid
 from contextlib import suppress
 from typing import BinaryIO
@@ -29,11 +34,15 @@ from lessor.server.loop.core import Core
 from lessor.server.services.snapshots import NAME, Snapshots, copy
 from lessor.server.version import ETCD_VERSION
 
+log = logging.getLogger("lessor")
+
 PIECE_BYTES = 32_768  # as in etcd
 READ_BYTES = 16 * PIECE_BYTES
 BACKLOG_BYTES = limits.SNAPSHOT_BACKLOG_BYTES
 # HTTP/1.1 has no signal for "half empty", so the backlog of a slow peer is looked at this often.
 LOOK_S = 0.005
+# Between two looks at a backlog no more time than this counts: then the server stood still, and not the peer.
+LOOK_COUNTS_S_MAX = 1.0
 
 
 class SnapshotStream:
@@ -45,6 +54,8 @@ class SnapshotStream:
         self._call = call
         self._begun = False
         self._over = False
+        self.stalled_s = 0.0  # how long the peer has not taken what waits for it; 0 while the server is at work
+        self._sent_bytes = 0  # of the copy; the peer may not have taken the last ones
         self._awake = asyncio.Event()
 
     def on_messages(self, messages: list[bytes]) -> None:
@@ -72,8 +83,9 @@ class SnapshotStream:
         self._begun = True
         snapshots, metrics = self._snapshots, self._core.metrics
         if metrics.snapshots >= limits.SNAPSHOTS_MAX:
-            raise errors.TOO_MANY_REQUESTS.error()
+            _make_room(snapshots)
         metrics.snapshots += 1
+        snapshots.streams.add(self)
         task = asyncio.get_running_loop().create_task(self._run(snapshots))
         snapshots.tasks.add(task)
         task.add_done_callback(snapshots.tasks.discard)
@@ -85,7 +97,8 @@ class SnapshotStream:
         path = snapshots.data_dir / NAME.format(uuid.uuid4().hex)
         try:
             await self._core.committer.flush()
-            with await loop.run_in_executor(snapshots.threads, copy, snapshots.engine, path) as file:
+            copying = loop.run_in_executor(snapshots.threads, copy, snapshots.engine, path, lambda: self._over)
+            with await copying as file:
                 await self._send_file(loop, snapshots, file)
             self._core.metrics.snapshot_s.observe(self._core.turn.now_s() - began_s)
         except EngineError as problem:
@@ -96,6 +109,7 @@ class SnapshotStream:
             error = as_answer(problem, self._call.method.path)
         finally:
             self._core.metrics.snapshots -= 1
+            snapshots.streams.discard(self)
         if not self._over:
             self._call.finish(error)
 
@@ -118,19 +132,47 @@ class SnapshotStream:
                 piece = data[start : start + PIECE_BYTES]
                 left_bytes -= len(piece)
                 replies.append(_reply(piece, left_bytes))
-            await self._drained()
+            await self._drained(loop)
             if not self._over:
                 self._call.send(replies)
+                self._sent_bytes += len(data)
         if not self._over:
             self._call.send([_reply(digest.digest(), 0)])
 
-    async def _drained(self) -> None:
-        """Returns when no more than BACKLOG_BYTES wait for the peer, or the call has ended."""
+    async def _drained(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Returns when no more than BACKLOG_BYTES wait for the peer, or the call has ended; ends it if that is late."""
+        looked_s = loop.time()
         while not self._over and self._call.backlog_bytes > BACKLOG_BYTES:
+            now_s = loop.time()
+            self.stalled_s += min(now_s - looked_s, LOOK_COUNTS_S_MAX)
+            looked_s = now_s
+            if self.stalled_s >= limits.SNAPSHOT_READ_S_MAX:
+                self.give_up()
+                return
             self._awake.clear()
             self._call.wake_when_drained(self)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._awake.wait(), LOOK_S)
+        self.stalled_s = 0.0
+
+    def give_up(self) -> None:
+        """Ends the stream of a peer that reads too slowly."""
+        told = {
+            "remote-addr": self._call.peer_address,
+            "sent-bytes": self._sent_bytes,
+            "stalled-s": round(self.stalled_s, 1),
+        }
+        log.warning("ended a snapshot whose reader is too slow", extra=told)
+        self._call.cut_off(errors.SNAPSHOT_NOT_READ.error())
+
+
+def _make_room(snapshots: Snapshots) -> None:
+    """Ends the snapshot that has made no progress for longest. Raises TOO_MANY_REQUESTS if all make progress."""
+    slowest = max(snapshots.streams, key=lambda stream: stream.stalled_s, default=None)
+    if slowest is None or slowest.stalled_s < limits.SNAPSHOT_YIELD_S:
+        raise errors.TOO_MANY_REQUESTS.error()
+    snapshots.streams.discard(slowest)  # its place is given away now, though its file is closed a moment later
+    slowest.give_up()
 
 
 def _reply(blob: bytes, remaining_bytes: int) -> bytes:

@@ -6,9 +6,10 @@ removes it.
 """
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from lessor.base import limits
 from lessor.durable.engine import Engine
@@ -22,13 +23,24 @@ def remove_leftovers(data_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def copy(engine: Engine, path: Path) -> BinaryIO:
-    """A consistent copy of the data, as an open file without a name. Blocks; raises EngineError, OSError."""
+def copy(engine: Engine, path: Path, unwanted: Callable[[], bool]) -> BinaryIO:
+    """A consistent copy of the data, as an open file without a name. Blocks; raises EngineError, OSError.
+
+    `unwanted`: whether the copy need not be finished.
+    """
     try:
-        engine.backup(path)
+        engine.backup(path, unwanted)
         return path.open("rb")
     finally:
         path.unlink(missing_ok=True)
+
+
+class Slow(Protocol):
+    """A snapshot under way, as far as others may have to take its place; see snapshot.py."""
+
+    stalled_s: float
+
+    def give_up(self) -> None: ...
 
 
 class Snapshots:
@@ -39,6 +51,7 @@ class Snapshots:
         self.data_dir = data_dir
         # Threads of their own: a copy takes minutes, and other work waits for the loop's threads.
         self.threads = ThreadPoolExecutor(max_workers=limits.SNAPSHOTS_MAX, thread_name_prefix="snapshot")
+        self.streams: set[Slow] = set()  # under way
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:

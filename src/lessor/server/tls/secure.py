@@ -5,9 +5,10 @@ Laws
 - No connection gets bytes of its peer, and the server does not know of the connection, before the handshake is over and
   the client's certificate is accepted.
 - Handshakes are slow: a signature takes as long as a hundred keepalives. So each turn of the event loop does one step
-  of one handshake, and all other connections are served in between.
-- A peer that does not finish its handshake in time is dropped. When too many handshakes are under way at once, the
-  oldest is dropped: one that makes progress is never the oldest for long.
+  of one handshake, and all other connections are served in between. The addresses whose handshakes wait for a step have
+  turns, see loop/fair_queue.py.
+- A peer that does not finish its handshake in time is dropped. When too many handshakes are under way at once, one of
+  the address with the most of them is dropped, its oldest: one that makes progress is never the oldest for long.
 - A peer that is refused gets a TLS alert, and the log says why.
 
 Theory of operation. OpenSSL works on two memory buffers. Bytes from the socket go into `_incoming`; bytes that OpenSSL
@@ -20,12 +21,13 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
 from lessor.base import limits
 from lessor.base.tls_errors import reason_of
+from lessor.server.loop.fair_queue import FairQueue, Peer
+from lessor.server.loop.peer_address import address_of
 from lessor.server.tls import peer
 from lessor.server.tls.context import CredentialFiles
 
@@ -43,9 +45,10 @@ class Handshakes:
         self.files = files
         self.allowed_hostnames = allowed_hostnames
         self.name_clients = name_clients
-        self._under_way: dict[SecureTransport, None] = {}  # oldest first
+        self._under_way: dict[str, dict[SecureTransport, None]] = {}  # by address, oldest first
+        self._under_way_count = 0
         self.refused_peers: set[SecureTransport] = set()  # peers that may still read the alert
-        self._ready: deque[SecureTransport] = deque()  # bytes have come for them
+        self._ready: FairQueue[SecureTransport] = FairQueue()  # bytes have come for them
         self._scheduled = False
         self._log_from_s = 0.0
         self._logged = 0
@@ -59,21 +62,32 @@ class Handshakes:
 
     def close(self) -> None:
         """Drops the handshakes under way, and the peers that were refused."""
-        for transport in [*self._under_way, *self.refused_peers]:
+        under_way = [transport for each in self._under_way.values() for transport in each]
+        for transport in [*under_way, *self.refused_peers]:
             transport.abort()
 
     # --- for the transports ---
 
     def begin(self, transport: "SecureTransport") -> None:
-        self._under_way[transport] = None
-        if len(self._under_way) > limits.TLS_HANDSHAKES_MAX:
-            next(iter(self._under_way)).give_up("too many handshakes at once")
+        """Counts a handshake. Cost: O(1); beyond the bound O(addresses)."""
+        self._under_way.setdefault(transport.address, {})[transport] = None
+        self._under_way_count += 1
+        if self._under_way_count > limits.TLS_HANDSHAKES_MAX:
+            crowd = max(self._under_way.values(), key=len)
+            next(iter(crowd)).give_up("too many handshakes at once")
 
     def end(self, transport: "SecureTransport") -> None:
-        self._under_way.pop(transport, None)
+        """The handshake is over, however it ended. Does nothing the second time."""
+        self._ready.discard(transport)
+        of_address = self._under_way.get(transport.address, {})
+        if transport in of_address:
+            del of_address[transport]
+            self._under_way_count -= 1
+            if not of_address:
+                del self._under_way[transport.address]
 
     def step_later(self, transport: "SecureTransport") -> None:
-        self._ready.append(transport)
+        self._ready.add(transport, Peer(transport, transport.address, ""))
         self._schedule()
 
     def _schedule(self) -> None:
@@ -83,9 +97,10 @@ class Handshakes:
 
     def _step(self) -> None:
         self._scheduled = False
-        transport = self._ready.popleft()
-        self._schedule()
-        transport.step()
+        if self._ready:
+            transport = self._ready.take()
+            self._schedule()
+            transport.step()
 
     def refused(self, remote: Any, reason: str) -> None:
         """Logs a connection that was refused, as etcd does. Of a flood of them it logs only a part each second."""
@@ -110,6 +125,7 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
         self._accept = accept
         self._connection: asyncio.Protocol = _GONE  # before the handshake is over
         self._socket: asyncio.Transport
+        self.address = ""  # the peer's, see peer_address.py
         self._timer: asyncio.TimerHandle | None = None  # runs during the handshake, and after a refusal
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -121,6 +137,7 @@ class SecureTransport(asyncio.Protocol, asyncio.Transport):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket = cast(asyncio.Transport, transport)  # uvloop's has the methods of one, but not the class
+        self.address = address_of(transport)
         self._timer = asyncio.get_running_loop().call_later(
             limits.TLS_HANDSHAKE_S_MAX, self.give_up, "the handshake took too long"
         )

@@ -175,6 +175,10 @@ class GrpcStream(StreamCall):
         return self._output.peer_common_name
 
     @property
+    def peer_address(self) -> str:
+        return self._output.held.address
+
+    @property
     def backlog_bytes(self) -> int:
         return self._output.backlog_bytes
 
@@ -240,6 +244,10 @@ class GrpcStream(StreamCall):
         assert stream is not None
         self._let_go()
         self._output.end(stream, error, self._started)
+
+    def _drop_waiting(self) -> None:
+        assert self._stream is not None
+        self._output.drop_waiting(self._stream)
 
     def _let_go(self) -> None:
         self._stream = None

@@ -20,6 +20,7 @@ from lessor.gateway import routes
 from lessor.gateway.routes import Headers
 from lessor.server.loop.call import Held
 from lessor.server.loop.core import Core
+from lessor.server.loop.peer_address import address_of
 from lessor.server.transport.connection import Connection
 from lessor.server.transport.http_calls import Body, Exchange
 from lessor.wire import h1
@@ -62,6 +63,7 @@ class H1Session:
         """`serve`: makes the Body of a request. `websockets`: whether a streaming call may come over a WebSocket."""
         self.core = connection.core
         self.connection = connection
+        self.address = address_of(connection.transport)
         self.waiting_for_drain: set[Any] = set()
         self.serve = serve
         self.websockets = websockets
@@ -239,7 +241,7 @@ class H1Exchange:
 
     def __init__(self, session: H1Session, connection: h1.H1Connection, exchange: h1.Request) -> None:
         self._session = session
-        self.held = Held()  # of one reply at the most
+        self.held = Held(session.address)  # of one reply at the most
         self._h1 = connection
         self.method = exchange.method
         self.path = exchange.path

@@ -16,6 +16,7 @@ from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway.routes import Headers
 from lessor.server.loop.call import Held, StreamCall
+from lessor.server.loop.peer_address import address_of
 from lessor.server.transport.connection import Connection
 from lessor.wire import grpc, h2
 from lessor.wire.frames import ErrorCode
@@ -56,7 +57,7 @@ class H2Output:
         self.h2 = h2.H2Server(self.core.options.grpc_keepalive, self.core.turn.now_s(), whole_requests=True)
         self.streaming: set[StreamCall] = set()  # the server ends them when it stops
         self.waiting_for_drain: set[Any] = set()
-        self.held = Held()
+        self.held = Held(address_of(connection.transport))
         self._unflushed_bytes = 0  # of replies of this turn
         self._unfinished: dict[h2.Stream, int] = {}  # bytes kept of each request that has not come in whole
 
@@ -101,6 +102,10 @@ class H2Output:
         else:
             self.h2.send_headers(stream, grpc.trailers_only(code, text), end_stream=True)
         self.core.turn.flush_later(self.connection)
+
+    def drop_waiting(self, stream: h2.Stream) -> None:
+        """Drops what waits for the peer on the stream, which is ended with an error next."""
+        self.h2.drop_queue(stream)
 
     def refuse(self, stream: h2.Stream) -> None:
         """Refuses a request that has changed nothing. REFUSED_STREAM says that a retry is safe."""

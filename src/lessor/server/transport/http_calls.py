@@ -286,6 +286,10 @@ class JsonStream(StreamCall):
         return True
 
     @property
+    def peer_address(self) -> str:
+        return self._exchange.held.address if self._exchange is not None else ""
+
+    @property
     def backlog_bytes(self) -> int:
         return self._exchange.backlog_bytes if self._exchange is not None else 0
 

@@ -25,6 +25,11 @@ class Carrier(Protocol):
     @property
     def backlog_bytes(self) -> int: ...
 
+    @property
+    def address(self) -> str:
+        """The peer's, see peer_address.py."""
+        ...
+
     def flush_later(self) -> None: ...
 
 
@@ -45,7 +50,7 @@ class WebSocketCall:
 
     def __init__(self, session: Carrier, exchange: h1.Request, method: Method, opened: websocket.WebSocket) -> None:
         self._session = session
-        self.held = Held()  # a streaming call holds no reply here
+        self.held = Held(session.address)  # a streaming call holds no reply here
         self._ws = opened
         self._started = False
         self.path = exchange.path
