@@ -253,7 +253,7 @@ def decode(message_class: type[M], body: bytes) -> M:
     except UnicodeEncodeError:
         raise _invalid("syntax error: invalid escape code, half of a surrogate pair") from None
     except RecursionError:
-        raise _invalid("syntax error: exceeded max depth") from None
+        raise EtcdError(Code.INVALID_ARGUMENT, json_faults.TOO_DEEP) from None
     except ValueError:  # of the JSON decoder; or NaN, or an integer of thousands of digits
         fault = json_faults.syntax_fault(body)
         raise EtcdError(Code.INVALID_ARGUMENT, fault or "proto: syntax error: number too long") from None
@@ -280,15 +280,15 @@ def _message_of(fault: FaultError, text: str) -> str:
     try:
         return fault.message(text)
     except RecursionError:  # the stack was deep enough for the first reading, but not a few calls further in
-        return "proto: syntax error: exceeded max depth"
+        return json_faults.TOO_DEEP
 
 
 def _not_utf8(body: bytes, at: int) -> EtcdError:
     fault = json_faults.syntax_fault(body)
     if fault is not None:
         return EtcdError(Code.INVALID_ARGUMENT, fault)
-    start = json_faults.text_around(body, at)
-    place = json_faults.place(body.decode("utf-8", "replace"), len(body[:start].decode("utf-8", "replace")))
+    before = body[: json_faults.text_around(body, at)].decode()
+    place = json_faults.place(before, len(before))
     return _invalid(f"syntax error ({place}): invalid UTF-8 in string")
 
 
