@@ -72,8 +72,15 @@ def test_a_log_that_is_missing_after_a_crash_is_refused_until_a_person_says_so(c
     held_batch = b"in the log" in (crashed / name).read_bytes()
     (crashed / name).unlink()
     refused(crashed, f"{name}: missing, and the newest writes may be in it alone")
-    (crashed / name).touch()
+    refused_empty(crashed, name)
+    (crashed / name).write_text("lost\n")
     assert keys(crashed) == [b"in the tables"] + ([] if held_batch else [b"in the log"])
+
+
+def refused_empty(data_dir: Path, name: str) -> None:
+    """A file that was cut to nothing is no word of a person."""
+    (data_dir / name).touch()
+    refused(data_dir, f"{name}: damaged")
 
 
 def test_a_log_with_a_gap_is_refused_and_left_alone(crashed: Path) -> None:
@@ -104,16 +111,20 @@ def test_after_a_clean_stop_the_log_may_be_missing(crashed: Path) -> None:
 
 
 def test_a_log_of_an_earlier_run_does_not_count(crashed: Path) -> None:
-    """As when a person puts an old log back: its records are in the tables already."""
+    """As when a person puts an old log back. After an orderly stop its records are in the tables already."""
     old = {name: (crashed / name).read_bytes() for name in directory.LOG_NAMES}
     engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(2)
     engine.commit(batch(3, events=[put(4, b"newer")]))
     engine.flush()
+    shutil.copytree(crashed, crashed.with_name("killed"))
+    engine.commit(batch(4, clean=True))
     engine.close()
     for name, content in old.items():
         (crashed / name).write_bytes(content)
+        (crashed.with_name("killed") / name).write_bytes(content)
+    refused(crashed.with_name("killed"), "the newest record is 3, but the tables have 5: the files are of different")
     assert keys(crashed) == [b"in the tables", b"in the log", b"newer"]
 
 
@@ -163,9 +174,9 @@ def test_a_log_of_a_newer_format_is_refused_as_such(crashed: Path, monkeypatch: 
     shutil.copytree(crashed, crashed.with_name("record"))
     (crashed / "lessor.log.1").unlink()
     with monkeypatch.context() as future:
-        future.setattr("lessor.durable.log_file_header.FORMAT", 2)
+        future.setattr("lessor.durable.log_file_header.FORMAT", 3)
         (crashed / "lessor.log.0").write_bytes(future_file(crashed / "lessor.log.0"))
-    refused(crashed, r"lessor.log.0: written by a newer Lessor \(log format 2, this one knows 1\)")
+    refused(crashed, r"lessor.log.0: written by a newer Lessor \(log format 3, this one knows 2\)")
 
 
 def future_file(path: Path) -> bytes:
