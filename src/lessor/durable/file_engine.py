@@ -176,16 +176,15 @@ class FileEngine:
 
     def _append_record(self, data: bytes, number: int, *, last: bool = False) -> None:
         """Raises EngineError, and a LogFullError unless this is the last time."""
-        full: LogFullError | None = None
-        with self._failure.watch():
-            try:
-                self._log.append(data, number)
-            except LogFullError as error:
-                if last:
-                    raise
-                full = error
-        if full is not None:
-            raise full
+        self._failure.refuse_after()
+        try:
+            self._log.append(data, number)
+        except LogFullError as error:
+            if not last:
+                raise
+            self._failure.raise_for(error)
+        except BaseException as error:
+            self._failure.raise_for(error)
 
     def _for_good(self, work: Callable[[], None]) -> None:
         """For what a commit cannot do without: that the tables are locked is final too."""

@@ -10,6 +10,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from lessor.durable import explain
 from lessor.durable.engine import EngineError, TablesLockedError
@@ -40,15 +41,19 @@ class FirstFailure:
         self.refuse_after()
         try:
             yield
-        except TablesLockedError:
-            raise
         except BaseException as error:
-            if is_locked(error):  # only a BEGIN meets that: nothing was done
-                raise TablesLockedError(self._explain(error)) from error
-            self.reason = self._explain(error)
-            if isinstance(error, (sqlite3.Error, OSError, LogError)):
-                raise EngineError(self.reason) from error
-            raise
+            self.raise_for(error)
+
+    def raise_for(self, error: BaseException) -> NoReturn:
+        """Raises what `watch` makes of an error, for a caller whom a context manager costs too much."""
+        if isinstance(error, TablesLockedError):
+            raise error
+        if is_locked(error):  # only a BEGIN meets that: nothing was done
+            raise TablesLockedError(self._explain(error)) from error
+        self.reason = self._explain(error)
+        if isinstance(error, (sqlite3.Error, OSError, LogError)):
+            raise EngineError(self.reason) from error
+        raise error
 
     def final(self, error: EngineError) -> EngineError:
         """Makes a final one of an error that would not be."""

@@ -90,8 +90,8 @@ class Unfolded:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, record: Record) -> None:
-        """Adds the newest record."""
+    def add(self, record: Record) -> int:
+        """Adds the newest record; returns how many rows it has."""
         size_bytes, rows = record.size_bytes, rows_of(record.rows)
         self.size_bytes += size_bytes
         self.rows += rows
@@ -102,6 +102,7 @@ class Unfolded:
                 self._queue.pop()
                 size_bytes += last_bytes
         self._queue.append((record, size_bytes))
+        return rows
 
     def oldest(self, rows_min: int, bytes_min: int) -> Fold:
         """The oldest records, until they make so many rows or bytes or there are no more. There must be one."""

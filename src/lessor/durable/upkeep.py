@@ -24,7 +24,7 @@ from lessor.durable.opening import NORMAL
 from lessor.durable.record import Record
 from lessor.durable.sweep import Sweep
 from lessor.durable.tables import Tables
-from lessor.durable.unfolded import Unfolded, rows_of
+from lessor.durable.unfolded import Unfolded
 
 IDLE_S: Final = 0.1
 LAG_S: Final = 1.0
@@ -60,11 +60,10 @@ class Upkeep:
 
     def committed(self, record: Record) -> None:
         """The record is in the log."""
-        if rows_of(record.rows) or record.rows.dead:
+        if self.unfolded.add(record) or record.rows.dead:
             self._new_rows = True
         else:
             self._new_clock = True
-        self.unfolded.add(record)
 
     def step(self, now_s: float, idle: bool) -> float | None:
         """Does a little of what is due. `idle`: no commit waits. Returns when to come back; None: after a commit.
@@ -98,16 +97,17 @@ class Upkeep:
                 self._clock_s = now_s
 
     def _work(self, now_s: float, idle: bool) -> None:
-        unfolded = self.unfolded
         if not self._draining:
             self._draining = self._waited_enough(now_s, idle)
-        backlog = max(unfolded.size_bytes / FOLD_BYTES, unfolded.rows / FOLD_FROM_ROWS)
-        if unfolded and (self._draining or backlog >= 1):
+        if self.unfolded and (self._draining or self._much_waits(1)):
             # Twice as much when a sync, or another program, has kept it waiting.
-            times = 2 if backlog >= 2 else 1
+            times = 2 if self._much_waits(2) else 1
             self._fold(FOLD_ROWS * times, FOLD_STEP_BYTES * times, wait=False)
         elif self._sweep.due:
             self._sweep.step()
+
+    def _much_waits(self, times: int) -> bool:
+        return self.unfolded.size_bytes >= FOLD_BYTES * times or self.unfolded.rows >= FOLD_FROM_ROWS * times
 
     def _waited_enough(self, now_s: float, idle: bool) -> bool:
         if self._clock_s is not None and now_s >= self._clock_s + CLOCK_LAG_S:

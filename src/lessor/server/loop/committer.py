@@ -234,7 +234,7 @@ class Committer:
 
     def _look_at_sizes(self) -> None:
         before, self._sizes = self._sizes, self._engine.sizes()
-        if self.quota_bytes is not None and self._sizes != before and self.size_bytes > self.quota_bytes:
+        if self.quota_bytes is not None and self.size_bytes > self.quota_bytes and self._sizes != before:
             self._tell_loop(self.on_oversize)
 
     def _defragment(self) -> None:
