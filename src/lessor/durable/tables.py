@@ -207,9 +207,17 @@ class Tables:
             self._sync.synced = self.folded
 
     def keep_log_id(self, log_id: bytes) -> None:
-        """From here on the files of that log count. Raises `EngineError`."""
+        """From here on the files of that log count. Raises `EngineError`.
+
+        The id goes into the file itself: when SQLite's log is damaged before its first copy, it may not be lost with
+        all that only the log has.
+        """
         with self.writing(FULL, wait=True) as connection:
             schema.execute_rows(connection, schema.META, [("log", log_id.hex())])
+        with self.at_hand(FULL, wait=True) as connection:
+            busy, pages, copied = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy or pages != copied:
+            raise TablesLockedError(explain.locked(self._path))
 
     # --- sync -------------------------------------------------------------------------------------------------------
 

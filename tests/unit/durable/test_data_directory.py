@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from lessor.durable import directory, log_file_header, snapshot_file, upkeep
+from lessor.durable import directory, log_file_header, opening, snapshot_file, upkeep
 from lessor.durable.engine import DataDirError
 from lessor.durable.file_engine import FileEngine
+from lessor.durable.opening import PAGE_BYTES
 from tests.faulty_disk import StatementFaults, WriteFaults
 from tests.unit.durable.engine_rows import batch, files, put, settle
 
@@ -298,3 +299,37 @@ def test_an_idle_server_saves_its_clock_without_piling_up_or_writing_to_the_tabl
     engine = FileEngine(tmp_path / "crashed")
     assert engine.open((1, 2)).clock_s == 200.0
     engine.close()
+
+
+def test_sqlites_log_that_is_cut_after_a_first_run_is_made_good_from_the_log_or_refused(crashed: Path) -> None:
+    """The tables know their log even so: its id is in the file, not in SQLite's log."""
+    whole = (crashed / "lessor.db-wal").read_bytes()
+    page_bytes = PAGE_BYTES + 24
+    assert len(whole) >= 32 + 3 * page_bytes
+    (crashed / "lessor.db-wal").write_bytes(whole[: 32 + page_bytes])  # the new term, which trimmed the log
+    shutil.copytree(crashed, crashed.with_name("again"))
+    assert keys(crashed.with_name("again")) == [b"in the tables", b"in the log"]
+    (crashed / "lessor.db-wal").write_bytes(b"")
+    refused(crashed, "record 2 is there, but of those before it only the ones up to 0")
+
+
+def test_a_first_start_beside_a_reader_of_the_tables_waits_for_its_end_or_is_refused(
+    crashed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where SQLite's log cannot be copied into the file, the id of the log would be in SQLite's log alone."""
+    monkeypatch.setattr(opening, "BUSY_S", 0.01)
+    with contextlib.closing(sqlite3.connect(crashed / "lessor.db", isolation_level=None)) as person:
+        person.execute("UPDATE meta SET value = '' WHERE name = 'log'")
+        person.execute("BEGIN")
+        person.execute("SELECT count(*) FROM meta").fetchone()
+        with pytest.raises(DataDirError, match="locked by another program"):
+            FileEngine(crashed).open((1, 2))
+    assert keys(crashed) == [b"in the tables"]
+
+
+@pytest.mark.parametrize("name", ["clock_s", "record", "batch", "term", "compact_revision"])
+@pytest.mark.parametrize("value", [9e18, 9 * 10**18, -7, float("inf"), "text", None])
+def test_meta_values_that_cannot_be_are_refused(crashed: Path, name: str, value: object) -> None:
+    with contextlib.closing(sqlite3.connect(crashed / "lessor.db", isolation_level=None)) as person:
+        person.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
+    refused(crashed, f"damaged .meta.{name} is ")
