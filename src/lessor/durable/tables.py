@@ -268,7 +268,10 @@ class Tables:
     def _wal_pages(self) -> int:
         """Pages in the log now; the log's size says how many there ever were. From the header of the wal-index."""
         assert self._wal_index is not None
-        return int.from_bytes(os.pread(self._wal_index, 4, _WAL_INDEX_PAGES_AT), sys.byteorder)
+        try:
+            return int.from_bytes(os.pread(self._wal_index, 4, _WAL_INDEX_PAGES_AT), sys.byteorder)
+        except OSError as error:
+            self.failure.raise_for(error)
 
     # --- space ------------------------------------------------------------------------------------------------------
 
@@ -282,9 +285,12 @@ class Tables:
         return self._pages("freelist_count")
 
     def size_bytes(self) -> int:
-        size = self._path.stat().st_size
-        with contextlib.suppress(FileNotFoundError):
-            size += os.stat(f"{self._path}-wal").st_size
+        try:
+            size = self._path.stat().st_size
+            with contextlib.suppress(FileNotFoundError):
+                size += os.stat(f"{self._path}-wal").st_size
+        except OSError as error:
+            raise EngineError(explain.system_error(error, self._path)) from error
         return size
 
     def in_use_bytes(self) -> int:
