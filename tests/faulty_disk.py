@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from lessor.durable import directory
 from lessor.durable.engine import Engine, EngineError, Loaded, Meta, Sizes
 from lessor.durable.file_log import Disk
+from lessor.durable.sectors import SECTOR_BYTES
 from lessor.state.journal import Batch
 
 T = TypeVar("T")
@@ -175,9 +176,11 @@ class WriteFaults(Disk):
         self._step_bytes_max = step_bytes_max
         self._error = error
         self.growing = False  # whether a write that failed was none of a record
+        self.shortening = False  # or was one behind the record, of zeros
 
     def write(self, descriptor: int, data: memoryview, position: int) -> int:
         def work() -> int:
+            self.shortening = self.countdown.failed and position > 0 and bytes(data) == bytes(SECTOR_BYTES)
             size_max = self._written_max if self.countdown.failed else self._step_bytes_max
             return super(WriteFaults, self).write(descriptor, data[:size_max], position)
 

@@ -229,7 +229,7 @@ def test_every_write_of_the_log_fails_once(quick_dir: Path, written_max: int | N
         # What was written whole counts, though it was not acknowledged; what was torn does not. To make a file longer
         # is no write of a record.
         whole = written_max is None and acknowledged.term and faults.countdown.failed and not faults.growing
-        assert found == acknowledged.batch + whole
+        assert found == acknowledged.batch + (faults.shortening or whole)
         seen.add(acknowledged.batch)
         if not faults.countdown.failed:
             break
@@ -303,7 +303,7 @@ def prefix_left(data_dir: Path, database: bytes, log: bytes) -> int:
     shutil.rmtree(data_dir, ignore_errors=True)
     data_dir.mkdir()
     for name in directory.LOG_NAMES:
-        (data_dir / name).touch()
+        (data_dir / name).write_bytes(directory.GIVEN_UP)
     (data_dir / "lessor.db").write_bytes(database)
     (data_dir / "lessor.db-wal").write_bytes(log)
     engine = FileEngine(data_dir)

@@ -35,7 +35,7 @@ from lessor.state.journal import AuthRows, Batch, EventRow, LeaseRow
 from tests.faulty_disk import Later, PowerLoss, log_file
 from tests.property.test_engine_roundtrip import make_batch
 
-SEGMENT_BYTES = 9 * SECTOR_BYTES
+SEGMENT_BYTES = 10 * SECTOR_BYTES
 LOG_BYTES_MAX = 4 * SEGMENT_BYTES
 STEPS = (
     "put", "put", "put", "grant", "grant and put", "bare", "large", "huge", "alarm", "user", "compact", "compact",

@@ -18,6 +18,7 @@ from lessor.durable.schema import APPLICATION_ID
 DATABASE_NAME = "lessor.db"
 LOG_NAMES = ("lessor.log.0", "lessor.log.1")  # see file_log.py
 LOG_ID_BYTES = 16
+GIVEN_UP = b"lost"  # what a person writes into a file of the log to go without it
 LOCK_NAME = "lessor.lock"
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"  # the first 16 bytes, which no write of SQLite ever changes
@@ -108,8 +109,8 @@ def exists(database: Path) -> bool:
 
 def log_missing(path: Path) -> DataDirError:
     return DataDirError(
-        f"{path}: missing, and the newest writes may be in it alone: put the file back, or make an empty one to go "
-        "without them"
+        f"{path}: missing, and the newest writes may be in it alone: put the file back, or write the word "
+        f"{GIVEN_UP.decode()} into a file of that name to go without them"
     )
 
 

@@ -25,6 +25,10 @@ def system_error(error: OSError, path: Path) -> str:
     return f"{path}: {_FAILED.format(errno.errorcode.get(error.errno or 0, str(error)))}"
 
 
+def locked(path: Path) -> str:
+    return f"{path}: locked by another program: end the sqlite3 shell or backup that writes to it, then start again"
+
+
 def sqlite_error(error: sqlite3.Error, path: Path) -> str:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest the detail
     name = getattr(error, "sqlite_errorname", type(error).__name__)
@@ -33,7 +37,7 @@ def sqlite_error(error: sqlite3.Error, path: Path) -> str:
     if code == sqlite3.SQLITE_IOERR:
         return f"{path}: {_FAILED.format(name)}"
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return f"{path}: locked by another program: end the sqlite3 shell or backup that writes to it, then start again"
+        return locked(path)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return str(directory.damaged(path, str(error)))
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):

@@ -78,16 +78,19 @@ class FileEngine:
 
     def open(self, new_identity: tuple[int, int]) -> Meta:
         assert self._lock is None, "open once"
-        directory.refuse_etcd(self._dir, self._path)
-        directory.prepare(self._dir)
-        self._lock = directory.lock(self._dir)
         # One that was closed starts anew.
         self._failure = FirstFailure(self._path)
         self._tables = Tables(self._path, self._connector, self._start, self._failure)
         try:
+            directory.refuse_etcd(self._dir, self._path)
+            directory.prepare(self._dir)
+            self._lock = directory.lock(self._dir)
             if not directory.exists(self._path):
                 opening.create(self._connector, self._path, new_identity)
             return self._open()
+        except OSError as error:
+            self._let_go()
+            raise DataDirError(explain.system_error(error, self._dir)) from None
         except BaseException:
             self._let_go()
             raise
@@ -109,8 +112,6 @@ class FileEngine:
             self._open_log = log
             if log.begin(tables.folded):
                 tables.keep_log_id(log.log_id)
-        except OSError as error:
-            raise DataDirError(explain.system_error(error, self._dir)) from None
         except EngineError as error:
             raise DataDirError(str(error)) from None
         self._stand_at(position, records)

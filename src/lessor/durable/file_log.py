@@ -6,13 +6,17 @@ Laws
 - What is needed is never written over: a file starts over only when all its records are trimmed.
 - A file never becomes shorter than a segment, and it is grown, and the growth synced, before a record is written
   there. So a file that is shorter than what is in it was cut by somebody else.
-- A file grows by segments. A crash in the middle of that may leave a part of a segment, of zeros: no record goes there.
+- No record goes into the last sector of a file. So a file whose last sector holds one was cut: also where it was cut
+  between two records.
+- The newest record stays in the files, even when the tables have it for good. So tables that fell behind what they had
+  synced, because their own log was damaged, meet a gap.
 - Both files take LOG_BYTES_MAX together at the most, or what one record needs that is larger than that.
 
 Theory of operation. The files are of equal standing. Records go to the end of one of them; when the next one does not
 fit and the other holds nothing that is needed, that one is begun from its start, over the old records. A file has one
 segment from the start and keeps it: writing over blocks costs half of what growing does, because no metadata follows.
-Where neither file has room, the one that is written to grows by segments; the space is given back when it is trimmed.
+Where neither file has room, the one that is written to grows by segments. The space is given back when it was trimmed
+and another record is there.
 
     lessor.log.0    | 41 | 42 | 43 | 29 | 30 | ...     41 to 43 are new; 29 and 30 were written over in part or not yet
     lessor.log.1    | 36 | 37 | 38 | 39 | 40 | ...     the tables have 38: 39 to 43 are needed, and follow each other
@@ -36,7 +40,7 @@ from lessor.durable import directory, explain, file_log_reading
 from lessor.durable.log import LogFullError, OutcomeUnknownError, RefusedError
 from lessor.durable.log_file_header import header
 from lessor.durable.record import Record
-from lessor.durable.sectors import RECORD_BYTES_MAX, SALT_MAX, SECTOR_BYTES, frame, sectors_of
+from lessor.durable.sectors import RECORD_BYTES_MAX, SALT_MAX, SECTOR_BYTES, ZEROS, frame, sectors_of
 
 SEGMENT_BYTES: Final = 4 * 1024 * 1024  # what each file has from the start, and by how much it grows
 LOG_BYTES_MAX: Final = 64 * 1024 * 1024  # both files: more waits for the tables
@@ -63,7 +67,7 @@ class Disk:
 class _File:
     """One of the two files, open for writing."""
 
-    __slots__ = ("_disk", "_sync", "descriptor", "end", "newest", "room_bytes", "size_bytes")
+    __slots__ = ("_disk", "_sync", "descriptor", "end", "newest", "size_bytes")
 
     def __init__(self, path: Path, disk: Disk, sync: bool) -> None:
         self._disk = disk
@@ -73,7 +77,11 @@ class _File:
         self.end = _FIRST_AT  # where the next record goes
         self.newest = 0  # number of the newest record in it
         self.size_bytes = os.fstat(self.descriptor).st_size
-        self.room_bytes = self.size_bytes // SEGMENT_BYTES * SEGMENT_BYTES  # for records, with the first sector
+
+    @property
+    def room_ends(self) -> int:
+        """Up to here records may go: not into the last whole sector."""
+        return (self.size_bytes // SECTOR_BYTES - 1) * SECTOR_BYTES
 
     def write(self, data: bytes) -> None:
         _write(self._disk, self.descriptor, data, self.end)
@@ -88,7 +96,7 @@ class _File:
             with contextlib.suppress(OSError):
                 self._disk.cut(self.descriptor, self.size_bytes)
             raise
-        self.size_bytes = self.room_bytes = to_bytes
+        self.size_bytes = to_bytes
 
     def start_over(self) -> None:
         """Nothing in it is needed: the next record goes to its beginning."""
@@ -96,11 +104,18 @@ class _File:
         self.newest = 0
 
     def shorten(self) -> None:
-        """Gives back the room that it has grown by. Nothing in it is needed, nor above the newest record of the log."""
-        if self.size_bytes > SEGMENT_BYTES:
+        """Gives back the room that it has grown by and does not need. Behind `end` there are old records alone."""
+        to_bytes = _segments(self.end)
+        if self.size_bytes > to_bytes:
+            _write(self._disk, self.descriptor, ZEROS, to_bytes - SECTOR_BYTES)  # which becomes the last sector
             # Not synced: should the length come back, there is nothing but old records in it.
-            self._disk.cut(self.descriptor, SEGMENT_BYTES)
-            self.size_bytes = self.room_bytes = SEGMENT_BYTES
+            self._disk.cut(self.descriptor, to_bytes)
+            self.size_bytes = to_bytes
+
+
+def _segments(end: int) -> int:
+    """The length of a file with records up to `end`: whole segments, and the last sector is free."""
+    return -(-(end + SECTOR_BYTES) // SEGMENT_BYTES) * SEGMENT_BYTES
 
 
 class FileLog:
@@ -124,13 +139,13 @@ class FileLog:
         self._salt = 0
         self._trimmed = 0
         self._failed = False
-        self._appended = False  # whether a record stands above all that earlier runs have left
+        self._long = False  # whether a file may be longer than it has to be
 
     def read(self, after: int, chain: bytes) -> list[Record]:
         if not self.log_id:
             return []
         files = file_log_reading.load(self._dir, self.log_id, SEGMENT_BYTES, may_be_missing=self._complete)
-        return file_log_reading.records(self._dir, files, after, chain)
+        return file_log_reading.records(self._dir, files, after, chain, complete=self._complete)
 
     def begin(self, trimmed: int) -> bool:
         """Opens the files, and makes those that are missing. The tables have everything up to `trimmed` for good.
@@ -142,7 +157,7 @@ class FileLog:
         try:
             for index, name in enumerate(directory.LOG_NAMES):
                 path = self._dir / name
-                if new or not path.exists() or not path.stat().st_size:
+                if new or not path.exists() or path.stat().st_size < SECTOR_BYTES:  # given up by a person
                     self._make(path, index)
                 self._files.append(_File(path, self._disk, self._sync))
             if self._sync:
@@ -152,6 +167,7 @@ class FileLog:
             self._current = self._files[0]
             for file in self._files:
                 file.start_over()
+            self._long = self.size_bytes > len(self._files) * SEGMENT_BYTES
         except BaseException:
             self.close()
             raise
@@ -188,20 +204,19 @@ class FileLog:
             raise
         file.end += len(data)
         file.newest = number
-        if not self._appended:
-            self._appended = True
+        if self._long:
             self._shorten()
 
     def _shorten(self) -> None:
-        """Cuts files in which nothing is needed. Not before the first record of this run is there.
+        """Cuts files that are longer than they have to be. Always behind a record.
 
-        Until then the newest thing in the log may be a torn record, of which a cut would leave the head alone: the next
-        start would take that for damage.
+        Before the first record of this run, the newest thing in the log may be a torn record, of which a cut would
+        leave the head alone: the next start would take that for damage. And a trim must not cut the newest record off.
         """
         try:
             for file in self._files:
-                if not file.newest:
-                    file.shorten()
+                file.shorten()
+            self._long = self.size_bytes > len(self._files) * SEGMENT_BYTES
         except OSError as error:
             self._failed = True
             raise OutcomeUnknownError(explain.system_error(error, self._dir)) from error
@@ -209,14 +224,15 @@ class FileLog:
     def _place(self, size_bytes: int) -> _File:
         """The file whose end takes so many bytes."""
         file, other = self._current, self._other
-        if file.end + size_bytes > file.room_bytes and file.newest and not other.newest:
+        if file.end + size_bytes > file.room_ends and file.newest and not other.newest:
             self._current = file = other
-        if file.end + size_bytes > file.room_bytes:
+        if file.end + size_bytes > file.room_ends:
             self._grow(file, file.end + size_bytes)
         return file
 
     def _grow(self, file: _File, least_bytes: int) -> None:
-        to_bytes = -(-least_bytes // SEGMENT_BYTES) * SEGMENT_BYTES
+        to_bytes = _segments(least_bytes)
+        self._long = True
         needed = any(each.newest > self._trimmed for each in self._files)
         if needed and self.size_bytes + to_bytes - file.size_bytes > LOG_BYTES_MAX:
             raise LogFullError(f"{self._dir}: the log is full: {self.size_bytes} bytes wait for the tables")
@@ -230,14 +246,9 @@ class FileLog:
         if upto <= self._trimmed:
             return
         self._trimmed = upto
-        try:
-            for file in self._files:
-                if 0 < file.newest <= upto:
-                    file.start_over()
-                    file.shorten()
-        except OSError as error:
-            self._failed = True
-            raise RefusedError(explain.system_error(error, self._dir)) from error
+        for file in self._files:
+            if 0 < file.newest <= upto:
+                file.start_over()
 
     @property
     def trimmable(self) -> int:

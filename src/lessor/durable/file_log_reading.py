@@ -14,13 +14,12 @@ It is *damaged*, and refused, when that cannot be:
 - a sector that is one bit off belongs above the newest record: all of it had been written;
 - the record has its last sector, and none that is as it was before;
 - the record would reach beyond the end of the file, or the file is shorter than a segment: it was cut;
-- the file's length is no multiple of a segment, and its last bytes are not zero: it was cut. (A crash while a file
-  grows leaves such a length too, but zeros at the end: see file_log.py.)
-- it is not the record after the newest: those between are missing.
+- the last sector of a file belongs to a record, as file_log.py never leaves it: it was cut between two records;
+- it is not the record after the newest: those between are missing;
+- the tables have a record that is newer than all in the files, which keep the newest one: they are of another moment.
 
-So a flipped bit is always found. A newest record of whose last sector more than a bit is wrong is taken for torn: it
-could be. A file that has grown and is cut is found but where it is cut at a multiple of a segment, between two records:
-it looks like a file without those behind.
+So a flipped bit is always found, and so is a file that was cut, wherever. A newest record of whose last sector more
+than a bit is wrong is taken for torn: it could be.
 """
 
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Final
 
 from lessor.durable import directory, explain, sectors
 from lessor.durable.engine import DataDirError
-from lessor.durable.log_file_header import FORMAT, parse
+from lessor.durable.log_file_header import FORMAT, UNMARKED_END, parse
 from lessor.durable.record import Record, UnknownFormatError, decode
 from lessor.durable.sectors import SECTOR_BYTES, ZEROS, Head, sectors_of
 
@@ -38,10 +37,11 @@ _NEWER: Final = "written by a newer Lessor ({}): run the newer one, or restore a
 class LogFile:
     """The sectors of one file, the first one left out."""
 
-    __slots__ = ("_data", "bad", "heads", "path")
+    __slots__ = ("_data", "bad", "format", "heads", "path")
 
-    def __init__(self, path: Path, data: bytes) -> None:
+    def __init__(self, path: Path, data: bytes, file_format: int) -> None:
         self.path = path
+        self.format = file_format
         self._data = data
         self.heads: list[Head | None] = []  # by sector
         self.bad: list[int] = []  # sectors that are neither whole nor as they were at first
@@ -83,7 +83,7 @@ class LogFile:
 
 
 def load(data_dir: Path, log_id: bytes, segment_bytes: int, *, may_be_missing: bool) -> list[LogFile]:
-    """Both files, each with the id; one that is empty is left out: somebody said to go without it."""
+    """Both files, each with the id; one that says GIVEN_UP is left out: somebody said to go without it."""
     files: list[LogFile] = []
     for index, name in enumerate(directory.LOG_NAMES):
         path = data_dir / name
@@ -95,12 +95,12 @@ def load(data_dir: Path, log_id: bytes, segment_bytes: int, *, may_be_missing: b
             raise directory.log_missing(path) from None
         except OSError as error:
             raise DataDirError(explain.system_error(error, path)) from None
-        if not data:
+        if data.strip() == directory.GIVEN_UP:
             continue
         found = parse(data[:SECTOR_BYTES])
         if found is None:
             raise directory.damaged(path, "it does not start as a log of Lessor does")
-        if found.format != FORMAT:
+        if found.format > FORMAT:
             raise DataDirError(f"{path}: {_NEWER.format(f'log format {found.format}, this one knows {FORMAT}')}")
         if (found.log_id, found.number) != (log_id, index):
             raise DataDirError(
@@ -108,14 +108,15 @@ def load(data_dir: Path, log_id: bytes, segment_bytes: int, *, may_be_missing: b
             )
         if len(data) < segment_bytes:
             raise directory.damaged(path, f"cut short, {len(data)} bytes of at least {segment_bytes}")
-        if len(data) % segment_bytes and data[-SECTOR_BYTES:] != ZEROS:
-            raise directory.damaged(path, f"cut short, {len(data)} bytes with a record at their end")
-        files.append(LogFile(path, data))
+        files.append(LogFile(path, data, found.format))
     return files
 
 
-def records(data_dir: Path, files: list[LogFile], after: int, chain: bytes) -> list[Record]:
-    """The records above number `after`, ascending, without a gap; `chain` is the chain value of record `after`."""
+def records(data_dir: Path, files: list[LogFile], after: int, chain: bytes, *, complete: bool = True) -> list[Record]:
+    """The records above number `after`, ascending, without a gap; `chain` is the chain value of record `after`.
+
+    `complete`: files that end before that record are no loss.
+    """
     found: dict[int, tuple[LogFile, int]] = {}
     for file in files:
         for number, index in file.whole(max(after, 1)).items():
@@ -139,6 +140,8 @@ def records(data_dir: Path, files: list[LogFile], after: int, chain: bytes) -> l
         newest, chain = number, record.chain
     for file in files:
         _refuse_damage(data_dir, file, newest)
+    if not complete and len(files) == len(directory.LOG_NAMES):
+        _refuse_earlier(data_dir, files, after)
     return result
 
 
@@ -173,6 +176,20 @@ def _refuse_damage(data_dir: Path, file: LogFile, newest: int) -> None:
         missing = file.missing(start, head)
         if bad.issuperset(missing) and end - 1 not in missing:
             raise directory.damaged(file.path, f"record {head.number}, at byte {missing[0] * SECTOR_BYTES}")
+    last = file.heads[-1]
+    if last is not None and file.format > UNMARKED_END:
+        raise directory.damaged(file.path, f"cut short, behind record {last.number}")
+
+
+def _refuse_earlier(data_dir: Path, files: list[LogFile], after: int) -> None:
+    """Raises when the files hold records, but none as new as the newest one in the tables."""
+    newest = max(head.number for file in files for head in (*file.heads, Head(0, 0, 0, 0)) if head is not None)
+    # A bad sector may be of a newer one, which a crash tore and wrote over it.
+    if 0 < newest < after and not any(file.bad for file in files):
+        raise DataDirError(
+            f"{data_dir / 'lessor.log.*'}: the newest record is {newest}, but the tables have {after}: the files are "
+            "of different moments: put those that belong together back, or restore a backup"
+        )
 
 
 def _gap(data_dir: Path, number: int, newest: int) -> DataDirError:

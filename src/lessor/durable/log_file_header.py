@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 from lessor.durable.sectors import SECTOR_BYTES
 
 MAGIC: Final = b"lessor log\n".ljust(16, b"\0")
-FORMAT: Final = 1
+FORMAT: Final = 2
+UNMARKED_END: Final = 1  # the format whose last sector may belong to a record
 
 _HEADER: Final = struct.Struct("<16sII16s")  # magic, format, which of the files this is, id of the log
 _CHECKSUM_BYTES: Final = 4

@@ -6,7 +6,6 @@ Law: what is not of the right type and range is a damaged directory, said as suc
 It does not write; tables.py does.
 """
 
-import math
 import sqlite3
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,8 @@ from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.schema import ONE_LOG_VERSION
 
 _UINT64_MAX = 2**64 - 1
+_COUNT_MAX = 2**62  # of batches, records, revisions, terms: far from where sums leave 64 bits
+_CLOCK_S_MAX = 2.0**33  # 272 years; sums of it and a time to live are exact to a microsecond
 
 
 class LogPosition(NamedTuple):
@@ -40,7 +41,7 @@ def read(connection: sqlite3.Connection, path: Path) -> Meta:
 
     def whole(name: str, least: int) -> int:
         value = rows.get(name)
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or not least <= value <= _COUNT_MAX:
             raise directory.damaged(path, f"meta.{name} is {value!r}")
         return value
 
@@ -56,7 +57,7 @@ def read(connection: sqlite3.Connection, path: Path) -> Meta:
 
     clock = "clock_s" if whole("schema_version", 1) >= ONE_LOG_VERSION else "uptime_s"
     clock_s = rows.get(clock)
-    if not isinstance(clock_s, (int, float)) or not math.isfinite(clock_s) or clock_s < 0:
+    if not isinstance(clock_s, (int, float)) or not 0 <= clock_s <= _CLOCK_S_MAX:  # NaN is neither
         raise directory.damaged(path, f"meta.{clock} is {clock_s!r}")
     return Meta(
         cluster_id=identity("cluster_id"),
@@ -85,7 +86,7 @@ def read_log_position(connection: sqlite3.Connection, path: Path) -> LogPosition
         return value
 
     record = rows.get("record")
-    if not isinstance(record, int) or record < 0:
+    if not isinstance(record, int) or not 0 <= record <= _COUNT_MAX:
         raise directory.damaged(path, f"meta.record is {record!r}")
     return LogPosition(record, digest("chain", (CHAIN_BYTES,)), digest("log", (0, directory.LOG_ID_BYTES)))
 

@@ -207,9 +207,17 @@ class Tables:
             self._sync.synced = self.folded
 
     def keep_log_id(self, log_id: bytes) -> None:
-        """From here on the files of that log count. Raises `EngineError`."""
+        """From here on the files of that log count. Raises `EngineError`.
+
+        The id goes into the file itself: when SQLite's log is damaged before its first copy, it may not be lost with
+        all that only the log has.
+        """
         with self.writing(FULL, wait=True) as connection:
             schema.execute_rows(connection, schema.META, [("log", log_id.hex())])
+        with self.at_hand(FULL, wait=True) as connection:
+            busy, pages, copied = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy or pages != copied:
+            raise TablesLockedError(explain.locked(self._path))
 
     # --- sync -------------------------------------------------------------------------------------------------------
 
@@ -260,7 +268,10 @@ class Tables:
     def _wal_pages(self) -> int:
         """Pages in the log now; the log's size says how many there ever were. From the header of the wal-index."""
         assert self._wal_index is not None
-        return int.from_bytes(os.pread(self._wal_index, 4, _WAL_INDEX_PAGES_AT), sys.byteorder)
+        try:
+            return int.from_bytes(os.pread(self._wal_index, 4, _WAL_INDEX_PAGES_AT), sys.byteorder)
+        except OSError as error:
+            self.failure.raise_for(error)
 
     # --- space ------------------------------------------------------------------------------------------------------
 
@@ -274,9 +285,12 @@ class Tables:
         return self._pages("freelist_count")
 
     def size_bytes(self) -> int:
-        size = self._path.stat().st_size
-        with contextlib.suppress(FileNotFoundError):
-            size += os.stat(f"{self._path}-wal").st_size
+        try:
+            size = self._path.stat().st_size
+            with contextlib.suppress(FileNotFoundError):
+                size += os.stat(f"{self._path}-wal").st_size
+        except OSError as error:
+            raise EngineError(explain.system_error(error, self._path)) from error
         return size
 
     def in_use_bytes(self) -> int:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from lessor.durable import directory, log_file_header, snapshot_file, upkeep
+from lessor.durable import directory, log_file_header, opening, snapshot_file, upkeep
 from lessor.durable.engine import DataDirError
 from lessor.durable.file_engine import FileEngine
+from lessor.durable.opening import PAGE_BYTES
 from tests.faulty_disk import StatementFaults, WriteFaults
 from tests.unit.durable.engine_rows import batch, files, put, settle
 
@@ -72,8 +73,15 @@ def test_a_log_that_is_missing_after_a_crash_is_refused_until_a_person_says_so(c
     held_batch = b"in the log" in (crashed / name).read_bytes()
     (crashed / name).unlink()
     refused(crashed, f"{name}: missing, and the newest writes may be in it alone")
-    (crashed / name).touch()
+    refused_empty(crashed, name)
+    (crashed / name).write_text("lost\n")
     assert keys(crashed) == [b"in the tables"] + ([] if held_batch else [b"in the log"])
+
+
+def refused_empty(data_dir: Path, name: str) -> None:
+    """A file that was cut to nothing is no word of a person."""
+    (data_dir / name).touch()
+    refused(data_dir, f"{name}: damaged")
 
 
 def test_a_log_with_a_gap_is_refused_and_left_alone(crashed: Path) -> None:
@@ -104,16 +112,20 @@ def test_after_a_clean_stop_the_log_may_be_missing(crashed: Path) -> None:
 
 
 def test_a_log_of_an_earlier_run_does_not_count(crashed: Path) -> None:
-    """As when a person puts an old log back: its records are in the tables already."""
+    """As when a person puts an old log back. After an orderly stop its records are in the tables already."""
     old = {name: (crashed / name).read_bytes() for name in directory.LOG_NAMES}
     engine = FileEngine(crashed)
     engine.open((1, 2))
     engine.begin_term(2)
     engine.commit(batch(3, events=[put(4, b"newer")]))
     engine.flush()
+    shutil.copytree(crashed, crashed.with_name("killed"))
+    engine.commit(batch(4, clean=True))
     engine.close()
     for name, content in old.items():
         (crashed / name).write_bytes(content)
+        (crashed.with_name("killed") / name).write_bytes(content)
+    refused(crashed.with_name("killed"), "the newest record is 3, but the tables have 5: the files are of different")
     assert keys(crashed) == [b"in the tables", b"in the log", b"newer"]
 
 
@@ -163,9 +175,9 @@ def test_a_log_of_a_newer_format_is_refused_as_such(crashed: Path, monkeypatch: 
     shutil.copytree(crashed, crashed.with_name("record"))
     (crashed / "lessor.log.1").unlink()
     with monkeypatch.context() as future:
-        future.setattr("lessor.durable.log_file_header.FORMAT", 2)
+        future.setattr("lessor.durable.log_file_header.FORMAT", 3)
         (crashed / "lessor.log.0").write_bytes(future_file(crashed / "lessor.log.0"))
-    refused(crashed, r"lessor.log.0: written by a newer Lessor \(log format 2, this one knows 1\)")
+    refused(crashed, r"lessor.log.0: written by a newer Lessor \(log format 3, this one knows 2\)")
 
 
 def future_file(path: Path) -> bytes:
@@ -287,3 +299,37 @@ def test_an_idle_server_saves_its_clock_without_piling_up_or_writing_to_the_tabl
     engine = FileEngine(tmp_path / "crashed")
     assert engine.open((1, 2)).clock_s == 200.0
     engine.close()
+
+
+def test_sqlites_log_that_is_cut_after_a_first_run_is_made_good_from_the_log_or_refused(crashed: Path) -> None:
+    """The tables know their log even so: its id is in the file, not in SQLite's log."""
+    whole = (crashed / "lessor.db-wal").read_bytes()
+    page_bytes = PAGE_BYTES + 24
+    assert len(whole) >= 32 + 3 * page_bytes
+    (crashed / "lessor.db-wal").write_bytes(whole[: 32 + page_bytes])  # the new term, which trimmed the log
+    shutil.copytree(crashed, crashed.with_name("again"))
+    assert keys(crashed.with_name("again")) == [b"in the tables", b"in the log"]
+    (crashed / "lessor.db-wal").write_bytes(b"")
+    refused(crashed, "record 2 is there, but of those before it only the ones up to 0")
+
+
+def test_a_first_start_beside_a_reader_of_the_tables_waits_for_its_end_or_is_refused(
+    crashed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where SQLite's log cannot be copied into the file, the id of the log would be in SQLite's log alone."""
+    monkeypatch.setattr(opening, "BUSY_S", 0.01)
+    with contextlib.closing(sqlite3.connect(crashed / "lessor.db", isolation_level=None)) as person:
+        person.execute("UPDATE meta SET value = '' WHERE name = 'log'")
+        person.execute("BEGIN")
+        person.execute("SELECT count(*) FROM meta").fetchone()
+        with pytest.raises(DataDirError, match="locked by another program"):
+            FileEngine(crashed).open((1, 2))
+    assert keys(crashed) == [b"in the tables"]
+
+
+@pytest.mark.parametrize("name", ["clock_s", "record", "batch", "term", "compact_revision"])
+@pytest.mark.parametrize("value", [9e18, 9 * 10**18, -7, float("inf"), "text", None])
+def test_meta_values_that_cannot_be_are_refused(crashed: Path, name: str, value: object) -> None:
+    with contextlib.closing(sqlite3.connect(crashed / "lessor.db", isolation_level=None)) as person:
+        person.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
+    refused(crashed, f"damaged .meta.{name} is ")

@@ -47,10 +47,10 @@ class Fields:
 def sectors(path: Path, index: int, log_id: str) -> list[bytes]:
     data = path.read_bytes()
     assert len(data) >= 4 * 1024 * 1024
-    assert len(data) % (4 * 1024 * 1024) == 0 or data[-512:] == bytes(512)
+    assert data[-512:] == bytes(512)
     assert data[:16] == b"lessor log\n" + bytes(5)
     form, number, found, checksum = struct.unpack("<II16sI", data[16:44])
-    assert (form, number, found.hex()) == (1, index, log_id)
+    assert (form, number, found.hex()) == (2, index, log_id)
     assert checksum == zlib.crc32(data[:40])
     assert data[44:512] == bytes(468)
     return [data[at : at + 512] for at in range(512, len(data), 512)]

@@ -259,7 +259,7 @@ def test_sqlites_log_is_bounded_by_upkeep_or_by_commit(
         monkeypatch.setattr(file_log, "SEGMENT_BYTES", log_bytes // 2)
         engine.close()
         for name in ("lessor.log.0", "lessor.log.1"):
-            (data_dir / name).write_bytes(b"")  # to be made anew, and shorter
+            (data_dir / name).write_bytes(b"lost")  # to be made anew, and shorter
         engine.open(IDENTITY)
     log = data_dir / "lessor.db-wal"
     page_bytes = PAGE_BYTES + 24  # with the header that SQLite puts before each page of the log

@@ -19,7 +19,7 @@ from lessor.durable.file_engine import FileEngine
 from tests.faulty_disk import FSYNC_FAILED, Countdown, Later, PowerLoss, StatementFaults, run_at_once
 from tests.unit.durable.engine_rows import ALARM, IDENTITY, batch, put, rest, rest_a_step, settle
 
-FILE_BYTES = 4_608
+FILE_BYTES = 5_120
 VALUE = b"v" * 400  # a record takes two sectors, so four fill a file
 
 
