@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import bcrypt
 
 from lessor.base import errors, limits
+from lessor.server.observe.shortages import PASSWORDS, THREADS, Shortages
 
 T = TypeVar("T")
 Failed = Callable[[Exception], None]
@@ -49,8 +50,9 @@ class Job:
 class Passwords:
     """The threads and their work."""
 
-    def __init__(self, cost: int) -> None:
+    def __init__(self, cost: int, shortages: Shortages | None = None) -> None:
         """`cost`: bcrypt's, 4 to 31. Each step doubles the time."""
+        self._shortages = shortages or Shortages()
         self._cost = cost
         self._threads = ThreadPoolExecutor(limits.HASH_THREADS, thread_name_prefix="password")
         self._waiting = 0
@@ -99,10 +101,15 @@ class Passwords:
 
     def _submit(self, work: Callable[[], T], then: Callable[[T], None], failed: Failed) -> Job:
         if self._waiting >= limits.PASSWORDS_WAITING_MAX:
+            self._shortages.reached(PASSWORDS)
             raise errors.TOO_MANY_REQUESTS.error()
-        self._waiting += 1
         loop = asyncio.get_running_loop()
-        future = self._threads.submit(work)
+        try:
+            future = self._threads.submit(work)
+        except RuntimeError as error:  # no thread could be started
+            self._shortages.reached(THREADS, error=str(error))
+            raise errors.TOO_MANY_REQUESTS.error() from None
+        self._waiting += 1
         job = Job(future)
 
         def deliver(finished: "Future[T]") -> None:

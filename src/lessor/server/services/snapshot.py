@@ -26,6 +26,7 @@ from lessor.durable.engine import EngineError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import StreamCall
 from lessor.server.loop.core import Core
+from lessor.server.observe.shortages import SNAPSHOTS
 from lessor.server.services.snapshots import NAME, Snapshots, copy
 from lessor.server.version import ETCD_VERSION
 
@@ -72,6 +73,7 @@ class SnapshotStream:
         self._begun = True
         snapshots, metrics = self._snapshots, self._core.metrics
         if metrics.snapshots >= limits.SNAPSHOTS_MAX:
+            metrics.shortages.reached(SNAPSHOTS)
             raise errors.TOO_MANY_REQUESTS.error()
         metrics.snapshots += 1
         task = asyncio.get_running_loop().create_task(self._run(snapshots))
