@@ -44,7 +44,7 @@ from lessor.server.services.tokens import SimpleTokens, Tokens
 from lessor.server.tls.listeners import tls_for
 from lessor.server.tls.secure import Handshakes
 from lessor.server.transport.connection import Connection, Speak
-from lessor.server.transport.door import Accept, Door, files_for_clients
+from lessor.server.transport.door import Accept, Door, files_for_clients, files_limit
 from lessor.server.transport.speak import speak_to_clients, speak_to_monitors
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
@@ -82,7 +82,6 @@ class Server:
         self.handshakes: Handshakes | None = None  # None without a URL with TLS
         # Wraps the protocol of each accepted socket. Tests put faults there.
         self.in_front: Callable[[Accept], Accept] = lambda accept: accept
-        self._door: Door  # made anew whenever the server begins to listen
         self._stopping = asyncio.Event()
         self.addresses: list[tuple[str, int] | str] = []
 
@@ -153,7 +152,6 @@ class Server:
     async def listen(self) -> None:
         """Begins to listen, as `start` does, and again after `stop_listening`. Raises OptionError."""
         loop = asyncio.get_running_loop()
-        self._door = Door(self.core.metrics.shortages)
         for listen in self.options.listen_client_urls:
             await self._listen(loop, listen, "--listen-client-urls", speak_to_clients)
         for listen in self.options.listen_metrics_urls:
@@ -175,7 +173,7 @@ class Server:
         if listen.tls:
             assert self.handshakes is not None
             accept = self.handshakes.secured(connection)
-        accept = self._door.before(self.in_front(accept))
+        accept = Door(self.core.metrics.shortages).before(self.in_front(accept))
         try:
             if listen.unix_path:
                 _refuse_served_socket(listen)
@@ -362,7 +360,7 @@ def _raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # some systems name a hard limit that they do not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = files_limit()
     if limit < limits.FILES_FEW:
         log.warning(
             "few open files are allowed: each connection is one",

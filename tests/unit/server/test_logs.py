@@ -14,6 +14,7 @@ from lessor.server.observe.disk_space import DiskSpace
 from lessor.server.observe.logs import JsonFormatter, Sparing, printable
 from lessor.server.observe.metrics import Metrics
 from lessor.server.observe.shortages import ALL, DISK_SPACE, PASSWORDS, UNFINISHED, Shortages
+from lessor.server.transport import door
 from lessor.server.transport.door import Door, files_for_clients
 
 
@@ -127,13 +128,13 @@ def test_each_shortage_has_a_name_of_its_own_and_says_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("limit", "for_clients"), [(40, 30), (256, 192), (1_024, 960), (524_288, 524_288 - limits.FILES_RESERVED)]
 )
-def test_descriptors_are_kept_back(limit: int, for_clients: int, kept: Kept) -> None:
+def test_descriptors_are_kept_back(limit: int, for_clients: int, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "files_limit", lambda: limit)
     assert files_for_clients(limit) == for_clients
-    shortages = Shortages()
-    door = Door(shortages, limit)
-    assert door.admits(for_clients - 1)
+    entry = Door(Shortages())
+    assert entry.admits(for_clients - 1)
     assert not kept.lines
-    assert not door.admits(for_clients)
+    assert not entry.admits(for_clients)
     assert kept.lines[0]["limit"] == limit
 
 

@@ -11,6 +11,8 @@ just been accepted says how many descriptors are in use at least, whoever has th
 When the limit itself is reached, libuv closes what waits without a word. It never comes to that silently: the sockets
 before took the descriptors that are kept back, and each of these is told.
 
+The limit is asked for each time, so that a new one (prlimit) counts at once.
+
 Does not do: choosing whom to refuse. The last that came is closed, also when one client has taken all the others.
 """
 
@@ -25,19 +27,21 @@ from lessor.server.observe.shortages import OPEN_FILES, Shortages
 Accept = Callable[[], asyncio.Protocol]
 
 
+def files_limit() -> int:
+    """The limit of open files of this process."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def files_for_clients(limit: int) -> int:
     """How many descriptors connections leave in use at most, of a limit of open files. The rest is kept back."""
     return max(limit - limits.FILES_RESERVED, limit * 3 // 4)
 
 
 class Door:
-    """In front of all listeners of a server."""
+    """In front of a listener."""
 
-    def __init__(self, shortages: Shortages, limit: int | None = None) -> None:
-        """`limit`: of open files; None: that of this process."""
-        self.limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if limit is None else limit
+    def __init__(self, shortages: Shortages) -> None:
         self._shortages = shortages
-        self._files_max = files_for_clients(self.limit)
 
     def before(self, accept: Accept) -> Accept:
         """A factory of protocols: each is made by `accept` once its socket has been let in."""
@@ -45,9 +49,11 @@ class Door:
 
     def admits(self, descriptor: int) -> bool:
         """Whether a socket that has just been accepted may stay. Counts it if not."""
-        if descriptor < self._files_max:
+        limit = files_limit()
+        files_max = files_for_clients(limit)
+        if descriptor < files_max:
             return True
-        self._shortages.reached(OPEN_FILES, self.limit, kept_back=self.limit - self._files_max)
+        self._shortages.reached(OPEN_FILES, limit, kept_back=limit - files_max)
         return False
 
 
