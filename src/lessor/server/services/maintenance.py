@@ -11,6 +11,7 @@ reports an enabled downgrade until it is cancelled or the server stops, and noth
 """
 
 import asyncio
+import logging
 import re
 
 from google.protobuf.message import Message
@@ -25,6 +26,8 @@ from lessor.server.observe.health import alarm_name
 from lessor.server.services.later import Later
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 from lessor.state.digest import KvDigest
+
+log = logging.getLogger("lessor")
 
 _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?(?:-[0-9A-Za-z.-]+)?")
 
@@ -122,6 +125,7 @@ def defragment(core: Core, call: UnaryCall, _request: rpc_pb2.DefragmentRequest)
         try:
             await core.committer.defragment()
         except EngineError as error:
+            log.warning("defragmentation failed", extra={"error": str(error)})
             raise EtcdError(Code.UNKNOWN, str(error)) from None
         return rpc_pb2.DefragmentResponse().SerializeToString()
 

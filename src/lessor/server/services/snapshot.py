@@ -15,6 +15,7 @@ SHA-256 of the file, which `remaining_bytes` does not count.
 
 import asyncio
 import hashlib
+import logging
 import uuid
 from contextlib import suppress
 from typing import BinaryIO
@@ -29,6 +30,8 @@ from lessor.server.loop.core import Core
 from lessor.server.observe.shortages import SNAPSHOTS
 from lessor.server.services.snapshots import NAME, Snapshots, copy
 from lessor.server.version import ETCD_VERSION
+
+log = logging.getLogger("lessor")
 
 PIECE_BYTES = 32_768  # as in etcd
 READ_BYTES = 16 * PIECE_BYTES
@@ -90,10 +93,11 @@ class SnapshotStream:
             with await loop.run_in_executor(snapshots.threads, copy, snapshots.engine, path) as file:
                 await self._send_file(loop, snapshots, file)
             self._core.metrics.snapshot_s.observe(self._core.turn.now_s() - began_s)
-        except EngineError as problem:
-            error = EtcdError(Code.UNKNOWN, str(problem))
-        except OSError as problem:
-            error = EtcdError(Code.UNKNOWN, f"snapshot: {problem.strerror}")
+        except (EngineError, OSError) as problem:
+            text = str(problem) if isinstance(problem, EngineError) else f"snapshot: {problem.strerror}"
+            if not self._over:
+                log.warning("a snapshot failed", extra={"error": text})
+            error = EtcdError(Code.UNKNOWN, text)
         except Exception as problem:
             error = as_answer(problem, self._call.method.path)
         finally:
