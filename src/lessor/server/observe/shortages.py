@@ -26,7 +26,7 @@ class Shortage(NamedTuple):
     name: str
     text: str
     remedy: str
-    limit: int = 0  # 0: the caller of `reached` names it
+    limit: int = 0  # 0: the caller of `reached` names it, or nobody knows it
     level: int = logging.WARNING
 
 
@@ -117,7 +117,8 @@ class Shortages:
         self.counts[shortage] += 1
         left_out = self._sparing[shortage].take()
         if left_out is not None:
-            given: dict[str, Any] = {"limit": limit or shortage.limit, "remedy": shortage.remedy, **fields}
+            known = limit or shortage.limit
+            given: dict[str, Any] = {**({"limit": known} if known else {}), "remedy": shortage.remedy, **fields}
             if left_out:
                 given["times-since-last-line"] = left_out + 1
             log.log(shortage.level, shortage.text, extra=given, stacklevel=2)

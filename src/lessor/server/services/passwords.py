@@ -106,7 +106,9 @@ class Passwords:
         loop = asyncio.get_running_loop()
         try:
             future = self._threads.submit(work)
-        except RuntimeError as error:  # no thread could be started
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise  # the server has stopped
             self._shortages.reached(THREADS, error=str(error))
             raise errors.TOO_MANY_REQUESTS.error() from None
         self._waiting += 1
