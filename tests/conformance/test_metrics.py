@@ -80,6 +80,7 @@ def test_every_name_is_there(alone: Subject) -> None:
     assert names >= NAMES
     if alone.is_lessor:
         assert names >= {"lessor_leases", "lessor_lease_expiry_lateness_seconds_bucket", "lessor_connections"}
+        assert names >= {"lessor_limit_reached_total", "lessor_disk_free_bytes"}
 
 
 def let_one_end(subject: Subject) -> None:

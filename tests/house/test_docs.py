@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lessor.base import limits
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 # What can stand before a path in the documents: the tour names modules without src/lessor.
@@ -39,6 +41,13 @@ def test_links_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (document.parent / target).exists()] == []
+
+
+def test_limits_that_a_document_names_exist() -> None:
+    """In docs/security.md, whose tables stand on them: one that is renamed or dropped must not stay behind there."""
+    named_limits = re.findall(r"`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`", (ROOT / "docs" / "security.md").read_text())
+    assert len(named_limits) > 20
+    assert [name for name in named_limits if not hasattr(limits, name)] == []
 
 
 def test_the_search_finds_what_is_missing() -> None:

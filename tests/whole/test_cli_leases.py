@@ -82,7 +82,7 @@ def test_leases_at_length(filled: AnyServer, capfd: pytest.CaptureFixture[str]) 
     # Whatever a test machine took to get here: less than a hundred seconds.
     assert re.sub(r"\b[0-9]+\.[0-9]s", "_s", re.sub(" +", " ", out)).splitlines() == [
         "LEASE TTL REMAINING KEYS",
-        "0000000000000051 100s _s 1 job/\x1b[2J",
+        "0000000000000051 100s _s 1 job/\\x1b[2J",
         "0000000000000053 300s _s 0",
         "0000000000000052 500s _s 2 svc/a svc/b",
     ]

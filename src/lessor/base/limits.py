@@ -78,6 +78,16 @@ TCP_KEEPALIVE_PROBES = 3  # unanswered ones that end the connection: a peer that
 CONNECTION_LINGER_S = 1.0  # the time for a peer that was cut off while it was sending, to stop and read the reason
 HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 preface or a whole HTTP/1 head
 
+# --- descriptors, disk, logs ------------------------------------------------------------------------------------
+# Of the limit of open files, kept for what is no connection: the data, its snapshots, certificates. A connection that
+# would take one of these is closed at once. With a low limit it is a quarter of that instead, see door.py.
+FILES_RESERVED = 64
+FILES_FEW = 1_024  # a lower limit of open files is told at the start
+DISK_FREE_BYTES_LOW = 268_435_456  # less free space below the data directory is told: a few minutes of a busy server
+DISK_LOOK_S = 10.0  # how often the free space is looked at
+SHORTAGE_LOG_S = 10.0  # one line for each limit in so many seconds, however often it is reached
+LOG_TEXT_CHARACTERS_MAX = 1_024  # of a text in a line of the log, which a client may have chosen
+
 # --- TLS --------------------------------------------------------------------------------------------------------
 TLS_HANDSHAKE_S_MAX = 10.0  # from the socket to the end of the handshake; etcd's bound too
 TLS_HANDSHAKES_MAX = 1_000  # under way at once; beyond it the oldest of the address with the most is dropped

@@ -100,6 +100,8 @@ def words(error: "ClientError") -> str:
         return f"context deadline exceeded: {error}; {maybe}allow more with --command-timeout"
     if error.outcome_unknown:
         return f"{error}; it may have taken effect: look before you repeat it"
+    if isinstance(error, ConnectionLost) and error.taken:
+        return f"{error}; a server's log says why it closes connections, for instance for lack of open files"
     if isinstance(error, ConnectionLost):
         return f"{error}; is a server running there? --endpoints names another"
     return str(error)

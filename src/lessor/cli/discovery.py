@@ -8,10 +8,10 @@ order within each of the two is that of RFC 2782: by priority, and at random by 
 The resolver is dnspython's, which only this module needs: the extra `srv`.
 """
 
-import sys
 from typing import TYPE_CHECKING, cast
 
 from lessor.cli.failure import ERROR, Failure
+from lessor.cli.terminal import complain
 
 if TYPE_CHECKING:
     from dns.rdtypes.IN.SRV import SRV
@@ -33,7 +33,7 @@ def endpoints_of(domain: str, service_name: str = "", *, insecure: bool = True, 
             for record in _records(name, timeout_s):
                 endpoint = f"{scheme}://{record.target.to_text(omit_final_dot=True)}:{record.port}"
                 if scheme == "http" and not insecure:
-                    print(f'ignoring discovered insecure endpoint "{endpoint}"', file=sys.stderr)
+                    complain(f'ignoring discovered insecure endpoint "{endpoint}"')
                 else:
                     found.append(endpoint)
         except LookupError as error:

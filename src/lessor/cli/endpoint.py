@@ -6,7 +6,6 @@ and the exit code is 1.
 """
 
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,16 +17,13 @@ from lessor.cli.many import MAINTENANCE, call, check_format, one_by_one, size_te
 from lessor.cli.options import INT64, Command, Group, Settings, settings_of
 from lessor.cli.print_fields import header_lines
 from lessor.cli.print_json import plain
+from lessor.cli.terminal import complain
 
 FORMATS = ("simple", "json", "fields", "table")
 cluster_option = click.option(
     "--cluster", is_flag=True, help="Ask all members of the cluster, not the endpoints named."
 )
 any_arguments = click.argument("args", nargs=-1, metavar="")
-
-
-def complain(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _ask_all(every: list[Settings], question: Callable[[Settings], Any], what: str) -> tuple[list[Any], str]:

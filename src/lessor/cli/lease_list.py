@@ -25,6 +25,7 @@ from lessor.cli.options import Settings
 from lessor.cli.print_fields import header_lines
 from lessor.cli.print_json import base64_text, line, plain
 from lessor.cli.printer import Printer, id_text
+from lessor.cli.terminal import escaped
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient
@@ -132,7 +133,7 @@ def page_bytes(page: leases_pb2.LeaseListResponse, settings: Settings, *, decima
             lines += [f'"ID" : {shown}', f'"GrantedTTL" : {item.TTL}', f'"RemainingMs" : {item.remaining_ms}']
             lines += [f'"KeyCount" : {item.key_count}', *(f'"Key" : {quote(key)}' for key in item.keys)]
         return "".join(text + "\n" for text in lines).encode()
-    rows = [row_bytes(item, hex_escaped if settings.hexadecimal else bytes, decimal=decimal) for item in page.leases]
+    rows = [row_bytes(item, hex_escaped if settings.hexadecimal else escaped, decimal=decimal) for item in page.leases]
     return b"".join([head_bytes(decimal) if first else b"", *rows])
 
 

@@ -5,7 +5,6 @@ A lost connection is made again, and one line on stderr says so. Events from the
 far as a list of the leases shows them (see lease_follow.py).
 """
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +17,7 @@ from lessor.cli.lease_follow import Follower, resumed
 from lessor.cli.options import Command, Settings, settings_of
 from lessor.cli.print_json import line
 from lessor.cli.printer import id_text
+from lessor.cli.terminal import complain
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient, ClientError
@@ -45,7 +45,7 @@ def watch(ctx: click.Context, args: tuple[str, ...], decimal: bool) -> None:
 
 
 def say_lost(error: "ClientError") -> None:
-    print(f"connection lost, retrying: {error}", file=sys.stderr, flush=True)
+    complain(f"connection lost, retrying: {error}")
 
 
 def response_bytes(response: leases_pb2.LeaseWatchResponse, settings: Settings, decimal: bool) -> bytes:

@@ -14,6 +14,7 @@ import click
 
 from lessor.cli.failure import CLOSED_PIPE, CTRL_C, ERROR, Failure
 from lessor.cli.options import COMPLETION, Group, complaint
+from lessor.cli.terminal import complain
 
 
 def _lease() -> click.Command:
@@ -258,7 +259,7 @@ def run(line: list[str]) -> int:
 
 def _failed(text: str, exit_code: int) -> int:
     one_line = " ".join(text.splitlines())
-    print(f"Error: {one_line}", file=sys.stderr)
+    complain(f"Error: {one_line}")
     return exit_code
 
 

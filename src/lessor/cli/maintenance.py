@@ -6,12 +6,13 @@ from typing import Any
 import click
 
 from lessor.cli import notation, printing
-from lessor.cli.endpoint import any_arguments, cluster_option, complain
+from lessor.cli.endpoint import any_arguments, cluster_option
 from lessor.cli.failure import BAD_ARGS, ERROR, Failure
 from lessor.cli.many import MAINTENANCE, call, check_format, one_by_one, took_text
 from lessor.cli.options import Command, Group, Settings, settings_of
 from lessor.cli.print_fields import header_lines
 from lessor.cli.print_json import line, plain
+from lessor.cli.terminal import complain
 
 FORMATS = ("simple", "json", "fields", "protobuf")
 

@@ -16,6 +16,7 @@ from lessor.cli.notation import quote
 from lessor.cli.options import Command, Group, Settings, settings_of
 from lessor.cli.print_fields import header_lines
 from lessor.cli.print_json import line, plain
+from lessor.cli.terminal import word_text
 
 CHANGE_FORMATS = ("simple", "json", "protobuf")
 peer_urls_option = click.option("--peer-urls", default="", metavar="LIST", help="The member's peer URLs, with commas.")
@@ -69,9 +70,9 @@ def list_(ctx: click.Context, args: tuple[str, ...], consistency: str) -> None:
         [
             f"{member.ID:x}",
             "started" if member.name else "unstarted",
-            member.name,
-            ",".join(member.peerURLs),
-            ",".join(member.clientURLs),
+            word_text(member.name),
+            word_text(",".join(member.peerURLs)),
+            word_text(",".join(member.clientURLs)),
             "true" if member.isLearner else "false",
         ]
         for member in reply.members

@@ -37,7 +37,7 @@ _UNITS_NS = {
 _DURATION_PART = re.compile(r"([0-9]*)(\.?)([0-9]*)([^0-9.]*)")
 
 _ESCAPES = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
-_ESCAPES.update({'"': '\\"', "\\": "\\\\"})
+_QUOTE_ESCAPES = {'"': '\\"', "\\": "\\\\"}
 
 _TRUE = {"1", "t", "T", "true", "TRUE", "True"}
 _FALSE = {"0", "f", "F", "false", "FALSE", "False"}
@@ -147,13 +147,17 @@ def quote(raw: bytes) -> str:
 
 
 def _quoted(char: str) -> str:
-    escape = _ESCAPES.get(char)
-    if escape is not None:
-        return escape
-    if char.isprintable():
-        return char
+    if char in _QUOTE_ESCAPES:
+        return _QUOTE_ESCAPES[char]
+    return char if char.isprintable() else escaped_char(char)
+
+
+def escaped_char(char: str) -> str:
+    """A character that is not printable, as Go's %q has it; a byte that is not UTF-8 as surrogateescape marks it."""
     code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as surrogateescape marks it
+    if char in _ESCAPES:
+        return _ESCAPES[char]
+    if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
     if code < 0x20 or code == 0x7F:
         return f"\\x{code:02x}"

@@ -15,6 +15,7 @@ from lessor.cli.failure import BAD_FEATURE, Failure
 from lessor.cli.notation import quote
 from lessor.cli.options import Settings
 from lessor.cli.print_fields import FieldsPrinter
+from lessor.cli.terminal import word
 
 _FORMATS = ("simple", "json", "protobuf", "fields")
 
@@ -43,7 +44,7 @@ def show(settings: Settings, reply: Message, simple: bytes, fields: Iterable[str
 def permission_lines(role: bytes, permissions: Iterable[auth.Permission]) -> bytes:
     """The simple format of a role: the keys that it may read, the keys that it may write."""
     permissions = list(permissions)
-    lines = [b"Role " + role]
+    lines = [b"Role " + word(role)]
     for title, kinds in ((b"KV Read:", (auth.Permission.READ, auth.Permission.READWRITE)), _WRITE):
         lines.append(title)
         lines += [b"\t" + _range(one.key, one.range_end) for one in permissions if one.permType in kinds]
@@ -56,10 +57,12 @@ _WRITE = (b"KV Write:", (auth.Permission.WRITE, auth.Permission.READWRITE))
 def _range(key: bytes, range_end: bytes) -> bytes:
     from lessor.client import FROM_KEY, prefix_end
 
+    prefix = key and prefix_end(key) == range_end
+    key = word(key)
     if not range_end:
         return key
-    shown = b"[%s, <open ended>" % key if range_end == FROM_KEY else b"[%s, %s)" % (key, range_end)
-    return shown + b" (prefix %s)" % key if key and prefix_end(key) == range_end else shown
+    shown = b"[%s, <open ended>" % key if range_end == FROM_KEY else b"[%s, %s)" % (key, word(range_end))
+    return shown + b" (prefix %s)" % key if prefix else shown
 
 
 def permission_fields(permissions: Iterable[auth.Permission]) -> list[str]:

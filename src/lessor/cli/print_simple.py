@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The output format for people, `--write-out simple`: sentences about leases; keys and values on lines of their own.
 
-Keys and values are written as the bytes that they are, or escaped under --hex.
+Keys and values are written as the bytes that they are, or escaped under --hex. Keys are also escaped for a terminal;
+what else a terminal must not get, printing.py escapes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli.notation import hex_escaped
 from lessor.cli.printer import id_text, responses
+from lessor.cli.terminal import escaped
 
 
 class SimplePrinter:
-    def __init__(self, *, hexadecimal: bool = False, decimal: bool = False) -> None:
+    def __init__(self, *, hexadecimal: bool = False, decimal: bool = False, terminal: bool = False) -> None:
+        """`terminal`: whether the output goes to one."""
         self._hexadecimal = hexadecimal
+        self._show_key: Callable[[bytes], bytes] = hex_escaped if hexadecimal else escaped if terminal else bytes
+        self._show_keys_of_lease: Callable[[bytes], bytes] = escaped if terminal else bytes  # etcdctl: --hex or not
         self._decimal = decimal
 
     def grant(self, reply: rpc.LeaseGrantResponse) -> bytes:
@@ -35,7 +40,7 @@ class SimplePrinter:
             return f"lease {self._id(reply.ID)} already expired\n".encode()
         text = f"lease {self._id(reply.ID)} granted with TTL({reply.grantedTTL}s), remaining({reply.TTL}s)".encode()
         if keys:
-            text += b", attached keys([" + b" ".join(reply.keys) + b"])"
+            text += b", attached keys([" + b" ".join(map(self._show_keys_of_lease, reply.keys)) + b"])"
         return text + b"\n"
 
     def leases(self, reply: rpc.LeaseLeasesResponse) -> bytes:
@@ -67,6 +72,7 @@ class SimplePrinter:
     def _pairs(self, pairs: Iterable[mvcc.KeyValue], value_only: bool = False) -> bytes:
         lines = []
         for pair in pairs:
-            shown = (pair.value,) if value_only else (pair.key, pair.value)
-            lines += [hex_escaped(raw) if self._hexadecimal else raw for raw in shown]
+            if not value_only:
+                lines.append(self._show_key(pair.key))
+            lines.append(hex_escaped(pair.value) if self._hexadecimal else pair.value)
         return b"".join(line + b"\n" for line in lines)

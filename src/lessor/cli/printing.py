@@ -10,6 +10,7 @@ import sys
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli.failure import BAD_FEATURE, Failure
 from lessor.cli.printer import Printer
+from lessor.cli.terminal import LAYOUT, escaped
 
 
 class ProtobufPrinter:
@@ -61,7 +62,7 @@ def choose(output_format: str, *, hexadecimal: bool = False, decimal: bool = Fal
     if output_format == "simple":
         from lessor.cli.print_simple import SimplePrinter
 
-        return SimplePrinter(hexadecimal=hexadecimal, decimal=decimal)
+        return SimplePrinter(hexadecimal=hexadecimal, decimal=decimal, terminal=sys.stdout.isatty())
     if output_format == "json":
         from lessor.cli.print_json import JsonPrinter
 
@@ -78,6 +79,11 @@ def choose(output_format: str, *, hexadecimal: bool = False, decimal: bool = Fal
 
 
 def write(output: bytes) -> None:
-    """Writes to stdout, at once: a program that reads a watch may wait for this line."""
+    """Writes to stdout, at once: a program that reads a watch may wait for this line. A terminal gets no controls."""
+    write_controls(escaped(output, LAYOUT) if sys.stdout.isatty() else output)
+
+
+def write_controls(output: bytes) -> None:
+    """The same for output that steers the terminal itself."""
     sys.stdout.buffer.write(output)
     sys.stdout.buffer.flush()

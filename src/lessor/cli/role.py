@@ -12,6 +12,7 @@ from lessor.cli.failure import BAD_ARGS, Failure
 from lessor.cli.notation import quote
 from lessor.cli.options import Command, Group, settings_of
 from lessor.cli.print_auth import check_format, permission_fields, permission_lines, show
+from lessor.cli.terminal import word_text
 
 if TYPE_CHECKING:
     from lessor.api.proto import rpc_pb2 as rpc
@@ -88,7 +89,7 @@ def list_(ctx: click.Context, args: tuple[str, ...]) -> None:
     settings = settings_of(ctx)
     check_format(settings)
     reply = cast("rpc.AuthRoleListResponse", auth_call(settings, "RoleList", rpc_pb2.AuthRoleListRequest()))
-    simple = "".join(f"{name}\n" for name in reply.roles).encode()
+    simple = "".join(f"{word_text(name)}\n" for name in reply.roles).encode()
     names = "".join(f" {quote(name.encode())}" for name in reply.roles)
     printing.write(show(settings, reply, simple, [f'"Roles" :{names}']))
 

@@ -62,11 +62,11 @@ def top(ctx: click.Context, interval: float, prefix: str, decimal: bool) -> None
     from lessor.cli.tasks import cbreak
 
     with cbreak(sys.stdin.fileno()):
-        printing.write(OTHER_SCREEN)
+        printing.write_controls(OTHER_SCREEN)
         try:
             ask(settings, question, exit_code=INTERRUPTED)
         finally:
-            printing.write(BACK)
+            printing.write_controls(BACK)
 
 
 def quoted(key: bytes) -> bytes:
@@ -139,7 +139,7 @@ class View:
                     self.counts, self._since_s = [0, 0, 0], drawn_s
             lines = [line[: size.columns].encode() for line in frame.decode().split("\n")[:-1]]
             lines.append(b"q or Ctrl-C ends")
-            printing.write(HOME + b"".join(line + CLEAR_LINE + b"\r\n" for line in lines) + CLEAR_BELOW)
+            printing.write_controls(HOME + b"".join(line + CLEAR_LINE + b"\r\n" for line in lines) + CLEAR_BELOW)
             await sleep(interval_s)
 
     async def _page(self, client: "AsyncClient", rows: int) -> leases_pb2.LeaseListResponse:

@@ -17,6 +17,7 @@ from lessor.cli.auth import AUTH, auth_call, change, only
 from lessor.cli.failure import BAD_ARGS, Failure
 from lessor.cli.options import Command, Group, settings_of
 from lessor.cli.print_auth import check_format, permission_lines, show
+from lessor.cli.terminal import word_text
 
 if TYPE_CHECKING:
     from lessor.api.proto import rpc_pb2 as rpc
@@ -103,14 +104,14 @@ def get(ctx: click.Context, args: tuple[str, ...], detail: bool) -> None:
         printing.write(ask(settings, lambda client: _detail(client, name)))
         return
     reply = cast("rpc.AuthUserGetResponse", auth_call(settings, "UserGet", rpc_pb2.AuthUserGetRequest(name=name)))
-    roles = "".join(f" {role}" for role in reply.roles)
-    printing.write(show(settings, reply, f"User: {name}\nRoles:{roles}\n".encode()))
+    roles = "".join(f" {word_text(role)}" for role in reply.roles)
+    printing.write(show(settings, reply, f"User: {word_text(name)}\nRoles:{roles}\n".encode()))
 
 
 async def _detail(client: "AsyncClient", name: str) -> bytes:
     from lessor.api.proto import rpc_pb2
 
-    text = f"User: {name}\n".encode()
+    text = f"User: {word_text(name)}\n".encode()
     user: Any = await client.call(f"{AUTH}UserGet", rpc_pb2.AuthUserGetRequest(name=name))
     for role in user.roles:
         reply: Any = await client.call(f"{AUTH}RoleGet", rpc_pb2.AuthRoleGetRequest(role=role))
@@ -129,7 +130,7 @@ def list_(ctx: click.Context, args: tuple[str, ...]) -> None:
     settings = settings_of(ctx)
     check_format(settings, fields=False)
     reply = cast("rpc.AuthUserListResponse", auth_call(settings, "UserList", rpc_pb2.AuthUserListRequest()))
-    printing.write(show(settings, reply, "".join(f"{name}\n" for name in reply.users).encode()))
+    printing.write(show(settings, reply, "".join(f"{word_text(name)}\n" for name in reply.users).encode()))
 
 
 @click.command("passwd", cls=Command)

@@ -28,6 +28,7 @@ from lessor.cli.failure import BAD_ARGS, ERROR, INTERRUPTED, INVALID_INPUT, Fail
 from lessor.cli.notation import quote
 from lessor.cli.options import INT64, Command, read_own, settings_of
 from lessor.cli.printer import Printer
+from lessor.cli.terminal import complain
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient
@@ -91,7 +92,7 @@ async def show(reply: rpc.WatchResponse, printer: Printer, command: list[str]) -
         # The server refused the watch: the Go client keeps nothing else of its answer.
         reply = rpc.WatchResponse(canceled=True, cancel_reason=reply.cancel_reason)
     if reply.canceled:
-        print(f"watch was canceled ({why_canceled(reply)})", file=sys.stderr)
+        complain(f"watch was canceled ({why_canceled(reply)})")
     elif not reply.events and reply.header.revision:
         printing.write(b"progress notify: %d\n" % reply.header.revision)
     printing.write(printer.watch(reply))
@@ -109,7 +110,7 @@ async def show(reply: rpc.WatchResponse, printer: Printer, command: list[str]) -
             code, said = 1, f"exec: {quote(os.fsencode(command[0]))}: {(error.strerror or str(error)).lower()}"
         if code:
             named = " ".join(quote(os.fsencode(word)) for word in command)
-            print(f"command [{named}] error ({said})", file=sys.stderr)
+            complain(f"command [{named}] error ({said})")
             raise click.exceptions.Exit(ERROR)
 
 
@@ -179,7 +180,7 @@ async def from_lines(client: "AsyncClient", printer: Printer, progress_notify: b
                 continue
             complaint = _not_a_watch(line, said)
             if complaint:
-                print(complaint, file=sys.stderr)
+                complain(complaint)
                 continue
             args, command = split_command(said[1:])
             flags = read_own(watch, args)
@@ -191,7 +192,7 @@ async def from_lines(client: "AsyncClient", printer: Printer, progress_notify: b
             except Failure as failure:
                 if failure.text != RANGE_AND_PREFIX:
                     raise
-                print(f"Invalid command {line} ({failure.text})", file=sys.stderr)
+                complain(f"Invalid command {line} ({failure.text})")
                 continue
             start(follow(client, range_, revision, flags, printer, command))
         raise Failure(INVALID_INPUT, "error reading watch request line: EOF")

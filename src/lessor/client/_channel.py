@@ -211,6 +211,7 @@ class Channel:
         """To the first endpoint that takes the connection, in order, beginning with the one that worked last."""
         count = len(self.endpoints)
         reasons = []
+        taken = False
         for turn in range(count):
             index = (self._first + turn) % count
             endpoint = self.endpoints[index]
@@ -220,11 +221,13 @@ class Channel:
             except TimeoutError:
                 reasons.append(f"{endpoint.text}: no connection within {self._connect_timeout_s:g} s")
             except OSError as error:
+                taken = taken or (isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError))
                 reasons.append(f"{endpoint.text}: {_reason(error)}")
             else:
                 self._first = index
                 return connection
-        raise ConnectionLost(f"cannot connect to {'; '.join(reasons)}", endpoint=self.endpoints[self._first].text)
+        text = f"cannot connect to {'; '.join(reasons)}"
+        raise ConnectionLost(text, endpoint=self.endpoints[self._first].text, taken=taken)
 
     async def _open(self, endpoint: Endpoint) -> Connection:
         loop = asyncio.get_running_loop()

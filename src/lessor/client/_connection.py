@@ -143,10 +143,14 @@ class Connection(asyncio.Protocol):
         self._lost_by = error = error or self._lost_by
         if self._look_timer is not None:
             self._look_timer.cancel()
+        words = reason_of(error) if isinstance(error, ssl.SSLError) else error
+        if not self._heard.is_set():
+            reason = "the connection was taken, and closed"
+            reason += f" ({words})" if error is not None else ""
+        else:
+            reason = "the server closed the connection" if error is None else f"connection lost ({words})"
         self._heard.set()
         self._writable.set()
-        words = reason_of(error) if isinstance(error, ssl.SSLError) else error
-        reason = "the server closed the connection" if error is None else f"connection lost ({words})"
         for call in list(self.calls):
             call.end_with_connection(reason)
         if not self._closed.done():
@@ -399,7 +403,7 @@ class Call(Generic[Reply]):
         """The connection is gone, and the call with it; `reason` for the error's text."""
         endpoint = self.connection.endpoint.text
         text = f"{endpoint}: {reason} before the answer came"
-        self._finish(ConnectionLost(text, endpoint=endpoint, outcome_unknown=self._outcome(True)))
+        self._finish(ConnectionLost(text, endpoint=endpoint, taken=True, outcome_unknown=self._outcome(True)))
 
     # --- inside -------------------------------------------------------------------------------------------------
 

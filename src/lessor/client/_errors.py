@@ -102,13 +102,17 @@ class LoginFailed(ServerError):  # noqa: N818 - it says what happened
 
 
 class ConnectionLost(ClientError):  # noqa: N818 - it says what happened
-    """No connection could be made, or it ended before the answer came. `endpoint`: where it led or should have led."""
+    """No connection could be made, or it ended before the answer came. `endpoint`: where it led or should have led.
+
+    `taken`: whether something listens there that took the connection and then ended it. False: nothing is known of it.
+    """
 
     blame = Blame.NETWORK
 
-    def __init__(self, text: str, *, endpoint: str, outcome_unknown: bool = False) -> None:
+    def __init__(self, text: str, *, endpoint: str, taken: bool = False, outcome_unknown: bool = False) -> None:
         super().__init__(text, outcome_unknown=outcome_unknown)
         self.endpoint = endpoint
+        self.taken = taken
 
 
 class CallTimeout(ClientError):  # noqa: N818 - it says what happened

@@ -7,6 +7,7 @@ both, so that there is no doubt which one counts.
 
 import asyncio
 import copy
+import errno
 import logging
 import os
 import signal
@@ -230,3 +231,35 @@ def _listen_metrics(urls: str | None) -> tuple[Listen, ...]:
 def _stop_on_signals(loop: asyncio.AbstractEventLoop, server: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.request_stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, for us too
+        hang_up = _HangUp(server, had_terminal=_terminal_is_there())
+        loop.add_signal_handler(signal.SIGHUP, hang_up.on_signal)
+
+
+class _HangUp:
+    """SIGHUP: the terminal has closed, or somebody asks us to read our files again, as is the custom of daemons."""
+
+    def __init__(self, server: Any, had_terminal: bool) -> None:
+        self._server = server
+        self._had_terminal = had_terminal
+        self._stopping = False
+
+    def on_signal(self) -> None:
+        if self._stopping:
+            return  # the kernel and the shell both send the signal when a terminal closes: one is enough
+        if self._had_terminal and not _terminal_is_there():
+            self._stopping = True
+            log.warning("SIGHUP: the terminal has closed; stopping", extra={"remedy": "start the server with nohup"})
+            self._server.request_stop()
+        else:
+            log.info("SIGHUP: going on; certificates are read again if they have changed. SIGTERM stops the server")
+            self._server.read_certificates()
+
+
+def _terminal_is_there() -> bool:
+    """Whether the process has a controlling terminal that is still connected."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno not in (errno.ENXIO, errno.EIO, errno.ENODEV, errno.ENOENT)
+    return True

@@ -32,7 +32,9 @@ from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
 from lessor.server.loop.release import Gate
 from lessor.server.loop.turn import Turn
+from lessor.server.observe.disk_space import DiskSpace
 from lessor.server.observe.metrics import Metrics
+from lessor.server.observe.shortages import OPEN_FILES, QUOTA
 from lessor.server.options import Listen, OptionError, Options, parse_auth_token
 from lessor.server.services.compactor import Compactor
 from lessor.server.services.passwords import Passwords
@@ -42,6 +44,7 @@ from lessor.server.services.tokens import SimpleTokens, Tokens
 from lessor.server.tls.listeners import tls_for
 from lessor.server.tls.secure import Handshakes
 from lessor.server.transport.connection import Connection, Speak
+from lessor.server.transport.door import Accept, Door, files_for_clients, files_limit
 from lessor.server.transport.speak import speak_to_clients, speak_to_monitors
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
@@ -59,8 +62,6 @@ SWITCH_INTERVAL_S = 0.0002
 # The collector looks at new objects after 1,000 more of them, at survivors after eleven such looks, and at all that is
 # not frozen after three looks of the second kind. The third kind, on some 30,000 objects, takes 4 ms at most.
 GC_THRESHOLDS = (1_000, 10, 2)
-
-Accept = Callable[[], asyncio.Protocol]
 
 
 class Server:
@@ -93,12 +94,12 @@ class Server:
             # The engine belongs to its thread from the first call on.
             machine, clock_s = self._committer.call(self._open)
             # After the data is open: --auto-tls keeps its certificate in the data directory.
-            self.handshakes = tls_for(self.options)
+            metrics = Metrics()
+            self.handshakes = tls_for(self.options, metrics.shortages)
         except BaseException:
             self._committer.close()
             raise
         gate = Gate(durable=machine.journal.number - 1)
-        metrics = Metrics()
         turn = Turn(machine, gate, self._committer, self._clock, clock_s, metrics.expiry)
         data_dir = Path(self.options.data_dir)
         remove_leftovers(data_dir)
@@ -107,7 +108,7 @@ class Server:
             machine,
             turn,
             self._tokens,
-            Passwords(self.options.bcrypt_cost),
+            Passwords(self.options.bcrypt_cost, metrics.shortages),
             Snapshots(self._engine, data_dir),
         )
         handlers = self.services.handlers()
@@ -145,6 +146,7 @@ class Server:
         turn.start(loop, self._stop_unanswered)
         self._notify_progress(loop)
         Compactor(self.core, self.options).start(loop)
+        DiskSpace(self.options.data_dir, self.core.metrics).start(loop)
         await self.listen()
 
     async def listen(self) -> None:
@@ -171,7 +173,7 @@ class Server:
         if listen.tls:
             assert self.handshakes is not None
             accept = self.handshakes.secured(connection)
-        accept = self.in_front(accept)
+        accept = Door(self.core.metrics.shortages).before(self.in_front(accept))
         try:
             if listen.unix_path:
                 _refuse_served_socket(listen)
@@ -194,6 +196,11 @@ class Server:
         await self._stopping.wait()
         await self.stop()
         return self.exit_code
+
+    def read_certificates(self) -> None:
+        """Reads the certificates again if they have changed, as each handshake does. Safe in a signal handler."""
+        if self.handshakes is not None:
+            self.handshakes.files.current()
 
     def request_stop(self) -> None:
         """Ends `serve`. Safe in a signal handler of the loop. A second call ends the process at once.
@@ -295,7 +302,7 @@ class Server:
         identity = core.machine.identity
         space = (identity.member_id, rpc_pb2.NOSPACE)
         if space not in core.machine.alarms and not self._committer.failed:
-            log.error("database space exceeded", extra={"quota_backend_bytes": self.options.quota_backend_bytes})
+            core.metrics.shortages.reached(QUOTA, self.options.quota_backend_bytes)
             raised = rpc_pb2.AlarmRequest(
                 action=rpc_pb2.AlarmRequest.ACTIVATE, memberID=identity.member_id, alarm=rpc_pb2.NOSPACE
             )
@@ -353,6 +360,12 @@ def _raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # some systems name a hard limit that they do not grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = files_limit()
+    if limit < limits.FILES_FEW:
+        log.warning(
+            "few open files are allowed: each connection is one",
+            extra={"limit": limit, "for-connections-and-data": files_for_clients(limit), "remedy": OPEN_FILES.remedy},
+        )
 
 
 def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, Server], None]) -> int:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lessor.server.observe.shortages import Shortages
 from lessor.server.options import OptionError, Options, TlsOptions, parse_listen_url
 from lessor.server.tls import listeners, peer, revocation, self_signed
 from lessor.server.tls.context import CredentialFiles, load
@@ -342,7 +343,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_without_a_secure_url_no_file_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tls = TlsOptions(cert_file="not there", key_file="nor this", client_cert_auth=True)
-    assert listeners.tls_for(Options(data_dir=str(tmp_path), tls=tls)) is None
+    assert listeners.tls_for(Options(data_dir=str(tmp_path), tls=tls), Shortages()) is None
     said = warnings(caplog)
     assert said == [
         "scheme is http or unix while key and cert files are present; ignoring key and cert files",
@@ -351,7 +352,7 @@ def test_without_a_secure_url_no_file_is_read(tmp_path: Path, caplog: pytest.Log
 
 
 def test_without_tls_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert listeners.tls_for(Options(data_dir=str(tmp_path))) is None
+    assert listeners.tls_for(Options(data_dir=str(tmp_path)), Shortages()) is None
     assert caplog.records == []
 
 
@@ -359,6 +360,9 @@ def test_given_certificates_win_over_made_ones(tmp_path: Path, caplog: pytest.Lo
     made = auto(tmp_path)
     given_ones = options(tmp_path, auto=True)
     listen = made.listen_client_urls
-    assert listeners.tls_for(Options(data_dir=str(tmp_path), listen_client_urls=listen, tls=given_ones)) is not None
+    assert (
+        listeners.tls_for(Options(data_dir=str(tmp_path), listen_client_urls=listen, tls=given_ones), Shortages())
+        is not None
+    )
     assert warnings(caplog) == ["ignoring client auto TLS since certs given"]
     assert not (tmp_path / "fixtures").exists()

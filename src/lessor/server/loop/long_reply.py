@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from lessor.api.methods import Method
 from lessor.base import limits
 from lessor.server.loop.bugs import as_answer
+from lessor.server.observe.shortages import LONG_REPLIES, Shortages
 
 
 class Answered(Protocol):
@@ -36,16 +37,20 @@ class Answered(Protocol):
 class LongReplies:
     """The long replies of a server. Each keeps the data that it shows: hence LONG_REPLIES_MAX."""
 
-    __slots__ = ("_waiting", "lock")
+    __slots__ = ("_shortages", "_waiting", "lock")
 
-    def __init__(self) -> None:
+    def __init__(self, shortages: Shortages) -> None:
+        self._shortages = shortages
         self.lock = asyncio.Lock()
         self._waiting = 0
 
     @property
     def full(self) -> bool:
         """Whether one more reply has to be made at once. It then counts among the bytes that its peer has not taken."""
-        return self._waiting >= limits.LONG_REPLIES_MAX
+        full = self._waiting >= limits.LONG_REPLIES_MAX
+        if full:
+            self._shortages.reached(LONG_REPLIES)
+        return full
 
     def begin(self, call: Answered, pieces: Iterator[bytes]) -> "LongReply":
         """Answers `call` with all `pieces` joined, or with the EtcdError that is raised while a piece is made."""

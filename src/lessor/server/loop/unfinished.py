@@ -15,6 +15,7 @@ from typing import Protocol
 
 from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
+from lessor.server.observe.shortages import UNFINISHED, Shortages
 
 
 class Holder(Protocol):
@@ -28,9 +29,10 @@ class Holder(Protocol):
 class Unfinished:
     """The count. One per server."""
 
-    __slots__ = ("_by_holder", "_connection_bytes_max", "total_bytes")
+    __slots__ = ("_by_holder", "_connection_bytes_max", "_shortages", "total_bytes")
 
-    def __init__(self, message_bytes_max: int) -> None:
+    def __init__(self, message_bytes_max: int, shortages: Shortages | None = None) -> None:
+        self._shortages = shortages or Shortages()
         self._by_holder: dict[Holder, int] = {}
         self._connection_bytes_max = max(limits.UNFINISHED_CONNECTION_BYTES_MAX, 2 * message_bytes_max)
         self.total_bytes = 0
@@ -52,6 +54,7 @@ class Unfinished:
         while held.get(holder, 0) > self._connection_bytes_max:
             holder.refuse_unfinished(_too_much("this connection", self._connection_bytes_max))
         while self.total_bytes > limits.UNFINISHED_BYTES_MAX:
+            self._shortages.reached(UNFINISHED)
             max(held, key=held.__getitem__).refuse_unfinished(_too_much("all connections", limits.UNFINISHED_BYTES_MAX))
 
 

@@ -118,6 +118,7 @@ class Exposition:
         yield _histogram("etcd_disk_backend_defrag_duration_seconds", text, committer.defragment_s)
         yield _gauge("etcd_disk_defrag_inflight", "Whether the data is being defragmented.", committer.defragmenting)
         yield _histogram("etcd_disk_backend_snapshot_duration_seconds", "How long snapshots took.", metrics.snapshot_s)
+        yield _gauge("lessor_disk_free_bytes", "Free space below the data directory.", metrics.disk_free_bytes)
         rows = self._observed.machine.journal.row_count
         yield _gauge("lessor_open_batch_rows", "Rows that wait for the next commit.", rows)
 
@@ -145,6 +146,10 @@ class Exposition:
             alarms.add_metric([f"{member:x}", alarm_name(kind)], 1)
         yield alarms
         yield _gauge("lessor_connections", "Client connections.", metrics.connections)
+        reached = CounterMetricFamily("lessor_limit_reached", "How often a limit was reached.", labels=["limit"])
+        for shortage, count in metrics.shortages.counts.items():
+            reached.add_metric([shortage.name], count)
+        yield reached
         name = "etcd_network_client_grpc_received_bytes"
         yield _counter(name, "Bytes received from gRPC clients.", metrics.grpc_received_bytes)
         yield _counter("etcd_network_client_grpc_sent_bytes", "Bytes sent to gRPC clients.", metrics.grpc_sent_bytes)

@@ -1,12 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured logs: one JSON object per line on standard error, with etcd's field names."""
+"""Structured logs: one JSON object per line on standard error, with etcd's field names.
+
+Laws
+- A line holds printable characters only, whatever a client has named itself: any other character is written as JSON
+  writes it, `\\u202e` for instance, so that a program that reads the line gets the text unchanged, and a terminal or a
+  pager that shows it is not steered.
+- A text that a call passed as a field is cut at LOG_TEXT_CHARACTERS_MAX: a client's name must not fill the disk.
+- A line that clients can cause as often as they like is written through a `Sparing`.
+"""
 
 import json
 import logging
+import math
+import re
 from datetime import UTC, datetime
+from typing import Any
+
+from lessor.base import limits
+from lessor.base.clock import Clock, MonotonicClock
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 LEVELS = ("debug", "info", "warn", "error", "panic", "fatal")
+# The loop and its threads log what nobody handled under names of their own.
+_LOGGERS = ("lessor", "asyncio", "concurrent.futures")
+
+# Covers all that `str.isprintable` refuses, and more: only such a run of characters is looked at one by one.
+_SUSPECT = re.compile(r"[^ -~]+")
 
 
 class JsonFormatter(logging.Formatter):
@@ -21,17 +40,74 @@ class JsonFormatter(logging.Formatter):
             "caller": f"{record.module}.py:{record.lineno}",
             "msg": record.getMessage(),
         }
-        line.update((name, value) for name, value in record.__dict__.items() if name not in _STANDARD)
+        line.update((name, _cut(value)) for name, value in record.__dict__.items() if name not in _STANDARD)
         if record.exc_info:
             line["stacktrace"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return printable(json.dumps(line, default=lambda value: _cut(str(value)), ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    r"""The text with each character that is not printable as \uXXXX, and one beyond U+FFFF as two of them, as in JSON.
+
+    Unprintable are: control characters, marks that turn the direction of writing, characters without a width, line
+    separators, halves of surrogate pairs, and what Unicode has not assigned. In a JSON text they are in strings only,
+    so that the text means the same afterwards.
+    """
+    return text if text.isprintable() else _SUSPECT.sub(_escape_run, text)
+
+
+def _escape_run(match: re.Match[str]) -> str:
+    return "".join(char if char.isprintable() else _escaped(char) for char in match[0])
+
+
+def _escaped(char: str) -> str:
+    units = char.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+def _cut(value: Any) -> Any:
+    most = limits.LOG_TEXT_CHARACTERS_MAX
+    if not isinstance(value, str) or len(value) <= most:
+        return value
+    return f"{value[:most]}... ({len(value) - most} more characters)"
+
+
+class Sparing:
+    """Decides which of many equal lines are logged: `lines_max` in each `period_s` seconds, and then the next one."""
+
+    __slots__ = ("_clock", "_from_s", "_left_out", "_lines_max", "_period_s", "_written")
+
+    def __init__(self, lines_max: int, period_s: float, clock: Clock | None = None) -> None:
+        self._lines_max = lines_max
+        self._period_s = period_s
+        self._clock = clock or MonotonicClock()
+        self._from_s = -math.inf
+        self._written = 0
+        self._left_out = 0
+
+    def take(self, now_s: float | None = None) -> int | None:
+        """Counts one occasion. Returns None to be silent, otherwise how many were passed over since the last line.
+
+        `now_s`: the instant, for a caller with a clock of its own.
+        """
+        now_s = self._clock.now_s() if now_s is None else now_s
+        if now_s - self._from_s >= self._period_s:
+            self._from_s, self._written = now_s, 0
+        if self._written >= self._lines_max:
+            self._left_out += 1
+            return None
+        self._written += 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out
 
 
 def set_up(level: str) -> None:
     """Sends the records of the `lessor` logger from `level` (one of LEVELS) upwards to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
-    logger = logging.getLogger("lessor")
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel({"warn": "WARNING", "panic": "CRITICAL", "fatal": "CRITICAL"}.get(level, level.upper()))
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+    least = {"warn": "WARNING", "panic": "CRITICAL", "fatal": "CRITICAL"}.get(level, level.upper())
+    logging.getLogger("lessor").setLevel(least)

@@ -8,6 +8,7 @@ from lessor.api.methods import Method
 from lessor.base import limits
 from lessor.base.errors import Code
 from lessor.server.observe.histogram import Histogram
+from lessor.server.observe.shortages import Shortages
 
 _LATENESS_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SNAPSHOT_BUCKETS_S = tuple(0.01 * 2**power for power in range(17))
@@ -77,6 +78,8 @@ class Metrics:
         self.checks: Counter[tuple[str, str, bool]] = Counter()  # of /livez and /readyz: page, check, outcome
         self.lateness = Histogram(_LATENESS_BUCKETS_S)
         self.snapshots = 0  # under way
+        self.shortages = Shortages()
+        self.disk_free_bytes = 0  # below the data directory; 0 until it was looked at
         self.snapshot_s = Histogram(_SNAPSHOT_BUCKETS_S)
 
     def calls(self, method: Method, client_api_version: bytes) -> CallCounts:

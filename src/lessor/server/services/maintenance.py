@@ -10,6 +10,11 @@ There is one member, which leads, so MoveLeader has no other target. There is no
 reports an enabled downgrade until it is cancelled or the server stops, and nothing else changes.
 """
 
+<<<<<<< HEAD
+=======
+import asyncio
+import logging
+>>>>>>> h12-silence
 import re
 
 from google.protobuf.message import Message
@@ -23,6 +28,8 @@ from lessor.server.loop.core import Core
 from lessor.server.observe.health import alarm_name
 from lessor.server.services.later import Later
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
+
+log = logging.getLogger("lessor")
 
 _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?(?:-[0-9A-Za-z.-]+)?")
 
@@ -84,6 +91,7 @@ def defragment(core: Core, call: UnaryCall, _request: rpc_pb2.DefragmentRequest)
         try:
             await core.committer.defragment()
         except EngineError as error:
+            log.warning("defragmentation failed", extra={"error": str(error)})
             raise EtcdError(Code.UNKNOWN, str(error)) from None
         return rpc_pb2.DefragmentResponse().SerializeToString()
 

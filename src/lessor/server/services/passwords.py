@@ -25,7 +25,11 @@ from typing import Any
 import bcrypt
 
 from lessor.base import errors, limits
+<<<<<<< HEAD
 from lessor.server.loop.fair_queue import FairQueue, Peer
+=======
+from lessor.server.observe.shortages import PASSWORDS, THREADS, Shortages
+>>>>>>> h12-silence
 
 Failed = Callable[[Exception], None]
 
@@ -54,8 +58,9 @@ class Job:
 class Passwords:
     """The threads and their work."""
 
-    def __init__(self, cost: int) -> None:
+    def __init__(self, cost: int, shortages: Shortages | None = None) -> None:
         """`cost`: bcrypt's, 4 to 31. Each step doubles the time."""
+        self._shortages = shortages or Shortages()
         self._cost = cost
         self._threads = ThreadPoolExecutor(limits.HASH_THREADS, "password", _step_back)
         self._queue: FairQueue[Job] = FairQueue()
@@ -109,6 +114,7 @@ class Passwords:
 
     # --- between threads and loop ---
 
+<<<<<<< HEAD
     def _begin(self, job: Job, peer: Peer) -> Job:
         self._queue.add(job, peer)
         if self.waiting > limits.PASSWORDS_WAITING_MAX:
@@ -119,6 +125,22 @@ class Passwords:
             refused.failed(errors.TOO_MANY_REQUESTS.error())
         self._feed()
         return job
+=======
+    def _submit(self, work: Callable[[], T], then: Callable[[T], None], failed: Failed) -> Job:
+        if self._waiting >= limits.PASSWORDS_WAITING_MAX:
+            self._shortages.reached(PASSWORDS)
+            raise errors.TOO_MANY_REQUESTS.error()
+        loop = asyncio.get_running_loop()
+        try:
+            future = self._threads.submit(work)
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise  # the server has stopped
+            self._shortages.reached(THREADS, error=str(error))
+            raise errors.TOO_MANY_REQUESTS.error() from None
+        self._waiting += 1
+        job = Job(future)
+>>>>>>> h12-silence
 
     def _feed(self) -> None:
         """Gives the threads what they can work on now."""

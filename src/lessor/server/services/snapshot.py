@@ -31,6 +31,7 @@ from lessor.durable.engine import EngineError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import StreamCall
 from lessor.server.loop.core import Core
+from lessor.server.observe.shortages import SNAPSHOTS
 from lessor.server.services.snapshots import NAME, Snapshots, copy
 from lessor.server.version import ETCD_VERSION
 
@@ -83,7 +84,12 @@ class SnapshotStream:
         self._begun = True
         snapshots, metrics = self._snapshots, self._core.metrics
         if metrics.snapshots >= limits.SNAPSHOTS_MAX:
+<<<<<<< HEAD
             _make_room(snapshots)
+=======
+            metrics.shortages.reached(SNAPSHOTS)
+            raise errors.TOO_MANY_REQUESTS.error()
+>>>>>>> h12-silence
         metrics.snapshots += 1
         snapshots.streams.add(self)
         task = asyncio.get_running_loop().create_task(self._run(snapshots))
@@ -101,10 +107,11 @@ class SnapshotStream:
             with await copying as file:
                 await self._send_file(loop, snapshots, file)
             self._core.metrics.snapshot_s.observe(self._core.turn.now_s() - began_s)
-        except EngineError as problem:
-            error = EtcdError(Code.UNKNOWN, str(problem))
-        except OSError as problem:
-            error = EtcdError(Code.UNKNOWN, f"snapshot: {problem.strerror}")
+        except (EngineError, OSError) as problem:
+            text = str(problem) if isinstance(problem, EngineError) else f"snapshot: {problem.strerror}"
+            if not self._over:
+                log.warning("a snapshot failed", extra={"error": text})
+            error = EtcdError(Code.UNKNOWN, text)
         except Exception as problem:
             error = as_answer(problem, self._call.method.path)
         finally:

@@ -4,6 +4,7 @@
 import dataclasses
 import logging
 
+from lessor.server.observe.shortages import Shortages
 from lessor.server.options import Options
 from lessor.server.tls import self_signed
 from lessor.server.tls.context import CredentialFiles
@@ -12,7 +13,7 @@ from lessor.server.tls.secure import Handshakes
 log = logging.getLogger("lessor")
 
 
-def tls_for(options: Options) -> Handshakes | None:
+def tls_for(options: Options, shortages: Shortages) -> Handshakes | None:
     """Reads the certificates, or makes one for --auto-tls. Returns None when no URL has TLS.
 
     Raises OptionError when a file cannot be used. When certificates are given and a URL has no TLS, logs etcd's
@@ -35,4 +36,5 @@ def tls_for(options: Options) -> Handshakes | None:
     elif tls.auto:
         cert_file, key_file = self_signed.files(options)
         tls = dataclasses.replace(tls, cert_file=cert_file, key_file=key_file)
-    return Handshakes(CredentialFiles(tls), tls.client_cert_allowed_hostnames, tls.client_cert_auth)
+    files = CredentialFiles(tls)
+    return Handshakes(files, tls.client_cert_allowed_hostnames, tls.client_cert_auth, shortages)

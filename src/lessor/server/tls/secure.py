@@ -26,8 +26,13 @@ from typing import Any, cast
 
 from lessor.base import limits
 from lessor.base.tls_errors import reason_of
+<<<<<<< HEAD
 from lessor.server.loop.fair_queue import FairQueue, Peer
 from lessor.server.loop.peer_address import address_of
+=======
+from lessor.server.observe.logs import Sparing
+from lessor.server.observe.shortages import HANDSHAKES, Shortages
+>>>>>>> h12-silence
 from lessor.server.tls import peer
 from lessor.server.tls.context import CredentialFiles
 
@@ -41,7 +46,13 @@ _GONE = asyncio.Protocol()  # stands for the connection when it is over
 class Handshakes:
     """All handshakes under way, on all listeners of a server. Loop thread only."""
 
-    def __init__(self, files: CredentialFiles, allowed_hostnames: tuple[str, ...], name_clients: bool) -> None:
+    def __init__(
+        self,
+        files: CredentialFiles,
+        allowed_hostnames: tuple[str, ...],
+        name_clients: bool,
+        shortages: Shortages | None = None,
+    ) -> None:
         self.files = files
         self.allowed_hostnames = allowed_hostnames
         self.name_clients = name_clients
@@ -50,8 +61,8 @@ class Handshakes:
         self.refused_peers: set[SecureTransport] = set()  # peers that may still read the alert
         self._ready: FairQueue[SecureTransport] = FairQueue()  # bytes have come for them
         self._scheduled = False
-        self._log_from_s = 0.0
-        self._logged = 0
+        self._shortages = shortages or Shortages()
+        self._logged = Sparing(limits.TLS_REFUSALS_LOGGED_PER_S_MAX, 1.0)
 
     def secured(self, accept: Callable[[str | None], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
         """A factory of protocols: TLS in front of the connections that `accept` makes.
@@ -69,12 +80,19 @@ class Handshakes:
     # --- for the transports ---
 
     def begin(self, transport: "SecureTransport") -> None:
+<<<<<<< HEAD
         """Counts a handshake. Cost: O(1); beyond the bound O(addresses)."""
         self._under_way.setdefault(transport.address, {})[transport] = None
         self._under_way_count += 1
         if self._under_way_count > limits.TLS_HANDSHAKES_MAX:
             crowd = max(self._under_way.values(), key=len)
             next(iter(crowd)).give_up("too many handshakes at once")
+=======
+        self._under_way[transport] = None
+        if len(self._under_way) > limits.TLS_HANDSHAKES_MAX:
+            self._shortages.reached(HANDSHAKES)
+            next(iter(self._under_way)).give_up("too many handshakes at once")
+>>>>>>> h12-silence
 
     def end(self, transport: "SecureTransport") -> None:
         """The handshake is over, however it ended. Does nothing the second time."""
@@ -104,16 +122,13 @@ class Handshakes:
 
     def refused(self, remote: Any, reason: str) -> None:
         """Logs a connection that was refused, as etcd does. Of a flood of them it logs only a part each second."""
-        now_s = asyncio.get_running_loop().time()
-        if now_s - self._log_from_s >= 1.0:
-            if self._logged > limits.TLS_REFUSALS_LOGGED_PER_S_MAX:
-                unsaid = self._logged - limits.TLS_REFUSALS_LOGGED_PER_S_MAX
-                log.warning("rejected more connections on client endpoint", extra={"connections": unsaid})
-            self._log_from_s, self._logged = now_s, 0
-        self._logged += 1
-        if self._logged <= limits.TLS_REFUSALS_LOGGED_PER_S_MAX:
-            address = "{}:{}".format(*remote[:2]) if isinstance(remote, tuple) else "unix socket"
-            log.warning("rejected connection on client endpoint", extra={"remote-addr": address, "error": reason})
+        unsaid = self._logged.take(asyncio.get_running_loop().time())
+        if unsaid is None:
+            return
+        if unsaid:
+            log.warning("rejected more connections on client endpoint", extra={"connections": unsaid})
+        address = "{}:{}".format(*remote[:2]) if isinstance(remote, tuple) else "unix socket"
+        log.warning("rejected connection on client endpoint", extra={"remote-addr": address, "error": reason})
 
 
 class SecureTransport(asyncio.Protocol, asyncio.Transport):

@@ -24,6 +24,7 @@ from typing import Protocol, cast
 from lessor.base import limits
 from lessor.base.errors import EtcdError
 from lessor.server.loop.core import Core
+from lessor.server.observe.shortages import BATCH_ROWS
 from lessor.wire import sniff
 
 LINGER_S = limits.CONNECTION_LINGER_S
@@ -145,6 +146,7 @@ class Connection:
         turn.flush_later(self)
         if turn.overloaded and not self._batch_full:
             self._batch_full = True
+            self.core.metrics.shortages.reached(BATCH_ROWS)
             turn.pause(self)
         self._had_its_turn = self._had_its_turn or len(data) >= limits.LARGE_READ_BYTES
         if self._batch_full or self._had_its_turn or self._unsent or self._session.paused or not self.reading:
