@@ -64,6 +64,13 @@ H2_RESETS_PER_S_MAX = 400  # unanswered streams that the peer reset or made us r
 H2_PINGS_PER_S_MAX = 100  # of a server, to our client; not counting one ping after each time we sent
 H2_SETTINGS_PER_S_MAX = 50
 H2_EMPTY_FRAMES_PER_S_MAX = 1_000  # empty DATA frames without END_STREAM: they cost us work and the peer nothing
+# Work that no call needs, in units of about a microsecond. A connection may save up the units of one second. The prices
+# of frames are in wire/h2_limits.py.
+H2_NEEDLESS_PER_S_MAX = 20_000
+H2_NEEDLESS_PER_STREAM = 8  # and so many for each stream: its reset, its priority, its windows
+H2_NEEDLESS_PER_PIECE = 4  # and for each piece of output: the peer opens its windows and acknowledges
+H2_NEEDLESS_PIECE_BYTES = 512  # and one for so many bytes of output: some peers open windows with each small read
+H2_HEAD_WORK_FREE = 4_096  # units of decoding that a call may cost; a head of 8 KiB in Huffman code
 H2_SEND_FRAME_BYTES_MAX = 65_536  # of a frame that we send; a larger one would hold up the other streams
 H2_STREAM_SEND_BYTES_MAX = 4_194_304  # bytes in one connection that its peer has not taken; beyond it its watches lag
 GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers

@@ -36,7 +36,7 @@ from lessor.wire.h2_headers import (
 )
 from lessor.wire.h2_headers import TRAILERS as TRAILERS_FORM
 from lessor.wire.h2_keepalive import PAYLOAD, Keepalive, KeepaliveRules
-from lessor.wire.h2_limits import RateLimit
+from lessor.wire.h2_limits import LATE_FRAME_PRICE, NO_CALL_PRICE, RateLimit
 from lessor.wire.h2_stream import DATA, END, HEADERS, RESET, TRAILERS, WHOLE, Event, Stream
 
 __all__ = [
@@ -100,6 +100,19 @@ class H2Server(H2Connection):
             self.send_ping(PAYLOAD)
         return wait_s
 
+    def no_call(self, stream: Stream) -> None:
+        """The owner could make no call of this stream's head: its work was for nothing. May end the connection."""
+        head = stream.head
+        assert head is not None
+        work, head.work = head.work, 0
+        try:
+            self._spend(NO_CALL_PRICE + work)
+        except ConnectionFault as fault:
+            self.close(fault.code, fault.debug.encode())
+
+    def _newest_id(self) -> int:
+        return self._last_peer_id
+
     def _too_many_pings(self) -> bool:
         return self._keepalive.one_too_many(self._now_s, self._sent_since_ping, bool(self._streams))
 
@@ -111,6 +124,7 @@ class H2Server(H2Connection):
             self._late_head(stream_id, head, end_stream, events)
             return
         if stream_id > self._next_peer_id:
+            self._counted_id += stream_id - self._next_peer_id  # what was passed over earns nothing
             self._skipped_ids.append((self._next_peer_id, stream_id - 2))
             del self._skipped_ids[: -limits.H2_SKIPPED_IDS_MAX]
         self._last_peer_id = stream_id
@@ -121,6 +135,8 @@ class H2Server(H2Connection):
             or len(self._streams) >= limits.H2_STREAMS_MAX
             or self._heads_bytes + head.own_bytes > limits.H2_HEADS_BYTES_MAX
         ):
+            if len(self._streams) >= limits.H2_STREAMS_MAX:
+                self._spend(NO_CALL_PRICE)  # our SETTINGS have told the peer of that bound
             self._reset_id(stream_id, ErrorCode.REFUSED_STREAM)
             return
         if head.form != REQUEST or (end_stream and head.content_length > 0):
@@ -145,6 +161,8 @@ class H2Server(H2Connection):
             if not stream_id & 1:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a client's streams have odd ids")
             if stream_id in self._own_resets:
+                self._spend(LATE_FRAME_PRICE + head.work)
+                head.work = 0
                 return
             if any(first <= stream_id <= last for first, last in self._skipped_ids):
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "stream id lower than an earlier one")
@@ -221,6 +239,9 @@ class H2Client(H2Connection):
         self._streams[stream.id] = stream
         self.send_headers(stream, headers, end_stream)
         return stream
+
+    def _newest_id(self) -> int:
+        return self._next_id
 
     def _too_many_pings(self) -> bool:
         return not self._sent_since_ping and self._pings.exceeded(self._now_s)

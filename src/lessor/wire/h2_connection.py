@@ -21,7 +21,16 @@ from lessor.base import limits
 from lessor.wire import frames
 from lessor.wire.frames import FRAME_HEADER_BYTES, ConnectionFault, ErrorCode
 from lessor.wire.h2_headers import Head, HeaderDecoder
-from lessor.wire.h2_limits import RateLimit
+from lessor.wire.h2_limits import (
+    ACK_PRICE,
+    FRAME_PRICES,
+    LATE_FRAME_PRICE,
+    SETTING_PRICE,
+    STREAMS_PER_UNIT,
+    UNKNOWN_FRAME_PRICE,
+    Needless,
+    RateLimit,
+)
 from lessor.wire.h2_send import H2Sender
 from lessor.wire.h2_stream import DATA, END, HEADERS, RESET, WHOLE, Event, Stream
 
@@ -52,12 +61,14 @@ class H2Connection(H2Sender):
     __slots__ = (
         "_block",
         "_buffer",
+        "_counted_id",
         "_decoder",
         "_draining",
         "_empty_frames",
         "_initial_send_window",
         "_joins_events",
         "_needed_bytes",
+        "_needless",
         "_now_s",
         "_opened",
         "_recv_window",
@@ -88,6 +99,8 @@ class H2Connection(H2Sender):
         self._resets = RateLimit(limits.H2_RESETS_PER_S_MAX)
         self._settings = RateLimit(limits.H2_SETTINGS_PER_S_MAX)
         self._empty_frames = RateLimit(limits.H2_EMPTY_FRAMES_PER_S_MAX)
+        self._needless = Needless()
+        self._counted_id = 0  # the streams up to here have earned their units
 
     # --- for the owner ------------------------------------------------------------------------------------------
 
@@ -204,11 +217,17 @@ class H2Connection(H2Sender):
                 block = self._block
                 if block is not None and (kind != frames.CONTINUATION or stream_id != block.stream_id):
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "header block interrupted")
-                if kind < len(_HANDLERS):
+                if kind >= len(_HANDLERS):
+                    self._spend(UNKNOWN_FRAME_PRICE)
+                else:
+                    self._spend(FRAME_PRICES[kind])
                     _HANDLERS[kind](self, flags, stream_id, data[payload_start:payload_end], events)
                 in_block = self._block is not None
         if taken:
             self._take_connection_window(taken)
+        if self._decoder.unpaid:
+            self._spend(self._decoder.unpaid)
+            self._decoder.unpaid = 0
         return position
 
     # --- frames off the hot path --------------------------------------------------------------------------------
@@ -309,9 +328,11 @@ class H2Connection(H2Sender):
         if len(payload) % frames.SETTING_BYTES or (flags & frames.FLAG_ACK and payload):
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS of a wrong length")
         if flags & frames.FLAG_ACK:
+            self._spend(ACK_PRICE)
             return
         if self._settings.exceeded(self._now_s):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many settings")
+        self._spend(len(payload) // frames.SETTING_BYTES * SETTING_PRICE)
         values: dict[int, int] = {}  # only the last value of each is applied, which bounds the work for a frame
         for identifier, value in frames.SETTING.iter_unpack(payload):
             self._check_setting(identifier, value)
@@ -342,6 +363,7 @@ class H2Connection(H2Sender):
         initial = values.get(frames.SETTINGS_INITIAL_WINDOW_SIZE, self._initial_send_window)
         change = initial - self._initial_send_window
         if change:
+            self._spend(len(self._streams) // STREAMS_PER_UNIT)
             self._initial_send_window = initial
             for stream in self._streams.values():
                 stream.send_window += change  # may become negative (section 6.9.2)
@@ -362,6 +384,7 @@ class H2Connection(H2Sender):
         if len(payload) != frames.PING_BYTES:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "PING is not 8 bytes")
         if flags & frames.FLAG_ACK:
+            self._spend(ACK_PRICE)
             self.ping_answer = payload
             if self._draining and payload == _DRAIN_PING and not self._last_call:
                 self._append(frames.goaway_frame(self._last_peer_id, ErrorCode.NO_ERROR))
@@ -425,6 +448,19 @@ class H2Connection(H2Sender):
         self._append(frames.window_update_frame(stream.id, limits.H2_WINDOW_BYTES - stream.recv_window))
         stream.recv_window = limits.H2_WINDOW_BYTES
 
+    # --- work that no call needs --------------------------------------------------------------------------------
+
+    def _spend(self, price: int) -> None:
+        """Takes the price of such work from the connection's allowance. Ends the connection when nothing is left."""
+        if self._needless.spend(price):
+            newest = self._newest_id()
+            streams = (newest - self._counted_id) // 2
+            self._counted_id = newest
+            paid = self._needless.earn(self._now_s, streams, self._sent_pieces, self._sent_bytes)
+            self._sent_pieces = self._sent_bytes = 0
+            if not paid:
+                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too much that no call needs")
+
     # --- streams ------------------------------------------------------------------------------------------------
 
     def _end_remote(self, stream: Stream, events: list[Event]) -> None:
@@ -452,7 +488,9 @@ class H2Connection(H2Sender):
     def _frame_on_closed_stream(self, stream_id: int, events: list[Event]) -> None:
         """DATA or HEADERS on a stream that is idle, HALF_CLOSED_REMOTE or CLOSED (section 5.1)."""
         self._refuse_idle(stream_id)
-        if stream_id not in self._own_resets:
+        if stream_id in self._own_resets:
+            self._spend(LATE_FRAME_PRICE)
+        else:
             self._stream_error(stream_id, ErrorCode.STREAM_CLOSED, events)
 
     def _refuse_idle(self, stream_id: int) -> None:
@@ -472,6 +510,10 @@ class H2Connection(H2Sender):
 
     def _head_received(self, stream_id: int, head: Head, end_stream: int, events: list[Event]) -> None:
         """A header block is complete and decoded; `stream_id` may be 0."""
+        raise NotImplementedError
+
+    def _newest_id(self) -> int:
+        """The newest stream that one of the sides has opened."""
         raise NotImplementedError
 
     def _too_many_pings(self) -> bool:

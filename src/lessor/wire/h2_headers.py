@@ -50,6 +50,7 @@ _FIELDS_CEILING: Final = limits.H2_HEADER_LIST_BYTES_CEILING // _FIELD_OVERHEAD_
 # A list of so many fields from a short block is not measured: no field is larger than the table, so the list cannot
 # exceed its limit.
 _SURELY_SHORT_FIELDS: Final = limits.H2_HEADER_LIST_BYTES_MAX // HEADER_TABLE_BYTES_DEFAULT - 2
+_HUFFMAN_BYTES_PER_UNIT: Final = 3  # of limits.H2_NEEDLESS_PER_S_MAX; Huffman code is decoded bit by bit
 _INTEGER_SHIFT_MAX: Final = 28  # five bytes carry 2^32, and no number here may be as large
 
 _NAME: Final = re.compile(rb":?[^\x00-\x20A-Z:\x7f-\xff]+")
@@ -76,6 +77,7 @@ class Head:
     headers          the other fields in the order they came
     content_length   the size of the body in bytes; -1: it was not announced
     own_bytes        memory that only this head takes: the bytes of a list whose block is too long to be cached, else 0
+    work             what its decoding took, in units of limits.H2_NEEDLESS_PER_S_MAX, until it is paid for
     """
 
     __slots__ = (
@@ -90,6 +92,7 @@ class Head:
         "route",
         "scheme",
         "status",
+        "work",
     )
 
     def __init__(
@@ -112,6 +115,7 @@ class Head:
         self.headers = headers
         self.content_length = content_length
         self.own_bytes = 0
+        self.work = 0
         self.route: Any = None
         self._first: dict[bytes, bytes] | None = None
 
@@ -243,9 +247,11 @@ class HeaderDecoder:
     limits.H2_FIELD_CACHE_*.
     """
 
-    __slots__ = ("_dynamic", "_heads", "_kinds", "_size_bytes", "_size_bytes_max", "_templates")
+    __slots__ = ("_dynamic", "_heads", "_kinds", "_size_bytes", "_size_bytes_max", "_templates", "_work", "unpaid")
 
     def __init__(self) -> None:
+        self.unpaid = 0  # units of work that no call covers: the connection charges and clears them
+        self._work = 0  # of the block that is being decoded
         self._heads: dict[bytes, Head] = {}
         self._templates: dict[tuple[Field, ...], Head] = {}  # by all fields except one of PER_CALL_FIELDS
         self._kinds: dict[Field, int] = {}  # kinds of the fields that came lately: most of a new block is known
@@ -263,6 +269,16 @@ class HeaderDecoder:
             fields, fresh, changed = self._decode(block)
         except (IndexError, HPACKError) as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "header block cannot be decoded") from error
+        head = self._judged(block, fields, fresh, changed)
+        work = self._work + len(fields) // 2
+        if work > limits.H2_HEAD_WORK_FREE or head is _MALFORMED_HEAD or head is _TOO_LARGE_HEAD:
+            self.unpaid += work
+        else:
+            head.work = work
+        return head
+
+    def _judged(self, block: bytes, fields: list[Field], fresh: int, changed: bool) -> Head:
+        """The head of a block that has just been decoded. Remembers it if the same bytes can mean the same again."""
         heads = self._heads
         if changed:
             heads.clear()
@@ -313,6 +329,7 @@ class HeaderDecoder:
         fields: list[Field] = []
         dynamic = self._dynamic
         position = 0
+        work = 0
         fresh = -1
         changed = False
         block_end = len(block)
@@ -334,6 +351,7 @@ class HeaderDecoder:
                     size_max, position = _integer(block, position, 0x1F)
                 self._resize(size_max)
                 changed = True
+                work += 1
                 continue
             else:  # a literal; 01 also enters the table
                 mask = 0x3F if byte & 0x40 else 0x0F
@@ -343,16 +361,24 @@ class HeaderDecoder:
                 if index:
                     name = _STATIC[index][0] if index <= _STATIC_COUNT else dynamic[index - _STATIC_COUNT - 1][0]
                 else:
+                    start = position
                     name, position = _string(block, position)
+                    if block[start] & 0x80:
+                        work += (position - start) // _HUFFMAN_BYTES_PER_UNIT
+                start = position
                 value, position = _string(block, position)
+                if block[start] & 0x80:
+                    work += (position - start) // _HUFFMAN_BYTES_PER_UNIT
                 field = (name, value)
                 fresh = len(fields)
                 if byte & 0x40:
                     self._enter(field)
                     changed = True
+                    work += 2
             fields.append(field)
             if len(fields) > _FIELDS_CEILING:
                 raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
+        self._work = work
         return fields, fresh, changed
 
     def _enter(self, field: Field) -> None:

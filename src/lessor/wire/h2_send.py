@@ -71,6 +71,8 @@ class H2Sender:
         "_own_resets",
         "_send_frame_max",
         "_send_window",
+        "_sent_bytes",
+        "_sent_pieces",
         "_sent_since_ping",
         "_streams",
         "_table_update",
@@ -92,6 +94,8 @@ class H2Sender:
         self._send_frame_max = FRAME_BYTES_DEFAULT
         self._table_update = b""  # goes in front of the next header block
         self._sent_since_ping = False
+        self._sent_pieces = 0  # of output, since it was last counted as useful
+        self._sent_bytes = 0
         self._last_call = False  # no new streams: the connection closes when the last one is over
         self._last_peer_id = 0  # id of the newest stream of the peer that we have looked at
 
@@ -113,8 +117,11 @@ class H2Sender:
 
     def take_output(self) -> bytes:
         """All bytes to write to the socket now; b"" when there are none."""
-        output = b"".join(self._out)
-        self._out.clear()
+        out = self._out
+        output = b"".join(out)
+        self._sent_pieces += len(out)
+        self._sent_bytes += len(output)
+        out.clear()
         return output
 
     # --- for the owner ------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ class GrpcUnary(UnaryCall):
     def on_end(self) -> None:
         if not self._served:
             half = self.unfinished_bytes >= grpc.PREFIX_BYTES
-            self.end_now((errors.HALF_A_MESSAGE if half else errors.NO_MESSAGE).error())
+            self._end_unserved((errors.HALF_A_MESSAGE if half else errors.NO_MESSAGE).error())
 
     @property
     def unfinished_bytes(self) -> int:
@@ -119,9 +119,16 @@ class GrpcUnary(UnaryCall):
         try:
             request = self._route.parse(message)
         except DecodeError:
-            self.end_now(errors.MALFORMED_MESSAGE.error())
+            self._end_unserved(errors.MALFORMED_MESSAGE.error())
             return
         self.serve(request)
+
+    def _end_unserved(self, error: EtcdError) -> None:
+        """Ends a call that has no request that can be read."""
+        stream = self._stream
+        self.end_now(error)
+        if stream is not None:
+            self._output.h2.no_call(stream)
 
     # --- out ---
 

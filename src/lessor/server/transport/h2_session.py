@@ -107,6 +107,7 @@ class H2Session(H2Output):
         elif isinstance(route, EtcdError):
             stream.owner = REFUSED
             self.h2.send_headers(stream, grpc.trailers_only(route.code, route.message), end_stream=True)
+            self.h2.no_call(stream)
         else:
             exchange = stream.owner = H2Exchange(self, stream)
             streaming = exchange.body.streaming_call
