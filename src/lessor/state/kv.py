@@ -80,17 +80,12 @@ def range_reply(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> b
     if range_end:
         return _range_of_many(store, request, header, open_end(range_end), revision, limit)
     event = store.get(request.key) if revision <= 0 else store.get_at(request.key, revision)
-    return header + one_reply(request, event)
-
-
-def one_reply(request: rpc_pb2.RangeRequest, event: Event | None) -> bytes:
-    """The fields after the header in the reply to a range of one key, which has this version."""
     if event is None:
-        return b""
+        return header
     if request.count_only or not passes(request, event):
-        return b"\x20\x01"
+        return header + b"\x20\x01"
     shown = event.kv_bytes_without_value() if request.keys_only else event.kv_bytes()
-    return nested(b"\x12", shown) + b"\x20\x01"
+    return header + nested(b"\x12", shown) + b"\x20\x01"
 
 
 def passes(request: rpc_pb2.RangeRequest, event: Event) -> bool:
@@ -115,16 +110,14 @@ def is_filtered(request: rpc_pb2.RangeRequest) -> bool:
     )
 
 
-def fetch_max(request: rpc_pb2.RangeRequest) -> int | None:
+def fetch_max(request: rpc_pb2.RangeRequest, *, filtered: bool) -> int | None:
     """How many keys are fetched before they are sorted; None: all.
 
     etcd's rule, which shows with a limit, no order and a sort target: only the first keys, as many as the limit and one
     more, are sorted. With an order or a filter all keys are fetched first.
     """
     limit = request.limit
-    return (
-        limit + 1 if 0 < limit < _INT64_MAX and request.sort_order == _SORT_NONE and not is_filtered(request) else None
-    )
+    return limit + 1 if 0 < limit < _INT64_MAX and request.sort_order == _SORT_NONE and not filtered else None
 
 
 def sort_of(request: rpc_pb2.RangeRequest) -> Callable[[Event], Any] | None:
@@ -140,7 +133,8 @@ def _range_of_many(
     newest = revision <= 0 or revision >= store.revision_inside
     if newest and request.count_only:
         return header + count_field(store.count(start, end))
-    fetched_max = fetch_max(request)
+    filtered = is_filtered(request)
+    fetched_max = fetch_max(request, filtered=filtered)
     step = limits.READ_STEP_KEYS
     if newest:
         # One key more than a step shows that there are too many.
@@ -157,7 +151,7 @@ def _range_of_many(
             return header + count_field(count)
         if fetched_max is not None:
             del events[fetched_max:]
-    if is_filtered(request):
+    if filtered:
         events = [event for event in events if passes(request, event)]
     sort = sort_of(request)
     if is_long(store, events):

@@ -339,6 +339,11 @@ class Store:
         """
         position: bytes | None = start
         while position is not None:
+            if revision >= self.revision_inside:  # nothing has been written meanwhile: half of the cost
+                newest = self.range(position, end, limits.READ_STEP_KEYS)
+                position = newest[-1].key + b"\0" if len(newest) == limits.READ_STEP_KEYS else None
+                yield newest
+                continue
             keys, position = self._keys_ever_from(position, end)
             events: list[Event] = []
             newer = 0

@@ -47,8 +47,16 @@ def captured_pieces(store: Store, request: rpc_pb2.RangeRequest, header: bytes) 
     if 0 < revision < store.revision_inside:
         events = store.range_at(start, end, revision)
         return _pieces(store, request, _lists(events), len(events), header)
-    events = [] if request.count_only else store.range(start, end, kv.fetch_max(request))
+    events = (
+        [] if request.count_only else store.range(start, end, kv.fetch_max(request, filtered=kv.is_filtered(request)))
+    )
     return _pieces(store, request, _lists(events), store.count(start, end), header)
+
+
+def one_key_pieces(store: Store, request: rpc_pb2.RangeRequest, revision: int, header: bytes) -> Iterator[bytes]:
+    """The same for a range of one key, at a pinned revision."""
+    event = store.get_at(request.key, revision)
+    return _pieces(store, request, () if event is None else ((event,),), 0 if event is None else 1, header)
 
 
 def _lists(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
@@ -65,7 +73,7 @@ def _pieces(
     order = request.sort_order
     sort = kv.sort_of(request)
     filtered = kv.is_filtered(request)
-    fetch_max = kv.fetch_max(request)
+    fetch_max = kv.fetch_max(request, filtered=filtered)
     fetched = shown = 0
     more = False
     yield header

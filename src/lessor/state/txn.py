@@ -243,7 +243,7 @@ class _Reach:
                 elif kind == RANGE:
                     if request.range_end and request.revision <= 0 and request.count_only:
                         continue
-                    self._add_range(request, kv.fetch_max(request), request.revision)
+                    self._add_range(request, kv.fetch_max(request, filtered=kv.is_filtered(request)), request.revision)
                 elif kind == DELETE and request.prev_kv:
                     self._add_range(request, None, 0)
 

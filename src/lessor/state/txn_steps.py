@@ -23,7 +23,7 @@ from lessor.base.key_range import open_end
 from lessor.state import kv, txn
 from lessor.state.encode import nested, revision_header, varint
 from lessor.state.mvcc import Store
-from lessor.state.range_steps import captured_pieces, encoded, range_pieces
+from lessor.state.range_steps import captured_pieces, encoded, one_key_pieces, range_pieces
 
 # A part of the reply to a txn that has run: bytes, or a long part whose pieces are still to be made, with its tag.
 Part = bytes | tuple[bytes, Iterator[bytes]]
@@ -148,8 +148,7 @@ class _Reading:
         header = revision_header(self._revision)
         if request.range_end:
             return range_pieces(store, request, revision, header)
-        event = store.get_at(request.key, revision)
-        return iter((header + kv.one_reply(request, event),))
+        return one_key_pieces(store, request, revision, header)
 
 
 def _operation(tag: bytes, made: list[bytes]) -> bytes:
