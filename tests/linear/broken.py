@@ -50,16 +50,16 @@ def early_replies() -> None:
 
 def stale_reads() -> None:
     """Now and then a read of one key shows the version before the newest."""
-    read = kv.range_in_pieces
+    read = kv.range_reply
 
     def from_the_past(store: Any, request: Any, header: bytes) -> Any:
         event = store.get(request.key)
         before = event.previous if event is not None else None
         if before is None or before.value is None or request.range_end or request.revision or not now_and_then():
             return read(store, request, header)
-        return header + kv._kvs_field([before]) + b"\x20\x01"
+        return header + kv.kvs_field([before]) + b"\x20\x01"
 
-    put(kv, "range_in_pieces", from_the_past)
+    put(kv, "range_reply", from_the_past)
 
 
 def lost_compares() -> None:

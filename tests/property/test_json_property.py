@@ -10,6 +10,7 @@ import base64
 import json
 import re
 from typing import Any
+from unittest import mock
 
 import pytest
 from google.protobuf import json_format
@@ -19,7 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lessor.api.methods import METHODS
+from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base.errors import Code, EtcdError
+from lessor.gateway import json_codec
 from lessor.gateway.json_codec import decode, encode, encode_in_pieces
 from lessor.gateway.stream import StreamDecoder, result_frame
 
@@ -104,6 +107,22 @@ def messages_in_pieces(draw: st.DrawFn) -> tuple[Message, list[bytes]]:
 def test_in_pieces_is_as_at_once(given_message: tuple[Message, list[bytes]]) -> None:
     message, pieces = given_message
     assert b"".join(encode_in_pieces(type(message), pieces)) == encode(message)
+    with (
+        mock.patch.object(json_codec, "_LONG_PIECE_BYTES", 3),
+        mock.patch.object(json_codec, "_LIST_STEP", 2),
+        mock.patch.object(json_codec, "_FEW", 1),
+    ):
+        assert b"".join(encode_in_pieces(type(message), pieces)) == encode(message)
+
+
+def test_a_long_operation_of_a_txn_is_written_in_short_pieces() -> None:
+    kvs = [mvcc_pb2.KeyValue(key=b"k%d" % number) for number in range(5_000)]
+    reply = rpc_pb2.TxnResponse(
+        responses=[rpc_pb2.ResponseOp(response_range=rpc_pb2.RangeResponse(kvs=kvs, count=5_000))]
+    )
+    texts = list(encode_in_pieces(rpc_pb2.TxnResponse, [reply.SerializeToString()]))
+    assert b"".join(texts) == encode(reply)
+    assert max(text.count(b'"key"') for text in texts) <= 500
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def broken(*_arguments: Any, **_named: Any) -> Any:
 @pytest.mark.parametrize(
     ("path", "request_", "owner", "name"),
     [
-        (KV + "Put", PUT, StateMachine, "apply_encoded"),
+        (KV + "Put", PUT, StateMachine, "apply_in_pieces"),
         (MAINTENANCE + "HashKV", rpc_pb2.HashKVRequest(), KvDigest, "step"),
         (MAINTENANCE + "Hash", rpc_pb2.HashRequest(), KvDigest, "step"),
         (LEASES + "List", leases_pb2.LeaseListRequest(), LeaseList, "page"),
@@ -118,7 +118,7 @@ def test_a_call_that_cannot_be_let_go_of_does_not_keep_others_from_it(
 @pytest.mark.parametrize(
     ("path", "body", "owner", "name"),
     [
-        ("/v3/kv/put", {"key": "aw=="}, StateMachine, "apply_encoded"),
+        ("/v3/kv/put", {"key": "aw=="}, StateMachine, "apply_in_pieces"),
         ("/v3/kv/put", {"key": "aw=="}, json_codec, "decode"),
         ("/v3/kv/put", {"key": "aw=="}, json_codec, "encode"),
         ("/v3/maintenance/hash", {}, KvDigest, "step"),

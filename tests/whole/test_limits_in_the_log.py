@@ -53,10 +53,6 @@ async def log_in(client: AsyncClient) -> None:
     await client.call("/etcdserverpb.Auth/UserAdd", rpc.AuthUserAddRequest(name="ann", password="x"))
 
 
-async def read_all(client: AsyncClient) -> None:
-    await client.call("/etcdserverpb.KV/Range", rpc.RangeRequest(key=b"\0", range_end=b"\0"))
-
-
 def half_send(server: InProcessServer) -> None:
     with RawH2(server.address) as connection:
         connection.open("/etcdserverpb.KV/Put", b"\0\0\0\xff\xff" + bytes(5_000), end=False)
@@ -72,7 +68,6 @@ def save_one(server: InProcessServer) -> None:
     ("shortage", "limit", "value", "reach"),
     [
         (shortages.PASSWORDS, "PASSWORDS_WAITING_MAX", 0, calls(log_in)),
-        (shortages.LONG_REPLIES, "LONG_REPLIES_MAX", 0, calls(read_all)),
         (shortages.SNAPSHOTS, "SNAPSHOTS_MAX", 0, save_one),
         (shortages.UNFINISHED, "UNFINISHED_BYTES_MAX", 1_000, half_send),
         (shortages.BATCH_ROWS, "BATCH_ROWS_MAX", 0, calls(lambda client: client.put("c", "3"))),

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replies with many parts: the same bytes as at once, fixed when the call came in, and others are served in between."""
+"""Replies with many parts: the same bytes as at once, and others are served in between."""
 
 import asyncio
 import gc
 import socket
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -40,6 +41,17 @@ ASKED = (
 )
 
 
+@contextmanager
+def steps_of(parts: int, at_once: int = limits.LONG_REPLIES_AT_ONCE) -> Iterator[None]:
+    """A step makes no more than so many parts of a reply."""
+    with (
+        mock.patch.object(encode, "REPLY_PARTS_MAX", parts),
+        mock.patch.object(limits, "READ_STEP_KEYS", parts),
+        mock.patch.object(limits, "LONG_REPLIES_AT_ONCE", at_once),
+    ):
+        yield
+
+
 def filled() -> LockWorld:
     world = LockWorld()
     for number in range(1, 11):
@@ -59,33 +71,95 @@ async def answered(call: Call, turns_max: int = 50) -> int:
 
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("parts_max", [1, 3, 9, 10])
-def test_a_reply_in_pieces_shows_the_moment_of_its_call(asked: Message, parts_max: int) -> None:
+def test_a_reply_in_pieces_shows_the_moment_of_its_first_step(asked: Message, parts_max: int) -> None:
     async def main() -> None:
         world = filled()
         wanted = world.machine.apply(asked, world.turn.now_s())
-        with mock.patch.object(encode, "REPLY_PARTS_MAX", parts_max):
+        with steps_of(parts_max):
             call = world.begin(asked)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
             world.do(rpc.PutRequest(key=b"k03", value=b"other"))
             world.revoke(1)
             world.revoke(2)
             world.do(rpc.CompactionRequest(revision=world.machine.revision))
             await answered(call)
         assert call.outcome == wanted
+        while world.machine.store.unswept:
+            world.machine.store.sweep(1)
 
     asyncio.run(main())
 
 
-def test_others_are_served_between_the_pieces_and_one_reply_is_made_at_a_time() -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_others_are_served_between_the_pieces_and_the_replies_take_turns(at_once: int) -> None:
     async def main() -> None:
         world = filled()
-        with mock.patch.object(encode, "REPLY_PARTS_MAX", 2):
-            first, second = world.begin(ALL), world.begin(ALL)
+        with steps_of(2, at_once):
+            first, second, third = world.begin(ALL), world.begin(ALL), world.begin(ALL)
             assert world.do(rpc.RangeRequest(key=b"k01")).count == 1
             assert first.outcome is None
-            assert await answered(first) >= 5
-            assert second.outcome is None
-            assert await answered(second) >= 5
-            assert second.outcome == first.outcome
+            assert await answered(first) >= 5 * at_once
+            assert second.outcome is third.outcome is None
+            assert await answered(second) <= 2 if at_once == 2 else await answered(second) >= 5
+            await answered(third)
+            assert second.outcome == first.outcome == third.outcome
+
+    asyncio.run(main())
+
+
+def test_a_connection_with_many_calls_does_not_hold_up_another_one() -> None:
+    async def main() -> None:
+        world = filled()
+        with steps_of(2, 1):
+            greedy = [world.begin(ALL, held=world.held) for _ in range(20)]
+            other = world.begin(ALL)
+            await answered(other)
+            assert len([call for call in greedy if call.outcome is not None]) == 1
+            for call in greedy:
+                await answered(call)
+
+    asyncio.run(main())
+
+
+def test_a_call_that_waits_counts_against_its_connection() -> None:
+    async def main() -> None:
+        world = filled()
+        with steps_of(2):
+            calls = [world.begin(ALL, held=world.held) for _ in range(3)]
+            assert world.held.size_bytes >= 3 * limits.LONG_REPLY_WAITING_BYTES
+            calls[1].gone()
+            for call in (calls[0], calls[2]):
+                await answered(call)
+            assert world.held.size_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_rights_that_were_taken_away_meanwhile_count() -> None:
+    async def main() -> None:
+        world = filled()
+        with steps_of(2):
+            call = world.begin(ALL)
+            refusal = mock.Mock(side_effect=errors.PERMISSION_DENIED.error())
+            with mock.patch.object(Call, "permit", refusal):
+                await answered(call)
+            assert call.error == errors.PERMISSION_DENIED.message
+
+    asyncio.run(main())
+
+
+def test_a_write_is_answered_even_to_a_peer_that_takes_nothing() -> None:
+    async def main() -> None:
+        world = filled()
+        put = rpc.RequestOp(request_put=rpc.PutRequest(key=b"x"))
+        with steps_of(2):
+            call = world.begin(rpc.TxnRequest(success=[put, rpc.RequestOp(request_range=ALL)]))
+            call.is_overfull = True
+            for _ in range(30):
+                await asyncio.sleep(0)
+            world.settle()
+            assert [kv.key for kv in call.outcome.responses[1].response_range.kvs][-1] == b"x"
 
     asyncio.run(main())
 
@@ -93,7 +167,7 @@ def test_others_are_served_between_the_pieces_and_one_reply_is_made_at_a_time() 
 def test_a_reply_whose_peer_went_away_is_given_up() -> None:
     async def main() -> None:
         world = filled()
-        with mock.patch.object(encode, "REPLY_PARTS_MAX", 2):
+        with steps_of(2):
             waiting, running, last = world.begin(ALL), world.begin(ALL), world.begin(ALL)
             for call in (waiting, running):
                 assert call.waiting is not None
@@ -185,7 +259,7 @@ def test_a_peer_that_goes_away_at_any_step_leaves_nothing_behind(as_json: bool, 
         answered = []
         for gone_at in range(15):
             world = filled()
-            with mock.patch.object(encode, "REPLY_PARTS_MAX", 2):
+            with steps_of(2):
                 where, go = begun(world, as_json)
                 if held:
                     world.begin(rpc.PutRequest(key=b"later"))
@@ -195,8 +269,9 @@ def test_a_peer_that_goes_away_at_any_step_leaves_nothing_behind(as_json: bool, 
                     await asyncio.sleep(0)
                 assert not held or not where.answers
                 world.settle()
-            assert not world.core.long_replies.lock.locked()
-            assert not world.core.long_replies._waiting
+            await asyncio.sleep(0)
+            assert world.core.long_replies.idle
+            assert not world.machine.store._pinned
             assert not where.held.size_bytes
             answered.append(len(where.answers))
         assert answered[0] == 0
@@ -209,7 +284,7 @@ def test_a_peer_that_goes_away_at_any_step_leaves_nothing_behind(as_json: bool, 
 def test_a_peer_that_takes_nothing_is_refused_when_its_turn_comes() -> None:
     async def main() -> None:
         world = filled()
-        with mock.patch.object(encode, "REPLY_PARTS_MAX", 2):
+        with steps_of(2):
             first, second, third = world.begin(ALL), world.begin(ALL), world.begin(ALL)
             second.is_overfull = True
             await answered(third)
@@ -218,20 +293,15 @@ def test_a_peer_that_takes_nothing_is_refused_when_its_turn_comes() -> None:
     asyncio.run(main())
 
 
-def test_no_more_than_so_many_wait_and_the_next_is_made_at_once() -> None:
+@pytest.mark.parametrize("asked", [ALL, rpc.TxnRequest(success=[rpc.RequestOp(request_range=ALL)] * 2)])
+def test_a_reply_that_is_too_large_is_refused(asked: Message) -> None:
     async def main() -> None:
         world = filled()
-        wanted = world.machine.apply(ALL, world.turn.now_s())
-        with mock.patch.object(encode, "REPLY_PARTS_MAX", 2), mock.patch.object(limits, "LONG_REPLIES_MAX", 2):
-            first, second = world.begin(ALL), world.begin(ALL)
-            assert world.do(ALL) == wanted
-            second.gone()
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            third = world.begin(ALL)
-            assert third.waiting is not None
-            await answered(third)
-            assert first.outcome == third.outcome == wanted
+        with steps_of(2), mock.patch.object(limits, "REPLY_BYTES_MAX", 100):
+            call = world.begin(asked)
+            await answered(call)
+        assert call.error == errors.REPLY_TOO_LARGE.message
+        assert world.core.long_replies.idle
 
     asyncio.run(main())
 
@@ -263,7 +333,7 @@ def test_a_peer_that_sends_no_more_gets_its_reply(path: str) -> None:
     """Not so a lock's: whoever waits for another's doing without end has to stay."""
     body = b'{"key":"AA==","range_end":"AA=="}' if "range" in path else b"{}"
     head = f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    with mock.patch.object(encode, "REPLY_PARTS_MAX", 2), InProcessServer() as server:
+    with steps_of(2), InProcessServer() as server:
         for number in range(9):
             put = rpc.PutRequest(key=b"%d" % number)
             server.call(partial(server.server.core.machine.apply, put, 0.0))

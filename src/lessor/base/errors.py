@@ -160,6 +160,10 @@ DEADLINE_EXCEEDED = ErrorText(Code.DEADLINE_EXCEEDED, "context deadline exceeded
 # Of Lessor's own calls.
 UNKNOWN_LEASE_ORDER = ErrorText(Code.INVALID_ARGUMENT, "lessor: unknown order of leases")
 INVALID_PAGE_TOKEN = ErrorText(Code.INVALID_ARGUMENT, "lessor: page_token is not from a list in this order")
+REPLY_TOO_LARGE = ErrorText(Code.RESOURCE_EXHAUSTED, "lessor: the reply is too large; read in pages, with a limit")
+TXN_LOOKS_TOO_FAR = ErrorText(
+    Code.RESOURCE_EXHAUSTED, "lessor: compares and ranges of a txn that may write cover too many keys; read them apart"
+)
 LEASE_WATCH_LAGS = ErrorText(
     Code.RESOURCE_EXHAUSTED, "lessor: the lease events were not read in time; list the leases and watch anew"
 )

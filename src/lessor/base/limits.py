@@ -19,8 +19,14 @@ Not here, but with the module that needs them:
 LEASE_TTL_S_MAX = 9_000_000_000  # etcd's bound; a longer TTL is OutOfRange
 LEASE_TTL_S_MIN = 1  # default of --min-lease-ttl; etcd's default is 2, from its election timeout
 EXPIRE_PER_TURN_MAX = 250  # leases ended in one loop turn, so that many ends do not starve keepalives: 3 to 8 ms
-REPLY_PARTS_MAX = 1_000  # keys or leases of one reply that are encoded in one loop turn: 0.5 to 3 ms
-LONG_REPLIES_MAX = 100  # replies of more parts that wait for their turn; each keeps 8 bytes a part until then
+REPLY_PARTS_MAX = 1_000  # leases, or keys of a lease, of one reply that are encoded in one loop turn: 0.5 to 3 ms
+READ_STEP_KEYS = 1_000  # keys of a long read that are looked at in one loop turn: about a millisecond
+READ_STEP_BYTES = 1_048_576  # keys and values of a long read that are encoded in one loop turn: about a millisecond
+LONG_REPLIES_AT_ONCE = 4  # connections for which a long reply is made at a time, one step each in turn
+LONG_REPLY_WAITING_BYTES = 4_096  # counted, beside the request, against the connection of a reply that waits its turn
+REPLY_BYTES_MAX = 536_870_912  # of one reply; a read of more has to be done in pages
+# Keys that the compares and ranges of a txn that may write look at, all in one step: 30 to 50 ms.
+TXN_WRITE_KEYS_MAX = 250_000
 SWEEP_EVENTS_MAX = 500  # events that a sweep handles in one loop turn: 0.1 to 2 ms
 
 LEASE_PAGE_DEFAULT = 100  # leases in one page of a list

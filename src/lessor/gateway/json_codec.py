@@ -44,6 +44,9 @@ _INTEGERS: Final = {
     FieldDescriptor.TYPE_UINT32: ("uint32", 0, 2**32 - 1),
     FieldDescriptor.TYPE_UINT64: ("uint64", 0, 2**64 - 1),
 }
+_LONG_PIECE_BYTES: Final = 16_384  # of a reply in pieces; shorter ones become JSON at once
+_LIST_STEP: Final = 500  # values of a list that become JSON at once: about a millisecond
+_FEW: Final = 16  # values of a list that may be long messages themselves
 _QUOTED_INTEGERS: Final = (FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT64)
 
 
@@ -74,7 +77,15 @@ def encode_in_pieces(message_class: type[Message], pieces: Iterable[bytes]) -> I
     between = "{"
     for piece in pieces:
         text: list[str] = []
-        for part in _parts(message_class.FromString(piece)):
+        message = message_class.FromString(piece)
+        if len(piece) > _LONG_PIECE_BYTES and len(fields := message.ListFields()) == 1 and fields[0][0].is_repeated:
+            # A long operation of a txn: there is nothing shorter that is a whole field.
+            name = f'"{fields[0][0].name}":'
+            yield b"" if name == opened else f"{']' if opened else ''}{between}{name}[".encode()
+            yield from _long_list(fields[0], continued=name == opened)
+            opened, between = name, ","
+            continue
+        for part in _parts(message):
             name = part[: part.index(":") + 1]
             is_list = part.startswith("[", len(name))
             if is_list and name == opened:
@@ -84,6 +95,37 @@ def encode_in_pieces(message_class: type[Message], pieces: Iterable[bytes]) -> I
                 opened, between = name if is_list else "", ","
         yield "".join(text).encode()
     yield (("]" if opened else "") + ("{}" if between == "{" else "}")).encode()
+
+
+def _long_list(field: tuple[FieldDescriptor, Any], *, continued: bool = False) -> Iterator[bytes]:
+    """The values of a list, with commas between, and one in front if it goes on; in pieces."""
+    descriptor, values = field
+    show = _show(descriptor)
+    few = len(values) <= _FEW
+    for first in range(0, len(values), 1 if few else _LIST_STEP):
+        if continued or first:
+            yield b","
+        if few and descriptor.type == FieldDescriptor.TYPE_MESSAGE:
+            yield from _long_message(values[first])
+        else:
+            yield ",".join(map(show, values[first : first + (1 if few else _LIST_STEP)])).encode()
+
+
+def _long_message(message: Message) -> Iterator[bytes]:
+    """`encode` in pieces, where lists or the messages in it are long."""
+    between = "{"
+    for descriptor, value in message.ListFields():
+        yield f'{between}"{descriptor.name}":'.encode()
+        between = ","
+        if descriptor.is_repeated:
+            yield b"["
+            yield from _long_list((descriptor, value))
+            yield b"]"
+        elif descriptor.type == FieldDescriptor.TYPE_MESSAGE:
+            yield from _long_message(value)
+        else:
+            yield _show(descriptor)(value).encode()
+    yield b"{}" if between == "{" else b"}"
 
 
 def _text(message: Message) -> str:

@@ -7,25 +7,28 @@ Laws
 - A reply is made as bytes. The caller gives the encoded header, because the operations of a txn have a header of their
   own.
 
-Does not do: request sizes (the server does), the NOSPACE rule (machine.py), ending the write.
+- A range that looks at more than READ_STEP_KEYS keys, or shows values of more than READ_STEP_BYTES, is not made here.
+
+Does not do: long ranges (range_steps.py), request sizes (the server does), the NOSPACE rule (machine.py), ending the
+write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
 from lessor.api.proto import rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.key_range import open_end
-from lessor.state.encode import in_pieces, nested, varint
+from lessor.state.encode import nested, varint
 from lessor.state.leases import Lessor
 from lessor.state.mvcc import Event, Store
 
 _INT64_MAX: Final = (1 << 63) - 1
 _SORT_NONE: Final = 0
-_SORT_DESCEND: Final = 2
+SORT_DESCEND: Final = 2
 _SORT_ORDERS: Final = range(3)
 _SORT_BY: Final[tuple[Callable[[Event], Any], ...]] = tuple(
     attrgetter(name) for name in ("key", "version", "create_revision", "mod_revision", "value")
@@ -65,13 +68,11 @@ def verify_range_in_txn(store: Store, request: rpc_pb2.RangeRequest) -> None:
             raise errors.COMPACTED.error()
 
 
-def range_reply(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> bytes:
-    reply = range_in_pieces(store, request, header)
-    return reply if isinstance(reply, bytes) else b"".join(reply)
+def range_reply(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> bytes | None:
+    """None: the reply takes long to make; see `range_steps`.
 
-
-def range_in_pieces(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> bytes | Iterator[bytes]:
-    """Cost: O(1) for one key; O(log n + keys shown) for a range at the newest revision with neither sort nor filter."""
+    Cost: O(1) for one key; O(log n + keys shown) for a range at the newest revision with neither sort nor filter.
+    """
     store.ranges += 1
     revision = request.revision
     limit = request.limit
@@ -81,13 +82,13 @@ def range_in_pieces(store: Store, request: rpc_pb2.RangeRequest, header: bytes) 
     event = store.get(request.key) if revision <= 0 else store.get_at(request.key, revision)
     if event is None:
         return header
-    if request.count_only or not _passes(request, event):
+    if request.count_only or not passes(request, event):
         return header + b"\x20\x01"
     shown = event.kv_bytes_without_value() if request.keys_only else event.kv_bytes()
     return header + nested(b"\x12", shown) + b"\x20\x01"
 
 
-def _passes(request: rpc_pb2.RangeRequest, event: Event) -> bool:
+def passes(request: rpc_pb2.RangeRequest, event: Event) -> bool:
     """Whether an event passes the four revision filters, each of which is off at 0."""
     bound = request.max_mod_revision
     if bound and event.mod_revision > bound:
@@ -100,50 +101,80 @@ def _passes(request: rpc_pb2.RangeRequest, event: Event) -> bool:
     return event.create_revision >= request.min_create_revision
 
 
-def _range_of_many(
-    store: Store, request: rpc_pb2.RangeRequest, header: bytes, end: bytes, revision: int, limit: int
-) -> bytes | Iterator[bytes]:
-    start = request.key
-    newest = revision <= 0 or revision >= store.revision_inside
-    if newest and request.count_only:
-        return header + _count_field(store.count(start, end))
-    order = request.sort_order
-    filtered = bool(
+def is_filtered(request: rpc_pb2.RangeRequest) -> bool:
+    return bool(
         request.min_mod_revision
         or request.max_mod_revision
         or request.min_create_revision
         or request.max_create_revision
     )
-    # etcd's rule, which shows with a limit, no order and a sort target: only the first keys, as many as the limit and
-    # one more, are sorted. With an order or a filter all keys are fetched first.
-    fetch_max = limit + 1 if 0 < limit < _INT64_MAX and order == _SORT_NONE and not filtered else None
+
+
+def fetch_max(request: rpc_pb2.RangeRequest, *, filtered: bool) -> int | None:
+    """How many keys are fetched before they are sorted; None: all.
+
+    etcd's rule, which shows with a limit, no order and a sort target: only the first keys, as many as the limit and one
+    more, are sorted. With an order or a filter all keys are fetched first.
+    """
+    limit = request.limit
+    return limit + 1 if 0 < limit < _INT64_MAX and request.sort_order == _SORT_NONE and not filtered else None
+
+
+def sort_of(request: rpc_pb2.RangeRequest) -> Callable[[Event], Any] | None:
+    """What the versions are sorted by; None: they are in order already."""
+    target = request.sort_target
+    return _SORT_BY[target] if target or request.sort_order == SORT_DESCEND else None
+
+
+def _range_of_many(
+    store: Store, request: rpc_pb2.RangeRequest, header: bytes, end: bytes, revision: int, limit: int
+) -> bytes | None:
+    start = request.key
+    newest = revision <= 0 or revision >= store.revision_inside
+    if newest and request.count_only:
+        return header + count_field(store.count(start, end))
+    filtered = is_filtered(request)
+    fetched_max = fetch_max(request, filtered=filtered)
+    step = limits.READ_STEP_KEYS
     if newest:
-        events = store.range(start, end, fetch_max)
-        count = len(events) if fetch_max is None or len(events) < fetch_max else store.count(start, end)
+        # One key more than a step shows that there are too many.
+        events = store.range(start, end, step + 1 if fetched_max is None or fetched_max > step else fetched_max)
+        if len(events) > step:
+            return None
+        count = len(events) if fetched_max is None or len(events) < fetched_max else store.count(start, end)
     else:
+        if store.key_count_ever(start, end) > step:
+            return None
         events = store.range_at(start, end, revision)
         count = len(events)
         if request.count_only:
-            return header + _count_field(count)
-        if fetch_max is not None:
-            del events[fetch_max:]
+            return header + count_field(count)
+        if fetched_max is not None:
+            del events[fetched_max:]
     if filtered:
-        events = [event for event in events if _passes(request, event)]
-    target = request.sort_target
-    if order == _SORT_DESCEND:
-        events.sort(key=_SORT_BY[target], reverse=True)
-    elif target:
-        events.sort(key=_SORT_BY[target])
+        events = [event for event in events if passes(request, event)]
+    sort = sort_of(request)
+    if is_long(store, events):
+        return None
+    if sort is not None:
+        events.sort(key=sort, reverse=request.sort_order == SORT_DESCEND)
     more = 0 < limit < len(events)
     if more:
         del events[limit:]
-    tail = _count_field(count)
+    tail = count_field(count)
     if more:
         tail = b"\x18\x01" + tail
-    return in_pieces(header, events, _keys_field if request.keys_only else _kvs_field, tail)
+    return header + (keys_field(events) if request.keys_only else kvs_field(events)) + tail
 
 
-def _kvs_field(events: Sequence[Event]) -> bytes:
+def is_long(store: Store, events: Sequence[Event]) -> bool:
+    """Whether it takes more than one step to show or to compare these. A single version never does."""
+    if len(events) * store.version_bytes_max <= limits.READ_STEP_BYTES:
+        return len(events) > limits.READ_STEP_KEYS
+    return len(events) > 1 and sum([event.size_bytes for event in events]) > limits.READ_STEP_BYTES
+
+
+def kvs_field(events: Sequence[Event]) -> bytes:
     parts = []
     for event in events:
         shown = event.kv_bytes()
@@ -153,11 +184,11 @@ def _kvs_field(events: Sequence[Event]) -> bytes:
     return b"".join(parts)
 
 
-def _keys_field(events: Sequence[Event]) -> bytes:
+def keys_field(events: Sequence[Event]) -> bytes:
     return b"".join([nested(b"\x12", event.kv_bytes_without_value()) for event in events])
 
 
-def _count_field(count: int) -> bytes:
+def count_field(count: int) -> bytes:
     return b"\x20" + varint(count) if count else b""
 
 
@@ -230,8 +261,11 @@ def check_delete(request: rpc_pb2.DeleteRangeRequest) -> None:
         raise errors.EMPTY_KEY.error()
 
 
-def delete_range(store: Store, request: rpc_pb2.DeleteRangeRequest) -> bytes:
-    """Deletes in key order; returns the reply's fields after the header. Cost: O(log n + keys deleted)."""
+def delete_range(store: Store, request: rpc_pb2.DeleteRangeRequest) -> tuple[bytes, Sequence[Event]]:
+    """Deletes in key order; returns the reply's fields after the header, and the versions to show after them.
+
+    Cost: O(log n + keys deleted).
+    """
     store.deletes += 1
     range_end = request.range_end
     if range_end:
@@ -240,9 +274,11 @@ def delete_range(store: Store, request: rpc_pb2.DeleteRangeRequest) -> bytes:
         event = store.get(request.key)
         doomed = [] if event is None else [event]
     if not doomed:
-        return b""
+        return b"", ()
     store.delete_all([event.key for event in doomed])
-    deleted = b"\x10" + varint(len(doomed))
-    if request.prev_kv:
-        return deleted + b"".join([nested(b"\x1a", event.kv_bytes()) for event in doomed])
-    return deleted
+    return b"\x10" + varint(len(doomed)), doomed if request.prev_kv else ()
+
+
+def prev_kvs_field(events: Sequence[Event]) -> bytes:
+    """Of the reply to a DeleteRange."""
+    return b"".join([nested(b"\x1a", event.kv_bytes()) for event in events])

@@ -29,6 +29,7 @@ events for watchers), logging in, Status, snapshots, requests about members.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 from google.protobuf.message import Message
@@ -36,7 +37,7 @@ from google.protobuf.message import Message
 from lessor.api.methods import METHODS
 from lessor.api.proto import leases_pb2, rpc_pb2
 from lessor.base import errors, limits
-from lessor.state import auth_requests, kv, txn
+from lessor.state import auth_requests, kv, txn, txn_steps
 from lessor.state.auth import Auth
 from lessor.state.digest import KvDigest
 from lessor.state.encode import HeaderEncoder, nested, number_field, varint
@@ -46,7 +47,9 @@ from lessor.state.lease_events import EXPIRED, GRANTED, REVOKED, LeaseEvents
 from lessor.state.lease_list import LeaseList
 from lessor.state.lease_replies import leases_reply, renewed_fields, time_to_live_reply
 from lessor.state.leases import Lessor
+from lessor.state.long_read import LongRead, Written
 from lessor.state.mvcc import Store
+from lessor.state.range_steps import range_pieces
 from lessor.state.watch_hub import Watcher, WatchHub
 
 _ALARM_NONE: Final = 0
@@ -201,12 +204,19 @@ class StateMachine:
     def apply_encoded(self, request: Message, now_s: float) -> bytes:
         """Like `apply`, but returns the reply encoded, as it leaves."""
         reply = self.apply_in_pieces(request, now_s)
-        return reply if isinstance(reply, bytes) else b"".join(reply)
+        if isinstance(reply, bytes):
+            return reply
+        try:
+            return b"".join(reply)
+        finally:
+            if isinstance(reply, LongRead):
+                reply.close()
 
     def apply_in_pieces(self, request: Message, now_s: float) -> bytes | Iterator[bytes]:
-        """Like `apply_encoded`, but a reply of many parts is encoded piece by piece, while the caller takes the pieces.
+        """Like `apply_encoded`, but a reply that takes long is made piece by piece, while the caller takes the pieces.
 
-        The request takes effect now, and the reply shows the state of now. A piece takes some milliseconds.
+        A write takes effect now. A `LongRead` shows the state of the moment at which its first piece is taken, and has
+        to be closed; it may raise EtcdError from any piece. A piece takes a millisecond or two.
         """
         handler = self._handlers.get(type(request))
         if handler is None:
@@ -301,7 +311,15 @@ class StateMachine:
     def _range(self, request: rpc_pb2.RangeRequest, now_s: float) -> bytes | Iterator[bytes]:
         kv.check_range(request)
         kv.verify_range_alone(self.store, request)
-        return kv.range_in_pieces(self.store, request, self.header_field())
+        reply = kv.range_reply(self.store, request, self.header_field())
+        if reply is not None:
+            return reply
+        return LongRead(self.store, partial(self._long_range, request), request.revision)
+
+    def _long_range(self, request: rpc_pb2.RangeRequest) -> Iterator[bytes]:
+        kv.verify_range_alone(self.store, request)  # it may have been compacted since the request came
+        revision = request.revision if request.revision > 0 else self.store.revision
+        return range_pieces(self.store, request, revision, self.header_field())
 
     def _put(self, request: rpc_pb2.PutRequest, now_s: float) -> bytes:
         put = kv.read_put(request)
@@ -312,28 +330,39 @@ class StateMachine:
         self._finish()
         return self.header_field() + rest
 
-    def _delete_range(self, request: rpc_pb2.DeleteRangeRequest, now_s: float) -> bytes:
+    def _delete_range(self, request: rpc_pb2.DeleteRangeRequest, now_s: float) -> bytes | Iterator[bytes]:
         kv.check_delete(request)
         if self.corrupt:
             raise errors.CORRUPT.error()
-        rest = kv.delete_range(self.store, request)
+        rest, shown = kv.delete_range(self.store, request)
         self._finish()
-        return self.header_field() + rest
+        head = self.header_field() + rest
+        if kv.is_long(self.store, shown):
+            return Written(txn_steps.prev_kvs_pieces(self.store, head, shown))
+        return head + kv.prev_kvs_field(shown)
 
-    def _txn(self, request: rpc_pb2.TxnRequest, now_s: float) -> bytes:
+    def _txn(self, request: rpc_pb2.TxnRequest, now_s: float) -> bytes | Iterator[bytes]:
         node = txn.read_txn(request, self._max_txn_ops)
         if self.corrupt and txn.may_write(node):
             raise errors.CORRUPT.error()
         if self.no_space and txn.has_put(node):
             raise errors.NO_SPACE.error()
         store = self.store
+        long = txn.is_long(store, node)
+        if long and not txn.may_write(node):
+            return LongRead(store, partial(self._long_txn, node), txn_steps.oldest_revision(store, node))
         txn.choose(store, node)
         txn.verify(store, self.leases, node)
         operations = store.operations
-        rest = txn.execute(store, node)
+        rest, parts = (b"", txn_steps.execute(store, node)) if long else (txn.execute(store, node), [])
         self.txns += store.operations - operations > 1
         self._finish()
-        return self.header_field() + rest
+        header = self.header_field()
+        return Written(txn_steps.done_pieces(header, parts)) if long else header + rest
+
+    def _long_txn(self, node: txn.Node) -> Iterator[bytes]:
+        self.txns += len(node.success) + len(node.failure) > 1
+        return txn_steps.read_pieces(self.store, node, self.header_field())
 
     def _compact(self, request: rpc_pb2.CompactionRequest, now_s: float) -> bytes:
         if self.corrupt:

@@ -10,6 +10,8 @@ Laws
 - Nothing here raises once a change has begun: callers check first.
 - A compaction takes effect for readers at once. `sweep` takes dead versions out of memory, in steps as short as the
   caller likes; no reader can see how far it has come.
+- While a revision is pinned, `walk` at it gives what it gave when it was pinned, whatever is written, deleted and
+  compacted meanwhile. The sweep leaves the versions alone that a pinned revision needs.
 
 Theory of operation. `live` maps each existing key to its newest version. `gone` maps each deleted key whose deletion is
 still retained to its tombstone. Each version links to the version before it. A read of the newest revision is a look-up
@@ -37,10 +39,11 @@ Does not do: requests and their errors (kv.py, txn.py), events for watchers (mac
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Final
 
+from lessor.base import limits
 from lessor.base.limits import EVENT_ENCODING_KEPT_BYTES_MAX
 from lessor.base.revision import FIRST_REVISION, NOTHING_COMPACTED
 from lessor.state.encode import nested, number_field, varint
@@ -89,6 +92,11 @@ class Event:
         self.previous = previous  # the version before, tombstones included; None when there is none, or it is dead
         self._kv_bytes: bytes | None = None
         self._event_bytes: bytes | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the key and the value."""
+        return len(self.key) + len(self.value or b"")
 
     def __repr__(self) -> str:
         what = "delete" if self.value is None else f"put v{self.version}"
@@ -145,7 +153,9 @@ class Store:
         "_live",
         "_live_keys",
         "_log",
+        "_pinned",
         "_swept",
+        "_uncut",
         "compact_revision",
         "deletes",
         "get",
@@ -154,6 +164,7 @@ class Store:
         "ranges",
         "revision",
         "unswept",
+        "version_bytes_max",
     )
 
     def __init__(self, journal: Journal, lessor: Lessor) -> None:
@@ -166,6 +177,10 @@ class Store:
         self._log: list[Event] = []  # retained events from the compact revision on, in the order of (revision, sub)
         self._swept = 0  # events at the front of the log that `sweep` has handled, and that leave the log later
         self._changes = 0  # of the open write
+        self._pinned: list[int] = []  # revisions that reads under way show, each as often as it is pinned; a few
+        # (compact revision, its own events) of compactions above a pinned revision: their links are cut later.
+        self._uncut: list[tuple[int, list[Event]]] = []
+        self.version_bytes_max = 0  # no version has a longer key and value together
         # For the metrics: how often each was carried out, alone, in a txn or by the end of a lease.
         self.ranges = self.puts = self.deletes = 0
         self.put_bytes = 0  # of keys and values
@@ -209,7 +224,10 @@ class Store:
             version = replaced.version + 1
             lease_before = replaced.lease
         event = Event(key, value, create_revision, revision, sub, version, lease_id, previous)
-        self.put_bytes += len(key) + len(value)
+        size = len(key) + len(value)
+        self.put_bytes += size
+        if size > self.version_bytes_max:
+            self.version_bytes_max = size
         self._live[key] = event
         self._log.append(event)
         self._journal.event((revision, sub, key, value, create_revision, version, lease_id))
@@ -295,6 +313,62 @@ class Store:
         get_at = self.get_at
         return [event for key in keys if (event := get_at(key, revision)) is not None]
 
+    def pin(self, revision: int) -> None:
+        """Keeps all that `walk` at a retained revision needs, until `unpin`. Pin briefly: the sweep waits. O(1)."""
+        self._pinned.append(revision)
+
+    def unpin(self, revision: int) -> None:
+        """Takes one `pin` back. Cost: O(1), or the events of the compact revisions that waited for it."""
+        self._pinned.remove(revision)
+        if self._uncut:
+            floor = self._floor()
+            for compacted, own in self._uncut:
+                if compacted <= floor:
+                    self._journal.note_dead(self._cut(own, compacted))
+            self._uncut = [(compacted, own) for compacted, own in self._uncut if compacted > floor]
+
+    def _floor(self) -> int:
+        """The newest revision up to which links may be cut: nothing that is pinned needs them."""
+        return min(self._pinned) if self._pinned else self.revision
+
+    def walk(self, start: bytes, end: bytes, revision: int) -> Iterator[list[Event]]:
+        """The result of `range_at` at a pinned revision, in order and in lists, some of them empty.
+
+        Anything may be written and compacted between two steps. Cost of a step: READ_STEP_KEYS keys, and as many
+        newer versions.
+        """
+        position: bytes | None = start
+        while position is not None:
+            if revision >= self.revision_inside:  # nothing has been written meanwhile: half of the cost
+                newest = self.range(position, end, limits.READ_STEP_KEYS)
+                position = newest[-1].key + b"\0" if len(newest) == limits.READ_STEP_KEYS else None
+                yield newest
+                continue
+            keys, position = self._keys_ever_from(position, end)
+            events: list[Event] = []
+            newer = 0
+            for key in keys:
+                event = self._live.get(key) or self._gone.get(key)
+                while event is not None and event.mod_revision > revision:
+                    event = event.previous
+                    newer += 1
+                    if newer == limits.READ_STEP_KEYS:
+                        newer = 0
+                        yield events
+                        events = []
+                if event is not None and event.value is not None:
+                    events.append(event)
+            yield events
+
+    def _keys_ever_from(self, start: bytes, end: bytes) -> tuple[list[bytes], bytes | None]:
+        """The first READ_STEP_KEYS keys in [start, end) with any retained version; and where to go on, if there may
+        be more."""
+        keys = self._live_keys.range(start, end, limits.READ_STEP_KEYS)
+        gone = self._gone_keys.range(start, end, limits.READ_STEP_KEYS)
+        if gone:
+            keys = sorted(keys + gone)[: limits.READ_STEP_KEYS]
+        return keys, keys[-1] + b"\0" if len(keys) == limits.READ_STEP_KEYS else None
+
     def key_count_ever(self, start: bytes, end: bytes) -> int:
         """How many keys in [start, end) have any retained version. Cost: O(log n)."""
         return self._live_keys.count(start, end) + self._gone_keys.count(start, end)
@@ -353,19 +427,35 @@ class Store:
         begin, end = self.log_position(revision), self.log_position(revision + 1)
         own = log[begin:end]
         superseded = {event.previous for event in own if event.previous and event.previous.mod_revision == revision}
-        dead = self._cut(own, revision)
+        kept = [event for event in own if event not in superseded] if superseded else own
+        if revision <= self._floor():
+            dead = self._cut(own, revision)
+        else:
+            # A pinned revision needs the versions before these, not those between.
+            dead = []
+            for event in kept:
+                while (between := event.previous) in superseded and between is not None:
+                    dead.append((between.mod_revision, between.sub))
+                    event.previous = between.previous
+            self._uncut.append((revision, kept))
         if superseded:
-            log[begin:end] = [event for event in own if event not in superseded]
+            log[begin:end] = kept
         self.unswept = begin - self._swept
         return dead
 
-    def sweep(self, events_max: int) -> None:
+    def sweep(self, events_max: int) -> bool:
         """Handles the oldest unswept events, at most `events_max`: takes dead versions out of memory, names their rows.
 
-        Call it until `unswept` is 0. Reads give the same before the first call as after the last. Cost: 0.2 us an
-        event, 4 us a tombstone.
+        Call it until `unswept` is 0. Returns whether it makes sense to go on at once: not when the rest is needed by a
+        pinned revision. Reads give the same before the first call as after the last. Cost: 0.2 us an event, 4 us a
+        tombstone.
         """
         count = min(events_max, self.unswept)
+        floor = self._floor()
+        if floor < self.compact_revision:
+            count = min(count, self.log_position(floor + 1) - self._swept)
+            if count <= 0:
+                return False
         events = self._log[self._swept : self._swept + count]
         self._swept += count
         self.unswept -= count
@@ -374,6 +464,7 @@ class Store:
             del self._log[: self._swept]
             self._swept = 0
         self._journal.note_dead(self._cut(events, self.compact_revision))
+        return self.unswept > 0
 
     def _cut(self, events: Iterable[Event], revision: int) -> list[tuple[int, int]]:
         """Cuts the links that a compaction at `revision` ends. The events come in order; none is newer than `revision`.
@@ -417,6 +508,8 @@ class Store:
             else:
                 gone.pop(key, None)
                 live[key] = event
+                if len(key) + len(value) > self.version_bytes_max:
+                    self.version_bytes_max = len(key) + len(value)
             log.append(event)
         self._live_keys = KeyIndex(live)
         self._gone_keys = KeyIndex(gone)

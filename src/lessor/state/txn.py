@@ -5,10 +5,12 @@ Laws
 - All checks come before the first change: shape and size, overlaps, compares (those of nested txns too, all against the
   state before the txn), then the leases, keys and revisions of the branches taken.
 - Operations run in order; a later range sees the writes of earlier operations.
+- A txn that looks at many keys is not made here at once: `is_long` tells. One that may write looks at
+  TXN_WRITE_KEYS_MAX keys at most, because that is one step.
 
 Theory of operation. `read_txn` checks the shape of the request and turns it into a tree of `Node`s, so that the
 protobuf objects are read once. `choose` decides the branch of each node. `verify` and `execute` walk the branches that
-were taken.
+were taken. Txns that take many steps are in txn_steps.py.
 
 Worked example of the duplicate rule. etcd applies it level by level: first the deletes of a level, then its nested txns
 in order, then its own puts:
@@ -24,16 +26,18 @@ in order, then its own puts:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 from lessor.api.proto import rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.key_range import OPEN_END, open_end
 from lessor.state import kv
 from lessor.state.encode import nested, revision_header
 from lessor.state.leases import Lessor
 from lessor.state.mvcc import Event, Store
+from lessor.state.range_steps import captured_pieces
 
 RANGE: Final = "request_range"
 PUT: Final = "request_put"
@@ -51,13 +55,16 @@ Operation = tuple[str, Any]
 class Node:
     """One txn of the tree."""
 
-    __slots__ = ("compares", "failure", "succeeded", "success")
+    __slots__ = ("compares", "failure", "succeeded", "success", "wide")
 
-    def __init__(self, compares: list[rpc_pb2.Compare], success: list[Operation], failure: list[Operation]) -> None:
+    def __init__(
+        self, compares: list[rpc_pb2.Compare], success: list[Operation], failure: list[Operation], wide: bool
+    ) -> None:
         self.compares = compares
         self.success = success
         self.failure = failure
         self.succeeded = False
+        self.wide = wide  # whether a compare, a range or a delete of it, or of a txn in it, has a range_end
 
     @property
     def taken(self) -> list[Operation]:
@@ -87,11 +94,20 @@ def _read(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
     used = max(len(compares), len(success), len(failure))
     if used > ops_max:
         raise errors.TOO_MANY_OPS.error()
+    wide = False
     for compare in compares:
         if not compare.key:
             raise errors.EMPTY_KEY.error()
+        if compare.range_end:
+            wide = True
     left = ops_max - used
-    return Node(compares, [_read_op(op, left) for op in success], [_read_op(op, left) for op in failure])
+    then = [_read_op(op, left) for op in success]
+    otherwise = [_read_op(op, left) for op in failure]
+    return Node(compares, then, otherwise, wide or _is_wide(then) or _is_wide(otherwise))
+
+
+def _is_wide(operations: list[Operation]) -> bool:
+    return any(kind != PUT and (request.wide if kind == TXN else request.range_end) for kind, request in operations)
 
 
 def _read_op(op: rpc_pb2.RequestOp, ops_max: int) -> Operation:
@@ -179,6 +195,76 @@ def may_write(node: Node) -> bool:
     )
 
 
+# --- length -----------------------------------------------------------------------------------------------------
+
+
+def is_long(store: Store, node: Node) -> bool:
+    """Whether all that the txn may look at, in any branch, is more than one step's work. Cost: the operations.
+
+    Raises TXN_LOOKS_TOO_FAR for a txn that may write and that looks at more than TXN_WRITE_KEYS_MAX keys, or that may
+    show more than REPLY_BYTES_MAX of keys and values.
+    """
+    if not node.wide and store.version_bytes_max * limits.TXN_OPS_MAX <= limits.READ_STEP_BYTES:
+        return False
+    reach = _Reach(store)
+    reach.add(node)
+    if may_write(node):
+        if reach.keys > limits.TXN_WRITE_KEYS_MAX:
+            raise errors.TXN_LOOKS_TOO_FAR.error()
+        if reach.shown_bytes > limits.REPLY_BYTES_MAX:
+            reach = _Reach(store, exact=True)
+            reach.add(node)
+            if reach.shown_bytes > limits.REPLY_BYTES_MAX:
+                raise errors.TXN_LOOKS_TOO_FAR.error()
+    return reach.keys > limits.READ_STEP_KEYS or reach.shown_bytes > limits.READ_STEP_BYTES
+
+
+class _Reach:
+    """How much a txn may look at, all branches taken together: never too little."""
+
+    __slots__ = ("_exact", "_store", "keys", "shown_bytes")
+
+    def __init__(self, store: Store, exact: bool = False) -> None:
+        """`exact`: the bytes are counted, at a cost for each key, and not taken from the longest version."""
+        self._store = store
+        self._exact = exact
+        self.keys = 0
+        self.shown_bytes = 0
+
+    def add(self, node: Node) -> None:
+        store = self._store
+        for compare in node.compares:
+            range_end = compare.range_end
+            self.keys += store.count(compare.key, open_end(range_end)) if range_end else 1
+        for operations in (node.success, node.failure):
+            for kind, request in operations:
+                if kind == TXN:
+                    self.add(request)
+                elif kind == RANGE:
+                    if request.range_end and request.revision <= 0 and request.count_only:
+                        continue
+                    self._add_range(request, kv.fetch_max(request, filtered=kv.is_filtered(request)), request.revision)
+                elif kind == DELETE and request.prev_kv:
+                    self._add_range(request, None, 0)
+
+    def _add_range(self, request: Any, shown_max: int | None, revision: int) -> None:
+        store, start, range_end = self._store, request.key, request.range_end
+        if not range_end:
+            event = store.get(start)
+            self.keys += 1
+            self.shown_bytes += store.version_bytes_max if revision else 0 if event is None else event.size_bytes
+            return
+        end = open_end(range_end)
+        count = store.key_count_ever(start, end) if revision > 0 else store.count(start, end)
+        if shown_max is not None and revision <= 0:
+            count = min(count, shown_max)
+        self.keys += count
+        if self._exact and revision <= 0:
+            self.shown_bytes += sum([event.size_bytes for event in store.range(start, end, shown_max)])
+        else:
+            self.shown_bytes += count * store.version_bytes_max
+
+
 # --- compares ---------------------------------------------------------------------------------------------------
 
 
@@ -198,13 +284,28 @@ def _holds(store: Store, compare: rpc_pb2.Compare) -> bool:
     range_end = compare.range_end
     if range_end:
         events = store.range(compare.key, open_end(range_end))
-        if events:
-            return all(_holds_for(compare, event) for event in events)
-        return _holds_for(compare, None)
-    return _holds_for(compare, store.get(compare.key))
+        return holds_for_all(compare, events) if events else holds_for(compare, None)
+    return holds_for(compare, store.get(compare.key))
 
 
-def _holds_for(compare: rpc_pb2.Compare, event: Event | None) -> bool:
+def holds_for_all(compare: rpc_pb2.Compare, events: Sequence[Event]) -> bool:
+    """Whether the compare holds for each of some versions, at least one. Cost: 0.1 us a version; for values more."""
+    name = _NUMBER_TARGETS.get(compare.target)
+    if name is None:
+        return all(holds_for(compare, event) for event in events)
+    numbers: set[int] = set(map(attrgetter(name), events))
+    given: int = getattr(compare, name)
+    result = compare.result
+    if result == 0:
+        return numbers == {given}
+    if result == 1:
+        return min(numbers) > given
+    if result == 2:
+        return max(numbers) < given
+    return result != 3 or given not in numbers
+
+
+def holds_for(compare: rpc_pb2.Compare, event: Event | None) -> bool:
     """Whether "stored OP given" holds. An absent key has 0 for each number; no compare of its value holds."""
     target = compare.target
     stored: Any
@@ -267,12 +368,19 @@ def execute(store: Store, node: Node) -> bytes:
             rest = kv.do_put(store, request)
             reply = nested(b"\x12", revision_header(store.revision_inside) + rest)
         elif kind == RANGE:
-            reply = nested(b"\x0a", kv.range_reply(store, request, revision_header(store.revision_inside)))
+            reply = nested(b"\x0a", range_now(store, request))
         elif kind == DELETE:
-            rest = kv.delete_range(store, request)
-            reply = nested(b"\x1a", revision_header(store.revision_inside) + rest)
+            rest, shown = kv.delete_range(store, request)
+            reply = nested(b"\x1a", revision_header(store.revision_inside) + rest + kv.prev_kvs_field(shown))
         else:
             # A nested txn has a header, which is empty, as in etcd.
             reply = nested(b"\x22", b"\x0a\x00" + execute(store, request))
         parts.append(nested(b"\x1a", reply))
     return b"".join(parts)
+
+
+def range_now(store: Store, request: rpc_pb2.RangeRequest) -> bytes:
+    """The reply to a range inside the open write, however long it takes."""
+    header = revision_header(store.revision_inside)
+    reply = kv.range_reply(store, request, header)
+    return reply if reply is not None else b"".join(captured_pieces(store, request, header))

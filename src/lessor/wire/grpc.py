@@ -57,6 +57,11 @@ _CODES: Final = {b"%d" % code: code for code in Code}
 # --- messages -------------------------------------------------------------------------------------------------------
 
 
+def prefix(size: int) -> bytes:
+    """The PREFIX_BYTES before a message of `size` bytes."""
+    return _PREFIX.pack(0, size)
+
+
 def frame(payload: bytes) -> bytes:
     """A message with its prefix, as it is in a body."""
     return _PREFIX.pack(0, len(payload)) + payload

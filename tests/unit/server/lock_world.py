@@ -29,8 +29,8 @@ class Call(UnaryCall):
     token: bytes | None = None
     peer_common_name: str | None = None
 
-    def __init__(self, core: Core, request: Message) -> None:
-        super().__init__(core, core.metrics.calls(_BY_REQUEST[type(request)], b"test"), Held())
+    def __init__(self, core: Core, request: Message, held: Held | None = None) -> None:
+        super().__init__(core, core.metrics.calls(_BY_REQUEST[type(request)], b"test"), held or Held())
         self.request = request
         self.outcome: Any = None
         self.decided = False  # whether the outcome is on its way
@@ -131,10 +131,11 @@ class LockWorld(World):
         self.services = Services(options, self.machine, self.turn, unused, unused, unused)
         handlers = self.services.handlers()
         self.core = Core(options, self.machine, self.gate, self.turn, disk, Metrics(), unused, handlers)
+        self.held = Held()  # of a connection with several calls
 
-    def begin(self, request: Message) -> Call:
-        """Sends a request; nothing is durable yet."""
-        call = Call(self.core, request)
+    def begin(self, request: Message, held: Held | None = None) -> Call:
+        """Sends a request; nothing is durable yet. `held`: of its connection; each call has its own otherwise."""
+        call = Call(self.core, request, held)
         call.serve(request)
         return call
 

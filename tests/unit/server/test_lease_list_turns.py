@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How lists of leases take turns: one at a time, others in between, and none for a peer that went away."""
+"""How lists of leases take turns: one at a time in a connection, others in between, none for a peer that has gone."""
 
 import asyncio
 from typing import Any
 
 from lessor.api.proto import leases_pb2
+from lessor.server.loop.call import Held
 from lessor.server.loop.core import Core
 from lessor.server.services import leases
 from lessor.state.lease_list import LeaseList
@@ -17,8 +18,8 @@ class ListCall(Call):
 
     __slots__ = ("answers",)
 
-    def __init__(self, core: Core, request: leases_pb2.LeaseListRequest) -> None:
-        super().__init__(core, request)
+    def __init__(self, core: Core, request: leases_pb2.LeaseListRequest, held: Held) -> None:
+        super().__init__(core, request, held)
         self.answers: list[Any] = []
 
     def _end(self, outcome: Any) -> None:
@@ -27,7 +28,7 @@ class ListCall(Call):
 
 def ask(world: World, **request: Any) -> ListCall:
     asked = leases_pb2.LeaseListRequest(**request)
-    call = ListCall(world.core, asked)
+    call = ListCall(world.core, asked, world.held)
     call.waiting = leases.list_leases(world.core, call, asked)
     return call
 

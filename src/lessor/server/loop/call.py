@@ -151,10 +151,8 @@ class UnaryCall:
             reply = handler(core, request)
             if isinstance(reply, bytes):
                 payload = self.encode(reply)
-            elif core.long_replies.full:
-                payload = self.encode(b"".join(reply))
             else:
-                self._wait(core.long_replies.begin(self, reply))
+                self._wait(core.long_replies.begin(self, reply, request))
                 return
         except Exception as error:
             payload = as_answer(error, self.method.path)
@@ -165,6 +163,11 @@ class UnaryCall:
         if self._close():
             self.counts.end(Code.CANCELED)
             self._let_go()
+
+    def permit(self, request: Message) -> None:
+        """Raises EtcdError unless the caller may make the request now."""
+        if self.core.auth.enabled:
+            self.core.permit(self, request)
 
     def refuse_if_overfull(self) -> bool:
         """Refuses the call if it is `overfull`; returns whether it is."""

@@ -99,7 +99,7 @@ class Core:
         self.stream_handlers = handlers.streams
         self.pages = Pages()
         self.watch_streams: set[WatchesProgress] = set()
-        self.long_replies = LongReplies(metrics.shortages)
+        self.long_replies = LongReplies()
         self.unfinished = Unfinished(options.message_bytes_max, metrics.shortages)
         self._tasks: set[asyncio.Task[Any]] = set()  # keeps tasks alive: the loop does not
 

@@ -1,31 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unary replies that take long to make: piece by piece, with all other calls served in between.
+"""Unary replies that take long to make: step by step, with all other calls served in between.
 
 Laws
-- One such reply is made at a time, and one piece of it in a turn, however many are asked for.
-- At most LONG_REPLIES_MAX of them wait or are made. The reply to any further call is made at once, in one piece.
-- The code that makes the pieces answers for their content: it was fixed when the call came in, or that code copes with
-  changes. Here the pieces are only bytes. The call encodes them, as JSON for instance, in the same steps.
+- One step is taken in a turn, however many such replies are asked for. Nothing is made in one go.
+- Replies are made for LONG_REPLIES_AT_ONCE connections at a time, one for each; their steps alternate. The connections
+  take turns: one with many waiting calls does not hold up another with one.
+- A reply that waits its turn has not begun: see LongRead. Its request counts among the bytes of its connection that the
+  peer has not taken, so a connection has to wait before it can ask for any number of them.
+- The code that makes the pieces answers for their content. Here the pieces are only bytes. The call encodes them, as
+  JSON for instance, in the same steps.
 - A call whose peer went away is dropped, and its place with it.
-- When its place comes, a call is refused if its peer has not taken the replies to earlier calls.
+- When the turn of a read comes, the caller's rights are checked anew, since they may have changed; and the call is
+  refused if its peer has not taken the replies to earlier calls. A write has taken effect: it is answered in any case.
 
-Does not do: cutting an encoded reply, as HTTP/2's flow control does; the reads of a Txn, which are made at once.
+Does not do: cutting an encoded reply, as HTTP/2's flow control does.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
+
+from google.protobuf.message import Message
 
 from lessor.api.methods import Method
 from lessor.base import limits
 from lessor.server.loop.bugs import as_answer
-from lessor.server.observe.shortages import LONG_REPLIES, Shortages
+from lessor.state.long_read import LongRead, Written
+
+
+class Counted(Protocol):
+    """The count of the bytes that a connection's peer has not taken; see call.Held."""
+
+    size_bytes: int
 
 
 class Answered(Protocol):
     """The call that the reply is for; see UnaryCall."""
 
     method: Method
+    held: Any
+
+    def permit(self, request: Message) -> None: ...
 
     def refuse_if_overfull(self) -> bool: ...
 
@@ -34,59 +50,134 @@ class Answered(Protocol):
     def finish_encoded(self, payload: Any) -> None: ...
 
 
-class LongReplies:
-    """The long replies of a server. Each keeps the data that it shows: hence LONG_REPLIES_MAX."""
-
-    __slots__ = ("_shortages", "_waiting", "lock")
-
-    def __init__(self, shortages: Shortages) -> None:
-        self._shortages = shortages
-        self.lock = asyncio.Lock()
-        self._waiting = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether one more reply has to be made at once. It then counts among the bytes that its peer has not taken."""
-        full = self._waiting >= limits.LONG_REPLIES_MAX
-        if full:
-            self._shortages.reached(LONG_REPLIES)
-        return full
-
-    def begin(self, call: Answered, pieces: Iterator[bytes]) -> "LongReply":
-        """Answers `call` with all `pieces` joined, or with the EtcdError that is raised while a piece is made."""
-        task = asyncio.get_running_loop().create_task(_make(self, call, pieces))
-        self._waiting += 1
-        task.add_done_callback(self._leave)
-        return LongReply(task)
-
-    def _leave(self, _task: "asyncio.Task[None]") -> None:
-        self._waiting -= 1
-
-
 class LongReply:
     """A call waits for this while its reply is made (call.Waiting)."""
 
-    __slots__ = ("_task",)
+    __slots__ = ("_call", "_pieces", "_request", "_size_bytes", "_steps")
 
     open_ended = False  # it ends when the reply is made
 
-    def __init__(self, task: "asyncio.Task[None]") -> None:
-        self._task = task
+    def __init__(self, call: Answered, pieces: Iterator[bytes], request: Message | None) -> None:
+        self._call: Answered | None = call
+        self._pieces = pieces
+        self._request = request
+        self._steps: Iterator[bytes | None] | None = None
+        self._size_bytes = limits.LONG_REPLY_WAITING_BYTES + (0 if request is None else request.ByteSize())
+        call.held.size_bytes += self._size_bytes
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for this any more."""
+        return self._call is None
 
     def on_gone(self) -> None:
-        self._task.cancel()
+        call, self._call = self._call, None
+        if call is not None:
+            self._let_go(call)
+
+    def _let_go(self, call: Answered) -> None:
+        """Undoes all that waiting and working took."""
+        call.held.size_bytes -= self._size_bytes
+        self._size_bytes = 0
+        pieces, self._pieces, self._steps, self._request = self._pieces, iter(()), None, None
+        if isinstance(pieces, LongRead):
+            pieces.close()
+
+    def step(self) -> bool:
+        """Takes the next step; returns whether there is another one to take. Does not raise."""
+        call = self._call
+        if call is None:
+            return False
+        payload: Any
+        try:
+            if self._steps is None and not self._begin(call):
+                return False
+            steps = self._steps
+            payload = None if steps is None else next(steps)
+        except Exception as error:
+            payload = as_answer(error, call.method.path)
+        if payload is None:
+            return True
+        self._call = None
+        self._let_go(call)
+        call.finish_encoded(payload)
+        return False
+
+    def _begin(self, call: Answered) -> bool:
+        """Returns whether the call is still to be answered."""
+        call.held.size_bytes -= self._size_bytes
+        self._size_bytes = 0
+        if isinstance(self._pieces, LongRead) and self._request is not None:
+            call.permit(self._request)
+        self._request = None
+        if not isinstance(self._pieces, Written) and call.refuse_if_overfull():
+            return False
+        self._steps = call.encode_pieces(self._pieces)
+        return True
 
 
-async def _make(replies: LongReplies, call: Answered, pieces: Iterator[bytes]) -> None:
-    # Not a method of LongReply: a cancelled task keeps this frame, which must not keep the object that keeps the task.
-    payload: Any
-    try:
-        async with replies.lock:
-            if call.refuse_if_overfull():
-                return
-            steps = call.encode_pieces(pieces)
-            while (payload := next(steps)) is None:
-                await asyncio.sleep(0)
-    except Exception as error:
-        payload = as_answer(error, call.method.path)
-    call.finish_encoded(payload)
+class LongReplies:
+    """The long replies of a server."""
+
+    __slots__ = ("_next", "_running", "_task", "_waiting")
+
+    def __init__(self) -> None:
+        # The replies of each connection that has any, oldest first, without the one that is being made.
+        self._waiting: dict[Counted, deque[LongReply]] = {}
+        self._next: deque[Counted] = deque()  # connections that wait, none that has a reply being made
+        self._running: deque[tuple[Counted, LongReply]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no reply waits or is made."""
+        return not self._waiting
+
+    def begin(self, call: Answered, pieces: Iterator[bytes], request: Message | None = None) -> LongReply:
+        """Answers `call` with all `pieces` joined, or with the EtcdError that is raised while a piece is made.
+
+        `request`: whose rights are checked again if `pieces` is a LongRead; it also counts for the memory that is kept.
+        """
+        reply = LongReply(call, pieces, request)
+        line = self._waiting.get(call.held)
+        if line is None:
+            self._waiting[call.held] = deque((reply,))
+            self._next.append(call.held)
+        else:
+            line.append(reply)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        return reply
+
+    async def _run(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(0)
+            self._start()
+            if self._running:
+                self._step()
+        self._task = None
+
+    def _start(self) -> None:
+        while self._next and len(self._running) < limits.LONG_REPLIES_AT_ONCE:
+            held = self._next.popleft()
+            line = self._waiting[held]
+            while line and line[0].gone:
+                line.popleft()
+            if line:
+                self._running.append((held, line.popleft()))
+            else:
+                del self._waiting[held]
+
+    def _step(self) -> None:
+        held, reply = self._running.popleft()
+        try:
+            more = reply.step()
+        except Exception as error:  # the other replies are for other calls
+            as_answer(error, "a long reply")
+            more = False
+        if more:
+            self._running.append((held, reply))
+        elif self._waiting[held]:
+            self._next.append(held)
+        else:
+            del self._waiting[held]

@@ -347,8 +347,7 @@ class Turn:
     def _sweep(self) -> None:
         """Takes some of the dead versions out of memory, and asks for another turn, to go on or to seal."""
         store = self.machine.store
-        if store.unswept and not self._halted:
-            store.sweep(limits.SWEEP_EVENTS_MAX)
+        if store.unswept and not self._halted and (store.sweep(limits.SWEEP_EVENTS_MAX) or not store.unswept):
             self.schedule()
 
     def _count_promises(self) -> None:

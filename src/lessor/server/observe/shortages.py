@@ -52,12 +52,6 @@ THREADS = Shortage(
     "no thread can be started: the call is refused",
     "raise the limit of tasks (ulimit -u, TasksMax= of systemd)",
 )
-LONG_REPLIES = Shortage(
-    "long_replies",
-    "too many long replies are being made: further ones hold up all other calls",
-    "let clients read in pages (limit), or fewer at a time",
-    limits.LONG_REPLIES_MAX,
-)
 SNAPSHOTS = Shortage(
     "snapshots",
     "too many snapshots at a time: further ones are refused",
@@ -94,7 +88,6 @@ ALL = (
     UNFINISHED,
     PASSWORDS,
     THREADS,
-    LONG_REPLIES,
     SNAPSHOTS,
     HANDSHAKES,
     BATCH_ROWS,

@@ -10,11 +10,7 @@ There is one member, which leads, so MoveLeader has no other target. There is no
 reports an enabled downgrade until it is cancelled or the server stops, and nothing else changes.
 """
 
-<<<<<<< HEAD
-=======
-import asyncio
 import logging
->>>>>>> h12-silence
 import re
 
 from google.protobuf.message import Message

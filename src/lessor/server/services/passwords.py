@@ -25,11 +25,8 @@ from typing import Any
 import bcrypt
 
 from lessor.base import errors, limits
-<<<<<<< HEAD
 from lessor.server.loop.fair_queue import FairQueue, Peer
-=======
 from lessor.server.observe.shortages import PASSWORDS, THREADS, Shortages
->>>>>>> h12-silence
 
 Failed = Callable[[Exception], None]
 
@@ -114,10 +111,10 @@ class Passwords:
 
     # --- between threads and loop ---
 
-<<<<<<< HEAD
     def _begin(self, job: Job, peer: Peer) -> Job:
         self._queue.add(job, peer)
         if self.waiting > limits.PASSWORDS_WAITING_MAX:
+            self._shortages.reached(PASSWORDS)
             refused = self._queue.most_crowding(job)
             self._queue.discard(refused)
             if refused is job:
@@ -125,22 +122,6 @@ class Passwords:
             refused.failed(errors.TOO_MANY_REQUESTS.error())
         self._feed()
         return job
-=======
-    def _submit(self, work: Callable[[], T], then: Callable[[T], None], failed: Failed) -> Job:
-        if self._waiting >= limits.PASSWORDS_WAITING_MAX:
-            self._shortages.reached(PASSWORDS)
-            raise errors.TOO_MANY_REQUESTS.error()
-        loop = asyncio.get_running_loop()
-        try:
-            future = self._threads.submit(work)
-        except RuntimeError as error:
-            if "start new thread" not in str(error):
-                raise  # the server has stopped
-            self._shortages.reached(THREADS, error=str(error))
-            raise errors.TOO_MANY_REQUESTS.error() from None
-        self._waiting += 1
-        job = Job(future)
->>>>>>> h12-silence
 
     def _feed(self) -> None:
         """Gives the threads what they can work on now."""
@@ -148,8 +129,12 @@ class Passwords:
             job = self._queue.take()
             try:
                 self._start(job)
-            except Exception as error:  # no thread can be started, or the server stops
-                job.failed(error)
+            except RuntimeError as error:
+                if "start new thread" not in str(error):
+                    job.failed(error)  # the server stops
+                    continue
+                self._shortages.reached(THREADS, error=str(error))
+                job.failed(errors.TOO_MANY_REQUESTS.error())
 
     def _start(self, job: Job) -> None:
         loop = asyncio.get_running_loop()

@@ -31,7 +31,7 @@ from lessor.durable.engine import EngineError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import StreamCall
 from lessor.server.loop.core import Core
-from lessor.server.observe.shortages import SNAPSHOTS
+from lessor.server.observe.shortages import SNAPSHOTS, Shortages
 from lessor.server.services.snapshots import NAME, Snapshots, copy
 from lessor.server.version import ETCD_VERSION
 
@@ -84,12 +84,7 @@ class SnapshotStream:
         self._begun = True
         snapshots, metrics = self._snapshots, self._core.metrics
         if metrics.snapshots >= limits.SNAPSHOTS_MAX:
-<<<<<<< HEAD
-            _make_room(snapshots)
-=======
-            metrics.shortages.reached(SNAPSHOTS)
-            raise errors.TOO_MANY_REQUESTS.error()
->>>>>>> h12-silence
+            _make_room(snapshots, metrics.shortages)
         metrics.snapshots += 1
         snapshots.streams.add(self)
         task = asyncio.get_running_loop().create_task(self._run(snapshots))
@@ -173,10 +168,11 @@ class SnapshotStream:
         self._call.cut_off(errors.SNAPSHOT_NOT_READ.error())
 
 
-def _make_room(snapshots: Snapshots) -> None:
+def _make_room(snapshots: Snapshots, shortages: Shortages) -> None:
     """Ends the snapshot that has made no progress for longest. Raises TOO_MANY_REQUESTS if all make progress."""
     slowest = max(snapshots.streams, key=lambda stream: stream.stalled_s, default=None)
     if slowest is None or slowest.stalled_s < limits.SNAPSHOT_YIELD_S:
+        shortages.reached(SNAPSHOTS)
         raise errors.TOO_MANY_REQUESTS.error()
     snapshots.streams.discard(slowest)  # its place is given away now, though its file is closed a moment later
     slowest.give_up()

@@ -45,12 +45,12 @@ def apply_in_pieces(core: Core, request: Message) -> bytes | Iterator[bytes]:
     return core.machine.apply_in_pieces(request, core.turn.now_s())
 
 
-def apply_sized(core: Core, request: Message) -> bytes:
-    """Applies a request that carries keys and values, within --max-request-bytes."""
+def apply_sized(core: Core, request: Message) -> bytes | Iterator[bytes]:
+    """Applies a request that carries keys and values, within --max-request-bytes. The reply may take long to make."""
     if request.ByteSize() > core.options.max_request_bytes:
         core.machine.check_form(request)  # as in etcd, errors in the request itself come first
         raise errors.REQUEST_TOO_LARGE.error()
-    return core.machine.apply_encoded(request, core.turn.now_s())
+    return core.machine.apply_in_pieces(request, core.turn.now_s())
 
 
 def health_check(_core: Core, request: Any) -> bytes:

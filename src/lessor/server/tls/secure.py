@@ -26,13 +26,10 @@ from typing import Any, cast
 
 from lessor.base import limits
 from lessor.base.tls_errors import reason_of
-<<<<<<< HEAD
 from lessor.server.loop.fair_queue import FairQueue, Peer
 from lessor.server.loop.peer_address import address_of
-=======
 from lessor.server.observe.logs import Sparing
 from lessor.server.observe.shortages import HANDSHAKES, Shortages
->>>>>>> h12-silence
 from lessor.server.tls import peer
 from lessor.server.tls.context import CredentialFiles
 
@@ -80,19 +77,13 @@ class Handshakes:
     # --- for the transports ---
 
     def begin(self, transport: "SecureTransport") -> None:
-<<<<<<< HEAD
         """Counts a handshake. Cost: O(1); beyond the bound O(addresses)."""
         self._under_way.setdefault(transport.address, {})[transport] = None
         self._under_way_count += 1
         if self._under_way_count > limits.TLS_HANDSHAKES_MAX:
+            self._shortages.reached(HANDSHAKES)
             crowd = max(self._under_way.values(), key=len)
             next(iter(crowd)).give_up("too many handshakes at once")
-=======
-        self._under_way[transport] = None
-        if len(self._under_way) > limits.TLS_HANDSHAKES_MAX:
-            self._shortages.reached(HANDSHAKES)
-            next(iter(self._under_way)).give_up("too many handshakes at once")
->>>>>>> h12-silence
 
     def end(self, transport: "SecureTransport") -> None:
         """The handshake is over, however it ended. Does nothing the second time."""

@@ -8,6 +8,7 @@ after a reset is dropped.
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -136,11 +137,16 @@ class GrpcUnary(UnaryCall):
         return grpc.frame(reply)
 
     def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]:
-        made = []
+        # Not a list to be joined: its end would be one long step. The buffer grows where it lies and is not copied.
+        made = BytesIO()
+        made.write(grpc.prefix(0))
         for piece in pieces:
-            made.append(piece)
+            made.write(piece)
             yield None
-        yield self.encode(b"".join(made))
+        size = made.tell() - grpc.PREFIX_BYTES
+        made.seek(0)
+        made.write(grpc.prefix(size))
+        yield made.getvalue()
 
     def _send(self, payload: bytes) -> None:
         stream, self._stream = self._stream, None

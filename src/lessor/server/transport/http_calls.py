@@ -7,6 +7,7 @@
 
 import re
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any, Final, Protocol
 
 from lessor.api.methods import Method
@@ -235,11 +236,11 @@ class JsonUnary(UnaryCall):
         return json_codec.encode(self.method.response.FromString(reply))
 
     def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]:
-        made = []
+        made = BytesIO()  # as in GrpcUnary
         for piece in json_codec.encode_in_pieces(self.method.response, pieces):
-            made.append(piece)
+            made.write(piece)
             yield None
-        yield b"".join(made)
+        yield made.getvalue()
 
     def _send(self, payload: bytes) -> None:
         exchange, self._exchange = self._exchange, None  # it refers to us

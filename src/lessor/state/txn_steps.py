@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Txns that look at many keys, in steps; txn.py makes the others at once.
+
+Laws
+- The pieces joined are the reply that txn.py would make.
+- A txn that cannot write is carried out in steps, all of it as of one pinned revision.
+- A txn that may write takes effect in one step. That step keeps references to the versions that its ranges show; the
+  reply is encoded in steps afterwards. How many there are is bounded by TXN_WRITE_KEYS_MAX.
+- A piece has whole operations, since the length of an operation's reply stands before it. Ranges of one txn that ask
+  for the same are made once.
+
+Does not do: the checks that depend on the request alone, the choice of the way (txn.is_long).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors, limits
+from lessor.base.key_range import open_end
+from lessor.state import kv, txn
+from lessor.state.encode import nested, revision_header, varint
+from lessor.state.mvcc import Store
+from lessor.state.range_steps import captured_pieces, encoded, one_key_pieces, range_pieces
+
+# A part of the reply to a txn that has run: bytes, or a long part whose pieces are still to be made, with its tag.
+Part = bytes | tuple[bytes, Iterator[bytes]]
+
+
+def oldest_revision(store: Store, node: txn.Node) -> int:
+    """The oldest retained revision that a range of the txn asks for; 0: none."""
+    oldest = 0
+    for operations in (node.success, node.failure):
+        for kind, request in operations:
+            revision = 0
+            if kind == txn.RANGE:
+                revision = request.revision
+            elif kind == txn.TXN:
+                revision = oldest_revision(store, request)
+            if revision > 0 and revision >= store.compact_revision:
+                oldest = min(oldest, revision) if oldest else revision
+    return oldest
+
+
+# --- without writes ---------------------------------------------------------------------------------------------
+
+
+def read_pieces(store: Store, node: txn.Node, header: bytes) -> Iterator[bytes]:
+    """The reply to a txn that cannot write, at the newest revision, which is pinned. Raises as `txn.verify` does."""
+    return _Reading(store).pieces(node, header)
+
+
+class _Reading:
+    """One such txn under way."""
+
+    __slots__ = ("_compact_revision", "_made", "_revision", "_size", "_store")
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._revision = store.revision
+        self._compact_revision = store.compact_revision
+        self._size = 0
+        self._made: dict[bytes, bytes] = {}  # replies to long ranges, by request
+
+    def pieces(self, node: txn.Node, header: bytes) -> Iterator[bytes]:
+        for _ in self._choose(node):
+            yield b""
+        self._verify(node)
+        yield header
+        yield from self._run(node)
+
+    def _choose(self, node: txn.Node) -> Iterator[None]:
+        """As `txn.choose`, in steps."""
+        node.succeeded = True
+        store, revision = self._store, self._revision
+        for compare in node.compares:
+            holds = True
+            if compare.range_end:
+                found = False
+                for events in store.walk(compare.key, open_end(compare.range_end), revision):
+                    if events:
+                        found = True
+                        holds = txn.holds_for_all(compare, events)
+                    yield None
+                    if not holds:
+                        break
+                if not found:
+                    holds = txn.holds_for(compare, None)
+            else:
+                holds = txn.holds_for(compare, store.get_at(compare.key, revision))
+            if not holds:
+                node.succeeded = False
+                break
+        for kind, request in node.taken:
+            if kind == txn.TXN:
+                yield from self._choose(request)
+
+    def _verify(self, node: txn.Node) -> None:
+        for kind, request in node.taken:
+            if kind == txn.TXN:
+                self._verify(request)
+            elif request.revision:
+                if request.revision > self._revision:
+                    raise errors.FUTURE_REVISION.error()
+                if request.revision < self._compact_revision:
+                    raise errors.COMPACTED.error()
+
+    def _run(self, node: txn.Node) -> Iterator[bytes]:
+        """The fields after the header: whole operations, and b"" for the steps between."""
+        if node.succeeded:
+            yield b"\x10\x01"
+        for kind, request in node.taken:
+            made: list[bytes] = []
+            tag = b"\x0a"
+            if kind == txn.RANGE:
+                asked = request.SerializeToString()
+                again = self._made.get(asked)
+                self._store.ranges += 1
+                if again is None:
+                    for piece in self._range(request):
+                        self._count(len(piece))
+                        made.append(piece)
+                        yield b""
+                    again = b"".join(made)
+                    if len(again) > limits.READ_STEP_BYTES // limits.TXN_OPS_MAX:
+                        self._made[asked] = again
+                else:
+                    self._count(len(again))
+                made = [again]
+            else:
+                tag = b"\x22"
+                made.append(b"\x0a\x00")
+                for piece in self._run(request):
+                    made.append(piece)
+                    yield b""
+            yield _operation(tag, made)
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._size > limits.REPLY_BYTES_MAX:
+            raise errors.REPLY_TOO_LARGE.error()
+
+    def _range(self, request: rpc_pb2.RangeRequest) -> Iterator[bytes]:
+        store = self._store
+        revision = request.revision if request.revision > 0 else self._revision
+        header = revision_header(self._revision)
+        if request.range_end:
+            return range_pieces(store, request, revision, header)
+        return one_key_pieces(store, request, revision, header)
+
+
+def _operation(tag: bytes, made: list[bytes]) -> bytes:
+    """A ResponseOp as a field of the reply, from the pieces of its reply."""
+    size = sum([len(piece) for piece in made])
+    inner = tag + varint(size)
+    return b"".join([b"\x1a", varint(len(inner) + size), inner, *made])
+
+
+# --- with writes ------------------------------------------------------------------------------------------------
+
+
+def execute(store: Store, node: txn.Node) -> list[Part]:
+    """As `txn.execute`, but what takes long to encode is left for `done_pieces`."""
+    parts: list[Part] = [b"\x10\x01"] if node.succeeded else []
+    for kind, request in node.taken:
+        header = revision_header(store.revision_inside)
+        if kind == txn.RANGE and request.range_end:
+            store.ranges += 1
+            parts.append((b"\x0a", captured_pieces(store, request, header)))
+        elif kind == txn.RANGE:
+            parts.append(nested(b"\x1a", nested(b"\x0a", txn.range_now(store, request))))
+        elif kind == txn.PUT:
+            rest = kv.do_put(store, request)
+            parts.append(nested(b"\x1a", nested(b"\x12", revision_header(store.revision_inside) + rest)))
+        elif kind == txn.DELETE:
+            rest, shown = kv.delete_range(store, request)
+            parts.append((b"\x1a", prev_kvs_pieces(store, revision_header(store.revision_inside) + rest, shown)))
+        else:
+            parts.append((b"\x22", done_pieces(b"\x0a\x00", execute(store, request))))
+    return parts
+
+
+def done_pieces(header: bytes, parts: list[Part]) -> Iterator[bytes]:
+    """The reply to a txn that has run."""
+    yield header
+    for part in parts:
+        if isinstance(part, bytes):
+            yield part
+        else:
+            tag, pieces = part
+            made: list[bytes] = []
+            for piece in pieces:
+                made.append(piece)
+                yield b""
+            yield _operation(tag, made)
+
+
+def prev_kvs_pieces(store: Store, head: bytes, events: Any) -> Iterator[bytes]:
+    """The reply to a DeleteRange that shows the versions that it has deleted."""
+    yield head
+    for first in range(0, len(events), limits.READ_STEP_KEYS):
+        yield from encoded(store, events[first : first + limits.READ_STEP_KEYS], kv.prev_kvs_field)
