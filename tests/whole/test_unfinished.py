@@ -158,8 +158,9 @@ def peak_bytes(status: Path) -> int:
 class Keeper:
     """A connection that keeps requests of some sizes."""
 
-    def __init__(self, count: Unfinished) -> None:
+    def __init__(self, count: Unfinished, address: str = "10.0.0.1") -> None:
         self.count = count
+        self.address = address
         self.sizes: list[int] = []
         self.refused: list[str] = []
 
@@ -206,6 +207,20 @@ def test_the_count_is_true_and_bounded(steps: list[tuple[int, int, bool]]) -> No
             for keeper in keepers:
                 if len(keeper.refused) > refused[keeper] and keeper is not keepers[number]:
                     assert before[keeper] > 150 // len(keepers)  # the largest share of too much
+
+
+def test_many_connections_of_one_address_pay_before_a_single_one_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "UNFINISHED_BYTES_MAX", 1_000)
+    count = Unfinished(message_bytes_max=200)
+    crowd = [Keeper(count, "10.0.0.1") for _ in range(90)]
+    honest = Keeper(count, "10.0.0.2")
+    for keeper in crowd:
+        keeper.keep(10)
+    honest.keep(200)  # far more than any other connection
+    assert not honest.refused
+    assert sum(len(keeper.refused) for keeper in crowd) == 10
+    honest.finish()
+    assert count.total_bytes == 800
 
 
 def test_two_of_the_largest_messages_fit_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:

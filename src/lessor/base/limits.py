@@ -89,6 +89,7 @@ TCP_KEEPALIVE_IDLE_S = 60  # silence after which the kernel sends a probe to see
 TCP_KEEPALIVE_INTERVAL_S = 20  # between such probes
 TCP_KEEPALIVE_PROBES = 3  # unanswered ones that end the connection: a peer that vanished keeps its watches two minutes
 CONNECTION_LINGER_S = 1.0  # the time for a peer that was cut off while it was sending, to stop and read the reason
+CONNECTION_CLOSE_S_MAX = 60.0  # the time for a peer to take the last bytes of a connection that is over
 HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 preface or a whole HTTP/1 head
 
 # --- descriptors, disk, logs ------------------------------------------------------------------------------------

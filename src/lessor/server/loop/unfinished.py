@@ -5,9 +5,9 @@ Laws
 - The bytes of an unfinished message or request count from the end of the read that brought them.
 - One connection keeps at most UNFINISHED_CONNECTION_BYTES_MAX, or two of the largest messages if that is more. Beyond
   it the request that began last is refused, then the one before it, until the rest fits: so older requests can end.
-- All connections together keep at most UNFINISHED_BYTES_MAX. Beyond it the connection that keeps most loses the request
-  that began last, again and again until the rest fits: the peer that fills the memory pays, not the one that sent the
-  last byte.
+- All connections together keep at most UNFINISHED_BYTES_MAX. Beyond it the connection that keeps most, of the address
+  whose connections keep most together, loses the request that began last, again and again until the rest fits: the peer
+  that fills the memory pays, by many connections too, and not the one that sent the last byte.
 - A request that comes in one read, as nearly all do, is never counted.
 """
 
@@ -20,6 +20,11 @@ from lessor.server.observe.shortages import UNFINISHED, Shortages
 
 class Holder(Protocol):
     """A connection that keeps unfinished requests."""
+
+    @property
+    def address(self) -> str:
+        """The peer's, see peer_address.py."""
+        ...
 
     def refuse_unfinished(self, error: EtcdError) -> None:
         """Ends the request that began last with the error, and takes its bytes off the count."""
@@ -55,7 +60,16 @@ class Unfinished:
             holder.refuse_unfinished(_too_much("this connection", self._connection_bytes_max))
         while self.total_bytes > limits.UNFINISHED_BYTES_MAX:
             self._shortages.reached(UNFINISHED)
-            max(held, key=held.__getitem__).refuse_unfinished(_too_much("all connections", limits.UNFINISHED_BYTES_MAX))
+            self._fullest().refuse_unfinished(_too_much("all connections", limits.UNFINISHED_BYTES_MAX))
+
+    def _fullest(self) -> Holder:
+        """The connection that keeps most, of the address whose connections keep most together."""
+        held = self._by_holder
+        of_address: dict[str, int] = {}
+        for holder, kept_bytes in held.items():
+            of_address[holder.address] = of_address.get(holder.address, 0) + kept_bytes
+        address = max(of_address, key=of_address.__getitem__)
+        return max([holder for holder in held if holder.address == address], key=held.__getitem__)
 
 
 def _too_much(whose: str, bytes_max: int) -> EtcdError:

@@ -84,10 +84,10 @@ class Digests:
                 digesting = self._queue.take()
                 try:
                     await self._make(digesting)
-                    outcome: bytes | EtcdError = digesting.reply(core, digesting.digest)
+                    if digesting.call is not None:
+                        _answer(digesting, digesting.reply(core, digesting.digest))
                 except Exception as error:
-                    outcome = as_answer(error, "a digest")
-                _answer(digesting, outcome)
+                    _answer(digesting, as_answer(error, "a digest"))
                 await asyncio.sleep(0)
         finally:
             self._working = False

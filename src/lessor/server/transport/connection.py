@@ -9,6 +9,7 @@ Laws
 - A connection gets one large read per turn. If a peer fills its socket as fast as it is emptied, libuv reads 32 times
   in a row, and all other connections would wait for seconds.
 - When the open batch is full, a connection that brings more pauses until the batch is sealed (turn.py).
+- A connection that is being closed waits for its peer to take the last bytes, but not for ever: CONNECTION_CLOSE_S_MAX.
 - When a connection closes, its calls end: `gone` of each stream's owner is called once.
 
 The first bytes decide between HTTP/2 and HTTP/1.1, which share each port, as in etcd. From then on a `Session` takes
@@ -217,12 +218,18 @@ class Connection:
         that was cut off while it was sending gets LINGER_S to stop and read. Bytes that it sends meanwhile are dropped.
         """
         if not cut_off:
-            self.transport.close()
+            self._close()
         elif self._lingering is None:
             if self.transport.can_write_eof():  # TLS has no end of one direction
                 with contextlib.suppress(OSError):  # some loops raise if the peer has reset the connection already
                     self.transport.write_eof()
-            self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self.transport.close)
+            self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self._close)
+
+    def _close(self) -> None:
+        """Closes the socket when the peer has taken what was written, or after a while without that."""
+        self.transport.close()
+        later = asyncio.get_running_loop().call_later
+        self._lingering = later(limits.CONNECTION_CLOSE_S_MAX, self.transport.abort)
 
     def drain(self, error: EtcdError) -> None:
         """Lets unary calls finish, ends streaming calls with `error`, closes after the last call."""

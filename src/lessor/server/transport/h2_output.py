@@ -62,6 +62,11 @@ class H2Output:
         self._unfinished: dict[h2.Stream, int] = {}  # bytes kept of each request that has not come in whole
 
     @property
+    def address(self) -> str:
+        """The peer's, see peer_address.py."""
+        return self.held.address
+
+    @property
     def overfull(self) -> bool:
         """Whether more than CONNECTION_SEND_BYTES_MAX waits for the peer. A new request is then refused (`refuse`)."""
         return self.held.size_bytes + self._unflushed_bytes + self.h2.queued_bytes > limits.CONNECTION_SEND_BYTES_MAX
