@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A disk that fails under a running server: no client gets an answer to a lost write, and the server stops."""
 
+import contextlib
 import itertools
 import logging
+import sqlite3
 from pathlib import Path
 
 import grpc
 import pytest
 
 from lessor.api.proto import rpc_pb2
-from lessor.durable.engine import EngineError
+from lessor.durable.engine import DataDirError, EngineError
 from lessor.durable.file_engine import FileEngine
 from lessor.server.main import EXIT_DISK_FAILED
 from tests.fault.crash_load import Stubs
@@ -56,3 +58,24 @@ def test_a_disk_that_fails_at_the_first_write_is_an_error_of_the_start(tmp_path:
     engine = FaultyEngine(FileEngine(tmp_path), 1, message="lessor.db: disk is full")
     with pytest.raises(EngineError, match="disk is full"), in_process(tmp_path, engine=engine):
         pass
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE lease SET ttl_s = 'long'",
+        "UPDATE auth_user SET password = 'text'",
+        "UPDATE alarm SET member_id = 'nobody'",
+    ],
+)
+def test_rows_that_no_server_has_written_are_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    with in_process(tmp_path) as server:
+        calls = stubs(server.address)
+        calls("Lease/LeaseGrant", rpc_pb2.LeaseGrantRequest(TTL=60))
+        calls("Auth/UserAdd", rpc_pb2.AuthUserAddRequest(name="u", password="p"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "lessor.db", isolation_level=None)) as person:
+        person.execute("INSERT INTO alarm VALUES ('5', 1, 1, 1)")
+        person.execute(damage)
+    with pytest.raises(DataDirError, match=r"lessor\.db: damaged \(") as caught, in_process(tmp_path):
+        pass
+    assert "\n" not in str(caught.value)

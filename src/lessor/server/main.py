@@ -25,6 +25,7 @@ from typing import cast
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
+from lessor.durable import directory
 from lessor.durable.engine import Engine, EngineError
 from lessor.durable.file_engine import FileEngine
 from lessor.server.loop.bugs import BrokenTurnError
@@ -54,6 +55,9 @@ log = logging.getLogger("lessor")
 EXIT_DISK_FAILED = 74  # sysexits.h: EX_IOERR
 EXIT_BUG = 70  # sysexits.h: EX_SOFTWARE
 EXIT_AT_ONCE = 130  # as after Ctrl-C
+
+# What is raised over rows that no Lessor has written: SQLite does not see damage within a row.
+_IMPOSSIBLE_ROWS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, MemoryError)
 LAST_COMMIT_S = limits.STOP_COMMIT_S_MAX
 FIRST_TERM = 2  # what a fresh etcd answers too: the term of its first election
 DRAIN_S = limits.STOP_CALLS_S_MAX
@@ -126,14 +130,17 @@ class Server:
     def _open(self) -> tuple[StateMachine, float]:
         meta = self._engine.open(_new_identity(self.options))
         term = max(meta.term + 1, FIRST_TERM)
-        loaded = self._engine.load()
-        machine = restore(
-            Identity(meta.cluster_id, meta.member_id, term),
-            loaded,
-            min_lease_ttl_s=self.options.min_lease_ttl_s,
-            max_txn_ops=self.options.max_txn_ops,
-            lease_id_seed=(meta.member_id & 0xFFFF) << 48 | (wall_clock_ms() & 0xFFFFFFFFFF) << 8,
-        )
+        try:
+            machine = restore(
+                Identity(meta.cluster_id, meta.member_id, term),
+                self._engine.load(),
+                min_lease_ttl_s=self.options.min_lease_ttl_s,
+                max_txn_ops=self.options.max_txn_ops,
+                lease_id_seed=(meta.member_id & 0xFFFF) << 48 | (wall_clock_ms() & 0xFFFFFFFFFF) << 8,
+            )
+        except _IMPOSSIBLE_ROWS as error:
+            database = Path(self.options.data_dir) / directory.DATABASE_NAME
+            raise directory.damaged(database, f"rows that cannot be, {error!r}") from error
         self._engine.begin_term(term)
         return machine, meta.clock_s
 
