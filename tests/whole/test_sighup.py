@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import signal
+import subprocess
 import sys
 import time
 import urllib.request
@@ -35,6 +36,37 @@ def test_sighup_without_a_terminal_is_answered_in_the_log_and_ends_nothing() -> 
         until(lambda: "SIGHUP: going on" in (server.folder / "log").read_text())
         with urllib.request.urlopen(f"{server.client_url}/version", timeout=10) as reply:
             assert reply.status == 200
+
+
+def test_sighup_during_the_start_ends_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SLOW_START, "serve", f"--data-dir={tmp_path / 'd'}"]
+    command.append(f"--listen-client-urls=unix://{tmp_path / 's.sock'}")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr)
+        assert "the start waits" in next(lines)
+        process.send_signal(signal.SIGHUP)
+        assert "SIGHUP: going on with the start" in next(lines)
+        assert any("serving client traffic" in line for line in lines)
+        process.terminate()
+        process.stderr.read()
+    assert process.returncode == 0
+
+
+# The engine opens the data a second later than it could.
+SLOW_START = """
+import sys, time
+from lessor.durable.file_engine import FileEngine
+from lessor.__main__ import main
+
+def slowly(*args, of=FileEngine.open):
+    print("the start waits", file=sys.stderr, flush=True)
+    time.sleep(1)
+    return of(*args)
+
+FileEngine.open = slowly
+main()
+"""
 
 
 def test_when_its_terminal_closes_the_server_stops_in_order(tmp_path: Path) -> None:

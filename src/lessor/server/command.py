@@ -141,10 +141,13 @@ def serve(context: click.Context, /, **values: Any) -> None:
         raise click.UsageError(str(error)) from None
     logs.set_up(options.log_level)
     _name_strangers(context)
+    hang_up = _HangUp()
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, for us too
+        signal.signal(signal.SIGHUP, hang_up.on_signal)
     from lessor.server.main import run
 
     try:
-        code = run(options, _stop_on_signals)
+        code = run(options, hang_up.install)
     except (DataDirError, EngineError, OptionError) as error:
         click.echo(f"lessor: {error}", err=True)
         code = EXIT_CANNOT_SERVE
@@ -228,29 +231,34 @@ def _listen_metrics(urls: str | None) -> tuple[Listen, ...]:
         raise OptionError(str(error).replace("--listen-client-urls", "--listen-metrics-urls")) from None
 
 
-def _stop_on_signals(loop: asyncio.AbstractEventLoop, server: Any) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.request_stop)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, for us too
-        hang_up = _HangUp(server, had_terminal=_terminal_is_there())
-        loop.add_signal_handler(signal.SIGHUP, hang_up.on_signal)
-
-
 class _HangUp:
     """SIGHUP: the terminal has closed, or somebody asks us to read our files again, as is the custom of daemons."""
 
-    def __init__(self, server: Any, had_terminal: bool) -> None:
-        self._server = server
-        self._had_terminal = had_terminal
+    def __init__(self) -> None:
+        self._had_terminal = _terminal_is_there()
+        self._server: Any = None  # before it has started
         self._stopping = False
 
-    def on_signal(self) -> None:
+    def install(self, loop: asyncio.AbstractEventLoop, server: Any) -> None:
+        """From now on the loop takes the signals: SIGTERM and SIGINT, too."""
+        self._server = server
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.request_stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, self.on_signal)
+
+    def on_signal(self, *_: object) -> None:
+        """Raises SystemExit if the terminal has closed while the server starts."""
         if self._stopping:
             return  # the kernel and the shell both send the signal when a terminal closes: one is enough
         if self._had_terminal and not _terminal_is_there():
             self._stopping = True
             log.warning("SIGHUP: the terminal has closed; stopping", extra={"remedy": "start the server with nohup"})
+            if self._server is None:
+                sys.exit(EXIT_CANNOT_SERVE)
             self._server.request_stop()
+        elif self._server is None:
+            log.info("SIGHUP: going on with the start. SIGTERM stops the server")
         else:
             log.info("SIGHUP: going on; certificates are read again if they have changed. SIGTERM stops the server")
             self._server.read_certificates()
