@@ -14,5 +14,5 @@ def group_of(key: bytes) -> bytes:
 
 def findings(history: History) -> list[str]:
     order = revisions.check(history)
-    of_leases = leases.check(history, order)  # adds to the findings of the order, too
-    return order.findings + of_leases + watches.check(history) + registers.check(history, group_of)
+    of_parts = leases.check(history, order) + watches.check(history) + registers.check(history, group_of)
+    return order.findings + of_parts
