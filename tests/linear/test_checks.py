@@ -241,6 +241,12 @@ def test_what_a_watch_has_shown_is_known() -> None:
     only(story.findings(), "was known before")
 
 
+def test_an_error_that_no_kill_explains() -> None:
+    story = a_good_story()
+    story.note(rpc.RangeRequest(key=b"a"), UNKNOWN, code=13, text="internal error")
+    only(story.findings(), "an error of the server's own")
+
+
 # --- leases ---------------------------------------------------------------------------------------------------------
 
 
