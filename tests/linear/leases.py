@@ -11,7 +11,7 @@ Laws, each of which has a finding of its own when it is broken
 - TimeToLive lists exactly the keys that hang on the lease at the revision that it names.
 
 Theory of operation. Each lease id is granted once. So the life of a lease is one interval, and each reply says
-that an instant between call and return lies inside it (`Alive`) or after it (`Dead`).
+that an instant between call and return lies inside it (`alive`) or after it (`dead`).
 """
 
 import bisect
@@ -129,7 +129,7 @@ def _leases_of(op: Op) -> set[int]:
 
 def _note_ends(order: Order, lives: dict[int, Life]) -> list[str]:
     """A revision that ended a lease: whoever heard of it later knows that the lease is dead, and no key hangs on it."""
-    points = sorted((point for point in order.points), key=lambda point: point.revision)
+    points = sorted(order.points, key=lambda point: point.revision)
     earliest, heard = math.inf, []
     for point in reversed(points):
         earliest = min(earliest, point.end_s)
@@ -173,7 +173,9 @@ def _never_early(life: Life) -> list[str]:
     if not after_grant or not life.renewed:
         return []
     end = min(after_grant, key=lambda seen: seen.to_s)
-    if any(op.called_s <= end.to_s for op in life.revokes):
+    # A revoke of unknown outcome did nothing if the lease was alive when the server that it was sent to was dead.
+    alive_s = max(seen.from_s for seen in life.alive)
+    if any(op.called_s <= end.to_s and op.end_s >= alive_s for op in life.revokes):
         return []
     promise = max(life.renewed, key=lambda seen: seen.from_s)
     early_s = promise.from_s + life.ttl_s - end.to_s

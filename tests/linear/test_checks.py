@@ -301,6 +301,17 @@ def test_who_might_have_revoked_it() -> None:
     assert story.findings() == []
 
 
+def test_a_revoke_that_did_nothing_excuses_no_early_end() -> None:
+    story = a_lease()
+    story.now_s += 1
+    story.note(rpc.LeaseRevokeRequest(ID=8), UNKNOWN, settled_s=story.now_s + 0.6)
+    story.renew(8)
+    story.now_s += 3
+    story.model.expire(math.inf)
+    story.get(b"l/8")
+    only(story.findings(), "lease 8: ended")
+
+
 @pytest.mark.parametrize(
     "request_", [rpc.LeaseKeepAliveRequest(ID=8), rpc.LeaseTimeToLiveRequest(ID=8), rpc.LeaseLeasesRequest()]
 )
