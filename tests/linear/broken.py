@@ -26,7 +26,7 @@ from lessor.state.machine import StateMachine
 from lessor.state.watch_hub import WatchHub
 
 SLOW_DISK_S, LATE_REPLY_S = 0.03, 0.3
-ONE_IN = 30
+ONE_IN = 10
 
 
 def now_and_then() -> bool:

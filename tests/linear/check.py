@@ -4,6 +4,8 @@
 from tests.linear import leases, registers, revisions, watches
 from tests.linear.history import History
 
+FAULTS = {2, 12, 13, 15}  # UNKNOWN, UNIMPLEMENTED, INTERNAL, DATA_LOSS
+
 
 def group_of(key: bytes) -> bytes:
     """The keys that load.py works on: r/0 .. are registers, p0/a and p0/b .. are pairs that change together."""
@@ -14,5 +16,10 @@ def group_of(key: bytes) -> bytes:
 
 def findings(history: History) -> list[str]:
     order = revisions.check(history)
-    of_leases = leases.check(history, order)  # adds to the findings of the order, too
-    return order.findings + of_leases + watches.check(history) + registers.check(history, group_of)
+    of_parts = leases.check(history, order) + watches.check(history) + registers.check(history, group_of)
+    return faults(history) + order.findings + of_parts
+
+
+def faults(history: History) -> list[str]:
+    """Calls that were answered with an error that no kill explains."""
+    return [f"an error of the server's own: {op}" for op in history.ops if op.code in FAULTS]

@@ -120,8 +120,14 @@ class GrpcTransport(Transport):
 
     def watch(self, request: rpc.WatchCreateRequest) -> Iterator[rpc.WatchResponse]:
         stub = self._stub(_METHODS[rpc.WatchRequest])
-        with contextlib.suppress(grpc.RpcError, ValueError):
+        try:
             yield from stub(iter([rpc.WatchRequest(create_request=request)]))
+        except grpc.RpcError as error:
+            status: Any = error
+            if status.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                raise
+        except ValueError:  # the channel was closed
+            pass
 
     def interrupt(self) -> None:
         self._channel.close()
@@ -180,9 +186,9 @@ class JsonTransport(Transport):
             connection.sock.settimeout(None)
             connection.request("POST", "/v3/watch", json.dumps({"create_request": fields}))
             with connection.getresponse() as response:
-                while line := response.readline():
+                while (line := _line(response)).endswith(b"\n"):
                     yield json_format.ParseDict(json.loads(line)["result"], rpc.WatchResponse())
-        except (OSError, ValueError, http.client.HTTPException):  # cut, perhaps in the middle of a line
+        except (OSError, http.client.HTTPException):
             pass
         finally:
             self._drop()
@@ -196,6 +202,14 @@ class JsonTransport(Transport):
 
     def close(self) -> None:
         self._drop()
+
+
+def _line(response: http.client.HTTPResponse) -> bytes:
+    """The next line; without its end where the stream was cut."""
+    try:
+        return response.readline()
+    except ValueError:  # cut in the size of a chunk
+        return b""
 
 
 def _wait_for_bytes(sock: socket.socket) -> float:

@@ -7,8 +7,9 @@
 
 Theory of operation. Each client is a thread that makes one call after the other, over gRPC or JSON by turns, at an
 endpoint that it keeps while that answers. Each watcher is a thread that holds one watch after the other. The main
-thread lets them run for a random time, strikes, and so on. After the last kill each watched prefix gets a last key,
-behind which nothing is written; the leases are left to end; the history is read; the watchers are given time to see it.
+thread lets them run for a random time, strikes, and so on. Then the clients stop, and the leases are left to end. Each
+watched prefix gets a last key, before the last kill and after it again. The watchers are given time to see these, and
+the history is read from the server. So an event that a watcher saw and a kill took back is not in the history.
 """
 
 import random

@@ -11,7 +11,7 @@ Laws, each of which has a finding of its own when it is broken
 - TimeToLive lists exactly the keys that hang on the lease at the revision that it names.
 
 Theory of operation. Each lease id is granted once. So the life of a lease is one interval, and each reply says
-that an instant between call and return lies inside it (`Alive`) or after it (`Dead`).
+that an instant between call and return lies inside it (`alive`) or after it (`dead`).
 """
 
 import bisect
@@ -61,9 +61,9 @@ def check(history: History, order: Order) -> list[str]:
     for op in history.ops:
         _note(op, lives)
         findings += _keys_listed(op, order)
-    _note_ends(order, lives)
+    findings += _note_ends(order, lives)
     for lease, life in sorted(lives.items()):
-        for text in (*_one_life(life, order), *_never_early(life), *_promised(lease, life, history)):
+        for text in (*_one_life(life), *_never_early(life), *_promised(life)):
             findings.append(f"lease {lease}: {text}")
         if (late := _late(life, history.disturbed)) is not None:
             findings.append(f"lease {lease}: alive long after its deadline: {late.what}")
@@ -127,9 +127,9 @@ def _leases_of(op: Op) -> set[int]:
     return leases if op.outcome == OK or len(leases) == 1 else set()
 
 
-def _note_ends(order: Order, lives: dict[int, Life]) -> None:
-    """A revision that ended a lease: whoever heard of it later knows that the lease is dead."""
-    points = sorted((point for point in order.points), key=lambda point: point.revision)
+def _note_ends(order: Order, lives: dict[int, Life]) -> list[str]:
+    """A revision that ended a lease: whoever heard of it later knows that the lease is dead, and no key hangs on it."""
+    points = sorted(order.points, key=lambda point: point.revision)
     earliest, heard = math.inf, []
     for point in reversed(points):
         earliest = min(earliest, point.end_s)
@@ -146,17 +146,19 @@ def _note_ends(order: Order, lives: dict[int, Life]) -> None:
         if at < len(heard):
             known_s = heard[at][0]
             life.dead.append(Seen(known_s, known_s, f"its keys were deleted by revision {revision}"))
+    findings = []
     for revision, events in order.timeline.events.items():
         for event in events:
             end = lives[event.kv.lease].end_revision if event.kv.lease else 0
             if 0 < end < revision:
-                order.findings.append(f"revision {revision} hangs a key on lease {event.kv.lease}, ended by {end}")
+                findings.append(f"revision {revision} hangs a key on lease {event.kv.lease}, ended by {end}")
+    return findings
 
 
 # --- what has to hold -----------------------------------------------------------------------------------------------
 
 
-def _one_life(life: Life, order: Order) -> list[str]:
+def _one_life(life: Life) -> list[str]:
     """No reply shows it alive once another has shown it dead."""
     after_grant = [seen for seen in life.dead if seen.from_s >= life.granted_to_s]
     first_dead = min(after_grant, key=lambda seen: seen.to_s, default=None)
@@ -171,14 +173,16 @@ def _never_early(life: Life) -> list[str]:
     if not after_grant or not life.renewed:
         return []
     end = min(after_grant, key=lambda seen: seen.to_s)
-    if any(op.called_s <= end.to_s for op in life.revokes):
+    # A revoke of unknown outcome did nothing if the lease was alive when the server that it was sent to was dead.
+    alive_s = max(seen.from_s for seen in life.alive)
+    if any(op.called_s <= end.to_s and op.end_s >= alive_s for op in life.revokes):
         return []
     promise = max(life.renewed, key=lambda seen: seen.from_s)
     early_s = promise.from_s + life.ttl_s - end.to_s
     return [f"ended {early_s:.3f} s early: {end.what}, promised by {promise.what}"] if early_s > 0 else []
 
 
-def _promised(lease: int, life: Life, history: History) -> list[str]:
+def _promised(life: Life) -> list[str]:
     findings = []
     for seen in life.alive:
         op = seen.what

@@ -241,6 +241,12 @@ def test_what_a_watch_has_shown_is_known() -> None:
     only(story.findings(), "was known before")
 
 
+def test_an_error_that_no_kill_explains() -> None:
+    story = a_good_story()
+    story.note(rpc.RangeRequest(key=b"a"), UNKNOWN, code=13, text="internal error")
+    only(story.findings(), "an error of the server's own")
+
+
 # --- leases ---------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +299,17 @@ def test_who_might_have_revoked_it() -> None:
     story.call(rpc.LeaseRevokeRequest(ID=8), outcome=UNKNOWN)
     story.refused(rpc.PutRequest(key=b"l/8", lease=8))
     assert story.findings() == []
+
+
+def test_a_revoke_that_did_nothing_excuses_no_early_end() -> None:
+    story = a_lease()
+    story.now_s += 1
+    story.note(rpc.LeaseRevokeRequest(ID=8), UNKNOWN, settled_s=story.now_s + 0.6)
+    story.renew(8)
+    story.now_s += 3
+    story.model.expire(math.inf)
+    story.get(b"l/8")
+    only(story.findings(), "lease 8: ended")
 
 
 @pytest.mark.parametrize(

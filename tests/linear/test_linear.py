@@ -35,8 +35,8 @@ def test_what_clients_saw_can_have_happened(first: int, tmp_path: Path) -> None:
     assert found == [], f"python -m tests.linear --check {tmp_path / 'history.jsonl'}"
     # A run in which little happened would say little.
     calls = Counter(type(op.request).__name__ for op in history.ops if op.outcome == OK)
-    assert len(calls) == 9, calls
-    assert calls.total() > 50 * kills
+    assert {"PutRequest", "RangeRequest", "TxnRequest", "LeaseGrantRequest", "LeaseKeepAliveRequest"} <= set(calls)
+    assert calls.total() > 30 * kills
     assert len(history.events) > 10 * kills
     assert len({session.watcher for session in history.sessions}) == 5
 
