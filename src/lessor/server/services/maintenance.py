@@ -2,16 +2,17 @@
 """The Maintenance service, except alarms (state/machine.py) and snapshots (snapshot.py).
 
 Laws
-- Long work never holds the loop up: digests are made piece by piece, defragmentation runs in the commit thread. It runs
-  there between two commits, so later writes are answered after it, in order.
-- A call whose peer went away is not answered. Its work runs to its end.
+- Long work never holds the loop up: digests are long replies (loop/long_reply.py), however many are asked for;
+  defragmentation runs in the commit thread. It runs there between two commits, so later writes are answered after it,
+  in order.
+- A call whose peer went away is not answered. A digest ends with it, a defragmentation runs to its end.
 
 There is one member, which leads, so MoveLeader has no other target. There is no version to downgrade to either: Status
 reports an enabled downgrade until it is cancelled or the server stops, and nothing else changes.
 """
 
-import asyncio
 import re
+from collections.abc import Iterator
 
 from google.protobuf.message import Message
 
@@ -19,7 +20,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.durable.engine import EngineError
-from lessor.server.loop.call import UnaryCall
+from lessor.server.loop.call import UnaryCall, Waiting
 from lessor.server.loop.core import Core
 from lessor.server.observe.health import alarm_name
 from lessor.server.services.later import Later
@@ -81,37 +82,32 @@ class Downgrades:
 # --- digests ------------------------------------------------------------------------------------------------------
 
 
-async def _digest(core: Core, digest: KvDigest) -> KvDigest:
-    while not digest.step(limits.DIGEST_STEP_KEYS):
-        await asyncio.sleep(0)
-    return digest
-
-
-def hash_kv(core: Core, call: UnaryCall, request: rpc_pb2.HashKVRequest) -> Later:
+def hash_kv(core: Core, call: UnaryCall, request: rpc_pb2.HashKVRequest) -> Waiting:
     """HashKV: a digest of keys and history at a revision. Equal data has equal digests."""
-    digest = core.machine.digest(request.revision)
-
-    async def answer() -> bytes:
-        made = await _digest(core, digest)
-        response = rpc_pb2.HashKVResponse(
-            header=core.machine.header(),
-            hash=made.value,
-            compact_revision=made.compact_revision,
-            hash_revision=made.revision,
-        )
-        return response.SerializeToString()
-
-    return Later(core, call, answer)
+    return core.long_replies.begin(call, _hash_kv(core, core.machine.digest(request.revision)), request)
 
 
-def hash_all(core: Core, call: UnaryCall, _request: rpc_pb2.HashRequest) -> Later:
+def _hash_kv(core: Core, digest: KvDigest) -> Iterator[bytes]:
+    while not digest.step(limits.DIGEST_STEP_KEYS):
+        yield b""
+    yield rpc_pb2.HashKVResponse(
+        header=core.machine.header(),
+        hash=digest.value,
+        compact_revision=digest.compact_revision,
+        hash_revision=digest.revision,
+    ).SerializeToString()
+
+
+def hash_all(core: Core, call: UnaryCall, request: rpc_pb2.HashRequest) -> Waiting:
     """Hash: the digest of the present keys and their history."""
+    return core.long_replies.begin(call, _hash_all(core), request)
 
-    async def answer() -> bytes:
-        made = await _digest(core, core.machine.digest())
-        return rpc_pb2.HashResponse(header=core.machine.header(), hash=made.value).SerializeToString()
 
-    return Later(core, call, answer)
+def _hash_all(core: Core) -> Iterator[bytes]:
+    digest = core.machine.digest()
+    while not digest.step(limits.DIGEST_STEP_KEYS):
+        yield b""
+    yield rpc_pb2.HashResponse(header=core.machine.header(), hash=digest.value).SerializeToString()
 
 
 # --- space --------------------------------------------------------------------------------------------------------
