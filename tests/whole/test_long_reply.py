@@ -22,7 +22,7 @@ from lessor.server.loop.call import Held
 from lessor.server.loop.core import Core
 from lessor.server.transport.grpc_calls import GrpcUnary, Route
 from lessor.server.transport.http_calls import JsonUnary
-from lessor.state import encode
+from lessor.state.digest import KvDigest, hash_kv
 from lessor.testing.server import InProcessServer
 from lessor.wire.grpc import frame
 from tests.unit.server.lock_world import Call, LockWorld
@@ -45,7 +45,7 @@ ASKED = (
 def steps_of(parts: int, at_once: int = limits.LONG_REPLIES_AT_ONCE) -> Iterator[None]:
     """A step makes no more than so many parts of a reply."""
     with (
-        mock.patch.object(encode, "REPLY_PARTS_MAX", parts),
+        mock.patch.object(limits, "REPLY_PARTS_MAX", parts),
         mock.patch.object(limits, "READ_STEP_KEYS", parts),
         mock.patch.object(limits, "LONG_REPLIES_AT_ONCE", at_once),
     ):
@@ -160,6 +160,29 @@ def test_a_write_is_answered_even_to_a_peer_that_takes_nothing() -> None:
                 await asyncio.sleep(0)
             world.settle()
             assert [kv.key for kv in call.outcome.responses[1].response_range.kvs][-1] == b"x"
+
+    asyncio.run(main())
+
+
+def test_digests_take_turns_too() -> None:
+    async def main() -> None:
+        world = filled()
+        steps = 0
+        step = KvDigest.step
+
+        def noted(digest: KvDigest, keys_max: int) -> bool:
+            nonlocal steps
+            steps += 1
+            return step(digest, 3)
+
+        with mock.patch.object(KvDigest, "step", noted):
+            calls = [world.begin(rpc.HashKVRequest()) for _ in range(9)]
+            for turn in range(1, 20):
+                await asyncio.sleep(0)
+                assert steps <= turn
+            for call in calls:
+                await answered(call)
+        assert {call.outcome.hash for call in calls} == {hash_kv(world.machine.store)}
 
     asyncio.run(main())
 

@@ -25,8 +25,8 @@ READ_STEP_BYTES = 1_048_576  # keys and values of a long read that are encoded i
 LONG_REPLIES_AT_ONCE = 4  # connections for which a long reply is made at a time, one step each in turn
 LONG_REPLY_WAITING_BYTES = 4_096  # counted, beside the request, against the connection of a reply that waits its turn
 REPLY_BYTES_MAX = 536_870_912  # of one reply; a read of more has to be done in pages
-# Keys that the compares and ranges of a txn that may write look at, all in one step: 30 to 50 ms.
-TXN_WRITE_KEYS_MAX = 250_000
+# Keys that the compares and ranges of a txn that may write look at, all in one step: 15 to 40 ms.
+TXN_WRITE_KEYS_MAX = 100_000
 SWEEP_EVENTS_MAX = 500  # events that a sweep handles in one loop turn: 0.1 to 2 ms
 
 LEASE_PAGE_DEFAULT = 100  # leases in one page of a list

@@ -12,10 +12,12 @@ version of a key never changes, so its bytes are made once and copied into every
 Does not do: parsing.
 """
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeVar
+from itertools import islice
+from typing import Any, Final, TypeVar, cast
 
-from lessor.base.limits import REPLY_PARTS_MAX
+from lessor.base import limits
 
 Part = TypeVar("Part")
 
@@ -67,19 +69,13 @@ def revision_header(revision: int) -> bytes:
     return nested(b"\x0a", b"\x18" + varint(revision))
 
 
-def in_pieces(
-    head: bytes, parts: Sequence[Part], encode: Callable[[Sequence[Part]], bytes], tail: bytes = b""
-) -> bytes | Iterator[bytes]:
-    """A reply whose middle is `encode` of `parts`, which no longer change. A long one is encoded piece by piece."""
-    if len(parts) <= REPLY_PARTS_MAX:
-        return head + encode(parts) + tail
-    return _pieces(head, parts, encode, tail)
-
-
-def _pieces(
-    head: bytes, parts: Sequence[Part], encode: Callable[[Sequence[Part]], bytes], tail: bytes
-) -> Iterator[bytes]:
+def sorted_pieces(head: bytes, parts: Sequence[Part], encode: Callable[[Sequence[Part]], bytes]) -> Iterator[bytes]:
+    """A reply that ends with `encode` of the sorted `parts`, which no longer change: in pieces, sorted in steps too."""
     yield head
-    for first in range(0, len(parts), REPLY_PARTS_MAX):
-        yield encode(parts[first : first + REPLY_PARTS_MAX])
-    yield tail
+    runs: list[list[Any]] = []
+    for first in range(0, len(parts), limits.REPLY_PARTS_MAX):
+        runs.append(sorted(cast("Sequence[Any]", parts[first : first + limits.REPLY_PARTS_MAX])))
+        yield b""
+    merged: Iterator[Any] = heapq.merge(*runs)
+    while some := list(islice(merged, limits.REPLY_PARTS_MAX)):
+        yield encode(some)

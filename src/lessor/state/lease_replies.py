@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lessor.state.encode import in_pieces, nested, number_field, varint
+from lessor.state.encode import nested, number_field, sorted_pieces, varint
 from lessor.state.lease import Lease
 from lessor.state.leases import Lessor
 
@@ -21,28 +21,46 @@ def renewed_fields(lease_id: int, lease: Lease | None) -> bytes:
     return fields if lease is None else fields + b"\x18" + varint(lease.ttl_s)
 
 
-def time_to_live_reply(
-    header: bytes, lessor: Lessor, lease_id: int, now_s: float, *, with_keys: bool
-) -> bytes | Iterator[bytes]:
+def time_to_live_reply(header: bytes, lessor: Lessor, lease_id: int, now_s: float, *, with_keys: bool) -> bytes:
     """The reply to a LeaseTimeToLive. The TTL of a lease that is gone is -1. Cost: k log k for k keys shown."""
-    reply = header + number_field(b"\x10", lease_id)
     lease = lessor.get(lease_id)
+    reply = header + _time_to_live(lessor, lease_id, lease, now_s)
+    return reply + _keys_field(sorted(lease.keys)) if with_keys and lease is not None and lease.keys else reply
+
+
+def time_to_live_pieces(header: bytes, lessor: Lessor, lease_id: int, now_s: float) -> Iterator[bytes]:
+    """The same with keys, in steps. It shows the keys that the lease has at the call."""
+    lease = lessor.get(lease_id)
+    keys = [] if lease is None else list(lease.keys)
+    return sorted_pieces(header + _time_to_live(lessor, lease_id, lease, now_s), keys, _keys_field)
+
+
+def _time_to_live(lessor: Lessor, lease_id: int, lease: Lease | None, now_s: float) -> bytes:
+    fields = number_field(b"\x10", lease_id)
     if lease is None:
-        return reply + b"\x18" + varint(-1)
-    reply += number_field(b"\x18", lessor.remaining_s(lease, now_s)) + b"\x20" + varint(lease.ttl_s)
-    if with_keys and lease.keys:
-        return in_pieces(reply, sorted(lease.keys), _keys_field)
-    return reply
+        return fields + b"\x18" + varint(-1)
+    return fields + number_field(b"\x18", lessor.remaining_s(lease, now_s)) + b"\x20" + varint(lease.ttl_s)
 
 
-def leases_reply(header: bytes, lessor: Lessor) -> bytes | Iterator[bytes]:
+def leases_reply(header: bytes, lessor: Lessor) -> bytes:
     """The ids of all leases, soonest deadline first. Cost: O(n log n)."""
-    return in_pieces(header, lessor.by_deadline(), _leases_field)
+    return header + b"".join([_lease_field(lease.id) for lease in lessor.by_deadline()])
+
+
+def leases_pieces(header: bytes, lessor: Lessor) -> Iterator[bytes]:
+    """The same in steps. It shows the leases that live at the call, and their order then."""
+    # The number keeps leases with one deadline in the order in which they were granted.
+    parts = [(lease.deadline_s, number, lease.id) for number, lease in enumerate(lessor)]
+    return sorted_pieces(header, parts, _leases_field)
 
 
 def _keys_field(keys: Sequence[bytes]) -> bytes:
     return b"".join([nested(b"\x2a", key) for key in keys])
 
 
-def _leases_field(leases: Sequence[Lease]) -> bytes:
-    return b"".join([nested(b"\x12", b"\x08" + varint(lease.id)) for lease in leases])
+def _leases_field(leases: Sequence[tuple[float, int, int]]) -> bytes:
+    return b"".join([_lease_field(lease_id) for _, _, lease_id in leases])
+
+
+def _lease_field(lease_id: int) -> bytes:
+    return nested(b"\x12", b"\x08" + varint(lease_id))

@@ -45,7 +45,13 @@ from lessor.state.journal import Journal
 from lessor.state.lease import NO_KEYS, Lease
 from lessor.state.lease_events import EXPIRED, GRANTED, REVOKED, LeaseEvents
 from lessor.state.lease_list import LeaseList
-from lessor.state.lease_replies import leases_reply, renewed_fields, time_to_live_reply
+from lessor.state.lease_replies import (
+    leases_pieces,
+    leases_reply,
+    renewed_fields,
+    time_to_live_pieces,
+    time_to_live_reply,
+)
 from lessor.state.leases import Lessor
 from lessor.state.long_read import LongRead, Written
 from lessor.state.mvcc import Store
@@ -418,10 +424,21 @@ class StateMachine:
         return self.header_field() + renewed_fields(lease_id, self.leases.renew(lease_id, now_s))
 
     def _time_to_live(self, request: rpc_pb2.LeaseTimeToLiveRequest, now_s: float) -> bytes | Iterator[bytes]:
+        lease = self.leases.get(request.ID) if request.keys else None
+        if lease is not None and len(lease.keys) > limits.REPLY_PARTS_MAX:
+            return LongRead(self.store, partial(self._long_time_to_live, request.ID, now_s))
         return time_to_live_reply(self.header_field(), self.leases, request.ID, now_s, with_keys=request.keys)
 
+    def _long_time_to_live(self, lease_id: int, now_s: float) -> Iterator[bytes]:
+        return time_to_live_pieces(self.header_field(), self.leases, lease_id, now_s)
+
     def _leases(self, request: rpc_pb2.LeaseLeasesRequest, now_s: float) -> bytes | Iterator[bytes]:
+        if len(self.leases) > limits.REPLY_PARTS_MAX:
+            return LongRead(self.store, self._long_leases)
         return leases_reply(self.header_field(), self.leases)
+
+    def _long_leases(self) -> Iterator[bytes]:
+        return leases_pieces(self.header_field(), self.leases)
 
     # --- alarms -------------------------------------------------------------------------------------------------
 

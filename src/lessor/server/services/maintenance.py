@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Maintenance service, except alarms (state/machine.py), snapshots (snapshot.py) and digests (digests.py).
+"""The Maintenance service, except alarms (state/machine.py) and snapshots (snapshot.py).
 
 Laws
-- Defragmentation never holds the loop up. It runs in the commit thread between two commits, so later writes are
-  answered after it, in order. Calls that come while one waits for its turn share that one.
-- A call whose peer went away is not answered. Its work runs to its end.
+- Long work never holds the loop up: digests are long replies (loop/long_reply.py), however many are asked for;
+  defragmentation runs in the commit thread. It runs there between two commits, so later writes are answered after it,
+  in order. Calls that come while one waits for its turn share that one.
+- A call whose peer went away is not answered. A digest ends with it, a defragmentation runs to its end.
 
 There is one member, which leads, so MoveLeader has no other target. There is no version to downgrade to either: Status
 reports an enabled downgrade until it is cancelled or the server stops, and nothing else changes.
@@ -12,18 +13,20 @@ reports an enabled downgrade until it is cancelled or the server stops, and noth
 
 import logging
 import re
+from collections.abc import Iterator
 
 from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.durable.engine import EngineError
-from lessor.server.loop.call import UnaryCall
+from lessor.server.loop.call import UnaryCall, Waiting
 from lessor.server.loop.core import Core
 from lessor.server.observe.health import alarm_name
 from lessor.server.services.later import Later
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
+from lessor.state.digest import KvDigest
 
 log = logging.getLogger("lessor")
 
@@ -77,6 +80,37 @@ class Downgrades:
         else:
             raise errors.UNKNOWN_METHOD.error()
         return rpc_pb2.DowngradeResponse(header=core.machine.header(), version=CLUSTER_VERSION).SerializeToString()
+
+
+# --- digests ------------------------------------------------------------------------------------------------------
+
+
+def hash_kv(core: Core, call: UnaryCall, request: rpc_pb2.HashKVRequest) -> Waiting:
+    """HashKV: a digest of keys and history at a revision. Equal data has equal digests."""
+    return core.long_replies.begin(call, _hash_kv(core, core.machine.digest(request.revision)), request)
+
+
+def _hash_kv(core: Core, digest: KvDigest) -> Iterator[bytes]:
+    while not digest.step(limits.DIGEST_STEP_KEYS):
+        yield b""
+    yield rpc_pb2.HashKVResponse(
+        header=core.machine.header(),
+        hash=digest.value,
+        compact_revision=digest.compact_revision,
+        hash_revision=digest.revision,
+    ).SerializeToString()
+
+
+def hash_all(core: Core, call: UnaryCall, request: rpc_pb2.HashRequest) -> Waiting:
+    """Hash: the digest of the present keys and their history."""
+    return core.long_replies.begin(call, _hash_all(core), request)
+
+
+def _hash_all(core: Core) -> Iterator[bytes]:
+    digest = core.machine.digest()
+    while not digest.step(limits.DIGEST_STEP_KEYS):
+        yield b""
+    yield rpc_pb2.HashResponse(header=core.machine.header(), hash=digest.value).SerializeToString()
 
 
 # --- space --------------------------------------------------------------------------------------------------------

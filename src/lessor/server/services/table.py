@@ -23,7 +23,6 @@ from lessor.server.loop.turn import Turn
 from lessor.server.options import Options
 from lessor.server.services import elections, leases, maintenance, members
 from lessor.server.services.auth import Auth
-from lessor.server.services.digests import Digests
 from lessor.server.services.keepalive import Renewals
 from lessor.server.services.locks import Locks
 from lessor.server.services.passwords import Passwords
@@ -98,7 +97,6 @@ class Services:
         self._auth = Auth(tokens, passwords)
         self._locks = Locks(self.lines)
         self._elections = elections.Elections(self.lines)
-        self._digests = Digests()
         self._downgrades = maintenance.Downgrades()
         self._renewals = Renewals()
         self._watches = Watches(turn)
@@ -155,8 +153,8 @@ class Services:
             "/etcdserverpb.Auth/Authenticate": self._auth.authenticate,
             "/etcdserverpb.Auth/UserAdd": self._auth.add_user,
             "/etcdserverpb.Auth/UserChangePassword": self._auth.change_password,
-            "/etcdserverpb.Maintenance/Hash": self._digests.hash_all,
-            "/etcdserverpb.Maintenance/HashKV": self._digests.hash_kv,
+            "/etcdserverpb.Maintenance/Hash": maintenance.hash_all,
+            "/etcdserverpb.Maintenance/HashKV": maintenance.hash_kv,
             "/etcdserverpb.Maintenance/Defragment": maintenance.defragment,
         }
 
