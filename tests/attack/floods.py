@@ -135,7 +135,7 @@ FLOODS: dict[str, Flood] = {
         _on_new_streams(lambda stream_id: headers(stream_id, WATCH) + frames.rst_stream_frame(stream_id, 8)),
         True,
     ),
-    "DATA of one byte": Flood(ONE_STREAM, _same(data(1, b"\0")), True),
+    "DATA of one byte": Flood(ONE_STREAM, _same(data(1, b"\0")), False),
     "table size": Flood(OPEN, _on_new_streams(_resizes, 1), True),
     "table entries": Flood(OPEN, _on_new_streams(_churn, 1), True),
     "Huffman code": Flood(OPEN, _on_new_streams(_huffman, 1), True),
@@ -152,7 +152,7 @@ FLOODS: dict[str, Flood] = {
     "empty watch requests": Flood(ONE_STREAM, _same(_messages(b"")), False),
     "empty keepalives": Flood(WIDE + headers(1, KEEPALIVE), _same(_messages(b"")), False),
     "ranges": Flood(
-        OPEN,
+        WIDE,
         _on_new_streams(
             lambda stream_id: (
                 headers(stream_id, RANGE)
