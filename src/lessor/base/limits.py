@@ -77,6 +77,9 @@ H2_NEEDLESS_PER_STREAM = 8  # and so many for each stream: its reset, its priori
 H2_NEEDLESS_PER_PIECE = 4  # and for each piece of output: the peer opens its windows and acknowledges
 H2_NEEDLESS_PIECE_BYTES = 512  # and one for so many bytes of output: some peers open windows with each small read
 H2_HEAD_WORK_FREE = 4_096  # units of decoding that a call may cost; a head of 8 KiB in Huffman code
+H2_STEP_BYTES = 16_384  # of frames that are handled before the clock is looked at: one of the largest, or
+H2_STEP_FRAME_BYTES = 256  # 60 small ones, since each counts so many bytes more: 30 calls, 1 to 3 ms
+H2_STEP_MESSAGES = 256  # requests of streaming calls in such a step: 1 to 5 ms
 H2_SEND_FRAME_BYTES_MAX = 65_536  # of a frame that we send; a larger one would hold up the other streams
 H2_STREAM_SEND_BYTES_MAX = 4_194_304  # bytes in one connection that its peer has not taken; beyond it its watches lag
 GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers
@@ -137,6 +140,10 @@ HASH_THREADS = 2  # hashing releases the interpreter, so it takes whole cores
 
 # --- the core ---------------------------------------------------------------------------------------------------
 BATCH_ROWS_MAX = 20_000  # rows in the open batch; beyond it connections that bring more are not read
+# What connections have sent and the server has read is handled for this long in a turn, over all connections that have
+# more than a step of it, but for each of them for at least the other time. The rest waits for the next turn.
+TURN_BYTES_S = 0.01
+TURN_BYTES_S_MIN = 0.001
 LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one in its turn
 # Replies that wait in one connection. In the socket's buffer: beyond it we stop reading from the connection. At the
 # gate, of this turn and in flow control, together: beyond it new HTTP/2 requests are refused.

@@ -83,9 +83,22 @@ class H2Server(H2Connection):
         "_skipped_ids",
     )
 
-    def __init__(self, rules: KeepaliveRules | None = None, now: float = 0.0, *, whole_requests: bool = False) -> None:
-        """`now`: when the first bytes came, as in `receive`. `whole_requests`: whether the owner wants WHOLE events."""
+    def __init__(
+        self,
+        rules: KeepaliveRules | None = None,
+        now: float = 0.0,
+        *,
+        whole_requests: bool = False,
+        step_bytes: int | None = None,
+    ) -> None:
+        """`now`: when the first bytes came, as in `receive`. `whole_requests`: whether the owner wants WHOLE events.
+
+        `step_bytes`: the owner wants steps, see `go_on`. A step handles so many bytes of frames, each of which counts
+        H2_STEP_FRAME_BYTES more, and ends with a whole frame.
+        """
         super().__init__()
+        if step_bytes is not None:
+            self._step_bytes = step_bytes
         self._joins_events = whole_requests
         self._now_s = now
         self._keepalive = Keepalive(rules or KeepaliveRules())

@@ -5,6 +5,7 @@ Laws
 - `receive` never raises for a peer's bytes. After a fault in one stream the stream is reset, and the owner gets RESET.
   After a fault in the connection, the output ends with GOAWAY, and `closing` is set.
 - The events do not depend on how the input is cut: a frame is handled when it is whole.
+- An owner that wants steps gets the events of one large input in several: see `go_on`. So it can serve others between.
 - Everything that a peer can repeat for free is counted against a limit of base/limits.py.
 - This module does not know its role. Methods at the end of H2Connection stand for the differences; `h2.py` has them.
 
@@ -39,6 +40,8 @@ _STREAM_WINDOW_LOW_BYTES: Final = limits.H2_WINDOW_BYTES // 2
 _CONNECTION_WINDOW_LOW_BYTES: Final = limits.H2_CONNECTION_WINDOW_BYTES // 2
 _SEND_FRAME_BYTES_MAX: Final = limits.H2_SEND_FRAME_BYTES_MAX
 _WHOLE_HEADERS_MASK: Final = frames.FLAG_END_HEADERS | frames.FLAG_PADDED | frames.FLAG_PRIORITY
+_STEP_FRAME_BYTES: Final = limits.H2_STEP_FRAME_BYTES
+_ALL_BYTES: Final = 1 << 60  # of a step, for an owner that wants no steps
 _DRAIN_PING: Final = b"draining"
 
 
@@ -73,11 +76,15 @@ class H2Connection(H2Sender):
         "_opened",
         "_recv_window",
         "_resets",
+        "_rest",
+        "_rest_at",
         "_settings",
+        "_step_bytes",
         "peer_header_list_bytes_max",
         "peer_leaving",
         "peer_streams_max",
         "ping_answer",
+        "unread",
     )
 
     def __init__(self) -> None:
@@ -96,6 +103,10 @@ class H2Connection(H2Sender):
         self._buffer = bytearray()  # the beginning of a frame whose rest has not come
         self._needed_bytes = 0  # it is not looked at again before it has so many bytes
         self._now_s = 0.0  # when bytes came last
+        self.unread = False  # whole frames have been received that are not handled yet: see `go_on`
+        self._step_bytes = _ALL_BYTES
+        self._rest = b""  # with `unread`: the input, handled up to `_rest_at`
+        self._rest_at = 0
         self._resets = RateLimit(limits.H2_RESETS_PER_S_MAX)
         self._settings = RateLimit(limits.H2_SETTINGS_PER_S_MAX)
         self._empty_frames = RateLimit(limits.H2_EMPTY_FRAMES_PER_S_MAX)
@@ -108,29 +119,31 @@ class H2Connection(H2Sender):
         """Takes bytes from the socket, cut anywhere, and returns their events, in order.
 
         `now` (seconds, monotonic) is for the limits per second; if it never changes, the limits are for the whole life
-        of the connection. Look at `has_output` and `closing` afterwards. Never raises for bytes of the peer.
+        of the connection. Look at `has_output`, `closing` and `unread` afterwards. Never raises for bytes of the peer.
         """
-        events: list[Event] = []
         if self.closing:
-            return events
+            return []
         self._now_s = now
+        if self.unread:
+            self._rest = self._rest[self._rest_at :] + data
+            self._rest_at = 0
+            return []
         buffer = self._buffer
         if buffer:
             buffer += data
             if len(buffer) < self._needed_bytes:
-                return events
+                return []
             data = bytes(buffer)
             buffer.clear()
-        try:
-            position = 0 if self._opened else self._open(data)
-            if self._opened:
-                position = self._frames(data, position, events)
-        except ConnectionFault as fault:
-            self.close(fault.code, fault.debug.encode())
-            return events
-        if position < len(data):
-            buffer += data[position:] if position else data
-        return events
+        return self._step(data, 0)
+
+    def go_on(self, now: float = 0.0) -> list[Event]:
+        """While `unread` is set: handles the next step of what has been received. Otherwise like `receive`."""
+        if self.closing or not self.unread:
+            return []
+        self._now_s = now
+        data, self._rest = self._rest, b""
+        return self._step(data, self._rest_at)
 
     def send_ping(self, payload: bytes) -> None:
         """Sends a PING with `payload` (8 bytes). When the peer has answered, `ping_answer` is `payload`."""
@@ -149,6 +162,25 @@ class H2Connection(H2Sender):
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
+    def _step(self, data: bytes, position: int) -> list[Event]:
+        """Handles `data` from `position` on, for as long as a step is. Keeps the rest."""
+        events: list[Event] = []
+        self.unread = False
+        try:
+            if not self._opened:
+                position = self._open(data)
+            if self._opened:
+                position = self._frames(data, position, events)
+        except ConnectionFault as fault:
+            self.close(fault.code, fault.debug.encode())
+            return events
+        if self.unread:
+            self._rest = data
+            self._rest_at = position
+        elif position < len(data):
+            self._buffer += data[position:] if position else data
+        return events
+
     def _open(self, data: bytes) -> int:
         """Checks the connection's first bytes. `_opened` stays False while they are too few."""
         preface = self._expected_preface()
@@ -165,15 +197,19 @@ class H2Connection(H2Sender):
         return start
 
     def _frames(self, data: bytes, position: int, events: list[Event]) -> int:
-        """Handles every whole frame from `position` on. Returns where the first unfinished frame begins."""
+        """Handles the whole frames from `position` on, for as long as a step is. Returns where the rest begins."""
         streams = self._streams
         append = events.append
         joins_events = self._joins_events
         frame_bytes_max = limits.H2_FRAME_BYTES_MAX
         data_end = len(data)
         taken = 0
+        left = self._step_bytes
         in_block = self._block is not None
         while True:
+            if left <= 0:
+                self.unread = position < data_end
+                break
             payload_start = position + FRAME_HEADER_BYTES
             if payload_start > data_end:
                 self._needed_bytes = FRAME_HEADER_BYTES
@@ -188,6 +224,7 @@ class H2Connection(H2Sender):
                 self._needed_bytes = FRAME_HEADER_BYTES + length
                 break
             position = payload_end
+            left -= length + _STEP_FRAME_BYTES
             if (
                 kind == frames.DATA
                 and (stream := streams.get(stream_id)) is not None

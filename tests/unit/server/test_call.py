@@ -109,6 +109,7 @@ class GrpcPeer(Peer):
 
     def stream(self) -> StreamCall:
         output = SimpleNamespace(**{name: getattr(self, name) for name in ("core", "deframer", "end", "streaming")})
+        output.step_messages = 1_000
         output.send = self.send_replies
         return GrpcStream(cast(Any, output), cast(Any, SimpleNamespace(head=None)), Route(self.counts(KEEP_ALIVE)))
 

@@ -3,7 +3,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,107 +16,13 @@ from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code
 from lessor.server.loop.core import Core
-from lessor.server.loop.unfinished import Unfinished
-from lessor.server.observe.metrics import Metrics
-from lessor.server.observe.pages import Pages
 from lessor.server.transport.connection import Connection
 from lessor.server.transport.speak import speak_to_clients
 from lessor.wire import frames
 from lessor.wire.frames import ErrorCode
 from lessor.wire.h1 import WAITING_BYTES_MAX
 from lessor.wire.h2 import encode_headers
-from lessor.wire.h2_keepalive import KeepaliveRules
-
-
-class Transport:
-    def __init__(self) -> None:
-        self.reading = True
-        self.closed = False
-        self.written = b""
-
-    def set_write_buffer_limits(self, high: int) -> None:
-        pass
-
-    def get_extra_info(self, name: str) -> None:
-        """There is no socket."""
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    def get_write_buffer_size(self) -> int:
-        return len(self.written)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def abort(self) -> None:
-        self.closed = True
-
-
-class Turn:
-    """What connections and calls use of a turn. Outcomes leave at once, or go to `held` for the test."""
-
-    overloaded = False
-
-    def __init__(self) -> None:
-        self.to_flush: list[Connection] = []
-        self.time_s = 0.0
-        self.held: list[Any] | None = None
-
-    def now_s(self) -> float:
-        return self.time_s
-
-    def schedule(self) -> None: ...
-
-    def flush_later(self, connection: Connection) -> None:
-        self.to_flush.append(connection)
-
-    def after_everything(self, outlet: Any, payload: Any) -> int:
-        if self.held is None:
-            outlet.deliver(payload)
-        else:
-            self.held.append((outlet, payload))
-        return 0
-
-    def end(self) -> None:
-        to_flush, self.to_flush = self.to_flush, []
-        for connection in to_flush:
-            connection.flush()
-
-
-class Accepted:
-    """A connection that was just accepted. To be made inside a running loop."""
-
-    def __init__(self) -> None:
-        self.turn = Turn()
-        self.transport = Transport()
-        core = SimpleNamespace(
-            turn=self.turn,
-            options=SimpleNamespace(message_bytes_max=1_000_000, grpc_keepalive=KeepaliveRules()),
-            metrics=Metrics(),
-            auth=SimpleNamespace(enabled=False),
-            unfinished=Unfinished(1_000_000),
-            pages=Pages(),
-            serves=lambda method: True,
-        )
-        self.connection = Connection(cast(Core, core), set(), speak_to_clients)
-        self.connection.connection_made(cast(Any, self.transport))
-
-    def receive(self, data: bytes) -> None:
-        self.connection.data_received(data)
-
-
-def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(steps())
+from tests.unit.server.connection_world import Accepted, run
 
 
 def unknown_frames(size_bytes: int) -> bytes:
@@ -139,6 +45,76 @@ def test_a_large_read_is_the_connections_last_one_in_its_turn() -> None:
         peer.turn.end()
         assert peer.transport.reading
         assert not peer.transport.closed
+
+    run(steps)
+
+
+def calls(first: int, count: int) -> bytes:
+    """Requests of a method that there is not, one frame each."""
+    block = encode_headers([*hpack_fields(), (b":path", b"/no"), (b"content-type", b"application/grpc")])
+    flags = frames.FLAG_END_HEADERS | frames.FLAG_END_STREAM
+    return b"".join(frames.frame(frames.HEADERS, flags, first + 2 * n, block) for n in range(count))
+
+
+def hpack_fields() -> list[tuple[bytes, bytes]]:
+    return [(b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"h")]
+
+
+def ends_in(output: bytes) -> int:
+    """The streams that an output ends."""
+    found, at = 0, 0
+    while at < len(output):
+        found += output[at + 3] == frames.HEADERS and output[at + 4] & frames.FLAG_END_STREAM
+        at += 9 + int.from_bytes(output[at : at + 3], "big")
+    return found
+
+
+def test_a_read_of_much_work_is_spread_over_turns_and_nothing_is_read_meanwhile() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        peer.receive(frames.PREFACE + SETTINGS)
+        peer.turn.end()
+        peer.transport.written = b""
+        peer.turn.step_s = limits.TURN_BYTES_S  # each step takes the whole share
+        peer.receive(calls(1, 400))
+        in_turns = []
+        while peer.turn.unread:
+            assert not peer.transport.reading
+            peer.turn.end()
+            in_turns.append(ends_in(peer.transport.written))
+            peer.transport.written = b""
+        peer.turn.end()
+        in_turns.append(ends_in(peer.transport.written))
+        assert sum(in_turns) == 400
+        assert max(in_turns) <= 2 * limits.H2_STEP_BYTES // limits.H2_STEP_FRAME_BYTES
+        assert peer.transport.reading
+
+    run(steps)
+
+
+def test_a_read_of_little_work_is_handled_at_once() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        peer.receive(frames.PREFACE + SETTINGS)
+        peer.receive(calls(1, 400))
+        assert not peer.turn.unread
+        assert peer.transport.reading
+        peer.turn.end()
+        assert ends_in(peer.transport.written) == 400
+
+    run(steps)
+
+
+def test_a_peer_that_is_cut_off_between_steps_is_forgotten() -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        peer.receive(frames.PREFACE + SETTINGS)
+        peer.turn.step_s = limits.TURN_BYTES_S
+        peer.receive(frames.frame(frames.SETTINGS, frames.FLAG_ACK, 0, b"") * 5_000)
+        for _ in range(100):
+            peer.turn.end()
+        assert peer.transport.closed
+        assert not peer.turn.unread
 
     run(steps)
 

@@ -123,6 +123,9 @@ class Peer:
     def resume_reading(self) -> None:
         self.resumed += 1
 
+    def go_on(self) -> None:
+        """It has no bytes that wait."""
+
 
 class World:
     """A turn with everything around it."""

@@ -6,7 +6,7 @@ import pytest
 from lessor.base import limits
 from lessor.wire import frames
 from lessor.wire.frames import ErrorCode
-from lessor.wire.h2 import DATA, END, HEADERS, RESET, TRAILERS, H2Client, H2Server, encode_headers
+from lessor.wire.h2 import DATA, END, HEADERS, RESET, TRAILERS, Event, H2Client, H2Server, encode_headers
 from tests.unit.wire.h2_pair import (
     EMPTY_SETTINGS,
     REQUEST,
@@ -361,3 +361,26 @@ def test_close_says_goaway_once_and_nothing_is_heard_afterwards() -> None:
     assert server.receive(headers_frame(3, True)) == []
     assert error_of(server) == (1, ErrorCode.INTERNAL_ERROR, b"why")
     assert not server.has_output
+
+
+def test_steps_give_the_same_events_as_one_piece() -> None:
+    wanted = frames.PREFACE + EMPTY_SETTINGS
+    for number in range(50):
+        wanted += headers_frame(1 + 2 * number) + data_frame(1 + 2 * number, b"x" * (number % 3 + 1) * 300, True)
+    wanted += headers_frame(101)[:20]
+
+    def seen(events: list[Event]) -> list[tuple[int, int, bytes]]:
+        return [(kind, stream.id, payload) for kind, stream, payload in events]
+
+    for step_bytes in (1, 500, 4_000, 100_000):
+        for cut in (len(wanted), 3_000, 9_999):
+            whole, stepping = H2Server(), H2Server(step_bytes=step_bytes)
+            at_once = seen(whole.receive(wanted) + whole.receive(headers_frame(101)[20:]))
+            got = stepping.receive(wanted[:cut])
+            assert stepping.unread or step_bytes == 100_000
+            got += stepping.receive(wanted[cut:])  # more has come before all was handled
+            while stepping.unread:
+                got += stepping.go_on()
+            got += stepping.receive(headers_frame(101)[20:])
+            assert seen(got) == at_once
+            assert stepping.take_output() == whole.take_output()

@@ -12,6 +12,8 @@ Laws
 - Watch events pass the same gate as replies.
 - Work that may take long is cut into steps of some milliseconds, one a turn: the end of leases, history for watchers,
   the sweep after a compaction, and long replies (long_reply.py). The end of one lease with all its keys is one step.
+- Connections that bring much share TURN_BYTES_S of a turn. Their further bytes wait, and are handled before the next
+  leases end, as far as they were read by then.
 - At most EXPIRE_PER_TURN_MAX leases end in a turn. Keepalives are read before the next leases end.
 - expiry.py decides when a lease may end.
 - The TTL that a reply promises counts from the moment the reply leaves, not from the moment it was made. The deadline
@@ -49,6 +51,8 @@ from lessor.state.machine import StateMachine
 from lessor.state.watch_hub import Publication
 
 _NEVER_S: Final = math.inf
+# Before leases end, connections handle what they have read: what the first poll has brought, and what the second has.
+_READINGS: Final = 2
 
 
 class Flushable(Answerable, Protocol):
@@ -57,6 +61,8 @@ class Flushable(Answerable, Protocol):
     def flush(self) -> None: ...
 
     def resume_reading(self) -> None: ...
+
+    def go_on(self) -> None: ...
 
 
 class CatchUp(Answerable, Protocol):
@@ -130,6 +136,10 @@ class Turn:
         self._to_flush: set[Flushable] = set()
         self._paused: set[Flushable] = set()
         self._behind: set[CatchUp] = set()
+        self._unread: set[Flushable] = set()  # connections with bytes that no turn had time for yet
+        # Those of them whose bytes have to be handled before leases end, and how often that may still be said.
+        self._read_first: set[Flushable] = set()
+        self._readings = 0
         self._expiry = Expiry()
         self._timer: asyncio.TimerHandle | None = None  # set while the expiry is ARMED
         self._began_s = 0.0  # when this turn read its first bytes; the next turn, once that is scheduled
@@ -178,6 +188,25 @@ class Turn:
         """The connection has closed."""
         self._to_flush.discard(connection)
         self._paused.discard(connection)
+        self.caught_up(connection)
+
+    def share_s(self, connection: Flushable) -> float:
+        """For how long the connection may handle bytes in this turn, in seconds; others wait as well."""
+        waiting = len(self._unread) + (connection not in self._unread)
+        return max(limits.TURN_BYTES_S / waiting, limits.TURN_BYTES_S_MIN)
+
+    def go_on_later(self, connection: Flushable) -> None:
+        """The connection has had its share: its `go_on` is called after the sockets have been polled once more."""
+        self._unread.add(connection)
+        self._loop.call_soon(connection.go_on)
+
+    def caught_up(self, connection: Flushable) -> None:
+        """The connection has handled all its bytes, or has closed. Cheap to repeat."""
+        self._unread.discard(connection)
+        if connection in self._read_first:
+            self._read_first.discard(connection)
+            if not self._read_first:
+                self._poll(2)
 
     @property
     def overloaded(self) -> bool:
@@ -315,6 +344,7 @@ class Turn:
                 except Exception as error:
                     bugs.end(connection, error)
         if self._expiry.sealed(now_s):
+            self._readings = _READINGS
             self._poll(2)
 
     def _must_save_clock(self, now_s: float) -> bool:
@@ -376,6 +406,7 @@ class Turn:
         try:
             deadline_s = self.machine.next_deadline()
             if self._expiry.timer_fired(self.now_s(), deadline_s):
+                self._readings = _READINGS
                 self._poll(2)
             else:
                 self.schedule()
@@ -393,6 +424,10 @@ class Turn:
         try:
             if still:
                 self._poll(still - 1)
+            elif self._unread and self._readings:
+                # Keepalives may be among the bytes that have been read and not handled; `caught_up` goes on.
+                self._readings -= 1
+                self._read_first = set(self._unread)
             else:
                 self._expiry.polled(self.now_s())
                 self.schedule()

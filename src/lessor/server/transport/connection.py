@@ -8,6 +8,8 @@ Laws
   replies cannot fill the memory.
 - A connection gets one large read per turn. If a peer fills its socket as fast as it is emptied, libuv reads 32 times
   in a row, and all other connections would wait for seconds.
+- The bytes of a read are handled in steps. What does not fit into the connection's share of the turn waits for the next
+  turn, and no more is read until then. So a connection slows the others by a share of the turn, whatever it sends.
 - When the open batch is full, a connection that brings more pauses until the batch is sealed (turn.py).
 - A connection that is being closed waits for its peer to take the last bytes, but not for ever: CONNECTION_CLOSE_S_MAX.
 - When a connection closes, its calls end: `gone` of each stream's owner is called once.
@@ -54,7 +56,16 @@ class Session(Protocol):
         """Whether the session closes while the peer may still be sending."""
         ...
 
+    @property
+    def unread(self) -> bool:
+        """Whether `receive` or `go_on` has left something of the peer's bytes for the next step."""
+        ...
+
     def receive(self, data: bytes) -> None: ...
+
+    def go_on(self) -> None:
+        """While `unread`: handles the next step of the peer's bytes, some milliseconds at most."""
+        ...
 
     def eof(self) -> bool:
         """The peer sends no more. Returns whether the socket stays open for a reply that is under way."""
@@ -145,12 +156,45 @@ class Connection:
             self._handshake = None
         turn = self.core.turn
         turn.flush_later(self)
+        if self._session.unread:
+            self._work_off(self._session)
         if turn.overloaded and not self._batch_full:
             self._batch_full = True
             self.core.metrics.shortages.reached(BATCH_ROWS)
             turn.pause(self)
         self._had_its_turn = self._had_its_turn or len(data) >= limits.LARGE_READ_BYTES
-        if self._batch_full or self._had_its_turn or self._unsent or self._session.paused or not self.reading:
+        if (
+            self._batch_full
+            or self._had_its_turn
+            or self._unsent
+            or self._session.paused
+            or self._session.unread
+            or not self.reading
+        ):
+            self._read_or_pause()
+
+    def _work_off(self, session: Session) -> None:
+        """After a step: takes further ones until the connection has had its share of the turn."""
+        turn = self.core.turn
+        until_s = turn.now_s() + turn.share_s(self)
+        while session.unread and turn.now_s() < until_s:
+            session.go_on()
+        if session.unread:
+            turn.go_on_later(self)
+        else:
+            turn.caught_up(self)
+
+    def go_on(self) -> None:
+        """The next turn has come for the bytes that the last one has left."""
+        session = self._session
+        if session is None or self.transport.is_closing():
+            return
+        turn = self.core.turn
+        turn.schedule()
+        session.go_on()
+        self._work_off(session)
+        turn.flush_later(self)
+        if not session.unread:
             self._read_or_pause()
 
     def eof_received(self) -> bool:
@@ -175,7 +219,8 @@ class Connection:
     def _read_or_pause(self) -> None:
         session = self._session
         peer_slow = self._unsent and self.transport.get_write_buffer_size() > limits.CONNECTION_SEND_BYTES_MAX
-        wanted = not (peer_slow or self._batch_full or self._had_its_turn or (session is not None and session.paused))
+        busy = session is not None and (session.paused or session.unread)
+        wanted = not (peer_slow or self._batch_full or self._had_its_turn or busy)
         if wanted is not self.reading and not self.transport.is_closing():
             self.reading = wanted
             self.transport.resume_reading() if wanted else self.transport.pause_reading()

@@ -174,13 +174,15 @@ class GrpcStream(StreamCall):
     If only the server streams there is exactly one request, which the handler gets when the peer has ended its side.
     """
 
-    __slots__ = ("_deframer", "_only", "_output", "_started", "_stream")
+    __slots__ = ("_deframer", "_ended", "_kept_back", "_only", "_output", "_started", "_stream")
 
     def __init__(self, output: H2Output, stream: Stream, route: Route) -> None:
         self._output = output
         self._stream: Stream | None = stream
         self._deframer = output.deframer(stream)
         self._started = False
+        self._kept_back: list[bytes] = []  # requests that came in one piece, and wait for the next steps
+        self._ended = False  # behind those, the peer has ended its side
         self._only: bytes | None = None  # the request of a call that takes one, kept until the peer has ended its side
         StreamCall.__init__(self, output.core, route.counts)
         output.streaming.add(self)
@@ -218,15 +220,37 @@ class GrpcStream(StreamCall):
                 if refusal is not None:
                     raise refusal
             if messages and not self.over:
-                if self.method.client_streaming:
-                    self.take(messages)
-                else:
+                if not self.method.client_streaming:
                     self._keep_only(messages)
-            error = self._deframer.error  # in the bytes behind these messages
+                elif len(messages) > self._output.step_messages or self._kept_back:
+                    self._kept_back += messages
+                    self.go_on()
+                    return
+                else:
+                    self._output.step_messages -= len(messages)
+                    self.take(messages)
+            error = self._deframer.error if not self._kept_back else None  # in the bytes behind these messages
         except Exception as raised:
             error = as_answer(raised, self.method.path)
         if error is not None and not self.ending:
             self.end_in_order(error)
+
+    def go_on(self) -> None:
+        """Takes the requests that were kept back, as many as this step has room for; then the bytes behind them."""
+        output = self._output
+        room = max(output.step_messages, 0)
+        messages, self._kept_back = self._kept_back[:room], self._kept_back[room:]
+        output.step_messages -= len(messages)
+        if messages:
+            self.take(messages)
+        if self.over or self.ending:
+            self._kept_back.clear()
+        elif self._kept_back:
+            output.kept_back[self] = None
+        elif self._deframer.error is not None:
+            self.end_in_order(self._deframer.error)
+        elif self._ended:
+            self.on_end()
 
     def _keep_only(self, messages: list[bytes]) -> None:
         for message in messages:
@@ -244,6 +268,9 @@ class GrpcStream(StreamCall):
 
     def on_end(self) -> None:
         if self.over or self.ending:
+            return
+        if self._kept_back:
+            self._ended = True
             return
         if self._deframer.unfinished_bytes >= grpc.PREFIX_BYTES:
             self.end_in_order(errors.HALF_A_MESSAGE_IN_STREAM.error())

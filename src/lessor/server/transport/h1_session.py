@@ -59,6 +59,8 @@ class H1Session:
     events of the connection wait, too: more bytes, their end, the stop of the server.
     """
 
+    unread = False  # it has no steps: a pipelined request begins when the one before it is over
+
     def __init__(self, connection: Connection, serve: Callable[[Core, Exchange], Body], *, websockets: bool) -> None:
         """`serve`: makes the Body of a request. `websockets`: whether a streaming call may come over a WebSocket."""
         self.core = connection.core
@@ -88,6 +90,8 @@ class H1Session:
         self._take(self._h1.receive(data))
         if was_open and self._h1.closing:
             self.cut_off = True
+
+    def go_on(self) -> None: ...
 
     def refuse(self) -> None:
         """Closes the connection without reading anything."""

@@ -54,7 +54,14 @@ class H2Output:
         self.peer_common_name = connection.peer_common_name
         self.message_bytes_max = self.core.options.message_bytes_max
         self.loop = asyncio.get_running_loop()
-        self.h2 = h2.H2Server(self.core.options.grpc_keepalive, self.core.turn.now_s(), whole_requests=True)
+        self.h2 = h2.H2Server(
+            self.core.options.grpc_keepalive,
+            self.core.turn.now_s(),
+            whole_requests=True,
+            step_bytes=limits.H2_STEP_BYTES,
+        )
+        self.step_messages = limits.H2_STEP_MESSAGES  # requests of streaming calls that this step still takes
+        self.kept_back: dict[Any, None] = {}  # the streaming calls that have more of them, in order
         self.streaming: set[StreamCall] = set()  # the server ends them when it stops
         self.waiting_for_drain: set[Any] = set()
         self.held = Held(address_of(connection.transport))

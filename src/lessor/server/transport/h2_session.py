@@ -3,6 +3,8 @@
 
 Laws
 - The events of one read are taken in order. Pieces of data that follow each other on one stream are taken as one.
+- A large read is taken in steps, so that the connection can leave the rest for another turn. A step has few calls, and
+  few requests of streaming calls; what is left of those goes first in the next step.
 - The method that a head calls is looked up once per header block and remembered in the head.
 - While the server stops, new streaming calls are refused: they would have no end. Unary calls that still come are
   served.
@@ -45,11 +47,28 @@ class H2Session(H2Output):
         self._draining = False  # the server stops: new streaming calls are refused
         self._peer_timer = self.loop.call_later(self.core.options.grpc_keepalive.interval_s, self._look_after_peer)
 
+    @property
+    def unread(self) -> bool:
+        return (self.h2.unread or bool(self.kept_back)) and not self.h2.closing
+
     def receive(self, data: bytes) -> None:
         self._metrics.grpc_received_bytes += len(data)
+        self.step_messages = limits.H2_STEP_MESSAGES
+        self._take(self.h2.receive(data, self.core.turn.now_s()))
+
+    def go_on(self) -> None:
+        self.step_messages = limits.H2_STEP_MESSAGES
+        while self.kept_back and self.step_messages > 0:
+            call = next(iter(self.kept_back))
+            del self.kept_back[call]
+            call.go_on()
+        if not self.kept_back:
+            self._take(self.h2.go_on(self.core.turn.now_s()))
+
+    def _take(self, events: list[h2.Event]) -> None:
         gathered: list[bytes] = []  # a client's burst on one stream is taken as one piece
         last: h2.Stream | None = None
-        for kind, stream, payload in self.h2.receive(data, self.core.turn.now_s()):
+        for kind, stream, payload in events:
             if kind == h2.DATA and stream is last:
                 gathered.append(payload)
                 continue

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A connection between a transport and a turn that are stand-ins; the protocols on it are real."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any, cast
+
+from lessor.base import limits
+from lessor.server.loop.core import Core
+from lessor.server.loop.unfinished import Unfinished
+from lessor.server.observe.metrics import Metrics
+from lessor.server.observe.pages import Pages
+from lessor.server.transport.connection import Connection
+from lessor.server.transport.speak import speak_to_clients
+from lessor.wire.h2_keepalive import KeepaliveRules
+
+
+class Transport:
+    def __init__(self) -> None:
+        self.reading = True
+        self.closed = False
+        self.written = b""
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    def get_extra_info(self, name: str) -> None:
+        """There is no socket."""
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+
+class Turn:
+    """What connections and calls use of a turn. Outcomes leave at once, or go to `held` for the test."""
+
+    overloaded = False
+
+    def __init__(self) -> None:
+        self.to_flush: list[Connection] = []
+        self.time_s = 0.0
+        self.held: list[Any] | None = None
+        self.unread: list[Connection] = []
+        self.step_s = 0.0  # how long a look at the clock takes
+
+    def now_s(self) -> float:
+        self.time_s += self.step_s
+        return self.time_s
+
+    def share_s(self, connection: Connection) -> float:
+        return limits.TURN_BYTES_S
+
+    def go_on_later(self, connection: Connection) -> None:
+        self.unread.append(connection)
+
+    def caught_up(self, connection: Connection) -> None: ...
+
+    def schedule(self) -> None: ...
+
+    def flush_later(self, connection: Connection) -> None:
+        self.to_flush.append(connection)
+
+    def after_everything(self, outlet: Any, payload: Any) -> int:
+        if self.held is None:
+            outlet.deliver(payload)
+        else:
+            self.held.append((outlet, payload))
+        return 0
+
+    def end(self) -> None:
+        to_flush, self.to_flush = self.to_flush, []
+        for connection in to_flush:
+            connection.flush()
+        unread, self.unread = self.unread, []
+        for connection in unread:
+            connection.go_on()
+
+
+class Accepted:
+    """A connection that was just accepted. To be made inside a running loop."""
+
+    def __init__(self) -> None:
+        self.turn = Turn()
+        self.transport = Transport()
+        core = SimpleNamespace(
+            turn=self.turn,
+            options=SimpleNamespace(message_bytes_max=1_000_000, grpc_keepalive=KeepaliveRules()),
+            metrics=Metrics(),
+            auth=SimpleNamespace(enabled=False),
+            unfinished=Unfinished(1_000_000),
+            pages=Pages(),
+            serves=lambda method: True,
+        )
+        self.connection = Connection(cast(Core, core), set(), speak_to_clients)
+        self.connection.connection_made(cast(Any, self.transport))
+
+    def receive(self, data: bytes) -> None:
+        self.connection.data_received(data)
+
+
+def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(steps())
