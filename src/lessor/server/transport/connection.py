@@ -26,6 +26,7 @@ from typing import Protocol, cast
 
 from lessor.base import limits
 from lessor.base.errors import EtcdError
+from lessor.server.loop import bugs
 from lessor.server.loop.core import Core
 from lessor.server.observe.shortages import BATCH_ROWS
 from lessor.wire import sniff
@@ -186,13 +187,16 @@ class Connection:
 
     def go_on(self) -> None:
         """The next turn has come for the bytes that the last one has left."""
-        session = self._session
+        session, turn = self._session, self.core.turn
         if session is None or self.transport.is_closing():
+            turn.caught_up(self)  # leases may wait for it, and a closing socket may stay for long
             return
-        turn = self.core.turn
         turn.schedule()
-        session.go_on()
-        self._work_off(session)
+        try:
+            session.go_on()
+            self._work_off(session)
+        except Exception as error:
+            bugs.end(self, error)
         turn.flush_later(self)
         if not session.unread:
             self._read_or_pause()
