@@ -18,6 +18,8 @@ from lessor.server.services.auth import Auth, FailedLogins
 from lessor.server.services.passwords import Passwords
 from tests.unit.server.lock_world import Call, LockWorld
 
+pytestmark = pytest.mark.inside
+
 LONG = "n" * (limits.AUTH_NAME_BYTES_MAX + 1)
 # Fields that this server does not know stay in a message, so a message may be as large as its sender likes.
 UNKNOWN_FIELD = b"\xa2\x06\x80\x89\x7a" + b"x" * 2_000_000
