@@ -32,6 +32,9 @@ LEASE_LIST_STEP = 2_500  # leases, and keys where those matter, looked at betwee
 # --- requests ---------------------------------------------------------------------------------------------------
 REQUEST_BYTES_MAX = 1_572_864  # default of --max-request-bytes: the encoded request
 REQUEST_OVERHEAD_BYTES = 524_288  # of a gRPC message, beyond that, as in etcd
+# Of a message or a body, while auth is on, from a caller without a valid token. No such caller may put anything, and a
+# login takes less; one DATA frame of HTTP/2 is never more.
+STRANGER_BYTES_MAX = 16_384
 UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864  # of half-sent requests, in one connection: forty of the largest
 UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory for calls that are not served yet
 TXN_OPS_MAX = 128  # default of --max-txn-ops

@@ -58,6 +58,11 @@ def check(machine: StateMachine, claimed: Claimed, request: Message, request_byt
         _RULES.get(type(request), _root_only)(_Check(machine, claimed, request_bytes_max), request)
 
 
+def needs_no_caller(request: type[Message]) -> bool:
+    """Whether such requests are served without a token."""
+    return _RULES.get(request) is _anybody
+
+
 def lease_reader(machine: StateMachine, claimed: Claimed) -> Callable[[Lease], None] | None:
     """A check for each lease of a list that is made in pieces; LeaseLeases makes the same check for all at once.
 

@@ -13,6 +13,8 @@ Laws
   to earlier requests. An error does not wait when it depends on no data: a deadline, a malformed unary request.
 - While auth is on, a caller needs the right to make each request. It is checked here; the handlers of Watch and
   LeaseKeepAlive check it themselves, request by request.
+- While auth is on, a caller without a valid token may send STRANGER_BYTES_MAX of a request. Beyond it the codec ends
+  the call, before it reads or decodes the request.
 
 A *unary* call: the codec reads one request and calls `serve`. The handler from services/ runs at once. It returns the
 reply, or the call waits and `finish` is called later. A *streaming* call: the codec hands requests to `take`; the

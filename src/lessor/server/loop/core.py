@@ -17,7 +17,8 @@ from google.protobuf.message import Message
 
 from lessor.api.methods import Method
 from lessor.api.proto import rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
+from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.long_reply import LongReplies
 from lessor.server.loop.release import Gate
@@ -131,6 +132,22 @@ class Core:
             return self.tokens.caller(text, self.auth.revision) or errors.INVALID_AUTH_TOKEN.error()
         name = call.peer_common_name
         return None if name is None else Caller(name, self.auth.revision)
+
+    def refusal_of_stranger(self, call: Credentials, request: type[Message], size_bytes: int) -> EtcdError | None:
+        """The error for a request, in whole or in part, that is too large for a caller without a valid token.
+
+        None: it is not, or the caller is known, or auth is off. `size_bytes`: of the part that has come, encoded.
+        Cost: while auth is on, beyond STRANGER_BYTES_MAX, one look at the token.
+        """
+        if size_bytes <= limits.STRANGER_BYTES_MAX or not self.auth.enabled:
+            return None
+        claimed = self.claimed(call)
+        if isinstance(claimed, Caller):
+            return None
+        if permissions.needs_no_caller(request):
+            text = f"grpc: received message larger than max ({size_bytes} vs. {limits.STRANGER_BYTES_MAX})"
+            return EtcdError(Code.RESOURCE_EXHAUSTED, text)
+        return errors.USER_EMPTY.error() if claimed is None else claimed
 
     # --- headers ---
 

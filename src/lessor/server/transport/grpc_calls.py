@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from lessor.api import methods
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import StreamCall, UnaryCall
@@ -88,8 +88,14 @@ class GrpcUnary(UnaryCall):
             return
         if self._deframer is None:
             self._deframer = self._output.deframer(self._stream)
+        before_bytes = self._deframer.unfinished_bytes
         try:
             messages = self._deframer.feed(data)
+            size_bytes = len(messages[0]) if messages else self._deframer.unfinished_bytes
+            if before_bytes <= limits.STRANGER_BYTES_MAX < size_bytes:
+                refusal = self.core.refusal_of_stranger(self, self.method.request, size_bytes)
+                if refusal is not None:
+                    raise refusal
         except EtcdError as error:
             self.end_now(error)
             return
@@ -189,6 +195,11 @@ class GrpcStream(StreamCall):
         error: EtcdError | None
         try:
             messages = self._deframer.feed(data)
+            size_bytes = max(len(data), self._deframer.unfinished_bytes)
+            if size_bytes > limits.STRANGER_BYTES_MAX:
+                refusal = self.core.refusal_of_stranger(self, self.method.request, size_bytes)
+                if refusal is not None:
+                    raise refusal
             if messages and not self.over:
                 if self.method.client_streaming:
                     self.take(messages)

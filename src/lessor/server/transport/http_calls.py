@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from lessor.api.methods import Method
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec, routes, stream
 from lessor.gateway.routes import Headers
@@ -200,7 +200,14 @@ class JsonUnary(UnaryCall):
     # --- in ---
 
     def on_body(self, data: bytes) -> None:
+        if self.over:
+            return
+        before_bytes = len(self._body)
         self._body += data
+        if before_bytes <= limits.STRANGER_BYTES_MAX < len(self._body):
+            refusal = self.core.refusal_of_stranger(self, self.method.request, len(self._body))
+            if refusal is not None:
+                self.end_now(refusal)
 
     @property
     def unfinished_bytes(self) -> int:
@@ -299,6 +306,11 @@ class JsonStream(StreamCall):
         if self.ending:
             return
         try:
+            size_bytes = len(data) + self._decoder.unfinished_bytes
+            if size_bytes > limits.STRANGER_BYTES_MAX:
+                refusal = self.core.refusal_of_stranger(self, self.method.request, size_bytes)
+                if refusal is not None:
+                    raise refusal
             messages = [message.SerializeToString() for message in self._decoder.feed(data)]
         except Exception as error:
             self.end_in_order(as_answer(error, self.method.path))
