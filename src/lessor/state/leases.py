@@ -32,6 +32,7 @@ from lessor.base import errors, limits
 from lessor.state.expiry_queue import ExpiryQueue
 from lessor.state.journal import Journal
 from lessor.state.lease import NO_KEYS, Lease
+from lessor.state.lease_rights import LeaseRights
 
 # Parts of a TTL: how far beyond the deadline a renewal's row promises, and how near to that promise a renewal writes
 # the next row. With these, a client that renews at a third of the TTL, or up to a fifteenth of the TTL later, writes a
@@ -45,7 +46,7 @@ _ID_MASK: Final = (1 << 63) - 1
 class Lessor:
     """All live leases."""
 
-    __slots__ = ("_journal", "_leases", "_next_id", "_queue", "min_ttl_s")
+    __slots__ = ("_journal", "_leases", "_next_id", "_queue", "min_ttl_s", "rights")
 
     def __init__(self, journal: Journal, *, min_ttl_s: int = 1, id_seed: int = 1) -> None:
         """`min_ttl_s`: shorter TTLs are raised to it, seconds. `id_seed`: the first id that the lessor chooses."""
@@ -54,6 +55,7 @@ class Lessor:
         self._queue = ExpiryQueue()
         self._next_id = id_seed & _ID_MASK
         self.min_ttl_s = min_ttl_s
+        self.rights = LeaseRights()
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -122,6 +124,7 @@ class Lessor:
     def end(self, lease: Lease) -> None:
         """Takes a live lease out of the lessor and writes its last row. The caller deletes its keys."""
         del self._leases[lease.id]
+        self.rights.ended(lease)
         lease.ended = True
         self._queue.ended()
         self._journal.lease((lease.id, lease.ttl_s, lease.deadline_s, True))
@@ -142,8 +145,10 @@ class Lessor:
         due = self._queue.take_due(now_s, leases_max)
         leases = self._leases
         journal = self._journal
+        rights = self.rights
         for lease in due:
             del leases[lease.id]
+            rights.ended(lease)
             lease.ended = True
             journal.lease((lease.id, lease.ttl_s, lease.deadline_s, True))
         return due
@@ -160,6 +165,8 @@ class Lessor:
             keys.add(key)
         else:
             lease.keys = {key}
+        if len(self.rights):
+            self.rights.attached(lease, key)
 
     def detach(self, lease_id: int, key: bytes) -> None:
         """Takes a key off its lease. Does nothing when that lease does not live. Cost: O(1)."""

@@ -14,7 +14,8 @@ Checks on keys refuse a caller whose revision is old, because a token that carri
 user that has been deleted since. Checks for root and for being logged in do not look at the revision, as in etcd.
 
 Cost: a check on a range is a binary search in the caller's merged permissions. A request on a lease costs one such
-search for each key on the lease, except for root.
+search for each key that came since the caller's last request on it (lease_rights.py). A list of leases, and of the keys
+on a lease, costs one for each key. Root costs nothing of that.
 
 Does not do: finding the caller (the server's tokens do), expiry, which no caller asks for.
 """
@@ -32,6 +33,7 @@ from lessor.base.contenders import key_of, prefix_of
 from lessor.base.errors import Code, EtcdError
 from lessor.base.key_range import OPEN_END, prefix_end
 from lessor.state import kv, txn
+from lessor.state.auth import Grants
 from lessor.state.lease import Lease
 
 if TYPE_CHECKING:
@@ -120,6 +122,12 @@ class _Check:
         self._keys(key, range_end, write=True)
 
     def _keys(self, key: bytes, range_end: bytes, *, write: bool) -> None:
+        grants = self._grants()
+        if not grants.root and not (grants.write if write else grants.read).cover(key, range_end):
+            raise errors.PERMISSION_DENIED.error()
+
+    def _grants(self) -> Grants:
+        """The caller's rights on keys. Raises the error of a caller who has none, whatever the key."""
         caller = self.caller()
         if caller is None or caller.revision == 0:
             raise errors.USER_EMPTY.error()
@@ -128,15 +136,16 @@ class _Check:
         grants = self.auth.grants(caller.name)
         if grants is None:
             raise errors.PERMISSION_DENIED.error()
-        if not grants.root and not (grants.write if write else grants.read).cover(key, range_end):
-            raise errors.PERMISSION_DENIED.error()
+        return grants
 
     def write_keys_of(self, lease_id: int) -> None:
         """Raises unless the caller may write all keys of a lease. A lease that does not live has none."""
         lease = self.machine.leases.get(lease_id)
         if lease is not None and lease.keys and not self.is_root():
-            for key in lease.keys:
-                self.write(key)
+            grants = self._grants()
+            caller = self.signed_in()
+            if not self.machine.leases.rights.may_write(lease, caller.name, self.auth.revision, grants.write):
+                raise errors.PERMISSION_DENIED.error()
 
     def read_keys_of(self, lease: Lease | None) -> None:
         if lease is not None:
