@@ -37,6 +37,8 @@ REQUEST_OVERHEAD_BYTES = 524_288  # of a gRPC message, beyond that, as in etcd
 STRANGER_BYTES_MAX = 16_384
 UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864  # of half-sent requests, in one connection: forty of the largest
 UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory for calls that are not served yet
+STREAM_REQUESTS_AT_ONCE_MAX = 100  # in JSON, of one stream: half a millisecond; the rest in later turns
+STREAM_REQUESTS_PER_TURN_MAX = 500  # of all streams with such a rest
 TXN_OPS_MAX = 128  # default of --max-txn-ops
 # Keepalive requests remembered, over all streams, about 300 bytes each. Beyond it all are forgotten and learnt again,
 # unless more leases than that are alive: then the others go without, which costs a microsecond.
