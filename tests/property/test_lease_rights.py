@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
-from lessor.state import lease_rights, permissions
+from lessor.state import permissions
 from lessor.state.auth import READ, READWRITE, WRITE, Spans
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.permissions import Caller
@@ -120,7 +120,7 @@ def test_what_is_remembered_is_what_a_look_at_every_key_says(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "LEASE_RIGHTS_KEYS_MIN", keys_min)
         patch.setattr(limits, "LEASE_RIGHTS_USERS_MAX", users_max)
-        patch.setattr(lease_rights, "ADDED_KEYS_MIN", added_min)
+        patch.setattr(limits, "LEASE_RIGHTS_ADDED_KEYS_MIN", added_min)
         ways = Ways()
         for name, one, other in taken:
             getattr(ways, name)(one, other)
@@ -170,7 +170,7 @@ def test_keys_that_come_and_go_for_ever_take_no_memory_for_ever() -> None:
         machine.apply(rpc.PutRequest(key=b"x%d" % number, lease=1), 0.0)
         machine.apply(rpc.DeleteRangeRequest(key=b"x%d" % number), 0.0)
         most = max([most, *(len(record.added) for record in machine.leases.rights._records.values())])
-    assert most <= lease_rights.ADDED_KEYS_MIN
+    assert most <= limits.LEASE_RIGHTS_ADDED_KEYS_MIN
 
 
 def test_an_old_token_is_refused_whatever_is_remembered() -> None:

@@ -43,6 +43,8 @@ REQUEST_OVERHEAD_BYTES = 524_288  # of a gRPC message, beyond that, as in etcd
 STRANGER_BYTES_MAX = 16_384
 UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864  # of half-sent requests, in one connection: forty of the largest
 UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory for calls that are not served yet
+STREAM_REQUESTS_AT_ONCE_MAX = 100  # in JSON, of one stream: half a millisecond; the rest in later turns
+STREAM_REQUESTS_PER_TURN_MAX = 500  # of all streams with such a rest
 TXN_OPS_MAX = 128  # default of --max-txn-ops
 # Keepalive requests remembered, over all streams, about 300 bytes each. Beyond it all are forgotten and learnt again,
 # unless more leases than that are alive: then the others go without, which costs a microsecond.
@@ -128,6 +130,7 @@ JSON_SHOWN_LETTERS_MAX = 1_000  # of an offending value, in an error
 # --- auth -------------------------------------------------------------------------------------------------------
 AUTH_TOKEN_TTL_S = 300  # default of --auth-token-ttl: how long a simple token lives after its last use
 LEASE_RIGHTS_KEYS_MIN = 16  # on a lease, up to which each is looked at, and nothing is remembered
+LEASE_RIGHTS_ADDED_KEYS_MIN = 1_000  # hung on it since its record began, up to which the record is not begun anew
 LEASE_RIGHTS_USERS_MAX = 64  # whose rights on the keys of one lease are remembered; beyond it all are found out anew
 BCRYPT_COST = 10  # default of --bcrypt-cost: about 50 ms for each password hashed or checked
 PASSWORD_BYTES_MAX = 72  # bcrypt reads no more

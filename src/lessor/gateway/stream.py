@@ -46,7 +46,7 @@ class StreamDecoder:
     `object_bytes_max`: of one object, in bytes of JSON.
     """
 
-    __slots__ = ("_at", "_buffer", "_class", "_depth", "_in_string", "_object_bytes_max", "error")
+    __slots__ = ("_at", "_buffer", "_class", "_depth", "_in_string", "_object_bytes_max", "error", "waiting")
 
     def __init__(self, message_class: type[Message], object_bytes_max: int) -> None:
         self._class = message_class
@@ -56,20 +56,31 @@ class StreamDecoder:
         self._depth = 0  # open brackets after those
         self._in_string = False
         self.error: EtcdError | None = None
+        self.waiting = False  # whether bytes wait that may hold whole objects
 
     @property
     def unfinished_bytes(self) -> int:
-        """The bytes that are kept of an incomplete object."""
+        """The bytes that are kept: of an incomplete object, or of objects that wait."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> list[Message]:
-        """Takes bytes of the body; returns the messages that they complete, in order. Does not raise: see `error`."""
+    def feed(self, data: bytes, messages_max: int | None = None) -> list[Message]:
+        """Takes bytes of the body; returns the messages that they complete, in order. Does not raise: see `error`.
+
+        Beyond `messages_max` they wait for the next call, whose `data` may be empty: see `waiting`.
+        """
         messages: list[Message] = []
+        self.waiting = False
         if self.error is not None:
             return messages
         self._buffer += data
         try:
-            while (end := self._object_end()) > 0:
+            while True:
+                if len(messages) == messages_max:
+                    self.waiting = bool(self._buffer)
+                    return messages
+                end = self._object_end()
+                if not end:
+                    break
                 messages.append(json_codec.decode(self._class, bytes(self._buffer[:end])))
                 del self._buffer[:end]
                 self._at = 0
@@ -85,6 +96,11 @@ class StreamDecoder:
         if self.error is None and self._buffer:
             self.error = EtcdError(Code.INVALID_ARGUMENT, "unexpected EOF")
             self._buffer.clear()
+
+    def drop(self) -> None:
+        """Forgets the bytes that are kept."""
+        self._buffer.clear()
+        self.waiting = False
 
     def _refuse_size(self, size: int) -> None:
         raise EtcdError(

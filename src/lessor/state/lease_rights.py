@@ -5,7 +5,8 @@ Laws
 - `may_write` answers as a look at every key would.
 - A verdict counts for one lease, one user and one revision of the auth data. It goes with the lease.
 - Memory: for a lease, the keys hung on it since the record began, which are at most as many as it has (or
-  ADDED_KEYS_MIN), and LEASE_RIGHTS_USERS_MAX users. A record is begun only while auth is on and many keys hang on it.
+  LEASE_RIGHTS_ADDED_KEYS_MIN), and LEASE_RIGHTS_USERS_MAX users. A record is begun only while auth is
+  on, for a lease with many keys.
 
 Theory of operation. A user who may write all keys may write those that are left when one goes. So only the keys that
 came since the user's last check have to be looked at: a record keeps these in order, and for each user how many of them
@@ -16,13 +17,9 @@ Cost: O(1) a request, beside one look at each key for each user, and one look fo
 
 from __future__ import annotations
 
-from typing import Final
-
 from lessor.base import limits
 from lessor.state.auth import Spans
 from lessor.state.lease import Lease
-
-ADDED_KEYS_MIN: Final = 1_000  # a record is not begun anew for fewer, however few keys hang on the lease by then
 
 
 class _Record:
@@ -54,7 +51,7 @@ class LeaseRights:
         record = self._records.get(lease.id)
         if record is not None:
             record.added.append(key)
-            if len(record.added) > max(ADDED_KEYS_MIN, len(lease.keys)):
+            if len(record.added) > max(limits.LEASE_RIGHTS_ADDED_KEYS_MIN, len(lease.keys)):
                 del self._records[lease.id]
 
     def ended(self, lease: Lease) -> None:

@@ -355,6 +355,23 @@ def test_stream_byte_by_byte() -> None:
     assert ids([message for byte in STREAM for message in decoder.feed(bytes([byte]))]) == [1, 2, 3, 0]
 
 
+@pytest.mark.parametrize("share", [1, 2, 3])
+def test_stream_in_shares(share: int) -> None:
+    for cut in range(len(STREAM) + 1):
+        decoder = StreamDecoder(LeaseKeepAliveRequest, 100)
+        messages = decoder.feed(STREAM[:cut], share)
+        while decoder.waiting:
+            more = decoder.feed(b"", share)
+            assert len(more) <= share
+            messages += more
+        messages += decoder.feed(STREAM[cut:], 0)
+        assert decoder.waiting == (decoder.unfinished_bytes > 0)
+        messages += decoder.feed(b"")
+        decoder.finish()
+        assert ids(messages) == [1, 2, 3, 0]
+        assert decoder.error is None
+
+
 @pytest.mark.parametrize(
     ("tail", "code"),
     [

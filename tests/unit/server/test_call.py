@@ -136,6 +136,9 @@ class JsonPeer(Peer):
         else:
             self.outcomes.append((code, said.get("message", "") if code else ""))
 
+    def hold_up(self, waits: bool) -> None:
+        self.held_up = waits
+
     def start(self, _status: int, _headers: Any) -> None: ...
 
     def write(self, data: bytes) -> None:

@@ -22,6 +22,7 @@ from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.long_reply import LongReplies
 from lessor.server.loop.release import Gate
+from lessor.server.loop.request_pace import RequestPace
 from lessor.server.loop.turn import Turn
 from lessor.server.loop.unfinished import Unfinished
 from lessor.server.observe.metrics import Metrics
@@ -100,6 +101,7 @@ class Core:
         self.pages = Pages()
         self.watch_streams: set[WatchesProgress] = set()
         self.long_replies = LongReplies()
+        self.request_pace = RequestPace(turn)
         self.unfinished = Unfinished(options.message_bytes_max, metrics.shortages)
         self._tasks: set[asyncio.Task[Any]] = set()  # keeps tasks alive: the loop does not
 

@@ -77,6 +77,7 @@ class H1Session:
         self._kept = bytearray()  # the unread bytes behind those events
         self._eof = False
         self._stopped: EtcdError | None = None
+        self._held_up = False  # whether requests of a stream wait for later turns
         self._unfinished_bytes = 0  # bytes kept of the request that has not come in whole
 
     def receive(self, data: bytes) -> None:
@@ -163,6 +164,13 @@ class H1Session:
         call.receive(data)
         self._keep_count(call.unfinished_bytes)
 
+    def hold_up(self, waits: bool, unfinished_bytes: int) -> None:
+        """Requests of a stream wait for later turns, or wait no more. `unfinished_bytes`: kept of it."""
+        self._held_up = waits
+        if not waits:
+            self._keep_count(unfinished_bytes)
+        self.flush_later()
+
     def flush_later(self) -> None:
         self.core.turn.flush_later(self.connection)
 
@@ -193,7 +201,7 @@ class H1Session:
 
     @property
     def paused(self) -> bool:
-        return self._h1.paused or len(self._kept) >= h1.WAITING_BYTES_MAX
+        return self._h1.paused or self._held_up or len(self._kept) >= h1.WAITING_BYTES_MAX
 
     @property
     def backlog_bytes(self) -> int:
@@ -280,3 +288,6 @@ class H1Exchange:
 
     def wake_when_drained(self, stream: Any) -> None:
         self._session.waiting_for_drain.add(stream)
+
+    def hold_up(self, waits: bool) -> None:
+        self._session.hold_up(waits, self.body.unfinished_bytes)

@@ -38,12 +38,13 @@ class H2Session(H2Output):
     """The streams of one connection."""
 
     begun = True  # the peer has sent a preface, which a stray peer does not
-    paused = False  # flow control holds an HTTP/2 peer back, stream by stream
+    paused = False  # while requests wait; else flow control holds an HTTP/2 peer back, stream by stream
     cut_off = False
 
     def __init__(self, connection: Connection) -> None:
         H2Output.__init__(self, connection)
         self._metrics = self.core.metrics
+        self._held_up: set[H2Exchange] = set()  # those of whose streams requests wait for later turns
         self._draining = False  # the server stops: new streaming calls are refused
         self._peer_timer = self.loop.call_later(self.core.options.grpc_keepalive.interval_s, self._look_after_peer)
 
@@ -189,6 +190,15 @@ class H2Session(H2Output):
             call.finish(error)
         self.h2.drain()
 
+    def hold_up(self, exchange: "H2Exchange", waits: bool) -> None:
+        """Requests of the exchange's stream wait for later turns, or wait no more."""
+        if waits:
+            self._held_up.add(exchange)
+        else:
+            self._held_up.discard(exchange)
+        self.paused = bool(self._held_up)
+        self.core.turn.flush_later(self.connection)
+
     def _look_after_peer(self) -> None:
         """Pings a peer that has been silent for long, and drops one that does not answer."""
         wait_s = self.h2.look_after_peer(self.core.turn.now_s())
@@ -219,7 +229,7 @@ class H2Session(H2Output):
 class H2Exchange:
     """A plain HTTP request on an HTTP/2 stream (http_calls.Exchange)."""
 
-    def __init__(self, output: H2Output, stream: h2.Stream) -> None:
+    def __init__(self, output: H2Session, stream: h2.Stream) -> None:
         self._output = output
         self.held = output.held
         self._stream: h2.Stream | None = stream
@@ -309,3 +319,8 @@ class H2Exchange:
 
     def wake_when_drained(self, stream: Any) -> None:
         self._output.waiting_for_drain.add(stream)
+
+    def hold_up(self, waits: bool) -> None:
+        self._output.hold_up(self, waits)
+        if not waits and self._stream is not None:
+            self._output.keep_count(self._stream)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from io import BytesIO
 from typing import Any, Final, Protocol
 
+from google.protobuf.message import Message
+
 from lessor.api.methods import Method
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
@@ -58,6 +60,10 @@ class Exchange(Protocol):
         ...
 
     def wake_when_drained(self, stream: Any) -> None: ...
+
+    def hold_up(self, waits: bool) -> None:
+        """Reads no more from the peer while requests of its stream wait."""
+        ...
 
 
 class Body(Protocol):
@@ -265,13 +271,15 @@ class JsonUnary(UnaryCall):
 class JsonStream(StreamCall):
     """A streaming call in JSON: the request body is a row of JSON objects, the reply a row of result lines."""
 
-    __slots__ = ("_asked", "_decoder", "_exchange", "_started")
+    __slots__ = ("_asked", "_decoder", "_exchange", "_requests_ended", "_started", "_waits")
 
     def __init__(self, core: Core, exchange: Exchange, counts: CallCounts, timeout_s: float | None = None) -> None:
         self._exchange: Exchange | None = exchange
         self._decoder = stream.StreamDecoder(counts.method.request, core.options.message_bytes_max)
         self._started = False
         self._asked = False  # whether a request has come
+        self._waits = False  # whether requests wait for later turns
+        self._requests_ended = False  # whether those are the last
         StreamCall.__init__(self, core, counts)
         if timeout_s is not None:
             self.expire_after(timeout_s)
@@ -312,23 +320,54 @@ class JsonStream(StreamCall):
             return
         try:
             size_bytes = len(data) + self._decoder.unfinished_bytes
-            refusal = self.core.refusal_of_stranger(self, self.method.request, size_bytes)
-            if refusal is not None:
-                raise refusal
-            messages = [message.SerializeToString() for message in self._decoder.feed(data)]
+            if size_bytes > limits.STRANGER_BYTES_MAX:
+                refusal = self.core.refusal_of_stranger(self, self.method.request, size_bytes)
+                if refusal is not None:
+                    raise refusal
+            # Behind requests that wait, the data waits too.
+            self._take(self._decoder.feed(data, 0 if self._waits else limits.STREAM_REQUESTS_AT_ONCE_MAX))
         except Exception as error:
             self.end_in_order(as_answer(error, self.method.path))
-            return
+
+    def take_waiting(self) -> tuple[int, bool]:
+        """Takes the next requests that wait, see RequestPace."""
+        if self.over or self.ending:
+            self._wait(False)
+            return 0, False
+        messages = self._decoder.feed(b"", limits.STREAM_REQUESTS_AT_ONCE_MAX)
+        self._take(messages)
+        if self._requests_ended and not self._waits:
+            self._end_requests()
+        return len(messages), self._waits
+
+    def _take(self, messages: list[Message]) -> None:
         if messages:
             self._asked = True
-            self.take(messages)
+            self.take([message.SerializeToString() for message in messages])
         self._end_if_malformed()
+        self._wait(self._decoder.waiting and not self.over and not self.ending)
+
+    def _wait(self, waits: bool) -> None:
+        if waits is self._waits:
+            return
+        self._waits = waits
+        if waits:
+            self.core.request_pace.later(self)
+        else:
+            self.core.request_pace.forget(self)
+        if self._exchange is not None:
+            self._exchange.hold_up(waits)
 
     @property
     def unfinished_bytes(self) -> int:
         return self._decoder.unfinished_bytes
 
     def on_end(self) -> None:
+        self._requests_ended = True
+        if not self._waits:
+            self._end_requests()
+
+    def _end_requests(self) -> None:
         self._decoder.finish()
         self._end_if_malformed()
         self.requests_end(without_any=not self._asked)
@@ -352,6 +391,8 @@ class JsonStream(StreamCall):
             exchange.start(200, routes.JSON_HEADERS)
 
     def _send_end(self, error: EtcdError | None) -> None:
+        self._decoder.drop()
+        self._wait(False)
         exchange, self._exchange = self._exchange, None
         assert exchange is not None
         if error is not None and not self._started:
@@ -363,4 +404,6 @@ class JsonStream(StreamCall):
         exchange.finish()
 
     def _let_go(self) -> None:
+        self._decoder.drop()
+        self._wait(False)
         self._exchange = None

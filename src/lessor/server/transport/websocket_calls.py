@@ -32,6 +32,8 @@ class Carrier(Protocol):
 
     def flush_later(self) -> None: ...
 
+    def hold_up(self, waits: bool, unfinished_bytes: int, /) -> None: ...
+
 
 def streaming_method(core: Core, exchange: h1.Request) -> Method | None:
     """The method that a request for a WebSocket calls; None for any other request, and for unary methods."""
@@ -130,3 +132,6 @@ class WebSocketCall:
 
     def wake_when_drained(self, stream: Any) -> None:
         self._session.waiting_for_drain.add(stream)
+
+    def hold_up(self, waits: bool) -> None:
+        self._session.hold_up(waits, self.unfinished_bytes)
