@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 from unittest import mock
 
+import pytest
 from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,6 +186,7 @@ def test_a_write_in_steps_shows_what_it_shows_at_once(
         assert in_steps(machine, asked, iter(between)) == wanted
 
 
+@pytest.mark.inside
 def test_a_step_looks_at_a_bounded_number_of_keys() -> None:
     machine = StateMachine(IDENTITY)
     for number in range(100):

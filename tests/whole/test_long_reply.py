@@ -329,6 +329,21 @@ def test_a_reply_that_is_too_large_is_refused(asked: Message) -> None:
     asyncio.run(main())
 
 
+def test_the_copies_that_nested_txns_cost_count_as_well() -> None:
+    async def main() -> None:
+        world = filled()
+        asked = rpc.TxnRequest(success=[rpc.RequestOp(request_range=ALL)])
+        size = len(world.machine.apply_encoded(asked, 0.0))
+        with steps_of(2), mock.patch.object(limits, "REPLY_BYTES_MAX", 3 * size):
+            for depth in range(6):
+                call = world.begin(asked)
+                await answered(call)
+                assert call.error == (errors.REPLY_TOO_LARGE.message if depth > 2 else None)
+                asked = rpc.TxnRequest(success=[rpc.RequestOp(request_txn=asked)])
+
+    asyncio.run(main())
+
+
 def test_what_goes_wrong_meanwhile_is_answered() -> None:
     def refused() -> Iterator[bytes]:
         yield b""

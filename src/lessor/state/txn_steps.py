@@ -133,6 +133,7 @@ class _Reading:
                 tag = b"\x22"
                 made.append(b"\x0a\x00")
                 for piece in self._run(request):
+                    self._count(len(piece))  # again: each level copies what is in it
                     made.append(piece)
                     yield b""
             yield _operation(tag, made)
