@@ -12,7 +12,7 @@ from lessor.wire import frames, grpc
 from lessor.wire.h2 import DATA, HEADERS, TRAILERS, H2Client
 from tests.attack.floods import KEEPALIVE
 
-REQUESTS = 10 * limits.H2_STEP_MESSAGES + 7
+REQUESTS = 20 * limits.H2_STEP_MESSAGES + 7
 
 
 def replies(server: InProcessServer, body: bytes) -> tuple[list[int], bytes | None]:
