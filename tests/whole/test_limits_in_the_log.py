@@ -18,7 +18,6 @@ from lessor.client import AsyncClient, ServerError, run
 from lessor.durable.engine import EngineError
 from lessor.server.observe import shortages
 from lessor.server.observe.shortages import Shortage
-from lessor.state import encode
 from lessor.testing.server import InProcessServer
 from tests.conformance.raw_h2 import RawH2
 from tests.in_process import in_process
@@ -86,7 +85,6 @@ def test_a_limit_that_is_reached_is_logged_and_counted(
     with in_process(tmp_path) as server, caplog.at_level(logging.WARNING, "lessor"):
         assert counted(server, shortage) == 0
         monkeypatch.setattr(limits, limit, value)
-        monkeypatch.setattr(encode, "REPLY_PARTS_MAX", 1)
         reach(server)
         assert counted(server, shortage) >= 1
     (line,) = (record for record in caplog.records if record.msg == shortage.text)
