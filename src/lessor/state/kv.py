@@ -134,7 +134,7 @@ def _range_of_many(
     if newest and request.count_only:
         return header + count_field(store.count(start, end))
     filtered = is_filtered(request)
-    fetched_max = fetch_max(request, filtered=filtered)
+    fetched_max = fetch_max(request, filtered=filtered) if limit > 0 else None
     step = limits.READ_STEP_KEYS
     if newest:
         # One key more than a step shows that there are too many.
@@ -153,11 +153,12 @@ def _range_of_many(
             del events[fetched_max:]
     if filtered:
         events = [event for event in events if passes(request, event)]
-    sort = sort_of(request)
-    if is_long(store, events):
+    if len(events) * store.version_bytes_max > limits.READ_STEP_BYTES and is_long(store, events):
         return None
-    if sort is not None:
-        events.sort(key=sort, reverse=request.sort_order == SORT_DESCEND)
+    order = request.sort_order
+    target = request.sort_target
+    if target or order == SORT_DESCEND:
+        events.sort(key=_SORT_BY[target], reverse=order == SORT_DESCEND)
     more = 0 < limit < len(events)
     if more:
         del events[limit:]

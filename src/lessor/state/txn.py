@@ -103,7 +103,7 @@ def _read(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
     left = ops_max - used
     then = [_read_op(op, left) for op in success]
     otherwise = [_read_op(op, left) for op in failure]
-    return Node(compares, then, otherwise, wide or _is_wide(then) or _is_wide(otherwise))
+    return Node(compares, then, otherwise, wide or _is_wide(then) or (bool(otherwise) and _is_wide(otherwise)))
 
 
 def _is_wide(operations: list[Operation]) -> bool:
