@@ -188,3 +188,24 @@ def test_a_bug_of_one_watcher_does_not_keep_events_from_the_others() -> None:
     assert [len(peer.shown) for peer in sound] == [1, 1]
     assert [len(peer.got) for peer in sound] == [1, 1]
     assert [[error.message for error in peer.got] for peer in broken] == [[bugs.TEXT] * 2] * 2
+
+
+def test_a_bug_in_the_bytes_of_a_connection_ends_it_and_holds_up_no_lease() -> None:
+    world = World()
+    lease = world.grant(60)
+    world.settle()
+
+    class Broken(Peer):
+        def go_on(self) -> None:
+            if world.turn._read_first:
+                raise RuntimeError("a bug")
+            world.turn.go_on_later(self)
+
+    peer = Broken()
+    world.pass_time(60)
+    world.turn.go_on_later(peer)
+    world.loop.now_s += MARGIN_S
+    for _ in range(20):
+        world.loop.run()
+    assert len(peer.got) == 1
+    assert lease not in world.machine.leases

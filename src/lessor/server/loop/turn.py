@@ -198,7 +198,14 @@ class Turn:
     def go_on_later(self, connection: Flushable) -> None:
         """The connection has had its share: its `go_on` is called after the sockets have been polled once more."""
         self._unread.add(connection)
-        self._loop.call_soon(connection.go_on)
+        self._loop.call_soon(self._go_on, connection)
+
+    def _go_on(self, connection: Flushable) -> None:
+        try:
+            connection.go_on()
+        except Exception as error:  # leases would wait for its bytes for ever
+            self.caught_up(connection)
+            bugs.end(connection, error)
 
     def caught_up(self, connection: Flushable) -> None:
         """The connection has handled all its bytes, or has closed. Cheap to repeat."""
