@@ -26,7 +26,6 @@ from typing import Protocol, cast
 
 from lessor.base import limits
 from lessor.base.errors import EtcdError
-from lessor.server.loop import bugs
 from lessor.server.loop.core import Core
 from lessor.server.observe.shortages import BATCH_ROWS
 from lessor.wire import sniff
@@ -192,11 +191,8 @@ class Connection:
             turn.caught_up(self)  # leases may wait for it, and a closing socket may stay for long
             return
         turn.schedule()
-        try:
-            session.go_on()
-            self._work_off(session)
-        except Exception as error:
-            bugs.end(self, error)
+        session.go_on()
+        self._work_off(session)
         turn.flush_later(self)
         if not session.unread:
             self._read_or_pause()
