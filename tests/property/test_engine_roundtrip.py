@@ -28,7 +28,7 @@ NOTHING_COMPACTED = -1
 
 counts = st.integers(min_value=0, max_value=INT64_MAX)
 ids = st.integers(min_value=1, max_value=INT64_MAX)
-instants_s = st.floats(min_value=0, max_value=1e12, allow_nan=False)
+instants_s = st.floats(min_value=0, max_value=2.0**33, allow_nan=False)  # what the start accepts of a clock
 keys = st.binary(min_size=1, max_size=40)
 changes = st.tuples(keys, st.none() | st.binary(max_size=6_000), counts, counts, counts)
 lease_rows = st.tuples(ids, st.integers(1, 9_000_000_000), instants_s, st.booleans())
