@@ -25,7 +25,7 @@ from lessor.wire.h2_headers import Head, HeaderDecoder
 from lessor.wire.h2_limits import (
     ACK_PRICE,
     FRAME_PRICES,
-    LATE_FRAME_PRICE,
+    LATE_DATA_PRICE,
     SETTING_PRICE,
     STREAMS_PER_UNIT,
     UNKNOWN_FRAME_PRICE,
@@ -526,7 +526,7 @@ class H2Connection(H2Sender):
         """DATA or HEADERS on a stream that is idle, HALF_CLOSED_REMOTE or CLOSED (section 5.1)."""
         self._refuse_idle(stream_id)
         if stream_id in self._own_resets:
-            self._spend(LATE_FRAME_PRICE)
+            self._spend(LATE_DATA_PRICE)
         else:
             self._stream_error(stream_id, ErrorCode.STREAM_CLOSED, events)
 

@@ -32,7 +32,8 @@ FRAME_PRICES: Final = (
 )
 UNKNOWN_FRAME_PRICE: Final = 4
 ACK_PRICE: Final = 20  # the acknowledgement of SETTINGS or PING: we send few of these
-LATE_FRAME_PRICE: Final = 8  # DATA or HEADERS on a stream that we have reset
+LATE_DATA_PRICE: Final = 2  # DATA on a stream that we have reset: a peer may be sending when we refuse its request
+LATE_FRAME_PRICE: Final = 8  # HEADERS on such a stream
 NO_CALL_PRICE: Final = 32  # a stream that never was a call: of no method, without a message, above the bound
 SETTING_PRICE: Final = 1
 STREAMS_PER_UNIT: Final = 16  # streams that a unit pays for when a setting changes them all

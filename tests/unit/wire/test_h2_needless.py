@@ -36,7 +36,7 @@ NEEDLESS: dict[str, tuple[bytes, int]] = {
     "WINDOW_UPDATE of a closed stream": (frames.window_update_frame(OVER, 1), 2),
     "RST_STREAM of a closed stream": (frames.rst_stream_frame(OVER, 8), 2),
     "HEADERS on a stream that we reset": (headers_frame(RESET, True), h2_limits.LATE_FRAME_PRICE),
-    "DATA on a stream that we reset": (data_frame(RESET, b""), h2_limits.LATE_FRAME_PRICE),
+    "DATA on a stream that we reset": (data_frame(RESET, b""), h2_limits.LATE_DATA_PRICE),
     "an unknown type": (frames.frame(0x63, 0, 0, b""), h2_limits.UNKNOWN_FRAME_PRICE),
 }
 
