@@ -451,10 +451,6 @@ class Reader:
 @pytest.mark.parametrize(("streams", "watchers_each"), [(1, 40), (40, 1), (8, 5)])
 def test_history_for_a_peer_that_does_not_read_is_bounded(streams: int, watchers_each: int) -> None:
     value, bound = b"v" * 1_000, 10_000
-    world = World()
-    for _ in range(20):
-        world.machine.apply(rpc.PutRequest(key=b"a", value=value), 0.0)
-    world.settle()
     reader = Reader()
     create = rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"a", start_revision=1))
     with (
@@ -462,6 +458,10 @@ def test_history_for_a_peer_that_does_not_read_is_bounded(streams: int, watchers
         mock.patch.object(limits, "WATCH_REPLAY_BYTES_MAX", 3_003),  # three puts
         mock.patch.object(watch, "_PIECE_COST_BYTES_MIN", 100),
     ):
+        world = World()
+        for _ in range(20):
+            world.machine.apply(rpc.PutRequest(key=b"a", value=value), 0.0)
+        world.settle()
         for _ in range(streams):
             stream = world.watches.open(cast(Core, world.core), cast(Any, reader))
             stream.on_messages([create.SerializeToString()] * watchers_each)

@@ -21,8 +21,8 @@ from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.long_reply import LongReplies
+from lessor.server.loop.pace import Pace
 from lessor.server.loop.release import Gate
-from lessor.server.loop.request_pace import RequestPace
 from lessor.server.loop.turn import Turn
 from lessor.server.loop.unfinished import Unfinished
 from lessor.server.observe.metrics import Metrics
@@ -101,7 +101,7 @@ class Core:
         self.pages = Pages()
         self.watch_streams: set[WatchesProgress] = set()
         self.long_replies = LongReplies()
-        self.request_pace = RequestPace(turn)
+        self.request_pace = Pace(turn, limits.STREAM_REQUESTS_PER_TURN_MAX)
         self.unfinished = Unfinished(options.message_bytes_max, metrics.shortages)
         self._tasks: set[asyncio.Task[Any]] = set()  # keeps tasks alive: the loop does not
 

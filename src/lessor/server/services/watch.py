@@ -23,9 +23,9 @@ from google.protobuf.message import DecodeError
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
-from lessor.server.loop import bugs
 from lessor.server.loop.call import StreamCall
 from lessor.server.loop.core import Core
+from lessor.server.loop.pace import Pace
 from lessor.server.loop.turn import Turn
 from lessor.state.encode import number_field
 from lessor.state.watch_hub import (
@@ -57,48 +57,11 @@ class _Tail(NamedTuple):
     changes: Changes
 
 
-class Pace:
-    """Shares the history that one turn sends among the streams of one server, one after the other.
-
-    The bound is needed because output is written at the end of the turn, and no backlog shows it before.
-    """
-
-    def __init__(self, turn: Turn) -> None:
-        self._turn = turn
-        self._streams: dict[WatchStream, None] = {}
-
-    def later(self, stream: "WatchStream") -> None:
-        self._streams[stream] = None
-        self._turn.catch_up_later(self)
-
-    def forget(self, stream: "WatchStream") -> None:
-        self._streams.pop(stream, None)
-
-    def end_now(self, _error: EtcdError) -> None:
-        """Each stream ends for itself."""
-
-    def catch_up(self) -> bool:
-        streams = self._streams
-        room_bytes = limits.H2_STREAM_SEND_BYTES_MAX
-        while streams and room_bytes > 0:
-            stream = next(iter(streams))
-            del streams[stream]
-            try:
-                sent_bytes, more = stream.send_piece()
-            except Exception as error:
-                bugs.end(stream, error)
-                continue
-            room_bytes -= max(sent_bytes, _PIECE_COST_BYTES_MIN)
-            if more:
-                streams[stream] = None
-        return bool(streams)
-
-
 class Watches:
     """Opens the watch streams of one server, which share one `Pace`."""
 
     def __init__(self, turn: Turn) -> None:
-        self.pace = Pace(turn)
+        self.pace = Pace(turn, limits.H2_STREAM_SEND_BYTES_MAX)  # bytes of history
 
     def open(self, core: Core, call: StreamCall) -> "WatchStream":
         return WatchStream(core, call, self.pace)
@@ -329,17 +292,17 @@ class WatchStream:
         self._pace.later(self)
         return False
 
-    def send_piece(self) -> tuple[int, bool]:
+    def take_share(self) -> tuple[int, bool]:
         """Sends the next piece of history to the next watcher that lags.
 
-        Returns its size in bytes, and whether another piece can follow right away. If not, the stream asks for its next
+        Returns its cost, and whether another piece can follow right away. If not, the stream asks for its next
         piece itself. Cost: of `WatchHub.replay`, and the encoding of one piece.
         """
         if not self._ready:
-            return 0, False
+            return _PIECE_COST_BYTES_MIN, False
         if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
             self._call.wake_when_drained(self)
-            return 0, False
+            return _PIECE_COST_BYTES_MIN, False
         watcher = next(iter(self._ready))
         del self._ready[watcher]
         sent_bytes = 0
@@ -352,7 +315,7 @@ class WatchStream:
                 self._behind.discard(watcher)
             elif watcher not in self._tails:
                 self._ready[watcher] = None
-        return sent_bytes, bool(self._ready)
+        return max(sent_bytes, _PIECE_COST_BYTES_MIN), bool(self._ready)
 
     def _send_history(self, watcher: Watcher) -> int:
         """One piece of history: durable revisions at once, the few newer ones through the gate. Returns bytes sent."""

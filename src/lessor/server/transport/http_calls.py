@@ -329,16 +329,17 @@ class JsonStream(StreamCall):
         except Exception as error:
             self.end_in_order(as_answer(error, self.method.path))
 
-    def take_waiting(self) -> tuple[int, bool]:
-        """Takes the next requests that wait, see RequestPace."""
+    def take_share(self) -> tuple[int, bool]:
+        """Takes the next requests that wait, see loop/pace.py."""
+        self.core.turn.schedule()  # this turn's batch is sealed already, and the requests may leave rows
         if self.over or self.ending:
             self._wait(False)
-            return 0, False
+            return 1, False
         messages = self._decoder.feed(b"", limits.STREAM_REQUESTS_AT_ONCE_MAX)
         self._take(messages)
         if self._requests_ended and not self._waits:
             self._end_requests()
-        return len(messages), self._waits
+        return max(len(messages), 1), self._waits
 
     def _take(self, messages: list[Message]) -> None:
         if messages:
