@@ -63,11 +63,6 @@ class KvDigest:
         self.value = crc32(varint(self.compact_revision) + varint(self.revision))
         self._next_key = b""
 
-    def same_data(self, made: KvDigest) -> bool:
-        """Whether `made`, whose `value` is final, is the digest that this one would become."""
-        at = self._asked if self._asked > 0 else self.revision
-        return at == made.revision and self._store.compact_revision == made.compact_revision
-
     def step(self, keys_max: int) -> bool:
         """Takes in the next keys; returns whether all are in. Cost: `keys_max` keys and their retained versions.
 

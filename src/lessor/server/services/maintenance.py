@@ -90,9 +90,13 @@ def hash_kv(core: Core, call: UnaryCall, request: rpc_pb2.HashKVRequest) -> Wait
     return core.long_replies.begin(call, _hash_kv(core, core.machine.digest(request.revision)), request)
 
 
-def _hash_kv(core: Core, digest: KvDigest) -> Iterator[bytes]:
+def _steps(digest: KvDigest) -> Iterator[bytes]:
     while not digest.step(limits.DIGEST_STEP_KEYS):
         yield b""
+
+
+def _hash_kv(core: Core, digest: KvDigest) -> Iterator[bytes]:
+    yield from _steps(digest)
     yield rpc_pb2.HashKVResponse(
         header=core.machine.header(),
         hash=digest.value,
@@ -108,8 +112,7 @@ def hash_all(core: Core, call: UnaryCall, request: rpc_pb2.HashRequest) -> Waiti
 
 def _hash_all(core: Core) -> Iterator[bytes]:
     digest = core.machine.digest()
-    while not digest.step(limits.DIGEST_STEP_KEYS):
-        yield b""
+    yield from _steps(digest)
     yield rpc_pb2.HashResponse(header=core.machine.header(), hash=digest.value).SerializeToString()
 
 
