@@ -25,6 +25,7 @@ from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import UnaryCall, Waiting
 from lessor.server.loop.core import Core
 from lessor.server.loop.fair_queue import Peer
+from lessor.server.observe.logs import Sparing
 from lessor.server.services.passwords import Failed, Passwords
 from lessor.server.services.tokens import Tokens
 from lessor.state.auth import check_name
@@ -116,25 +117,19 @@ class Auth:
 class FailedLogins:
     """The log's lines about failed logins: FAILED_LOGINS_LOGGED_PER_S_MAX a second, then how many were left out."""
 
-    __slots__ = ("_from_s", "_left_out", "_logged")
+    __slots__ = ("_sparing",)
 
     def __init__(self) -> None:
-        self._from_s = 0.0
-        self._logged = 0
-        self._left_out = 0
+        self._sparing = Sparing(limits.FAILED_LOGINS_LOGGED_PER_S_MAX, 1.0)
 
     def add(self, name: str, now_s: float) -> None:
-        if now_s - self._from_s >= 1.0:
-            self._from_s, self._logged = now_s, 0
-        if self._logged >= limits.FAILED_LOGINS_LOGGED_PER_S_MAX:
-            self._left_out += 1
+        left_out = self._sparing.take(now_s)
+        if left_out is None:
             return
-        self._logged += 1
         cut = limits.LOGGED_NAME_CHARACTERS_MAX
         extra: dict[str, Any] = {"user": name if len(name) <= cut else f"{name[:cut]}..."}
-        if self._left_out:
-            extra["left-out-before"] = self._left_out
-            self._left_out = 0
+        if left_out:
+            extra["left-out-before"] = left_out
         log.info("invalid password", extra=extra)
 
 
