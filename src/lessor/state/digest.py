@@ -71,7 +71,7 @@ class KvDigest:
         store = self._store
         if store.compact_revision != self.compact_revision:
             self._begin()
-        keys = store.keys_ever(self._next_key, keys_max)
+        keys = store.keys_ever(self._next_key, b"", keys_max)
         value = self.value
         for key in keys:
             newest = store.newest_of(key)

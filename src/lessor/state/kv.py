@@ -55,16 +55,17 @@ def verify_range_alone(store: Store, request: rpc_pb2.RangeRequest) -> None:
             raise errors.COMPACTED.error()
 
 
-def verify_range_in_txn(store: Store, request: rpc_pb2.RangeRequest) -> None:
+def verify_range_in_txn(request: rpc_pb2.RangeRequest, newest: int, compacted: int) -> None:
     """Raises FUTURE_REVISION, COMPACTED. Only a revision of 0 means the newest.
 
-    A negative one counts as compacted; -1 passes until the first compaction.
+    A negative one counts as compacted; -1 passes until the first compaction. `newest`, `compacted`: revisions of the
+    store, before the txn.
     """
     revision = request.revision
     if revision:
-        if revision > store.revision:
+        if revision > newest:
             raise errors.FUTURE_REVISION.error()
-        if revision < store.compact_revision:
+        if revision < compacted:
             raise errors.COMPACTED.error()
 
 
@@ -155,10 +156,9 @@ def _range_of_many(
         events = [event for event in events if passes(request, event)]
     if len(events) * store.version_bytes_max > limits.READ_STEP_BYTES and is_long(store, events):
         return None
-    order = request.sort_order
-    target = request.sort_target
-    if target or order == SORT_DESCEND:
-        events.sort(key=_SORT_BY[target], reverse=order == SORT_DESCEND)
+    sort = sort_of(request)
+    if sort is not None:
+        events.sort(key=sort, reverse=request.sort_order == SORT_DESCEND)
     more = 0 < limit < len(events)
     if more:
         del events[limit:]

@@ -344,7 +344,8 @@ class Store:
                 position = newest[-1].key + b"\0" if len(newest) == limits.READ_STEP_KEYS else None
                 yield newest
                 continue
-            keys, position = self._keys_ever_from(position, end)
+            keys = self.keys_ever(position, end, limits.READ_STEP_KEYS)
+            position = keys[-1] + b"\0" if len(keys) == limits.READ_STEP_KEYS else None
             events: list[Event] = []
             newer = 0
             for key in keys:
@@ -360,15 +361,6 @@ class Store:
                     events.append(event)
             yield events
 
-    def _keys_ever_from(self, start: bytes, end: bytes) -> tuple[list[bytes], bytes | None]:
-        """The first READ_STEP_KEYS keys in [start, end) with any retained version; and where to go on, if there may
-        be more."""
-        keys = self._live_keys.range(start, end, limits.READ_STEP_KEYS)
-        gone = self._gone_keys.range(start, end, limits.READ_STEP_KEYS)
-        if gone:
-            keys = sorted(keys + gone)[: limits.READ_STEP_KEYS]
-        return keys, keys[-1] + b"\0" if len(keys) == limits.READ_STEP_KEYS else None
-
     def key_count_ever(self, start: bytes, end: bytes) -> int:
         """How many keys in [start, end) have any retained version. Cost: O(log n)."""
         return self._live_keys.count(start, end) + self._gone_keys.count(start, end)
@@ -378,9 +370,9 @@ class Store:
         gone = self._gone
         return self.range(start, end) + [gone[key] for key in self._gone_keys.range(start, end)]
 
-    def keys_ever(self, start: bytes, keys_max: int) -> list[bytes]:
-        """The first keys from `start` on that have any retained version, in key order. Cost: O(log n + keys)."""
-        live, gone = self._live_keys.range(start, b"", keys_max), self._gone_keys.range(start, b"", keys_max)
+    def keys_ever(self, start: bytes, end: bytes, keys_max: int) -> list[bytes]:
+        """The first keys in [start, end) that have any retained version, in key order. Cost: O(log n + keys)."""
+        live, gone = self._live_keys.range(start, end, keys_max), self._gone_keys.range(start, end, keys_max)
         return sorted(live + gone)[:keys_max] if gone else live
 
     def newest_of(self, key: bytes) -> Event | None:

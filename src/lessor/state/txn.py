@@ -357,7 +357,7 @@ def _verify(store: Store, lessor: Lessor, node: Node, emptied_from: bytes | None
                 # The key exists now, but not when the put runs. (etcd lets this pass, and then its process ends.)
                 raise errors.KEY_NOT_FOUND.error()
         elif kind == RANGE:
-            kv.verify_range_in_txn(store, request)
+            kv.verify_range_in_txn(request, store.revision, store.compact_revision)
         elif kind == DELETE:
             if request.range_end == OPEN_END:
                 emptied_from = request.key if emptied_from is None else min(emptied_from, request.key)

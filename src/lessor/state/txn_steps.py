@@ -101,11 +101,8 @@ class _Reading:
         for kind, request in node.taken:
             if kind == txn.TXN:
                 self._verify(request)
-            elif request.revision:
-                if request.revision > self._revision:
-                    raise errors.FUTURE_REVISION.error()
-                if request.revision < self._compact_revision:
-                    raise errors.COMPACTED.error()
+            else:
+                kv.verify_range_in_txn(request, self._revision, self._compact_revision)
 
     def _run(self, node: txn.Node) -> Iterator[bytes]:
         """The fields after the header: whole operations, and b"" for the steps between."""
