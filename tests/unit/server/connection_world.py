@@ -109,7 +109,7 @@ class Accepted:
             unfinished=Unfinished(1_000_000),
             pages=Pages(),
             serves=lambda method: True,
-            refusal_of_stranger=lambda call, request, size_bytes: None,
+            refuse_stranger=lambda call, request, size_bytes: None,
         )
         self.connection = Connection(cast(Core, core), set(), speak_to_clients)
         self.connection.connection_made(cast(Any, self.transport))

@@ -135,21 +135,21 @@ class Core:
         name = call.peer_common_name
         return None if name is None else Caller(name, self.auth.revision)
 
-    def refusal_of_stranger(self, call: Credentials, request: type[Message], size_bytes: int) -> EtcdError | None:
-        """The error for a request, in whole or in part, that is too large for a caller without a valid token.
+    def refuse_stranger(self, call: Credentials, request: type[Message], size_bytes: int) -> None:
+        """Raises the EtcdError of a request that is too large for a caller without a valid token, while auth is on.
 
-        None: it is not, or the caller is known, or auth is off. `size_bytes`: of the part that has come, encoded.
-        Cost: while auth is on, beyond STRANGER_BYTES_MAX, one look at the token.
+        `size_bytes`: of the part of the request that has come, encoded. Cost: beyond STRANGER_BYTES_MAX, one look at
+        the token.
         """
         if size_bytes <= limits.STRANGER_BYTES_MAX or not self.auth.enabled:
-            return None
+            return
         claimed = self.claimed(call)
         if isinstance(claimed, Caller):
-            return None
+            return
         if permissions.needs_no_caller(request):
             text = f"grpc: received message larger than max ({size_bytes} vs. {limits.STRANGER_BYTES_MAX})"
-            return EtcdError(Code.RESOURCE_EXHAUSTED, text)
-        return errors.USER_EMPTY.error() if claimed is None else claimed
+            raise EtcdError(Code.RESOURCE_EXHAUSTED, text)
+        raise errors.USER_EMPTY.error() if claimed is None else claimed
 
     # --- headers ---
 

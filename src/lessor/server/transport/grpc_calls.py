@@ -93,10 +93,8 @@ class GrpcUnary(UnaryCall):
         try:
             messages = self._deframer.feed(data)
             size_bytes = len(messages[0]) if messages else self._deframer.unfinished_bytes
-            if before_bytes <= limits.STRANGER_BYTES_MAX < size_bytes:
-                refusal = self.core.refusal_of_stranger(self, self.method.request, size_bytes)
-                if refusal is not None:
-                    raise refusal
+            if before_bytes <= limits.STRANGER_BYTES_MAX:
+                self.core.refuse_stranger(self, self.method.request, size_bytes)
         except EtcdError as error:
             self.end_now(error)
             return
@@ -216,9 +214,7 @@ class GrpcStream(StreamCall):
             messages = self._deframer.feed(data)
             size_bytes = max(len(data), self._deframer.unfinished_bytes)
             if size_bytes > limits.STRANGER_BYTES_MAX:
-                refusal = self.core.refusal_of_stranger(self, self.method.request, size_bytes)
-                if refusal is not None:
-                    raise refusal
+                self.core.refuse_stranger(self, self.method.request, size_bytes)
             if messages and not self.over:
                 if not self.method.client_streaming:
                     self._keep_only(messages)

@@ -211,9 +211,10 @@ class JsonUnary(UnaryCall):
             return
         before_bytes = len(self._body)
         self._body += data
-        if before_bytes <= limits.STRANGER_BYTES_MAX < len(self._body):
-            refusal = self.core.refusal_of_stranger(self, self.method.request, len(self._body))
-            if refusal is not None:
+        if before_bytes <= limits.STRANGER_BYTES_MAX:
+            try:
+                self.core.refuse_stranger(self, self.method.request, len(self._body))
+            except EtcdError as refusal:
                 self.end_now(refusal)
 
     @property
@@ -320,10 +321,7 @@ class JsonStream(StreamCall):
             return
         try:
             size_bytes = len(data) + self._decoder.unfinished_bytes
-            if size_bytes > limits.STRANGER_BYTES_MAX:
-                refusal = self.core.refusal_of_stranger(self, self.method.request, size_bytes)
-                if refusal is not None:
-                    raise refusal
+            self.core.refuse_stranger(self, self.method.request, size_bytes)
             # Behind requests that wait, the data waits too.
             self._take(self._decoder.feed(data, 0 if self._waits else limits.STREAM_REQUESTS_AT_ONCE_MAX))
         except Exception as error:
