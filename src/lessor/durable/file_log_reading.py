@@ -183,7 +183,7 @@ def _refuse_damage(data_dir: Path, file: LogFile, newest: int) -> None:
 
 def _refuse_earlier(data_dir: Path, files: list[LogFile], after: int) -> None:
     """Raises when the files hold records, but none as new as the newest one in the tables."""
-    newest = max(head.number for file in files for head in (*file.heads, Head(0, 0, 0, 0)) if head is not None)
+    newest = max((head.number for file in files for head in file.heads if head is not None), default=0)
     # A bad sector may be of a newer one, which a crash tore and wrote over it.
     if 0 < newest < after and not any(file.bad for file in files):
         raise DataDirError(

@@ -351,8 +351,7 @@ class Turn:
                 except Exception as error:
                     bugs.end(connection, error)
         if self._expiry.sealed(now_s):
-            self._readings = _READINGS
-            self._poll(2)
+            self._read_before_ending()
 
     def _must_save_clock(self, now_s: float) -> bool:
         return bool(len(self.machine.leases)) and now_s - self._clock_saved_s >= self.clock_save_s
@@ -413,12 +412,16 @@ class Turn:
         try:
             deadline_s = self.machine.next_deadline()
             if self._expiry.timer_fired(self.now_s(), deadline_s):
-                self._readings = _READINGS
-                self._poll(2)
+                self._read_before_ending()
             else:
                 self.schedule()
         except Exception as error:  # no timer would ever be set again
             self._break_off(error)
+
+    def _read_before_ending(self) -> None:
+        """Leases are due: keepalives that have come, in the sockets or read already, count first."""
+        self._readings = _READINGS
+        self._poll(2)
 
     def _poll(self, polls: int) -> None:
         # uvloop runs timers, then scheduled callbacks, then polls the sockets. asyncio polls first, and runs the
