@@ -10,13 +10,12 @@ Laws
 etcdctl writes all bytes as they are, to terminals too.
 """
 
-import re
 import sys
 
+from lessor.base.printable import escape_unprintable
 from lessor.cli.notation import escaped_char
 
 LAYOUT = "\n\t"
-_SUSPECT = re.compile(r"[^ -~]+")
 
 
 def escaped(raw: bytes, keep: str = "") -> bytes:
@@ -25,11 +24,7 @@ def escaped(raw: bytes, keep: str = "") -> bytes:
     `keep`: characters that stay as they are nevertheless. A backslash stays: the text is for people, not to be read
     back.
     """
-
-    def run(match: re.Match[str]) -> str:
-        return "".join(char if char in keep or char.isprintable() else escaped_char(char) for char in match[0])
-
-    return _SUSPECT.sub(run, raw.decode("utf-8", "surrogateescape")).encode()
+    return escape_unprintable(raw.decode("utf-8", "surrogateescape"), escaped_char, keep).encode()
 
 
 def word(raw: bytes) -> bytes:

@@ -12,20 +12,17 @@ Laws
 import json
 import logging
 import math
-import re
 from datetime import UTC, datetime
 from typing import Any
 
 from lessor.base import limits
 from lessor.base.clock import Clock, MonotonicClock
+from lessor.base.printable import escape_unprintable
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 LEVELS = ("debug", "info", "warn", "error", "panic", "fatal")
 # The loop and its threads log what nobody handled under names of their own.
 _LOGGERS = ("lessor", "asyncio", "concurrent.futures")
-
-# Covers all that `str.isprintable` refuses, and more: only such a run of characters is looked at one by one.
-_SUSPECT = re.compile(r"[^ -~]+")
 
 
 class JsonFormatter(logging.Formatter):
@@ -49,15 +46,9 @@ class JsonFormatter(logging.Formatter):
 def printable(text: str) -> str:
     r"""The text with each character that is not printable as \uXXXX, and one beyond U+FFFF as two of them, as in JSON.
 
-    Unprintable are: control characters, marks that turn the direction of writing, characters without a width, line
-    separators, halves of surrogate pairs, and what Unicode has not assigned. In a JSON text they are in strings only,
-    so that the text means the same afterwards.
+    In a JSON text these are in strings only, so that the text means the same afterwards.
     """
-    return text if text.isprintable() else _SUSPECT.sub(_escape_run, text)
-
-
-def _escape_run(match: re.Match[str]) -> str:
-    return "".join(char if char.isprintable() else _escaped(char) for char in match[0])
+    return escape_unprintable(text, _escaped)
 
 
 def _escaped(char: str) -> str:
