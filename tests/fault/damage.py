@@ -154,15 +154,20 @@ def _folded(engine: FileEngine, batches: list[Batch]) -> None:
         engine.flush()
 
 
+def _read_on(engine: FileEngine, person: sqlite3.Connection) -> None:
+    """Begins to read, and does not end: SQLite's log does not start over."""
+    rest(engine)
+    person.execute("BEGIN")
+    person.execute("SELECT count(*) FROM meta").fetchone()
+
+
 def _trimmed(engine: FileEngine, batches: list[Batch]) -> None:
     """Somebody reads on from batch 200, so that what follows stays in SQLite's log."""
     with closing(sqlite3.connect(engine._path, isolation_level=None)) as person:
         for one in batches:
             engine.commit(one)
             if one.number == 200:
-                rest(engine)
-                person.execute("BEGIN")
-                person.execute("SELECT count(*) FROM meta").fetchone()
+                _read_on(engine, person)
         engine._upkeep.make_room()
         _leave_now(engine)
 
@@ -180,9 +185,7 @@ def _shrunk(engine: FileEngine, batches: list[Batch]) -> None:
         for one in batches:
             engine.commit(one)
             if one.number == 100:
-                rest(engine)
-                person.execute("BEGIN")
-                person.execute("SELECT count(*) FROM meta").fetchone()
+                _read_on(engine, person)
             elif one.number in (102, 104):
                 engine._upkeep.make_room()
         engine._upkeep.make_room()

@@ -77,16 +77,22 @@ def test_the_work_is_done_in_other_threads_and_answered_in_the_loops(monkeypatch
     asyncio.run(main())
 
 
-def test_who_has_gone_is_not_answered_and_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def held_hashes(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[bytes]]:
+    """From now on a hash is the password itself, and waits for the event; the list has those that were made."""
     may_go_on = threading.Event()
-    hashed: list[bytes] = []
+    made: list[bytes] = []
 
     def waits(raw: bytes, salt: bytes) -> bytes:
         may_go_on.wait(10)
-        hashed.append(raw)
+        made.append(raw)
         return raw
 
     monkeypatch.setattr(bcrypt, "hashpw", waits)
+    return may_go_on, made
+
+
+def test_who_has_gone_is_not_answered_and_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_go_on, hashed = held_hashes(monkeypatch)
     monkeypatch.setattr(limits, "PASSWORDS_WAITING_MAX", 5)
 
     async def main() -> None:
@@ -129,15 +135,7 @@ def test_what_is_raised_in_place_of_a_result_is_told(monkeypatch: pytest.MonkeyP
 
 def test_a_newcomer_is_served_soon_however_much_others_have_pending(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four connections fill the queue with bad logins; whoever comes then gets in, and waits for a few hashes only."""
-    may_go_on = threading.Event()
-    worked: list[bytes] = []
-
-    def waits(raw: bytes, salt: bytes) -> bytes:
-        may_go_on.wait(10)
-        worked.append(raw)
-        return raw
-
-    monkeypatch.setattr(bcrypt, "hashpw", waits)
+    may_go_on, worked = held_hashes(monkeypatch)
 
     async def main() -> None:
         passwords = Passwords(4)

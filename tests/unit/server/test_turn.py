@@ -176,6 +176,16 @@ def test_a_renewal_that_waits_behind_a_hung_commit_is_not_told_of_a_dead_lease()
     assert lease in world.machine.leases
 
 
+def once(unread: list[Callable[[], Any]]) -> Callable[[], None]:
+    """A poll of the sockets that finds this, the first time."""
+
+    def poll() -> None:
+        if unread:
+            unread.pop()()
+
+    return poll
+
+
 def test_a_keepalive_that_is_waiting_to_be_read_wins_against_the_timer() -> None:
     world = World()
     lease = world.grant(60)
@@ -183,12 +193,7 @@ def test_a_keepalive_that_is_waiting_to_be_read_wins_against_the_timer() -> None
     world.pass_time(59.9)
     world.loop.now_s += 0.1 + STALL_S / 2  # the timer is due, and so is a socket
     unread = [lambda: world.machine.leases.renew(lease, world.turn.now_s())]
-
-    def poll() -> None:
-        if unread:
-            unread.pop()()
-
-    world.loop.run(poll)
+    world.loop.run(once(unread))
     world.settle()
     assert lease in world.machine.leases
     world.pass_time(60 + MARGIN_S)
@@ -226,12 +231,7 @@ def test_a_keepalive_that_was_read_and_not_handled_wins_against_the_timer(polls:
     unread = [lambda: world.turn.go_on_later(Reader(world, 20, lease))]
     if not polls:
         unread.pop()()
-
-    def poll() -> None:
-        if unread:
-            unread.pop()()
-
-    world.loop.run(poll)
+    world.loop.run(once(unread))
     world.settle()
     assert lease in world.machine.leases
     world.pass_time(60 + MARGIN_S)
