@@ -68,11 +68,30 @@ def test_over_grpc_in_whole_or_by_halves(server: InProcessServer, path: str, who
     assert status(server, path, body, whole, token="nobodys") == (Code.UNAUTHENTICATED, INVALID)
 
 
-def test_a_message_that_is_large_when_it_is_unpacked(server: InProcessServer) -> None:
+@pytest.mark.parametrize("path", [PUT, WATCH])
+def test_a_large_message_whose_last_part_is_small(server: InProcessServer, path: str) -> None:
+    body = framed(put(LARGE))
+    with RawH2(server.address) as connection:
+        stream = connection.open(path, body[: limits.STRANGER_BYTES_MAX], end=False)
+        connection.call(HEALTH, framed(b""))  # by now the first part was read, and the call lives
+        connection.send(0, 1, stream, body[limits.STRANGER_BYTES_MAX :])
+        assert connection.outcomes([stream])[stream].status[1] == USER_EMPTY
+
+
+@pytest.mark.parametrize("path", [PUT, WATCH])
+def test_a_message_that_is_large_when_it_is_unpacked(server: InProcessServer, path: str) -> None:
     """Malformed it is, but nobody looks."""
     body = framed(gzip.compress(b"\xff" * LARGE), flag=1)
     assert len(body) < 1_000
-    assert status(server, PUT, body, True, **{"grpc-encoding": "gzip"})[1] == USER_EMPTY
+    assert status(server, path, body, True, **{"grpc-encoding": "gzip"})[1] == USER_EMPTY
+
+
+def test_many_small_messages_on_one_stream_are_not_one_large(server: InProcessServer) -> None:
+    cancel = framed(rpc.WatchRequest(cancel_request=rpc.WatchCancelRequest(watch_id=7)))
+    body = cancel * (limits.STRANGER_BYTES_MAX // len(cancel) + 1)
+    assert len(body) > limits.STRANGER_BYTES_MAX
+    malformed = framed(b"\xff")  # ends the call, which would go on otherwise
+    assert status(server, WATCH, body + malformed, True)[0] == Code.INTERNAL
 
 
 @pytest.mark.parametrize("path", [LOGIN, HEALTH])

@@ -212,8 +212,8 @@ class GrpcStream(StreamCall):
         error: EtcdError | None
         try:
             messages = self._deframer.feed(data)
-            size_bytes = max(len(data), self._deframer.unfinished_bytes)
-            if size_bytes > limits.STRANGER_BYTES_MAX:
+            if self.core.auth.enabled:  # also asked within, but the size costs time
+                size_bytes = max(self._deframer.unfinished_bytes, 0, *map(len, messages))
                 self.core.refuse_stranger(self, self.method.request, size_bytes)
             if messages and not self.over:
                 if not self.method.client_streaming:
