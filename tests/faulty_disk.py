@@ -178,7 +178,7 @@ class WriteFaults(Disk):
         self.growing = False  # whether a write that failed was none of a record
         self.shortening = False  # or was one behind the record, of zeros
 
-    def write(self, descriptor: int, data: memoryview, position: int) -> int:
+    def write(self, descriptor: int, data: bytes | memoryview, position: int) -> int:
         def work() -> int:
             self.shortening = self.countdown.failed and position > 0 and bytes(data) == bytes(SECTOR_BYTES)
             size_max = self._written_max if self.countdown.failed else self._step_bytes_max

@@ -257,7 +257,7 @@ def test_a_write_that_takes_nothing_is_an_error_and_not_a_loop(tmp_path: Path) -
 
 
 class TakesNothing(Disk):
-    def write(self, descriptor: int, data: memoryview, position: int) -> int:
+    def write(self, descriptor: int, data: bytes | memoryview, position: int) -> int:
         return 0
 
 

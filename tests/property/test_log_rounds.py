@@ -70,7 +70,7 @@ class Power(PowerLoss):
         self.torn_bytes: int | None = None  # how much of the next record gets through before the disk fails
         self.whole = False  # whether that record is whole all the same
 
-    def write(self, descriptor: int, data: memoryview, position: int) -> int:
+    def write(self, descriptor: int, data: bytes | memoryview, position: int) -> int:
         if position == SECTOR_BYTES:
             self.rounds[log_file(descriptor)] += 1
         if self.torn_bytes is None:

@@ -50,7 +50,7 @@ _FIRST_AT: Final = SECTOR_BYTES  # where the first record of a file goes
 class Disk:
     """The calls of the system that change files. Tests put their own in its place."""
 
-    def write(self, descriptor: int, data: memoryview, position: int) -> int:
+    def write(self, descriptor: int, data: bytes | memoryview, position: int) -> int:
         return os.pwrite(descriptor, data, position)
 
     def grow(self, descriptor: int, from_bytes: int, to_bytes: int) -> None:
@@ -67,7 +67,7 @@ class Disk:
 class _File:
     """One of the two files, open for writing."""
 
-    __slots__ = ("_disk", "_sync", "descriptor", "end", "newest", "size_bytes")
+    __slots__ = ("_disk", "_sync", "descriptor", "end", "newest", "room_ends", "size_bytes")
 
     def __init__(self, path: Path, disk: Disk, sync: bool) -> None:
         self._disk = disk
@@ -76,12 +76,11 @@ class _File:
         self.descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | (os.O_DSYNC if sync else 0))
         self.end = _FIRST_AT  # where the next record goes
         self.newest = 0  # number of the newest record in it
-        self.size_bytes = os.fstat(self.descriptor).st_size
+        self._is_long(os.fstat(self.descriptor).st_size)
 
-    @property
-    def room_ends(self) -> int:
-        """Up to here records may go: not into the last whole sector."""
-        return (self.size_bytes // SECTOR_BYTES - 1) * SECTOR_BYTES
+    def _is_long(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.room_ends = (size_bytes // SECTOR_BYTES - 1) * SECTOR_BYTES  # records do not go into the last whole sector
 
     def write(self, data: bytes) -> None:
         _write(self._disk, self.descriptor, data, self.end)
@@ -96,7 +95,7 @@ class _File:
             with contextlib.suppress(OSError):
                 self._disk.cut(self.descriptor, self.size_bytes)
             raise
-        self.size_bytes = to_bytes
+        self._is_long(to_bytes)
 
     def start_over(self) -> None:
         """Nothing in it is needed: the next record goes to its beginning."""
@@ -110,7 +109,7 @@ class _File:
             _write(self._disk, self.descriptor, ZEROS, to_bytes - SECTOR_BYTES)  # which becomes the last sector
             # Not synced: should the length come back, there is nothing but old records in it.
             self._disk.cut(self.descriptor, to_bytes)
-            self.size_bytes = to_bytes
+            self._is_long(to_bytes)
 
 
 def _segments(end: int) -> int:
@@ -272,9 +271,9 @@ class FileLog:
 
 
 def _write(disk: Disk, descriptor: int, data: bytes, position: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = disk.write(descriptor, view, position)
-        if not written:
+    written = disk.write(descriptor, data, position)
+    while written < len(data):  # seldom: the disk is full, or a signal came
+        more = disk.write(descriptor, memoryview(data)[written:], position + written)
+        if not more:
             raise OSError(errno.EIO, "nothing was written")
-        view, position = view[written:], position + written
+        written += more

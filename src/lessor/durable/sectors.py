@@ -39,6 +39,7 @@ ROOM_BYTES: Final = _CHECKSUM_AT - _PAYLOAD_AT  # of a record in one sector
 RECORD_BYTES_MAX: Final = 2**32 - 1
 SALT_MAX: Final = 2**32 - 1
 ZEROS: Final = bytes(SECTOR_BYTES)
+_PART_0: Final = bytes(4)
 _EVEN: Final = bytes(bits << 1 | bits.bit_count() & 1 for bits in range(128))  # seven bits, and one to make them even
 
 
@@ -56,11 +57,14 @@ def sectors_of(record_bytes: int) -> int:
 
 
 def frame(record: bytes, number: int, salt: int) -> bytes:
-    """The record in sectors. Cost: a third of a microsecond each."""
+    """The record in sectors. Cost: two thirds of a microsecond for one, a third more for each other."""
     size = len(record)
     head = _RECORD.pack(number, size, salt)
     tail = _tail(number)
     crc32, seed = zlib.crc32, zlib.crc32(head + tail)
+    if size <= ROOM_BYTES:  # a lone write, which waits for this: the same as below, in half the time
+        only = _PART_0 + record.ljust(ROOM_BYTES, b"\0")
+        return b"".join((head, only, crc32(only, seed).to_bytes(_CHECKSUM_BYTES, "little"), tail))
     count = sectors_of(size)
     padded = record.ljust(count * ROOM_BYTES, b"\0")
     between = tail + head

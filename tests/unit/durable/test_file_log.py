@@ -66,7 +66,7 @@ class Written(Disk):
     def __init__(self) -> None:
         self.records: list[tuple[str, int, int]] = []  # name of the file, from, to
 
-    def write(self, descriptor: int, data: memoryview, position: int) -> int:
+    def write(self, descriptor: int, data: bytes | memoryview, position: int) -> int:
         if position:
             self.records.append((log_file(descriptor), position, position + len(data)))
         return os.pwrite(descriptor, data, position)
@@ -206,7 +206,7 @@ class Torn(Disk):
         self.step = 1
         self.crashes = 0
 
-    def write(self, descriptor: int, data: memoryview, position: int) -> int:
+    def write(self, descriptor: int, data: bytes | memoryview, position: int) -> int:
         if self.crash is None:
             return os.pwrite(descriptor, data, position)
         written = os.pwrite(descriptor, data[: self.step], position)
@@ -479,7 +479,7 @@ class Ordered(Disk):
     def __init__(self) -> None:
         self.diary: list[str] = []
 
-    def write(self, descriptor: int, data: memoryview, position: int) -> int:
+    def write(self, descriptor: int, data: bytes | memoryview, position: int) -> int:
         if position:
             self.diary.append(f"write to {position + len(data)}")
         return super().write(descriptor, data, position)
