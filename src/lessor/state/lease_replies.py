@@ -21,25 +21,25 @@ def renewed_fields(lease_id: int, lease: Lease | None) -> bytes:
     return fields if lease is None else fields + b"\x18" + varint(lease.ttl_s)
 
 
-def time_to_live_reply(header: bytes, lessor: Lessor, lease_id: int, now_s: float, *, with_keys: bool) -> bytes:
-    """The reply to a LeaseTimeToLive. The TTL of a lease that is gone is -1. Cost: k log k for k keys shown."""
+def time_to_live_reply(header: bytes, lessor: Lessor, lease_id: int, now_s: float) -> bytes:
+    """The reply to a LeaseTimeToLive without keys. The TTL of a lease that is gone is -1."""
     lease = lessor.get(lease_id)
-    reply = header + _time_to_live(lessor, lease_id, lease, now_s)
-    return reply + _keys_field(sorted(lease.keys)) if with_keys and lease is not None and lease.keys else reply
+    if lease is None:
+        return header + number_field(b"\x10", lease_id) + b"\x18" + varint(-1)
+    left = number_field(b"\x18", lessor.remaining_s(lease, now_s))
+    return header + number_field(b"\x10", lease_id) + left + b"\x20" + varint(lease.ttl_s)
+
+
+def keys_field(lease: Lease) -> bytes:
+    """What the same reply with keys has behind that. Cost: k log k for k keys."""
+    return _keys_field(sorted(lease.keys))
 
 
 def time_to_live_pieces(header: bytes, lessor: Lessor, lease_id: int, now_s: float) -> Iterator[bytes]:
-    """The same with keys, in steps. It shows the keys that the lease has at the call."""
+    """The reply with keys, in steps. It shows the keys that the lease has at the call."""
     lease = lessor.get(lease_id)
     keys = [] if lease is None else list(lease.keys)
-    return sorted_pieces(header + _time_to_live(lessor, lease_id, lease, now_s), keys, _keys_field)
-
-
-def _time_to_live(lessor: Lessor, lease_id: int, lease: Lease | None, now_s: float) -> bytes:
-    fields = number_field(b"\x10", lease_id)
-    if lease is None:
-        return fields + b"\x18" + varint(-1)
-    return fields + number_field(b"\x18", lessor.remaining_s(lease, now_s)) + b"\x20" + varint(lease.ttl_s)
+    return sorted_pieces(time_to_live_reply(header, lessor, lease_id, now_s), keys, _keys_field)
 
 
 def leases_reply(header: bytes, lessor: Lessor) -> bytes:

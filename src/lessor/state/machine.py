@@ -46,6 +46,7 @@ from lessor.state.lease import NO_KEYS, Lease
 from lessor.state.lease_events import EXPIRED, GRANTED, REVOKED, LeaseEvents
 from lessor.state.lease_list import LeaseList
 from lessor.state.lease_replies import (
+    keys_field,
     leases_pieces,
     leases_reply,
     renewed_fields,
@@ -424,10 +425,15 @@ class StateMachine:
         return self.header_field() + renewed_fields(lease_id, self.leases.renew(lease_id, now_s))
 
     def _time_to_live(self, request: rpc_pb2.LeaseTimeToLiveRequest, now_s: float) -> bytes | Iterator[bytes]:
-        lease = self.leases.get(request.ID) if request.keys else None
-        if lease is not None and len(lease.keys) > limits.REPLY_PARTS_MAX:
+        reply = time_to_live_reply(self.header_field(), self.leases, request.ID, now_s)
+        if not request.keys:
+            return reply
+        lease = self.leases.get(request.ID)
+        if lease is None:
+            return reply
+        if len(lease.keys) > limits.REPLY_PARTS_MAX:
             return LongRead(self.store, partial(self._long_time_to_live, request.ID, now_s))
-        return time_to_live_reply(self.header_field(), self.leases, request.ID, now_s, with_keys=request.keys)
+        return reply + keys_field(lease)
 
     def _long_time_to_live(self, lease_id: int, now_s: float) -> Iterator[bytes]:
         return time_to_live_pieces(self.header_field(), self.leases, lease_id, now_s)
