@@ -61,6 +61,7 @@ class Turn:
         self.held: list[Any] | None = None
         self.unread: list[Connection] = []
         self.step_s = 0.0  # how long a look at the clock takes
+        self.scheduled = False
 
     def now_s(self) -> float:
         self.time_s += self.step_s

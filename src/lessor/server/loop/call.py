@@ -204,7 +204,8 @@ class UnaryCall:
             self.held.size_bytes += len(payload)
         turn = self.core.turn
         turn.after_everything(self, payload)
-        turn.schedule()
+        if not turn.scheduled:
+            turn.schedule()
 
     def end_now(self, error: EtcdError) -> None:
         """Ends the call with the error, without waiting at the gate. Does nothing once it has ended."""

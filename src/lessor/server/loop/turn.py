@@ -132,7 +132,7 @@ class Turn:
         self._origin_s = clock.now_s() - clock_s
         self._on_expired = on_expired
         self._loop: asyncio.AbstractEventLoop
-        self._scheduled = False
+        self.scheduled = False  # whether an end of turn is due; to be asked before `schedule` where calls are many
         self._to_flush: set[Flushable] = set()
         self._paused: set[Flushable] = set()
         self._behind: set[CatchUp] = set()
@@ -171,17 +171,20 @@ class Turn:
 
         To be called before the first bytes of a turn are looked at: the length of the turn is measured from here.
         """
-        if not self._scheduled:
-            self._scheduled = True
-            self._began_s = self.now_s()
-            if not self.machine.journal.row_count:
-                self._opened_s = self._began_s
+        if not self.scheduled:
+            self._begin(self.now_s())
             self._loop.call_soon(self._end_of_turn)
+
+    def _begin(self, now_s: float) -> None:
+        self.scheduled = True
+        self._began_s = now_s
+        if not self.machine.journal.has_rows:
+            self._opened_s = now_s
 
     def flush_later(self, connection: Flushable) -> None:
         """The connection has output: it is written at the end of this turn, in one piece."""
         self._to_flush.add(connection)
-        if not self._scheduled:
+        if not self.scheduled:
             self.schedule()
 
     def forget(self, connection: Flushable) -> None:
@@ -219,7 +222,7 @@ class Turn:
     def overloaded(self) -> bool:
         """Whether the open batch is full. A connection that brings requests then calls `pause` and stops reading."""
         journal = self.machine.journal
-        return journal.newest_with_rows == journal.number and journal.row_count > limits.BATCH_ROWS_MAX
+        return journal.has_rows and journal.row_count > limits.BATCH_ROWS_MAX
 
     def pause(self, connection: Flushable) -> None:
         """The connection has stopped reading; `resume_reading` is called when the batch is sealed."""
@@ -272,17 +275,21 @@ class Turn:
     def _end_of_turn(self) -> None:
         if self._broken:
             return
-        self._scheduled = False
+        self.scheduled = False
         self._ending_began_s = self._began_s
         try:
             if self._expiry.state == DUE:
                 self._end_leases()
             self.hold_publications()
             self._seal()
-            self._send_history()
-            self._flush()
-            self._sweep()
-            self._count_promises()
+            if self._behind:
+                self._send_history()
+            if self._to_flush:
+                self._flush()
+            if self.machine.store.unswept:
+                self._sweep()
+            if self.renewed:
+                self._count_promises()
             self._set_timer()
         except Exception as error:
             self._break_off(error)
@@ -293,8 +300,8 @@ class Turn:
             return
         try:
             now_s = self.now_s()
-            if not self._scheduled:
-                self._began_s = now_s
+            if not self.scheduled:
+                self._begin(now_s)  # and ends below: what is delivered now need not ask for another end
             self.machine.leases.acknowledged(batch.leases_touched, now_s)
             self.renewed += batch.leases_touched
             self.durable_revision = self._sealed_revision
@@ -334,11 +341,12 @@ class Turn:
         if not self._committer.free or self._halted:
             return
         now_s = self.now_s()
-        if journal.row_count == 0 and not (self._must_save_clock(now_s) or self._must_name_dead()):
+        has_rows = journal.has_rows
+        if not (has_rows or self._must_save_clock(now_s) or self._must_name_dead()):
             return
         # With rows, the saved reading is from before the first of them. With a later reading beside its deadline, a
         # lease would lose, after a crash, the time for which the batch had waited for the disk.
-        clock_s = max(self._opened_s, self._clock_saved_s) if journal.row_count else now_s
+        clock_s = max(self._opened_s, self._clock_saved_s) if has_rows else now_s
         self._clock_saved_s = clock_s
         batch = journal.seal(clock_s)
         self._sealed_revision = self.machine.revision
@@ -361,38 +369,34 @@ class Turn:
         return self.machine.journal.names_dead and not self.machine.store.unswept
 
     def _send_history(self) -> None:
-        if self._behind:
-            behind, self._behind = self._behind, set()
-            for stream in behind:
-                try:
-                    if stream.catch_up():
-                        self.catch_up_later(stream)
-                except Exception as error:
-                    bugs.end(stream, error)
+        behind, self._behind = self._behind, set()
+        for stream in behind:
+            try:
+                if stream.catch_up():
+                    self.catch_up_later(stream)
+            except Exception as error:
+                bugs.end(stream, error)
 
     def _flush(self) -> None:
-        to_flush = self._to_flush
-        if to_flush:
-            self._to_flush = set()
-            for connection in to_flush:
-                try:
-                    connection.flush()
-                except Exception as error:
-                    bugs.end(connection, error)
+        to_flush, self._to_flush = self._to_flush, set()
+        for connection in to_flush:
+            try:
+                connection.flush()
+            except Exception as error:
+                bugs.end(connection, error)
 
     def _sweep(self) -> None:
         """Takes some of the dead versions out of memory, and asks for another turn, to go on or to seal."""
         store = self.machine.store
-        if store.unswept and not self._halted and (store.sweep(limits.SWEEP_EVENTS_MAX) or not store.unswept):
+        if not self._halted and (store.sweep(limits.SWEEP_EVENTS_MAX) or not store.unswept):
             self.schedule()
 
     def _count_promises(self) -> None:
         """The replies have left. If the turn took long, the TTLs that they promise count from now."""
-        if self.renewed:
-            now_s = self.now_s()
-            if must_count_anew(self._ending_began_s, now_s):
-                self.machine.leases.acknowledged(self.renewed, now_s)
-            self.renewed.clear()
+        now_s = self.now_s()
+        if must_count_anew(self._ending_began_s, now_s):
+            self.machine.leases.acknowledged(self.renewed, now_s)
+        self.renewed.clear()
 
     # --- the expiry timer: expiry.py decides; the timer is set and the sockets are polled here ---
 

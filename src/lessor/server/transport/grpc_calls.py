@@ -36,10 +36,12 @@ def token_of(stream: Stream | None) -> bytes | None:
 class Route:
     """What all calls with one head have in common. Kept in the head, so that no call looks it up."""
 
-    __slots__ = ("counts", "method", "parse", "unary")
+    __slots__ = ("counts", "method", "parse", "timeout", "unary")
 
-    def __init__(self, counts: CallCounts) -> None:
+    def __init__(self, counts: CallCounts, timeout: bytes | None = None) -> None:
+        """`timeout`: the value of grpc-timeout; None if the peer names none."""
         self.counts = counts
+        self.timeout = timeout
         self.method = counts.method
         self.unary = counts.method.unary
         self.parse = counts.method.request.FromString

@@ -109,11 +109,10 @@ class H2Session(H2Output):
         if route is None:  # the first request with this header block
             route = head.route = self._route(head)
         if isinstance(route, Route):
-            timeout = head.get(b"grpc-timeout")
             if route.unary:
                 unary = stream.owner = GrpcUnary(self, stream, route)
-                if timeout is not None:
-                    self._limit(unary, timeout)
+                if route.timeout is not None:
+                    self._limit(unary, route.timeout)
                 return unary
             if self._draining:
                 stopped = errors.SERVER_STOPPED.error()
@@ -122,8 +121,8 @@ class H2Session(H2Output):
                 self.end(stream, stopped, started=False)
                 return None
             stream.owner = GrpcStream(self, stream, route)
-            if timeout is not None:
-                self._limit(stream.owner, timeout)
+            if route.timeout is not None:
+                self._limit(stream.owner, route.timeout)
         elif isinstance(route, EtcdError):
             stream.owner = REFUSED
             self.h2.send_headers(stream, grpc.trailers_only(route.code, route.message), end_stream=True)
@@ -155,7 +154,8 @@ class H2Session(H2Output):
         method = BY_PATH.get(path)
         if method is None or not self.core.serves(method):
             return method_error(path)
-        return Route(self._metrics.calls(method, head.get(b"client-api-version") or b"unknown"))
+        counts = self._metrics.calls(method, head.get(b"client-api-version") or b"unknown")
+        return Route(counts, head.get(b"grpc-timeout"))
 
     @staticmethod
     def _limit(call: GrpcUnary | GrpcStream, timeout: bytes) -> None:
