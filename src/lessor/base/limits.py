@@ -46,6 +46,8 @@ UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory for 
 STREAM_REQUESTS_AT_ONCE_MAX = 100  # in JSON, of one stream: half a millisecond; the rest in later turns
 STREAM_REQUESTS_PER_TURN_MAX = 500  # of all streams with such a rest
 TXN_OPS_MAX = 128  # default of --max-txn-ops
+PEER_URLS_MAX = 1_000  # of MemberAdd and MemberUpdate, each of which is looked at: a millisecond
+WATCH_FILTERS_MAX = 16  # of a watch; there are two, and the others are not looked at
 # Keepalive requests remembered, over all streams, about 300 bytes each. Beyond it all are forgotten and learnt again,
 # unless more leases than that are alive: then the others go without, which costs a microsecond.
 KEEPALIVES_REMEMBERED_MAX = 65_536
