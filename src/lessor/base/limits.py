@@ -61,6 +61,9 @@ H2_CONNECTION_WINDOW_BYTES = 4_194_304  # the same for all streams of a connecti
 H2_STREAMS_MAX = 10_000  # concurrent streams of one connection; etcd leaves them unbounded
 H2_HEADER_LIST_BYTES_MAX = 65_536  # decoded header list, counted as RFC 9113 10.5.1 does
 H2_HEADER_LIST_BYTES_CEILING = 262_144  # a longer list costs the connection; up to here only its stream (HTTP 431)
+# Of Huffman code in one header block, which takes half a microsecond a byte. More is a list above its limit, since
+# nobody codes a text that becomes longer by it.
+H2_HEADER_HUFFMAN_BYTES_MAX = 65_536
 H2_HEADS_BYTES_MAX = 33_554_432  # long header lists that the live streams of one connection keep: 500 of the longest
 H2_HEADER_BLOCK_BYTES_MAX = 262_144  # encoded header block over HEADERS and CONTINUATION frames
 H2_HEAD_CACHE_MAX = 256  # decoded header blocks a connection remembers: distinct kinds of call, not calls
