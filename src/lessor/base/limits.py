@@ -43,8 +43,10 @@ REQUEST_OVERHEAD_BYTES = 524_288  # of a gRPC message, beyond that, as in etcd
 STRANGER_BYTES_MAX = 16_384
 UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864  # of half-sent requests, in one connection: forty of the largest
 UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory for calls that are not served yet
-STREAM_REQUESTS_AT_ONCE_MAX = 100  # in JSON, of one stream: half a millisecond; the rest in later turns
+# In JSON, of one stream: half a millisecond; the rest in later turns. A long request counts for several.
+STREAM_REQUESTS_AT_ONCE_MAX = 100
 STREAM_REQUESTS_PER_TURN_MAX = 500  # of all streams with such a rest
+STREAM_REQUEST_BYTES = 64  # of JSON, that count as one request there
 TXN_OPS_MAX = 128  # default of --max-txn-ops
 PEER_URLS_MAX = 1_000  # of MemberAdd and MemberUpdate, each of which is looked at: a millisecond
 WATCH_FILTERS_MAX = 16  # of a watch; there are two, and the others are not looked at
@@ -130,6 +132,16 @@ H1_HEAD_CACHE_BYTES_MAX = 2_048  # longer heads are not remembered
 # Messages inside messages, the outermost counted: as many as protobuf reads from the wire, where replies are one deeper
 # than their requests.
 JSON_NESTED_MESSAGES_MAX = 100
+# Names and values in one body, counted by the commas, colons and opening brackets in it, which costs a hundredth of
+# reading them. Beside this, so many for each of --max-txn-ops: a txn with 128 operations in both branches, and all that
+# can be said of each, has half of that. Together 20,480 by default, which takes 5 to 20 ms.
+JSON_VALUES_MAX = 4_096
+JSON_VALUES_PER_OP = 128
+# A body that takes longer than half a millisecond is read in a later turn: one such body a turn over all connections,
+# or several with so many names and values. So many bytes of a string count as one.
+JSON_SHORT_VALUES = 1_024
+JSON_VALUES_PER_TURN = 4_096
+JSON_VALUE_BYTES = 64
 JSON_SHOWN_LETTERS_MAX = 1_000  # of an offending value, in an error
 
 # --- auth -------------------------------------------------------------------------------------------------------

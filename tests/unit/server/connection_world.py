@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from lessor.base import limits
 from lessor.server.loop.core import Core
+from lessor.server.loop.pace import Pace
 from lessor.server.loop.unfinished import Unfinished
 from lessor.server.observe.metrics import Metrics
 from lessor.server.observe.pages import Pages
@@ -60,6 +61,7 @@ class Turn:
         self.time_s = 0.0
         self.held: list[Any] | None = None
         self.unread: list[Connection] = []
+        self.behind: list[Any] = []
         self.step_s = 0.0  # how long a look at the clock takes
 
     def now_s(self) -> float:
@@ -70,7 +72,12 @@ class Turn:
         return limits.TURN_BYTES_S
 
     def go_on_later(self, connection: Connection) -> None:
-        self.unread.append(connection)
+        if connection not in self.unread:
+            self.unread.append(connection)
+
+    def catch_up_later(self, stream: Any) -> None:
+        if stream not in self.behind:
+            self.behind.append(stream)
 
     def caught_up(self, connection: Connection) -> None: ...
 
@@ -87,6 +94,10 @@ class Turn:
         return 0
 
     def end(self) -> None:
+        behind, self.behind = self.behind, []
+        for stream in behind:
+            if stream.catch_up():
+                self.catch_up_later(stream)
         to_flush, self.to_flush = self.to_flush, []
         for connection in to_flush:
             connection.flush()
@@ -103,11 +114,14 @@ class Accepted:
         self.transport = Transport()
         core = SimpleNamespace(
             turn=self.turn,
-            options=SimpleNamespace(message_bytes_max=1_000_000, grpc_keepalive=KeepaliveRules()),
+            options=SimpleNamespace(
+                message_bytes_max=1_000_000, json_values_max=10_000, grpc_keepalive=KeepaliveRules()
+            ),
             metrics=Metrics(),
             auth=SimpleNamespace(enabled=False),
             unfinished=Unfinished(1_000_000),
             pages=Pages(),
+            body_pace=Pace(cast(Any, self.turn), limits.JSON_VALUES_PER_TURN),
             serves=lambda method: True,
             refuse_stranger=lambda call, request, size_bytes: None,
         )

@@ -165,10 +165,9 @@ class H1Session:
         self._keep_count(call.unfinished_bytes)
 
     def hold_up(self, waits: bool, unfinished_bytes: int) -> None:
-        """Requests of a stream wait for later turns, or wait no more. `unfinished_bytes`: kept of it."""
+        """A body, or requests of a stream, wait for later turns, or wait no more. `unfinished_bytes`: kept of it."""
         self._held_up = waits
-        if not waits:
-            self._keep_count(unfinished_bytes)
+        self._keep_count(unfinished_bytes)
         self.flush_later()
 
     def flush_later(self) -> None:

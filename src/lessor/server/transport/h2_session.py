@@ -322,5 +322,5 @@ class H2Exchange:
 
     def hold_up(self, waits: bool) -> None:
         self._output.hold_up(self, waits)
-        if not waits and self._stream is not None:
+        if self._stream is not None:
             self._output.keep_count(self._stream)
