@@ -125,6 +125,8 @@ H1_HEAD_BYTES_MAX = 65_536  # request line and headers together
 H1_WAITING_BYTES_MAX = 65_536  # pipelined requests that wait in one connection; beyond it we stop reading from it
 H1_DRAIN_BYTES_MAX = 262_144  # the rest of a body whose reply is over: read and dropped; more closes the connection
 H1_CHUNK_SIZE_LINE_BYTES_MAX = 256  # digits and extensions of the size line of a chunk
+H1_STEP_LINES = 1_024  # lines of a chunked body that are read before the clock is looked at: about a millisecond
+WEBSOCKET_STEP_FRAMES = 32  # frames of a WebSocket that are read before the clock is looked at: 1 to 2 ms
 H1_HEAD_CACHE_MAX = 512  # heads that a parser remembers: a dozen distinct ones of one client are many
 H1_HEAD_CACHE_BYTES_MAX = 2_048  # longer heads are not remembered
 
@@ -168,6 +170,7 @@ LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one i
 # Replies that wait in one connection. In the socket's buffer: beyond it we stop reading from the connection. At the
 # gate, of this turn and in flow control, together: beyond it new HTTP/2 requests are refused.
 CONNECTION_SEND_BYTES_MAX = 16_777_216
+SEND_STEP_BYTES = 1_048_576  # of a long reply that are written to a socket in one turn: half a millisecond
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
 WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from history; clients take 4 MiB
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
+from lessor.api.methods import BY_PATH
 from lessor.base import limits
 from lessor.server.loop.core import Core
 from lessor.server.loop.pace import Pace
@@ -43,6 +44,9 @@ class Transport:
 
     def get_write_buffer_size(self) -> int:
         return len(self.written)
+
+    def can_write_eof(self) -> bool:
+        return False
 
     def close(self) -> None:
         self.closed = True
@@ -84,7 +88,8 @@ class Turn:
     def schedule(self) -> None: ...
 
     def flush_later(self, connection: Connection) -> None:
-        self.to_flush.append(connection)
+        if connection not in self.to_flush:
+            self.to_flush.append(connection)
 
     def after_everything(self, outlet: Any, payload: Any) -> int:
         if self.held is None:
@@ -130,6 +135,43 @@ class Accepted:
 
     def receive(self, data: bytes) -> None:
         self.connection.data_received(data)
+
+
+class StreamHandler:
+    """Handles a streaming call, and remembers its events."""
+
+    def __init__(self, core: Any, call: Any) -> None:
+        self.call = call
+        self.seen: list[Any] = []
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        self.seen += messages
+
+    def on_requests_end(self) -> None:
+        self.seen.append("end")
+
+    def on_over(self) -> None:
+        self.seen.append("over")
+
+
+def serve(peer: Accepted) -> tuple[list[Any], list[StreamHandler]]:
+    """Answers unary calls by a small reply; returns the requests and the handlers of the streaming calls."""
+    asked: list[Any] = []
+    handlers: list[StreamHandler] = []
+
+    def unary(_core: Any, request: Any) -> bytes:
+        asked.append(request)
+        return b""
+
+    def stream_handler(core: Any, call: Any) -> StreamHandler:
+        handlers.append(StreamHandler(core, call))
+        return handlers[-1]
+
+    core = cast(Any, peer.connection.core)
+    methods = BY_PATH.values()
+    core.unary_handlers = dict.fromkeys(methods, unary)
+    core.stream_handlers = dict.fromkeys(methods, stream_handler)
+    return asked, handlers
 
 
 def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
