@@ -12,9 +12,9 @@ import pytest
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base import limits
-from lessor.wire import websocket
+from lessor.wire import frames, grpc, websocket
 from lessor.wire.h2 import encode_headers
-from tests.attack.floods import WIDE, chunks, data, frame, headers, posted, upgrade
+from tests.attack.floods import RANGE, WIDE, chunks, data, frame, headers, posted, upgrade
 from tests.unit.server.connection_world import Accepted, run
 
 STEPS_MAX = 2  # of a turn
@@ -238,3 +238,33 @@ def test_a_long_reply_waits_for_a_peer_that_does_not_take_it() -> None:
         assert taken > len(reply.kvs[0].value) * 4 // 3
 
     run(steps)
+
+
+def test_a_long_reply_over_http_2_leaves_in_pieces_whatever_the_peer_would_take() -> None:
+    """A stream that waits until its peer has taken some of the connection's output goes on behind it."""
+    reply = rpc_pb2.RangeResponse(kvs=[mvcc_pb2.KeyValue(value=bytes(5 * limits.SEND_STEP_BYTES))])
+    woken: list[Any] = []
+
+    async def steps() -> None:
+        peer = Accepted()
+        core = cast(Any, peer.connection.core)
+        core.unary_handlers = dict.fromkeys(BY_PATH.values(), lambda core, request: reply.SerializeToString())
+        core.turn.catch_up_later = woken.append
+        peer.receive(WIDE + headers(1, RANGE) + data(1, grpc.frame(b""), end=True))
+        cast(Any, peer.connection._session).waiting_for_drain.add("a watch")
+        body, ended = b"", False
+        while peer.turn.to_flush:
+            peer.turn.end()
+            written, peer.transport.written = peer.transport.written, b""
+            assert len(written) <= limits.SEND_STEP_BYTES + 100_000  # with a frame more, and all headers
+            at = 0
+            while at < len(written):
+                end = at + frames.FRAME_HEADER_BYTES + int.from_bytes(written[at : at + 3], "big")
+                body += written[at + frames.FRAME_HEADER_BYTES : end] if written[at + 3] == frames.DATA else b""
+                ended = bool(written[at + 4] & frames.FLAG_END_STREAM)
+                at = end
+        assert body == grpc.frame(reply.SerializeToString())
+        assert ended
+
+    run(steps)
+    assert woken == ["a watch"]
