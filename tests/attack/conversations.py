@@ -113,5 +113,5 @@ CONVERSATIONS: list[list[bytes]] = [
     _unusual(),
     _http1(),
     _websocket(),
-    *([flood.opening, next(flood.rounds())[:4_000]] for flood in FLOODS.values()),
+    *([piece for piece in (flood.opening, next(flood.rounds())[:4_000]) if piece] for flood in FLOODS.values()),
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floods: what a client can send for ever over HTTP/2, at the least cost to itself. Bytes only; no socket.
+"""Floods: what a client can send for ever, at the least cost to itself. Bytes only; no socket.
 
 A flood is an opening, sent once, and rounds, sent as long as the server takes them. The bytes are made with the
 functions that the server's own tests use, and no frame is sent that a plain library would refuse to make.
@@ -108,6 +108,52 @@ def _resizes(stream_id: int) -> bytes:
     return headers(stream_id, b"\x20" * 1_000 + block("/no"), end=True)
 
 
+# --- HTTP/1.1 and WebSockets ------------------------------------------------------------------------------------
+
+
+def posted(path: str, body: bytes, *, chunked: bool = False, method: str = "POST") -> bytes:
+    """A request. `chunked`: `body` is in chunks, and may be the beginning of one."""
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
+    return f"{method} {path} HTTP/1.1\r\nHost: h\r\n{framing}\r\n\r\n".encode() + body
+
+
+def chunks(data: bytes, count: int) -> bytes:
+    return (b"%x\r\n%b\r\n" % (len(data), data)) * count
+
+
+def upgrade(path: str) -> bytes:
+    """A request for a WebSocket."""
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    ).encode()
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    """A short frame of a WebSocket, masked with zeros. `opcode`: the first byte, with its bits."""
+    return bytes((opcode, 0x80 | len(payload))) + bytes(4) + payload
+
+
+_OPEN_WATCH = posted("/v3/watch", b"", chunked=True)
+_LISTS = b'{"x":[' + b"[]," * 60_000 + b"[]]}"
+_FLOODS_OVER_HTTP_1 = {
+    "pipelined pages": Flood(b"", _same(posted("/health", b"", method="GET")), False),
+    "pipelined ranges in JSON": Flood(b"", _same(posted("/v3/kv/range", b'{"key":"aw=="}')), False),
+    "pipelined faults in JSON": Flood(b"", _same(posted("/v3/kv/range", b'{"key":')), False),
+    "long lists in JSON": Flood(b"", _same(posted("/v3/kv/range", _LISTS)), False),
+    "JSON at its bound": Flood(b"", _same(posted("/v3/kv/txn", b'{"compare":[' + b"{}," * 10_000 + b"{}]}")), False),
+    "chunks of one byte": Flood(_OPEN_WATCH, _same(chunks(b" ", 1)), False),
+    "keepalives in JSON": Flood(
+        posted("/v3/lease/keepalive", b"", chunked=True), _same(chunks(b"{}" * 8_000, 1)), False
+    ),
+    "pings of a WebSocket": Flood(upgrade("/v3/watch"), _same(frame(0x89, b"")), False),
+    "fragments on a WebSocket": Flood(upgrade("/v3/watch") + frame(0x01, b"{"), _same(frame(0x00, b" ")), False),
+    "keepalives on a WebSocket": Flood(upgrade("/v3/lease/keepalive"), _same(frame(0x81, b"{}")), False),
+}
+
+
+# --- all --------------------------------------------------------------------------------------------------------
+
 _REFUSED_WATCH = rpc_pb2.WatchRequest(
     create_request=rpc_pb2.WatchCreateRequest(key=b"b", range_end=b"a")
 ).SerializeToString()
@@ -162,4 +208,5 @@ FLOODS: dict[str, Flood] = {
         ),
         False,
     ),
+    **_FLOODS_OVER_HTTP_1,
 }

@@ -48,4 +48,4 @@ def test_an_unmutated_conversation_is_served() -> None:
 def test_a_number_names_a_conversation() -> None:
     made = {tuple(mutation.mutated(number)) for number in range(200)}
     assert made == {tuple(mutation.mutated(number)) for number in range(200)}
-    assert len(made) > 190
+    assert len(made) > 180

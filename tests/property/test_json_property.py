@@ -214,7 +214,7 @@ def test_streams_are_cut_anywhere(sent: list[Message], data: st.DataObject) -> N
     space = st.text(" \t\r\n", max_size=2)
     body = "".join(data.draw(space) + encode(message).decode() for message in sent).encode() + b"\n"
     cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=6)))
-    decoder = StreamDecoder(cls, 1_000_000)
+    decoder = StreamDecoder(cls, 1_000_000, 1_000_000)
     received = []
     for start, stop in zip([0, *cuts], [*cuts, len(body)], strict=True):
         received += decoder.feed(body[start:stop])
@@ -228,7 +228,7 @@ def test_streams_are_cut_anywhere(sent: list[Message], data: st.DataObject) -> N
 def test_stream_garbage_is_an_error_wherever_it_is_cut(body: bytes, cut: int) -> None:
     outcomes = []
     for pieces in ([body], [body[:cut], body[cut:]]):
-        decoder = StreamDecoder(CLASSES[0], 30)
+        decoder = StreamDecoder(CLASSES[0], 30, 1_000)
         count = sum(len(decoder.feed(piece)) for piece in pieces)
         decoder.finish()
         outcomes.append((count, decoder.error and decoder.error.message))

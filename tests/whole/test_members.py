@@ -3,8 +3,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.client import AsyncClient, run
+from lessor.base import errors, limits
+from lessor.client import AsyncClient, ServerError, run
 from tests.in_process import in_process
 
 CLUSTER = "/etcdserverpb.Cluster/"
@@ -32,3 +35,26 @@ def test_peer_urls_outlive_the_server(tmp_path: Path) -> None:
     for _ in range(2):  # a start that changes nothing writes nothing over them
         with in_process(tmp_path) as server:
             assert run(peer_urls(server.address)) == URLS
+
+
+async def too_many(address: str) -> list[str]:
+    """The errors of MemberUpdate and MemberAdd with one URL more than is looked at, all of them sound."""
+    urls = [f"http://127.0.0.1:{port + 1}" for port in range(limits.PEER_URLS_MAX + 1)]
+    said = []
+    async with AsyncClient(address) as client:
+        reply = await client.call(f"{CLUSTER}MemberList", rpc.MemberListRequest())
+        ours = reply.members[0].ID  # type: ignore[attr-defined]
+        await client.call(f"{CLUSTER}MemberUpdate", rpc.MemberUpdateRequest(ID=ours, peerURLs=urls[:-1]))
+        for name, request in (
+            ("MemberUpdate", rpc.MemberUpdateRequest(ID=ours, peerURLs=urls)),
+            ("MemberAdd", rpc.MemberAddRequest(peerURLs=urls)),
+        ):
+            with pytest.raises(ServerError) as caught:
+                await client.call(CLUSTER + name, request)
+            said.append(caught.value.message)
+    return said
+
+
+def test_more_urls_than_any_member_has_are_refused(tmp_path: Path) -> None:
+    with in_process(tmp_path) as server:
+        assert run(too_many(server.address)) == [errors.MEMBER_URLS_INVALID.message] * 2

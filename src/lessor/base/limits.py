@@ -43,9 +43,13 @@ REQUEST_OVERHEAD_BYTES = 524_288  # of a gRPC message, beyond that, as in etcd
 STRANGER_BYTES_MAX = 16_384
 UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864  # of half-sent requests, in one connection: forty of the largest
 UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory for calls that are not served yet
-STREAM_REQUESTS_AT_ONCE_MAX = 100  # in JSON, of one stream: half a millisecond; the rest in later turns
+# In JSON, of one stream: half a millisecond; the rest in later turns. A long request counts for several.
+STREAM_REQUESTS_AT_ONCE_MAX = 100
 STREAM_REQUESTS_PER_TURN_MAX = 500  # of all streams with such a rest
+STREAM_REQUEST_BYTES = 64  # of JSON, that count as one request there
 TXN_OPS_MAX = 128  # default of --max-txn-ops
+PEER_URLS_MAX = 1_000  # of MemberAdd and MemberUpdate, each of which is looked at: a millisecond
+WATCH_FILTERS_MAX = 16  # of a watch; there are two, and the others are not looked at
 # Keepalive requests remembered, over all streams, about 300 bytes each. Beyond it all are forgotten and learnt again,
 # unless more leases than that are alive: then the others go without, which costs a microsecond.
 KEEPALIVES_REMEMBERED_MAX = 65_536
@@ -59,6 +63,9 @@ H2_CONNECTION_WINDOW_BYTES = 4_194_304  # the same for all streams of a connecti
 H2_STREAMS_MAX = 10_000  # concurrent streams of one connection; etcd leaves them unbounded
 H2_HEADER_LIST_BYTES_MAX = 65_536  # decoded header list, counted as RFC 9113 10.5.1 does
 H2_HEADER_LIST_BYTES_CEILING = 262_144  # a longer list costs the connection; up to here only its stream (HTTP 431)
+# Of Huffman code in one header block, which takes half a microsecond a byte. More is a list above its limit, since
+# nobody codes a text that becomes longer by it.
+H2_HEADER_HUFFMAN_BYTES_MAX = 65_536
 H2_HEADS_BYTES_MAX = 33_554_432  # long header lists that the live streams of one connection keep: 500 of the longest
 H2_HEADER_BLOCK_BYTES_MAX = 262_144  # encoded header block over HEADERS and CONTINUATION frames
 H2_HEAD_CACHE_MAX = 256  # decoded header blocks a connection remembers: distinct kinds of call, not calls
@@ -118,6 +125,8 @@ H1_HEAD_BYTES_MAX = 65_536  # request line and headers together
 H1_WAITING_BYTES_MAX = 65_536  # pipelined requests that wait in one connection; beyond it we stop reading from it
 H1_DRAIN_BYTES_MAX = 262_144  # the rest of a body whose reply is over: read and dropped; more closes the connection
 H1_CHUNK_SIZE_LINE_BYTES_MAX = 256  # digits and extensions of the size line of a chunk
+H1_STEP_LINES = 1_024  # lines of a chunked body that are read before the clock is looked at: about a millisecond
+WEBSOCKET_STEP_FRAMES = 32  # frames of a WebSocket that are read before the clock is looked at: 1 to 2 ms
 H1_HEAD_CACHE_MAX = 512  # heads that a parser remembers: a dozen distinct ones of one client are many
 H1_HEAD_CACHE_BYTES_MAX = 2_048  # longer heads are not remembered
 
@@ -125,6 +134,16 @@ H1_HEAD_CACHE_BYTES_MAX = 2_048  # longer heads are not remembered
 # Messages inside messages, the outermost counted: as many as protobuf reads from the wire, where replies are one deeper
 # than their requests.
 JSON_NESTED_MESSAGES_MAX = 100
+# Names and values in one body, counted by the commas, colons and opening brackets in it, which costs a hundredth of
+# reading them. Beside this, so many for each of --max-txn-ops: a txn with 128 operations in both branches, and all that
+# can be said of each, has half of that. Together 20,480 by default, which takes 5 to 20 ms.
+JSON_VALUES_MAX = 4_096
+JSON_VALUES_PER_OP = 128
+# A body that takes longer than half a millisecond is read in a later turn: one such body a turn over all connections,
+# or several with so many names and values. So many bytes of a string count as one.
+JSON_SHORT_VALUES = 1_024
+JSON_VALUES_PER_TURN = 4_096
+JSON_VALUE_BYTES = 64
 JSON_SHOWN_LETTERS_MAX = 1_000  # of an offending value, in an error
 
 # --- auth -------------------------------------------------------------------------------------------------------
@@ -151,6 +170,7 @@ LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one i
 # Replies that wait in one connection. In the socket's buffer: beyond it we stop reading from the connection. At the
 # gate, of this turn and in flow control, together: beyond it new HTTP/2 requests are refused.
 CONNECTION_SEND_BYTES_MAX = 16_777_216
+SEND_STEP_BYTES = 1_048_576  # of a long reply that are written to a socket in one turn: half a millisecond
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
 WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from history; clients take 4 MiB
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger

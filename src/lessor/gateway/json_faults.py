@@ -36,7 +36,8 @@ _BY_NAME = {7: r"\a", 8: r"\b", 9: r"\t", 10: r"\n", 11: r"\v", 12: r"\f", 13: r
 EOF: Final = "unexpected EOF"
 TOO_DEEP: Final = "proto: syntax error: exceeded max depth"
 
-_scan = json.JSONDecoder().raw_decode
+# Strings are read, objects, lists and numbers only counted: nothing is made of them.
+_glance = json.JSONDecoder(object_pairs_hook=len, parse_float=len, parse_int=len).raw_decode
 
 
 class FaultError(Exception):
@@ -62,7 +63,7 @@ class FaultError(Exception):
         at = _place_of(source, self.path[::-1], self.of_name)
         shown = ""
         if self.shows:
-            shown = source[at] if source[at] in "{[" else source[at : _scan(source, at)[1]]
+            shown = source[at] if source[at] in "{[" else source[at : _glance(source, at)[1]]
             if len(shown) > limits.JSON_SHOWN_LETTERS_MAX:
                 shown = shown[: limits.JSON_SHOWN_LETTERS_MAX] + "..."
         kind = "syntax error " if self.syntax else ""
@@ -94,14 +95,14 @@ def _inside(source: str, at: int, step: str | int, of_name: int) -> int:
             at = _after_others(source, at, step)
         name_at, name = at, ""
         if isinstance(step, str):
-            name, at = _scan(source, at)
+            name, at = _glance(source, at)
             at = _after_space(source, _after_space(source, at) + 1)  # the colon
         seen += name == step
         if of_name and seen == of_name:
             return name_at
         if not of_name and (seen if isinstance(step, str) else index == step):
             return at
-        _, at = _scan(source, at)
+        _, at = _glance(source, at)
         at = _after_space(source, _after_space(source, at) + 1)  # the comma
         index += 1
 
@@ -146,10 +147,6 @@ def _after_space(source: str, at: int) -> int:
 
 class _BrokenError(Exception):
     """The text of a syntax error."""
-
-
-# Strings are read, objects, lists and numbers only counted: nothing is made of them.
-_glance = json.JSONDecoder(object_pairs_hook=len, parse_float=len, parse_int=len).raw_decode
 
 
 def syntax_fault(body: bytes) -> str | None:

@@ -5,23 +5,25 @@ Laws
 - In: objects follow each other with any white space between them, cut anywhere; no commas, no array around them.
 - Out: each message is `{"result":{...}}` and a newline. An error ends the stream as `{"error":{...}}` and a newline;
   when nothing was sent before, the response has the error's HTTP status.
-- The size of an incomplete object is bounded, and each of its bytes is looked at once.
+- The size of an incomplete object is bounded, and so is the number of its brackets. Each of its bytes is looked at
+  twice at most.
 
-Theory of operation. `StreamDecoder` looks only for quotes, backslashes and brackets to find the end of an object, and
-hands the whole object to the codec. Objects before a malformed one are delivered.
+Theory of operation. `StreamDecoder` looks only for brackets outside strings to find the end of an object, and hands the
+whole object to the codec. Objects before a malformed one are delivered.
 """
 
 import re
 
 from google.protobuf.message import Message
 
+from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec
 
-_BRACKET_OR_QUOTE = re.compile(rb'["{}\[\]]')
-_QUOTE_OR_ESCAPE = re.compile(rb'["\\]')
+_IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)  # up to its end, or to a backslash that nothing follows
+_BETWEEN_BRACKETS = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)  # with the strings there
 _NOT_SPACE = re.compile(rb"[^ \t\r\n]")
-_QUOTE, _BACKSLASH, _OPEN = b'"\\{'
+_QUOTE, _OPEN = b'"{'
 _OPENING = frozenset(b"{[")
 
 
@@ -40,50 +42,73 @@ def status_object(code: int, message: str) -> bytes:
     return b'{"code":%d,"message":%b}' % (code, json_codec.quoted(message))
 
 
+def _after(letters: re.Pattern[bytes], buffer: bytearray, at: int) -> int:
+    found = letters.match(buffer, at)
+    assert found is not None  # the empty run, if nothing else
+    return found.end()
+
+
 class StreamDecoder:
     """Reads the requests of one stream. `error` is set for good by the first bytes that are not a request.
 
-    `object_bytes_max`: of one object, in bytes of JSON.
+    `object_bytes_max`: of one object, in bytes of JSON. `values_max`: see json_codec.decode.
     """
 
-    __slots__ = ("_at", "_buffer", "_class", "_depth", "_in_string", "_object_bytes_max", "error", "waiting")
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_class",
+        "_depth",
+        "_in_string",
+        "_object_bytes_max",
+        "_opened",
+        "_values_max",
+        "cost",
+        "error",
+        "waiting",
+    )
 
-    def __init__(self, message_class: type[Message], object_bytes_max: int) -> None:
+    def __init__(self, message_class: type[Message], object_bytes_max: int, values_max: int) -> None:
         self._class = message_class
         self._object_bytes_max = object_bytes_max
+        self._values_max = values_max
         self._buffer = bytearray()  # from the first byte of the incomplete object
         self._at = 0  # the bytes of the buffer that were looked at
         self._depth = 0  # open brackets after those
+        self._opened = 0  # brackets that have been opened in the object
         self._in_string = False
         self.error: EtcdError | None = None
         self.waiting = False  # whether bytes wait that may hold whole objects
+        self.cost = 0  # of the last `feed`, in requests of STREAM_REQUEST_BYTES
 
     @property
     def unfinished_bytes(self) -> int:
         """The bytes that are kept: of an incomplete object, or of objects that wait."""
         return len(self._buffer)
 
-    def feed(self, data: bytes, messages_max: int | None = None) -> list[Message]:
+    def feed(self, data: bytes, cost_max: int | None = None) -> list[Message]:
         """Takes bytes of the body; returns the messages that they complete, in order. Does not raise: see `error`.
 
-        Beyond `messages_max` they wait for the next call, whose `data` may be empty: see `waiting`.
+        Those beyond a cost of `cost_max` wait for the next call, whose `data` may be empty: see `waiting`.
         """
         messages: list[Message] = []
         self.waiting = False
+        self.cost = 0
         if self.error is not None:
             return messages
         self._buffer += data
         try:
             while True:
-                if len(messages) == messages_max:
+                if cost_max is not None and self.cost >= cost_max:
                     self.waiting = bool(self._buffer)
                     return messages
                 end = self._object_end()
                 if not end:
                     break
-                messages.append(json_codec.decode(self._class, bytes(self._buffer[:end])))
+                messages.append(json_codec.decode(self._class, bytes(self._buffer[:end]), self._values_max))
                 del self._buffer[:end]
-                self._at = 0
+                self._at = self._opened = 0
+                self.cost += 1 + end // limits.STREAM_REQUEST_BYTES
             if len(self._buffer) > self._object_bytes_max:
                 self._refuse_size(len(self._buffer))
         except EtcdError as error:
@@ -113,27 +138,32 @@ class StreamDecoder:
         buffer = self._buffer
         if not self._at and not self._skip_space():
             return 0
-        at = self._at
-        while True:
-            found = (_QUOTE_OR_ESCAPE if self._in_string else _BRACKET_OR_QUOTE).search(buffer, at)
-            if found is None:
-                # A backslash at the very end counts the next byte as looked at, before it has come.
-                self._at = max(at, len(buffer))
-                return 0
-            letter = buffer[found.start()]
-            at = found.end()
-            if letter == _QUOTE:
-                self._in_string = not self._in_string
-            elif letter == _BACKSLASH:
-                at += 1
+        at, size = self._at, len(buffer)
+        if self._in_string:
+            at = _after(_IN_STRING, buffer, at)
+            self._in_string = buffer[at : at + 1] != b'"'
+            at += not self._in_string
+        while not self._in_string:
+            at = _after(_BETWEEN_BRACKETS, buffer, at)
+            if at == size:
+                break
+            letter = buffer[at]
+            at += 1
+            if letter == _QUOTE:  # of a string that has not come in whole
+                at = _after(_IN_STRING, buffer, at)
+                self._in_string = True
             elif letter in _OPENING:
                 self._depth += 1
+                self._opened += 1
+                json_codec.refuse_many_values(self._opened, self._values_max)
             else:
                 self._depth -= 1
                 if not self._depth:
                     if at > self._object_bytes_max:
                         self._refuse_size(at)
                     return at
+        self._at = at
+        return 0
 
     def _skip_space(self) -> bool:
         """Drops the space before an object. False when there is nothing else; raises when no object begins there."""

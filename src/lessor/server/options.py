@@ -80,6 +80,11 @@ class Options:
         """The size of the largest gRPC message or JSON body that is read."""
         return self.max_request_bytes + limits.REQUEST_OVERHEAD_BYTES
 
+    @property
+    def json_values_max(self) -> int:
+        """How many names and values a JSON body may have; see `json_codec.decode`."""
+        return limits.JSON_VALUES_MAX + limits.JSON_VALUES_PER_OP * self.max_txn_ops
+
 
 def parse_listen_url(url: str) -> Listen:
     """Checks one URL of --listen-client-urls: http(s)://host:port or unix(s)://path. Raises OptionError."""

@@ -21,7 +21,8 @@ Does not do: deciding which request needs which permission (permissions.py), tok
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from lessor.base import errors
@@ -86,6 +87,24 @@ class Spans:
         if key >= end:
             return False
         return not range_end or (range_end != OPEN_END and range_end <= end)
+
+    def first_beyond(self, sets: Sequence[AbstractSet[bytes]]) -> bytes | None:
+        """One of the keys in `sets` that is not in this set, or None. No set may be empty.
+
+        Cost: for a user with one span 20 ns a key and 0.2 us a set, otherwise a search for each key.
+        """
+        if len(self._starts) == 1 and sets:
+            least = min(map(min, sets))
+            if least < self._starts[0]:
+                return least
+            end = self._ends[0]
+            most = max(map(max, sets)) if end else end
+            return most if end and most >= end else None
+        for keys in sets:
+            for key in keys:
+                if not self.cover(key, b""):
+                    return key
+        return None
 
 
 class Grants:

@@ -75,7 +75,7 @@ class LeaseRights:
             if len(record.checked) + len(record.refused) >= limits.LEASE_RIGHTS_USERS_MAX:
                 record.checked.clear()
                 record.refused.clear()
-            beyond = _first_beyond(keys, writable)
+            beyond = writable.first_beyond((keys,))
             if beyond is not None:
                 record.refused[user] = beyond
                 return False
@@ -92,6 +92,7 @@ class LeaseRights:
 
 
 def _first_beyond(keys: set[bytes] | frozenset[bytes], writable: Spans) -> bytes | None:
+    """`first_beyond` of few keys."""
     for key in keys:
         if not writable.cover(key, b""):
             return key

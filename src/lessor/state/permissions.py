@@ -15,14 +15,15 @@ user that has been deleted since. Checks for root and for being logged in do not
 
 Cost: a check on a range is a binary search in the caller's merged permissions. A request on a lease costs one such
 search for each key that came since the caller's last request on it (lease_rights.py). A list of leases, and of the keys
-on a lease, costs one for each key. Root costs nothing of that.
+on a lease, costs a look at each key (`Spans.first_beyond`). Root costs nothing of that.
 
 Does not do: finding the caller (the server's tokens do), expiry, which no caller asks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from google.protobuf.message import Message
@@ -148,9 +149,15 @@ class _Check:
                 raise errors.PERMISSION_DENIED.error()
 
     def read_keys_of(self, lease: Lease | None) -> None:
-        if lease is not None:
-            for key in lease.keys:
-                self.read(key)
+        if lease is not None and lease.keys:
+            self.read_all((lease.keys,))
+
+    def read_all(self, sets: Sequence[AbstractSet[bytes]]) -> None:
+        """Raises unless the caller may read the keys in `sets`, of which none is empty."""
+        if sets:
+            grants = self._grants()
+            if not grants.root and grants.read.first_beyond(sets) is not None:
+                raise errors.PERMISSION_DENIED.error()
 
     def put(self, put: kv.Put) -> None:
         key, _, lease_id, prev_kv, _, _ = put
@@ -240,8 +247,7 @@ def _lease_time_to_live(check: _Check, request: rpc_pb2.LeaseTimeToLiveRequest) 
 def _lease_leases(check: _Check, request: rpc_pb2.LeaseLeasesRequest) -> None:
     check.signed_in()
     if not check.is_root():
-        for lease in check.machine.leases:
-            check.read_keys_of(lease)
+        check.read_all([lease.keys for lease in check.machine.leases if lease.keys])
 
 
 def _lease_watch(check: _Check, request: leases_pb2.LeaseWatchRequest) -> None:

@@ -88,12 +88,12 @@ def read_txn(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
 
 
 def _read(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
+    used = max(len(request.compare), len(request.success), len(request.failure))
+    if used > ops_max:  # before any of them is looked at: there may be a million
+        raise errors.TOO_MANY_OPS.error()
     compares = list(request.compare)
     success = list(request.success)
     failure = list(request.failure)
-    used = max(len(compares), len(success), len(failure))
-    if used > ops_max:
-        raise errors.TOO_MANY_OPS.error()
     wide = False
     for compare in compares:
         if not compare.key:

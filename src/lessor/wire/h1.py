@@ -7,6 +7,8 @@ Laws
   peer's buffer and nothing else. When the buffer is full, `paused` asks the owner to stop reading.
 - No reply is followed by bytes that are not its own. When it is not certain where the next request begins, the
   connection closes.
+- The events of one input come in steps, each a bounded amount of work: see `go_on`. So the owner can serve others
+  between two steps.
 
 Theory of operation. The input goes through these phases: HEAD (collect bytes up to the empty line), LENGTH or CHUNKED
 (read a body), DONE (the request is whole, and nothing is read until its reply is finished). The reply has three states
@@ -20,6 +22,7 @@ The owner does this:
     BODY    -> take bytes of the body;  END -> the request is whole
     ABORT   -> the request will never be whole, or its bytes were refused: drop the call, no reply can be sent
     events = connection.reply(status, headers, body)     or start(), write()..., events = finish()
+    events = connection.go_on()               while `unread`
     after each: flush take_output(); when `closing`, close the writing side, then the connection.
 
 `reply` and `finish` return the events of the next request, so that the owner loops and does not recurse.
@@ -46,6 +49,7 @@ ABORT: Final = 4
 
 WAITING_BYTES_MAX = limits.H1_WAITING_BYTES_MAX
 DRAIN_BYTES_MAX = limits.H1_DRAIN_BYTES_MAX
+SEND_STEP_BYTES: Final = limits.SEND_STEP_BYTES
 
 _HEAD, _LENGTH, _CHUNKED, _DONE, _CLOSED = range(5)
 _NOT_STARTED, _STARTED, _FINISHED = range(3)
@@ -56,6 +60,7 @@ _HEAD_END_BYTES: Final = 4
 _LOOSE_END = re.compile(rb"\n\r?\n")
 # A byte that no request line begins with. A CR alone may still become an empty line.
 _NO_METHOD = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z\r-]")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)++")
 _NO_REQUEST = re.compile(rb"(?:\r\n)*+" + _NO_METHOD.pattern)  # the same after the empty lines that are skipped
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
@@ -126,12 +131,14 @@ class H1Connection:
     answered with 413. `heads` and `shared` may serve many connections.
 
     `closing`: nothing more will be read; flush the output, then close. `request`: the one in progress, if any.
+    `unread`: bytes that have been received wait for `go_on`. `unsent`: there is more output than `take_output` gives at
+    a time; `closing` comes after it.
     """
 
     __slots__ = (
         "_at", "_body_bytes", "_body_limit", "_body_max", "_chunked_reply", "_continue_due", "_decoder", "_eof",
         "_fixed_left", "_heads", "_input", "_late", "_left", "_no_body", "_out", "_phase", "_reply", "_searched",
-        "_shared", "closing", "request",
+        "_shared", "closing", "request", "unread", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -144,7 +151,7 @@ class H1Connection:
         self._body_max = None if callable(body_bytes_max) else body_bytes_max
         self._heads = heads or HeadParser()
         self._shared = shared or SharedHeaders()
-        self._out: list[bytes] = []
+        self._out: list[bytes | memoryview] = []  # long bodies are views: a copy would take long
         self._input = b""  # the bytes that are being read, from _at on
         self._at = 0
         self._late = bytearray()  # bytes that came after _input and were not looked at
@@ -160,6 +167,8 @@ class H1Connection:
         self._fixed_left: int | None = None  # of a reply with a length: bytes still to be written
         self._eof = False
         self.closing = False
+        self.unread = False
+        self.unsent = False
         self.request: Request | None = None
 
     # --- input --------------------------------------------------------------------------------------------------
@@ -179,7 +188,7 @@ class H1Connection:
         phase = self._phase
         if phase == _CLOSED or not data:
             return []
-        if phase == _DONE:
+        if phase == _DONE or self.unread:
             self._late += data
             return []
         if self._late:
@@ -192,8 +201,18 @@ class H1Connection:
             self._at = 0
         return self._advance()
 
+    def go_on(self) -> list[Event]:
+        """While `unread` is set: takes the next step through the bytes that have been received. Never raises."""
+        if not self.unread:
+            return []
+        self.unread = False
+        return self._advance()
+
     def receive_eof(self) -> list[Event]:
-        """The peer will send no more. A whole request still gets its reply; another one is aborted. Never raises."""
+        """The peer will send no more. A whole request still gets its reply; another one is aborted. Never raises.
+
+        Not to be called while `unread`: the rest of a request may be among those bytes.
+        """
         if self._phase == _CLOSED:
             return []
         self._eof = True
@@ -221,15 +240,17 @@ class H1Connection:
         return whole or len(late) > limits.H1_HEAD_BYTES_MAX
 
     def _advance(self) -> list[Event]:
-        """Reads as far as the bytes and the laws allow."""
+        """Reads as far as the bytes and the laws allow, for one step."""
         events: list[Event] = []
         try:
-            while self._phase != _DONE:
+            while self._phase != _DONE and not self.unread:
                 if self._phase == _HEAD:
                     if not self._read_head(events):
                         break
                 elif self._at >= len(self._input):
-                    break
+                    if not self._late:  # bytes that came between two steps
+                        break
+                    self._join()
                 elif self._phase == _LENGTH:
                     self._read_fixed(events)
                 elif self._phase == _CHUNKED:
@@ -244,8 +265,10 @@ class H1Connection:
         data = self._input
         at = self._at
         # RFC 9112, 2.2: empty lines before a request are skipped. Some old clients send one after a body.
-        while data.startswith(b"\r\n", at):
-            at += 2
+        if data.startswith(b"\r\n", at):
+            empty = _EMPTY_LINES.match(data, at)
+            assert empty is not None
+            at = empty.end()
         end = data.find(_HEAD_END, at)
         if end >= 0:
             end += _HEAD_END_BYTES
@@ -318,16 +341,19 @@ class H1Connection:
         decoder = self._decoder
         assert decoder is not None
         pieces, self._at = decoder.feed(self._input, self._at)
-        self._body_bytes += sum(map(len, pieces))
+        body = b"".join(pieces)
+        self._body_bytes += len(body)
         if self._reply != _FINISHED and self._body_max is not None and self._body_bytes > self._body_max:
             self._refuse_body(self._body_max)
-        for piece in pieces:
-            self._deliver(piece, events)
+        if body:
+            self._deliver(body, events)
         if decoder.done:
             self._decoder = None
             self._request_is_whole(events)
         elif self._reply == _FINISHED and self._body_bytes > DRAIN_BYTES_MAX:
             self._close()
+        else:
+            self.unread = self._at < len(self._input)
 
     def _deliver(self, body: bytes, events: list[Event]) -> None:
         self._continue_due = False
@@ -365,6 +391,7 @@ class H1Connection:
     def _close(self) -> None:
         self._phase = _CLOSED
         self.closing = True
+        self.unread = False
         self.request = None
         self._decoder = None
         self._input = b""
@@ -378,14 +405,30 @@ class H1Connection:
         return bool(self._out)
 
     def take_output(self) -> bytes:
-        """The bytes to send now. The caller must send them: nothing is kept here."""
+        """The bytes to send now: all that there are, or the next piece of a long body. The caller must send them."""
         out = self._out
+        if self.unsent:
+            return self._take_piece()
         if len(out) == 1:
-            data = out[0]
+            data = bytes(out[0])
             out.clear()
             return data
         data = b"".join(out)
         out.clear()
+        return data
+
+    def _take_piece(self) -> bytes:
+        """The output up to the end of the first piece of a long body."""
+        out = self._out
+        at = next(at for at, piece in enumerate(out) if isinstance(piece, memoryview))
+        long = out[at]
+        data = b"".join([*out[:at], long[:SEND_STEP_BYTES]])
+        del out[:at]
+        if len(long) > SEND_STEP_BYTES:
+            out[0] = long[SEND_STEP_BYTES:]
+        else:
+            del out[0]
+            self.unsent = any(isinstance(piece, memoryview) for piece in out)
         return data
 
     def accept_body(self) -> None:
@@ -401,7 +444,9 @@ class H1Connection:
             return []
         if self._reply != _NOT_STARTED:
             raise RuntimeError("this request has its reply already")
-        if self._phase != _DONE or not request.keep_alive or not request.head.http_1_1 or request.method == "HEAD":
+        long = len(body) > SEND_STEP_BYTES
+        unusual = long or self._phase != _DONE or not request.keep_alive or not request.head.http_1_1
+        if unusual or request.method == "HEAD":
             self.start(status, headers, len(body))
             self.write(body)
             return self.finish()
@@ -462,8 +507,15 @@ class H1Connection:
             if len(data) > self._fixed_left:
                 raise ValueError("reply longer than its announced length")
             self._fixed_left -= len(data)
-        if not self._no_body:
-            self._out.append(chunk(data) if self._chunked_reply else data)
+        if self._no_body:
+            return
+        if self._chunked_reply:
+            self._out.append(chunk(data))
+        elif len(data) > SEND_STEP_BYTES:
+            self._out.append(memoryview(data))
+            self.unsent = True
+        else:
+            self._out.append(data)
 
     def finish(self) -> list[Event]:
         """Ends the reply. Returns the events of the next request that waited.

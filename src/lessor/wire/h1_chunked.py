@@ -5,6 +5,7 @@ Laws
 - A line ends with CRLF, and a size is plain hexadecimal digits. With looser rules two readers could disagree about
   where the body ends.
 - Extensions and trailers are read and dropped, within bounds, because our protocol uses neither.
+- One call reads H1_STEP_LINES lines at most: a peer may send a line for each byte.
 
 The body "ab" + "cde" with an extension and a trailer has these lines:
 
@@ -46,12 +47,13 @@ class ChunkedDecoder:
     def feed(self, data: bytes, at: int) -> tuple[list[bytes], int]:
         """Decodes `data` from offset `at`; returns pieces of the body, and the offset of the first byte not used.
 
-        That offset is before the end of `data` only when the body is complete (`done`). Raises RefusedError (400) for
-        a malformed chunk, and for a line or trailers that are too long.
+        That offset is before the end of `data` when the body is complete (`done`), or when a step is over: call again
+        from there. Raises RefusedError (400) for a malformed chunk, and for a line or trailers that are too long.
         """
         pieces: list[bytes] = []
         size = len(data)
-        while at < size and not self.done:
+        lines = limits.H1_STEP_LINES
+        while at < size and lines and not self.done:
             if self._state == _DATA:
                 piece = data[at : at + self._left]
                 pieces.append(piece)
@@ -64,6 +66,7 @@ class ChunkedDecoder:
             stop = size if end < 0 else end + 1
             line = self._line + data[at:stop]
             at = stop
+            lines -= 1
             self._check_length(line)
             if end < 0:
                 self._line = line

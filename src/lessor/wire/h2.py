@@ -94,11 +94,12 @@ class H2Server(H2Connection):
         """`now`: when the first bytes came, as in `receive`. `whole_requests`: whether the owner wants WHOLE events.
 
         `step_bytes`: the owner wants steps, see `go_on`. A step handles so many bytes of frames, each of which counts
-        H2_STEP_FRAME_BYTES more, and ends with a whole frame.
+        H2_STEP_FRAME_BYTES more, and ends with a whole frame. Long replies are sent in steps too, see `unsent`.
         """
         super().__init__()
         if step_bytes is not None:
             self._step_bytes = step_bytes
+            self._send_step_bytes = self._step_left = limits.SEND_STEP_BYTES
         self._joins_events = whole_requests
         self._now_s = now
         self._keepalive = Keepalive(rules or KeepaliveRules())

@@ -32,7 +32,7 @@ from lessor.wire.h2_limits import (
     Needless,
     RateLimit,
 )
-from lessor.wire.h2_send import H2Sender
+from lessor.wire.h2_send import ALL_BYTES, H2Sender
 from lessor.wire.h2_stream import DATA, END, HEADERS, RESET, WHOLE, Event, Stream
 
 _unpack: Final = frames.FRAME_HEADER.unpack_from
@@ -41,7 +41,6 @@ _CONNECTION_WINDOW_LOW_BYTES: Final = limits.H2_CONNECTION_WINDOW_BYTES // 2
 _SEND_FRAME_BYTES_MAX: Final = limits.H2_SEND_FRAME_BYTES_MAX
 _WHOLE_HEADERS_MASK: Final = frames.FLAG_END_HEADERS | frames.FLAG_PADDED | frames.FLAG_PRIORITY
 _STEP_FRAME_BYTES: Final = limits.H2_STEP_FRAME_BYTES
-_ALL_BYTES: Final = 1 << 60  # of a step, for an owner that wants no steps
 _DRAIN_PING: Final = b"draining"
 
 
@@ -104,7 +103,7 @@ class H2Connection(H2Sender):
         self._needed_bytes = 0  # it is not looked at again before it has so many bytes
         self._now_s = 0.0  # when bytes came last
         self.unread = False  # whole frames have been received that are not handled yet: see `go_on`
-        self._step_bytes = _ALL_BYTES
+        self._step_bytes = ALL_BYTES
         self._rest = b""  # with `unread`: the input, handled up to `_rest_at`
         self._rest_at = 0
         self._resets = RateLimit(limits.H2_RESETS_PER_S_MAX)

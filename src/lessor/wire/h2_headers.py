@@ -330,6 +330,7 @@ class HeaderDecoder:
         dynamic = self._dynamic
         position = 0
         work = 0
+        huffman_left = limits.H2_HEADER_HUFFMAN_BYTES_MAX
         fresh = -1
         changed = False
         block_end = len(block)
@@ -362,13 +363,15 @@ class HeaderDecoder:
                     name = _STATIC[index][0] if index <= _STATIC_COUNT else dynamic[index - _STATIC_COUNT - 1][0]
                 else:
                     start = position
-                    name, position = _string(block, position)
+                    name, position = _string(block, position, huffman_left)
                     if block[start] & 0x80:
                         work += (position - start) // _HUFFMAN_BYTES_PER_UNIT
+                        huffman_left -= position - start
                 start = position
-                value, position = _string(block, position)
+                value, position = _string(block, position, huffman_left)
                 if block[start] & 0x80:
                     work += (position - start) // _HUFFMAN_BYTES_PER_UNIT
+                    huffman_left -= position - start
                 field = (name, value)
                 fresh = len(fields)
                 if byte & 0x40:
@@ -417,7 +420,7 @@ def _integer(block: bytes, position: int, number: int) -> tuple[int, int]:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "integer too long")
 
 
-def _string(block: bytes, position: int) -> tuple[bytes, int]:
+def _string(block: bytes, position: int, huffman_bytes_max: int) -> tuple[bytes, int]:
     """A string literal (RFC 7541 5.2): (text, next position)."""
     byte = block[position]
     position += 1
@@ -428,7 +431,11 @@ def _string(block: bytes, position: int) -> tuple[bytes, int]:
     if end > len(block):
         raise IndexError
     text = block[position:end]
-    return (bytes(decode_huffman(text)) if byte & 0x80 else text), end
+    if byte & 0x80:
+        if length > huffman_bytes_max:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
+        text = bytes(decode_huffman(text))
+    return text, end
 
 
 def encode_headers(headers: list[Field]) -> bytes:

@@ -6,11 +6,13 @@ Laws
   order, in its stream. Trailers wait behind their data.
 - Sending on a closed stream does nothing: a reply may come after its caller has gone.
 - The output is a list of bytes, which the owner takes at the end of its turn. Frames of one stream never change order.
+- If the owner wants steps, SEND_STEP_BYTES of data that has waited enter the output at a time, and a frame more at
+  most: see `unsent`.
 
 Where data waits. A stream whose own window is used up keeps its queue until a WINDOW_UPDATE for it comes. A stream is
-in `_waiting` when its own window is open and only the connection's is used up. When the connection's window grows, each
-stream there sends one frame in turn, so that a long reply does not starve the others. No code goes through all streams,
-except when the peer changes its INITIAL_WINDOW_SIZE.
+in `_waiting` when its own window is open and only the connection's is used up, or the step is over. When the
+connection's window grows, or the next step comes, each stream there sends one frame in turn, so that a long reply does
+not starve the others. No code goes through all streams, except when the peer changes its INITIAL_WINDOW_SIZE.
 """
 
 import struct
@@ -37,6 +39,7 @@ _pack: Final = FRAME_HEADER.pack
 _ENDED: Final = FLAG_END_HEADERS | FLAG_END_STREAM
 # RFC 7541 4.2: when a peer shrinks its table, our next block must say so. We use no table: size 0.
 _TABLE_SIZE_ZERO: Final = b"\x20"
+ALL_BYTES: Final = 1 << 60  # of a step, for an owner that wants no steps
 
 
 Pack = Callable[..., bytes]
@@ -70,10 +73,12 @@ class H2Sender:
         "_out",
         "_own_resets",
         "_send_frame_max",
+        "_send_step_bytes",
         "_send_window",
         "_sent_bytes",
         "_sent_pieces",
         "_sent_since_ping",
+        "_step_left",
         "_streams",
         "_table_update",
         "_waiting",
@@ -88,6 +93,8 @@ class H2Sender:
         self._append = self._out.append
         self._streams: dict[int, Stream] = {}
         self._heads_bytes = 0  # memory that the peer's long header lists take, over all streams
+        self._send_step_bytes = ALL_BYTES
+        self._step_left = ALL_BYTES  # of data that has waited, until the output is taken
         self._waiting: dict[int, Stream] = {}  # have data and an open window, and wait for the connection's window
         self._own_resets: dict[int, None] = {}  # ids that we reset lately: frames for them may still be on their way
         self._send_window = WINDOW_BYTES_DEFAULT
@@ -115,8 +122,18 @@ class H2Sender:
         """The streams that are not closed."""
         return list(self._streams.values())
 
+    @property
+    def unsent(self) -> bool:
+        """Whether data waits that the peer's windows allow, because the step was over: see `send_more`."""
+        return bool(self._waiting) and self._send_window > 0
+
+    def send_more(self) -> None:
+        """The next step of what is `unsent` enters the output."""
+        self._flush_waiting()
+
     def take_output(self) -> bytes:
         """All bytes to write to the socket now; b"" when there are none."""
+        self._step_left = self._send_step_bytes
         out = self._out
         output = b"".join(out)
         self._sent_pieces += len(out)
@@ -290,19 +307,22 @@ class H2Sender:
         self._flush_stream(stream)
 
     def _flush_stream(self, stream: Stream) -> None:
-        """Sends as much as the windows allow. A stream that waits only for the connection's is in `_waiting` then."""
+        """Sends as much as the windows and the step allow. A stream that waits only for these is in `_waiting` then."""
         if stream.id in self._waiting:  # it has its turn there
             return
         while stream.pending is not None:
+            if self._step_left <= 0:
+                self._waiting[stream.id] = stream
+                return
             if not self._flush_frame(stream):
                 if stream.send_window > 0:
                     self._waiting[stream.id] = stream
                 return
 
     def _flush_waiting(self) -> None:
-        """The connection's window has grown: sends one frame for each waiting stream in turn."""
+        """The connection's window has grown, or a step begins: one frame for each waiting stream in turn."""
         waiting = self._waiting
-        while waiting and self._send_window > 0:
+        while waiting and self._send_window > 0 and self._step_left > 0:
             stream_id = next(iter(waiting))
             stream = waiting.pop(stream_id)
             self._flush_frame(stream)
@@ -326,6 +346,7 @@ class H2Sender:
             pending.popleft()
         stream.send_window -= size
         self._send_window -= size
+        self._step_left -= size
         ends = not pending and stream.local_ended and stream.pending_trailers is None
         if size or ends:
             self._append(_pack(size << 8, ends, stream.id))

@@ -6,6 +6,7 @@ Laws
 - A message is passed on in the pieces in which it arrives, so nothing here grows with its length. Pings are answered
   here.
 - After `closing` nothing more is read or written: flush the output, then close the connection.
+- A step takes WEBSOCKET_STEP_FRAMES frames: see `unread`. So the owner can serve others between two steps.
 
 `accept` looks at an HTTP/1.1 request and answers it. The bytes after that request belong to the `WebSocket`. wsproto
 does the framing. There are no extensions. A browser cannot set headers on these requests, so a token may come in the
@@ -20,6 +21,7 @@ from typing import Final
 from wsproto import events
 from wsproto.connection import Connection, ConnectionType
 
+from lessor.base import limits
 from lessor.wire.h1 import Request
 
 # Codes of close frames.
@@ -36,29 +38,42 @@ _REASON_BYTES_MAX: Final = 123  # a control frame holds 125 bytes, and the code 
 
 
 class WebSocket:
-    """One opened WebSocket. `token`: the token among the peer's subprotocols, or None."""
+    """One opened WebSocket. `token`: the token among the peer's subprotocols, or None.
 
-    __slots__ = ("_out", "_ws", "closing", "token")
+    `unread`: frames that have been received wait for `go_on`.
+    """
+
+    __slots__ = ("_out", "_ws", "closing", "token", "unread")
 
     def __init__(self, answer: bytes, token: bytes | None) -> None:
         self._ws = Connection(ConnectionType.SERVER)
         self._out = [answer]
         self.token = token
         self.closing = False
+        self.unread = False
 
     def receive(self, data: bytes) -> Iterator[bytes]:
-        """Takes bytes cut anywhere; yields pieces of messages. A newline after each message separates it from the next.
+        """Takes bytes cut anywhere; yields the pieces of messages in the next step.
 
-        Take all pieces. A message that is sent between two of them leaves before the answer to the rest of `data`. So a
-        close frame in the same bytes does not cut off the replies to the messages before it.
+        A newline after each message separates it from the next. Take all pieces. A message that is sent between two of
+        them leaves before the answer to the rest of `data`. So a close frame in the same bytes does not cut off the
+        replies to the messages before it.
         """
         if self.closing:
             return
+        self._ws.receive_data(data)
+        yield from self.go_on()
+
+    def go_on(self) -> Iterator[bytes]:
+        """The same without more bytes."""
         ws = self._ws
-        ws.receive_data(data)
+        frames = limits.WEBSOCKET_STEP_FRAMES
+        self.unread = False
         for event in ws.events():
             if self.closing:  # closed by the caller, when it took the last piece
                 return
+            frames -= 1
+            self.unread = not frames
             if isinstance(event, events.Message):
                 raw = event.data.encode() if isinstance(event.data, str) else bytes(event.data)
                 yield raw + b"\n" if event.message_finished else raw
@@ -67,6 +82,8 @@ class WebSocket:
             elif isinstance(event, events.CloseConnection):  # the peer closes, or its bytes are wrong
                 self._out.append(ws.send(event.response()))
                 self.closing = True
+            if self.unread:
+                return
 
     def send(self, text: bytes) -> None:
         """One message of UTF-8 text."""

@@ -100,9 +100,9 @@ class Work:
         self.readings = 0
         glance = json_faults._glance
 
-        def read(text: str) -> Any:
+        def read(text: str, at: int = 0) -> Any:
             self.readings += 1
-            return glance(text)
+            return glance(text, at)
 
         monkeypatch.setattr(json_faults, "_glance", read)
 

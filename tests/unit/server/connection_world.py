@@ -6,8 +6,10 @@ from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
+from lessor.api.methods import BY_PATH
 from lessor.base import limits
 from lessor.server.loop.core import Core
+from lessor.server.loop.pace import Pace
 from lessor.server.loop.unfinished import Unfinished
 from lessor.server.observe.metrics import Metrics
 from lessor.server.observe.pages import Pages
@@ -43,6 +45,9 @@ class Transport:
     def get_write_buffer_size(self) -> int:
         return len(self.written)
 
+    def can_write_eof(self) -> bool:
+        return False
+
     def close(self) -> None:
         self.closed = True
 
@@ -60,6 +65,7 @@ class Turn:
         self.time_s = 0.0
         self.held: list[Any] | None = None
         self.unread: list[Connection] = []
+        self.behind: list[Any] = []
         self.step_s = 0.0  # how long a look at the clock takes
         self.scheduled = False
 
@@ -71,14 +77,20 @@ class Turn:
         return limits.TURN_BYTES_S
 
     def go_on_later(self, connection: Connection) -> None:
-        self.unread.append(connection)
+        if connection not in self.unread:
+            self.unread.append(connection)
+
+    def catch_up_later(self, stream: Any) -> None:
+        if stream not in self.behind:
+            self.behind.append(stream)
 
     def caught_up(self, connection: Connection) -> None: ...
 
     def schedule(self) -> None: ...
 
     def flush_later(self, connection: Connection) -> None:
-        self.to_flush.append(connection)
+        if connection not in self.to_flush:
+            self.to_flush.append(connection)
 
     def after_everything(self, outlet: Any, payload: Any) -> int:
         if self.held is None:
@@ -88,6 +100,10 @@ class Turn:
         return 0
 
     def end(self) -> None:
+        behind, self.behind = self.behind, []
+        for stream in behind:
+            if stream.catch_up():
+                self.catch_up_later(stream)
         to_flush, self.to_flush = self.to_flush, []
         for connection in to_flush:
             connection.flush()
@@ -104,11 +120,14 @@ class Accepted:
         self.transport = Transport()
         core = SimpleNamespace(
             turn=self.turn,
-            options=SimpleNamespace(message_bytes_max=1_000_000, grpc_keepalive=KeepaliveRules()),
+            options=SimpleNamespace(
+                message_bytes_max=1_000_000, json_values_max=10_000, grpc_keepalive=KeepaliveRules()
+            ),
             metrics=Metrics(),
             auth=SimpleNamespace(enabled=False),
             unfinished=Unfinished(1_000_000),
             pages=Pages(),
+            body_pace=Pace(cast(Any, self.turn), limits.JSON_VALUES_PER_TURN),
             serves=lambda method: True,
             refuse_stranger=lambda call, request, size_bytes: None,
         )
@@ -117,6 +136,43 @@ class Accepted:
 
     def receive(self, data: bytes) -> None:
         self.connection.data_received(data)
+
+
+class StreamHandler:
+    """Handles a streaming call, and remembers its events."""
+
+    def __init__(self, core: Any, call: Any) -> None:
+        self.call = call
+        self.seen: list[Any] = []
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        self.seen += messages
+
+    def on_requests_end(self) -> None:
+        self.seen.append("end")
+
+    def on_over(self) -> None:
+        self.seen.append("over")
+
+
+def serve(peer: Accepted) -> tuple[list[Any], list[StreamHandler]]:
+    """Answers unary calls by a small reply; returns the requests and the handlers of the streaming calls."""
+    asked: list[Any] = []
+    handlers: list[StreamHandler] = []
+
+    def unary(_core: Any, request: Any) -> bytes:
+        asked.append(request)
+        return b""
+
+    def stream_handler(core: Any, call: Any) -> StreamHandler:
+        handlers.append(StreamHandler(core, call))
+        return handlers[-1]
+
+    core = cast(Any, peer.connection.core)
+    methods = BY_PATH.values()
+    core.unary_handlers = dict.fromkeys(methods, unary)
+    core.stream_handlers = dict.fromkeys(methods, stream_handler)
+    return asked, handlers
 
 
 def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -5,6 +5,7 @@ What calls answer is stated in tests/conformance/test_auth_users.py.
 """
 
 from collections.abc import Callable
+from itertools import combinations
 
 import pytest
 
@@ -207,3 +208,24 @@ def test_the_machine_never_looks_at_a_password() -> None:
     batch = machine.journal.seal(0.0)
     assert batch.auth is not None
     assert "secret" not in repr(batch.auth.users)
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [[], [(b"b", b"d")], [(b"b", b"")], [(b"", b"")], [(b"a", b"b"), (b"c", b"d")], [(b"a", b"b"), (b"c", b"")]],
+)
+def test_many_keys_at_once_are_told_like_one_by_one(spans: list[tuple[bytes, bytes]]) -> None:
+    held = Spans(spans)
+    letters = [b"a", b"b", b"c", b"c\0", b"d"]
+    groups = [set(group) for size in (1, 2, 3) for group in combinations(letters, size)]
+    for sets in [[], *([one] for one in groups), *([one, other] for one in groups for other in groups)]:
+        beyond = [key for keys in sets for key in keys if not held.cover(key, b"")]
+        found = held.first_beyond(sets)
+        assert found in beyond if beyond else found is None
+
+
+def test_many_keys_of_a_user_with_one_span_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Spans([(b"b", b"d")])
+    monkeypatch.setattr(Spans, "cover", None)
+    assert held.first_beyond([{b"b", b"c"}, {b"c"}]) is None
+    assert held.first_beyond([{b"b", b"c"}, {b"d"}]) == b"d"

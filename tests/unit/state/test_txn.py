@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Txns: shape, the duplicate rule, compares, checks before any change, and the replies of operations."""
 
-from typing import Any
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -9,6 +11,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import ErrorText, EtcdError
 from lessor.state.machine import Identity, StateMachine
+from lessor.state.txn import read_txn
 
 NOW = 1.0
 Op = rpc_pb2.RequestOp
@@ -345,3 +348,21 @@ def test_reads_and_empty_deletes_move_no_revision() -> None:
     machine = new_machine(b"a")
     assert run(machine, txn(get(b"a"), delete(b"none"))).header.revision == 2
     assert machine.revision == 2
+
+
+class Many:
+    """More operations than anybody looks at."""
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("looked at")
+
+
+@pytest.mark.parametrize("name", ["compare", "success", "failure"])
+def test_too_many_operations_are_counted_and_not_looked_at(name: str) -> None:
+    request = SimpleNamespace(**({"compare": [], "success": [], "failure": []} | {name: Many()}))
+    with pytest.raises(EtcdError) as caught:
+        read_txn(cast(Any, request), 128)
+    assert caught.value.message == errors.TOO_MANY_OPS.message

@@ -293,3 +293,21 @@ def test_the_first_of_repeated_fields_is_got_and_all_are_listed() -> None:
     head = h2_headers.head_of([*CALL, (b"a", b"1"), (b"b", b"2"), (b"a", b"3")], {})
     assert head.get(b"a") == b"1"
     assert head.headers == ((b"a", b"1"), (b"b", b"2"), (b"a", b"3"))
+
+
+def test_huffman_code_is_bounded() -> None:
+    """Text of the largest list passes, and no more code than that is read, in one string or in several."""
+    encoder = hpack.Encoder()
+
+    def block(*texts: str) -> bytes:
+        fields = [hpack.NeverIndexedHeaderTuple("x", text) for text in texts]
+        return encode_headers(CALL) + encoder.encode(fields, huffman=True)
+
+    room = limits.H2_HEADER_LIST_BYTES_MAX - header_list_bytes(CALL)
+    assert HeaderDecoder().head(block("z" * (room - 33))).form == REQUEST  # a letter of seven bits
+    letters = limits.H2_HEADER_HUFFMAN_BYTES_MAX * 8 // 5  # 'e' has five bits
+    assert HeaderDecoder().head(block("e" * (letters - 10))).form == TOO_LARGE
+    for texts in (["e" * (letters + 10)], ["e" * 8_000] * (letters // 8_000 + 1)):
+        with pytest.raises(ConnectionFault) as caught:
+            HeaderDecoder().head(block(*texts))
+        assert caught.value.code == ErrorCode.ENHANCE_YOUR_CALM

@@ -102,6 +102,7 @@ class Core:
         self.watch_streams: set[WatchesProgress] = set()
         self.long_replies = LongReplies()
         self.request_pace = Pace(turn, limits.STREAM_REQUESTS_PER_TURN_MAX)
+        self.body_pace = Pace(turn, limits.JSON_VALUES_PER_TURN)
         self.unfinished = Unfinished(options.message_bytes_max, metrics.shortages)
         self._tasks: set[asyncio.Task[Any]] = set()  # keeps tasks alive: the loop does not
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shares what a turn does for streams with much to do: history for watches, requests that came many at once.
+"""Shares what a turn does for calls with much to do: history for watches, requests that came many at once, long bodies.
 
 Laws
-- A turn does `per_turn` of such work, and one stream's share more at most.
-- Each stream has its turn before one of them has its next.
+- A turn does `per_turn` of such work, and one call's share more at most.
+- Each call has its turn before one of them has its next.
 
-A stream keeps its work itself, in order. The bound is needed because output is written at the end of the turn, and no
-backlog shows it before.
+A call keeps its work itself, in order. The bound is needed because output is written at the end of the turn, and no
+backlog shows it before. It is one for all connections: many of them, with a step each, would take long together.
 """
 
 from typing import Protocol

@@ -137,6 +137,7 @@ class Turn:
         self._paused: set[Flushable] = set()
         self._behind: set[CatchUp] = set()
         self._unread: set[Flushable] = set()  # connections with bytes that no turn had time for yet
+        self._next: set[Flushable] = set()  # those of them whose `go_on` is due
         # Those of them whose bytes have to be handled before leases end, and how often that may still be said.
         self._read_first: set[Flushable] = set()
         self._readings = 0
@@ -201,9 +202,12 @@ class Turn:
     def go_on_later(self, connection: Flushable) -> None:
         """The connection has had its share: its `go_on` is called after the sockets have been polled once more."""
         self._unread.add(connection)
-        self._loop.call_soon(self._go_on, connection)
+        if connection not in self._next:
+            self._next.add(connection)
+            self._loop.call_soon(self._go_on, connection)
 
     def _go_on(self, connection: Flushable) -> None:
+        self._next.discard(connection)
         try:
             connection.go_on()
         except Exception as error:  # leases would wait for its bytes for ever

@@ -8,12 +8,13 @@ Laws
   too: a server answers there, and tools that look at a member's first peer URL find one.
 """
 
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.server.loop.core import Core
 
 
@@ -42,7 +43,9 @@ def _check_known(core: Core, member_id: int) -> None:
         raise errors.MEMBER_NOT_FOUND.error()
 
 
-def _check_urls(urls: list[str]) -> None:
+def _check_urls(urls: Sequence[str]) -> None:
+    if not 0 < len(urls) <= limits.PEER_URLS_MAX:
+        raise errors.MEMBER_URLS_INVALID.error()
     for url in urls:
         parts = urlsplit(url)
         try:
@@ -52,8 +55,6 @@ def _check_urls(urls: list[str]) -> None:
         sound = parts.scheme in ("http", "https") and parts.hostname is not None and has_port and parts.path == ""
         if not sound and not (parts.scheme in ("unix", "unixs") and (parts.netloc or parts.path)):
             raise errors.MEMBER_URLS_INVALID.error()
-    if not urls:
-        raise errors.MEMBER_URLS_INVALID.error()
 
 
 def member_list(core: Core, _request: Message) -> bytes:
@@ -61,9 +62,8 @@ def member_list(core: Core, _request: Message) -> bytes:
 
 
 def member_add(core: Core, request: rpc_pb2.MemberAddRequest) -> bytes:
-    urls = list(request.peerURLs)
-    _check_urls(urls)
-    if not set(urls).isdisjoint(_peer_urls(core)):
+    _check_urls(request.peerURLs)
+    if not set(request.peerURLs).isdisjoint(_peer_urls(core)):
         raise errors.PEER_URLS_EXIST.error()
     raise (errors.TOO_MANY_LEARNERS if request.isLearner else errors.NOT_ENOUGH_STARTED).error()
 
@@ -76,7 +76,7 @@ def member_remove(core: Core, request: rpc_pb2.MemberRemoveRequest) -> bytes:
 def member_update(core: Core, request: rpc_pb2.MemberUpdateRequest) -> bytes:
     """Saves the peer URLs. Nothing listens there, but scripts that move a member find the URLs that they wrote."""
     _check_known(core, request.ID)
-    urls = [url.strip() for url in request.peerURLs]
+    urls = [url.strip() for url in request.peerURLs[: limits.PEER_URLS_MAX + 1]]
     _check_urls(urls)
     core.machine.name_peer_urls(tuple(urls))
     return rpc_pb2.MemberUpdateResponse(header=_header(core), members=_members(core)).SerializeToString()

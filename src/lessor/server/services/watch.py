@@ -148,7 +148,7 @@ class WatchStream:
             key,
             end,
             start_revision=request.start_revision,
-            filters=request.filters,
+            filters=request.filters[: limits.WATCH_FILTERS_MAX],
             prev_kv=request.prev_kv,
             fragment=request.fragment,
             progress_notify=request.progress_notify,

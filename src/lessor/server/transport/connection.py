@@ -61,6 +61,11 @@ class Session(Protocol):
         """Whether `receive` or `go_on` has left something of the peer's bytes for the next step."""
         ...
 
+    @property
+    def share_s_max(self) -> float:
+        """For how long at most its steps go on in one turn, after the first one."""
+        ...
+
     def receive(self, data: bytes) -> None: ...
 
     def go_on(self) -> None:
@@ -176,7 +181,7 @@ class Connection:
     def _work_off(self, session: Session) -> None:
         """After a step: takes further ones until the connection has had its share of the turn."""
         turn = self.core.turn
-        until_s = turn.now_s() + turn.share_s(self)
+        until_s = turn.now_s() + min(turn.share_s(self), session.share_s_max)
         while session.unread and turn.now_s() < until_s:
             session.go_on()
         if session.unread:

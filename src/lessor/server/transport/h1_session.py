@@ -4,11 +4,12 @@
 Laws
 - Replies leave in the order of their requests. A pipelined request begins when the reply before it is complete.
 - If the peer does not take the replies, the rest of its pipeline waits.
+- A pipelined request is a step, and so are some lines of a chunked body, and some frames of a WebSocket. The connection
+  takes as many steps in a turn as its share allows.
 
 The modules for WebSockets are loaded with the first one: loading them takes an eighth of the time of a server's start.
 """
 
-import asyncio
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ class H1Session:
     events of the connection wait, too: more bytes, their end, the stop of the server.
     """
 
-    unread = False  # it has no steps: a pipelined request begins when the one before it is over
+    share_s_max = limits.TURN_BYTES_S_MIN  # clients in a hurry have no pipelines and no tiny chunks
 
     def __init__(self, connection: Connection, serve: Callable[[Core, Exchange], Body], *, websockets: bool) -> None:
         """`serve`: makes the Body of a request. `websockets`: whether a streaming call may come over a WebSocket."""
@@ -75,24 +76,63 @@ class H1Session:
         self.begun = False  # whether a request's head has come in whole
         self._deferred: list[h1.Event] = []  # of the next request of a pipeline
         self._kept = bytearray()  # the unread bytes behind those events
+        self._unflushed_bytes = 0  # of replies of this turn
         self._eof = False
         self._stopped: EtcdError | None = None
         self._held_up = False  # whether requests of a stream wait for later turns
         self._unfinished_bytes = 0  # bytes kept of the request that has not come in whole
 
+    @property
+    def unread(self) -> bool:
+        if self._deferred:
+            return self._takes_replies
+        return self._websocket.unread if self._websocket is not None else self._h1.unread
+
+    @property
+    def _takes_replies(self) -> bool:
+        """Whether the peer has taken enough of the replies to earlier requests for another one to begin."""
+        waiting_bytes = self._unflushed_bytes + self.backlog_bytes
+        return not self._h1.unsent and waiting_bytes <= limits.H2_STREAM_SEND_BYTES_MAX
+
     def receive(self, data: bytes) -> None:
         if self._websocket is not None:
             self._receive_from_websocket(self._websocket, data)
+        elif self._deferred:
+            self._kept += data
+        else:
+            was_open = not self._h1.closing
+            self._take(self._h1.receive(data))
+            if was_open and self._h1.closing:
+                self.cut_off = True
+
+    def go_on(self) -> None:
+        if not self.unread:
             return
         if self._deferred:
-            self._kept += data
-            return
-        was_open = not self._h1.closing
-        self._take(self._h1.receive(data))
-        if was_open and self._h1.closing:
-            self.cut_off = True
+            events, self._deferred = self._deferred, []
+            self._take(events)
+        elif self._websocket is not None:
+            self._websocket.go_on()
+            self._keep_count(self._websocket.unfinished_bytes)
+        else:
+            self._take(self._h1.go_on())
+            self.cut_off = self._h1.closing
+        self._take_what_waited()
 
-    def go_on(self) -> None: ...
+    def _take_what_waited(self) -> None:
+        """After the last step: more bytes, the stop of the server and the end of the bytes, unless they bring steps."""
+        if self._kept and not self._deferred:
+            kept, self._kept = bytes(self._kept), bytearray()
+            self.receive(kept)
+        if self._stopped is not None and not self._in_steps:
+            self.drain(self._stopped)
+        if self._eof and not self._in_steps and not self.eof():
+            self.lost()
+
+    @property
+    def _in_steps(self) -> bool:
+        """Whether there are steps to take, now or when the peer has taken replies."""
+        return bool(self._deferred) or self.unread
 
     def refuse(self) -> None:
         """Closes the connection without reading anything."""
@@ -105,14 +145,16 @@ class H1Session:
         half-closes during one of these has hung up.
         """
         self._eof = True
-        if self._deferred:
+        if self._in_steps:
             return True
         if self._websocket is not None:
             return False
         self._take(self._h1.receive_eof())
         exchange = self._h1.request
         hung_up = exchange is not None and exchange.owner and exchange.owner.body.open_ended
-        return not (self._h1.closing or hung_up)
+        if self._h1.closing:
+            return self._h1.has_output  # the socket is closed behind it
+        return not hung_up
 
     def _take(self, events: list[h1.Event]) -> None:
         for kind, exchange, payload in events:
@@ -165,13 +207,17 @@ class H1Session:
         self._keep_count(call.unfinished_bytes)
 
     def hold_up(self, waits: bool, unfinished_bytes: int) -> None:
-        """Requests of a stream wait for later turns, or wait no more. `unfinished_bytes`: kept of it."""
+        """A body, or requests of a stream, wait for later turns, or wait no more. `unfinished_bytes`: kept of it."""
         self._held_up = waits
-        if not waits:
-            self._keep_count(unfinished_bytes)
+        self._keep_count(unfinished_bytes)
         self.flush_later()
 
     def flush_later(self) -> None:
+        self.core.turn.flush_later(self.connection)
+
+    def wrote(self, size_bytes: int) -> None:
+        """There is output, with so many bytes of a reply."""
+        self._unflushed_bytes += size_bytes
         self.core.turn.flush_later(self.connection)
 
     def replied(self, next_events: list[h1.Event]) -> None:
@@ -180,47 +226,44 @@ class H1Session:
         if next_events:
             # Not called from here: the stack would grow with each request of a long pipeline.
             self._deferred = next_events
-            asyncio.get_running_loop().call_soon(self._take_next)
-
-    def _take_next(self) -> None:
-        """Takes the next request of a pipeline now, or when the peer has taken the replies to earlier requests."""
-        if self._deferred and self.backlog_bytes <= limits.H2_STREAM_SEND_BYTES_MAX:
-            self._take_deferred()
-
-    def _take_deferred(self) -> None:
-        events, self._deferred = self._deferred, []
-        self._take(events)
-        # After each of these steps the next request may be deferred; the other steps then wait again.
-        if self._kept and not self._deferred:
-            kept, self._kept = bytes(self._kept), bytearray()
-            self.receive(kept)
-        if self._stopped is not None and not self._deferred:
-            self.drain(self._stopped)
-        if self._eof and not self._deferred and not self.eof():
-            self.lost()
+            self.core.turn.go_on_later(self.connection)
 
     @property
     def paused(self) -> bool:
-        return self._h1.paused or self._held_up or len(self._kept) >= h1.WAITING_BYTES_MAX
+        return self._h1.paused or self._h1.unsent or self._held_up or len(self._kept) >= h1.WAITING_BYTES_MAX
 
     @property
     def backlog_bytes(self) -> int:
         return self.connection.transport.get_write_buffer_size()
 
     def wake_drained(self) -> None:
+        if self._h1.unsent:
+            self.core.turn.flush_later(self.connection)
         if self._deferred:
-            self._take_deferred()
+            self.go_on()
+            if self.unread:
+                self.core.turn.go_on_later(self.connection)
         waiting, self.waiting_for_drain = self.waiting_for_drain, set()
         for stream in waiting:
             self.core.turn.catch_up_later(stream)
 
     def take_output(self) -> bytes:
+        if self._deferred and self._unflushed_bytes:  # which may be why the next request has not begun
+            self.core.turn.go_on_later(self.connection)
+        if self._h1.unsent:
+            if self.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+                return b""  # `wake_drained` comes
+            self.core.turn.flush_later(self.connection)
+        else:
+            self._unflushed_bytes = 0
         output = self._h1.take_output()
         return output + self._websocket.take_output() if self._websocket is not None else output
 
     @property
     def closing(self) -> bool:
-        return self._websocket.closing if self._websocket is not None else self._h1.closing
+        if self._websocket is not None:
+            return self._websocket.closing
+        return self._h1.closing and not self._h1.unsent
 
     def drain(self, error: EtcdError) -> None:
         self._stopped = error
@@ -237,7 +280,6 @@ class H1Session:
         call, self._websocket = self._websocket, None  # it refers to us
         if call is not None:
             call.gone()
-            return
         exchange = self._h1.request
         self._deferred.clear()
         self._kept.clear()
@@ -263,15 +305,17 @@ class H1Exchange:
         self.body = session.serve(session.core, self)
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
-        self._session.replied(self._h1.reply(status, _block(headers), body))
+        next_events = self._h1.reply(status, _block(headers), body)
+        self._session.wrote(len(body))
+        self._session.replied(next_events)
 
     def start(self, status: int, headers: Headers) -> None:
         self._h1.start(status, _block(headers))
-        self._session.core.turn.flush_later(self._session.connection)
+        self._session.flush_later()
 
     def write(self, data: bytes) -> None:
         self._h1.write(data)
-        self._session.core.turn.flush_later(self._session.connection)
+        self._session.wrote(len(data))
 
     def finish(self) -> None:
         self._session.replied(self._h1.finish())

@@ -40,6 +40,7 @@ class H2Session(H2Output):
     begun = True  # the peer has sent a preface, which a stray peer does not
     paused = False  # while requests wait; else flow control holds an HTTP/2 peer back, stream by stream
     cut_off = False
+    share_s_max = limits.TURN_BYTES_S
 
     def __init__(self, connection: Connection) -> None:
         H2Output.__init__(self, connection)
@@ -170,12 +171,23 @@ class H2Session(H2Output):
         waiting, self.waiting_for_drain = self.waiting_for_drain, set()
         for stream in waiting:
             self.core.turn.catch_up_later(stream)
+        if self.h2.unsent:
+            self.core.turn.flush_later(self.connection)
 
     def take_output(self) -> bytes:
         self._unflushed_bytes = 0
+        if self.h2.unsent:
+            self._send_more()
         output = self.h2.take_output()
         self._metrics.grpc_sent_bytes += len(output)
         return output
+
+    def _send_more(self) -> None:
+        """The next step of long replies, unless the socket is full: then `wake_drained` comes."""
+        if self.connection.transport.get_write_buffer_size() <= limits.H2_STREAM_SEND_BYTES_MAX:
+            self.h2.send_more()
+            self.core.turn.flush_later(self.connection)
+            self.wake_drained()
 
     @property
     def closing(self) -> bool:
@@ -220,6 +232,7 @@ class H2Session(H2Output):
     def lost(self) -> None:
         self._peer_timer.cancel()
         self.uncount_all()
+        self.kept_back.clear()
         for stream in self.h2.open_streams():
             owner, stream.owner = stream.owner, REFUSED
             owner.gone()
@@ -322,5 +335,5 @@ class H2Exchange:
 
     def hold_up(self, waits: bool) -> None:
         self._output.hold_up(self, waits)
-        if not waits and self._stream is not None:
+        if self._stream is not None:
             self._output.keep_count(self._stream)

@@ -62,7 +62,7 @@ class Exchange(Protocol):
     def wake_when_drained(self, stream: Any) -> None: ...
 
     def hold_up(self, waits: bool) -> None:
-        """Reads no more from the peer while requests of its stream wait."""
+        """Reads no more from the peer while its body, or requests of its stream, wait for their turn."""
         ...
 
 
@@ -172,14 +172,16 @@ def _token_of(exchange: Exchange | None) -> bytes | None:
 
 
 class JsonUnary(UnaryCall):
-    """A unary call in JSON."""
+    """A unary call in JSON. A body that takes long to read has its turn, see loop/pace.py."""
 
-    __slots__ = ("_body", "_exchange")
+    __slots__ = ("_body", "_exchange", "_values", "_waits")
 
     def __init__(self, core: Core, exchange: Exchange, counts: CallCounts, timeout_s: float | None = None) -> None:
         UnaryCall.__init__(self, core, counts, exchange.held)
         self._exchange: Exchange | None = exchange
         self._body = bytearray()  # not a list: pieces of a few bytes each would take many times their size
+        self._values = 0  # what it costs to read the body, in names and values
+        self._waits = False  # whether it is read in a later turn
         if timeout_s is not None:
             self.expire_after(timeout_s)
 
@@ -224,9 +226,43 @@ class JsonUnary(UnaryCall):
     def on_end(self) -> None:
         if self.over:
             return
+        if len(self._body) > limits.JSON_SHORT_VALUES:  # fewer bytes cannot hold so many
+            count = json_codec.count_values(self._body)
+            try:
+                json_codec.refuse_many_values(count, self.core.options.json_values_max)
+            except EtcdError as refusal:
+                self.end_now(refusal)
+                return
+            self._values = count + len(self._body) // limits.JSON_VALUE_BYTES
+            if self._values > limits.JSON_SHORT_VALUES:
+                self._wait_for_turn(True)
+                return
+        self._read(bytes(self._body))
+
+    def take_share(self) -> tuple[int, bool]:
+        """Reads the body, see loop/pace.py."""
+        self.core.turn.schedule()  # this turn's batch is sealed already, and the request may leave rows
+        body = bytes(self._body)
+        self._body.clear()
+        self._wait_for_turn(False)
+        self._read(body)
+        return self._values, False
+
+    def _wait_for_turn(self, waits: bool) -> None:
+        if waits is self._waits:
+            return
+        self._waits = waits
+        if waits:
+            self.core.body_pace.later(self)
+        else:
+            self.core.body_pace.forget(self)
+        if self._exchange is not None:
+            self._exchange.hold_up(waits)
+
+    def _read(self, body: bytes) -> None:
+        self._body.clear()
         try:
-            request = json_codec.decode(self.method.request, bytes(self._body))
-            self._body.clear()
+            request = json_codec.decode(self.method.request, body)
         except Exception as error:
             self.end_now(as_answer(error, self.method.path))
             return
@@ -255,9 +291,10 @@ class JsonUnary(UnaryCall):
         exchange.reply(200, routes.JSON_HEADERS, payload)
 
     def _send_error(self, error: EtcdError) -> None:
+        self._body.clear()
+        self._wait_for_turn(False)
         exchange, self._exchange = self._exchange, None
         assert exchange is not None
-        self._body.clear()
         exchange.reply(*routes.error_answer(error))
 
     def _send_refusal(self) -> Code:
@@ -266,6 +303,8 @@ class JsonUnary(UnaryCall):
         return error.code
 
     def _let_go(self) -> None:
+        self._body.clear()
+        self._wait_for_turn(False)
         self._exchange = None
 
 
@@ -276,7 +315,8 @@ class JsonStream(StreamCall):
 
     def __init__(self, core: Core, exchange: Exchange, counts: CallCounts, timeout_s: float | None = None) -> None:
         self._exchange: Exchange | None = exchange
-        self._decoder = stream.StreamDecoder(counts.method.request, core.options.message_bytes_max)
+        options = core.options
+        self._decoder = stream.StreamDecoder(counts.method.request, options.message_bytes_max, options.json_values_max)
         self._started = False
         self._asked = False  # whether a request has come
         self._waits = False  # whether requests wait for later turns
@@ -337,7 +377,7 @@ class JsonStream(StreamCall):
         self._take(messages)
         if self._requests_ended and not self._waits:
             self._end_requests()
-        return max(len(messages), 1), self._waits
+        return max(self._decoder.cost, 1), self._waits
 
     def _take(self, messages: list[Message]) -> None:
         if messages:

@@ -5,6 +5,7 @@ The call itself is the `JsonStream` of http_calls.py, which sees an exchange lik
 is sent in a message, as on any stream, and the code of the close frame shows it again.
 """
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from lessor.api.methods import BY_ROUTE, Method
@@ -75,7 +76,18 @@ class WebSocketCall:
     # from the connection
 
     def receive(self, data: bytes) -> None:
-        for piece in self._ws.receive(data):
+        self._take(self._ws.receive(data))
+
+    def go_on(self) -> None:
+        """While `unread`: takes the next step through the frames."""
+        self._take(self._ws.go_on())
+
+    @property
+    def unread(self) -> bool:
+        return self._ws.unread and not self._ws.closing
+
+    def _take(self, pieces: Iterator[bytes]) -> None:
+        for piece in pieces:
             if self._body is not None:
                 self._body.on_body(piece)
         if self._ws.closing:
