@@ -133,21 +133,21 @@ class PageSums:
     def compare(self) -> None:
         """Raises DataDirError when a page is not as it was written. Costs a read of the file and of SQLite's log.
 
-        To be called within a read transaction: SQLite copies nothing then that the reader has not seen. Raises OSError.
+        To be called within a read transaction: SQLite then copies nothing into the file but frames that the reader
+        sees. Raises OSError.
         """
         self.files.open_index()
         sums = self._load()
         if sums is None:
             return
         frames = self._frames_since(sums)
-        wrong = self._differing(sums, frames) if frames is not None else []
-        # Another program may copy frames into the file even now.
-        if frames is None or (isinstance(sums.since, int) and self._frames_since(sums) is None):
+        if frames is None:
             self.not_compared = (
                 f"{self._path.name} is of another moment than {self._database.name}: another program has used that "
                 "since, or a crash came just as the sums were to be renewed"
             )
             return
+        wrong = self._differing(sums, frames)
         if wrong:
             more = f" and {len(wrong) - 1} more are not as they were" if wrong[1:] else " is not as it was"
             raise DataDirError(
@@ -194,25 +194,23 @@ class PageSums:
 
     # --- when a round ends ------------------------------------------------------------------------------------------
 
-    def ended(self, count: int) -> RoundEnd | None:
-        """Takes down what the round does to the file, before it is over. All its `count` frames have been copied.
+    def ended(self) -> RoundEnd | None:
+        """Takes down what the round has done to the file, before it is over. Its frames have been copied.
 
         From here to `begun`, or `stopped`, the caller keeps a read transaction open that began after that copy.
         """
         try:
-            salts, frames = self.files.salts(), None
-            if self._sums is not None and self.files.frames_in_log() == count:
-                frames = self._frames_since(self._sums)
+            return RoundEnd(self.files.salts(), self._frames_since(self._sums) if self._sums is not None else None)
         except OSError:
             return None
-        return RoundEnd(salts, frames)
 
     def begun(self, end: RoundEnd | None) -> None:
         """Keeps the sums of the file as it is now, if a new round has begun since `ended`.
 
-        If one has, the reader's transaction holds on to the file and not to frames of the old round. So SQLite can
-        change nothing in the file, whoever asks for it, and no other round can have come between. Costs what the frames
-        of the round cost, and a file of a thousandth of the tables; or a read of all, when the sums were not known.
+        If one has, the reader's transaction holds on to the file and not to frames of the old round: all of those were
+        in the file when it began. So SQLite can change nothing in the file, whoever asks for it, and no other round can
+        have come between. Costs what the frames of the round cost, and a file of a thousandth of the tables; or a read
+        of all, when the sums were not known.
         """
         try:
             salts = self.files.salts()

@@ -49,7 +49,7 @@ class WalCopy:
             self._count(connection)
             return False
         with self._file_stands_still():
-            end = self._sums.ended(frames)
+            end = self._sums.ended()
             if shrink:
                 self._empty(connection)
             self._count(connection)
@@ -65,7 +65,7 @@ class WalCopy:
         if busy or frames != copied:
             return
         with self._file_stands_still():
-            end = self._sums.ended(frames)
+            end = self._sums.ended()
             if self._empty(connection):
                 self._sums.stopped(end)
                 self.empty = True

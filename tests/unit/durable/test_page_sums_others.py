@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import pytest
 from lessor.durable import sweep, upkeep
 from lessor.durable.engine import DataDirError
 from lessor.durable.file_engine import FileEngine
+from lessor.durable.sqlite_files import SqliteFiles
 from lessor.state.journal import EventRow
-from tests.unit.durable.engine_rows import batch, rest
+from tests.faulty_disk import run_at_once
+from tests.unit.durable.engine_rows import IDENTITY, batch, rest
 from tests.unit.durable.page_sums_kit import (
     NAME,
     PAGE,
@@ -186,6 +188,118 @@ def test_a_start_beside_another_program_compares_what_that_does_not_change(home:
         assert (left / "lessor.db-wal").exists()
         other.communicate("")
     assert start(left)[0] == events
+
+
+class Intruder:
+    """Another program that comes at one instant of a copy: before the `at`th step of it, and does as `deeds` say.
+
+    Steps are the statements of our connections, and reads of SQLite's files.
+    """
+
+    def __init__(self, data_dir: Path, deeds: str) -> None:
+        self.at = 0  # 0: never
+        self.steps = 0
+        self._data_dir = data_dir
+        self._deeds = deeds.split()
+        self._connection: sqlite3.Connection | None = None
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps != self.at:
+            return
+        self._connection = connection = sqlite3.connect(self._data_dir / "lessor.db", isolation_level=None, timeout=0)
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        for deed in self._deeds:
+            with suppress(sqlite3.OperationalError):  # locked
+                if deed == "writes":
+                    connection.execute("REPLACE INTO meta VALUES ('a note', ?)", (os.urandom(8),))
+                    connection.execute("DELETE FROM event WHERE revision = (SELECT max(revision) FROM event)")
+                elif deed == "reads":
+                    connection.execute("BEGIN")
+                    connection.execute("SELECT * FROM meta").fetchall()
+                else:
+                    connection.execute(f"PRAGMA wal_checkpoint({deed})").fetchall()
+
+    def leave(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def connect(self, database: str, **options: Any) -> sqlite3.Connection:
+        connection = sqlite3.connect(database, factory=_Disturbed, **options)
+        connection.intruder = self
+        return connection
+
+
+class _Disturbed(sqlite3.Connection):
+    intruder: Intruder
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        self.intruder.step()
+        return super().execute(sql, parameters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "deeds",
+    [
+        "writes",
+        "reads",
+        "PASSIVE",
+        "writes PASSIVE",
+        "writes PASSIVE writes",
+        "PASSIVE writes PASSIVE writes",
+        "writes PASSIVE writes PASSIVE writes PASSIVE writes",
+        "writes PASSIVE reads",
+        "writes TRUNCATE writes",
+    ],
+)
+@pytest.mark.parametrize("during", ["a copy", "a stop", "a start after a stop", "a start after a kill"])
+def test_whoever_comes_in_between_makes_no_page_look_damaged(
+    home: Path, deeds: str, during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intruder = Intruder(home / "data", deeds)
+    for name in ("salts", "frames_in_log", "frames", "read"):
+        real = getattr(SqliteFiles, name)
+
+        def call(files: SqliteFiles, *arguments: Any, real: Any = real) -> Any:
+            intruder.step()
+            return real(files, *arguments)
+
+        monkeypatch.setattr(SqliteFiles, name, call)
+    at = 0
+    while True:
+        at += 1
+        shutil.rmtree(home / "data", ignore_errors=True)
+        engine = opened(home / "data", connect=intruder.connect)
+        fill(engine, range(1, 8), 2_000)
+        if "start" in during:
+            left = stopped_of(engine) if "stop" in during else killed_of(engine)
+            shutil.copytree(left, home / "left")
+            shutil.rmtree(home / "data")
+            os.replace(home / "left", home / "data")
+            engine = FileEngine(home / "data", start=run_at_once, connect=intruder.connect)
+        intruder.steps, intruder.at = 0, at
+        if "copy" in during:
+            engine._tables.begin_sync()
+            assert engine._tables._syncing.error is None
+        elif "start" in during:
+            engine.open(IDENTITY)
+        else:
+            engine.close()
+        through, intruder.at = intruder.steps < at, 0
+        lefts = [copied(home / "data", "at once")]
+        intruder.leave()
+        lefts.append(copied(home / "data", "a moment later"))
+        if "copy" in during:
+            fill(engine, range(8, 10), 2_000)
+            lefts.append(copied(home / "data", "at last"))
+        engine.close()
+        for left in lefts:
+            start(left)  # is not refused
+        if through:
+            break
+    assert at > 8
 
 
 # --- crashes --------------------------------------------------------------------------------------------------------
