@@ -309,5 +309,7 @@ class _WatchedConnection(sqlite3.Connection):
             row = busy, pages, copied = cursor.fetchone()
             if not busy and pages == copied:
                 self.power.sync_tables()
+            elif copied > 0:  # it syncs its log before it copies anything
+                self.power.synced[1] = self.power.now()[1]
             return super().execute("SELECT ?, ?, ?", row)  # to be fetched again
         return cursor

@@ -14,12 +14,12 @@ no longer have to log in) is run once for each way in which a server may leave i
     first       killed in its first run, before SQLite's log was ever copied
     stopped     an orderly stop
 
-A trial takes a copy, damages one file at one place, and starts. It is *served*, with everything that was acknowledged,
-or *refused* in one line. Two kinds of damage cannot be seen, and have outcomes of their own:
+A trial takes a copy, damages one file at one place, and starts. It does so as a disk does, which leaves the time of the
+file's last change as it was. The copy is *served*, with everything that was acknowledged, or *refused* in one line. One
+kind of damage cannot be seen, and has an outcome of its own:
 
 - *looks unwritten*: a sector of the newest record is zero, or more than a bit of its last one is wrong. The newest
   batch is missing, and nothing else. A write that the disk never finished looks the same.
-- *within a row*: SQLite has no checksums over the pages of its file. Wrong bytes in a value of `lessor.db` are served.
 
 Everything else is *wrong*, and the exit code is 1 then.
 
@@ -58,8 +58,8 @@ LOG_ONLY: Final = 95
 COMPACTED_AT: Final = 150
 SEGMENT_BYTES: Final = 256 * SECTOR_BYTES
 DATABASE: Final = directory.DATABASE_NAME
-EXPLAINED: Final = ("served", "refused", "looks unwritten", "within a row")
-FILES: Final = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", *directory.LOG_NAMES)
+EXPLAINED: Final = ("served", "refused", "looks unwritten")
+FILES: Final = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-sums", *directory.LOG_NAMES)
 
 
 def script() -> list[Batch]:
@@ -350,12 +350,12 @@ def trial(left: Left, file: str, damage: str, chance: random.Random, work: Path)
     try:
         before = (work / file).read_bytes()
         after = DAMAGES[damage](chance, before)
+        times = (work / file).stat()
         (work / file).write_bytes(after)
+        os.utime(work / file, ns=(times.st_atime_ns, times.st_mtime_ns))
         where = difference(before, after)
         outcome, detail = start(work, left)
-        if outcome == "wrong" and file == DATABASE:
-            outcome = "within a row"
-        elif outcome == "without the newest":
+        if outcome == "without the newest":
             unseen = damage not in ("a bit", "cut", "cut at a sector", "longer") and covers(left, file, where)
             outcome = "looks unwritten" if unseen else "wrong"
         return Trial(left, file, damage, where, outcome, detail)

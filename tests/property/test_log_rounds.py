@@ -17,7 +17,7 @@ import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -41,7 +41,7 @@ STEPS = (
     "put", "put", "put", "grant", "grant and put", "bare", "large", "huge", "alarm", "user", "compact", "compact",
     "peer URLs", "clean", "term", "settle", "settle", "flush", "rest", "rest", "sync ends", "sync ends", "crash",
     "crash in a write", "power loss", "power loss", "power loss in a write", "reopen", "read on", "lock", "leave",
-    "leave",
+    "leave", "write beside", "write beside",
 )  # fmt: skip
 
 
@@ -96,6 +96,7 @@ class Story:
         self.runs = 0
         self.early_deaths = 0  # of starts, before their first record
         self.rounds: Counter[str] = Counter()
+        self.starts: Counter[bool] = Counter()  # by whether pages could not be compared
         self.number = 0
         self.term = 0
         self.now_s = 0.0
@@ -118,7 +119,7 @@ class Story:
         self.power = Power(data_dir)
         self.later = Later()
         engine = FileEngine(data_dir, connect=self.power.connect, disk=self.power, start=self.later.start)
-        engine.open((1, 2))
+        self.starts[engine.open((1, 2)).not_compared != ""] += 1
         return engine
 
     def batch(self, kind: str) -> Batch:
@@ -195,6 +196,8 @@ class Story:
         self.rounds += self.power.rounds
         self.engine.close()
         shutil.rmtree(self.data_dir)
+        if self.chance.random() < 0.2:
+            self.write_beside(fresh)
         self.engine = self.opened(fresh)
         if self.chance.random() < 0.3:
             self.early_deaths += 1
@@ -217,6 +220,20 @@ class Story:
         self.people.append(person)
         person.execute(statement)
         person.execute("SELECT * FROM meta").fetchall()
+
+    def write_beside(self, data_dir: Path) -> None:
+        """Another program writes to the tables, copies SQLite's log or not, and closes, perhaps as the last one."""
+        power = self.power if data_dir == self.data_dir else PowerLoss(data_dir)
+        connection = power.connect(str(data_dir / "lessor.db"), isolation_level=None, timeout=0)
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        with suppress(sqlite3.OperationalError):  # locked
+            for _ in range(self.chance.randint(1, 3)):
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("REPLACE INTO meta VALUES ('a note', ?)", (self.chance.random(),))
+                connection.execute("COMMIT")
+                if self.chance.random() < 0.5:
+                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        connection.close()
 
     def leave(self) -> None:
         while self.people:
@@ -261,6 +278,8 @@ class Story:
                 self.locked = True
         elif kind == "leave":
             self.leave()
+        elif kind == "write beside":
+            self.write_beside(self.data_dir)
         elif kind == "sync ends":
             self.later.run()
         elif kind in ("crash", "power loss"):
@@ -321,3 +340,4 @@ def test_a_long_story_in_which_both_files_start_over_many_times(often: str, seed
         assert story.rounds["lessor.log.0"] - (story.runs - story.early_deaths) > 20
         assert story.rounds["lessor.log.1"] > 20
         assert story.rounds["grown"] > 20
+        assert story.starts[False] > 2 * story.starts[True] > 20

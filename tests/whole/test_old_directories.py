@@ -22,6 +22,7 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.durable import file_log, opening, schema, snapshot_file
 from lessor.durable.engine import DataDirError, EngineError
 from lessor.durable.file_engine import FileEngine
+from lessor.durable.page_sums import PageSums
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
 from tests.faulty_disk import Countdown, PowerLoss, StatementFaults, WriteFaults
@@ -289,7 +290,9 @@ def test_an_old_log_that_is_missing_is_refused(name: str, missing: int, tmp_path
 
 def test_an_old_log_with_a_gap_is_refused_and_left_alone(tmp_path: Path) -> None:
     data_dir = unpacked("v3-killed-two-files", tmp_path)
-    seen = opening.look(opening.Connector(), data_dir / "lessor.db")
+    sums = PageSums(data_dir / "lessor.db")
+    seen = opening.look(opening.Connector(), data_dir / "lessor.db", sums)
+    sums.close()
     key = seen.old[len(seen.old) // 2].events[0][2]
     whole = {path: path.read_bytes() for path in data_dir.glob("lessor.log.*")}
     spoilt = {path: data.replace(key, bytes(len(key))) for path, data in whole.items()}

@@ -58,6 +58,7 @@ class Meta(NamedTuple):
     clean: bool  # whether the newest batch was the last act of an orderly stop
     schema_version: int
     peer_urls: tuple[str, ...] = ()  # those that the member was given; () when it was given none
+    not_compared: str = ""  # why pages were not compared with their checksums; "": they were, or there were none
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class FileEngine:
     def _open(self) -> Meta:
         tables = self._tables
         # All that can be refused is found before anything is written.
-        seen = opening.look(self._connector, self._path)
+        seen = opening.look(self._connector, self._path, tables.sums)
         log = self._log_files(seen)
         records = log.read(seen.log.record, seen.log.chain) if seen.log is not None else []
         meta, position = tables.open(seen)
@@ -116,7 +116,7 @@ class FileEngine:
             raise DataDirError(str(error)) from None
         self._stand_at(position, records)
         self._batch, self._clock_s, self._term = meta.batch, meta.clock_s, meta.term
-        return meta
+        return meta._replace(not_compared=tables.sums.not_compared)
 
     def _log_files(self, seen: Seen) -> FileLog:
         log_id = seen.log.log_id if seen.log is not None else b""
@@ -227,6 +227,7 @@ class FileEngine:
         if keep is not None and self._open_log is not None and self._failure.reason is None:
             with contextlib.suppress(EngineError):  # what is not in the tables is in the log
                 keep.flush()
+                self._tables.finish()
         self._let_go()
 
     def _let_go(self) -> None:

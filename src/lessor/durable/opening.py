@@ -21,6 +21,7 @@ from typing import Final
 from lessor.durable import directory, explain, meta_rows, old_log, schema
 from lessor.durable.engine import DataDirError, Meta
 from lessor.durable.meta_rows import LogPosition
+from lessor.durable.page_sums import PageSums
 from lessor.durable.record import Changes
 
 PAGE_BYTES: Final = 4_096
@@ -130,10 +131,14 @@ def check_schema(connection: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-def look(connector: Connector, path: Path) -> Seen:
-    """Reads through a connection that cannot write, not even by closing. Raises `DataDirError`."""
+def look(connector: Connector, path: Path, sums: PageSums) -> Seen:
+    """Reads through a connection that cannot write, not even by closing. Raises `DataDirError`, OSError."""
     _roll_back(connector, path)
     with explained(path), contextlib.closing(connector.open(path, "ro")) as connection:
+        connection.execute("BEGIN")  # for `compare`
+        connection.execute("PRAGMA schema_version").fetchone()
+        if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+            sums.compare()
         version = check_schema(connection, path)
         meta = meta_rows.read(connection, path)
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()

@@ -5,14 +5,13 @@ Laws
 - `synced` is raised to a record only after a COMMIT with synchronous=FULL that came after its fold: SQLite's promise
   for that is that the transaction, and so everything before it in the same log, survives the loss of power.
 - While `running`, nobody else in this process writes to the tables. So the copy meets a log that stands still, copies
-  all of it (unless a reader from outside holds on to older pages), and the log starts over.
+  all of it (unless a reader from outside holds on to older pages), and the log starts over (wal_copy.py).
 - An error is final: nobody knows what the disk holds, and nothing is tried again. A write lock that another program
   holds is no error: nothing was done, and `synced` stays.
 
 Theory of operation. A sync of a disk that has other work takes tenths of a second, so it has a thread, and a
-connection of its own that never waits for a lock. A run copies the log (a checkpoint), which syncs it and then the
-file, and commits a counter. The counter is what makes a COMMIT that syncs, whatever the copy has left out; and the
-first transaction after a copy begins the log anew, which takes one more sync: better here than in the next fold.
+connection of its own that never waits for a lock. A run copies the log, which syncs it and then the file, and commits a
+counter, which begins the log anew and takes one more sync: better here than in the next fold.
 
 It does not: decide when to run; upkeep.py does.
 """
@@ -22,10 +21,9 @@ import sqlite3
 import threading
 from collections.abc import Callable
 
-Start = Callable[[Callable[[], None]], Callable[[], None]]  # starts the work; returns what waits for its end
+from lessor.durable.wal_copy import WalCopy
 
-# A value that stays the same would leave its page as it is, and a COMMIT without pages does not sync.
-COUNT_SYNC = "INSERT INTO meta VALUES ('syncs', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
+Start = Callable[[Callable[[], None]], Callable[[], None]]  # starts the work; returns what waits for its end
 
 
 def start_thread(work: Callable[[], None]) -> Callable[[], None]:
@@ -42,8 +40,9 @@ def is_locked(error: BaseException) -> bool:
 class TableSync:
     """Runs on `connection`, whose level is synchronous=FULL and which it closes. All calls come from one thread."""
 
-    def __init__(self, connection: sqlite3.Connection, synced: int, start: Start = start_thread) -> None:
+    def __init__(self, connection: sqlite3.Connection, copy: WalCopy, synced: int, start: Start = start_thread) -> None:
         self._connection = connection
+        self._copy = copy
         self._start = start
         self._join: Callable[[], None] = lambda: None
         self.synced = synced  # up to this record, the tables keep what they have
@@ -52,18 +51,15 @@ class TableSync:
         self.error: BaseException | None = None
         self.running = False
 
-    def begin(self, folded: int, mode: str) -> None:
-        """Starts a run, for everything up to record `folded`. `mode` TRUNCATE gives back the space of SQLite's log."""
+    def begin(self, folded: int, *, shrink: bool) -> None:
+        """Starts a run, for everything up to record `folded`. `shrink` gives back the space of SQLite's log."""
         assert not self.running, "one at a time"
         self.running = True
-        self._join = self._start(lambda: self._run(folded, mode))
+        self._join = self._start(lambda: self._run(folded, shrink))
 
-    def _run(self, folded: int, mode: str) -> None:
+    def _run(self, folded: int, shrink: bool) -> None:
         try:
-            self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.execute(COUNT_SYNC)
-            self._connection.execute("COMMIT")
+            self._copy.run(self._connection, shrink=shrink)
             self.synced = folded
         except BaseException as error:
             if not is_locked(error):

@@ -21,8 +21,9 @@ that may be put off does not wait for the write lock.
 People may read the file with the `sqlite3` shell while the server runs (a reader that never ends its transaction keeps
 SQLite's log from starting over: it grows until then).
 
-It does not: check every page at boot (a damaged one is met by `load`), decide when to fold, sync or sweep
-(upkeep.py), delete rows (sweep.py).
+Pages have no checksum in the file; those of page_sums.py are compared before it is opened.
+
+It does not: decide when to fold, sync or sweep (upkeep.py), delete rows (sweep.py).
 
 Why these settings, with figures: docs/decisions/0003-sqlite-engine.md; why folds do not sync:
 0010-folds-without-a-sync.md.
@@ -31,7 +32,6 @@ Why these settings, with figures: docs/decisions/0003-sqlite-engine.md; why fold
 import contextlib
 import os
 import sqlite3
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -42,15 +42,15 @@ from lessor.durable.engine import EngineError, Loaded, Meta, TablesLockedError
 from lessor.durable.first_failure import FirstFailure
 from lessor.durable.meta_rows import LogPosition
 from lessor.durable.opening import FULL, NORMAL, PAGE_BYTES, Connector, Seen, explained
+from lessor.durable.page_sums import PageSums
 from lessor.durable.record import Record, Rows
-from lessor.durable.table_sync import COUNT_SYNC, Start, TableSync, is_locked, start_thread
+from lessor.durable.table_sync import Start, TableSync, is_locked, start_thread
 from lessor.durable.unfolded import Fold
+from lessor.durable.wal_copy import COUNT_SYNC, WalCopy
 from lessor.state.journal import AlarmRow, EventRow, LeaseRow
 
 LOAD_ROWS: Final = 1_000  # rows fetched at once
 STOP_LOOK_STEPS: Final = 20_000  # of SQLite's machine, a millisecond or so, after which a backup looks whether to stop
-
-_WAL_INDEX_PAGES_AT: Final = 16  # where the wal-index header says, in the machine's byte order, how many pages
 
 
 class Tables:
@@ -73,9 +73,8 @@ class Tables:
         self._wal_pages_then = 0  # how long SQLite's log was when the last sync began
         self._manner = (FULL, True)  # of the connection: synchronous, and whether it waits for the write lock
         self._open: sqlite3.Connection | None = None
-        # Held open as long as the connection: closing any descriptor of a file drops all POSIX locks that this process
-        # holds on it, SQLite's included.
-        self._wal_index: int | None = None
+        self.sums = PageSums(path, sync=self._connector.sync)
+        self._copy: WalCopy | None = None
         self._sync: TableSync | None = None
         self._no_backups = False
 
@@ -108,6 +107,7 @@ class Tables:
         with explained(self._path):
             self._open = connection = self._connector.open(self._path, "rw")
             opening.use_wal(connection, self._path)
+            self._copy = WalCopy(self._connector, self._path, self.sums)
             opening.migrate(connection, self._path, lambda within: _write_old(within, seen))
             meta = meta_rows.read(connection, self._path)
             meta_rows.check_newest_rows(connection, self._path, meta)
@@ -121,13 +121,22 @@ class Tables:
         SQLite's log is copied into the file: what a failed fsync left in the page cache alone is thereby written again
         before any client is answered. Somebody who reads on may keep it from that, so a COMMIT syncs too.
         """
+        self._copy_wal(wait=True)
         with explained(self._path):
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             meta = meta_rows.read(self._connection, self._path)
-            self._sync = TableSync(self._connector.open(self._path, "rw", waits=False), self.folded, self._start)
-        self.sync()
-        self._wal_index = os.open(f"{self._path}-shm", os.O_RDONLY | os.O_CLOEXEC)
+            connection = self._connector.open(self._path, "rw", waits=False)
+            self._sync = TableSync(connection, self._copying, self.folded, self._start)
         return meta
+
+    @property
+    def _copying(self) -> WalCopy:
+        assert self._copy is not None, "the tables are not open"
+        return self._copy
+
+    def _copy_wal(self, *, wait: bool) -> bool:
+        """Syncs all that is there; SQLite's log gives its space back. Returns whether all of it is in the file."""
+        with self.at_hand(FULL, wait=wait) as connection:
+            return self._copying.run(connection, wait=wait, shrink=True)
 
     # --- read -------------------------------------------------------------------------------------------------------
 
@@ -214,9 +223,7 @@ class Tables:
         """
         with self.writing(FULL, wait=True) as connection:
             schema.execute_rows(connection, schema.META, [("log", log_id.hex())])
-        with self.at_hand(FULL, wait=True) as connection:
-            busy, pages, copied = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy or pages != copied:
+        if not self._copy_wal(wait=True):
             raise TablesLockedError(explain.locked(self._path))
 
     # --- sync -------------------------------------------------------------------------------------------------------
@@ -247,7 +254,7 @@ class Tables:
         """Starts a sync beside what comes next. `shrink` gives back the space of SQLite's log."""
         self.failure.refuse_after()
         self._wal_pages_then = self._wal_pages()
-        self._syncing.begin(self.folded, "TRUNCATE" if shrink else "PASSIVE")
+        self._syncing.begin(self.folded, shrink=shrink)
 
     def wait_for_sync(self) -> None:
         self._syncing.wait()
@@ -266,10 +273,9 @@ class Tables:
         return pages - self._wal_pages_then
 
     def _wal_pages(self) -> int:
-        """Pages in the log now; the log's size says how many there ever were. From the header of the wal-index."""
-        assert self._wal_index is not None
+        """Pages in the log now; the log's size says how many there ever were."""
         try:
-            return int.from_bytes(os.pread(self._wal_index, 4, _WAL_INDEX_PAGES_AT), sys.byteorder)
+            return self.sums.files.frames_in_log()
         except OSError as error:
             self.failure.raise_for(error)
 
@@ -309,9 +315,7 @@ class Tables:
             problem = EngineError(explain.sqlite_error(error, self._path))
             harmless = is_locked(error) or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
             raise (problem if harmless else self.failure.final(problem)) from error
-        with self.failure.watch():
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        self.writes += 1
+        self._copy_wal(wait=True)
 
     def backup(self, path: Path, unwanted: Callable[[], bool]) -> None:
         """Writes a copy to `path`, which must not exist. From any thread. Raises `EngineError`; see Engine.backup."""
@@ -340,7 +344,15 @@ class Tables:
     def stop_backups(self) -> None:
         self._no_backups = True
 
+    def finish(self) -> None:
+        """Copies SQLite's log into the file for good, unless others keep it from that. Raises `EngineError`."""
+        with self.at_hand(FULL, wait=False) as connection:
+            self._copying.finish(connection)
+
     def close(self) -> None:
+        copy, self._copy = self._copy, None
+        if copy is not None and copy.empty:
+            copy.close()
         table_sync, self._sync = self._sync, None
         if table_sync is not None:
             table_sync.close()
@@ -348,9 +360,9 @@ class Tables:
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):  # closing cannot lose what was committed
                 connection.close()
-        descriptor, self._wal_index = self._wal_index, None
-        if descriptor is not None:
-            os.close(descriptor)
+        if copy is not None and not copy.empty:
+            copy.close()
+        self.sums.close()
 
 
 def _write(connection: sqlite3.Connection, fold: Fold) -> None:

@@ -129,6 +129,8 @@ class Server:
 
     def _open(self) -> tuple[StateMachine, float]:
         meta = self._engine.open(_new_identity(self.options))
+        if meta.not_compared:
+            log.info("the pages of the tables were not compared with their sums", extra={"reason": meta.not_compared})
         term = max(meta.term + 1, FIRST_TERM)
         try:
             machine = restore(

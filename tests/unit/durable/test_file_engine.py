@@ -419,7 +419,7 @@ def test_what_a_crash_in_creation_left_behind_is_built_anew(data_dir: Path) -> N
     assert engine.open(IDENTITY).batch == 0
     engine.close()
     assert sorted(path.name for path in data_dir.iterdir()) == [
-        "lessor.db", "lessor.lock", "lessor.log.0", "lessor.log.1"
+        "lessor.db", "lessor.db-sums", "lessor.lock", "lessor.log.0", "lessor.log.1"
     ]  # fmt: skip
 
 
