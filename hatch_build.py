@@ -33,6 +33,7 @@ SERVER = (
     "transport/h2_session",
     "transport/http_calls",
 )
+DURABLE = ("record", "sectors", "unfolded", "upkeep")  # what each commit goes through
 BUILD_NEEDS = ("mypy[mypyc]>=1.15", "setuptools>=77", "types-protobuf>=6.30")
 
 
@@ -64,6 +65,7 @@ class CompileHook(BuildHookInterface[Any]):
         package = Path(self.root, "src", "lessor")
         sources = [path for folder in FOLDERS for path in sorted(package.joinpath(folder).glob("*.py"))]
         sources += [package / "server" / f"{name}.py" for name in SERVER]
+        sources += [package / "durable" / f"{name}.py" for name in DURABLE]
         names = [str(path.relative_to(self.root)) for path in sources if path.name != "__init__.py"]
         os.chdir(self.root)  # mypy finds its settings here
         extensions = mypycify(names, opt_level="1", debug_level="0", target_dir=str(scratch / "c"))
