@@ -29,7 +29,7 @@ def test_a_connection_that_is_over_is_closed_though_its_peer_does_not_read(tmp_p
             peer.sendall(HEAD + ASKED)
 
             def closing() -> bool:
-                return any(one.transport.is_closing() for one in server.server._connections)
+                return any(one._giving_up is not None for one in server.server._connections)
 
             give_up = time.monotonic() + 10
             while not server.call(closing):

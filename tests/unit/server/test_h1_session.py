@@ -12,7 +12,7 @@ from lessor.wire.h1 import WAITING_BYTES_MAX
 from tests.attack.floods import frame as small_frame
 from tests.attack.floods import upgrade
 from tests.unit.server.connection_world import Accepted, run, serve
-from tests.unit.server.test_connection import REQUESTS, serve_large_replies
+from tests.unit.server.test_connection import LARGE, REQUESTS, serve_large_replies
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -49,27 +49,24 @@ def test_the_body_of_a_pipelined_request_may_come_before_the_request_begins() ->
 def test_what_comes_behind_a_request_that_waits_for_a_slow_peer_is_kept_but_not_without_bound() -> None:
     async def steps() -> None:
         peer = Accepted()
-        asked = serve_large_replies(peer)
+        asked, _ = serve(peer)
         ask = post("/v3/kv/range", b"{}")
+        # Below the connection's own bound for a slow reader: only what is kept can pause it.
+        peer.transport.written = bytes(limits.H2_STREAM_SEND_BYTES_MAX)
         peer.receive(ask + ask[:-1])
         await turns(peer)
         assert len(asked) == 1
         peer.receive(ask[-1:])
-        assert peer.transport.reading
-        # The reply is below the connection's own bound for a slow reader: only what is kept can pause it.
-        peer.transport.written = peer.transport.written[: limits.H2_STREAM_SEND_BYTES_MAX + 1]
         peer.connection.pause_writing()
         assert peer.transport.reading
         peer.receive(post("/v3/kv/put", b" " * WAITING_BYTES_MAX))
         assert not peer.transport.reading
+        await turns(peer)
         assert len(asked) == 1
         peer.transport.written = b""
         peer.connection.resume_writing()
-        assert len(asked) == 2
         await turns(peer)
-        peer.transport.written = b""
-        peer.connection.resume_writing()
-        await turns(peer)
+        assert len(asked) == 3
         assert peer.transport.reading
 
     run(steps)
@@ -221,8 +218,14 @@ def test_a_pipeline_waits_until_the_peer_takes_the_replies() -> None:
             peer.turn.end()
             await asyncio.sleep(0)
         assert len(asked) == 1
-        peer.transport.written = b""
-        peer.connection.resume_writing()
+        taken_bytes = 0
+        while len(asked) == 1:
+            assert peer.transport.written
+            taken_bytes += len(peer.transport.written)
+            peer.transport.written = b""
+            peer.connection.resume_writing()
+            peer.turn.end()
         assert len(asked) == 2
+        assert taken_bytes + limits.SEND_STEP_BYTES > len(LARGE) * 4 / 3  # in base64
 
     run(steps)

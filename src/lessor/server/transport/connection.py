@@ -52,6 +52,11 @@ class Session(Protocol):
         ...
 
     @property
+    def unsent(self) -> bool:
+        """Whether there is more output than `take_output` gives at once."""
+        ...
+
+    @property
     def cut_off(self) -> bool:
         """Whether the session closes while the peer may still be sending."""
         ...
@@ -128,6 +133,7 @@ class Connection:
         self._first_bytes = b""
         self._handshake: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
+        self._giving_up: asyncio.TimerHandle | None = None  # until when the peer has to take the last bytes
         self._batch_full = False
         self._unsent = False  # whether the transport has called its buffer full, and not yet drained
         self._had_its_turn = False
@@ -231,7 +237,7 @@ class Connection:
             self.transport.resume_reading() if wanted else self.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._handshake, self._lingering):
+        for timer in (self._handshake, self._lingering, self._giving_up):
             if timer is not None:
                 timer.cancel()
         self.core.turn.forget(self)
@@ -255,7 +261,9 @@ class Connection:
         if self._unsent or not self.reading:
             self._read_or_pause()
         if session.closing:
-            self._hang_up(session.cut_off)
+            self._give_up_later()
+            if not session.unsent:
+                self._hang_up(session.cut_off)
 
     def end_now(self, _error: EtcdError) -> None:
         """A bug in making the output: the bytes that the peer would read next cannot be trusted."""
@@ -278,8 +286,12 @@ class Connection:
     def _close(self) -> None:
         """Closes the socket when the peer has taken what was written, or after a while without that."""
         self.transport.close()
-        later = asyncio.get_running_loop().call_later
-        self._lingering = later(limits.CONNECTION_CLOSE_S_MAX, self.transport.abort)
+        self._give_up_later()
+
+    def _give_up_later(self) -> None:
+        if self._giving_up is None:
+            later = asyncio.get_running_loop().call_later
+            self._giving_up = later(limits.CONNECTION_CLOSE_S_MAX, self.transport.abort)
 
     def drain(self, error: EtcdError) -> None:
         """Lets unary calls finish, ends streaming calls with `error`, closes after the last call."""

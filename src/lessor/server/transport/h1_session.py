@@ -263,7 +263,11 @@ class H1Session:
     def closing(self) -> bool:
         if self._websocket is not None:
             return self._websocket.closing
-        return self._h1.closing and not self._h1.unsent
+        return self._h1.closing
+
+    @property
+    def unsent(self) -> bool:
+        return self._h1.unsent
 
     def drain(self, error: EtcdError) -> None:
         self._stopped = error

@@ -193,6 +193,10 @@ class H2Session(H2Output):
     def closing(self) -> bool:
         return self.h2.closing
 
+    @property
+    def unsent(self) -> bool:
+        return False  # a stream that has something left keeps the connection open
+
     def eof(self) -> bool:
         return False  # an HTTP/2 peer that half-closes the connection has hung up
 
