@@ -57,14 +57,12 @@ class Node:
 
     __slots__ = ("compares", "failure", "succeeded", "success", "wide")
 
-    def __init__(
-        self, compares: list[rpc_pb2.Compare], success: list[Operation], failure: list[Operation], wide: bool
-    ) -> None:
+    def __init__(self, compares: list[rpc_pb2.Compare]) -> None:
         self.compares = compares
-        self.success = success
-        self.failure = failure
+        self.success: list[Operation] = []
+        self.failure: list[Operation] = []
         self.succeeded = False
-        self.wide = wide  # whether a compare, a range or a delete of it, or of a txn in it, has a range_end
+        self.wide = False  # whether a compare, a range or a delete of it, or of a txn in it, has a range_end
 
     @property
     def taken(self) -> list[Operation]:
@@ -88,48 +86,43 @@ def read_txn(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
 
 
 def _read(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
-    used = max(len(request.compare), len(request.success), len(request.failure))
+    compares, success, failure = request.compare, request.success, request.failure
+    used = max(len(compares), len(success), len(failure))
     if used > ops_max:  # before any of them is looked at: there may be a million
         raise errors.TOO_MANY_OPS.error()
-    compares = list(request.compare)
-    success = list(request.success)
-    failure = list(request.failure)
-    wide = False
-    for compare in compares:
+    node = Node(list(compares))
+    for compare in node.compares:
         if not compare.key:
             raise errors.EMPTY_KEY.error()
         if compare.range_end:
-            wide = True
+            node.wide = True
     left = ops_max - used
-    then = [_read_op(op, left) for op in success]
-    otherwise = [_read_op(op, left) for op in failure]
-    return Node(compares, then, otherwise, wide or _is_wide(then) or (bool(otherwise) and _is_wide(otherwise)))
+    node.success = [_read_op(op, left, node) for op in success]
+    node.failure = [_read_op(op, left, node) for op in failure]
+    return node
 
 
-def _is_wide(operations: list[Operation]) -> bool:
-    for kind, request in operations:  # not any(...): a generator costs as much as a small txn's compares
-        if kind == TXN:
-            if request.wide:
-                return True
-        elif kind != PUT and request.range_end:
-            return True
-    return False
-
-
-def _read_op(op: rpc_pb2.RequestOp, ops_max: int) -> Operation:
+def _read_op(op: rpc_pb2.RequestOp, ops_max: int, node: Node) -> Operation:
+    """An operation of `node`, which it may make `wide`."""
     # HasField costs half of WhichOneof, and nearly all operations are puts and ranges.
     if op.HasField(PUT):
         return PUT, kv.read_put(op.request_put)
     if op.HasField(RANGE):
         range_ = op.request_range
         kv.check_range(range_)
+        if range_.range_end:
+            node.wide = True
         return RANGE, range_
     if op.HasField(DELETE):
         delete = op.request_delete_range
         kv.check_delete(delete)
+        if delete.range_end:
+            node.wide = True
         return DELETE, delete
     if op.HasField(TXN):
-        return TXN, _read(op.request_txn, ops_max)
+        nested = _read(op.request_txn, ops_max)
+        node.wide = node.wide or nested.wide
+        return TXN, nested
     raise errors.KEY_NOT_FOUND.error()
 
 
