@@ -251,8 +251,8 @@ def each_step(memory: Path, name: str, make: Callable[[Path, int], Made]) -> int
 
         countdown.on_failure = kill
         failed = killed_at(engine)
-        engine.close()
         assert countdown.failed == failed
+        engine.close()
         assert content(alive) == expected
         if failed:
             assert content(left) == expected
