@@ -23,7 +23,8 @@ from lessor.durable.file_engine import FileEngine
 from lessor.durable.page_sums import UNKNOWN, Sums, parse
 from lessor.durable.sqlite_files import SqliteFiles
 from lessor.state.journal import EventRow
-from tests.unit.durable.engine_rows import batch, files
+from tests.faulty_disk import Later
+from tests.unit.durable.engine_rows import IDENTITY, batch, files
 from tests.unit.durable.page_sums_kit import (
     NAME,
     PAGE,
@@ -348,9 +349,11 @@ def test_a_file_system_without_nanoseconds_has_nothing_compared_after_a_stop(
     assert not_compared
 
 
-def test_a_stop_leaves_nothing_of_sqlites_log(home: Path) -> None:
-    engine = opened(home / "data")
+def test_a_stop_leaves_nothing_of_sqlites_log_even_while_a_copy_is_under_way(home: Path) -> None:
+    engine = FileEngine(home / "data", start=Later().start)
+    engine.open(IDENTITY)
     fill(engine, range(1, 40))
+    engine._tables.begin_sync()
     engine.close()
     assert sorted(path.name for path in (home / "data").iterdir()) == [
         "lessor.db",
