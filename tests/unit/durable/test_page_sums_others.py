@@ -379,7 +379,7 @@ def test_a_crash_at_any_point_is_no_damage_and_hides_none(home: Path, monkeypatc
     monkeypatch.setattr(upkeep, "WAL_PAGES_SYNC", 30)
     crashes = Crashes(home / "data")
     with monkeypatch.context() as patch:
-        for name in ("fsync", "replace", "pwrite"):
+        for name in ("fsync", "fdatasync", "utime", "pwrite"):
             patch.setattr(os, name, crashes.around(getattr(os, name)))
 
         def write(engine: FileEngine, numbers: range) -> None:
