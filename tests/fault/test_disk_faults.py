@@ -37,8 +37,8 @@ from tests.faulty_disk import run_at_once
 __all__ = ["quick_dir", "small_log"]  # fixtures
 
 CALLS = (
-    "open", "pwrite", "pread", "fsync", "ftruncate", "posix_fallocate", "replace", "unlink", "mkdir", "chmod", "stat",
-    "fstat",
+    "open", "pwrite", "pread", "fsync", "fdatasync", "ftruncate", "posix_fallocate", "replace", "unlink", "mkdir",
+    "chmod", "utime", "stat", "fstat",
 )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ class Fault:
     def _lie(self, name: str, real: Callable[..., Any], args: Any, options: Any) -> Any:
         if name == "pwrite":
             return len(args[1])
-        return None if name in ("fsync", "ftruncate") else real(*args, **options)
+        return None if name in ("fsync", "fdatasync", "utime", "ftruncate") else real(*args, **options)
 
 
 @contextmanager

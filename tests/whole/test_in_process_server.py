@@ -4,6 +4,7 @@
 import contextlib
 import gc
 import socket
+import sqlite3
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -351,3 +352,19 @@ def read_until_ping(peer: RawH2) -> bool:
         if frame.kind == PING and not frame.flags:
             return True
     return False
+
+
+def test_the_log_says_at_the_start_that_pages_could_not_be_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lessor")
+    with InProcessServer(data_dir=tmp_path) as server:
+        server.restart()
+        server.stop()
+        assert [record.message for record in caplog.records if "compared" in record.message] == []
+        with contextlib.closing(sqlite3.connect(tmp_path / "lessor.db", isolation_level=None)) as person:
+            person.execute("CREATE TABLE note (text)")
+        server.start()
+    said = [record.__dict__["reason"] for record in caplog.records if "compared" in record.message]
+    assert len(said) == 1
+    assert "lessor.db-sums is of another moment than lessor.db" in said[0]

@@ -158,7 +158,8 @@ def test_the_next_starts_find_the_same(name: str, tmp_path: Path) -> None:
 def content(data_dir: Path) -> Any:
     """All that the engine gives, to be compared."""
     engine = FileEngine(data_dir)
-    meta = engine.open((1, 1))
+    # Nothing is compared behind a crash between the begin of a round of SQLite's log and the sums that name it.
+    meta = engine.open((1, 1))._replace(not_compared="")
     loaded = engine.load()
     auth = loaded.auth
     found = (
@@ -250,8 +251,8 @@ def each_step(memory: Path, name: str, make: Callable[[Path, int], Made]) -> int
 
         countdown.on_failure = kill
         failed = killed_at(engine)
-        engine.close()
         assert countdown.failed == failed
+        engine.close()
         assert content(alive) == expected
         if failed:
             assert content(left) == expected

@@ -6,8 +6,8 @@ Laws
   compared when the log of that round is there, and otherwise never. Those of an orderly stop name an instant instead,
   and are compared when there is no log and the file was last written at that instant.
 - Nothing depends on them but the comparison: sums that are missing, damaged, old or of another file refuse nothing.
-- They are written whole under another name, synced, and renamed. An error while they are written is no error of the
-  server: what is there then names a round that is over.
+- They are written over, in one place, when the round that they name is over: what a crash or an error leaves of that
+  has a wrong checksum, or is what was there. An error while they are written is no error of the server.
 
 Why that is safe. During a round SQLite changes no page of the file but by copying a frame of that round into it, after
 the frame is on disk. So as long as the log has the round's salts, a page without a frame is as it was when the round
@@ -23,7 +23,7 @@ A round's salts are not known before it has begun. So the sums are written a mom
 leaves those of the round before: then nothing is compared once.
 
     lessor.db-sums   | magic 16 | format 4 | page size 4 | pages 4 | 1: a round, 2: a stop 4 | its salts, or instant 8 |
-                     | a checksum for each page 4 | checksum 4 |
+                     | a checksum for each page 4 | checksum 4 | zeros |
 
 docs/page-sums.md has every byte, decision 0015 the reasons.
 
@@ -54,6 +54,7 @@ _HEAD: Final = struct.Struct(f"<16sIIII{SALTS_BYTES}s")
 _ROUND: Final = 1
 _STOP: Final = 2
 _CHECKSUM: Final = struct.Struct("<I")
+_GROW_BYTES: Final = 65_536  # by so much the file grows, so that to sync it is mostly to sync its content
 _PAGE_SIZES: Final = frozenset(2**power for power in range(9, 17))
 _PAGE_BYTES_AT: Final = 16  # in the first page of the file
 
@@ -71,7 +72,8 @@ class Sums:
         kind, named = (_STOP, since.to_bytes(8, "little", signed=True)) if isinstance(since, int) else (_ROUND, since)
         head = _HEAD.pack(MAGIC, FORMAT, self.page_bytes, len(self.of_pages), kind, named)
         content = head + _little(self.of_pages).tobytes()
-        return content + _CHECKSUM.pack(zlib.crc32(content))
+        content += _CHECKSUM.pack(zlib.crc32(content))
+        return content.ljust(-(-len(content) // _GROW_BYTES) * _GROW_BYTES, b"\0")
 
     def after(self, frames: Sequence[Frame]) -> "array[int]":
         """The checksums of the pages when these frames, the last of which ends a commit, are in the file."""
@@ -85,14 +87,15 @@ class Sums:
 
 
 def parse(data: bytes) -> Sums | None:
-    """None for bytes that are not whole page sums of this format."""
-    if len(data) < _HEAD.size + _CHECKSUM.size:
+    """None for bytes that do not begin with whole page sums of this format."""
+    if len(data) < _HEAD.size:
         return None
-    content = memoryview(data)[: -_CHECKSUM.size]
     magic, found, page_bytes, count, kind, named = _HEAD.unpack_from(data)
     if (magic, found) != (MAGIC, FORMAT) or page_bytes not in _PAGE_SIZES or kind not in (_ROUND, _STOP):
         return None
-    if len(content) != _HEAD.size + 4 * count or _CHECKSUM.pack(zlib.crc32(content)) != data[-_CHECKSUM.size :]:
+    end = _HEAD.size + 4 * count
+    content = memoryview(data)[:end]
+    if _CHECKSUM.pack(zlib.crc32(content)) != data[end : end + _CHECKSUM.size]:
         return None
     sums = array("I")
     sums.frombytes(content[_HEAD.size :])
@@ -176,7 +179,7 @@ class PageSums:
             return None
         sums = parse(data)
         if sums is None:
-            self.not_compared = f"{self._path.name} is damaged, or of a newer Lessor"
+            self.not_compared = f"{self._path.name} is damaged, half written, or of a newer Lessor"
         return sums
 
     def _differing(self, sums: Sums, frames: Sequence[Frame]) -> list[int]:
@@ -247,9 +250,8 @@ class PageSums:
         self._save(self._sums)
 
     def _save(self, sums: Sums) -> None:
-        part = self._path.with_name(self._path.name + ".new")
         data = memoryview(sums.encode())
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             at = 0
             while at < len(data):
@@ -257,12 +259,12 @@ class PageSums:
                 if not written:
                     return
                 at += written
+            if os.fstat(descriptor).st_size > len(data):
+                os.ftruncate(descriptor, len(data))
             if self._sync:
-                os.fsync(descriptor)
+                os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
-        # The directory is not synced: the old sums, should they come back, name a round that is over.
-        os.replace(part, self._path)
 
     def close(self) -> None:
         """Behind the last connection to the database."""

@@ -346,6 +346,7 @@ class Tables:
 
     def finish(self) -> None:
         """Copies SQLite's log into the file for good, unless others keep it from that. Raises `EngineError`."""
+        self._syncing.wait()
         with self.at_hand(FULL, wait=False) as connection:
             self._copying.finish(connection)
 

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from lessor.durable import sweep, upkeep
-from lessor.durable.engine import DataDirError
+from lessor.durable.engine import DataDirError, EngineError
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.sqlite_files import SqliteFiles
 from lessor.state.journal import EventRow
-from tests.faulty_disk import run_at_once
-from tests.unit.durable.engine_rows import IDENTITY, batch, rest
+from tests.faulty_disk import Countdown, WriteFaults, run_at_once
+from tests.unit.durable.engine_rows import IDENTITY, batch, put, rest
 from tests.unit.durable.page_sums_kit import (
     NAME,
     PAGE,
@@ -170,6 +170,19 @@ def test_somebody_who_reads_on_delays_the_sums_and_nothing_else(home: Path) -> N
     assert (home / "data" / NAME).read_bytes() != before
     assert start(copied(engine._dir, "killed")) == (events, "")
     engine.close()
+
+
+def test_a_server_whose_disk_has_failed_leaves_what_the_next_start_compares_with(home: Path) -> None:
+    """It closes SQLite's log without copying it: the same as a kill."""
+    faults = WriteFaults()
+    engine = opened(home / "data", disk=faults)
+    events = fill(engine, range(1, 20))
+    faults.countdown = Countdown(1)
+    with pytest.raises(EngineError):
+        engine.commit(batch(20, events=[put(40, b"key")]))
+    engine.close()
+    assert (home / "data" / "lessor.db-wal").stat().st_size > PAGE
+    assert start(home / "data") == (events, "")
 
 
 def test_a_start_beside_another_program_compares_what_that_does_not_change(home: Path) -> None:
@@ -366,7 +379,7 @@ def test_a_crash_at_any_point_is_no_damage_and_hides_none(home: Path, monkeypatc
     monkeypatch.setattr(upkeep, "WAL_PAGES_SYNC", 30)
     crashes = Crashes(home / "data")
     with monkeypatch.context() as patch:
-        for name in ("fsync", "replace", "pwrite"):
+        for name in ("fsync", "fdatasync", "utime", "pwrite"):
             patch.setattr(os, name, crashes.around(getattr(os, name)))
 
         def write(engine: FileEngine, numbers: range) -> None:

@@ -258,7 +258,7 @@ def test_with_a_thread_that_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("took_effect", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("nth", range(1, 5))
+@pytest.mark.parametrize("nth", range(1, 8))
 def test_a_sync_that_fails_is_final_and_loses_nothing(tmp_path: Path, nth: int, took_effect: bool) -> None:
     """Whichever of its statements fails, the next write hears of it."""
     faults = StatementFaults(0, error=FSYNC_FAILED)
