@@ -140,8 +140,9 @@ JSON_NESTED_MESSAGES_MAX = 100
 # can be said of each, has half of that. Together 20,480 by default, which takes 5 to 20 ms.
 JSON_VALUES_MAX = 4_096
 JSON_VALUES_PER_OP = 128
-# A body that takes longer than half a millisecond is read in a later turn: one such body a turn over all connections,
-# or several with so many names and values. So many bytes of a string count as one.
+# A body that takes longer than a millisecond is read in a later turn: one such body a turn over all connections, or
+# several with so many names and values. So many bytes of a string count as one.
+JSON_SHORT_BYTES = 4_096
 JSON_SHORT_VALUES = 1_024
 JSON_VALUES_PER_TURN = 4_096
 JSON_VALUE_BYTES = 64
