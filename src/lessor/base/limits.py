@@ -46,7 +46,8 @@ UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory for 
 # In JSON, of one stream: half a millisecond; the rest in later turns. A long request counts for several.
 STREAM_REQUESTS_AT_ONCE_MAX = 100
 STREAM_REQUESTS_PER_TURN_MAX = 500  # of all streams with such a rest
-STREAM_REQUEST_BYTES = 64  # of JSON, that count as one request there
+STREAM_REQUEST_BYTES = 64  # of JSON, that count as one request there,
+STREAM_REQUEST_BRACKETS = 8  # and so many pairs of brackets
 TXN_OPS_MAX = 128  # default of --max-txn-ops
 PEER_URLS_MAX = 1_000  # of MemberAdd and MemberUpdate, each of which is looked at: a millisecond
 WATCH_FILTERS_MAX = 16  # of a watch; there are two, and the others are not looked at
@@ -139,8 +140,9 @@ JSON_NESTED_MESSAGES_MAX = 100
 # can be said of each, has half of that. Together 20,480 by default, which takes 5 to 20 ms.
 JSON_VALUES_MAX = 4_096
 JSON_VALUES_PER_OP = 128
-# A body that takes longer than half a millisecond is read in a later turn: one such body a turn over all connections,
-# or several with so many names and values. So many bytes of a string count as one.
+# A body that takes longer than a millisecond is read in a later turn: one such body a turn over all connections, or
+# several with so many names and values. So many bytes of a string count as one.
+JSON_SHORT_BYTES = 4_096
 JSON_SHORT_VALUES = 1_024
 JSON_VALUES_PER_TURN = 4_096
 JSON_VALUE_BYTES = 64

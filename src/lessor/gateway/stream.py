@@ -107,8 +107,8 @@ class StreamDecoder:
                     break
                 messages.append(json_codec.decode(self._class, bytes(self._buffer[:end]), self._values_max))
                 del self._buffer[:end]
+                self.cost += 1 + end // limits.STREAM_REQUEST_BYTES + self._opened // limits.STREAM_REQUEST_BRACKETS
                 self._at = self._opened = 0
-                self.cost += 1 + end // limits.STREAM_REQUEST_BYTES
             if len(self._buffer) > self._object_bytes_max:
                 self._refuse_size(len(self._buffer))
         except EtcdError as error:

@@ -180,8 +180,8 @@ class H1Connection:
 
     @property
     def paused(self) -> bool:
-        """Whether the owner should stop reading until a reply is finished."""
-        return self._phase == _DONE and self.waiting_bytes >= WAITING_BYTES_MAX
+        """Whether the owner should stop reading until a reply is finished, or taken."""
+        return self.unsent or (self._phase == _DONE and self.waiting_bytes >= WAITING_BYTES_MAX)
 
     def receive(self, data: bytes) -> list[Event]:
         """Takes bytes from the peer, cut anywhere. Bytes after `closing` are dropped. Never raises."""

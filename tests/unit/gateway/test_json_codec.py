@@ -504,7 +504,9 @@ def test_stream_bounds_each_object_alone() -> None:
 
 def test_stream_counts_a_long_object_as_several() -> None:
     decoder = StreamDecoder(LeaseKeepAliveRequest, 1_000_000, VALUES_MAX)
-    long = b'{"ID":1,"x":"%b"}' % (b"a" * 10 * limits.STREAM_REQUEST_BYTES)
-    assert len(decoder.feed(long * 100, 30)) == 3
-    assert decoder.cost >= 30
-    assert decoder.waiting
+    for text in (b'"%b"' % (b"a" * 10 * limits.STREAM_REQUEST_BYTES), b"[" * 80 + b"]" * 80):
+        long = b'{"ID":1,"x":%b}' % text
+        assert len(decoder.feed(long * 100, 30)) == 3
+        assert decoder.cost >= 30
+        assert decoder.waiting
+        decoder.drop()

@@ -177,13 +177,13 @@ LARGE = rpc_pb2.RangeResponse(
 REQUESTS = 20
 
 
-def serve_large_replies(peer: Accepted, held: list[Any] | None = None) -> list[Any]:
-    """Lets each unary call be answered by LARGE: at once, or when the test delivers what is in `held`."""
+def serve_large_replies(peer: Accepted, held: list[Any] | None = None, reply: bytes = LARGE) -> list[Any]:
+    """Lets each unary call be answered by `reply`: at once, or when the test delivers what is in `held`."""
     asked: list[Any] = []
 
     def unary(_core: Any, request: Any) -> bytes:
         asked.append(request)
-        return LARGE
+        return reply
 
     peer.turn.held = held
     core = cast(Any, peer.connection.core)

@@ -6,13 +6,18 @@ from typing import Any, cast
 
 import pytest
 
-from lessor.api.proto import rpc_pb2
+from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.wire.h1 import WAITING_BYTES_MAX
 from tests.attack.floods import frame as small_frame
 from tests.attack.floods import upgrade
 from tests.unit.server.connection_world import Accepted, run, serve
-from tests.unit.server.test_connection import LARGE, REQUESTS, serve_large_replies
+from tests.unit.server.test_connection import REQUESTS, serve_large_replies
+
+# With its headers a little more than a peer may leave untaken before its next request begins, so all of it is written.
+SLOW = rpc_pb2.RangeResponse(
+    kvs=[mvcc_pb2.KeyValue(value=bytes(3 * (limits.H2_STREAM_SEND_BYTES_MAX // 4 - 6)))]
+).SerializeToString()
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -45,28 +50,29 @@ def test_the_body_of_a_pipelined_request_may_come_before_the_request_begins() ->
     run(steps)
 
 
-@pytest.mark.slow
 def test_what_comes_behind_a_request_that_waits_for_a_slow_peer_is_kept_but_not_without_bound() -> None:
     async def steps() -> None:
         peer = Accepted()
-        asked, _ = serve(peer)
+        asked = serve_large_replies(peer, reply=SLOW)
         ask = post("/v3/kv/range", b"{}")
-        # Below the connection's own bound for a slow reader: only what is kept can pause it.
-        peer.transport.written = bytes(limits.H2_STREAM_SEND_BYTES_MAX)
         peer.receive(ask + ask[:-1])
         await turns(peer)
         assert len(asked) == 1
         peer.receive(ask[-1:])
+        assert peer.transport.reading
+        # The reply is below the connection's own bound for a slow reader: only what is kept can pause it.
         peer.connection.pause_writing()
         assert peer.transport.reading
         peer.receive(post("/v3/kv/put", b" " * WAITING_BYTES_MAX))
         assert not peer.transport.reading
-        await turns(peer)
         assert len(asked) == 1
         peer.transport.written = b""
         peer.connection.resume_writing()
+        assert len(asked) == 2
         await turns(peer)
-        assert len(asked) == 3
+        peer.transport.written = b""
+        peer.connection.resume_writing()
+        await turns(peer)
         assert peer.transport.reading
 
     run(steps)
@@ -208,24 +214,17 @@ def test_a_websocket_handles_all_frames_before_its_end(behind: bytes) -> None:
     run(steps)
 
 
-@pytest.mark.slow
 def test_a_pipeline_waits_until_the_peer_takes_the_replies() -> None:
     async def steps() -> None:
         peer = Accepted()
-        asked = serve_large_replies(peer)
+        asked = serve_large_replies(peer, reply=SLOW)
         peer.receive(b"POST /v3/kv/range HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}" * REQUESTS)
         for _ in range(REQUESTS):
             peer.turn.end()
             await asyncio.sleep(0)
         assert len(asked) == 1
-        taken_bytes = 0
-        while len(asked) == 1:
-            assert peer.transport.written
-            taken_bytes += len(peer.transport.written)
-            peer.transport.written = b""
-            peer.connection.resume_writing()
-            peer.turn.end()
+        peer.transport.written = b""
+        peer.connection.resume_writing()
         assert len(asked) == 2
-        assert taken_bytes + limits.SEND_STEP_BYTES > len(LARGE) * 4 / 3  # in base64
 
     run(steps)

@@ -167,33 +167,29 @@ class Connection:
             self._handshake = None
         turn = self.core.turn
         turn.flush_later(self)
-        if self._session.unread:
-            self._work_off(self._session)
+        unread = self._session.unread
+        if unread:
+            unread = self._work_off(self._session)
         if turn.overloaded and not self._batch_full:
             self._batch_full = True
             self.core.metrics.shortages.reached(BATCH_ROWS)
             turn.pause(self)
         self._had_its_turn = self._had_its_turn or len(data) >= limits.LARGE_READ_BYTES
-        if (
-            self._batch_full
-            or self._had_its_turn
-            or self._unsent
-            or self._session.paused
-            or self._session.unread
-            or not self.reading
-        ):
+        if self._batch_full or self._had_its_turn or self._unsent or unread or self._session.paused or not self.reading:
             self._read_or_pause()
 
-    def _work_off(self, session: Session) -> None:
-        """After a step: takes further ones until the connection has had its share of the turn."""
+    def _work_off(self, session: Session) -> bool:
+        """After a step: takes further ones until the connection has had its share of the turn. Returns `unread`."""
         turn = self.core.turn
         until_s = turn.now_s() + min(turn.share_s(self), session.share_s_max)
         while session.unread and turn.now_s() < until_s:
             session.go_on()
-        if session.unread:
+        unread = session.unread
+        if unread:
             turn.go_on_later(self)
         else:
             turn.caught_up(self)
+        return unread
 
     def go_on(self) -> None:
         """The next turn has come for the bytes that the last one has left."""
@@ -203,9 +199,9 @@ class Connection:
             return
         turn.schedule()
         session.go_on()
-        self._work_off(session)
+        unread = self._work_off(session)
         turn.flush_later(self)
-        if not session.unread:
+        if not unread:
             self._read_or_pause()
 
     def eof_received(self) -> bool:

@@ -216,12 +216,13 @@ class H1Session:
         self.core.turn.flush_later(self.connection)
 
     def wrote(self, size_bytes: int) -> None:
-        """There is output, with so many bytes of a reply."""
+        """So many bytes of a reply are to be sent, and it is not complete."""
         self._unflushed_bytes += size_bytes
         self.core.turn.flush_later(self.connection)
 
-    def replied(self, next_events: list[h1.Event]) -> None:
-        """A reply is complete. `next_events`: those of a pipelined request that has waited for that."""
+    def replied(self, next_events: list[h1.Event], size_bytes: int) -> None:
+        """A reply is complete, with so many bytes. `next_events`: of a pipelined request that has waited for that."""
+        self._unflushed_bytes += size_bytes
         self.core.turn.flush_later(self.connection)
         if next_events:
             # Not called from here: the stack would grow with each request of a long pipeline.
@@ -230,7 +231,7 @@ class H1Session:
 
     @property
     def paused(self) -> bool:
-        return self._h1.paused or self._h1.unsent or self._held_up or len(self._kept) >= h1.WAITING_BYTES_MAX
+        return self._h1.paused or self._held_up or len(self._kept) >= h1.WAITING_BYTES_MAX
 
     @property
     def backlog_bytes(self) -> int:
@@ -248,16 +249,22 @@ class H1Session:
             self.core.turn.catch_up_later(stream)
 
     def take_output(self) -> bytes:
-        if self._deferred and self._unflushed_bytes:  # which may be why the next request has not begun
-            self.core.turn.go_on_later(self.connection)
-        if self._h1.unsent:
-            if self.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
-                return b""  # `wake_drained` comes
-            self.core.turn.flush_later(self.connection)
-        else:
-            self._unflushed_bytes = 0
+        if (self._deferred or self._h1.unsent) and not self._may_send():
+            return b""  # `wake_drained` comes
+        self._unflushed_bytes = 0
         output = self._h1.take_output()
         return output + self._websocket.take_output() if self._websocket is not None else output
+
+    def _may_send(self) -> bool:
+        """Asks for the next step of a long reply, and for the request behind it. False: the socket is full."""
+        unsent = self._h1.unsent
+        if unsent:
+            if self.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+                return False
+            self.core.turn.flush_later(self.connection)
+        if self._deferred and (unsent or self._unflushed_bytes):  # one of these may be why it has not begun
+            self.core.turn.go_on_later(self.connection)
+        return True
 
     @property
     def closing(self) -> bool:
@@ -309,9 +316,7 @@ class H1Exchange:
         self.body = session.serve(session.core, self)
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
-        next_events = self._h1.reply(status, _block(headers), body)
-        self._session.wrote(len(body))
-        self._session.replied(next_events)
+        self._session.replied(self._h1.reply(status, _block(headers), body), len(body))
 
     def start(self, status: int, headers: Headers) -> None:
         self._h1.start(status, _block(headers))
@@ -322,7 +327,7 @@ class H1Exchange:
         self._session.wrote(len(data))
 
     def finish(self) -> None:
-        self._session.replied(self._h1.finish())
+        self._session.replied(self._h1.finish(), 0)
 
     def end_stream(self, error: EtcdError) -> None:
         """Ends a streaming reply when the server stops. A unary reply is under way and ends by itself."""

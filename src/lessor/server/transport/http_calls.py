@@ -174,14 +174,13 @@ def _token_of(exchange: Exchange | None) -> bytes | None:
 class JsonUnary(UnaryCall):
     """A unary call in JSON. A body that takes long to read has its turn, see loop/pace.py."""
 
-    __slots__ = ("_body", "_exchange", "_values", "_waits")
+    __slots__ = ("_body", "_exchange", "_values")
 
     def __init__(self, core: Core, exchange: Exchange, counts: CallCounts, timeout_s: float | None = None) -> None:
         UnaryCall.__init__(self, core, counts, exchange.held)
         self._exchange: Exchange | None = exchange
         self._body = bytearray()  # not a list: pieces of a few bytes each would take many times their size
-        self._values = 0  # what it costs to read the body, in names and values
-        self._waits = False  # whether it is read in a later turn
+        self._values = 0  # while the body waits for its turn: what it costs to read it, in names and values
         if timeout_s is not None:
             self.expire_after(timeout_s)
 
@@ -226,38 +225,43 @@ class JsonUnary(UnaryCall):
     def on_end(self) -> None:
         if self.over:
             return
-        if len(self._body) > limits.JSON_SHORT_VALUES:  # fewer bytes cannot hold so many
-            count = json_codec.count_values(self._body)
-            try:
-                json_codec.refuse_many_values(count, self.core.options.json_values_max)
-            except EtcdError as refusal:
-                self.end_now(refusal)
-                return
-            self._values = count + len(self._body) // limits.JSON_VALUE_BYTES
-            if self._values > limits.JSON_SHORT_VALUES:
-                self._wait_for_turn(True)
-                return
+        if len(self._body) > limits.JSON_SHORT_BYTES and self._is_long():
+            return
         self._read(bytes(self._body))
+
+    def _is_long(self) -> bool:
+        """Lets a body that takes long to read wait for its turn, or refuses it. Returns whether it did so."""
+        count = json_codec.count_values(self._body)
+        try:
+            json_codec.refuse_many_values(count, self.core.options.json_values_max)
+        except EtcdError as refusal:
+            self.end_now(refusal)
+            return True
+        values = count + len(self._body) // limits.JSON_VALUE_BYTES
+        if values <= limits.JSON_SHORT_VALUES:
+            return False
+        self._values = values
+        self.core.body_pace.later(self)
+        if self._exchange is not None:
+            self._exchange.hold_up(True)
+        return True
 
     def take_share(self) -> tuple[int, bool]:
         """Reads the body, see loop/pace.py."""
         self.core.turn.schedule()  # this turn's batch is sealed already, and the request may leave rows
-        body = bytes(self._body)
-        self._body.clear()
-        self._wait_for_turn(False)
+        cost, body = self._values, bytes(self._body)
+        self._drop_body()
         self._read(body)
-        return self._values, False
+        return cost, False
 
-    def _wait_for_turn(self, waits: bool) -> None:
-        if waits is self._waits:
-            return
-        self._waits = waits
-        if waits:
-            self.core.body_pace.later(self)
-        else:
+    def _drop_body(self) -> None:
+        """The body waits no more."""
+        self._body.clear()
+        if self._values:
+            self._values = 0
             self.core.body_pace.forget(self)
-        if self._exchange is not None:
-            self._exchange.hold_up(waits)
+            if self._exchange is not None:
+                self._exchange.hold_up(False)
 
     def _read(self, body: bytes) -> None:
         self._body.clear()
@@ -291,8 +295,7 @@ class JsonUnary(UnaryCall):
         exchange.reply(200, routes.JSON_HEADERS, payload)
 
     def _send_error(self, error: EtcdError) -> None:
-        self._body.clear()
-        self._wait_for_turn(False)
+        self._drop_body()
         exchange, self._exchange = self._exchange, None
         assert exchange is not None
         exchange.reply(*routes.error_answer(error))
@@ -303,8 +306,7 @@ class JsonUnary(UnaryCall):
         return error.code
 
     def _let_go(self) -> None:
-        self._body.clear()
-        self._wait_for_turn(False)
+        self._drop_body()
         self._exchange = None
 
 
