@@ -34,18 +34,13 @@ from lessor.server.services.watch import Watches
 from lessor.state.machine import StateMachine
 
 
-def apply(core: Core, request: Message) -> bytes:
-    """Applies a request whose size needs no check."""
-    return core.machine.apply_encoded(request, core.turn.now_s())
-
-
-def apply_in_pieces(core: Core, request: Message) -> bytes | Iterator[bytes]:
-    """Applies a request whose reply may take long to make."""
+def apply(core: Core, request: Message) -> bytes | Iterator[bytes]:
+    """Applies a request whose size needs no check. A reply that takes long to make comes in pieces."""
     return core.machine.apply_in_pieces(request, core.turn.now_s())
 
 
 def apply_sized(core: Core, request: Message) -> bytes | Iterator[bytes]:
-    """Applies a request that carries keys and values, within --max-request-bytes. The reply may take long to make."""
+    """Applies a request that carries keys and values, within --max-request-bytes. The same otherwise."""
     if request.ByteSize() > core.options.max_request_bytes:
         core.machine.check_form(request)  # as in etcd, errors in the request itself come first
         raise errors.REQUEST_TOO_LARGE.error()
@@ -106,15 +101,15 @@ class Services:
 
     def _unary(self) -> dict[str, UnaryHandler]:
         return {
-            "/etcdserverpb.KV/Range": apply_in_pieces,
+            "/etcdserverpb.KV/Range": apply,
             "/etcdserverpb.KV/Put": apply_sized,
             "/etcdserverpb.KV/DeleteRange": apply_sized,
             "/etcdserverpb.KV/Txn": apply_sized,
             "/etcdserverpb.KV/Compact": apply,
             "/etcdserverpb.Lease/LeaseGrant": apply,
             "/etcdserverpb.Lease/LeaseRevoke": apply,
-            "/etcdserverpb.Lease/LeaseTimeToLive": apply_in_pieces,
-            "/etcdserverpb.Lease/LeaseLeases": apply_in_pieces,
+            "/etcdserverpb.Lease/LeaseTimeToLive": apply,
+            "/etcdserverpb.Lease/LeaseLeases": apply,
             "/etcdserverpb.Maintenance/Alarm": apply,
             "/etcdserverpb.Maintenance/Status": self._downgrades.status,
             "/etcdserverpb.Maintenance/MoveLeader": maintenance.move_leader,

@@ -90,9 +90,10 @@ class H2Output:
 
     def respond(self, stream: h2.Stream, framed: bytes) -> None:
         """Sends the whole reply to a successful unary call."""
+        if not self._unflushed_bytes:  # else it was said in this turn
+            self.core.turn.flush_later(self.connection)
         self._unflushed_bytes += len(framed)
         self.h2.send_response(stream, grpc.RESPONSE_HEADERS, framed, grpc.TRAILERS_OK)
-        self.core.turn.flush_later(self.connection)
 
     def send(self, stream: h2.Stream, replies: list[bytes], start: bool) -> None:
         """Sends messages of a streaming call. `start`: they are the first, so the response headers go before them."""
