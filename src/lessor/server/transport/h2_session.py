@@ -40,10 +40,10 @@ class H2Session(H2Output):
     begun = True  # the peer has sent a preface, which a stray peer does not
     paused = False  # while requests wait; else flow control holds an HTTP/2 peer back, stream by stream
     cut_off = False
-    share_s_max = limits.TURN_BYTES_S
 
     def __init__(self, connection: Connection) -> None:
         H2Output.__init__(self, connection)
+        self.share_s_max = limits.TURN_BYTES_S
         self._metrics = self.core.metrics
         self._held_up: set[H2Exchange] = set()  # those of whose streams requests wait for later turns
         self._draining = False  # the server stops: new streaming calls are refused
