@@ -62,8 +62,11 @@ class H2Session(H2Output):
         self.step_messages = limits.H2_STEP_MESSAGES
         while self.kept_back and self.step_messages > 0:
             call = next(iter(self.kept_back))
-            del self.kept_back[call]
-            call.go_on()
+            message = self.kept_back.pop(call)
+            if message is None:
+                call.go_on()
+            else:
+                call.take_kept(message)
         if not self.kept_back:
             self._take(self.h2.go_on(self.core.turn.now_s()))
 
