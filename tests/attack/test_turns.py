@@ -14,7 +14,7 @@ from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.base import limits
 from lessor.wire import frames, grpc, websocket
 from lessor.wire.h2 import encode_headers
-from tests.attack.floods import RANGE, WIDE, chunks, data, frame, headers, posted, upgrade
+from tests.attack.floods import RANGE, WIDE, block, chunks, data, frame, headers, posted, upgrade
 from tests.unit.server.connection_world import Accepted, run
 
 STEPS_MAX = 2  # of a turn
@@ -160,6 +160,21 @@ def test_long_bodies_that_end_in_one_step_of_http_2() -> None:
     counts = in_turns(opening, ends, lambda peer: peer.transport.written.count(answered))
     assert sum(counts) == len(streams)
     assert max(counts) == 1
+
+
+def test_long_messages_that_end_in_one_step_of_http_2() -> None:
+    message = grpc.frame(rpc_pb2.PutRequest(key=b"k", value=bytes(limits.H2_STEP_MESSAGE_BYTES)).SerializeToString())
+    streams = range(1, 20, 2)
+    opening, ends = WIDE, b""
+    for stream_id in streams:
+        opening += headers(stream_id, block("/etcdserverpb.KV/Put"))
+        opening += b"".join(
+            data(stream_id, message[:-1][at : at + 16_000]) for at in range(0, len(message) - 1, 16_000)
+        )
+        ends += data(stream_id, message[-1:], end=True)
+    counts = in_turns(opening, ends, lambda peer: peer.transport.written.count(b"grpc-status"))
+    assert sum(counts) == len(streams)
+    assert max(counts) <= STEPS_MAX
 
 
 @pytest.mark.parametrize("gone", [False, True])

@@ -420,7 +420,9 @@ class H1Connection:
     def _take_piece(self) -> bytes:
         """The output up to the end of the first piece of a long body."""
         out = self._out
-        at = next(at for at, piece in enumerate(out) if isinstance(piece, memoryview))
+        at = 0
+        while not isinstance(out[at], memoryview):
+            at += 1
         long = out[at]
         data = b"".join([*out[:at], long[:SEND_STEP_BYTES]])
         del out[:at]
@@ -428,7 +430,10 @@ class H1Connection:
             out[0] = long[SEND_STEP_BYTES:]
         else:
             del out[0]
-            self.unsent = any(isinstance(piece, memoryview) for piece in out)
+            self.unsent = False
+            for piece in out:
+                if isinstance(piece, memoryview):
+                    self.unsent = True
         return data
 
     def accept_body(self) -> None:

@@ -102,16 +102,31 @@ class GrpcUnary(UnaryCall):
             return
         if messages:
             self._deframer = None
-            self._read(messages[0])
+            if len(messages[0]) > limits.H2_STEP_MESSAGE_BYTES:  # many may end in a step, and each takes long to read
+                self._served = True
+                self._output.kept_back[self] = messages[0]
+            else:
+                self._read(messages[0])
+
+    def take_kept(self, message: bytes) -> None:
+        """Reads a long message, which is a step of its own."""
+        self._output.step_messages = 0
+        if self._stream is not None:
+            self._output.uncount(self._stream)
+            self._read(message)
 
     def on_end(self) -> None:
         if not self._served:
             half = self.unfinished_bytes >= grpc.PREFIX_BYTES
             self._end_unserved((errors.HALF_A_MESSAGE if half else errors.NO_MESSAGE).error())
+        elif self._output.kept_back and self._stream is not None:
+            self._output.keep_count(self._stream)
 
     @property
     def unfinished_bytes(self) -> int:
-        return 0 if self._deframer is None else self._deframer.unfinished_bytes
+        if self._deframer is not None:
+            return self._deframer.unfinished_bytes
+        return len(self._output.kept_back.get(self) or b"")
 
     def _read(self, message: bytes) -> None:
         self._served = True

@@ -60,12 +60,11 @@ class H1Session:
     events of the connection wait, too: more bytes, their end, the stop of the server.
     """
 
-    share_s_max = limits.TURN_BYTES_S_MIN  # clients in a hurry have no pipelines and no tiny chunks
-
     def __init__(self, connection: Connection, serve: Callable[[Core, Exchange], Body], *, websockets: bool) -> None:
         """`serve`: makes the Body of a request. `websockets`: whether a streaming call may come over a WebSocket."""
         self.core = connection.core
         self.connection = connection
+        self.share_s_max = limits.TURN_BYTES_S_MIN  # clients in a hurry have no pipelines and no tiny chunks
         self.address = address_of(connection.transport)
         self.waiting_for_drain: set[Any] = set()
         self.serve = serve

@@ -61,7 +61,8 @@ class H2Output:
             step_bytes=limits.H2_STEP_BYTES,
         )
         self.step_messages = limits.H2_STEP_MESSAGES  # requests of streaming calls that this step still takes
-        self.kept_back: dict[Any, None] = {}  # the streaming calls that have more of them, in order
+        # What waits for the next steps, in order: streaming calls with more requests, unary ones with a long message.
+        self.kept_back: dict[Any, bytes | None] = {}
         self.streaming: set[StreamCall] = set()  # the server ends them when it stops
         self.waiting_for_drain: set[Any] = set()
         self.held = Held(address_of(connection.transport))

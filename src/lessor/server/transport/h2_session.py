@@ -40,10 +40,10 @@ class H2Session(H2Output):
     begun = True  # the peer has sent a preface, which a stray peer does not
     paused = False  # while requests wait; else flow control holds an HTTP/2 peer back, stream by stream
     cut_off = False
-    share_s_max = limits.TURN_BYTES_S
 
     def __init__(self, connection: Connection) -> None:
         H2Output.__init__(self, connection)
+        self.share_s_max = limits.TURN_BYTES_S
         self._metrics = self.core.metrics
         self._held_up: set[H2Exchange] = set()  # those of whose streams requests wait for later turns
         self._draining = False  # the server stops: new streaming calls are refused
@@ -62,8 +62,11 @@ class H2Session(H2Output):
         self.step_messages = limits.H2_STEP_MESSAGES
         while self.kept_back and self.step_messages > 0:
             call = next(iter(self.kept_back))
-            del self.kept_back[call]
-            call.go_on()
+            message = self.kept_back.pop(call)
+            if message is None:
+                call.go_on()
+            else:
+                call.take_kept(message)
         if not self.kept_back:
             self._take(self.h2.go_on(self.core.turn.now_s()))
 
