@@ -15,7 +15,8 @@ from lessor.server.observe.observed import Observed
 def body(observed: Observed) -> bytes:
     identity = observed.machine.identity
     member = f"{identity.member_id:x}"
-    newest, durable = observed.machine.journal.newest_with_rows, observed.gate.durable
+    durable = observed.gate.durable
+    newest = max(observed.machine.journal.newest_with_rows, durable)  # a batch that saves the clock has no rows
     known = {
         "cmdline": sys.argv,
         "file_descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
