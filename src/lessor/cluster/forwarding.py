@@ -47,10 +47,12 @@ class Held:
 class Forwards:
     """The requests that a node has forwarded and that wait. One per process."""
 
-    __slots__ = ("_held", "_next", "nonce")
+    __slots__ = ("_held", "_next", "_pass_on_s", "_trusted_s", "nonce")
 
-    def __init__(self, nonce: bytes) -> None:
+    def __init__(self, nonce: bytes, pass_on_s: float = FORWARD_PASS_ON_S) -> None:
         self.nonce = nonce
+        self._pass_on_s = pass_on_s
+        self._trusted_s = float("-inf")
         self._held: dict[int, Held] = {}
         self._next = 1
 
@@ -98,6 +100,14 @@ class Forwards:
     def give_up(self, counter: int) -> None:
         """Nobody waits for the request any more. It may take effect all the same."""
         self._held.pop(counter, None)
+
+    def may_pass(self, since_s: float, now_s: float) -> bool:
+        """Whether the acknowledgement of a request that was sent at `since_s` may leave. Ask directly before that."""
+        return self._trusted_s <= since_s and now_s - since_s <= self._pass_on_s
+
+    def distrust(self, now_s: float) -> None:
+        """The clock may have stood still before now: nobody knows the age of a request that was sent before."""
+        self._trusted_s = now_s
 
     def take_all(self) -> list[Held]:
         """This node is the primary now: the requests that have not taken effect, to be carried out here."""

@@ -77,5 +77,28 @@ def test_a_refusal_is_kept_until_its_client_has_it() -> None:
     assert not forwarded.take(3, MINE, 1, 1)  # an old repetition of the first
 
 
+def test_an_old_acknowledgement_is_not_passed_on() -> None:
+    forwards = Forwards(MINE)
+    assert forwards.may_pass(10.0, 10.0 + FORWARD_PASS_ON_S / 2)
+    assert not forwards.may_pass(10.0, 10.0 + FORWARD_PASS_ON_S * 1.01)
+
+
+def test_nor_one_that_was_asked_for_before_the_clock_stood_still() -> None:
+    forwards = Forwards(MINE)
+    forwards.distrust(10.05)
+    assert not forwards.may_pass(10.0, 10.06)
+    assert forwards.may_pass(10.05, 10.06)
+
+
+def test_the_age_of_an_answer_counts_from_the_first_forward_of_an_epoch() -> None:
+    forwards = Forwards(MINE)
+    held = forwards.hold("grant")
+    forwards.due(1, 10.0)
+    forwards.due(1, 11.0)
+    assert (held.since_s, held.sent_s) == (10.0, 11.0)
+    forwards.due(2, 12.0)
+    assert (held.since_s, held.sent_s) == (12.0, 12.0)
+
+
 def test_an_acknowledgement_is_passed_on_within_its_allowance_by_any_clock() -> None:
     assert FORWARD_PASS_ON_S * RATES_MAX <= FORWARD_ALLOWANCE_S
