@@ -84,9 +84,12 @@ class Lead(NamedTuple):
 
 
 class StepDown(NamedTuple):
-    """Drop all connections and what waits for them. Make memory anew, from the records taken in: it may be ahead."""
+    """The node is primary no more. `released`: it has ended its tenure itself, and memory is what the log has.
 
-    released: bool  # whether the node has ended its tenure itself
+    Otherwise drop all connections and what waits for them, and make memory anew from the records taken in: it is ahead.
+    """
+
+    released: bool
 
 
 class Stop(NamedTuple):
@@ -160,8 +163,11 @@ class Node:
     # --- a primary writes -----------------------------------------------------------------------------------------
 
     def submit(self, kind: int, rows: Rows, now_s: float, origins: Sequence[Origin] = (), subject: int = 0) -> None:
-        """Begins to append a record; `free` must be true. A beat repeats a data clock that is saved, or reads it
-        when no row waits to be saved: a later one beside an older deadline would break decision 0004."""
+        """Begins to append a record; `free` must be true.
+
+        A beat has no rows. Its data clock is the present one only if no row waits to be saved, otherwise the saved one:
+        decision 0004 has the reason.
+        """
         assert self.free, "one record at a time, and only a primary's"
         if kind == RELEASE:
             self.tenure.releasing()
