@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from lessor.base.errors import Code, EtcdError
+from lessor.cluster.forwarding import FORWARD_ALLOWANCE_S
 from lessor.cluster.node import Node
 from lessor.cluster.standing import Standing
 from lessor.cluster.tenure import FOLLOWER, Tenure, Timing
@@ -219,6 +220,12 @@ class NoAllowance(Rules):
     allowance_s = 0.0
 
 
+class LongPassingOn(Rules):
+    """An acknowledgement may be passed on for as long as its allowance, by a clock that may be slower."""
+
+    pass_on_s = FORWARD_ALLOWANCE_S
+
+
 class AnyEpoch(Rules):
     """A forward counts in whatever epoch it arrives."""
 
@@ -248,6 +255,7 @@ WAYS: dict[str, type[Rules]] = {
     "shows-unconfirmed": ShowsUnconfirmed,
     "keeps-memory": KeepsMemory,
     "no-allowance": NoAllowance,
+    "long-passing-on": LongPassingOn,
     "any-epoch": AnyEpoch,
     "takes-twice": TakesTwice,
 }

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import EtcdError
+from lessor.cluster.clock_watch import ClockWatch
 from lessor.cluster.node import Append, Apply, Durable, Effect, Lead, Read, StepDown, Stop
 from lessor.cluster.served_clock import ServedClock
 from lessor.cluster.standing import Standing
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tests.simulation.story import Story
 
 EXPIRE_MAX = 50
+TICK_S = 0.06
 
 
 class Reply(NamedTuple):
@@ -68,7 +70,7 @@ class Process:
         self.node = story.rules.node(node_id, story.nonce(), story.rules.timing(node_id), standing)
         self._inbox: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._turn_due = self._flush_due = False
-        self._trusted_frozen_s = self.clock.frozen_s
+        self._clock_watch = ClockWatch(self.clock.now_s(), self.clock.wall_s())
         self._turn_ended_s = self.clock.now_s()
         self.following = Following(self)
         self._make_memory()
@@ -93,6 +95,7 @@ class Process:
         self._doing: list[Doing] = []  # whose rows are in the open batch
         self._in_hand: list[Doing] = []  # whose rows are in the record that was submitted last
         self._releasing = False
+        self._timer_s = 0.0  # the deadline that the last timer was set for
 
     # --- running, or not ------------------------------------------------------------------------------------------
 
@@ -124,14 +127,14 @@ class Process:
     def _look_at_clocks(self) -> None:
         """R5: the wall clock has gone on while the other stood still."""
         if not self.trusts_its_clock:
-            self._trusted_frozen_s = self.clock.frozen_s
+            self._clock_watch.believe(self.clock.now_s(), self.clock.wall_s())
             self.node.tenure.distrust(self.clock.now_s())
             self.following.distrust(self.clock.now_s())
 
     @property
     def trusts_its_clock(self) -> bool:
         """Whether the next step finds nothing wrong with it."""
-        return not self.story.rules.r5 or self.clock.frozen_s - self._trusted_frozen_s <= 0.1
+        return not (self.story.rules.r5 and self._clock_watch.differs(self.clock.now_s(), self.clock.wall_s()))
 
     def pause(self, *, before_sending_s: float = 0.0) -> None:
         """Stands still until `go_on`; or, for so long, when it is next about to send."""
@@ -170,7 +173,7 @@ class Process:
     # --- the log --------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        self.world.after(self.world.chance.uniform(0.03, 0.06), self.hear, self._tick)
+        self.world.after(self.world.chance.uniform(TICK_S / 2, TICK_S), self.hear, self._tick)
         self.node.tick(self.clock.now_s())
 
     def appended(self, ticket: int, outcome: str) -> None:
@@ -405,6 +408,7 @@ class Process:
             self._end_leases(now_s, data_s)
             self._hold_publications()
             self._seal(now_s, data_s)
+            self._set_timer(data_s)
         for conn in self.conns:
             if conn.watcher is not None and conn.watcher.lagging:
                 self._catch_up(conn)
@@ -425,6 +429,14 @@ class Process:
             if not machine.journal.row_count:
                 self._opened_s = data_s
             machine.expire(data_s - MARGIN_S, EXPIRE_MAX)
+
+    def _set_timer(self, data_s: float) -> None:
+        """A turn comes when the next lease is due, not when the next tick happens to be."""
+        deadline_s = self.machine.next_deadline()
+        if deadline_s is not None and deadline_s != self._timer_s and 0.0 < deadline_s + MARGIN_S - data_s < TICK_S:
+            self._timer_s = deadline_s
+            delay_s = (deadline_s + MARGIN_S - data_s) / self.clock.rate
+            self.world.after(delay_s + 1e-6, self.hear, self._look_at_clocks)
 
     def _seal(self, now_s: float, data_s: float) -> None:
         node, journal, leading = self.node, self.machine.journal, self.leading

@@ -9,7 +9,7 @@ from tests.simulation.story import Rules, Story
 from tests.simulation.world import Broken
 
 # Of the seeds; story.py has the kinds. LATER begins where rare faults are found soon.
-ANY, LATER, RESTLESS = range(300), range(40, 400), range(2, 900, 3)
+ANY, LATER, RESTLESS, FAR = range(300), range(40, 400), range(2, 900, 3), range(904, 8_000, 10)
 # For each way: among which seeds, and a part of what is found.
 FOUND: dict[str, tuple[range, str]] = {
     "return-time": (ANY, "may answer at one time"),
@@ -28,6 +28,7 @@ FOUND: dict[str, tuple[range, str]] = {
     "shows-unconfirmed": (ANY, "was known before"),
     "keeps-memory": (ANY, ""),
     "no-allowance": (range(100, 500), "s early"),
+    "long-passing-on": (FAR, "s early"),
     "any-epoch": (RESTLESS, "has no cause that is left"),
     "takes-twice": (RESTLESS, "has no cause that is left"),
 }

@@ -68,3 +68,7 @@ class Clock:
 
     def now_s(self) -> float:
         return (self._world.now_s - self._origin_s - self.frozen_s) * self.rate
+
+    def wall_s(self) -> float:
+        """The wall clock of the same machine, which is set right when that was frozen."""
+        return self._world.now_s * self.rate
