@@ -6,7 +6,8 @@ Laws, each of which has a finding of its own when it is broken
 - A lease that nobody can have revoked does not end before the acknowledgement of any grant or renewal plus its TTL.
   Kills and pauses in between only add time. (Seen from outside, an acknowledgement left some time after `silent_s`;
   no more is sure. A pause, or a disk that is slow, makes the difference to the beginning of the call.)
-- A TTL that is told is no longer than the granted one, and leaves no less than what was promised before the call.
+- A TTL that is told is no longer than the granted one, or than the 2 s that every lease has after a restart, and leaves
+  no less than what was promised before the call.
 - A lease is not seen alive long after its deadline (`LATE_S`), counted anew from the last kill or pause.
 - TimeToLive lists exactly the keys that hang on the lease at the revision that it names.
 
@@ -188,7 +189,7 @@ def _promised(life: Life, fastest: float) -> list[str]:
     for seen in life.alive:
         op = seen.what
         if isinstance(op, Op) and isinstance(op.request, rpc.LeaseTimeToLiveRequest):
-            if op.reply.grantedTTL < max(op.reply.TTL, life.ttl_s):
+            if op.reply.grantedTTL < life.ttl_s or max(op.reply.grantedTTL, TTL_S_LEAST) < op.reply.TTL:
                 findings.append(f"more than was granted: {op}")
             before = [promise.from_s for promise in life.renewed if promise.to_s < op.called_s]
             left_s = life.ttl_s - (op.returned_s - max(before, default=-math.inf)) * fastest

@@ -78,9 +78,15 @@ class Following:
         waiting = [held.request for held in self._forwards.take_all()]
         waiting += [each for kind in self._waiting.values() for each in kind]
         waiting += [each for _, each in self._indexed]
+        self.clear()
+        return waiting
+
+    def clear(self) -> None:
+        """Nobody waits any more. Numbers go on: an answer that is under way must not meet a later question."""
+        self._forwards.take_all()
+        self._asks = {}
         self._waiting = {INDEX: [], RENEW: [], READ: []}
         self._indexed = []
-        return waiting
 
     # --- to the primary -------------------------------------------------------------------------------------------
 

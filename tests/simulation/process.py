@@ -226,7 +226,7 @@ class Process:
 
     def be_fenced(self) -> None:
         self._drop_all()
-        self.following = Following(self)
+        self.following.clear()
         self._make_memory()
 
     def cut_off(self, conn: Conn) -> None:

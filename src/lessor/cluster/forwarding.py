@@ -45,7 +45,7 @@ class Held:
 
 
 class Forwards:
-    """The requests that a node has forwarded and that wait. One per process."""
+    """The requests that a node has forwarded and that wait. One for the whole life of a process: its counters go on."""
 
     __slots__ = ("_held", "_next", "_pass_on_s", "_trusted_s", "nonce")
 
