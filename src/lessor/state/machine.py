@@ -360,6 +360,8 @@ class StateMachine:
             return LongRead(store, partial(self._long_txn, node), txn_steps.oldest_revision(store, node))
         txn.choose(store, node)
         txn.verify(store, self.leases, node)
+        if node.old and txn.is_deep(store, node):
+            return LongRead(store, partial(self._long_txn, node), txn_steps.oldest_revision(store, node))
         operations = store.operations
         rest, parts = (b"", txn_steps.execute(store, node)) if long else (txn.execute(store, node), [])
         self.txns += store.operations - operations > 1
