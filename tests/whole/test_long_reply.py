@@ -42,13 +42,9 @@ ASKED = (
 
 
 @contextmanager
-def steps_of(parts: int, at_once: int = limits.LONG_REPLIES_AT_ONCE) -> Iterator[None]:
+def steps_of(parts: int) -> Iterator[None]:
     """A step makes no more than so many parts of a reply."""
-    with (
-        mock.patch.object(limits, "REPLY_PARTS_MAX", parts),
-        mock.patch.object(limits, "READ_STEP_KEYS", parts),
-        mock.patch.object(limits, "LONG_REPLIES_AT_ONCE", at_once),
-    ):
+    with mock.patch.object(limits, "REPLY_PARTS_MAX", parts), mock.patch.object(limits, "READ_STEP_KEYS", parts):
         yield
 
 
@@ -91,18 +87,17 @@ def test_a_reply_in_pieces_shows_the_moment_of_its_first_step(asked: Message, pa
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_others_are_served_between_the_pieces_and_the_replies_take_turns(at_once: int) -> None:
+def test_others_are_served_between_the_pieces_and_the_replies_take_turns() -> None:
     async def main() -> None:
         world = filled()
-        with steps_of(2, at_once):
+        with steps_of(2):
             first, second, third = world.begin(ALL), world.begin(ALL), world.begin(ALL)
             assert world.do(rpc.RangeRequest(key=b"k01")).count == 1
             assert first.outcome is None
-            assert await answered(first) >= 5 * at_once
+            assert await answered(first) >= 5 * 3 - 2
             assert second.outcome is third.outcome is None
-            assert await answered(second) <= 2 if at_once == 2 else await answered(second) >= 5
-            await answered(third)
+            assert await answered(second) == 1
+            assert await answered(third) == 1
             assert second.outcome == first.outcome == third.outcome
 
     asyncio.run(main())
@@ -111,13 +106,46 @@ def test_others_are_served_between_the_pieces_and_the_replies_take_turns(at_once
 def test_a_connection_with_many_calls_does_not_hold_up_another_one() -> None:
     async def main() -> None:
         world = filled()
-        with steps_of(2, 1):
+        with steps_of(2):
             greedy = [world.begin(ALL, held=world.held) for _ in range(20)]
             other = world.begin(ALL)
             await answered(other)
             assert len([call for call in greedy if call.outcome is not None]) == 1
             for call in greedy:
                 await answered(call)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("address", "others"), [("same", 1), ("same", 7), ("other", 1), ("other", 100)])
+def test_a_short_reply_waits_for_few_steps_of_long_ones(address: str, others: int) -> None:
+    """Long replies of many connections: the short one waits for those of its own address, or for one at a time."""
+    steps = [0]
+
+    def without_end() -> Iterator[bytes]:
+        while True:
+            steps[0] += 1
+            yield b""
+
+    async def main() -> None:
+        world = filled()
+        greedy = [Call(world.core, ALL, Held("same")) for _ in range(others)]
+        for call in greedy:
+            call.waiting = world.core.long_replies.begin(call, without_end())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        with steps_of(2):
+            short = world.begin(ALL, held=Held(address))
+            steps[0] = 0
+            turns = await answered(short, 10 * (others + 1))
+        made = turns - steps[0]
+        assert made >= 5
+        assert steps[0] <= (made + 1) * (others if address == "same" else 1)
+        for call in greedy:
+            call.gone()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert world.core.long_replies.idle
 
     asyncio.run(main())
 

@@ -22,7 +22,6 @@ EXPIRE_PER_TURN_MAX = 250  # leases ended in one loop turn, so that many ends do
 REPLY_PARTS_MAX = 1_000  # leases, or keys of a lease, of one reply that are encoded in one loop turn: 0.5 to 3 ms
 READ_STEP_KEYS = 1_000  # keys of a long read that are looked at in one loop turn: about a millisecond
 READ_STEP_BYTES = 1_048_576  # keys and values of a long read that are encoded in one loop turn: about a millisecond
-LONG_REPLIES_AT_ONCE = 4  # connections for which a long reply is made at a time, one step each in turn
 LONG_REPLY_WAITING_BYTES = 4_096  # counted, beside the request, against the connection of a reply that waits its turn
 REPLY_BYTES_MAX = 536_870_912  # of one reply; a read of more has to be done in pages
 # Keys that the compares and ranges of a txn that may write look at, all in one step: 15 to 40 ms.
