@@ -16,6 +16,7 @@ import pytest
 from google.protobuf.message import Message
 
 from lessor.api.methods import BY_PATH
+from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors, limits
 from lessor.server.loop.call import Held
@@ -23,6 +24,7 @@ from lessor.server.loop.core import Core
 from lessor.server.transport.grpc_calls import GrpcUnary, Route
 from lessor.server.transport.http_calls import JsonUnary
 from lessor.state.digest import KvDigest, hash_kv
+from lessor.state.permissions import Caller
 from lessor.testing.server import InProcessServer
 from lessor.wire.grpc import frame
 from tests.unit.server.lock_world import Call, LockWorld
@@ -164,14 +166,45 @@ def test_a_call_that_waits_counts_against_its_connection() -> None:
     asyncio.run(main())
 
 
-def test_rights_that_were_taken_away_meanwhile_count() -> None:
+@pytest.mark.parametrize(
+    "asked", [ALL, rpc.LeaseLeasesRequest(), rpc.HashKVRequest(), rpc.HashRequest(), leases_pb2.LeaseListRequest()]
+)
+def test_rights_that_were_taken_away_meanwhile_count(asked: Message) -> None:
     async def main() -> None:
         world = filled()
         with steps_of(2):
-            call = world.begin(ALL)
+            call = world.begin(asked)
             refusal = mock.Mock(side_effect=errors.PERMISSION_DENIED.error())
             with mock.patch.object(Call, "permit", refusal):
                 await answered(call)
+            assert call.error == errors.PERMISSION_DENIED.message
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["auth off at first", "a role taken away"])
+def test_a_list_of_leases_asks_for_the_rights_of_its_first_step(before: bool) -> None:
+    async def main() -> None:
+        world = filled()
+        world.core.tokens = SimpleNamespace(caller=lambda token, revision: Caller("reader", revision))
+        for request in (
+            rpc.AuthUserAddRequest(name="root", options={"no_password": True}),
+            rpc.AuthUserGrantRoleRequest(user="root", role="root"),
+            rpc.AuthUserAddRequest(name="reader", options={"no_password": True}),
+            rpc.AuthUserGrantRoleRequest(user="reader", role="root"),
+        ):
+            world.machine.apply(request, 0.0)
+        if before:
+            world.machine.apply(rpc.AuthEnableRequest(), 0.0)
+        with mock.patch.object(Call, "token", b"any"):
+            call = world.begin(leases_pb2.LeaseListRequest())
+            assert call.outcome is None
+            world.machine.apply(rpc.AuthUserRevokeRoleRequest(name="reader", role="root"), 0.0)
+            if not before:
+                world.machine.apply(rpc.AuthEnableRequest(), 0.0)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            world.settle()
             assert call.error == errors.PERMISSION_DENIED.message
 
     asyncio.run(main())

@@ -11,8 +11,9 @@ Laws
 - The code that makes the pieces answers for their content. Here the pieces are only bytes. The call encodes them, as
   JSON for instance, in the same steps.
 - A call whose peer went away is dropped, and its place with it.
-- When the turn of a read comes, the caller's rights are checked anew, since they may have changed; and the call is
-  refused if its peer has not taken the replies to earlier calls. A write has taken effect: it is answered in any case.
+- When the turn of a read comes, of keys, leases or a digest, the caller's rights are checked anew, since they may have
+  changed or auth may be on now; and the call is refused if its peer has not taken the replies to earlier calls. A write
+  has taken effect: it is answered in any case.
 
 Does not do: cutting an encoded reply, as HTTP/2's flow control does.
 """
@@ -109,11 +110,12 @@ class LongReply:
         """Returns whether the call is still to be answered."""
         call.held.size_bytes -= self._size_bytes
         self._size_bytes = 0
-        if isinstance(self._pieces, LongRead) and self._request is not None:
-            call.permit(self._request)
-        self._request = None
-        if not isinstance(self._pieces, Written) and call.refuse_if_overfull():
-            return False
+        request, self._request = self._request, None
+        if not isinstance(self._pieces, Written):
+            if request is not None:
+                call.permit(request)
+            if call.refuse_if_overfull():
+                return False
         self._steps = call.encode_pieces(self._pieces)
         return True
 
@@ -138,7 +140,8 @@ class LongReplies:
     def begin(self, call: Answered, pieces: Iterator[bytes], request: Message | None = None) -> LongReply:
         """Answers `call` with all `pieces` joined, or with the EtcdError that is raised while a piece is made.
 
-        `request`: whose rights are checked again if `pieces` is a LongRead; it also counts for the memory that is kept.
+        `request`: whose rights are checked again unless `pieces` is a Written; it also counts for the memory that is
+        kept. None: there is nothing to check.
         """
         reply = LongReply(call, pieces, request)
         held = call.held
