@@ -305,6 +305,12 @@ class StateMachine:
         self.no_space = any(kind == _ALARM_NO_SPACE for _, kind in self.alarms)
         self.corrupt = any(kind == _ALARM_CORRUPT for _, kind in self.alarms)
 
+    def lead(self, term: int) -> None:
+        """From here on replies name this term. Replies that are encoded already keep theirs."""
+        self.identity = self.identity._replace(term=term)
+        self._header_encoder = HeaderEncoder(*self.identity)
+        self._header_revision = 0
+
     # --- KV -----------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:

@@ -8,6 +8,7 @@ Laws
 - The keys on a lease guard it: a caller that may not write all of them can neither renew the lease, nor revoke it, nor
   hang another key on it. A caller that may not read them is not shown them.
 - Errors come in etcd's order: a malformed KV request, a bad token, a request too large, no space, then permissions.
+  A txn of more than STRANGER_TXN_BYTES_MAX is not looked at before its token is.
 
 Theory of operation. The server finds the caller of a call: a name, and the auth revision at which its token is valid.
 Checks on keys refuse a caller whose revision is old, because a token that carries its own revision (JWT) may name a
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from google.protobuf.message import Message
 
 from lessor.api.proto import election_pb2, health_pb2, leases_pb2, lock_pb2, rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.contenders import key_of, prefix_of
 from lessor.base.errors import Code, EtcdError
 from lessor.base.key_range import OPEN_END, prefix_end
@@ -221,6 +222,8 @@ def _delete_range(check: _Check, request: rpc_pb2.DeleteRangeRequest) -> None:
 
 
 def _txn(check: _Check, request: rpc_pb2.TxnRequest) -> None:
+    if not isinstance(check.claimed, Caller) and request.ByteSize() > limits.STRANGER_TXN_BYTES_MAX:
+        check.signed_in()  # raises, before the request costs more
     node = txn.read_txn(request, check.machine.max_txn_ops)
     check.sized(request)
     if check.machine.no_space and txn.has_put(node):
