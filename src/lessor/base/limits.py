@@ -181,6 +181,8 @@ CONNECTION_SEND_BYTES_MAX = 16_777_216
 SEND_STEP_BYTES = 1_048_576  # of a long reply that are written to a socket in one turn: half a millisecond
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
 WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from history; clients take 4 MiB
+# An event that is looked at for history counts for so many bytes of it: 20,000 are a turn's share, 10 to 20 ms.
+WATCH_LOOK_BYTES = 200
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger
 # ones the copies would be most of the memory, and making them again costs little beside sending them.
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152
