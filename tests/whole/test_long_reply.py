@@ -166,6 +166,42 @@ def test_a_call_that_waits_counts_against_its_connection() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("shown", [ALL, rpc.DeleteRangeRequest(key=b"\0", range_end=b"\0", prev_kv=True)])
+@pytest.mark.parametrize("gone", [False, True], ids=["answered", "gone"])
+def test_the_versions_that_a_writes_reply_keeps_count_against_its_connection(
+    nested: bool, shown: Any, gone: bool
+) -> None:
+    async def main() -> None:
+        world = filled()
+        for number in range(1, 11):
+            world.do(rpc.PutRequest(key=b"k%02d" % number, value=bytes(1_000)))
+        is_range = isinstance(shown, rpc.RangeRequest)
+        op = rpc.RequestOp(request_range=shown) if is_range else rpc.RequestOp(request_delete_range=shown)
+        put = rpc.RequestOp(request_put=rpc.PutRequest(key=b"a"))
+        asked = rpc.TxnRequest(success=[put, op] if is_range else [op])
+        if nested:
+            asked = rpc.TxnRequest(success=[rpc.RequestOp(request_txn=asked)])
+        with steps_of(2), mock.patch.object(limits, "READ_STEP_BYTES", 2_000):
+            first = world.begin(ALL, held=world.held)
+            call = world.begin(asked, held=world.held)
+            assert world.held.size_bytes >= 10 * (1_000 + 3 + 8) + 2 * limits.LONG_REPLY_WAITING_BYTES
+            world.turn.schedule()  # as the connection does
+            world.settle()
+            await answered(first)
+            await asyncio.sleep(0)
+            assert world.held.size_bytes >= 10 * (1_000 + 3 + 8)
+            if gone:
+                call.gone()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            world.settle()
+            assert world.held.size_bytes == 0
+            assert gone or call.outcome is not None
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     "asked", [ALL, rpc.LeaseLeasesRequest(), rpc.HashKVRequest(), rpc.HashRequest(), leases_pb2.LeaseListRequest()]
 )

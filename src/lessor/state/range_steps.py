@@ -25,6 +25,7 @@ from lessor.base.key_range import open_end
 from lessor.state import kv
 from lessor.state.mvcc import Event, Store
 
+_REFERENCE_BYTES: Final = 8
 _FEW: Final = 16  # of the longest versions, sorted at once
 
 
@@ -38,19 +39,24 @@ def range_pieces(store: Store, request: rpc_pb2.RangeRequest, revision: int, hea
     return _pieces(store, request, store.walk(start, end, revision), count, header)
 
 
-def captured_pieces(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> Iterator[bytes]:
+def captured_pieces(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> tuple[Iterator[bytes], int]:
     """The same for a range inside the open write. It looks the versions up now, and encodes them later.
 
-    Cost now: 0.1 us a key, 0.3 us at an old revision.
+    Returns the `kept_bytes` of what it has found, too. Cost now: 0.1 us a key, 0.3 us at an old revision.
     """
     start, end, revision = request.key, open_end(request.range_end), request.revision
     if 0 < revision < store.revision_inside:
         events = store.range_at(start, end, revision)
-        return _pieces(store, request, _lists(events), len(events), header)
+        return _pieces(store, request, _lists(events), len(events), header), kept_bytes(events)
     events = (
         [] if request.count_only else store.range(start, end, kv.fetch_max(request, filtered=kv.is_filtered(request)))
     )
-    return _pieces(store, request, _lists(events), store.count(start, end), header)
+    return _pieces(store, request, _lists(events), store.count(start, end), header), kept_bytes(events)
+
+
+def kept_bytes(events: Sequence[Event]) -> int:
+    """The memory that versions may take while a reply with them waits: a compaction may leave them to it alone."""
+    return sum([event.size_bytes for event in events]) + _REFERENCE_BYTES * len(events)
 
 
 def one_key_pieces(store: Store, request: rpc_pb2.RangeRequest, revision: int, header: bytes) -> Iterator[bytes]:

@@ -7,7 +7,8 @@ Laws
   time. So a reply of n steps is made after n turns of each other address, or of each other connection of its own, and
   the replies before it on its connection, however long the replies of others are.
 - A reply that waits its turn has not begun: see LongRead. Its request counts among the bytes of its connection that the
-  peer has not taken, so a connection has to wait before it can ask for any number of them.
+  peer has not taken, so a connection has to wait before it can ask for any number of them. What a write's reply will
+  show is in memory from the beginning, and counts until the reply is made.
 - The code that makes the pieces answers for their content. Here the pieces are only bytes. The call encodes them, as
   JSON for instance, in the same steps.
 - A call whose peer went away is dropped, and its place with it.
@@ -66,6 +67,8 @@ class LongReply:
         self._request = request
         self._steps: Iterator[bytes | None] | None = None
         self._size_bytes = limits.LONG_REPLY_WAITING_BYTES + (0 if request is None else request.ByteSize())
+        if isinstance(pieces, Written):
+            self._size_bytes += pieces.kept_bytes
         call.held.size_bytes += self._size_bytes
 
     @property
@@ -108,8 +111,9 @@ class LongReply:
 
     def _begin(self, call: Answered) -> bool:
         """Returns whether the call is still to be answered."""
-        call.held.size_bytes -= self._size_bytes
-        self._size_bytes = 0
+        kept_bytes = self._pieces.kept_bytes if isinstance(self._pieces, Written) else 0
+        call.held.size_bytes -= self._size_bytes - kept_bytes
+        self._size_bytes = kept_bytes
         request, self._request = self._request, None
         if not isinstance(self._pieces, Written):
             if request is not None:
