@@ -22,7 +22,6 @@ EXPIRE_PER_TURN_MAX = 250  # leases ended in one loop turn, so that many ends do
 REPLY_PARTS_MAX = 1_000  # leases, or keys of a lease, of one reply that are encoded in one loop turn: 0.5 to 3 ms
 READ_STEP_KEYS = 1_000  # keys of a long read that are looked at in one loop turn: about a millisecond
 READ_STEP_BYTES = 1_048_576  # keys and values of a long read that are encoded in one loop turn: about a millisecond
-LONG_REPLIES_AT_ONCE = 4  # connections for which a long reply is made at a time, one step each in turn
 LONG_REPLY_WAITING_BYTES = 4_096  # counted, beside the request, against the connection of a reply that waits its turn
 REPLY_BYTES_MAX = 536_870_912  # of one reply; a read of more has to be done in pages
 # Keys that the compares and ranges of a txn that may write look at, all in one step: 15 to 40 ms.
@@ -183,6 +182,8 @@ CONNECTION_SEND_BYTES_MAX = 16_777_216
 SEND_STEP_BYTES = 1_048_576  # of a long reply that are written to a socket in one turn: half a millisecond
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
 WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from history; clients take 4 MiB
+# An event that is looked at for history counts for so many bytes of it: 20,000 are a turn's share, 10 to 20 ms.
+WATCH_LOOK_BYTES = 200
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger
 # ones the copies would be most of the memory, and making them again costs little beside sending them.
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152

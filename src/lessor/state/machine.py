@@ -56,7 +56,7 @@ from lessor.state.lease_replies import (
 from lessor.state.leases import Lessor
 from lessor.state.long_read import LongRead, Written
 from lessor.state.mvcc import Store
-from lessor.state.range_steps import range_pieces
+from lessor.state.range_steps import kept_bytes, range_pieces
 from lessor.state.watch_hub import Watcher, WatchHub
 
 _ALARM_NONE: Final = 0
@@ -355,7 +355,7 @@ class StateMachine:
         self._finish()
         head = self.header_field() + rest
         if kv.is_long(self.store, shown):
-            return Written(txn_steps.prev_kvs_pieces(self.store, head, shown))
+            return Written(txn_steps.prev_kvs_pieces(self.store, head, shown), kept_bytes(shown))
         return head + kv.prev_kvs_field(shown)
 
     def _txn(self, request: rpc_pb2.TxnRequest, now_s: float) -> bytes | Iterator[bytes]:
@@ -377,7 +377,9 @@ class StateMachine:
         self.txns += store.operations - operations > 1
         self._finish()
         header = self.header_field()
-        return Written(txn_steps.done_pieces(header, parts)) if long else header + rest
+        if long:
+            return Written(txn_steps.done_pieces(header, parts), txn_steps.parts_bytes(parts))
+        return header + rest
 
     def _long_txn(self, node: txn.Node) -> Iterator[bytes]:
         self.txns += len(node.success) + len(node.failure) > 1

@@ -24,6 +24,7 @@ from lessor.base import limits
 from lessor.state import kv
 from lessor.state.mvcc import Event, Store
 
+_REFERENCE_BYTES: Final = 8
 _FEW: Final = 16  # of the longest versions, sorted at once
 
 
@@ -37,20 +38,26 @@ def range_pieces(store: Store, request: rpc_pb2.RangeRequest, revision: int, hea
     return _pieces(store, request, store.walk(start, end, revision), count, header)
 
 
-def captured_pieces(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> Iterator[bytes]:
+def captured_pieces(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> tuple[Iterator[bytes], int]:
     """The same for a range inside the open write. It looks the versions up now, and encodes them later.
 
-    Cost now: 0.1 us a key; at an old revision 0.3 us, and 0.1 us for each newer version.
+    Returns the `kept_bytes` of what it has found, too. Cost now: 0.1 us a key; at an old revision 0.3 us, and 0.1 us
+    for each newer version.
     """
     start, end = kv.span_of(request)
     revision = request.revision
     if 0 < revision < store.revision_inside:
         events = store.range_at(start, end, revision)
-        return _pieces(store, request, _lists(events), len(events), header)
+        return _pieces(store, request, _lists(events), len(events), header), kept_bytes(events)
     events = (
         [] if request.count_only else store.range(start, end, kv.fetch_max(request, filtered=kv.is_filtered(request)))
     )
-    return _pieces(store, request, _lists(events), store.count(start, end), header)
+    return _pieces(store, request, _lists(events), store.count(start, end), header), kept_bytes(events)
+
+
+def kept_bytes(events: Sequence[Event]) -> int:
+    """The memory that versions may take while a reply with them waits: a compaction may leave them to it alone."""
+    return sum([event.size_bytes for event in events]) + _REFERENCE_BYTES * len(events)
 
 
 def _lists(events: Sequence[Event]) -> Iterator[Sequence[Event]]:

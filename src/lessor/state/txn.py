@@ -457,4 +457,4 @@ def range_now(store: Store, request: rpc_pb2.RangeRequest) -> bytes:
     """The reply to a range inside the open write, however long it takes."""
     header = revision_header(store.revision_inside)
     reply = kv.range_reply(store, request, header)
-    return reply if reply is not None else b"".join(captured_pieces(store, request, header))
+    return reply if reply is not None else b"".join(captured_pieces(store, request, header)[0])

@@ -23,10 +23,11 @@ from lessor.base.key_range import open_end
 from lessor.state import kv, txn
 from lessor.state.encode import nested, revision_header, varint
 from lessor.state.mvcc import Store
-from lessor.state.range_steps import captured_pieces, encoded, range_pieces
+from lessor.state.range_steps import captured_pieces, encoded, kept_bytes, range_pieces
 
-# A part of the reply to a txn that has run: bytes, or a long part whose pieces are still to be made, with its tag.
-Part = bytes | tuple[bytes, Iterator[bytes]]
+# A part of the reply to a txn that has run: bytes, or a long part. That is its tag, the pieces that are yet to be made,
+# and the bytes of memory that they keep.
+Part = bytes | tuple[bytes, Iterator[bytes], int]
 
 
 def oldest_revision(store: Store, node: txn.Node) -> int:
@@ -161,7 +162,7 @@ def execute(store: Store, node: txn.Node) -> list[Part]:
         header = revision_header(store.revision_inside)
         if kind == txn.RANGE and request.range_end:
             store.ranges += 1
-            parts.append((b"\x0a", captured_pieces(store, request, header)))
+            parts.append((b"\x0a", *captured_pieces(store, request, header)))
         elif kind == txn.RANGE:
             parts.append(nested(b"\x1a", nested(b"\x0a", txn.range_now(store, request))))
         elif kind == txn.PUT:
@@ -169,10 +170,17 @@ def execute(store: Store, node: txn.Node) -> list[Part]:
             parts.append(nested(b"\x1a", nested(b"\x12", revision_header(store.revision_inside) + rest)))
         elif kind == txn.DELETE:
             rest, shown = kv.delete_range(store, request)
-            parts.append((b"\x1a", prev_kvs_pieces(store, revision_header(store.revision_inside) + rest, shown)))
+            pieces = prev_kvs_pieces(store, revision_header(store.revision_inside) + rest, shown)
+            parts.append((b"\x1a", pieces, kept_bytes(shown)))
         else:
-            parts.append((b"\x22", done_pieces(b"\x0a\x00", execute(store, request))))
+            inner = execute(store, request)
+            parts.append((b"\x22", done_pieces(b"\x0a\x00", inner), parts_bytes(inner)))
     return parts
+
+
+def parts_bytes(parts: list[Part]) -> int:
+    """The memory that the parts keep until `done_pieces` has made the reply."""
+    return sum([len(part) if isinstance(part, bytes) else part[2] for part in parts])
 
 
 def done_pieces(header: bytes, parts: list[Part]) -> Iterator[bytes]:
@@ -182,7 +190,7 @@ def done_pieces(header: bytes, parts: list[Part]) -> Iterator[bytes]:
         if isinstance(part, bytes):
             yield part
         else:
-            tag, pieces = part
+            tag, pieces, _ = part
             made: list[bytes] = []
             for piece in pieces:
                 made.append(piece)
