@@ -95,6 +95,7 @@ H2_HEAD_WORK_FREE = 4_096  # units of decoding that a call may cost; a head of 8
 H2_STEP_BYTES = 32_768  # of frames that are handled before the clock is looked at: two of the largest, or
 H2_STEP_FRAME_BYTES = 128  # 200 small ones, since each counts so many bytes more: 100 calls, 1 to 5 ms
 H2_STEP_MESSAGE_BYTES = 131_072  # a longer message of a unary call is read in a step of its own: up to 60 ms
+H2_STEP_S = 0.002  # after which a step ends behind the call under way: 100 calls that do little take half of it
 H2_STEP_MESSAGES = 256  # requests of streaming calls in such a step: 1 to 5 ms
 H2_SEND_FRAME_BYTES_MAX = 65_536  # of a frame that we send; a larger one would hold up the other streams
 H2_STREAM_SEND_BYTES_MAX = 4_194_304  # bytes in one connection that its peer has not taken; beyond it its watches lag
