@@ -186,7 +186,7 @@ WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger
 # ones the copies would be most of the memory, and making them again costs little beside sending them.
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152
-DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, about a millisecond; others are served in between
+DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, or their versions, or 1 MiB of values: about a millisecond
 SNAPSHOTS_MAX = 4  # snapshot streams at a time; each takes the data's size on disk
 SNAPSHOT_READ_S_MAX = 60.0  # for each half MiB of a snapshot that its reader takes: 9 KB/s; a slower one is cut off
 SNAPSHOT_YIELD_S = 5.0  # without progress, after which a reader gives its place to a new one if all are taken
