@@ -160,6 +160,7 @@ AUTH_TOKEN_TTL_S = 300  # default of --auth-token-ttl: how long a simple token l
 LEASE_RIGHTS_KEYS_MIN = 16  # on a lease, up to which each is looked at, and nothing is remembered
 LEASE_RIGHTS_READ_KEYS_MIN = 1_000  # the same for the right to read them, which is asked for less often
 LEASE_RIGHTS_ADDED_KEYS_MIN = 1_000  # hung on it since its record began, up to which the record is not begun anew
+LEASE_RIGHTS_REFUSED_KEYS_MAX = 1_000  # noted for one user: each may go before all keys are looked at again
 LEASE_RIGHTS_USERS_MAX = 64  # whose rights on the keys of one lease are remembered; beyond it all are found out anew
 BCRYPT_COST = 10  # default of --bcrypt-cost: about 50 ms for each password hashed or checked
 PASSWORD_BYTES_MAX = 72  # bcrypt reads no more
