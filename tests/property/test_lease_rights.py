@@ -20,6 +20,7 @@ KEYS = [b"a", b"b", b"c", b"e"]
 LEASES = [1, 2]
 USERS = ["u", "v", "v", "gone"]
 BYTES_MAX = 1 << 20
+REFUSED = limits.LEASE_RIGHTS_REFUSED_KEYS_MAX  # keys that a user may not use are looked at once more, to note them
 
 keys = st.sampled_from(KEYS)
 leases = st.sampled_from([1, 1, 2])
@@ -171,7 +172,7 @@ def test_a_renewal_or_a_put_looks_at_no_key_twice(monkeypatch: pytest.MonkeyPatc
     for _ in range(1_000):
         assert asked(machine, "v", 1) is None
         assert asked(machine, "u", 1) == errors.PERMISSION_DENIED.message
-    assert looks <= 2
+    assert looks <= REFUSED + 2
     machine.apply(rpc.LeaseRevokeRequest(ID=1), 0.0)
     assert len(machine.leases.rights) == 0
 
@@ -203,13 +204,48 @@ def test_showing_leases_with_many_keys_looks_at_no_key_twice(
         assert said(machine, "v", asked_for) is None
         assert said(machine, "u", asked_for) == errors.PERMISSION_DENIED.message
         machine.apply(rpc.PutRequest(key=b"m%d" % number, lease=1), 0.0)
-    assert looks <= 2 * 2_000 + 2 * 100 + 2
+    assert looks <= 2 * 2_000 + REFUSED + 2 * 100 + 2
     for user in ("v", "u"):  # the one key that `v` may not read counts, until it goes
         machine.apply(rpc.PutRequest(key=b"z", lease=1), 0.0)
         assert said(machine, user, asked_for) == errors.PERMISSION_DENIED.message
         machine.apply(rpc.DeleteRangeRequest(key=b"z"), 0.0)
     assert said(machine, "v", asked_for) is None
-    assert looks <= 2 * 2_000 + 2 * 100 + 10
+    assert looks <= 2 * 2_000 + REFUSED + 2 * 100 + 10
+
+
+@pytest.mark.inside
+@pytest.mark.parametrize(
+    "asked_for",
+    [
+        rpc.LeaseKeepAliveRequest(ID=1),
+        rpc.LeaseTimeToLiveRequest(ID=1, keys=True),
+        rpc.LeaseLeasesRequest(),
+    ],
+)
+def test_when_the_key_that_refuses_a_user_goes_the_others_are_not_looked_at_again(
+    asked_for: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = machine_of(["v"])
+    for number in range(2_000):
+        machine.apply(rpc.PutRequest(key=b"k%d" % number, lease=1), 0.0)
+    for number in range(100):
+        machine.apply(rpc.PutRequest(key=b"z%d" % number, lease=1), 0.0)
+    looks = 0
+    first_beyond = Spans.first_beyond
+
+    def count(spans: Spans, sets: Any) -> bytes | None:
+        nonlocal looks
+        looks += 1
+        return first_beyond(spans, sets)
+
+    monkeypatch.setattr(Spans, "first_beyond", count)
+    for number in range(100):
+        assert said(machine, "v", asked_for) == errors.PERMISSION_DENIED.message
+        machine.apply(rpc.DeleteRangeRequest(key=b"z%d" % number), 0.0)
+        machine.apply(rpc.PutRequest(key=b"zz%d" % number, lease=1), 0.0)
+    machine.apply(rpc.DeleteRangeRequest(key=b"z", range_end=b"{"), 0.0)
+    assert said(machine, "v", asked_for) is None
+    assert looks == 1
 
 
 def test_keys_that_come_and_go_for_ever_take_no_memory_for_ever() -> None:

@@ -6,19 +6,22 @@ Laws
 - A verdict counts for one lease, or for all leases together, for one user and one revision of the auth data. That on
   one lease goes with the lease.
 - Memory: for a lease, and for all together, the keys hung on since the record began, which are at most as many as there
-  were (or LEASE_RIGHTS_ADDED_KEYS_MIN), and LEASE_RIGHTS_USERS_MAX users. A record is begun only while auth is on, and
+  were (or LEASE_RIGHTS_ADDED_KEYS_MIN), and LEASE_RIGHTS_USERS_MAX users, each with LEASE_RIGHTS_REFUSED_KEYS_MAX keys
+  at most. A record is begun only while auth is on, and
   only where there are many keys.
 
 Theory of operation. A user who may write all keys may write those that are left when one goes. So only the keys that
 came since the user's last check have to be looked at: a record keeps these in order, and for each user how many of them
-were checked. A user who may not write some key is refused for as long as that key hangs there. Reading is the same.
+were checked. A user who may not write some key is refused for as long as that key hangs there; all such keys are noted,
+so that one after another may go without a new look at the others. Reading is the same.
 
 Cost: O(1) a request, beside one look at each key for each user, and one look for each user at each key that comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
 from lessor.base import limits
 from lessor.state.auth import Spans
@@ -32,15 +35,17 @@ class _Verdicts:
 
     def __init__(self) -> None:
         self.checked: dict[str, int] = {}  # user -> so many keys that came, and all keys before, may be used
-        self.refused: dict[str, bytes] = {}  # user -> a key that may not
+        self.refused: dict[str, list[bytes]] = {}  # user -> keys that may not, at least one; some may have gone
 
     def known(self, user: str, added: list[bytes], keys: Container[bytes], allowed: Spans) -> bool | None:
         """The verdict; None: every key has to be looked at, and `learn` to be told. `keys`: those that hang there."""
         if self.refused:
             refused = self.refused.get(user)
             if refused is not None:
-                if refused in keys:
-                    return False
+                while refused:
+                    if refused[-1] in keys:
+                        return False
+                    refused.pop()
                 del self.refused[user]
         checked = self.checked.get(user)
         if checked is None:
@@ -51,21 +56,22 @@ class _Verdicts:
             key = added[index]
             if key in keys and not allowed.cover(key, b""):
                 self.checked[user] = index
-                self.refused[user] = key
+                self.refused[user] = [key]
                 return False
         self.checked[user] = len(added)
         return True
 
-    def learn(self, user: str, added: list[bytes], beyond: bytes | None) -> bool:
-        """Takes in a look at every key, which found `beyond`, or None; returns the verdict."""
+    def learn(self, user: str, added: list[bytes], sets: Sequence[AbstractSet[bytes]], allowed: Spans) -> bool:
+        """Looks at every key, which `sets` have; returns the verdict."""
+        beyond = _beyond(sets, allowed)
         if len(self.checked) + len(self.refused) >= limits.LEASE_RIGHTS_USERS_MAX:
             self.checked.clear()
             self.refused.clear()
-        if beyond is not None:
+        if beyond:
             self.refused[user] = beyond
-            return False
-        self.checked[user] = len(added)
-        return True
+        if len(beyond) < limits.LEASE_RIGHTS_REFUSED_KEYS_MAX:  # these are all: when they go, the others are known
+            self.checked[user] = len(added)
+        return not beyond
 
 
 class _Record(_Verdicts):
@@ -117,7 +123,7 @@ class LeaseRights:
             return _first_beyond(keys, writable) is None
         record = self._record(lease, revision)
         known = record.known(user, record.added, keys, writable)
-        return known if known is not None else record.learn(user, record.added, writable.first_beyond((keys,)))
+        return known if known is not None else record.learn(user, record.added, (keys,), writable)
 
     def may_read(self, lease: Lease, user: str, revision: int, readable: Spans) -> bool:
         """The same for reading. The lease must have keys."""
@@ -129,7 +135,7 @@ class LeaseRights:
         if reading is None:
             reading = record.reading = _Verdicts()
         known = reading.known(user, record.added, keys, readable)
-        return known if known is not None else reading.learn(user, record.added, readable.first_beyond((keys,)))
+        return known if known is not None else reading.learn(user, record.added, (keys,), readable)
 
     def _record(self, lease: Lease, revision: int) -> _Record:
         record = self._records.get(lease.id)
@@ -149,13 +155,25 @@ class LeaseRights:
         else:
             record = None
         sets = [lease.keys for lease in leases if lease.keys]
-        beyond = readable.first_beyond(sets)
         if record is None:
             size = sum(map(len, sets))
             if size <= limits.LEASE_RIGHTS_READ_KEYS_MIN:
-                return beyond is None
+                return readable.first_beyond(sets) is None
             record = self._all = _Record(revision, size)
-        return record.learn(user, record.added, beyond)
+        return record.learn(user, record.added, sets, readable)
+
+
+def _beyond(sets: Sequence[AbstractSet[bytes]], allowed: Spans) -> list[bytes]:
+    """The keys in `sets` that are not in `allowed`, LEASE_RIGHTS_REFUSED_KEYS_MAX at most. No set may be empty."""
+    found: list[bytes] = []
+    if allowed.first_beyond(sets) is not None:
+        for keys in sets:
+            for key in keys:
+                if not allowed.cover(key, b""):
+                    found.append(key)
+                    if len(found) == limits.LEASE_RIGHTS_REFUSED_KEYS_MAX:
+                        return found
+    return found
 
 
 def _first_beyond(keys: set[bytes] | frozenset[bytes], writable: Spans) -> bytes | None:
