@@ -48,11 +48,11 @@ STREAM_REQUESTS_PER_TURN_MAX = 500  # of all streams with such a rest
 STREAM_REQUEST_BYTES = 64  # of JSON, that count as one request there,
 STREAM_REQUEST_BRACKETS = 8  # and so many pairs of brackets
 TXN_OPS_MAX = 128  # default of --max-txn-ops
-# Compares and operations of a txn and of all txns in it, for each of --max-txn-ops; a txn without others in it has 3 at
-# most. By default 2,048: 5 to 20 ms.
+# Compares and operations of a txn and of all txns in it, for each of --max-txn-ops. A txn without others in it has
+# three lists, so 3 for each at most. By default 2,048 in all: 5 to 20 ms.
 TXN_OPS_IN_ALL = 16
 # Of a txn, while auth is on, from a caller without a valid token: up to here it gets the error of its form first, as in
-# etcd, and beyond it that of its token. A third of a millisecond.
+# etcd, and beyond it that of its token. Up to 0.8 ms.
 STRANGER_TXN_BYTES_MAX = 4_096
 PEER_URLS_MAX = 1_000  # of MemberAdd and MemberUpdate, each of which is looked at: a millisecond
 WATCH_FILTERS_MAX = 16  # of a watch; there are two, and the others are not looked at

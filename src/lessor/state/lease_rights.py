@@ -6,9 +6,8 @@ Laws
 - A verdict counts for one lease, or for all leases together, for one user and one revision of the auth data. That on
   one lease goes with the lease.
 - Memory: for a lease, and for all together, the keys hung on since the record began, which are at most as many as there
-  were (or LEASE_RIGHTS_ADDED_KEYS_MIN), and LEASE_RIGHTS_USERS_MAX users, each with LEASE_RIGHTS_REFUSED_KEYS_MAX keys
-  at most. A record is begun only while auth is on, and
-  only where there are many keys.
+  are (or LEASE_RIGHTS_ADDED_KEYS_MIN), and LEASE_RIGHTS_USERS_MAX users, each with LEASE_RIGHTS_REFUSED_KEYS_MAX keys
+  at most. A record is begun only while auth is on, and only where there are many keys.
 
 Theory of operation. A user who may write all keys may write those that are left when one goes. So only the keys that
 came since the user's last check have to be looked at: a record keeps these in order, and for each user how many of them
@@ -38,7 +37,7 @@ class _Verdicts:
         self.refused: dict[str, list[bytes]] = {}  # user -> keys that may not, at least one; some may have gone
 
     def known(self, user: str, added: list[bytes], keys: Container[bytes], allowed: Spans) -> bool | None:
-        """The verdict; None: every key has to be looked at, and `learn` to be told. `keys`: those that hang there."""
+        """The verdict; None: every key has to be looked at, which `learn` does. `keys`: those that hang there."""
         if self.refused:
             refused = self.refused.get(user)
             if refused is not None:
@@ -83,7 +82,7 @@ class _Record(_Verdicts):
         super().__init__()
         self.revision = revision  # of the auth data
         self.added: list[bytes] = []  # keys that came since the record began; some may have gone again
-        self.size = size  # keys at its beginning
+        self.size = size  # keys at its beginning; what bounds the record of all leases
         self.reading: _Verdicts | None = None
 
 

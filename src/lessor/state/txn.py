@@ -99,15 +99,17 @@ def _read(request: rpc_pb2.TxnRequest, ops_max: int, before: int, size_max: int)
     size = before + compare_count + success_count + failure_count
     if used > ops_max or size > size_max:  # before any of them is looked at: there may be a million
         raise errors.TOO_MANY_OPS.error()
-    node = Node(list(compares), size, size_max)
+    node = Node(list(compares) if compare_count else [], size, size_max)
     for compare in node.compares:
         if not compare.key:
             raise errors.EMPTY_KEY.error()
         if compare.range_end:
             node.wide = True
     left = ops_max - used
-    node.success = [_read_op(op, left, node) for op in success]
-    node.failure = [_read_op(op, left, node) for op in failure]
+    if success_count:  # most txns lack one of the lists
+        node.success = [_read_op(op, left, node) for op in success]
+    if failure_count:
+        node.failure = [_read_op(op, left, node) for op in failure]
     return node
 
 
@@ -199,11 +201,19 @@ class _Touched:
 
 def _check_overlaps(operations: list[Operation]) -> _Touched:
     """Cost: n log n for n operations, however they are nested."""
-    puts = [request[0] for kind, request in operations if kind == PUT]
-    if len(set(puts)) < len(puts):
-        raise errors.DUPLICATE_KEY.error()
-    own = _Touched(sorted(puts))
-    if len(puts) == len(operations):
+    puts: list[bytes] = []
+    simple = True
+    for kind, request in operations:
+        if kind == PUT:
+            puts.append(request[0])
+        elif kind != RANGE:
+            simple = False
+    if len(puts) > 1:
+        if len(set(puts)) < len(puts):
+            raise errors.DUPLICATE_KEY.error()
+        puts.sort()
+    own = _Touched(puts)
+    if simple:
         return own
     touched = _Touched([])
     for kind, request in operations:
