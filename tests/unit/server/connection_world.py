@@ -58,9 +58,9 @@ class Transport:
 class Turn:
     """What connections and calls use of a turn. Outcomes leave at once, or go to `held` for the test."""
 
-    overloaded = False
-
     def __init__(self) -> None:
+        self.overloaded = False
+        self.paused: list[Connection] = []
         self.to_flush: list[Connection] = []
         self.time_s = 0.0
         self.held: list[Any] | None = None
@@ -81,6 +81,10 @@ class Turn:
     def go_on_later(self, connection: Connection) -> None:
         if connection not in self.unread:
             self.unread.append(connection)
+
+    def pause(self, connection: Connection, unread: bool = False) -> None:
+        if connection not in self.paused:
+            self.paused.append(connection)
 
     def catch_up_later(self, stream: Any) -> None:
         if stream not in self.behind:
