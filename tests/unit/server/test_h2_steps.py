@@ -369,6 +369,7 @@ def test_a_full_batch_holds_up_what_has_been_read_too() -> None:
         assert begun == 1
         assert not world.turn.unread
         assert world.turn.paused == [world.connection]
+        assert world.turn.waited_for == {world.connection}
         for _ in range(5):
             world.turn.end()
         assert len(world.asked) == begun
@@ -385,6 +386,21 @@ def test_a_full_batch_holds_up_what_has_been_read_too() -> None:
         world.connection.resume_reading()
         world.finish()
         assert world.ended() == 5
+        assert world.transport.reading
+        assert not world.turn.waited_for
+
+    steps(test)
+
+
+def test_leases_do_not_wait_for_bytes_that_went_away_while_the_batch_was_full() -> None:
+    def test(world: World) -> None:
+        world.turn.overloaded = True
+        world.receive(b"".join(map(whole, range(5))))
+        assert world.turn.waited_for
+        world.session._rest.clear()
+        world.turn.overloaded = False
+        world.connection.resume_reading()
+        assert not world.turn.waited_for
         assert world.transport.reading
 
     steps(test)

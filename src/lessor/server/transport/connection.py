@@ -206,8 +206,8 @@ class Connection:
             turn.caught_up(self)  # leases may wait for it, and a closing socket may stay for long
             return
         turn.schedule()
-        if turn.overloaded:
-            self._wait_for_batch(session.unread)
+        if session.unread and turn.overloaded:
+            self._wait_for_batch(True)
             return
         began_s = turn.now_s()
         session.go_on()
@@ -235,6 +235,8 @@ class Connection:
         self._batch_full = False
         if self._session is not None and self._session.unread:
             self.core.turn.go_on_later(self)
+        else:
+            self.core.turn.caught_up(self)  # leases may wait for what there was
         self._read_or_pause()
 
     def _read_or_pause(self) -> None:
