@@ -168,7 +168,7 @@ HASH_THREADS = 2  # hashing releases the interpreter, so it takes whole cores
 
 # --- the core ---------------------------------------------------------------------------------------------------
 BATCH_ROWS_MAX = 20_000  # rows in the open batch; beyond it connections that bring more are not read
-BATCH_BYTES_MAX = 67_108_864  # the same for the keys and values that are put in it
+BATCH_BYTES_MAX = 16_777_216  # the same for the keys and values put in it: a commit makes copies of them
 # What connections have sent and the server has read is handled for this long in a turn, over all connections that have
 # more than a step of it, but for each of them for at least the other time. The rest waits for the next turn.
 TURN_BYTES_S = 0.01
