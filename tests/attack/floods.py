@@ -5,6 +5,7 @@ A flood is an opening, sent once, and rounds, sent as long as the server takes t
 functions that the server's own tests use, and no frame is sent that a plain library would refuse to make.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -101,6 +102,15 @@ def _huffman(stream_id: int) -> bytes:
 def _churn(stream_id: int) -> bytes:
     """A request for no method, all of whose fields enter the dynamic table."""
     return headers(stream_id, block("/no") + b"\x40\x01x\x02ab" * 150, end=True)
+
+
+def _compressed(stream_id: int) -> bytes:
+    """A range whose key is a million zeros, in a thousand bytes."""
+    packed = zlib.compress(rpc_pb2.RangeRequest(key=bytes(1_000_000)).SerializeToString(), wbits=31)
+    message = b"\1" + len(packed).to_bytes(4, "big") + packed
+    return headers(stream_id, block("/etcdserverpb.KV/Range", (b"grpc-encoding", b"gzip"))) + data(
+        stream_id, message, end=True
+    )
 
 
 def _resizes(stream_id: int) -> bytes:
@@ -208,5 +218,6 @@ FLOODS: dict[str, Flood] = {
         ),
         False,
     ),
+    "compressed ranges": Flood(WIDE, _on_new_streams(_compressed, 1), False),
     **_FLOODS_OVER_HTTP_1,
 }

@@ -94,7 +94,9 @@ H2_NEEDLESS_PIECE_BYTES = 512  # and one for so many bytes of output: some peers
 H2_HEAD_WORK_FREE = 4_096  # units of decoding that a call may cost; a head of 8 KiB in Huffman code
 H2_STEP_BYTES = 32_768  # of frames that are handled before the clock is looked at: two of the largest, or
 H2_STEP_FRAME_BYTES = 128  # 200 small ones, since each counts so many bytes more: 100 calls, 1 to 5 ms
-H2_STEP_MESSAGE_BYTES = 131_072  # a longer message of a unary call is read in a step of its own: up to 60 ms
+# A longer message of a unary call is read in a step of its own: up to 60 ms. A step in which compressed messages have
+# become so many bytes ends.
+H2_STEP_MESSAGE_BYTES = 131_072
 H2_STEP_S = 0.002  # after which a step ends behind the call under way: 100 calls that do little take half of it
 H2_STEP_MESSAGES = 256  # requests of streaming calls in such a step: 1 to 5 ms
 H2_SEND_FRAME_BYTES_MAX = 65_536  # of a frame that we send; a larger one would hold up the other streams
@@ -173,6 +175,7 @@ HASH_THREADS = 2  # hashing releases the interpreter, so it takes whole cores
 
 # --- the core ---------------------------------------------------------------------------------------------------
 BATCH_ROWS_MAX = 20_000  # rows in the open batch; beyond it connections that bring more are not read
+BATCH_BYTES_MAX = 16_777_216  # the same for the keys and values put in it: a commit makes copies of them
 # What connections have sent and the server has read is handled for this long in a turn, over all connections that have
 # more than a step of it, but for each of them for at least the other time. The rest waits for the next turn.
 TURN_BYTES_S = 0.01

@@ -3,7 +3,8 @@
 
 Laws
 - This module knows no connection and no stream: bytes and header values in, bytes and header blocks out.
-- A message is never inflated beyond its limit, so a compressed bomb costs at most that much memory.
+- A message is never inflated beyond its limit, so a compressed bomb costs at most that much memory. Where the owner
+  wants steps, many of them cost little more than one: see `Deframer.feed`.
 - Errors are `EtcdError`, ready to be sent as the status of the call.
 
 A message is a prefix of five bytes (a flag, 1 for compressed, and the length of the payload) and the payload. DATA
@@ -14,6 +15,7 @@ only header block ("trailers-only").
 import binascii
 import re
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
 from struct import Struct
 from typing import Final
@@ -26,7 +28,7 @@ from lessor.wire.h2_headers import Field, Head, encode_headers
 PREFIX_BYTES: Final = 5
 _COMPRESSED: Final = 1
 _PREFIX: Final = Struct(">BI")
-unpack_prefix: Final = _PREFIX.unpack_from  # the flag of a message and its size
+unpack_prefix: Final = _PREFIX.unpack_from  # the flag of a message, and its size
 _GZIP_WBITS: Final = 31  # zlib's number for "only with a gzip header"
 
 CONTENT_TYPE: Final = b"application/grpc"
@@ -73,9 +75,10 @@ class Deframer:
 
     `message_bytes_max`: the size of the largest message, before and after inflating. `encoding`: the call's
     grpc-encoding; pass it to `check_encoding` first. `error` is set, for good, after bytes that are no message.
+    `inflated_bytes`: of the messages that the last `feed` inflated. `waiting`: whether it has left a whole message.
     """
 
-    __slots__ = ("_buffer", "_bytes_max", "_gzip", "_needed_bytes", "error")
+    __slots__ = ("_buffer", "_bytes_max", "_gzip", "_needed_bytes", "error", "inflated_bytes", "waiting")
 
     def __init__(self, message_bytes_max: int, encoding: bytes | None = None) -> None:
         self._bytes_max = message_bytes_max
@@ -83,14 +86,23 @@ class Deframer:
         self._buffer = bytearray()
         self._needed_bytes = PREFIX_BYTES
         self.error: EtcdError | None = None
+        self.inflated_bytes = 0
+        self.waiting = False
 
     @property
     def unfinished_bytes(self) -> int:
-        """The size of the beginning of a message whose rest has not come."""
+        """The size of the beginning of a message whose rest has not come. While `waiting`: of all that is left."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(
+        self, data: bytes, may_inflate: Callable[[int], None] | None = None, inflate_bytes_max: int | None = None
+    ) -> list[bytes]:
         """The messages that `data` completes. Cost: when `data` is whole messages, only the payloads are copied.
+
+        `inflate_bytes_max`: when messages that were compressed have so many bytes together, or more, the next such
+        message and all behind it are left: `waiting` is set, and a later `feed`, of b"" perhaps, goes on.
+        `may_inflate(size_bytes)`: called when a message turns out to have more than STRANGER_BYTES_MAX, with the part
+        that has been inflated. It raises EtcdError if the sender may not send more.
 
         Raises EtcdError for a message that is too large or wrongly compressed; the call is over then. When good
         messages came before it in `data`, they are returned, and nothing is raised: handle them, then look at `error`.
@@ -99,8 +111,10 @@ class Deframer:
         if self.error is not None:
             raise self.error
         messages: list[bytes] = []
+        self.inflated_bytes = 0
+        self.waiting = False
         try:
-            self._cut(data, messages)
+            self._cut(data, messages, may_inflate, inflate_bytes_max)
         except EtcdError as error:
             self.error = error.bare()  # the one with the traceback would hold this object
             self._buffer.clear()
@@ -108,7 +122,13 @@ class Deframer:
                 raise
         return messages
 
-    def _cut(self, data: bytes, messages: list[bytes]) -> None:
+    def _cut(
+        self,
+        data: bytes,
+        messages: list[bytes],
+        may_inflate: Callable[[int], None] | None,
+        inflate_bytes_max: int | None,
+    ) -> None:
         buffer = self._buffer
         if buffer:
             buffer += data
@@ -119,7 +139,7 @@ class Deframer:
         size = len(data)
         position = 0
         while size - position >= PREFIX_BYTES:
-            flag, length = _PREFIX.unpack_from(data, position)
+            flag, length = unpack_prefix(data, position)
             if length > self._bytes_max:
                 raise EtcdError(
                     Code.RESOURCE_EXHAUSTED,
@@ -128,23 +148,34 @@ class Deframer:
             end = position + PREFIX_BYTES + length
             if end > size:
                 break
+            if flag and inflate_bytes_max is not None and self.inflated_bytes >= inflate_bytes_max:
+                self.waiting = True
+                break
             payload = data[position + PREFIX_BYTES : end]
-            messages.append(self._inflated(flag, payload) if flag else payload)
+            messages.append(self._inflated(flag, payload, may_inflate) if flag else payload)
             position = end
         if position < size:
             buffer += data[position:]
             self._needed_bytes = PREFIX_BYTES
             if size - position >= PREFIX_BYTES:
-                self._needed_bytes += _PREFIX.unpack_from(data, position)[1]
+                self._needed_bytes += unpack_prefix(data, position)[1]
 
-    def _inflated(self, flag: int, payload: bytes) -> bytes:
+    def _inflated(self, flag: int, payload: bytes, may_inflate: Callable[[int], None] | None) -> bytes:
         if flag != _COMPRESSED:
             raise EtcdError(Code.INTERNAL, f"grpc: received unexpected payload format {flag}")
         if not self._gzip:
             raise EtcdError(Code.INTERNAL, "grpc: compressed flag set with identity or empty encoding")
         inflater = zlib.decompressobj(_GZIP_WBITS)
+        beyond = self._bytes_max + 1
+        first = beyond if may_inflate is None else min(beyond, limits.STRANGER_BYTES_MAX + 1)
         try:
-            message = inflater.decompress(payload, self._bytes_max + 1)
+            message = inflater.decompress(payload, first)
+            self.inflated_bytes += PREFIX_BYTES + len(message)  # an empty one is some work too
+            if may_inflate is not None and len(message) > limits.STRANGER_BYTES_MAX:
+                may_inflate(len(message))
+                rest = inflater.decompress(inflater.unconsumed_tail, beyond - first) if first < beyond else b""
+                self.inflated_bytes += len(rest)
+                message += rest
         except zlib.error as error:
             raise EtcdError(Code.INTERNAL, f"grpc: failed to decompress the received message: {error}") from None
         if len(message) > self._bytes_max:

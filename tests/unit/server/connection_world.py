@@ -58,9 +58,10 @@ class Transport:
 class Turn:
     """What connections and calls use of a turn. Outcomes leave at once, or go to `held` for the test."""
 
-    overloaded = False
-
     def __init__(self) -> None:
+        self.overloaded = False
+        self.paused: list[Connection] = []
+        self.waited_for: set[Connection] = set()  # leases end behind their bytes
         self.to_flush: list[Connection] = []
         self.time_s = 0.0
         self.held: list[Any] | None = None
@@ -80,14 +81,22 @@ class Turn:
         return limits.TURN_BYTES_S
 
     def go_on_later(self, connection: Connection) -> None:
+        self.waited_for.add(connection)
         if connection not in self.unread:
             self.unread.append(connection)
+
+    def pause(self, connection: Connection, unread: bool = False) -> None:
+        if connection not in self.paused:
+            self.paused.append(connection)
+        if unread:
+            self.waited_for.add(connection)
 
     def catch_up_later(self, stream: Any) -> None:
         if stream not in self.behind:
             self.behind.append(stream)
 
-    def caught_up(self, connection: Connection) -> None: ...
+    def caught_up(self, connection: Connection) -> None:
+        self.waited_for.discard(connection)
 
     def hold_up(self, connection: Connection, waits: bool) -> None:
         (self.held_up.add if waits else self.held_up.discard)(connection)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls of one read that take long: a step of HTTP/2 ends behind the one that uses it up. Nothing behind it is lost."""
 
+import zlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from lessor.server.transport import h2_session
 from lessor.wire import frames, grpc
 from lessor.wire.h2 import encode_headers
 from tests.attack.floods import WATCH, WIDE, block, data, headers
-from tests.unit.server.connection_world import Accepted, run
+from tests.unit.server.connection_world import Accepted, run, serve
 
 DEAR_S = 0.05  # what a call takes that goes over many keys
 CALLS = 40
@@ -241,6 +242,165 @@ def test_while_requests_of_a_stream_wait_they_are_handled_and_nothing_is_read() 
         assert not world.transport.reading
         world.session.hold_up(exchange, False)
         world.turn.end()
+        assert world.transport.reading
+
+    steps(test)
+
+
+# --- compressed messages ------------------------------------------------------------------------------------------
+
+
+GZIP = (b"grpc-encoding", b"gzip")
+LARGE_BYTES = 900_000  # inflated; a few hundred on the wire
+
+
+def compressed(message: bytes) -> bytes:
+    packed = zlib.compress(message, wbits=31)
+    return b"\1" + len(packed).to_bytes(4, "big") + packed
+
+
+def large(number: int) -> bytes:
+    request = rpc_pb2.PutRequest(key=b"%d" % number, value=bytes(LARGE_BYTES))
+    return compressed(request.SerializeToString())
+
+
+@pytest.fixture
+def inflated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of what is inflated, piece by piece."""
+    sizes: list[int] = []
+    real = zlib.decompressobj
+
+    class Counted:
+        def __init__(self, wbits: int) -> None:
+            self._inflater = real(wbits)
+
+        def decompress(self, data: bytes, bytes_max: int) -> bytes:
+            found = self._inflater.decompress(data, bytes_max)
+            sizes.append(len(found))
+            return found
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inflater, name)
+
+    monkeypatch.setattr(zlib, "decompressobj", Counted)
+    return sizes
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_a_step_inflates_a_message_though_the_clock_stands_still(inflated: list[int], end: bool) -> None:
+    packed = block("/etcdserverpb.KV/Put", GZIP)
+
+    def test(world: World) -> None:
+        world.turn.step_s = 0.0
+        read = b"".join(headers(2 * at + 1, packed) + data(2 * at + 1, large(at), end=end) for at in range(CALLS))
+        world.session.receive(read)
+        assert sum(inflated) < 2 * LARGE_BYTES
+        while world.session.unread:
+            inflated.clear()
+            world.session.go_on()
+            assert sum(inflated) < 2 * LARGE_BYTES
+        world.turn.end()
+        assert world.asked == [b"%d" % number for number in range(CALLS)]
+        assert world.ended() == CALLS
+        assert world.connection.core.unfinished.total_bytes == 0
+
+    steps(test, 0.0)
+
+
+def test_of_a_unary_call_only_the_request_is_inflated(inflated: list[int]) -> None:
+    def test(world: World) -> None:
+        request = compressed(rpc_pb2.PutRequest(key=b"k").SerializeToString())
+        world.receive(headers(1, block("/etcdserverpb.KV/Put", GZIP)) + data(1, request + large(1) * 10, end=True))
+        assert world.asked == [b"k"]
+        assert sum(inflated) < 100
+
+    steps(test)
+
+
+@pytest.mark.parametrize(
+    "behind", [b"", b"\1\0\0\0\5half", b"\7\0\0\0\0"], ids=["the end", "half of one", "no message"]
+)
+def test_the_messages_of_a_stream_are_inflated_step_by_step(inflated: list[int], behind: bytes) -> None:
+    def test(world: World) -> None:
+        _, handlers = serve(world)
+        body = b"".join(compressed(bytes((number,)) * 500_000) for number in range(12))
+        behind_them = compressed(b"small") + grpc.frame(b"plain") + behind
+        world.session.receive(
+            headers(1, block("/etcdserverpb.Watch/Watch", GZIP)) + data(1, body + behind_them, end=True)
+        )
+        most = sum(inflated)
+        while world.session.unread:
+            inflated.clear()
+            world.session.go_on()
+            most = max(most, sum(inflated))
+        assert most <= limits.H2_STEP_MESSAGE_BYTES + 500_000
+        seen = handlers[0].seen
+        assert [message[:1] for message in seen[:12]] == [bytes((number,)) for number in range(12)]
+        assert seen[12:14] == [b"small", b"plain"]
+        assert seen[14:].count("end") == (not behind)
+        assert seen.count("over") == bool(behind)
+
+    steps(test)
+
+
+@pytest.mark.parametrize("path", ["/etcdserverpb.KV/Put", "/etcdserverpb.Watch/Watch"])
+@pytest.mark.parametrize("stranger", [True, False])
+def test_the_message_of_a_stranger_is_inflated_up_to_the_bound(inflated: list[int], path: str, stranger: bool) -> None:
+    def test(world: World) -> None:
+        def refuse(_call: Any, _request: Any, size_bytes: int) -> None:
+            if stranger and size_bytes > limits.STRANGER_BYTES_MAX:
+                raise errors.USER_EMPTY.error()
+
+        core = cast(Any, world.connection.core)
+        core.refuse_stranger = refuse
+        world.receive(headers(1, block(path, GZIP)) + data(1, large(0), end=True))
+        world.finish()
+        assert (sum(inflated) <= limits.STRANGER_BYTES_MAX + 1) == stranger
+        assert world.transport.written.count(b"user name is empty") == stranger
+
+    steps(test)
+
+
+def test_a_full_batch_holds_up_what_has_been_read_too() -> None:
+    def test(world: World) -> None:
+        world.turn.overloaded = True
+        world.receive(b"".join(map(whole, range(5))))
+        begun = len(world.asked)
+        assert begun == 1
+        assert not world.turn.unread
+        assert world.turn.paused == [world.connection]
+        assert world.turn.waited_for == {world.connection}
+        for _ in range(5):
+            world.turn.end()
+        assert len(world.asked) == begun
+        assert not world.transport.reading
+        world.turn.overloaded = False
+        world.connection.resume_reading()
+        world.turn.end()
+        assert len(world.asked) == begun + 1
+        world.turn.overloaded = True
+        world.turn.end()
+        assert len(world.asked) == begun + 1
+        assert not world.turn.unread
+        world.turn.overloaded = False
+        world.connection.resume_reading()
+        world.finish()
+        assert world.ended() == 5
+        assert world.transport.reading
+        assert not world.turn.waited_for
+
+    steps(test)
+
+
+def test_leases_do_not_wait_for_bytes_that_went_away_while_the_batch_was_full() -> None:
+    def test(world: World) -> None:
+        world.turn.overloaded = True
+        world.receive(b"".join(map(whole, range(5))))
+        assert world.turn.waited_for
+        world.session._rest.clear()
+        world.turn.overloaded = False
+        world.connection.resume_reading()
+        assert not world.turn.waited_for
         assert world.transport.reading
 
     steps(test)

@@ -508,22 +508,6 @@ def test_served_time_is_saved_while_leases_live_and_only_then() -> None:
     assert len(world.disk.batches) - before <= 1
 
 
-def test_a_full_batch_stops_reading_until_it_is_sealed() -> None:
-    world, peer = World(), Peer()
-    world.grant(60)
-    world.loop.settle()  # one batch is in flight, the next one fills
-    for number in range(limits.BATCH_ROWS_MAX + 1):
-        assert not world.turn.overloaded
-        world.call(rpc_pb2.PutRequest(key=b"%d" % number))
-    assert world.turn.overloaded
-    world.turn.pause(peer)
-    world.loop.settle()
-    assert peer.resumed == 0
-    world.disk.succeed()
-    assert peer.resumed == 1
-    assert not world.turn.overloaded
-
-
 def test_output_is_flushed_once_a_turn_and_forgotten_with_its_connection() -> None:
     world, peer, gone = World(), Peer(), Peer()
     for _ in range(3):

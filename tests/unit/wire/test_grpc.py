@@ -96,6 +96,50 @@ def test_a_message_that_inflates_beyond_the_limit_is_refused() -> None:
         grpc.Deframer(100_000, b"gzip").feed(bomb)
 
 
+@pytest.mark.parametrize("cut", [0, 1, 30, 100])
+def test_messages_beyond_what_may_be_inflated_are_left_and_come_later(cut: int) -> None:
+    messages = [b"plain", b"a" * 400, b"b" * 400, b"c" * 400, b"plain too", b"", b"d" * 400]
+    body = b"".join(grpc.frame(one) if one.startswith(b"plain") else compressed(one) for one in messages)
+    deframer = grpc.Deframer(1000, b"gzip")
+    found = deframer.feed(body[:cut], None, 401)
+    pieces = [body[cut:], *[b""] * 10]
+    while pieces:
+        assert deframer.inflated_bytes <= 2 * (400 + grpc.PREFIX_BYTES)
+        found += deframer.feed(pieces.pop(0), None, 401)
+        assert deframer.waiting or found == messages
+    assert found == messages
+    assert not deframer.waiting
+    assert not deframer.unfinished_bytes
+
+
+def test_empty_messages_that_were_compressed_count_too() -> None:
+    deframer = grpc.Deframer(1000, b"gzip")
+    assert deframer.feed(compressed(b"") * 100, None, 50) == [b""] * (50 // grpc.PREFIX_BYTES)
+    assert deframer.waiting
+
+
+@pytest.mark.parametrize("more", [0, 1, 2, 1_000_000])
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_message_is_inflated_a_little_before_its_sender_is_asked_for(more: int, allowed: bool) -> None:
+    message = bytes(limits.STRANGER_BYTES_MAX + more)
+    asked: list[int] = []
+
+    def may_inflate(size_bytes: int) -> None:
+        asked.append(size_bytes)
+        if not allowed:
+            raise EtcdError(Code.INVALID_ARGUMENT, "a stranger")
+
+    deframer = grpc.Deframer(2_000_000, b"gzip")
+    if more and not allowed:
+        with pytest.raises(EtcdError, match="a stranger"):
+            deframer.feed(compressed(message), may_inflate)
+        assert deframer.inflated_bytes == grpc.PREFIX_BYTES + limits.STRANGER_BYTES_MAX + 1
+    else:
+        assert deframer.feed(compressed(message), may_inflate) == [message]
+        assert deframer.inflated_bytes == grpc.PREFIX_BYTES + len(message)
+    assert asked == [limits.STRANGER_BYTES_MAX + 1] * bool(more)
+
+
 @pytest.mark.parametrize(
     ("body", "encoding"),
     [

@@ -3,8 +3,9 @@
 
 Laws
 - A call is applied to memory at once, in arrival order. Its rows join the open batch.
-- The batch is sealed at the end of the turn when the committer is free. Otherwise it grows, up to BATCH_ROWS_MAX rows.
-  Beyond that, a connection that brings more is not read until the batch is sealed.
+- The batch is sealed at the end of the turn when the committer is free. Otherwise it grows, up to BATCH_ROWS_MAX rows
+  and BATCH_BYTES_MAX of keys and values. Beyond that, a connection that brings more is not read until the batch is
+  sealed, and bytes of it that have been read wait too.
 - One batch commits while the next one accumulates. There is no timer for that: a lone write is sealed in the turn in
   which it came.
 - A write waits for its own batch. A read, or an error, waits for the newest batch that has rows when it is applied; if
@@ -147,6 +148,7 @@ class Turn:
         self._timer: asyncio.TimerHandle | None = None  # set while the expiry is ARMED
         self._began_s = 0.0  # when this turn read its first bytes; the next turn, once that is scheduled
         self._ending_began_s = 0.0  # when the turn that ends now read its first bytes
+        self._sealed_put_bytes = machine.store.put_bytes  # as it was when the last batch was sealed
         self._opened_s = clock_s  # an instant not later than the first row of the open batch
         self.renewed: list[Lease] = []  # leases whose renewal is answered in this turn
         self._clock_saved_s = clock_s
@@ -242,11 +244,19 @@ class Turn:
     def overloaded(self) -> bool:
         """Whether the open batch is full. A connection that brings requests then calls `pause` and stops reading."""
         journal = self.machine.journal
-        return journal.has_rows and journal.row_count > limits.BATCH_ROWS_MAX
+        return journal.has_rows and (
+            journal.row_count > limits.BATCH_ROWS_MAX
+            or self.machine.store.put_bytes - self._sealed_put_bytes > limits.BATCH_BYTES_MAX
+        )
 
-    def pause(self, connection: Flushable) -> None:
-        """The connection has stopped reading; `resume_reading` is called when the batch is sealed."""
+    def pause(self, connection: Flushable, unread: bool = False) -> None:
+        """The connection has stopped reading; `resume_reading` is called when the batch is sealed.
+
+        `unread`: it has bytes that it has not handled. Leases end behind these, as behind those of `go_on_later`.
+        """
         self._paused.add(connection)
+        if unread:
+            self._unread.add(connection)
 
     def catch_up_later(self, stream: CatchUp) -> None:
         """The watch stream has history to send."""
@@ -369,6 +379,7 @@ class Turn:
         clock_s = max(self._opened_s, self._clock_saved_s) if has_rows else now_s
         self._clock_saved_s = clock_s
         batch = journal.seal(clock_s)
+        self._sealed_put_bytes = self.machine.store.put_bytes
         self._sealed_revision = self.machine.revision
         self._committer.commit(batch)
         if self._paused:

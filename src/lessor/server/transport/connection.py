@@ -10,7 +10,8 @@ Laws
   in a row, and all other connections would wait for seconds.
 - The bytes of a read are handled in steps. What does not fit into the connection's share of the turn waits for the next
   turn, and no more is read until then. So a connection slows the others by a share of the turn, whatever it sends.
-- When the open batch is full, a connection that brings more pauses until the batch is sealed (turn.py).
+- When the open batch is full, a connection that brings more pauses until the batch is sealed (turn.py). It neither
+  reads nor takes a further step of what it has read.
 - A connection that is being closed waits for its peer to take the last bytes, but not for ever: CONNECTION_CLOSE_S_MAX.
 - When a connection closes, its calls end: `gone` of each stream's owner is called once.
 
@@ -170,10 +171,8 @@ class Connection:
         unread = self._session.unread
         if unread:
             unread = self._work_off(self._session, turn.now_s())
-        if turn.overloaded and not self._batch_full:
-            self._batch_full = True
-            self.core.metrics.shortages.reached(BATCH_ROWS)
-            turn.pause(self)
+        if turn.overloaded:
+            self._wait_for_batch(unread)
         self._had_its_turn = self._had_its_turn or len(data) >= limits.LARGE_READ_BYTES
         if self._batch_full or self._had_its_turn or self._unsent or unread or self._session.paused or not self.reading:
             self._read_or_pause()
@@ -182,14 +181,23 @@ class Connection:
         """After a step: takes further ones until the connection has had its share of the turn. Returns `unread`."""
         turn = self.core.turn
         until_s = began_s + min(turn.share_s(self), session.share_s_max)
-        while session.unread and turn.now_s() < until_s:
+        while session.unread and turn.now_s() < until_s and not turn.overloaded:
             session.go_on()
         unread = session.unread
-        if unread:
-            turn.go_on_later(self)
-        else:
+        if not unread:
             turn.caught_up(self)
+        elif turn.overloaded:
+            self._wait_for_batch(unread)
+        else:
+            turn.go_on_later(self)
         return unread
+
+    def _wait_for_batch(self, unread: bool) -> None:
+        """The open batch is full. `unread`: what has been read is not all handled."""
+        if not self._batch_full:
+            self._batch_full = True
+            self.core.metrics.shortages.reached(BATCH_ROWS)
+        self.core.turn.pause(self, unread)
 
     def go_on(self) -> None:
         """The next turn has come for the bytes that the last one has left."""
@@ -198,6 +206,9 @@ class Connection:
             turn.caught_up(self)  # leases may wait for it, and a closing socket may stay for long
             return
         turn.schedule()
+        if session.unread and turn.overloaded:
+            self._wait_for_batch(True)
+            return
         began_s = turn.now_s()
         session.go_on()
         unread = self._work_off(session, began_s)
@@ -222,6 +233,10 @@ class Connection:
     def resume_reading(self) -> None:
         """The full batch has been sealed."""
         self._batch_full = False
+        if self._session is not None and self._session.unread:
+            self.core.turn.go_on_later(self)
+        else:
+            self.core.turn.caught_up(self)  # leases may wait for what there was
         self._read_or_pause()
 
     def _read_or_pause(self) -> None:

@@ -4,6 +4,9 @@
 The owner of a gRPC stream is one of the two classes here. `GrpcUnary` gathers one request and sends one reply.
 `GrpcStream` cuts the requests of a streaming call. Both may outlive their stream: a payload that the gate delivers
 after a reset is dropped.
+
+Compressed messages are inflated when they are about to be read: of a unary call the first, of a streaming call as many
+as a step has room for. STRANGER_BYTES_MAX of each are inflated before the caller is asked for a valid token.
 """
 
 import json
@@ -96,10 +99,12 @@ class GrpcUnary(UnaryCall):
             self._deframer = self._output.deframer(self._stream)
         before_bytes = self._deframer.unfinished_bytes
         try:
-            messages = self._deframer.feed(data)
+            messages = self._deframer.feed(data, self._may_send, 1)
+            if self._deframer.inflated_bytes:
+                self._output.inflated(self._deframer.inflated_bytes)
             size_bytes = len(messages[0]) if messages else self._deframer.unfinished_bytes
             if before_bytes <= limits.STRANGER_BYTES_MAX:
-                self.core.refuse_stranger(self, self.method.request, size_bytes)
+                self._may_send(size_bytes)
         except EtcdError as error:
             self.end_now(error)
             return
@@ -110,6 +115,9 @@ class GrpcUnary(UnaryCall):
                 self._output.kept_back[self] = messages[0]
             else:
                 self._read(messages[0])
+
+    def _may_send(self, size_bytes: int) -> None:
+        self.core.refuse_stranger(self, self.method.request, size_bytes)
 
     def take_kept(self, message: bytes) -> None:
         """Reads a long message, which is a step of its own."""
@@ -231,10 +239,12 @@ class GrpcStream(StreamCall):
             return
         error: EtcdError | None
         try:
-            messages = self._deframer.feed(data)
+            messages = self._deframer.feed(data, self._may_send, limits.H2_STEP_MESSAGE_BYTES)
+            if self._deframer.inflated_bytes:
+                self._output.inflated(self._deframer.inflated_bytes)
             if self.core.auth.enabled:  # also asked within, but the size costs time
-                size_bytes = max(self._deframer.unfinished_bytes, 0, *map(len, messages))
-                self.core.refuse_stranger(self, self.method.request, size_bytes)
+                unfinished_bytes = 0 if self._deframer.waiting else self._deframer.unfinished_bytes
+                self._may_send(max(unfinished_bytes, 0, *map(len, messages)))
             if messages and not self.over:
                 if not self.method.client_streaming:
                     self._keep_only(messages)
@@ -245,11 +255,16 @@ class GrpcStream(StreamCall):
                 else:
                     self._output.step_messages -= len(messages)
                     self.take(messages)
+            if self._deframer.waiting and not self.over:
+                self._output.kept_back[self] = None
             error = self._deframer.error if not self._kept_back else None  # in the bytes behind these messages
         except Exception as raised:
             error = as_answer(raised, self.method.path)
         if error is not None and not self.ending:
             self.end_in_order(error)
+
+    def _may_send(self, size_bytes: int) -> None:
+        self.core.refuse_stranger(self, self.method.request, size_bytes)
 
     def go_on(self) -> None:
         """Takes the requests that were kept back, as many as this step has room for; then the bytes behind them."""
@@ -263,9 +278,20 @@ class GrpcStream(StreamCall):
             self._kept_back.clear()
         elif self._kept_back:
             output.kept_back[self] = None
+        elif self._deframer.waiting:
+            self._inflate_more()
         elif self._deframer.error is not None:
             self.end_in_order(self._deframer.error)
         elif self._ended:
+            self.on_end()
+
+    def _inflate_more(self) -> None:
+        """All that was inflated has been taken. If the step has room, the rest of the bytes is looked at."""
+        if self._output.step_messages <= 0:
+            self._output.kept_back[self] = None
+            return
+        self.on_data(b"")
+        if self._ended and not (self._deframer.waiting or self._kept_back):
             self.on_end()
 
     def _keep_only(self, messages: list[bytes]) -> None:
@@ -285,7 +311,7 @@ class GrpcStream(StreamCall):
     def on_end(self) -> None:
         if self.over or self.ending:
             return
-        if self._kept_back:
+        if self._kept_back or self._deframer.waiting:
             self._ended = True
             return
         if self._deframer.unfinished_bytes >= grpc.PREFIX_BYTES:

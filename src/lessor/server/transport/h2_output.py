@@ -9,6 +9,7 @@ The input, which opens the calls, is h2_session.py.
 """
 
 import asyncio
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -60,7 +61,9 @@ class H2Output:
             whole_requests=True,
             step_bytes=limits.H2_STEP_BYTES,
         )
+        self.step_until_s = 0.0  # on `Turn.read_clock`
         self.step_messages = limits.H2_STEP_MESSAGES  # requests of streaming calls that this step still takes
+        self.step_inflate_bytes = limits.H2_STEP_MESSAGE_BYTES  # of compressed messages, that this step still inflates
         # What waits for the next steps, in order: streaming calls with more requests, unary ones with a long message.
         self.kept_back: dict[Any, bytes | None] = {}
         self.streaming: set[StreamCall] = set()  # the server ends them when it stops
@@ -86,6 +89,13 @@ class H2Output:
     def deframer(self, stream: h2.Stream) -> grpc.Deframer:
         assert stream.head is not None
         return grpc.Deframer(self.message_bytes_max, stream.head.get(b"grpc-encoding"))
+
+    def inflated(self, size_bytes: int) -> None:
+        """Messages have become so large by inflating. When they are too many bytes, the step ends behind this call."""
+        self.step_inflate_bytes -= size_bytes
+        if self.step_inflate_bytes <= 0:
+            self.step_messages = 0
+            self.step_until_s = -math.inf
 
     # --- gRPC ---
 

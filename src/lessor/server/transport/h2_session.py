@@ -5,9 +5,9 @@ Laws
 - The events of one read are taken in order. Pieces of data that follow each other on one stream are taken as one.
 - A large read is taken in steps, so that the connection can leave the rest for another turn. A step has few calls, and
   few requests of streaming calls; what is left of those goes first in the next step.
-- A step ends behind the call that used up its time, H2_STEP_S. The events that are left then are taken in the next
-  steps, in order. So are those before a fault that ends the connection, or before its last call. They are dropped only
-  with the socket.
+- A step ends behind the call that used up its time, H2_STEP_S, or has inflated many bytes. The events that are left
+  then are taken in the next steps, in order. So are those before a fault that ends the connection, or before its last
+  call. They are dropped only with the socket.
 - The method that a head calls is looked up once per header block and remembered in the head.
 - While the server stops, new streaming calls are refused: they would have no end. Unary calls that still come are
   served.
@@ -50,7 +50,6 @@ class H2Session(H2Output):
         self.share_s_max = limits.TURN_BYTES_S
         self._metrics = self.core.metrics
         self._read_clock = self.core.turn.read_clock
-        self._step_until_s = 0.0
         self._rest: list[h2.Event] = []  # for which the step had no time
         self._held_up: set[H2Exchange] = set()  # those of whose streams requests wait for later turns
         self._draining = False  # the server stops: new streaming calls are refused
@@ -66,17 +65,17 @@ class H2Session(H2Output):
         events = self.h2.receive(data, now_s)
         if self._rest:
             self._rest += events
-        else:
-            self._begin_step(now_s)
-            self._take(events)
-
-    def _begin_step(self, now_s: float) -> None:
-        self._step_until_s = now_s + limits.H2_STEP_S
+            return
+        self.step_until_s = now_s + limits.H2_STEP_S
         self.step_messages = limits.H2_STEP_MESSAGES
+        self.step_inflate_bytes = limits.H2_STEP_MESSAGE_BYTES
+        self._take(events)
 
     def go_on(self) -> None:
         now_s = self._read_clock()
-        self._begin_step(now_s)
+        self.step_until_s = now_s + limits.H2_STEP_S
+        self.step_messages = limits.H2_STEP_MESSAGES
+        self.step_inflate_bytes = limits.H2_STEP_MESSAGE_BYTES
         while self.kept_back and self.step_messages > 0:
             call = next(iter(self.kept_back))
             message = self.kept_back.pop(call)
@@ -101,7 +100,7 @@ class H2Session(H2Output):
                     gathered.append(payload)
                     continue
                 last.owner.on_data(b"".join(gathered))
-                over = self._read_clock() > self._step_until_s
+                over = self._read_clock() > self.step_until_s
                 if over or stream is not last:
                     self.keep_count(last)
                 last = None
@@ -127,7 +126,7 @@ class H2Session(H2Output):
             elif kind == RESET:
                 self.uncount(stream)
                 stream.owner.gone()
-            if several and self._read_clock() > self._step_until_s:
+            if several and self._read_clock() > self.step_until_s:
                 self._rest = list(left)
                 break
         if last is not None:
