@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Much work in few bytes over HTTP/1.1 and WebSockets, and long bodies over HTTP/2: a turn takes a bounded part of it.
+"""Much work in few bytes, over HTTP/1.1, WebSockets and HTTP/2: a turn takes a bounded part of it.
 
-Each look at the clock takes a connection's whole share of the turn, so a turn takes one step, or two at its beginning.
+Each look at the clock takes a connection's whole share of the turn, and so does each unary call. So a turn takes one
+step, or two at its beginning.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,12 @@ def in_turns(opening: bytes, read: bytes, count: Callable[[Accepted], int]) -> l
         peer = Accepted()
         core = cast(Any, peer.connection.core)
         core.stream_handlers = dict.fromkeys(BY_PATH.values(), Silent)
-        core.unary_handlers = dict.fromkeys(BY_PATH.values(), lambda core, request: b"")
+
+        def unary(_core: Any, _request: Any) -> bytes:
+            peer.turn.time_s += limits.TURN_BYTES_S
+            return b""
+
+        core.unary_handlers = dict.fromkeys(BY_PATH.values(), unary)
         if opening:
             peer.receive(opening)
             peer.turn.end()
@@ -160,6 +166,18 @@ def test_long_bodies_that_end_in_one_step_of_http_2() -> None:
     counts = in_turns(opening, ends, lambda peer: peer.transport.written.count(answered))
     assert sum(counts) == len(streams)
     assert max(counts) == 1
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_calls_over_many_keys_in_one_step_of_http_2(end: bool) -> None:
+    """Few bytes can ask for much: one compare over all keys. Nothing but the clock shows it."""
+    compare = rpc_pb2.Compare(key=b"a", range_end=b"z")
+    message = grpc.frame(rpc_pb2.TxnRequest(compare=[compare]).SerializeToString())
+    packed = block("/etcdserverpb.KV/Txn")
+    read = b"".join(headers(at, packed) + data(at, message, end=end) for at in range(1, 201, 2))
+    counts = in_turns(WIDE, read, lambda peer: peer.transport.written.count(grpc.TRAILERS_OK))
+    assert sum(counts) == 100
+    assert max(counts) <= STEPS_MAX
 
 
 def test_long_messages_that_end_in_one_step_of_http_2() -> None:

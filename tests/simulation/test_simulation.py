@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole nodes on a shared log, with much harm: seed after seed. More of them: scripts/simulate --seeds 10000."""
+"""Whole nodes on a shared log, with much harm, seed after seed.
+
+300 of them, or as many as LESSOR_SEEDS says. By hand: scripts/simulate --seeds 10000.
+"""
 
 import os
 from collections import Counter

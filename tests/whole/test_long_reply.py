@@ -89,6 +89,20 @@ def test_a_reply_in_pieces_shows_the_moment_of_its_first_step(asked: Message, pa
     asyncio.run(main())
 
 
+def test_the_time_that_is_left_is_that_of_the_first_step_too() -> None:
+    async def main() -> None:
+        world = filled()
+        with steps_of(2):
+            call = world.begin(rpc.LeaseTimeToLiveRequest(ID=1, keys=True))
+            world.pass_time(50.0)
+            world.machine.renew(1, world.turn.now_s())
+            world.pass_time(2.0)
+            await answered(call)
+        assert (call.outcome.TTL, call.outcome.grantedTTL, len(call.outcome.keys)) == (597, 599, 10)
+
+    asyncio.run(main())
+
+
 def test_others_are_served_between_the_pieces_and_the_replies_take_turns() -> None:
     async def main() -> None:
         world = filled()

@@ -97,6 +97,7 @@ H2_HEAD_WORK_FREE = 4_096  # units of decoding that a call may cost; a head of 8
 H2_STEP_BYTES = 32_768  # of frames that are handled before the clock is looked at: two of the largest, or
 H2_STEP_FRAME_BYTES = 128  # 200 small ones, since each counts so many bytes more: 100 calls, 1 to 5 ms
 H2_STEP_MESSAGE_BYTES = 131_072  # a longer message of a unary call is read in a step of its own: up to 60 ms
+H2_STEP_S = 0.002  # after which a step ends behind the call under way: 100 calls that do little take half of it
 H2_STEP_MESSAGES = 256  # requests of streaming calls in such a step: 1 to 5 ms
 H2_SEND_FRAME_BYTES_MAX = 65_536  # of a frame that we send; a larger one would hold up the other streams
 H2_STREAM_SEND_BYTES_MAX = 4_194_304  # bytes in one connection that its peer has not taken; beyond it its watches lag
@@ -159,7 +160,9 @@ JSON_SHOWN_LETTERS_MAX = 1_000  # of an offending value, in an error
 # --- auth -------------------------------------------------------------------------------------------------------
 AUTH_TOKEN_TTL_S = 300  # default of --auth-token-ttl: how long a simple token lives after its last use
 LEASE_RIGHTS_KEYS_MIN = 16  # on a lease, up to which each is looked at, and nothing is remembered
+LEASE_RIGHTS_READ_KEYS_MIN = 1_000  # the same for the right to read them, which is asked for less often
 LEASE_RIGHTS_ADDED_KEYS_MIN = 1_000  # hung on it since its record began, up to which the record is not begun anew
+LEASE_RIGHTS_REFUSED_KEYS_MAX = 1_000  # noted for one user: each may go before all keys are looked at again
 LEASE_RIGHTS_USERS_MAX = 64  # whose rights on the keys of one lease are remembered; beyond it all are found out anew
 BCRYPT_COST = 10  # default of --bcrypt-cost: about 50 ms for each password hashed or checked
 PASSWORD_BYTES_MAX = 72  # bcrypt reads no more
@@ -188,7 +191,7 @@ WATCH_LOOK_BYTES = 200
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger
 # ones the copies would be most of the memory, and making them again costs little beside sending them.
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152
-DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, about a millisecond; others are served in between
+DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, or their versions, or 1 MiB of values: about a millisecond
 SNAPSHOTS_MAX = 4  # snapshot streams at a time; each takes the data's size on disk
 SNAPSHOT_READ_S_MAX = 60.0  # for each half MiB of a snapshot that its reader takes: 9 KB/s; a slower one is cut off
 SNAPSHOT_YIELD_S = 5.0  # without progress, after which a reader gives its place to a new one if all are taken

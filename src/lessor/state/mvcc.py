@@ -293,6 +293,20 @@ class Store:
             event = event.previous
         return event if event is not None and event.value is not None else None
 
+    def newer_left(self, newest: Iterable[Event | None], revision: int, left: int) -> int:
+        """What is left of `left` when each version newer than a revision has taken one; -1 when there are more of them.
+
+        `newest`: of each key that counts its newest event. Cost: the keys, and the versions counted.
+        """
+        for last in newest:
+            event = last
+            while event is not None and event.mod_revision > revision:
+                left -= 1
+                if left < 0:
+                    return left
+                event = event.previous
+        return left
+
     def count(self, start: bytes, end: bytes) -> int:
         """How many keys in [start, end) exist; `end` b"" means no upper bound. Cost: O(log n)."""
         return self._live_keys.count(start, end)

@@ -56,7 +56,7 @@ Operation = tuple[str, Any]
 class Node:
     """One txn of the tree."""
 
-    __slots__ = ("compares", "failure", "size", "size_max", "succeeded", "success", "wide")
+    __slots__ = ("compares", "failure", "old", "size", "size_max", "succeeded", "success", "wide")
 
     def __init__(self, compares: list[rpc_pb2.Compare], size: int, size_max: int) -> None:
         self.compares = compares
@@ -65,6 +65,7 @@ class Node:
         self.success: list[Operation] = []
         self.failure: list[Operation] = []
         self.succeeded = False
+        self.old = False  # whether a range on the branches taken names a revision; `verify` finds out
         self.wide = False  # whether a compare, a range or a delete of it, or of a txn in it, has a range_end
 
     @property
@@ -396,13 +397,41 @@ def _verify(store: Store, lessor: Lessor, node: Node, emptied_from: bytes | None
                 # The key exists now, but not when the put runs. (etcd lets this pass, and then its process ends.)
                 raise errors.KEY_NOT_FOUND.error()
         elif kind == RANGE:
-            kv.verify_range_in_txn(request, store.revision, store.compact_revision)
+            if kv.verify_range_in_txn(request, store.revision, store.compact_revision):
+                node.old = True
         elif kind == DELETE:
             if request.range_end == OPEN_END:
                 emptied_from = request.key if emptied_from is None else min(emptied_from, request.key)
         else:
             emptied_from = _verify(store, lessor, request, emptied_from)
+            node.old = node.old or request.old
     return emptied_from
+
+
+def is_deep(store: Store, node: Node) -> bool:
+    """Whether the ranges on the branches taken look at so many versions newer than theirs that it takes many steps.
+
+    Raises TXN_LOOKS_TOO_FAR for a txn that may write when there are more than TXN_WRITE_KEYS_MAX of them. Call after
+    `verify`, and only for a node that is `old`. Cost: so many versions.
+    """
+    if may_write(node):
+        if _versions_left(store, node, limits.TXN_WRITE_KEYS_MAX) < 0:
+            raise errors.TXN_LOOKS_TOO_FAR.error()
+        return False
+    return _versions_left(store, node, limits.READ_STEP_KEYS) < 0
+
+
+def _versions_left(store: Store, node: Node, left: int) -> int:
+    """What is left of `left` when each newer version has taken one; -1 when there are more."""
+    for kind, request in node.taken:
+        if left < 0:
+            break
+        if kind == TXN:
+            left = _versions_left(store, request, left)
+        elif kind == RANGE and 0 < request.revision < store.revision:
+            start, end = kv.span_of(request)
+            left = store.newer_left(store.newest_of_range(start, end), request.revision, left)
+    return left
 
 
 def execute(store: Store, node: Node) -> bytes:

@@ -23,7 +23,7 @@ from lessor.base.key_range import open_end
 from lessor.state import kv, txn
 from lessor.state.encode import nested, revision_header, varint
 from lessor.state.mvcc import Store
-from lessor.state.range_steps import captured_pieces, encoded, kept_bytes, one_key_pieces, range_pieces
+from lessor.state.range_steps import captured_pieces, encoded, kept_bytes, range_pieces
 
 # A part of the reply to a txn that has run: bytes, or a long part. That is its tag, the pieces that are yet to be made,
 # and the bytes of memory that they keep.
@@ -77,20 +77,18 @@ class _Reading:
         node.succeeded = True
         store, revision = self._store, self._revision
         for compare in node.compares:
-            holds = True
-            if compare.range_end:
-                found = False
-                for events in store.walk(compare.key, open_end(compare.range_end), revision):
-                    if events:
-                        found = True
-                        holds = txn.holds_for_all(compare, events)
-                    yield None
-                    if not holds:
-                        break
-                if not found:
-                    holds = txn.holds_for(compare, None)
-            else:
-                holds = txn.holds_for(compare, store.get_at(compare.key, revision))
+            found, holds = False, True
+            range_end = compare.range_end
+            end = open_end(range_end) if range_end else compare.key + b"\0"
+            for events in store.walk(compare.key, end, revision):
+                if events:
+                    found = True
+                    holds = txn.holds_for_all(compare, events)
+                yield None
+                if not holds:
+                    break
+            if not found:
+                holds = txn.holds_for(compare, None)
             if not holds:
                 node.succeeded = False
                 break
@@ -144,10 +142,7 @@ class _Reading:
     def _range(self, request: rpc_pb2.RangeRequest) -> Iterator[bytes]:
         store = self._store
         revision = request.revision if request.revision > 0 else self._revision
-        header = revision_header(self._revision)
-        if request.range_end:
-            return range_pieces(store, request, revision, header)
-        return one_key_pieces(store, request, revision, header)
+        return range_pieces(store, request, revision, revision_header(self._revision))
 
 
 def _operation(tag: bytes, made: list[bytes]) -> bytes:

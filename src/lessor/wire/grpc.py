@@ -26,6 +26,7 @@ from lessor.wire.h2_headers import Field, Head, encode_headers
 PREFIX_BYTES: Final = 5
 _COMPRESSED: Final = 1
 _PREFIX: Final = Struct(">BI")
+unpack_prefix: Final = _PREFIX.unpack_from  # the flag of a message and its size
 _GZIP_WBITS: Final = 31  # zlib's number for "only with a gzip header"
 
 CONTENT_TYPE: Final = b"application/grpc"

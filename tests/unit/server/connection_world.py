@@ -74,6 +74,8 @@ class Turn:
         self.time_s += self.step_s
         return self.time_s
 
+    read_clock = now_s
+
     def share_s(self, connection: Connection) -> float:
         return limits.TURN_BYTES_S
 

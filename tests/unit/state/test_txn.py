@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Txns: shape, the duplicate rule, compares, checks before any change, and the replies of operations."""
 
-import sys
 from collections.abc import Iterator
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,11 +10,12 @@ import pytest
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import ErrorText, EtcdError
+from lessor.state import txn as txn_module
 from lessor.state.long_read import LongRead
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.permissions import Caller, check
-from lessor.state.txn import __file__ as txn_file
 from lessor.state.txn import read_txn
+from tests.lines_run import lines_run
 
 NOW = 1.0
 Op = rpc_pb2.RequestOp
@@ -398,26 +398,6 @@ def down(count: int) -> rpc_pb2.TxnRequest:
     return request
 
 
-def lines_run(request: rpc_pb2.TxnRequest) -> int:
-    """How many lines of txn.py are run to read the txn."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal count
-        if frame.f_code.co_filename != txn_file:
-            return None
-        count += event == "line"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        read_txn(request, 128)
-    finally:
-        sys.settrace(before)
-    return count
-
-
 @pytest.mark.inside
 @pytest.mark.parametrize(
     "attack",
@@ -432,7 +412,8 @@ def lines_run(request: rpc_pb2.TxnRequest) -> int:
     ids=["deletes, then puts", "pairs", "both branches", "down"],
 )
 def test_the_duplicate_rule_costs_in_proportion_to_the_operations(attack: Any) -> None:
-    assert lines_run(attack(500)) < 2.5 * lines_run(attack(250))
+    many, few = attack(500), attack(250)
+    assert lines_run(txn_module, lambda: read_txn(many, 128)) < 2.5 * lines_run(txn_module, lambda: read_txn(few, 128))
 
 
 @pytest.mark.parametrize("in_failure", [False, True])

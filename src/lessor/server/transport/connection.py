@@ -174,7 +174,7 @@ class Connection:
         turn.flush_later(self)
         unread = self._session.unread
         if unread:
-            unread = self._work_off(self._session)
+            unread = self._work_off(self._session, turn.now_s())
         if turn.overloaded and not self._batch_full:
             self._batch_full = True
             self.core.metrics.shortages.reached(BATCH_ROWS)
@@ -183,10 +183,10 @@ class Connection:
         if self._batch_full or self._had_its_turn or self._unsent or unread or self._session.paused or not self.reading:
             self._read_or_pause()
 
-    def _work_off(self, session: Session) -> bool:
+    def _work_off(self, session: Session, began_s: float) -> bool:
         """After a step: takes further ones until the connection has had its share of the turn. Returns `unread`."""
         turn = self.core.turn
-        until_s = turn.now_s() + min(turn.share_s(self), session.share_s_max)
+        until_s = began_s + min(turn.share_s(self), session.share_s_max)
         while session.unread and turn.now_s() < until_s:
             session.go_on()
         unread = session.unread
@@ -203,8 +203,9 @@ class Connection:
             turn.caught_up(self)  # leases may wait for it, and a closing socket may stay for long
             return
         turn.schedule()
+        began_s = turn.now_s()
         session.go_on()
-        unread = self._work_off(session)
+        unread = self._work_off(session, began_s)
         turn.flush_later(self)
         if not unread:
             self._read_or_pause()

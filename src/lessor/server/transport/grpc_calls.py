@@ -21,6 +21,7 @@ from lessor.server.loop.call import StreamCall, UnaryCall
 from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.h2_output import H2Output
 from lessor.wire import grpc
+from lessor.wire.grpc import unpack_prefix
 from lessor.wire.h2 import Stream
 
 
@@ -80,11 +81,13 @@ class GrpcUnary(UnaryCall):
     def on_whole(self, data: bytes) -> None:
         """The request's whole body in one DATA frame: the usual case by far."""
         size = len(data) - 5
-        if size >= 0 and data[0] == 0 and int.from_bytes(data[1:5], "big") == size <= self._output.message_bytes_max:
-            self._read(data[5:])
-        else:
-            self.on_data(data)
-            self.on_end()
+        if size >= 0:
+            flag, announced = unpack_prefix(data)
+            if flag == 0 and announced == size <= self._output.message_bytes_max:
+                self._read(data[5:])
+                return
+        self.on_data(data)
+        self.on_end()
 
     def on_data(self, data: bytes) -> None:
         if self._served or self._stream is None:

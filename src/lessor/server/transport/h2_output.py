@@ -56,7 +56,7 @@ class H2Output:
         self.loop = asyncio.get_running_loop()
         self.h2 = h2.H2Server(
             self.core.options.grpc_keepalive,
-            self.core.turn.now_s(),
+            self.core.turn.read_clock(),
             whole_requests=True,
             step_bytes=limits.H2_STEP_BYTES,
         )

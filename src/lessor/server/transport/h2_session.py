@@ -5,6 +5,9 @@ Laws
 - The events of one read are taken in order. Pieces of data that follow each other on one stream are taken as one.
 - A large read is taken in steps, so that the connection can leave the rest for another turn. A step has few calls, and
   few requests of streaming calls; what is left of those goes first in the next step.
+- A step ends behind the call that used up its time, H2_STEP_S. The events that are left then are taken in the next
+  steps, in order. So are those before a fault that ends the connection, or before its last call. They are dropped only
+  with the socket.
 - The method that a head calls is looked up once per header block and remembered in the head.
 - While the server stops, new streaming calls are refused: they would have no end. Unary calls that still come are
   served.
@@ -22,6 +25,7 @@ from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary, Route, met
 from lessor.server.transport.h2_output import REFUSED, H2Output
 from lessor.server.transport.http_calls import answer
 from lessor.wire import grpc, h2
+from lessor.wire.h2 import DATA, END, HEADERS, RESET, WHOLE
 
 _TOO_LARGE = routes.page(413, "request body too large")
 
@@ -45,21 +49,34 @@ class H2Session(H2Output):
         H2Output.__init__(self, connection)
         self.share_s_max = limits.TURN_BYTES_S
         self._metrics = self.core.metrics
+        self._read_clock = self.core.turn.read_clock
+        self._step_until_s = 0.0
+        self._rest: list[h2.Event] = []  # for which the step had no time
         self._held_up: set[H2Exchange] = set()  # those of whose streams requests wait for later turns
         self._draining = False  # the server stops: new streaming calls are refused
         self._peer_timer = self.loop.call_later(self.core.options.grpc_keepalive.interval_s, self._look_after_peer)
 
     @property
     def unread(self) -> bool:
-        return (self.h2.unread or bool(self.kept_back)) and not self.h2.closing
+        return bool(self._rest) or ((self.h2.unread or bool(self.kept_back)) and not self.h2.closing)
 
     def receive(self, data: bytes) -> None:
         self._metrics.grpc_received_bytes += len(data)
+        now_s = self._read_clock()
+        events = self.h2.receive(data, now_s)
+        if self._rest:
+            self._rest += events
+        else:
+            self._begin_step(now_s)
+            self._take(events)
+
+    def _begin_step(self, now_s: float) -> None:
+        self._step_until_s = now_s + limits.H2_STEP_S
         self.step_messages = limits.H2_STEP_MESSAGES
-        self._take(self.h2.receive(data, self.core.turn.now_s()))
 
     def go_on(self) -> None:
-        self.step_messages = limits.H2_STEP_MESSAGES
+        now_s = self._read_clock()
+        self._begin_step(now_s)
         while self.kept_back and self.step_messages > 0:
             call = next(iter(self.kept_back))
             message = self.kept_back.pop(call)
@@ -68,37 +85,51 @@ class H2Session(H2Output):
             else:
                 call.take_kept(message)
         if not self.kept_back:
-            self._take(self.h2.go_on(self.core.turn.now_s()))
+            rest, self._rest = self._rest, []
+            self._take(rest or self.h2.go_on(now_s))
 
     def _take(self, events: list[h2.Event]) -> None:
+        """Handles the events, and keeps those for which the step has no time."""
         gathered: list[bytes] = []  # a client's burst on one stream is taken as one piece
         last: h2.Stream | None = None
-        for kind, stream, payload in events:
-            if kind == h2.DATA and stream is last:
-                gathered.append(payload)
-                continue
+        several = len(events) > 1  # else the clock need not be looked at
+        left = iter(events)
+        for event in left:
+            kind, stream, payload = event
             if last is not None:
+                if kind == DATA and stream is last:
+                    gathered.append(payload)
+                    continue
                 last.owner.on_data(b"".join(gathered))
-                if stream is not last:
+                over = self._read_clock() > self._step_until_s
+                if over or stream is not last:
                     self.keep_count(last)
                 last = None
-            if kind == h2.WHOLE:
+                if over:
+                    self._rest = [event, *left]
+                    break
+            if kind == WHOLE:
                 unary = self._open(stream)
                 if unary is not None:
                     unary.on_whole(payload)
                 else:
                     stream.owner.on_data(payload)
                     stream.owner.on_end()  # looked up anew: a call that has ended is REFUSED now
-            elif kind == h2.DATA:
+            elif kind == DATA:
                 last, gathered = stream, [payload]
-            elif kind == h2.HEADERS:
+                continue
+            elif kind == HEADERS:
                 self._open(stream)
-            elif kind == h2.END:
+                continue
+            elif kind == END:
                 self.uncount(stream)
                 stream.owner.on_end()
-            elif kind == h2.RESET:
+            elif kind == RESET:
                 self.uncount(stream)
                 stream.owner.gone()
+            if several and self._read_clock() > self._step_until_s:
+                self._rest = list(left)
+                break
         if last is not None:
             last.owner.on_data(b"".join(gathered))
             self.keep_count(last)
@@ -198,7 +229,7 @@ class H2Session(H2Output):
 
     @property
     def unsent(self) -> bool:
-        return False  # a stream that has something left keeps the connection open
+        return bool(self._rest)  # a stream that has something left keeps the connection open
 
     def eof(self) -> bool:
         return False  # an HTTP/2 peer that half-closes the connection has hung up
@@ -221,7 +252,7 @@ class H2Session(H2Output):
 
     def _look_after_peer(self) -> None:
         """Pings a peer that has been silent for long, and drops one that does not answer."""
-        wait_s = self.h2.look_after_peer(self.core.turn.now_s())
+        wait_s = self.h2.look_after_peer(self._read_clock())
         if not wait_s and self.connection.reading:
             # The process may have stood still while the answer waits in the socket: read the socket first.
             self.loop.call_soon(self.loop.call_soon, self._abort_if_silent)
@@ -232,7 +263,7 @@ class H2Session(H2Output):
 
     def _abort_if_silent(self) -> None:
         """Looks at the peer once more, after the socket has been read."""
-        if self.h2.look_after_peer(self.core.turn.now_s()):
+        if self.h2.look_after_peer(self._read_clock()):
             self._look_after_peer()
         else:
             self.connection.transport.abort()
@@ -241,9 +272,12 @@ class H2Session(H2Output):
         self._peer_timer.cancel()
         self.uncount_all()
         self.kept_back.clear()
-        for stream in self.h2.open_streams():
+        rest, self._rest = self._rest, []
+        reset = [stream for kind, stream, _ in rest if kind == RESET]
+        for stream in self.h2.open_streams() + reset:
             owner, stream.owner = stream.owner, REFUSED
-            owner.gone()
+            if owner is not None:  # None: its first event was left, too
+                owner.gone()
         self.waiting_for_drain.clear()
 
 
