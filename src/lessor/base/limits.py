@@ -24,6 +24,8 @@ READ_STEP_KEYS = 1_000  # keys of a long read that are looked at in one loop tur
 READ_STEP_BYTES = 1_048_576  # keys and values of a long read that are encoded in one loop turn: about a millisecond
 LONG_REPLY_WAITING_BYTES = 4_096  # counted, beside the request, against the connection of a reply that waits its turn
 REPLY_BYTES_MAX = 536_870_912  # of one reply; a read of more has to be done in pages
+# Of long replies that are being made, and that peers have not read, over all connections.
+LONG_REPLIES_BYTES_MAX = 1_073_741_824
 # Keys that the compares and ranges of a txn that may write look at, all in one step: 15 to 40 ms.
 TXN_WRITE_KEYS_MAX = 100_000
 SWEEP_EVENTS_MAX = 500  # events that a sweep handles in one loop turn: 0.1 to 2 ms

@@ -404,6 +404,11 @@ class H1Connection:
     def has_output(self) -> bool:
         return bool(self._out)
 
+    @property
+    def output_bytes(self) -> int:
+        """The size of all output that `take_output` has not given."""
+        return sum([len(piece) for piece in self._out])
+
     def take_output(self) -> bytes:
         """The bytes to send now: all that there are, or the next piece of a long body. The caller must send them."""
         out = self._out

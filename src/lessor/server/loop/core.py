@@ -23,6 +23,7 @@ from lessor.server.loop.committer import Committer
 from lessor.server.loop.long_reply import LongReplies
 from lessor.server.loop.pace import Pace
 from lessor.server.loop.release import Gate
+from lessor.server.loop.reply_memory import ReplyMemory
 from lessor.server.loop.turn import Turn
 from lessor.server.loop.unfinished import Unfinished
 from lessor.server.observe.metrics import Metrics
@@ -101,7 +102,7 @@ class Core:
         self.stream_handlers = handlers.streams
         self.pages = Pages()
         self.watch_streams: set[WatchesProgress] = set()
-        self.long_replies = LongReplies()
+        self.long_replies = LongReplies(ReplyMemory(metrics.shortages))
         self.request_pace = Pace(turn, limits.STREAM_REQUESTS_PER_TURN_MAX)
         self.body_pace = Pace(turn, limits.JSON_VALUES_PER_TURN)
         self.unfinished = Unfinished(options.message_bytes_max, metrics.shortages)

@@ -16,7 +16,8 @@ Laws
   changed or auth may be on now; and the call is refused if its peer has not taken the replies to earlier calls. A write
   has taken effect: it is answered in any case.
 
-Does not do: cutting an encoded reply, as HTTP/2's flow control does.
+Does not do: the bound on the memory of all replies (reply_memory.py); cutting an encoded reply, as the flow control of
+HTTP/2 does.
 """
 
 import asyncio
@@ -28,15 +29,10 @@ from google.protobuf.message import Message
 
 from lessor.api.methods import Method
 from lessor.base import limits
+from lessor.base.errors import EtcdError
 from lessor.server.loop.bugs import as_answer
+from lessor.server.loop.reply_memory import Counted, ReplyMemory
 from lessor.state.long_read import LongRead, Written
-
-
-class Counted(Protocol):
-    """The count of the bytes that a connection's peer has not taken; see call.Held."""
-
-    address: str
-    size_bytes: int
 
 
 class Answered(Protocol):
@@ -49,6 +45,8 @@ class Answered(Protocol):
 
     def refuse_if_overfull(self) -> bool: ...
 
+    def end_now(self, error: EtcdError) -> None: ...
+
     def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]: ...
 
     def finish_encoded(self, payload: Any) -> None: ...
@@ -57,12 +55,14 @@ class Answered(Protocol):
 class LongReply:
     """A call waits for this while its reply is made (call.Waiting)."""
 
-    __slots__ = ("_call", "_pieces", "_request", "_size_bytes", "_steps")
+    __slots__ = ("_call", "_memory", "_pieces", "_request", "_size_bytes", "_steps", "made_bytes")
 
     open_ended = False  # it ends when the reply is made
 
-    def __init__(self, call: Answered, pieces: Iterator[bytes], request: Message | None) -> None:
+    def __init__(self, call: Answered, pieces: Iterator[bytes], request: Message | None, memory: ReplyMemory) -> None:
         self._call: Answered | None = call
+        self._memory = memory
+        self.made_bytes = 0
         self._pieces = pieces
         self._request = request
         self._steps: Iterator[bytes | None] | None = None
@@ -85,6 +85,8 @@ class LongReply:
         """Undoes all that waiting and working took."""
         call.held.size_bytes -= self._size_bytes
         self._size_bytes = 0
+        self._memory.made_bytes -= self.made_bytes
+        self.made_bytes = 0
         pieces, self._pieces, self._steps, self._request = self._pieces, iter(()), None, None
         if isinstance(pieces, LongRead):
             pieces.close()
@@ -106,6 +108,8 @@ class LongReply:
             return True
         self._call = None
         self._let_go(call)
+        if isinstance(payload, bytes):
+            self._memory.sent(call.held, len(payload))
         call.finish_encoded(payload)
         return False
 
@@ -120,16 +124,32 @@ class LongReply:
                 call.permit(request)
             if call.refuse_if_overfull():
                 return False
-        self._steps = call.encode_pieces(self._pieces)
+        self._steps = call.encode_pieces(self._count_made(self._pieces))
         return True
+
+    def _count_made(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self.made_bytes += len(piece)
+            self._memory.made_bytes += len(piece)
+            yield piece
+
+    @property
+    def may_be_refused(self) -> bool:
+        """Whether there is a call that has changed nothing, with a part of its reply."""
+        return self.made_bytes > 0 and not isinstance(self._pieces, Written)
+
+    def refuse(self, error: EtcdError) -> None:
+        if self._call is not None:
+            self._call.end_now(error)
 
 
 class LongReplies:
     """The long replies of a server."""
 
-    __slots__ = ("_addresses", "_lines", "_task")
+    __slots__ = ("_addresses", "_lines", "_memory", "_task")
 
-    def __init__(self) -> None:
+    def __init__(self, memory: ReplyMemory) -> None:
+        self._memory = memory
         # The replies of each connection that has any, oldest first: the first one may have begun.
         self._lines: dict[Counted, deque[LongReply]] = {}
         # Those connections by address. The next to have a turn is the first of its address, and that the first of all.
@@ -147,7 +167,7 @@ class LongReplies:
         `request`: whose rights are checked again unless `pieces` is a Written; it also counts for the memory that is
         kept. None: there is nothing to check.
         """
-        reply = LongReply(call, pieces, request)
+        reply = LongReply(call, pieces, request, self._memory)
         held = call.held
         line = self._lines.get(held)
         if line is None:
@@ -164,6 +184,7 @@ class LongReplies:
             await asyncio.sleep(0)
             while self._lines and not self._step():
                 pass
+            self._memory.keep_bound((held, line[0]) for held, line in self._lines.items())
         self._task = None
 
     def _step(self) -> bool:

@@ -58,6 +58,12 @@ SNAPSHOTS = Shortage(
     "wait for the ones under way, or end the clients that do not read them",
     limits.SNAPSHOTS_MAX,
 )
+LONG_REPLIES = Shortage(
+    "long_reply_bytes",
+    "long replies fill their share of the memory: the address with most loses one",
+    "find the clients that ask for very many keys and do not read the reply; let them read in pages",
+    limits.LONG_REPLIES_BYTES_MAX,
+)
 HANDSHAKES = Shortage(
     "tls_handshakes",
     "too many TLS handshakes at a time: the oldest is dropped",
@@ -89,6 +95,7 @@ ALL = (
     PASSWORDS,
     THREADS,
     SNAPSHOTS,
+    LONG_REPLIES,
     HANDSHAKES,
     BATCH_ROWS,
     DISK_SPACE,

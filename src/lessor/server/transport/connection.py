@@ -82,6 +82,11 @@ class Session(Protocol):
         """The peer sends no more. Returns whether the socket stays open for a reply that is under way."""
         ...
 
+    @property
+    def unread_bytes(self) -> int:
+        """The bytes of replies that are not in the socket's buffer yet."""
+        ...
+
     def take_output(self) -> bytes:
         """The bytes to write at the end of the turn. The session forgets them."""
         ...
@@ -276,6 +281,15 @@ class Connection:
             self._give_up_later()
             if not session.unsent:
                 self._hang_up(session.cut_off)
+
+    @property
+    def unread_bytes(self) -> int:
+        """The bytes of replies that the peer has not taken; see loop/reply_memory.py."""
+        session = self._session
+        return 0 if session is None else session.unread_bytes + self.transport.get_write_buffer_size()
+
+    def cut_off(self) -> None:
+        self.transport.abort()
 
     def end_now(self, _error: EtcdError) -> None:
         """A bug in making the output: the bytes that the peer would read next cannot be trusted."""

@@ -237,6 +237,12 @@ class H1Session:
     def backlog_bytes(self) -> int:
         return self.connection.transport.get_write_buffer_size()
 
+    @property
+    def unread_bytes(self) -> int:
+        exchange = self._h1.request
+        at_gate_bytes = exchange.owner.held.size_bytes if exchange is not None and exchange.owner is not None else 0
+        return self._h1.output_bytes + int(at_gate_bytes)
+
     def wake_drained(self) -> None:
         if self._h1.unsent:
             self.core.turn.flush_later(self.connection)
@@ -306,7 +312,7 @@ class H1Exchange:
 
     def __init__(self, session: H1Session, connection: h1.H1Connection, exchange: h1.Request) -> None:
         self._session = session
-        self.held = Held(session.address)  # of one reply at the most
+        self.held = Held(session.address, session.connection)  # of one reply at the most
         self._h1 = connection
         self.method = exchange.method
         self.path = exchange.path

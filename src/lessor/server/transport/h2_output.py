@@ -68,7 +68,7 @@ class H2Output:
         self.kept_back: dict[Any, bytes | None] = {}
         self.streaming: set[StreamCall] = set()  # the server ends them when it stops
         self.waiting_for_drain: set[Any] = set()
-        self.held = Held(address_of(connection.transport))
+        self.held = Held(address_of(connection.transport), connection)
         self._unflushed_bytes = 0  # of replies of this turn
         self._unfinished: dict[h2.Stream, int] = {}  # bytes kept of each request that has not come in whole
 
@@ -81,6 +81,10 @@ class H2Output:
     def overfull(self) -> bool:
         """Whether more than CONNECTION_SEND_BYTES_MAX waits for the peer. A new request is then refused (`refuse`)."""
         return self.held.size_bytes + self._unflushed_bytes + self.h2.queued_bytes > limits.CONNECTION_SEND_BYTES_MAX
+
+    @property
+    def unread_bytes(self) -> int:
+        return self.held.size_bytes + self._unflushed_bytes + self.h2.queued_bytes
 
     @property
     def backlog_bytes(self) -> int:
