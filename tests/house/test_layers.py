@@ -52,11 +52,12 @@ SERVER_FLOORS = {
     "command": 5,
 }
 PURE_FLOOR_MAX = 2
+PURE_BESIDES = {"cluster"}  # decisions only: what carries them out will stand elsewhere
 ENTRY, ENTRY_FLOOR = "lessor/__main__.py", 7
 
 # Modules that only these may import: a package, or one file of a package.
 HOMES = {
-    "asyncio": {"server", "cluster", "client", "testing", "cli/tasks.py"},
+    "asyncio": {"server", "client", "testing", "cli/tasks.py"},
     "uvloop": {"server"},
     "sqlite3": {"durable"},
     "psycopg": {"durable"},
@@ -102,7 +103,7 @@ class Module:
 
     @property
     def pure(self) -> bool:
-        return self.floor <= PURE_FLOOR_MAX
+        return self.floor <= PURE_FLOOR_MAX or self.package in PURE_BESIDES
 
     def finding(self, node: ast.AST, text: str) -> str:
         return f"src/{self.path}:{getattr(node, 'lineno', 1)}: {text}"
@@ -281,7 +282,7 @@ def test_every_package_stands_on_a_floor() -> None:
     packages = {module.package for module in house()} - {None}
     assert packages <= FLOORS.keys()
     # Guards the test itself: a wrong SOURCE would find nothing wrong anywhere.
-    assert {"base", "api", "state", "wire", "gateway", "durable", "server"} <= packages
+    assert {"base", "api", "state", "wire", "gateway", "durable", "cluster", "server"} <= packages
 
 
 BROKEN = [
@@ -325,6 +326,7 @@ BROKEN = [
     # purity
     (purity, "lessor/state/a.py", "async def f(): pass", 1),
     (purity, "lessor/state/a.py", "import time", 1),
+    (purity, "lessor/cluster/a.py", "import random", 1),
     (purity, "lessor/base/a.py", "from time import monotonic", 1),
     (purity, "lessor/base/clock.py", "import random", 1),
     (purity, "lessor/api/a.py", "from datetime import datetime", 1),

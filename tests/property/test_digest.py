@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import EtcdError
+from lessor.state import digest as digest_module
 from lessor.state.digest import KvDigest, hash_kv
 from lessor.state.journal import AuthRows, Batch
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
+from tests.lines_run import lines_run
 
 IDENTITY = Identity(1, 2, 3)
 KEYS = st.sampled_from([b"a", b"b", b"b\0", b"c", b"d", b"e"])
@@ -128,3 +130,27 @@ def test_revisions_that_are_not_there_are_refused() -> None:
     with pytest.raises(EtcdError, match="required revision is a future revision"):
         KvDigest(machine.store, 5)
     assert KvDigest(machine.store, 3).revision == 3
+
+
+def lines_of_steps(digest: KvDigest) -> list[int]:
+    """How many lines each step of the digest runs."""
+    done: list[bool] = []
+    lines: list[int] = []
+    while not done or not done[-1]:
+        lines.append(lines_run(digest_module, lambda: done.append(digest.step(20))))
+    return lines
+
+
+@pytest.mark.inside
+def test_a_step_looks_at_a_bounded_number_of_versions_and_bytes() -> None:
+    often, long = StateMachine(IDENTITY), StateMachine(IDENTITY)
+    for number in range(2_000):
+        often.apply(rpc.PutRequest(key=b"k", value=b"%d" % number), 0.0)
+    for number in range(100):
+        long.apply(rpc.PutRequest(key=b"%d" % number, value=b"x" * 20_480), 0.0)
+    for machine, revision, steps_min in ((often, 0, 100), (often, 2, 50), (long, 0, 50)):
+        digest = KvDigest(machine.store, revision)
+        lines = lines_of_steps(digest)
+        assert max(lines) < 800
+        assert len(lines) >= steps_min
+        assert digest.value == hash_kv(machine.store, revision)

@@ -4,6 +4,7 @@
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,13 +20,15 @@ KEYS = [b"a", b"b", b"c", b"e"]
 LEASES = [1, 2]
 USERS = ["u", "v", "v", "gone"]
 BYTES_MAX = 1 << 20
+REFUSED = limits.LEASE_RIGHTS_REFUSED_KEYS_MAX  # keys that a user may not use are looked at once more, to note them
 
 keys = st.sampled_from(KEYS)
 leases = st.sampled_from([1, 1, 2])
 # Asking comes often: it is what remembers.
 steps = st.one_of(
     st.tuples(st.just("ask"), st.sampled_from(USERS), leases),
-    st.tuples(st.just("ask"), st.sampled_from(USERS), leases),
+    st.tuples(st.sampled_from(["ask", "read", "list"]), st.sampled_from(USERS), leases),
+    st.tuples(st.sampled_from(["read", "list"]), st.sampled_from(USERS), leases),
     st.tuples(st.just("put"), keys, st.sampled_from([0, 1, 1, 2])),
     st.tuples(st.just("put"), keys, st.just(1)),
     st.tuples(st.just("delete"), keys, keys),
@@ -54,21 +57,23 @@ def machine_of(users: list[str], all_until: bytes = b"z") -> StateMachine:
 
 
 def asked(machine: StateMachine, user: str, lease_id: int) -> str | None:
+    return said(machine, user, rpc.LeaseKeepAliveRequest(ID=lease_id))
+
+
+def said(machine: StateMachine, user: str, request: Message) -> str | None:
     try:
-        permissions.check(
-            machine, Caller(user, machine.auth.revision), rpc.LeaseKeepAliveRequest(ID=lease_id), BYTES_MAX
-        )
+        permissions.check(machine, Caller(user, machine.auth.revision), request, BYTES_MAX)
     except EtcdError as error:
         return error.message
     return None
 
 
-def by_every_key(machine: StateMachine, user: str, lease_id: int) -> str | None:
-    lease = machine.leases.get(lease_id)
+def by_every_key(machine: StateMachine, user: str, leases: list[int], write: bool) -> str | None:
     grants = machine.auth.grants(user)
-    if lease is None or not lease.keys:
+    keys = [key for lease_id in leases if (lease := machine.leases.get(lease_id)) for key in lease.keys]
+    if not keys:
         return None
-    may = grants is not None and all(grants.write.cover(key, b"") for key in lease.keys)
+    may = grants is not None and all((grants.write if write else grants.read).cover(key, b"") for key in keys)
     return None if may else errors.PERMISSION_DENIED.message
 
 
@@ -80,7 +85,17 @@ class Ways:
         self.granted: list[tuple[bytes, bytes]] = []
 
     def ask(self, user: str, lease_id: int) -> None:
-        assert asked(self.machine, user, lease_id) == by_every_key(self.machine, user, lease_id)
+        machine = self.machine
+        assert asked(machine, user, lease_id) == by_every_key(machine, user, [lease_id], write=True)
+
+    def read(self, user: str, lease_id: int) -> None:
+        machine = self.machine
+        shown = rpc.LeaseTimeToLiveRequest(ID=lease_id, keys=True)
+        assert said(machine, user, shown) == by_every_key(machine, user, [lease_id], write=False)
+
+    def list(self, user: str, _: int) -> None:
+        machine = self.machine
+        assert said(machine, user, rpc.LeaseLeasesRequest()) == by_every_key(machine, user, LEASES, write=False)
 
     def put(self, key: bytes, lease_id: int) -> None:
         self.machine.apply(rpc.PutRequest(key=key, lease=lease_id), 0.0)
@@ -119,19 +134,21 @@ def test_what_is_remembered_is_what_a_look_at_every_key_says(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "LEASE_RIGHTS_KEYS_MIN", keys_min)
+        patch.setattr(limits, "LEASE_RIGHTS_READ_KEYS_MIN", keys_min)
         patch.setattr(limits, "LEASE_RIGHTS_USERS_MAX", users_max)
         patch.setattr(limits, "LEASE_RIGHTS_ADDED_KEYS_MIN", added_min)
         ways = Ways()
         for name, one, other in taken:
             getattr(ways, name)(one, other)
-            ways.ask("v", 1)
+            for way in (ways.ask, ways.read, ways.list):
+                way("v", 1)
         rights = ways.machine.leases.rights
-        assert len(rights) <= len(LEASES)
-        for lease in ways.machine.leases:
-            record = rights._records.get(lease.id)
-            if record is not None:
-                assert len(record.checked.keys() | record.refused.keys()) <= users_max
-                assert len(record.added) <= max(added_min, len(KEYS))
+        assert len(rights) <= len(LEASES) + 1
+        assert rights._records.keys() <= {lease.id for lease in ways.machine.leases}
+        for record in filter(None, (*rights._records.values(), rights._all)):
+            for verdicts in filter(None, (record, record.reading)):
+                assert len(verdicts.checked.keys() | verdicts.refused.keys()) <= users_max
+            assert len(record.added) <= max(added_min, len(KEYS))
 
 
 def test_a_renewal_or_a_put_looks_at_no_key_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,9 +172,80 @@ def test_a_renewal_or_a_put_looks_at_no_key_twice(monkeypatch: pytest.MonkeyPatc
     for _ in range(1_000):
         assert asked(machine, "v", 1) is None
         assert asked(machine, "u", 1) == errors.PERMISSION_DENIED.message
-    assert looks <= 2
+    assert looks <= REFUSED + 2
     machine.apply(rpc.LeaseRevokeRequest(ID=1), 0.0)
     assert len(machine.leases.rights) == 0
+
+
+@pytest.mark.inside
+@pytest.mark.parametrize("asked_for", [rpc.LeaseTimeToLiveRequest(ID=1, keys=True), rpc.LeaseLeasesRequest()])
+def test_showing_leases_with_many_keys_looks_at_no_key_twice(
+    asked_for: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = machine_of(["u", "v"])
+    for number in range(2_000):
+        machine.apply(rpc.PutRequest(key=b"k%d" % number, lease=1), 0.0)
+    looks = 0
+    cover, first_beyond = Spans.cover, Spans.first_beyond
+
+    def count(spans: Spans, key: bytes, range_end: bytes) -> bool:
+        nonlocal looks
+        looks += 1
+        return cover(spans, key, range_end)
+
+    def count_all(spans: Spans, sets: Any) -> bytes | None:
+        nonlocal looks
+        looks += sum(map(len, sets))
+        return first_beyond(spans, sets)
+
+    monkeypatch.setattr(Spans, "cover", count)
+    monkeypatch.setattr(Spans, "first_beyond", count_all)
+    for number in range(100):
+        assert said(machine, "v", asked_for) is None
+        assert said(machine, "u", asked_for) == errors.PERMISSION_DENIED.message
+        machine.apply(rpc.PutRequest(key=b"m%d" % number, lease=1), 0.0)
+    assert looks <= 2 * 2_000 + REFUSED + 2 * 100 + 2
+    for user in ("v", "u"):  # the one key that `v` may not read counts, until it goes
+        machine.apply(rpc.PutRequest(key=b"z", lease=1), 0.0)
+        assert said(machine, user, asked_for) == errors.PERMISSION_DENIED.message
+        machine.apply(rpc.DeleteRangeRequest(key=b"z"), 0.0)
+    assert said(machine, "v", asked_for) is None
+    assert looks <= 2 * 2_000 + REFUSED + 2 * 100 + 10
+
+
+@pytest.mark.inside
+@pytest.mark.parametrize(
+    "asked_for",
+    [
+        rpc.LeaseKeepAliveRequest(ID=1),
+        rpc.LeaseTimeToLiveRequest(ID=1, keys=True),
+        rpc.LeaseLeasesRequest(),
+    ],
+)
+def test_when_the_key_that_refuses_a_user_goes_the_others_are_not_looked_at_again(
+    asked_for: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = machine_of(["v"])
+    for number in range(2_000):
+        machine.apply(rpc.PutRequest(key=b"k%d" % number, lease=1), 0.0)
+    for number in range(100):
+        machine.apply(rpc.PutRequest(key=b"z%d" % number, lease=1), 0.0)
+    looks = 0
+    first_beyond = Spans.first_beyond
+
+    def count(spans: Spans, sets: Any) -> bytes | None:
+        nonlocal looks
+        looks += 1
+        return first_beyond(spans, sets)
+
+    monkeypatch.setattr(Spans, "first_beyond", count)
+    for number in range(100):
+        assert said(machine, "v", asked_for) == errors.PERMISSION_DENIED.message
+        machine.apply(rpc.DeleteRangeRequest(key=b"z%d" % number), 0.0)
+        machine.apply(rpc.PutRequest(key=b"zz%d" % number, lease=1), 0.0)
+    machine.apply(rpc.DeleteRangeRequest(key=b"z", range_end=b"{"), 0.0)
+    assert said(machine, "v", asked_for) is None
+    assert looks == 1
 
 
 def test_keys_that_come_and_go_for_ever_take_no_memory_for_ever() -> None:

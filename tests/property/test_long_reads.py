@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.base import limits
+from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
+from lessor.state import mvcc
 from lessor.state.digest import hash_kv
 from lessor.state.key_index import KeyIndex
 from lessor.state.long_read import LongRead
 from lessor.state.machine import Identity, StateMachine
+from tests.lines_run import lines_run
 
 IDENTITY = Identity(1, 2, 3)
 COMPARE = cast(Any, rpc.Compare)
@@ -217,3 +219,65 @@ def test_a_step_looks_at_a_bounded_number_of_keys() -> None:
             assert len(looked) > 20
             assert max(looked) <= 6
             looked.clear()
+
+
+END = b"the end"
+OLD = rpc.RangeRequest(key=b"k", revision=2)
+OLD_RANGE = rpc.RangeRequest(key=b"a", range_end=b"z", revision=2)
+
+
+def often_written() -> StateMachine:
+    """A key with 1,000 versions, the first of them at revision 2."""
+    machine = StateMachine(IDENTITY)
+    for number in range(1_000):
+        machine.apply(rpc.PutRequest(key=b"k", value=b"%d" % number), 0.0)
+    return machine
+
+
+def old_gets(*others: rpc.RequestOp) -> rpc.TxnRequest:
+    gets = [rpc.RequestOp(request_range=rpc.RangeRequest(key=b"k", revision=2 + number)) for number in range(10)]
+    inner = rpc.RequestOp(request_txn=rpc.TxnRequest(success=gets))
+    return rpc.TxnRequest(success=[*gets, inner, *others])
+
+
+@pytest.mark.inside
+@pytest.mark.parametrize(
+    "asked",
+    [
+        OLD,
+        OLD_RANGE,
+        RANGE(key=b"k", revision=2, count_only=True),
+        old_gets(),
+        rpc.TxnRequest(success=[rpc.RequestOp(request_range=OLD_RANGE)]),
+    ],
+    ids=["get", "range", "count", "gets in txns", "range in a txn"],
+)
+def test_a_step_looks_at_a_bounded_number_of_versions(asked: Message) -> None:
+    machine = often_written()
+    wanted = asked_at_once(machine, asked)
+    replies: list[Any] = []
+    pieces: list[bytes] = []
+    with mock.patch.object(limits, "READ_STEP_KEYS", 10):
+        assert lines_run(mvcc, lambda: replies.append(machine.apply_in_pieces(asked, 0.0))) < 400
+        reply = replies[0]
+        assert isinstance(reply, LongRead)
+        steps: list[int] = []
+        while not steps or pieces[-1] is not END:
+            steps.append(lines_run(mvcc, lambda: pieces.append(next(reply, END))))
+        reply.close()
+    assert b"".join(pieces[:-1]) == wanted
+    assert len(steps) > 100
+    assert max(steps) < 100
+
+
+def test_a_write_looks_at_a_bounded_number_of_versions() -> None:
+    machine = often_written()
+    asked = old_gets(rpc.RequestOp(request_put=rpc.PutRequest(key=b"w")))
+    newer = 2 * sum(999 - number for number in range(10))
+    with mock.patch.object(limits, "TXN_WRITE_KEYS_MAX", newer - 1), pytest.raises(EtcdError) as caught:
+        machine.apply_in_pieces(asked, 0.0)
+    assert caught.value.message == errors.TXN_LOOKS_TOO_FAR.message
+    assert machine.store.get(b"w") is None
+    with mock.patch.object(limits, "TXN_WRITE_KEYS_MAX", newer):
+        assert machine.apply(asked, 0.0).ListFields()
+    assert machine.store.get(b"w") is not None

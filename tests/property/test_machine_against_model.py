@@ -202,3 +202,35 @@ def test_reads_and_transactions_same_as_model(steps: list[Any]) -> None:
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_same_as_model_over_long_sequences(steps: list[Any]) -> None:
     _run(steps)
+
+
+# --- the duplicate rule, in deeper nests than a sequence has --------------------------------------------------------
+
+_FEW = st.sampled_from([b"a", b"a\0", b"b", b"c", b"d"])
+_PUTS = st.builds(lambda key: rpc.RequestOp(request_put=rpc.PutRequest(key=key)), _FEW)
+_DELETES = st.builds(
+    lambda key, end: rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key, range_end=end)),
+    _FEW,
+    st.one_of(st.just(b""), st.just(b"\0"), _FEW),
+)
+
+
+def _nested(operations: Any) -> Any:
+    lists = st.lists(operations, max_size=4)
+    return st.builds(
+        lambda then, otherwise: rpc.RequestOp(request_txn=rpc.TxnRequest(success=then, failure=otherwise)), lists, lists
+    )
+
+
+@given(st.lists(st.recursive(_PUTS | _DELETES | _DELETES, _nested, max_leaves=12), max_size=5))
+def test_the_duplicate_rule_of_nested_txns(operations: list[Any]) -> None:
+    request = rpc.TxnRequest(success=operations)
+
+    def refusal(server: Model | StateMachine) -> str | None:
+        try:
+            server.apply(request, 0.0)
+        except EtcdError as error:
+            return error.message
+        return None
+
+    assert refusal(StateMachine(Identity(1, 2, 3))) == refusal(Model())

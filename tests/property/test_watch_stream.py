@@ -486,5 +486,42 @@ def test_history_for_a_peer_that_does_not_read_is_bounded(streams: int, watchers
     assert not any(watcher.lagging for watcher in _watchers(world))
 
 
+@pytest.mark.parametrize("range_end", [b"", b"\0"], ids=["one key", "a range"])
+def test_history_in_which_nothing_is_found_is_searched_in_many_turns(range_end: bytes) -> None:
+    """100 watchers that want no event: a turn looks at few events, over all of them."""
+    keys, looks_max = 300, 1_000
+    create = rpc.WatchCreateRequest(key=b"b", range_end=range_end, start_revision=1)
+    create.filters.append(rpc.WatchCreateRequest.NOPUT)
+    looked = [0]
+    replay = watch_hub.WatchHub.replay
+
+    def counted(hub: Any, *arguments: Any) -> Any:
+        changes = replay(hub, *arguments)
+        looked[0] += hub.looked
+        return changes
+
+    with (
+        mock.patch.object(limits, "WATCH_LOOK_BYTES", limits.H2_STREAM_SEND_BYTES_MAX // looks_max),
+        mock.patch.object(watch_hub, "_SCAN_EVENTS_MAX", 200),
+        mock.patch.object(watch_hub.WatchHub, "replay", counted),
+    ):
+        world = World()
+        for number in range(keys):
+            world.machine.apply(rpc.PutRequest(key=b"b" if number % 2 else b"c%d" % number), 0.0)
+        world.settle()
+        stream = world.watches.open(cast(Core, world.core), cast(Any, Reader()))
+        stream.on_messages([rpc.WatchRequest(create_request=create).SerializeToString()] * 100)
+        world.turn.schedule()
+        turns = 0
+        while world.loop.ready:
+            before = looked[0]
+            world.loop.run()
+            assert looked[0] - before <= looks_max + 200
+            turns += 1
+    assert looked[0] >= 100 * keys // 2
+    assert turns >= looked[0] // (looks_max + 200)
+    assert not any(watcher.lagging for watcher in _watchers(world))
+
+
 def _watchers(world: World) -> list[Any]:
     return [watcher for stream in world.core.watch_streams for watcher in stream._watchers.values()]

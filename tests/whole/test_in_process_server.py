@@ -17,6 +17,7 @@ import pytest
 
 from lessor.api.methods import METHODS
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base import limits
 from lessor.durable.engine import DataDirError
 from lessor.durable.file_engine import FileEngine
 from lessor.server.options import OptionError
@@ -144,6 +145,36 @@ def test_bytes_that_wait_in_a_socket_are_read_before_a_lease_ends(server: InProc
         peer.sendall(request)  # and nobody waits for the reply
         server.clock.jump(59)
         assert calls.left_s(lease_id) == 1
+
+
+def test_keepalives_in_json_that_wait_for_later_turns_count_before_a_lease_ends(server: InProcessServer) -> None:
+    """The process has stood still while they came. They are more than one turn takes."""
+    leases = 10 * limits.STREAM_REQUESTS_PER_TURN_MAX
+
+    def grant() -> None:
+        core = server.server.core
+        for number in range(leases):
+            core.machine.apply(rpc.LeaseGrantRequest(ID=number + 1, TTL=60), core.turn.now_s())
+        core.turn.schedule()
+
+    body = b"".join(b'{"ID":%d}' % number for number in range(leases, 0, -1))
+    request = b"POST /v3/lease/keepalive HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    host, _, port = server.address.partition(":")
+    with socket.create_connection((host, int(port))) as peer:
+        peer.sendall(b"GET /version HTTP/1.1\r\nHost: a\r\n\r\n")
+        peer.recv(10_000)
+        server.call(grant)
+        server.clock.jump(59.9)
+
+        def stand_still() -> None:
+            peer.sendall(request)
+            server.clock._move_to(server.clock.now_s() + 0.5)
+
+        server.call(stand_still)
+        server.clock.jump(1)
+        assert server.call(lambda: len(server.server.core.machine.leases)) == leases
+    server.clock.jump(60)
+    assert server.call(lambda: len(server.server.core.machine.leases)) == 0
 
 
 def test_thousands_of_leases_are_gone_when_the_jump_is_over(server: InProcessServer, calls: Calls) -> None:

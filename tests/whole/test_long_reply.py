@@ -16,6 +16,7 @@ import pytest
 from google.protobuf.message import Message
 
 from lessor.api.methods import BY_PATH
+from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors, limits
 from lessor.server.loop.call import Held
@@ -23,6 +24,7 @@ from lessor.server.loop.core import Core
 from lessor.server.transport.grpc_calls import GrpcUnary, Route
 from lessor.server.transport.http_calls import JsonUnary
 from lessor.state.digest import KvDigest, hash_kv
+from lessor.state.permissions import Caller
 from lessor.testing.server import InProcessServer
 from lessor.wire.grpc import frame
 from tests.unit.server.lock_world import Call, LockWorld
@@ -42,13 +44,9 @@ ASKED = (
 
 
 @contextmanager
-def steps_of(parts: int, at_once: int = limits.LONG_REPLIES_AT_ONCE) -> Iterator[None]:
+def steps_of(parts: int) -> Iterator[None]:
     """A step makes no more than so many parts of a reply."""
-    with (
-        mock.patch.object(limits, "REPLY_PARTS_MAX", parts),
-        mock.patch.object(limits, "READ_STEP_KEYS", parts),
-        mock.patch.object(limits, "LONG_REPLIES_AT_ONCE", at_once),
-    ):
+    with mock.patch.object(limits, "REPLY_PARTS_MAX", parts), mock.patch.object(limits, "READ_STEP_KEYS", parts):
         yield
 
 
@@ -91,18 +89,31 @@ def test_a_reply_in_pieces_shows_the_moment_of_its_first_step(asked: Message, pa
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_others_are_served_between_the_pieces_and_the_replies_take_turns(at_once: int) -> None:
+def test_the_time_that_is_left_is_that_of_the_first_step_too() -> None:
     async def main() -> None:
         world = filled()
-        with steps_of(2, at_once):
+        with steps_of(2):
+            call = world.begin(rpc.LeaseTimeToLiveRequest(ID=1, keys=True))
+            world.pass_time(50.0)
+            world.machine.renew(1, world.turn.now_s())
+            world.pass_time(2.0)
+            await answered(call)
+        assert (call.outcome.TTL, call.outcome.grantedTTL, len(call.outcome.keys)) == (597, 599, 10)
+
+    asyncio.run(main())
+
+
+def test_others_are_served_between_the_pieces_and_the_replies_take_turns() -> None:
+    async def main() -> None:
+        world = filled()
+        with steps_of(2):
             first, second, third = world.begin(ALL), world.begin(ALL), world.begin(ALL)
             assert world.do(rpc.RangeRequest(key=b"k01")).count == 1
             assert first.outcome is None
-            assert await answered(first) >= 5 * at_once
+            assert await answered(first) >= 5 * 3 - 2
             assert second.outcome is third.outcome is None
-            assert await answered(second) <= 2 if at_once == 2 else await answered(second) >= 5
-            await answered(third)
+            assert await answered(second) == 1
+            assert await answered(third) == 1
             assert second.outcome == first.outcome == third.outcome
 
     asyncio.run(main())
@@ -111,13 +122,46 @@ def test_others_are_served_between_the_pieces_and_the_replies_take_turns(at_once
 def test_a_connection_with_many_calls_does_not_hold_up_another_one() -> None:
     async def main() -> None:
         world = filled()
-        with steps_of(2, 1):
+        with steps_of(2):
             greedy = [world.begin(ALL, held=world.held) for _ in range(20)]
             other = world.begin(ALL)
             await answered(other)
             assert len([call for call in greedy if call.outcome is not None]) == 1
             for call in greedy:
                 await answered(call)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("address", "others"), [("same", 1), ("same", 7), ("other", 1), ("other", 100)])
+def test_a_short_reply_waits_for_few_steps_of_long_ones(address: str, others: int) -> None:
+    """Long replies of many connections: the short one waits for those of its own address, or for one at a time."""
+    steps = [0]
+
+    def without_end() -> Iterator[bytes]:
+        while True:
+            steps[0] += 1
+            yield b""
+
+    async def main() -> None:
+        world = filled()
+        greedy = [Call(world.core, ALL, Held("same")) for _ in range(others)]
+        for call in greedy:
+            call.waiting = world.core.long_replies.begin(call, without_end())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        with steps_of(2):
+            short = world.begin(ALL, held=Held(address))
+            steps[0] = 0
+            turns = await answered(short, 10 * (others + 1))
+        made = turns - steps[0]
+        assert made >= 5
+        assert steps[0] <= (made + 1) * (others if address == "same" else 1)
+        for call in greedy:
+            call.gone()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert world.core.long_replies.idle
 
     asyncio.run(main())
 
@@ -136,14 +180,81 @@ def test_a_call_that_waits_counts_against_its_connection() -> None:
     asyncio.run(main())
 
 
-def test_rights_that_were_taken_away_meanwhile_count() -> None:
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("shown", [ALL, rpc.DeleteRangeRequest(key=b"\0", range_end=b"\0", prev_kv=True)])
+@pytest.mark.parametrize("gone", [False, True], ids=["answered", "gone"])
+def test_the_versions_that_a_writes_reply_keeps_count_against_its_connection(
+    nested: bool, shown: Any, gone: bool
+) -> None:
+    async def main() -> None:
+        world = filled()
+        for number in range(1, 11):
+            world.do(rpc.PutRequest(key=b"k%02d" % number, value=bytes(1_000)))
+        is_range = isinstance(shown, rpc.RangeRequest)
+        op = rpc.RequestOp(request_range=shown) if is_range else rpc.RequestOp(request_delete_range=shown)
+        put = rpc.RequestOp(request_put=rpc.PutRequest(key=b"a"))
+        asked = rpc.TxnRequest(success=[put, op] if is_range else [op])
+        if nested:
+            asked = rpc.TxnRequest(success=[rpc.RequestOp(request_txn=asked)])
+        with steps_of(2), mock.patch.object(limits, "READ_STEP_BYTES", 2_000):
+            first = world.begin(ALL, held=world.held)
+            call = world.begin(asked, held=world.held)
+            assert world.held.size_bytes >= 10 * (1_000 + 3 + 8) + 2 * limits.LONG_REPLY_WAITING_BYTES
+            world.turn.schedule()  # as the connection does
+            world.settle()
+            await answered(first)
+            await asyncio.sleep(0)
+            assert world.held.size_bytes >= 10 * (1_000 + 3 + 8)
+            if gone:
+                call.gone()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            world.settle()
+            assert world.held.size_bytes == 0
+            assert gone or call.outcome is not None
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "asked", [ALL, rpc.LeaseLeasesRequest(), rpc.HashKVRequest(), rpc.HashRequest(), leases_pb2.LeaseListRequest()]
+)
+def test_rights_that_were_taken_away_meanwhile_count(asked: Message) -> None:
     async def main() -> None:
         world = filled()
         with steps_of(2):
-            call = world.begin(ALL)
+            call = world.begin(asked)
             refusal = mock.Mock(side_effect=errors.PERMISSION_DENIED.error())
             with mock.patch.object(Call, "permit", refusal):
                 await answered(call)
+            assert call.error == errors.PERMISSION_DENIED.message
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["auth off at first", "a role taken away"])
+def test_a_list_of_leases_asks_for_the_rights_of_its_first_step(before: bool) -> None:
+    async def main() -> None:
+        world = filled()
+        world.core.tokens = SimpleNamespace(caller=lambda token, revision: Caller("reader", revision))
+        for request in (
+            rpc.AuthUserAddRequest(name="root", options={"no_password": True}),
+            rpc.AuthUserGrantRoleRequest(user="root", role="root"),
+            rpc.AuthUserAddRequest(name="reader", options={"no_password": True}),
+            rpc.AuthUserGrantRoleRequest(user="reader", role="root"),
+        ):
+            world.machine.apply(request, 0.0)
+        if before:
+            world.machine.apply(rpc.AuthEnableRequest(), 0.0)
+        with mock.patch.object(Call, "token", b"any"):
+            call = world.begin(leases_pb2.LeaseListRequest())
+            assert call.outcome is None
+            world.machine.apply(rpc.AuthUserRevokeRoleRequest(name="reader", role="root"), 0.0)
+            if not before:
+                world.machine.apply(rpc.AuthEnableRequest(), 0.0)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            world.settle()
             assert call.error == errors.PERMISSION_DENIED.message
 
     asyncio.run(main())

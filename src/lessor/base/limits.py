@@ -22,7 +22,6 @@ EXPIRE_PER_TURN_MAX = 250  # leases ended in one loop turn, so that many ends do
 REPLY_PARTS_MAX = 1_000  # leases, or keys of a lease, of one reply that are encoded in one loop turn: 0.5 to 3 ms
 READ_STEP_KEYS = 1_000  # keys of a long read that are looked at in one loop turn: about a millisecond
 READ_STEP_BYTES = 1_048_576  # keys and values of a long read that are encoded in one loop turn: about a millisecond
-LONG_REPLIES_AT_ONCE = 4  # connections for which a long reply is made at a time, one step each in turn
 LONG_REPLY_WAITING_BYTES = 4_096  # counted, beside the request, against the connection of a reply that waits its turn
 REPLY_BYTES_MAX = 536_870_912  # of one reply; a read of more has to be done in pages
 # Keys that the compares and ranges of a txn that may write look at, all in one step: 15 to 40 ms.
@@ -49,6 +48,12 @@ STREAM_REQUESTS_PER_TURN_MAX = 500  # of all streams with such a rest
 STREAM_REQUEST_BYTES = 64  # of JSON, that count as one request there,
 STREAM_REQUEST_BRACKETS = 8  # and so many pairs of brackets
 TXN_OPS_MAX = 128  # default of --max-txn-ops
+# Compares and operations of a txn and of all txns in it, for each of --max-txn-ops. A txn without others in it has
+# three lists, so 3 for each at most. By default 2,048 in all: 5 to 20 ms.
+TXN_OPS_IN_ALL = 16
+# Of a txn, while auth is on, from a caller without a valid token: up to here it gets the error of its form first, as in
+# etcd, and beyond it that of its token. Up to 0.8 ms.
+STRANGER_TXN_BYTES_MAX = 4_096
 PEER_URLS_MAX = 1_000  # of MemberAdd and MemberUpdate, each of which is looked at: a millisecond
 WATCH_FILTERS_MAX = 16  # of a watch; there are two, and the others are not looked at
 # Keepalive requests remembered, over all streams, about 300 bytes each. Beyond it all are forgotten and learnt again,
@@ -155,7 +160,9 @@ JSON_SHOWN_LETTERS_MAX = 1_000  # of an offending value, in an error
 # --- auth -------------------------------------------------------------------------------------------------------
 AUTH_TOKEN_TTL_S = 300  # default of --auth-token-ttl: how long a simple token lives after its last use
 LEASE_RIGHTS_KEYS_MIN = 16  # on a lease, up to which each is looked at, and nothing is remembered
+LEASE_RIGHTS_READ_KEYS_MIN = 1_000  # the same for the right to read them, which is asked for less often
 LEASE_RIGHTS_ADDED_KEYS_MIN = 1_000  # hung on it since its record began, up to which the record is not begun anew
+LEASE_RIGHTS_REFUSED_KEYS_MAX = 1_000  # noted for one user: each may go before all keys are looked at again
 LEASE_RIGHTS_USERS_MAX = 64  # whose rights on the keys of one lease are remembered; beyond it all are found out anew
 BCRYPT_COST = 10  # default of --bcrypt-cost: about 50 ms for each password hashed or checked
 PASSWORD_BYTES_MAX = 72  # bcrypt reads no more
@@ -180,10 +187,12 @@ CONNECTION_SEND_BYTES_MAX = 16_777_216
 SEND_STEP_BYTES = 1_048_576  # of a long reply that are written to a socket in one turn: half a millisecond
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
 WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from history; clients take 4 MiB
+# An event that is looked at for history counts for so many bytes of it: 20,000 are a turn's share, 10 to 20 ms.
+WATCH_LOOK_BYTES = 200
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger
 # ones the copies would be most of the memory, and making them again costs little beside sending them.
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152
-DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, about a millisecond; others are served in between
+DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, or their versions, or 1 MiB of values: about a millisecond
 SNAPSHOTS_MAX = 4  # snapshot streams at a time; each takes the data's size on disk
 SNAPSHOT_READ_S_MAX = 60.0  # for each half MiB of a snapshot that its reader takes: 9 KB/s; a slower one is cut off
 SNAPSHOT_YIELD_S = 5.0  # without progress, after which a reader gives its place to a new one if all are taken

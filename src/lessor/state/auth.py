@@ -296,12 +296,16 @@ class Auth:
         self._journal.auth(AuthRows(users, roles, (self.enabled, self.revision)))
 
     def load(self, rows: AuthRows) -> None:
-        """Takes in the rows of a data directory; writes none. Deleted users and roles may be among them."""
+        """Takes in rows, in place of earlier ones of the same users and roles; writes none. Some may be deleted."""
         for name, password, no_password, user_roles, deleted in rows.users.values():
-            if not deleted:
+            if deleted:
+                self.users.pop(name, None)
+            else:
                 self.users[name] = User(name, password, no_password, tuple(sorted(user_roles)))
         for name, permissions, deleted in rows.roles.values():
-            if not deleted:
+            if deleted:
+                self.roles.pop(name, None)
+            else:
                 self.roles[name] = tuple(sorted(permissions))
         if rows.switch is not None:
             self.enabled, self.revision = rows.switch

@@ -28,6 +28,7 @@ from lessor.state.encode import nested, varint
 from lessor.state.mvcc import Event, Store
 
 _STEP_KEYS: Final = 1_000
+_UNIT_BYTES: Final = 1_024  # of a key and its value, that take as long as a version more
 
 
 def hash_kv(store: Store, revision: int = 0) -> int:
@@ -44,7 +45,17 @@ def hash_kv(store: Store, revision: int = 0) -> int:
 class KvDigest:
     """A digest under way. `value` and the two revisions are final once `step` has returned True."""
 
-    __slots__ = ("_asked", "_next_key", "_store", "compact_revision", "revision", "value")
+    __slots__ = (
+        "_asked",
+        "_counting",
+        "_last_key",
+        "_left",
+        "_older",
+        "_store",
+        "compact_revision",
+        "revision",
+        "value",
+    )
 
     def __init__(self, store: Store, revision: int = 0) -> None:
         """Raises as `hash_kv` does."""
@@ -61,44 +72,70 @@ class KvDigest:
         self.revision = revision if revision > 0 else store.revision
         self.compact_revision = store.compact_revision
         self.value = crc32(varint(self.compact_revision) + varint(self.revision))
-        self._next_key = b""
+        self._last_key = b""  # the key that was begun last
+        # Of the key that was begun: the version to look at next, and those that count so far, newest first.
+        self._older: Event | None = None
+        self._counting: list[Event] = []
+        self._left = 0  # units of work in this step
 
     def step(self, keys_max: int) -> bool:
-        """Takes in the next keys; returns whether all are in. Cost: `keys_max` keys and their retained versions.
+        """Takes in the next versions; returns whether all are in.
+
+        Cost: `keys_max` keys with one short version each, or what takes as long: versions of one key that are newer
+        than the revision or older, and long values.
 
         Raises COMPACTED when the revision has been compacted meanwhile.
         """
         store = self._store
         if store.compact_revision != self.compact_revision:
             self._begin()
-        keys = store.keys_ever(self._next_key, b"", keys_max)
-        value = self.value
+        self._left = 2 * keys_max  # a look at each version, and its number
+        if not self._finish_key():
+            return False
+        revision = self.revision
+        keys = store.keys_ever(self._last_key + b"\0", b"", keys_max)
         for key in keys:
-            newest = store.newest_of(key)
-            if newest is not None:
-                for event in _counting(newest, self.revision, self.compact_revision):
-                    value = crc32(_canonical(event), value)
-        self.value = value
-        if len(keys) < keys_max:
-            return True
-        self._next_key = keys[-1] + b"\0"
-        return False
+            left = self._left
+            if left <= 0:
+                return False
+            self._last_key = key
+            event = store.newest_of(key)
+            if event is not None and event.previous is None and event.mod_revision <= revision:
+                stored = event.value
+                if stored is not None:  # most keys have one version: as below, and faster
+                    self._left = left - 2 - len(stored) // _UNIT_BYTES
+                    self.value = crc32(_canonical(event), self.value)
+                    continue
+            self._older = event
+            if not self._finish_key():
+                return False
+        return len(keys) < keys_max
 
-
-def _counting(newest: Event, revision: int, compact_revision: int) -> list[Event]:
-    """A key's versions up to a revision that are still retained, oldest first."""
-    events: list[Event] = []
-    event: Event | None = newest
-    while event is not None:
-        if event.mod_revision <= revision:
-            # A tombstone at or before the compact revision is kept for watchers only, until the next compaction.
-            if event.value is not None or event.mod_revision > compact_revision:
-                events.append(event)
-            if event.mod_revision <= compact_revision:
-                break
-        event = event.previous
-    events.reverse()
-    return events
+    def _finish_key(self) -> bool:
+        """Goes on with the key that was begun; returns whether it is done with."""
+        left, revision, compact_revision = self._left, self.revision, self.compact_revision
+        event, counting = self._older, self._counting
+        while event is not None and left > 0:
+            left -= 1
+            at = event.mod_revision
+            if at <= revision:
+                # A tombstone at or before the compact revision is kept for watchers only, until the next compaction.
+                if event.value is not None or at > compact_revision:
+                    counting.append(event)
+                if at <= compact_revision:
+                    event = None
+                    break
+            event = event.previous
+        self._older = event
+        if event is None:
+            value = self.value
+            while counting and left > 0:
+                event = counting.pop()
+                left -= 1 + event.size_bytes // _UNIT_BYTES
+                value = crc32(_canonical(event), value)
+            self.value = value
+        self._left = left
+        return self._older is None and not counting
 
 
 def _canonical(event: Event) -> bytes:

@@ -222,6 +222,12 @@ class Journal:
         self._clean = True
         self.newest_with_rows = self.number
 
+    def follow(self, batch: int) -> None:
+        """Another node's batch was applied, without rows here: the open batch is the one after it."""
+        assert not self.row_count, "a follower makes no rows"
+        self.number = batch + 1
+        self.newest_with_rows = batch
+
     def seal(self, clock_s: float) -> Batch:
         """Closes the open batch and opens the next.
 

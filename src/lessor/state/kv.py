@@ -7,7 +7,8 @@ Laws
 - A reply is made as bytes. The caller gives the encoded header, because the operations of a txn have a header of their
   own.
 
-- A range that looks at more than READ_STEP_KEYS keys, or shows values of more than READ_STEP_BYTES, is not made here.
+- A range that looks at more than READ_STEP_KEYS keys, or at more versions than that which are newer than its revision,
+  or shows values of more than READ_STEP_BYTES, is not made here.
 
 Does not do: long ranges (range_steps.py), request sizes (the server does), the NOSPACE rule (machine.py), ending the
 write.
@@ -55,8 +56,8 @@ def verify_range_alone(store: Store, request: rpc_pb2.RangeRequest) -> None:
             raise errors.COMPACTED.error()
 
 
-def verify_range_in_txn(request: rpc_pb2.RangeRequest, newest: int, compacted: int) -> None:
-    """Raises FUTURE_REVISION, COMPACTED. Only a revision of 0 means the newest.
+def verify_range_in_txn(request: rpc_pb2.RangeRequest, newest: int, compacted: int) -> bool:
+    """Raises FUTURE_REVISION, COMPACTED. Only a revision of 0 means the newest. Returns whether it names another one.
 
     A negative one counts as compacted; -1 passes until the first compaction. `newest`, `compacted`: revisions of the
     store, before the txn.
@@ -67,6 +68,14 @@ def verify_range_in_txn(request: rpc_pb2.RangeRequest, newest: int, compacted: i
             raise errors.FUTURE_REVISION.error()
         if revision < compacted:
             raise errors.COMPACTED.error()
+        return True
+    return False
+
+
+def span_of(request: rpc_pb2.RangeRequest) -> tuple[bytes, bytes]:
+    """The start and the end of the range, as the store has it; also of a range of one key."""
+    key, range_end = request.key, request.range_end
+    return key, open_end(range_end) if range_end else key + b"\0"
 
 
 def range_reply(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> bytes | None:
@@ -80,7 +89,13 @@ def range_reply(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> b
     range_end = request.range_end
     if range_end:
         return _range_of_many(store, request, header, open_end(range_end), revision, limit)
-    event = store.get(request.key) if revision <= 0 else store.get_at(request.key, revision)
+    if revision <= 0:
+        event = store.get(request.key)
+    else:
+        key = request.key
+        if store.newer_left((store.newest_of(key),), revision, limits.READ_STEP_KEYS) < 0:
+            return None
+        event = store.get_at(key, revision)
     if event is None:
         return header
     if request.count_only or not passes(request, event):
@@ -145,6 +160,8 @@ def _range_of_many(
         count = len(events) if fetched_max is None or len(events) < fetched_max else store.count(start, end)
     else:
         if store.key_count_ever(start, end) > step:
+            return None
+        if store.newer_left(store.newest_of_range(start, end), revision, step) < 0:
             return None
         events = store.range_at(start, end, revision)
         count = len(events)

@@ -25,12 +25,12 @@ Does not do: deleting keys (machine.py ends a lease and its keys together), read
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, cast
 
 from lessor.base import errors, limits
 from lessor.state.expiry_queue import ExpiryQueue
-from lessor.state.journal import Journal
+from lessor.state.journal import Journal, LeaseRow
 from lessor.state.lease import NO_KEYS, Lease
 from lessor.state.lease_rights import LeaseRights
 
@@ -218,6 +218,34 @@ class Lessor:
                 lease.keys = {key}
             else:
                 cast(set[bytes], keys).add(key)
+
+    # --- another node's rows: until `promote` nothing is due here, and deadlines are those of the rows -------------
+
+    def follow(self, row: LeaseRow, batch: int) -> None:
+        """Takes in the row of a lease that lives. `batch`: the one that it is in. Cost: O(1)."""
+        lease_id, ttl_s, deadline_s, _ = row
+        ttl_s = max(ttl_s, self.min_ttl_s)
+        lease = self._leases.get(lease_id)
+        if lease is None:
+            self._leases[lease_id] = Lease(lease_id, ttl_s, deadline_s, deadline_s, batch)
+        else:
+            lease.ttl_s = ttl_s
+            lease.deadline_s = lease.saved_deadline_s = deadline_s
+            lease.batch = batch
+
+    def follow_end(self, lease_id: int) -> None:
+        """Takes in the last row of a lease, whose keys are gone already. Cost: O(1)."""
+        lease = self._leases.pop(lease_id, None)
+        if lease is not None:
+            self.rights.ended(lease)
+            lease.ended = True
+            lease.keys = NO_KEYS
+
+    def promote(self, deadline_of: Callable[[Lease], float]) -> None:
+        """Gives every lease the deadline that `deadline_of` says; from here on leases are due. Cost: O(n)."""
+        for lease in self._leases.values():
+            lease.deadline_s = deadline_of(lease)
+        self._queue.load(self._leases.values())
 
 
 def _deadline(lease: Lease) -> float:

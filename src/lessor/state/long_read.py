@@ -69,12 +69,16 @@ class LongRead:
 
 
 class Written:
-    """The pieces of the reply to a write that has taken effect: the call may no more be refused."""
+    """The pieces of the reply to a write that has taken effect: the call may no more be refused.
 
-    __slots__ = ("_pieces",)
+    `kept_bytes`: the memory that they keep until they are made.
+    """
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
+    __slots__ = ("_pieces", "kept_bytes")
+
+    def __init__(self, pieces: Iterator[bytes], kept_bytes: int) -> None:
         self._pieces = pieces
+        self.kept_bytes = kept_bytes
 
     def __iter__(self) -> Written:
         return self

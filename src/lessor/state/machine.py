@@ -56,7 +56,7 @@ from lessor.state.lease_replies import (
 from lessor.state.leases import Lessor
 from lessor.state.long_read import LongRead, Written
 from lessor.state.mvcc import Store
-from lessor.state.range_steps import range_pieces
+from lessor.state.range_steps import kept_bytes, range_pieces
 from lessor.state.watch_hub import Watcher, WatchHub
 
 _ALARM_NONE: Final = 0
@@ -93,6 +93,7 @@ class StateMachine:
         "_max_txn_ops",
         "alarms",
         "auth",
+        "clock",
         "corrupt",
         "granted",
         "granted_ttl_s",
@@ -132,6 +133,8 @@ class StateMachine:
         self.hub = WatchHub(self.store)
         self.lease_events = LeaseEvents()
         self.auth = Auth(self.journal)
+        # The data clock, for a reply about time that begins later than its request came. None: it begins at once.
+        self.clock: Callable[[], float] | None = None
         self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the raised ones; only requests change it
         self.no_space = False  # whether a NOSPACE alarm is raised
         self.corrupt = False  # whether a CORRUPT alarm is raised
@@ -222,8 +225,9 @@ class StateMachine:
     def apply_in_pieces(self, request: Message, now_s: float) -> bytes | Iterator[bytes]:
         """Like `apply_encoded`, but a reply that takes long is made piece by piece, while the caller takes the pieces.
 
-        A write takes effect now. A `LongRead` shows the state of the moment at which its first piece is taken, and has
-        to be closed; it may raise EtcdError from any piece. A piece takes a millisecond or two.
+        A write takes effect now. A `LongRead` shows the state of the moment at which its first piece is taken, and the
+        time that `clock` has then. It has to be closed; it may raise EtcdError from any piece. A piece takes a
+        millisecond or two.
         """
         handler = self._handlers.get(type(request))
         if handler is None:
@@ -305,6 +309,12 @@ class StateMachine:
         self.no_space = any(kind == _ALARM_NO_SPACE for _, kind in self.alarms)
         self.corrupt = any(kind == _ALARM_CORRUPT for _, kind in self.alarms)
 
+    def lead(self, term: int) -> None:
+        """From here on replies name this term. Replies that are encoded already keep theirs."""
+        self.identity = self.identity._replace(term=term)
+        self._header_encoder = HeaderEncoder(*self.identity)
+        self._header_revision = 0
+
     # --- KV -----------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
@@ -345,7 +355,7 @@ class StateMachine:
         self._finish()
         head = self.header_field() + rest
         if kv.is_long(self.store, shown):
-            return Written(txn_steps.prev_kvs_pieces(self.store, head, shown))
+            return Written(txn_steps.prev_kvs_pieces(self.store, head, shown), kept_bytes(shown))
         return head + kv.prev_kvs_field(shown)
 
     def _txn(self, request: rpc_pb2.TxnRequest, now_s: float) -> bytes | Iterator[bytes]:
@@ -360,12 +370,16 @@ class StateMachine:
             return LongRead(store, partial(self._long_txn, node), txn_steps.oldest_revision(store, node))
         txn.choose(store, node)
         txn.verify(store, self.leases, node)
+        if node.old and txn.is_deep(store, node):
+            return LongRead(store, partial(self._long_txn, node), txn_steps.oldest_revision(store, node))
         operations = store.operations
         rest, parts = (b"", txn_steps.execute(store, node)) if long else (txn.execute(store, node), [])
         self.txns += store.operations - operations > 1
         self._finish()
         header = self.header_field()
-        return Written(txn_steps.done_pieces(header, parts)) if long else header + rest
+        if long:
+            return Written(txn_steps.done_pieces(header, parts), txn_steps.parts_bytes(parts))
+        return header + rest
 
     def _long_txn(self, node: txn.Node) -> Iterator[bytes]:
         self.txns += len(node.success) + len(node.failure) > 1
@@ -436,6 +450,9 @@ class StateMachine:
         return reply + keys_field(lease)
 
     def _long_time_to_live(self, lease_id: int, now_s: float) -> Iterator[bytes]:
+        clock = self.clock
+        if clock is not None:
+            now_s = clock()  # the lease may have been renewed since the request came
         return time_to_live_pieces(self.header_field(), self.leases, lease_id, now_s)
 
     def _leases(self, request: rpc_pb2.LeaseLeasesRequest, now_s: float) -> bytes | Iterator[bytes]:

@@ -293,6 +293,20 @@ class Store:
             event = event.previous
         return event if event is not None and event.value is not None else None
 
+    def newer_left(self, newest: Iterable[Event | None], revision: int, left: int) -> int:
+        """What is left of `left` when each version newer than a revision has taken one; -1 when there are more of them.
+
+        `newest`: of each key that counts its newest event. Cost: the keys, and the versions counted.
+        """
+        for last in newest:
+            event = last
+            while event is not None and event.mod_revision > revision:
+                left -= 1
+                if left < 0:
+                    return left
+                event = event.previous
+        return left
+
     def count(self, start: bytes, end: bytes) -> int:
         """How many keys in [start, end) exist; `end` b"" means no upper bound. Cost: O(log n)."""
         return self._live_keys.count(start, end)
@@ -514,3 +528,52 @@ class Store:
     def attach_loaded(self) -> None:
         """Hangs each key on the lease of its newest version."""
         self._lessor.attach_loaded([(event.lease, event.key) for event in self._live.values() if event.lease])
+
+    # --- another node's rows ------------------------------------------------------------------------------------
+
+    def follow(self, rows: Sequence[EventRow]) -> list[Event]:
+        """Takes in the event rows of the next revision, all of them; writes none. Returns the events.
+
+        A key is hung on its lease if that lives here: a lease that ended in the same batch may be unknown. Cost: O(1)
+        each.
+        """
+        found: list[Event] = []
+        lessor = self._lessor
+        for revision, sub, key, value, create_revision, version, lease_id in rows:
+            before = self._live.get(key)
+            if before is not None:
+                previous: Event | None = before
+            else:
+                previous = self._gone.get(key)
+            if previous is not None:
+                key = previous.key
+            event = Event(key, value, create_revision, revision, sub, version, lease_id, previous)
+            if value is None:
+                if before is not None:
+                    del self._live[key]
+                    self._live_keys.remove(key)
+                    self._gone_keys.add(key)
+                self._gone[key] = event
+            else:
+                if before is None:
+                    if previous is not None:
+                        del self._gone[key]
+                        self._gone_keys.remove(key)
+                    self._live_keys.add(key)
+                self._live[key] = event
+                self.version_bytes_max = max(self.version_bytes_max, len(key) + len(value))
+            lease_before = before.lease if before is not None else 0
+            if lease_id != lease_before:
+                if lease_before:
+                    lessor.detach(lease_before, key)
+                if lease_id and lease_id in lessor:
+                    lessor.attach(lease_id, key)
+            self._log.append(event)
+            found.append(event)
+            self.revision = revision
+        return found
+
+    def follow_compaction(self, revision: int) -> None:
+        """Takes in a compaction: as `compact`, but without its row. `sweep` has to be called as after that."""
+        self.compact_revision = revision
+        self._journal.note_dead(self._mark_dead(revision))

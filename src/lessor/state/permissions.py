@@ -8,34 +8,35 @@ Laws
 - The keys on a lease guard it: a caller that may not write all of them can neither renew the lease, nor revoke it, nor
   hang another key on it. A caller that may not read them is not shown them.
 - Errors come in etcd's order: a malformed KV request, a bad token, a request too large, no space, then permissions.
+  A txn of more than STRANGER_TXN_BYTES_MAX is not looked at before its token is.
 
 Theory of operation. The server finds the caller of a call: a name, and the auth revision at which its token is valid.
 Checks on keys refuse a caller whose revision is old, because a token that carries its own revision (JWT) may name a
 user that has been deleted since. Checks for root and for being logged in do not look at the revision, as in etcd.
 
 Cost: a check on a range is a binary search in the caller's merged permissions. A request on a lease costs one such
-search for each key that came since the caller's last request on it (lease_rights.py). A list of leases, and of the keys
-on a lease, costs a look at each key (`Spans.first_beyond`). Root costs nothing of that.
+search for each key that came since the caller's last request on it (lease_rights.py). So does a list of leases, for all
+leases. Root costs nothing of that.
 
 Does not do: finding the caller (the server's tokens do), expiry, which no caller asks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from google.protobuf.message import Message
 
 from lessor.api.proto import election_pb2, health_pb2, leases_pb2, lock_pb2, rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.contenders import key_of, prefix_of
 from lessor.base.errors import Code, EtcdError
 from lessor.base.key_range import OPEN_END, prefix_end
 from lessor.state import kv, txn
 from lessor.state.auth import Grants
 from lessor.state.lease import Lease
+from lessor.state.mvcc import Store
 
 if TYPE_CHECKING:
     from lessor.state.machine import StateMachine
@@ -73,6 +74,19 @@ def lease_reader(machine: StateMachine, claimed: Claimed) -> Callable[[Lease], N
     """
     check = _Check(machine, claimed, 0)
     return check.read_keys_of if machine.auth.enabled and not check.is_root() else None
+
+
+class _Hanging:
+    """All keys that hang on a lease."""
+
+    __slots__ = ("_store",)
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __contains__(self, key: object) -> bool:
+        event = self._store.get(key) if isinstance(key, bytes) else None
+        return event is not None and event.lease != 0
 
 
 class _Check:
@@ -149,14 +163,20 @@ class _Check:
                 raise errors.PERMISSION_DENIED.error()
 
     def read_keys_of(self, lease: Lease | None) -> None:
+        """Raises unless the caller may read all keys of a lease."""
         if lease is not None and lease.keys:
-            self.read_all((lease.keys,))
+            grants, caller = self._grants(), self.signed_in()
+            rights = self.machine.leases.rights
+            if not grants.root and not rights.may_read(lease, caller.name, self.auth.revision, grants.read):
+                raise errors.PERMISSION_DENIED.error()
 
-    def read_all(self, sets: Sequence[AbstractSet[bytes]]) -> None:
-        """Raises unless the caller may read the keys in `sets`, of which none is empty."""
-        if sets:
-            grants = self._grants()
-            if not grants.root and grants.read.first_beyond(sets) is not None:
+    def read_keys_of_all(self) -> None:
+        """The same for the keys of all leases."""
+        leases = self.machine.leases
+        if any(lease.keys for lease in leases):
+            grants, caller, revision = self._grants(), self.signed_in(), self.auth.revision
+            hanging = _Hanging(self.machine.store)
+            if not grants.root and not leases.rights.may_read_all(leases, hanging, caller.name, revision, grants.read):
                 raise errors.PERMISSION_DENIED.error()
 
     def put(self, put: kv.Put) -> None:
@@ -221,6 +241,8 @@ def _delete_range(check: _Check, request: rpc_pb2.DeleteRangeRequest) -> None:
 
 
 def _txn(check: _Check, request: rpc_pb2.TxnRequest) -> None:
+    if not isinstance(check.claimed, Caller) and request.ByteSize() > limits.STRANGER_TXN_BYTES_MAX:
+        check.signed_in()  # raises, before the request costs more
     node = txn.read_txn(request, check.machine.max_txn_ops)
     check.sized(request)
     if check.machine.no_space and txn.has_put(node):
@@ -247,7 +269,7 @@ def _lease_time_to_live(check: _Check, request: rpc_pb2.LeaseTimeToLiveRequest) 
 def _lease_leases(check: _Check, request: rpc_pb2.LeaseLeasesRequest) -> None:
     check.signed_in()
     if not check.is_root():
-        check.read_all([lease.keys for lease in check.machine.leases if lease.keys])
+        check.read_keys_of_all()
 
 
 def _lease_watch(check: _Check, request: leases_pb2.LeaseWatchRequest) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Range in steps, for ranges of many keys or of long values; kv.py makes the replies to all others at once.
+"""Range in steps: of many keys, many newer versions or long values; kv.py makes the replies to all others at once.
 
 Laws
 - The pieces joined are the reply that kv.py would make at the same revision.
-- A step looks at READ_STEP_KEYS keys at most, and encodes READ_STEP_BYTES or one version.
+- A step looks at READ_STEP_KEYS keys, and as many newer versions, at most, and encodes READ_STEP_BYTES or one version.
 
 Theory of operation. Without an order, keys are shown as they are walked. With one, each list of the walk is sorted by
 itself and cut to the limit: a run. The runs are merged while the reply is encoded. Runs keep references to versions, 8
@@ -21,10 +21,10 @@ from typing import Final
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import limits
-from lessor.base.key_range import open_end
 from lessor.state import kv
 from lessor.state.mvcc import Event, Store
 
+_REFERENCE_BYTES: Final = 8
 _FEW: Final = 16  # of the longest versions, sorted at once
 
 
@@ -33,30 +33,31 @@ def range_pieces(store: Store, request: rpc_pb2.RangeRequest, revision: int, hea
 
     Call it before anything is written at a later revision, and take the first piece then.
     """
-    start, end = request.key, open_end(request.range_end)
+    start, end = kv.span_of(request)
     count = store.count(start, end) if revision == store.revision else -1
     return _pieces(store, request, store.walk(start, end, revision), count, header)
 
 
-def captured_pieces(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> Iterator[bytes]:
+def captured_pieces(store: Store, request: rpc_pb2.RangeRequest, header: bytes) -> tuple[Iterator[bytes], int]:
     """The same for a range inside the open write. It looks the versions up now, and encodes them later.
 
-    Cost now: 0.1 us a key, 0.3 us at an old revision.
+    Returns the `kept_bytes` of what it has found, too. Cost now: 0.1 us a key; at an old revision 0.3 us, and 0.1 us
+    for each newer version.
     """
-    start, end, revision = request.key, open_end(request.range_end), request.revision
+    start, end = kv.span_of(request)
+    revision = request.revision
     if 0 < revision < store.revision_inside:
         events = store.range_at(start, end, revision)
-        return _pieces(store, request, _lists(events), len(events), header)
+        return _pieces(store, request, _lists(events), len(events), header), kept_bytes(events)
     events = (
         [] if request.count_only else store.range(start, end, kv.fetch_max(request, filtered=kv.is_filtered(request)))
     )
-    return _pieces(store, request, _lists(events), store.count(start, end), header)
+    return _pieces(store, request, _lists(events), store.count(start, end), header), kept_bytes(events)
 
 
-def one_key_pieces(store: Store, request: rpc_pb2.RangeRequest, revision: int, header: bytes) -> Iterator[bytes]:
-    """The same for a range of one key, at a pinned revision."""
-    event = store.get_at(request.key, revision)
-    return _pieces(store, request, () if event is None else ((event,),), 0 if event is None else 1, header)
+def kept_bytes(events: Sequence[Event]) -> int:
+    """The memory that versions may take while a reply with them waits: a compaction may leave them to it alone."""
+    return sum([event.size_bytes for event in events]) + _REFERENCE_BYTES * len(events)
 
 
 def _lists(events: Sequence[Event]) -> Iterator[Sequence[Event]]:

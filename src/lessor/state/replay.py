@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows in, state out: how a server boots.
+"""Rows in, state out: how a server boots, and how a node follows another.
 
 Laws
 - The restored state answers every request as the state that wrote the rows would have, ids of watchers aside.
 - Dead rows that were not deleted yet vanish again, and are named for deletion.
 - No lease ends earlier than its last acknowledged renewal allows, counted on the data clock.
+- To restore some rows and `apply` the batches after them gives the state that restoring all rows gives.
 
 Theory of operation. The versions of keys come in their order, each linked to the one before; then the leases; then each
 key's newest version is hung on its lease. What remains of a lease is its saved deadline less the saved data clock.
@@ -16,12 +17,18 @@ is more, is added, up to the full TTL. Either way a lease has RECONNECT_GRACE_S,
 Worked example, TTL 10: renewed at 100, row says 118, crash at 104.6, last saved clock 104.1. What remains is
 min(118 - 104.1 + 1, 10) = 10 from a clock that goes on at 104.1: due at 114.1, where 110 was promised.
 
-Does not do: reading rows from anywhere.
+A node that follows applies each batch whole: live leases first, then the events, revision by revision, then the leases
+that have ended. Deadlines are only kept, as the rows have them, until `promote` makes them count by the rules of a
+boot. That differs in one thing. An acknowledgement that another node passed on may have left a little after the claim,
+so the full TTL at most is raised by `passed_on_s`.
+
+Does not do: reading rows from anywhere; lease events of a follower, whose rows do not say how a lease has ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Final, Protocol
 
 from lessor.base import limits
@@ -101,7 +108,80 @@ def _live_leases(rows: Iterable[LeaseRow], meta: LoadedMeta, min_ttl_s: int) -> 
         if ended:
             continue
         ttl_s = max(ttl_s, min_ttl_s)
-        remaining_s = saved_deadline_s - clock_s
-        if not clean:
-            remaining_s = min(remaining_s + limits.CLOCK_SAVE_S, ttl_s)
-        yield Lease(lease_id, ttl_s, clock_s + max(remaining_s, RECONNECT_GRACE_S), saved_deadline_s, batch)
+        deadline_s = clock_s + _remaining_s(saved_deadline_s - clock_s, ttl_s, clean)
+        yield Lease(lease_id, ttl_s, deadline_s, saved_deadline_s, batch)
+
+
+def _remaining_s(saved_s: float, at_most_s: float, clean: bool) -> float:
+    """What remains of a lease whose saved deadline is `saved_s` after the saved clock."""
+    if not clean:
+        saved_s = min(saved_s + limits.CLOCK_SAVE_S, at_most_s)
+    return max(saved_s, RECONNECT_GRACE_S)
+
+
+# --- following another node ------------------------------------------------------------------------------------------
+
+
+class Rows(Protocol):
+    """The rows of a batch that another node has made, or that was read back."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def events(self) -> list[EventRow]: ...
+    @property
+    def leases(self) -> list[LeaseRow]: ...
+    @property
+    def alarms(self) -> list[AlarmRow]: ...
+    @property
+    def compact_revision(self) -> int | None: ...
+    @property
+    def auth(self) -> AuthRows | None: ...
+    @property
+    def peer_urls(self) -> tuple[str, ...] | None: ...
+
+
+def apply(machine: StateMachine, rows: Rows) -> None:
+    """Brings the next batch of another node into a machine that makes none itself. Watchers get its events.
+
+    After a compaction the store has to be swept as ever. Cost: O(1) a row.
+    """
+    leases, store, hub = machine.leases, machine.store, machine.hub
+    for row in rows.leases:
+        if not row[3]:
+            leases.follow(row, rows.number)
+    first, events = 0, rows.events
+    while first < len(events):
+        revision, end = events[first][0], first + 1
+        while end < len(events) and events[end][0] == revision:
+            end += 1
+        found = store.follow(events[first:end])
+        if len(hub):
+            hub.notify(revision, found, [store.previous_of(event) for event in found])
+        first = end
+    for row in rows.leases:
+        if row[3]:
+            leases.follow_end(row[0])
+    if rows.compact_revision is not None:
+        store.follow_compaction(rows.compact_revision)
+    for member_id, alarm, active in rows.alarms:
+        machine.state_for_alarm(member_id, alarm, active)
+    if rows.auth is not None:
+        machine.auth.load(rows.auth)
+    if rows.peer_urls is not None:
+        machine.peer_urls = rows.peer_urls
+    machine.journal.follow(rows.number)
+
+
+def promote(machine: StateMachine, term: int, clock_s: float, *, clean: bool, passed_on_s: float) -> None:
+    """Makes the machine of a follower that of a primary. Its data clock goes on at `clock_s`, the saved one.
+
+    clean: whether the deadlines in the rows are exact, after an orderly end of the primary before. passed_on_s: how
+    much later than the primary's its acknowledgements may have left another node. Cost: O(n) for n leases.
+    """
+    machine.lead(term)
+    machine.leases.promote(partial(_promoted_deadline_s, clock_s, clean, passed_on_s))
+
+
+def _promoted_deadline_s(clock_s: float, clean: bool, passed_on_s: float, lease: Lease) -> float:
+    return clock_s + _remaining_s(lease.saved_deadline_s - clock_s, lease.ttl_s + passed_on_s, clean)

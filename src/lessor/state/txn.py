@@ -26,7 +26,8 @@ in order, then its own puts:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -55,13 +56,16 @@ Operation = tuple[str, Any]
 class Node:
     """One txn of the tree."""
 
-    __slots__ = ("compares", "failure", "succeeded", "success", "wide")
+    __slots__ = ("compares", "failure", "old", "size", "size_max", "succeeded", "success", "wide")
 
-    def __init__(self, compares: list[rpc_pb2.Compare]) -> None:
+    def __init__(self, compares: list[rpc_pb2.Compare], size: int, size_max: int) -> None:
         self.compares = compares
+        self.size = size  # compares and operations of the whole tree, as far as it was read when this node was complete
+        self.size_max = size_max
         self.success: list[Operation] = []
         self.failure: list[Operation] = []
         self.succeeded = False
+        self.old = False  # whether a range on the branches taken names a revision; `verify` finds out
         self.wide = False  # whether a compare, a range or a delete of it, or of a txn in it, has a range_end
 
     @property
@@ -75,9 +79,10 @@ class Node:
 def read_txn(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
     """Reads a txn and checks it alone. `ops_max`: of compares, of success operations and of failure operations, each.
 
-    A nested txn may have as many as the largest of the three lists around it leaves, so nesting is bounded too.
+    A nested txn may have as many as the largest of the three lists around it leaves, so nesting is bounded too. All
+    lists of all levels together may have TXN_OPS_IN_ALL times as many. Cost: n log n for n operations.
     """
-    node = _read(request, ops_max)
+    node = _read(request, ops_max, 0, ops_max * limits.TXN_OPS_IN_ALL)
     for operations in (node.success, node.failure):
         # A single operation overlaps with nothing, unless it is a txn.
         if len(operations) > 1 or (operations and operations[0][0] == TXN):
@@ -85,20 +90,26 @@ def read_txn(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
     return node
 
 
-def _read(request: rpc_pb2.TxnRequest, ops_max: int) -> Node:
+def _read(request: rpc_pb2.TxnRequest, ops_max: int, before: int, size_max: int) -> Node:
+    """`before`: the operations and compares that were read before, of `size_max` in all."""
     compares, success, failure = request.compare, request.success, request.failure
-    used = max(len(compares), len(success), len(failure))
-    if used > ops_max:  # before any of them is looked at: there may be a million
+    compare_count, success_count, failure_count = len(compares), len(success), len(failure)
+    used = compare_count if compare_count > success_count else success_count
+    used = used if used > failure_count else failure_count  # max() takes longer, for each txn
+    size = before + compare_count + success_count + failure_count
+    if used > ops_max or size > size_max:  # before any of them is looked at: there may be a million
         raise errors.TOO_MANY_OPS.error()
-    node = Node(list(compares))
+    node = Node(list(compares) if compare_count else [], size, size_max)
     for compare in node.compares:
         if not compare.key:
             raise errors.EMPTY_KEY.error()
         if compare.range_end:
             node.wide = True
     left = ops_max - used
-    node.success = [_read_op(op, left, node) for op in success]
-    node.failure = [_read_op(op, left, node) for op in failure]
+    if success_count:  # most txns lack one of the lists
+        node.success = [_read_op(op, left, node) for op in success]
+    if failure_count:
+        node.failure = [_read_op(op, left, node) for op in failure]
     return node
 
 
@@ -120,60 +131,105 @@ def _read_op(op: rpc_pb2.RequestOp, ops_max: int, node: Node) -> Operation:
             node.wide = True
         return DELETE, delete
     if op.HasField(TXN):
-        nested = _read(op.request_txn, ops_max)
+        nested = _read(op.request_txn, ops_max, node.size, node.size_max)
+        node.size = nested.size
         node.wide = node.wide or nested.wide
         return TXN, nested
     raise errors.KEY_NOT_FOUND.error()
 
 
-class _Deletes:
-    """The keys that the deletes of a branch cover, as the duplicate rule sees them."""
+class _Touched:
+    """The keys that a branch writes, as the duplicate rule sees them."""
 
-    __slots__ = ("keys", "ranges")
+    __slots__ = ("_ends", "_puts", "_starts")
 
-    def __init__(self) -> None:
-        self.keys: set[bytes] = set()
-        self.ranges: list[tuple[bytes, bytes]] = []
+    def __init__(self, puts: list[bytes]) -> None:
+        """`puts`: in order."""
+        self._puts = puts
+        # Of deletes: ranges [start, end), merged, in order, none of them empty.
+        self._starts: list[bytes] = []
+        self._ends: list[bytes] = []
 
-    def cover(self, key: bytes) -> bool:
-        return key in self.keys or any(start <= key < end for start, end in self.ranges)
+    def delete(self, start: bytes, end: bytes) -> None:
+        """Takes in a range; cost O(log n), on average over many."""
+        if start >= end:
+            return
+        first = bisect_left(self._ends, start)
+        last = bisect_right(self._starts, end)
+        if first < last:
+            start = min(start, self._starts[first])
+            end = max(end, self._ends[last - 1])
+        self._starts[first:last] = [start]
+        self._ends[first:last] = [end]
 
-    def add(self, other: _Deletes) -> None:
-        self.keys |= other.keys
-        self.ranges += other.ranges
+    def refuse(self, news: _Touched) -> None:
+        """Raises DUPLICATE_KEY if `news` has a put of a key that is put or deleted here.
+
+        Cost: a search for each key or range of the one that has fewer.
+        """
+        fewer, more = news._puts, self._puts
+        if len(fewer) > len(more):
+            fewer, more = more, fewer
+        for key in fewer:
+            index = bisect_left(more, key)
+            if index < len(more) and more[index] == key:
+                raise errors.DUPLICATE_KEY.error()
+        puts, starts, ends = news._puts, self._starts, self._ends
+        if len(puts) <= len(starts):
+            for key in puts:
+                index = bisect_right(starts, key) - 1
+                if index >= 0 and key < ends[index]:
+                    raise errors.DUPLICATE_KEY.error()
+        else:
+            for start, end in zip(starts, ends, strict=True):
+                index = bisect_left(puts, start)
+                if index < len(puts) and puts[index] < end:
+                    raise errors.DUPLICATE_KEY.error()
+
+    def add(self, other: _Touched) -> None:
+        """Takes in the keys of `other`, which is not used any more. Cost: the fewer puts and the fewer ranges."""
+        if len(other._puts) > len(self._puts):
+            self._puts, other._puts = other._puts, self._puts
+        for key in other._puts:
+            insort(self._puts, key)
+        if len(other._starts) > len(self._starts):
+            self._starts, other._starts = other._starts, self._starts
+            self._ends, other._ends = other._ends, self._ends
+        for start, end in zip(other._starts, other._ends, strict=True):
+            self.delete(start, end)
 
 
-def _check_overlaps(operations: list[Operation]) -> tuple[set[bytes], _Deletes]:
-    deletes = _Deletes()
-    for kind, request in operations:
-        if kind == DELETE:
-            if request.range_end:
-                deletes.ranges.append((request.key, request.range_end))
-            else:
-                deletes.keys.add(request.key)
-    puts: set[bytes] = set()
-    for kind, node in operations:
-        if kind == TXN:
-            then_puts, then_deletes = _check_overlaps(node.success)
-            else_puts, else_deletes = _check_overlaps(node.failure)
-            _refuse_overlap(then_puts, puts, deletes)
-            _refuse_overlap(else_puts, puts, deletes)
-            puts |= then_puts
-            puts |= else_puts
-            deletes.add(then_deletes)
-            deletes.add(else_deletes)
+def _check_overlaps(operations: list[Operation]) -> _Touched:
+    """Cost: n log n for n operations, however they are nested."""
+    puts: list[bytes] = []
+    simple = True
     for kind, request in operations:
         if kind == PUT:
-            key = request[0]
-            if key in puts or deletes.cover(key):
-                raise errors.DUPLICATE_KEY.error()
-            puts.add(key)
-    return puts, deletes
-
-
-def _refuse_overlap(news: Iterable[bytes], puts: set[bytes], deletes: _Deletes) -> None:
-    if any(key in puts or deletes.cover(key) for key in news):
-        raise errors.DUPLICATE_KEY.error()
+            puts.append(request[0])
+        elif kind != RANGE:
+            simple = False
+    if len(puts) > 1:
+        if len(set(puts)) < len(puts):
+            raise errors.DUPLICATE_KEY.error()
+        puts.sort()
+    own = _Touched(puts)
+    if simple:
+        return own
+    touched = _Touched([])
+    for kind, request in operations:
+        if kind == DELETE:
+            start = request.key
+            touched.delete(start, request.range_end or start + b"\0")
+    for kind, node in operations:
+        if kind == TXN:
+            then, otherwise = _check_overlaps(node.success), _check_overlaps(node.failure)
+            touched.refuse(then)
+            touched.refuse(otherwise)
+            touched.add(then)
+            touched.add(otherwise)
+    touched.refuse(own)
+    touched.add(own)
+    return touched
 
 
 def has_put(node: Node) -> bool:
@@ -203,7 +259,8 @@ def is_long(store: Store, node: Node) -> bool:
     Raises TXN_LOOKS_TOO_FAR for a txn that may write and that looks at more than TXN_WRITE_KEYS_MAX keys, or that may
     show more than REPLY_BYTES_MAX of keys and values.
     """
-    if not node.wide and store.version_bytes_max * limits.TXN_OPS_MAX <= limits.READ_STEP_BYTES:
+    size = node.size
+    if not node.wide and size <= limits.READ_STEP_KEYS and store.version_bytes_max * size <= limits.READ_STEP_BYTES:
         return False
     reach = _Reach(store)
     reach.add(node)
@@ -350,13 +407,41 @@ def _verify(store: Store, lessor: Lessor, node: Node, emptied_from: bytes | None
                 # The key exists now, but not when the put runs. (etcd lets this pass, and then its process ends.)
                 raise errors.KEY_NOT_FOUND.error()
         elif kind == RANGE:
-            kv.verify_range_in_txn(request, store.revision, store.compact_revision)
+            if kv.verify_range_in_txn(request, store.revision, store.compact_revision):
+                node.old = True
         elif kind == DELETE:
             if request.range_end == OPEN_END:
                 emptied_from = request.key if emptied_from is None else min(emptied_from, request.key)
         else:
             emptied_from = _verify(store, lessor, request, emptied_from)
+            node.old = node.old or request.old
     return emptied_from
+
+
+def is_deep(store: Store, node: Node) -> bool:
+    """Whether the ranges on the branches taken look at so many versions newer than theirs that it takes many steps.
+
+    Raises TXN_LOOKS_TOO_FAR for a txn that may write when there are more than TXN_WRITE_KEYS_MAX of them. Call after
+    `verify`, and only for a node that is `old`. Cost: so many versions.
+    """
+    if may_write(node):
+        if _versions_left(store, node, limits.TXN_WRITE_KEYS_MAX) < 0:
+            raise errors.TXN_LOOKS_TOO_FAR.error()
+        return False
+    return _versions_left(store, node, limits.READ_STEP_KEYS) < 0
+
+
+def _versions_left(store: Store, node: Node, left: int) -> int:
+    """What is left of `left` when each newer version has taken one; -1 when there are more."""
+    for kind, request in node.taken:
+        if left < 0:
+            break
+        if kind == TXN:
+            left = _versions_left(store, request, left)
+        elif kind == RANGE and 0 < request.revision < store.revision:
+            start, end = kv.span_of(request)
+            left = store.newer_left(store.newest_of_range(start, end), request.revision, left)
+    return left
 
 
 def execute(store: Store, node: Node) -> bytes:
@@ -382,4 +467,4 @@ def range_now(store: Store, request: rpc_pb2.RangeRequest) -> bytes:
     """The reply to a range inside the open write, however long it takes."""
     header = revision_header(store.revision_inside)
     reply = kv.range_reply(store, request, header)
-    return reply if reply is not None else b"".join(captured_pieces(store, request, header))
+    return reply if reply is not None else b"".join(captured_pieces(store, request, header)[0])

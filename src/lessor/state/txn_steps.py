@@ -23,10 +23,11 @@ from lessor.base.key_range import open_end
 from lessor.state import kv, txn
 from lessor.state.encode import nested, revision_header, varint
 from lessor.state.mvcc import Store
-from lessor.state.range_steps import captured_pieces, encoded, one_key_pieces, range_pieces
+from lessor.state.range_steps import captured_pieces, encoded, kept_bytes, range_pieces
 
-# A part of the reply to a txn that has run: bytes, or a long part whose pieces are still to be made, with its tag.
-Part = bytes | tuple[bytes, Iterator[bytes]]
+# A part of the reply to a txn that has run: bytes, or a long part. That is its tag, the pieces that are yet to be made,
+# and the bytes of memory that they keep.
+Part = bytes | tuple[bytes, Iterator[bytes], int]
 
 
 def oldest_revision(store: Store, node: txn.Node) -> int:
@@ -76,20 +77,18 @@ class _Reading:
         node.succeeded = True
         store, revision = self._store, self._revision
         for compare in node.compares:
-            holds = True
-            if compare.range_end:
-                found = False
-                for events in store.walk(compare.key, open_end(compare.range_end), revision):
-                    if events:
-                        found = True
-                        holds = txn.holds_for_all(compare, events)
-                    yield None
-                    if not holds:
-                        break
-                if not found:
-                    holds = txn.holds_for(compare, None)
-            else:
-                holds = txn.holds_for(compare, store.get_at(compare.key, revision))
+            found, holds = False, True
+            range_end = compare.range_end
+            end = open_end(range_end) if range_end else compare.key + b"\0"
+            for events in store.walk(compare.key, end, revision):
+                if events:
+                    found = True
+                    holds = txn.holds_for_all(compare, events)
+                yield None
+                if not holds:
+                    break
+            if not found:
+                holds = txn.holds_for(compare, None)
             if not holds:
                 node.succeeded = False
                 break
@@ -143,10 +142,7 @@ class _Reading:
     def _range(self, request: rpc_pb2.RangeRequest) -> Iterator[bytes]:
         store = self._store
         revision = request.revision if request.revision > 0 else self._revision
-        header = revision_header(self._revision)
-        if request.range_end:
-            return range_pieces(store, request, revision, header)
-        return one_key_pieces(store, request, revision, header)
+        return range_pieces(store, request, revision, revision_header(self._revision))
 
 
 def _operation(tag: bytes, made: list[bytes]) -> bytes:
@@ -166,7 +162,7 @@ def execute(store: Store, node: txn.Node) -> list[Part]:
         header = revision_header(store.revision_inside)
         if kind == txn.RANGE and request.range_end:
             store.ranges += 1
-            parts.append((b"\x0a", captured_pieces(store, request, header)))
+            parts.append((b"\x0a", *captured_pieces(store, request, header)))
         elif kind == txn.RANGE:
             parts.append(nested(b"\x1a", nested(b"\x0a", txn.range_now(store, request))))
         elif kind == txn.PUT:
@@ -174,10 +170,17 @@ def execute(store: Store, node: txn.Node) -> list[Part]:
             parts.append(nested(b"\x1a", nested(b"\x12", revision_header(store.revision_inside) + rest)))
         elif kind == txn.DELETE:
             rest, shown = kv.delete_range(store, request)
-            parts.append((b"\x1a", prev_kvs_pieces(store, revision_header(store.revision_inside) + rest, shown)))
+            pieces = prev_kvs_pieces(store, revision_header(store.revision_inside) + rest, shown)
+            parts.append((b"\x1a", pieces, kept_bytes(shown)))
         else:
-            parts.append((b"\x22", done_pieces(b"\x0a\x00", execute(store, request))))
+            inner = execute(store, request)
+            parts.append((b"\x22", done_pieces(b"\x0a\x00", inner), parts_bytes(inner)))
     return parts
+
+
+def parts_bytes(parts: list[Part]) -> int:
+    """The memory that the parts keep until `done_pieces` has made the reply."""
+    return sum([len(part) if isinstance(part, bytes) else part[2] for part in parts])
 
 
 def done_pieces(header: bytes, parts: list[Part]) -> Iterator[bytes]:
@@ -187,7 +190,7 @@ def done_pieces(header: bytes, parts: list[Part]) -> Iterator[bytes]:
         if isinstance(part, bytes):
             yield part
         else:
-            tag, pieces = part
+            tag, pieces, _ = part
             made: list[bytes] = []
             for piece in pieces:
                 made.append(piece)

@@ -21,6 +21,7 @@ Does not do: sending, watch ids (the server's streams choose them), fragments, w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import length_hint
 from typing import Any, Final, NamedTuple
 
 from lessor.base import limits
@@ -167,7 +168,7 @@ def _prefix_of(key: bytes, end: bytes) -> bytes | None:
 class WatchHub:
     """All watchers of one store."""
 
-    __slots__ = ("_by_key", "_by_prefix", "_count", "_ranges", "_store", "outbox")
+    __slots__ = ("_by_key", "_by_prefix", "_count", "_ranges", "_store", "looked", "outbox")
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -176,6 +177,7 @@ class WatchHub:
         self._ranges: dict[Watcher, None] = {}
         self._count = 0
         self.outbox: list[Publication] = []  # in the order of revisions
+        self.looked = 0  # see `replay`
 
     def __len__(self) -> int:
         return self._count
@@ -299,19 +301,26 @@ class WatchHub:
         Advances `watcher.next_revision`, and clears `watcher.lagging` when that passes the newest revision. It may
         return nothing while the watcher still lags, because a call looks at a bounded part of the history: call again.
         Raises CompactedError when the next revision is below the compact revision.
-        Cost: the events returned when the watcher covers few keys, else the part of the log that was looked at.
+        Cost: the events returned when the watcher covers few keys, else the part of the log that was looked at. After
+        the call, `looked` is the number of events that it has looked at.
         """
         store = self._store
         first = watcher.next_revision
         if first < store.compact_revision:
             raise CompactedError(store.compact_revision)
         upto_revision = min(upto_revision, store.revision)
-        events = self._from_versions(watcher, first, upto_revision)
-        following = upto_revision + 1
-        if events is None:
-            events, following = self._from_log(watcher, first, upto_revision)
+        self.looked = 0
         previous_of = store.previous_of if watcher.prev_kv else None
-        changes, following = _first_revisions(events, following, previous_of, revisions_max, bytes_max)
+        events = self._from_versions(watcher, first, upto_revision)
+        if events is not None:
+            changes, following = _first_revisions(events, upto_revision + 1, previous_of, revisions_max, bytes_max)
+        else:
+            stretch, following = self._stretch(first, upto_revision)
+            left = iter(stretch)
+            covers, wants = watcher.covers, watcher.wants
+            matching = (event for event in left if covers(event.key) and wants(event))
+            changes, following = _first_revisions(matching, following, previous_of, revisions_max, bytes_max)
+            self.looked += len(stretch) - length_hint(left)
         watcher.next_revision = max(first, following)
         watcher.lagging = watcher.next_revision <= store.revision
         return changes
@@ -326,6 +335,7 @@ class WatchHub:
             if store.key_count_ever(watcher.key, watcher.end) > _CHAIN_KEYS_MAX:
                 return None
             chains = store.newest_of_range(watcher.key, watcher.end)
+        self.looked = len(chains)
         found: list[Event] = []
         steps = _CHAIN_STEPS_MAX
         for newest in chains:
@@ -336,12 +346,14 @@ class WatchHub:
                 event = event.previous
                 steps -= 1
                 if not steps:
+                    self.looked += _CHAIN_STEPS_MAX
                     return None
+        self.looked += _CHAIN_STEPS_MAX - steps
         found.sort(key=_order)
         return found
 
-    def _from_log(self, watcher: Watcher, first: int, last: int) -> tuple[list[Event], int]:
-        """Matching events from a bounded stretch of the log, in whole revisions; and the revision after the stretch."""
+    def _stretch(self, first: int, last: int) -> tuple[Sequence[Event], int]:
+        """A bounded stretch of the log, in whole revisions; and the revision after it."""
         store = self._store
         start = store.log_position(first)
         stop = store.log_position(last + 1)
@@ -353,8 +365,7 @@ class WatchHub:
                 cut += 1
             stop = store.log_position(cut)
             following = cut
-        covers, wants = watcher.covers, watcher.wants
-        return [event for event in store.log_slice(start, stop) if covers(event.key) and wants(event)], following
+        return store.log_slice(start, stop), following
 
 
 def _order(event: Event) -> tuple[int, int]:
@@ -362,7 +373,7 @@ def _order(event: Event) -> tuple[int, int]:
 
 
 def _first_revisions(
-    events: list[Event],
+    events: Iterable[Event],
     following: int,
     previous_of: Callable[[Event], Event | None] | None,
     revisions_max: int,

@@ -66,6 +66,7 @@ class Turn:
         self.time_s = 0.0
         self.held: list[Any] | None = None
         self.unread: list[Connection] = []
+        self.held_up: set[Connection] = set()
         self.behind: list[Any] = []
         self.step_s = 0.0  # how long a look at the clock takes
         self.scheduled = False
@@ -96,6 +97,9 @@ class Turn:
 
     def caught_up(self, connection: Connection) -> None:
         self.waited_for.discard(connection)
+
+    def hold_up(self, connection: Connection, waits: bool) -> None:
+        (self.held_up.add if waits else self.held_up.discard)(connection)
 
     def schedule(self) -> None: ...
 
@@ -139,6 +143,7 @@ class Accepted:
             unfinished=Unfinished(1_000_000),
             pages=Pages(),
             body_pace=Pace(cast(Any, self.turn), limits.JSON_VALUES_PER_TURN),
+            request_pace=Pace(cast(Any, self.turn), limits.STREAM_REQUESTS_PER_TURN_MAX),
             serves=lambda method: True,
             refuse_stranger=lambda call, request, size_bytes: None,
         )

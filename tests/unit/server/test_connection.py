@@ -118,6 +118,47 @@ def test_a_peer_that_is_cut_off_between_steps_is_forgotten() -> None:
     run(steps)
 
 
+KEEP_ALIVES = b'{"ID":1}' * (limits.STREAM_REQUESTS_AT_ONCE_MAX + 1)
+ROUTE = b"/v3/lease/keepalive"
+
+
+def over_http1() -> bytes:
+    return b"POST %b HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (ROUTE, len(KEEP_ALIVES), KEEP_ALIVES)
+
+
+def over_http2() -> bytes:
+    head = encode_headers([*hpack_fields(), (b":path", ROUTE), (b"content-type", b"application/json")])
+    flags = frames.FLAG_END_HEADERS
+    streams = [
+        frames.frame(frames.HEADERS, flags, stream, head) + frames.frame(frames.DATA, 0, stream, KEEP_ALIVES)
+        for stream in (1, 3)
+    ]
+    return frames.PREFACE + SETTINGS + b"".join(streams)
+
+
+def over_a_websocket() -> bytes:
+    key = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
+    head = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n%b\r\n\r\n" % (ROUTE, key)
+    return head + b"\x81\xfe" + len(KEEP_ALIVES).to_bytes(2, "big") + bytes(4) + KEEP_ALIVES
+
+
+@pytest.mark.parametrize("request_of", [over_http1, over_http2, over_a_websocket])
+def test_the_turn_knows_of_a_connection_whose_requests_wait_for_later_turns(request_of: Callable[[], bytes]) -> None:
+    async def steps() -> None:
+        peer = Accepted()
+        _, handlers = serve(peer)
+        peer.receive(request_of())
+        while peer.turn.unread:
+            assert sum(len(handler.seen) for handler in handlers) < len(handlers) * limits.STREAM_REQUESTS_AT_ONCE_MAX
+            peer.turn.unread.pop().go_on()
+        assert peer.turn.held_up == {peer.connection}
+        peer.turn.end()
+        assert not peer.turn.held_up
+        assert all(handler.seen.count(handler.seen[0]) == KEEP_ALIVES.count(b"{") for handler in handlers)
+
+    run(steps)
+
+
 def test_small_reads_do_not_pause() -> None:
     async def steps() -> None:
         peer = Accepted()

@@ -13,7 +13,7 @@ from lessor.base import limits
 from lessor.server.loop.expiry import MARGIN_S, SLOW_COMMIT_S, STALL_S
 from lessor.state.replay import RECONNECT_GRACE_S
 from lessor.state.watch_hub import Changes, Watcher
-from tests.unit.server.turn_world import Peer, World
+from tests.unit.server.turn_world import Peer, World, once
 
 
 def test_a_lone_write_is_sealed_in_its_turn_and_answered_by_its_commit() -> None:
@@ -176,16 +176,6 @@ def test_a_renewal_that_waits_behind_a_hung_commit_is_not_told_of_a_dead_lease()
     assert lease in world.machine.leases
 
 
-def once(unread: list[Callable[[], Any]]) -> Callable[[], None]:
-    """A poll of the sockets that finds this, the first time."""
-
-    def poll() -> None:
-        if unread:
-            unread.pop()()
-
-    return poll
-
-
 def test_a_keepalive_that_is_waiting_to_be_read_wins_against_the_timer() -> None:
     world = World()
     lease = world.grant(60)
@@ -198,104 +188,6 @@ def test_a_keepalive_that_is_waiting_to_be_read_wins_against_the_timer() -> None
     assert lease in world.machine.leases
     world.pass_time(60 + MARGIN_S)
     assert lease not in world.machine.leases
-
-
-class Reader(Peer):
-    """A connection that has read much, and renews a lease with the last of it, `turns` turns later."""
-
-    def __init__(self, world: World, turns: int, lease: int = 0) -> None:
-        super().__init__()
-        self.world, self.turns, self.lease = world, turns, lease
-
-    def go_on(self) -> None:
-        if not self.turns:  # it has closed
-            return
-        self.world.turn.schedule()
-        self.turns -= 1
-        if self.turns:
-            self.world.turn.go_on_later(self)
-            return
-        if self.lease:
-            self.world.machine.leases.renew(self.lease, self.world.turn.now_s())
-        self.world.turn.caught_up(self)
-
-
-@pytest.mark.parametrize("polls", [0, 1])
-def test_a_keepalive_that_was_read_and_not_handled_wins_against_the_timer(polls: int) -> None:
-    """Read before the timer, or by the polls that follow it."""
-    world = World()
-    lease = world.grant(60)
-    world.settle()
-    world.pass_time(59.9)
-    world.loop.now_s += 0.1 + STALL_S / 2
-    unread = [lambda: world.turn.go_on_later(Reader(world, 20, lease))]
-    if not polls:
-        unread.pop()()
-    world.loop.run(once(unread))
-    world.settle()
-    assert lease in world.machine.leases
-    world.pass_time(60 + MARGIN_S)
-    assert lease not in world.machine.leases
-
-
-def test_bytes_without_end_hold_up_no_lease() -> None:
-    """A connection that always has more: leases wait for what it had twice, and then no longer."""
-    world = World()
-    lease = world.grant(60)
-    world.settle()
-    reads: list[int] = []
-
-    class Flood(Reader):
-        def go_on(self) -> None:
-            world.turn.schedule()
-            if len(reads) % 5 == 4:
-                world.turn.caught_up(self)
-            if lease in world.machine.leases:
-                reads.append(0)
-                world.turn.go_on_later(self)
-
-    world.pass_time(60)
-    world.turn.go_on_later(Flood(world, 0))
-    world.loop.now_s += MARGIN_S
-    for _ in range(40):
-        world.loop.run()
-    assert lease not in world.machine.leases
-    assert 5 < len(reads) < 30
-
-
-def test_a_connection_that_closes_with_bytes_unread_holds_up_no_lease() -> None:
-    world = World()
-    lease = world.grant(60)
-    world.settle()
-    peer = Reader(world, 1_000_000)
-    world.pass_time(60)
-    world.turn.go_on_later(peer)
-
-    def poll() -> None:
-        if 0 < peer.turns < 999_900:
-            peer.turns = 0
-            world.turn.forget(peer)
-
-    world.loop.now_s += MARGIN_S
-    for _ in range(140):
-        world.loop.run(poll)
-    assert not peer.turns
-    assert lease not in world.machine.leases
-
-
-def test_connections_with_much_to_handle_share_a_turn() -> None:
-    world = World()
-    peers = [Reader(world, 2) for _ in range(4)]
-    assert world.turn.share_s(peers[0]) == limits.TURN_BYTES_S
-    for peer in peers:
-        world.turn.go_on_later(peer)
-    assert world.turn.share_s(peers[0]) == limits.TURN_BYTES_S / 4
-    assert world.turn.share_s(Reader(world, 2)) == limits.TURN_BYTES_S / 5
-    for _ in range(100):
-        world.turn.go_on_later(Reader(world, 1))
-    assert world.turn.share_s(peers[0]) == limits.TURN_BYTES_S_MIN
-    world.settle()
-    assert world.turn.share_s(peers[0]) == limits.TURN_BYTES_S
 
 
 def test_who_connects_anew_during_a_stall_is_accepted_and_then_read() -> None:

@@ -179,3 +179,33 @@ class World:
             self.settle()
         self.loop.now_s = max(self.loop.now_s, end_s)
         self.settle()
+
+
+def once(unread: list[Callable[[], Any]]) -> Callable[[], None]:
+    """A poll of the sockets that finds this, the first time."""
+
+    def poll() -> None:
+        if unread:
+            unread.pop()()
+
+    return poll
+
+
+class Reader(Peer):
+    """A connection that has read much, and renews a lease with the last of it, `turns` turns later."""
+
+    def __init__(self, world: World, turns: int, lease: int = 0) -> None:
+        super().__init__()
+        self.world, self.turns, self.lease = world, turns, lease
+
+    def go_on(self) -> None:
+        if not self.turns:  # it has closed
+            return
+        self.world.turn.schedule()
+        self.turns -= 1
+        if self.turns:
+            self.world.turn.go_on_later(self)
+            return
+        if self.lease:
+            self.world.machine.leases.renew(self.lease, self.world.turn.now_s())
+        self.world.turn.caught_up(self)

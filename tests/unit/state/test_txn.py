@@ -8,10 +8,14 @@ from typing import Any, cast
 import pytest
 
 from lessor.api.proto import rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.errors import ErrorText, EtcdError
+from lessor.state import txn as txn_module
+from lessor.state.long_read import LongRead
 from lessor.state.machine import Identity, StateMachine
+from lessor.state.permissions import Caller, check
 from lessor.state.txn import read_txn
+from tests.lines_run import lines_run
 
 NOW = 1.0
 Op = rpc_pb2.RequestOp
@@ -366,3 +370,92 @@ def test_too_many_operations_are_counted_and_not_looked_at(name: str) -> None:
     with pytest.raises(EtcdError) as caught:
         read_txn(cast(Any, request), 128)
     assert caught.value.message == errors.TOO_MANY_OPS.message
+
+
+# --- txns in txns: bounded work ---------------------------------------------------------------------------------
+
+
+def in_tree(operations: list[Op], width: int = 8) -> Op:
+    """One operation: all of `operations`, nested as deep as it takes."""
+    while len(operations) > 1:
+        operations = [nested(*operations[first : first + width]) for first in range(0, len(operations), width)]
+    return operations[0]
+
+
+def deletes(count: int) -> list[Op]:
+    return [delete(b"a%05d" % number, b"a%05d\0" % number) for number in range(count)]
+
+
+def puts(count: int) -> list[Op]:
+    return [put(b"b%05d" % number) for number in range(count)]
+
+
+def down(count: int) -> rpc_pb2.TxnRequest:
+    """A chain of txns, each with a delete, around half of the puts."""
+    request = txn(in_tree(puts(count)))
+    for number in range(20):
+        request = txn(delete(b"a%05d" % number, b"a%05d\0" % number), Op(request_txn=request))
+    return request
+
+
+@pytest.mark.inside
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda count: txn(in_tree(deletes(count)), in_tree(puts(count))),
+        lambda count: txn(in_tree([nested(*pair) for pair in zip(deletes(count), puts(count), strict=True)])),
+        lambda count: txn(
+            in_tree([nested(each, failure=(other,)) for each, other in zip(deletes(count), puts(count), strict=True)])
+        ),
+        down,
+    ],
+    ids=["deletes, then puts", "pairs", "both branches", "down"],
+)
+def test_the_duplicate_rule_costs_in_proportion_to_the_operations(attack: Any) -> None:
+    many, few = attack(500), attack(250)
+    assert lines_run(txn_module, lambda: read_txn(many, 128)) < 2.5 * lines_run(txn_module, lambda: read_txn(few, 128))
+
+
+@pytest.mark.parametrize("in_failure", [False, True])
+def test_compares_and_operations_of_all_levels_together_are_bounded(in_failure: bool) -> None:
+    machine = new_machine(max_txn_ops=8)
+    inner = nested(*[get(b"a")] * 3, failure=(get(b"a"),) * 3, compare=(C(key=b"a"),) * 3)  # 10, with itself
+    outer = nested(*[inner] * 3, failure=(inner,) * 3, compare=(C(key=b"a"),) * 3)  # 64
+    both = (outer, outer)
+    assert 8 * limits.TXN_OPS_IN_ALL == 2 * 64
+
+    def around(**more: Any) -> rpc_pb2.TxnRequest:
+        return txn(failure=both, **more) if in_failure else txn(*both, **more)
+
+    assert run(machine, around()).header.revision == 1
+    assert refused(machine, around(compare=(C(key=b"a"),))) == errors.TOO_MANY_OPS
+    # What is beyond the bound is not looked at: the empty operation would be an error of its own.
+    assert refused(machine, txn(*both, nested(Op()))) == errors.TOO_MANY_OPS
+
+
+def test_many_nested_gets_are_answered_in_steps() -> None:
+    machine = new_machine(b"a")
+    request = txn(in_tree([get(b"a")] * (limits.READ_STEP_KEYS + 1)))
+    reply = machine.apply_in_pieces(request, NOW)
+    assert isinstance(reply, LongRead)
+    reply.close()
+
+
+def test_a_long_txn_of_a_stranger_is_not_looked_at() -> None:
+    machine = new_machine()
+    machine.auth.add_user("root", b"", no_password=True)
+    machine.auth.add_role("root")
+    machine.auth.grant_role("root", "root")
+    machine.auth.enable()
+
+    def said(claimed: Any, request: rpc_pb2.TxnRequest) -> str:
+        with pytest.raises(EtcdError) as caught:
+            check(machine, claimed, request, 1_000_000)
+        return caught.value.message
+
+    bad = errors.INVALID_AUTH_TOKEN.error()
+    padding = delete(b"x" * limits.STRANGER_TXN_BYTES_MAX)
+    for claimed, reason in ((None, errors.USER_EMPTY), (bad, errors.INVALID_AUTH_TOKEN)):
+        assert said(claimed, txn(Op())) == errors.KEY_NOT_FOUND.message
+        assert said(claimed, txn(Op(), padding)) == reason.message
+    assert said(Caller("root", machine.auth.revision), txn(Op(), padding)) == errors.KEY_NOT_FOUND.message

@@ -89,6 +89,7 @@ class Core:
     ) -> None:
         self.options = options
         self.machine = machine
+        machine.clock = turn.now_s
         self.auth = machine.auth
         self.gate = gate
         self.turn = turn

@@ -3,21 +3,24 @@
 
 Laws
 - One step is taken in a turn, however many such replies are asked for. Nothing is made in one go.
-- Replies are made for LONG_REPLIES_AT_ONCE connections at a time, one for each; their steps alternate. The connections
-  take turns: one with many waiting calls does not hold up another with one.
+- Addresses take turns, step by step, and within an address so do its connections. A connection has one reply made at a
+  time. So a reply of n steps is made after n turns of each other address, or of each other connection of its own, and
+  the replies before it on its connection, however long the replies of others are.
 - A reply that waits its turn has not begun: see LongRead. Its request counts among the bytes of its connection that the
-  peer has not taken, so a connection has to wait before it can ask for any number of them.
+  peer has not taken, so a connection has to wait before it can ask for any number of them. What a write's reply will
+  show is in memory from the beginning, and counts until the reply is made.
 - The code that makes the pieces answers for their content. Here the pieces are only bytes. The call encodes them, as
   JSON for instance, in the same steps.
 - A call whose peer went away is dropped, and its place with it.
-- When the turn of a read comes, the caller's rights are checked anew, since they may have changed; and the call is
-  refused if its peer has not taken the replies to earlier calls. A write has taken effect: it is answered in any case.
+- When the turn of a read comes, of keys, leases or a digest, the caller's rights are checked anew, since they may have
+  changed or auth may be on now; and the call is refused if its peer has not taken the replies to earlier calls. A write
+  has taken effect: it is answered in any case.
 
 Does not do: cutting an encoded reply, as HTTP/2's flow control does.
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -32,6 +35,7 @@ from lessor.state.long_read import LongRead, Written
 class Counted(Protocol):
     """The count of the bytes that a connection's peer has not taken; see call.Held."""
 
+    address: str
     size_bytes: int
 
 
@@ -63,6 +67,8 @@ class LongReply:
         self._request = request
         self._steps: Iterator[bytes | None] | None = None
         self._size_bytes = limits.LONG_REPLY_WAITING_BYTES + (0 if request is None else request.ByteSize())
+        if isinstance(pieces, Written):
+            self._size_bytes += pieces.kept_bytes
         call.held.size_bytes += self._size_bytes
 
     @property
@@ -105,13 +111,15 @@ class LongReply:
 
     def _begin(self, call: Answered) -> bool:
         """Returns whether the call is still to be answered."""
-        call.held.size_bytes -= self._size_bytes
-        self._size_bytes = 0
-        if isinstance(self._pieces, LongRead) and self._request is not None:
-            call.permit(self._request)
-        self._request = None
-        if not isinstance(self._pieces, Written) and call.refuse_if_overfull():
-            return False
+        kept_bytes = self._pieces.kept_bytes if isinstance(self._pieces, Written) else 0
+        call.held.size_bytes -= self._size_bytes - kept_bytes
+        self._size_bytes = kept_bytes
+        request, self._request = self._request, None
+        if not isinstance(self._pieces, Written):
+            if request is not None:
+                call.permit(request)
+            if call.refuse_if_overfull():
+                return False
         self._steps = call.encode_pieces(self._pieces)
         return True
 
@@ -119,30 +127,32 @@ class LongReply:
 class LongReplies:
     """The long replies of a server."""
 
-    __slots__ = ("_next", "_running", "_task", "_waiting")
+    __slots__ = ("_addresses", "_lines", "_task")
 
     def __init__(self) -> None:
-        # The replies of each connection that has any, oldest first, without the one that is being made.
-        self._waiting: dict[Counted, deque[LongReply]] = {}
-        self._next: deque[Counted] = deque()  # connections that wait, none that has a reply being made
-        self._running: deque[tuple[Counted, LongReply]] = deque()
+        # The replies of each connection that has any, oldest first: the first one may have begun.
+        self._lines: dict[Counted, deque[LongReply]] = {}
+        # Those connections by address. The next to have a turn is the first of its address, and that the first of all.
+        self._addresses: OrderedDict[str, deque[Counted]] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def idle(self) -> bool:
         """Whether no reply waits or is made."""
-        return not self._waiting
+        return not self._lines
 
     def begin(self, call: Answered, pieces: Iterator[bytes], request: Message | None = None) -> LongReply:
         """Answers `call` with all `pieces` joined, or with the EtcdError that is raised while a piece is made.
 
-        `request`: whose rights are checked again if `pieces` is a LongRead; it also counts for the memory that is kept.
+        `request`: whose rights are checked again unless `pieces` is a Written; it also counts for the memory that is
+        kept. None: there is nothing to check.
         """
         reply = LongReply(call, pieces, request)
-        line = self._waiting.get(call.held)
+        held = call.held
+        line = self._lines.get(held)
         if line is None:
-            self._waiting[call.held] = deque((reply,))
-            self._next.append(call.held)
+            self._lines[held] = deque((reply,))
+            self._addresses.setdefault(held.address, deque()).append(held)
         else:
             line.append(reply)
         if self._task is None:
@@ -150,34 +160,31 @@ class LongReplies:
         return reply
 
     async def _run(self) -> None:
-        while self._waiting:
+        while self._lines:
             await asyncio.sleep(0)
-            self._start()
-            if self._running:
-                self._step()
+            while self._lines and not self._step():
+                pass
         self._task = None
 
-    def _start(self) -> None:
-        while self._next and len(self._running) < limits.LONG_REPLIES_AT_ONCE:
-            held = self._next.popleft()
-            line = self._waiting[held]
-            while line and line[0].gone:
-                line.popleft()
-            if line:
-                self._running.append((held, line.popleft()))
-            else:
-                del self._waiting[held]
-
-    def _step(self) -> None:
-        held, reply = self._running.popleft()
+    def _step(self) -> bool:
+        """Gives the next connection its turn. Returns whether a step was taken: not if nobody waits for the reply."""
+        address, connections = next(iter(self._addresses.items()))
+        self._addresses.move_to_end(address)
+        held = connections.popleft()
+        line = self._lines[held]
+        reply = line[0]
+        taken = not reply.gone
         try:
             more = reply.step()
         except Exception as error:  # the other replies are for other calls
             as_answer(error, "a long reply")
             more = False
-        if more:
-            self._running.append((held, reply))
-        elif self._waiting[held]:
-            self._next.append(held)
+        if not more:
+            line.popleft()
+        if line:
+            connections.append(held)
         else:
-            del self._waiting[held]
+            del self._lines[held]
+            if not connections:
+                del self._addresses[address]
+        return taken

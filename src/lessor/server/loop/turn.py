@@ -14,7 +14,7 @@ Laws
 - Work that may take long is cut into steps of some milliseconds, one a turn: the end of leases, history for watchers,
   the sweep after a compaction, and long replies (long_reply.py). The end of one lease with all its keys is one step.
 - Connections that bring much share TURN_BYTES_S of a turn. Their further bytes wait, and are handled before the next
-  leases end, as far as they were read by then.
+  leases end, as far as they were read by then. So are the requests of JSON streams that wait for later turns (pace.py).
 - At most EXPIRE_PER_TURN_MAX leases end in a turn. Keepalives are read before the next leases end.
 - expiry.py decides when a lease may end.
 - The TTL that a reply promises counts from the moment the reply leaves, not from the moment it was made. The deadline
@@ -139,9 +139,11 @@ class Turn:
         self._behind: set[CatchUp] = set()
         self._unread: set[Flushable] = set()  # connections with bytes that no turn had time for yet
         self._next: set[Flushable] = set()  # those of them whose `go_on` is due
-        # Those of them whose bytes have to be handled before leases end, and how often that may still be said.
+        self._held_up: set[Flushable] = set()  # connections with requests that wait in a `Pace`
+        # Those of either whose bytes have to be handled before leases end, and how often that may still be said.
         self._read_first: set[Flushable] = set()
         self._readings = 0
+        self._resumed = False  # whether a full batch was sealed since the sockets were last polled twice
         self._expiry = Expiry()
         self._timer: asyncio.TimerHandle | None = None  # set while the expiry is ARMED
         self._began_s = 0.0  # when this turn read its first bytes; the next turn, once that is scheduled
@@ -194,6 +196,7 @@ class Turn:
         """The connection has closed."""
         self._to_flush.discard(connection)
         self._paused.discard(connection)
+        self._held_up.discard(connection)
         self.caught_up(connection)
 
     def share_s(self, connection: Flushable) -> float:
@@ -213,16 +216,29 @@ class Turn:
         try:
             connection.go_on()
         except Exception as error:  # leases would wait for its bytes for ever
+            self._held_up.discard(connection)
             self.caught_up(connection)
             bugs.end(connection, error)
 
     def caught_up(self, connection: Flushable) -> None:
         """The connection has handled all its bytes, or has closed. Cheap to repeat."""
         self._unread.discard(connection)
-        if connection in self._read_first:
-            self._read_first.discard(connection)
-            if not self._read_first:
-                self._poll(2)
+        if connection in self._read_first and connection not in self._held_up:
+            self._handled_first(connection)
+
+    def hold_up(self, connection: Flushable, waits: bool) -> None:
+        """Whether requests that the connection has read wait in a `Pace`. Cheap to repeat."""
+        if waits:
+            self._held_up.add(connection)
+            return
+        self._held_up.discard(connection)
+        if connection in self._read_first and connection not in self._unread:
+            self._handled_first(connection)
+
+    def _handled_first(self, connection: Flushable) -> None:
+        self._read_first.discard(connection)
+        if not self._read_first:
+            self._poll(2)
 
     @property
     def overloaded(self) -> bool:
@@ -367,6 +383,7 @@ class Turn:
         self._sealed_revision = self.machine.revision
         self._committer.commit(batch)
         if self._paused:
+            self._resumed = True
             paused, self._paused = self._paused, set()
             for connection in paused:
                 try:
@@ -440,6 +457,7 @@ class Turn:
     def _read_before_ending(self) -> None:
         """Leases are due: keepalives that have come, in the sockets or read already, count first."""
         self._readings = _READINGS
+        self._resumed = False
         self._poll(2)
 
     def _poll(self, polls: int) -> None:
@@ -453,10 +471,14 @@ class Turn:
         try:
             if still:
                 self._poll(still - 1)
-            elif self._unread and self._readings:
-                # Keepalives may be among the bytes that have been read and not handled; `caught_up` goes on.
+            elif self._readings and (self._unread or self._held_up or self._resumed):
+                # Keepalives may be among the bytes that have been read and not handled; `_handled_first` goes on.
+                # Or else in sockets that were not read while the batch was full.
                 self._readings -= 1
-                self._read_first = set(self._unread)
+                self._resumed = False
+                self._read_first = self._unread | self._held_up
+                if not self._read_first:
+                    self._poll(2)
             else:
                 self._expiry.polled(self.now_s())
                 self.schedule()

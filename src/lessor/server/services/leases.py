@@ -22,18 +22,18 @@ from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.server.loop.call import StreamCall, UnaryCall, Waiting
 from lessor.server.loop.core import Core
-from lessor.state.lease_list import LeaseList
 from lessor.state.permissions import lease_reader
 
 
 def list_leases(core: Core, call: UnaryCall, request: leases_pb2.LeaseListRequest) -> Waiting:
     """List: one page. Cost: the number of leases, in steps; see LeaseList."""
-    may_read = lease_reader(core.machine, core.claimed(call)) if core.auth.enabled else None
-    return core.long_replies.begin(call, _page(core, core.machine.list_leases(request, may_read)))
+    return core.long_replies.begin(call, _page(core, call, request), request)
 
 
-def _page(core: Core, leases: LeaseList) -> Iterator[bytes]:
+def _page(core: Core, call: UnaryCall, request: leases_pb2.LeaseListRequest) -> Iterator[bytes]:
     """Yields empty pieces while the page is being made, then the page in pieces."""
+    may_read = lease_reader(core.machine, core.claimed(call)) if core.auth.enabled else None  # as of the first step
+    leases = core.machine.list_leases(request, may_read)
     while not leases.step(core.turn.now_s()):
         yield b""
     page = leases.page(core.machine.header())

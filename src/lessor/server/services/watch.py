@@ -8,7 +8,8 @@ Laws
 - A peer that does not read costs bounded memory. When its backlog passes H2_STREAM_SEND_BYTES_MAX its watchers *lag*:
   they get no publications, and once the peer has read, they catch up from history. A watcher is either live (gets
   publications) or lagging (gets history). It becomes live only when history has brought it up to the newest revision.
-- History leaves in pieces of at most WATCH_REPLAY_BYTES_MAX. One turn sends few of them, over all streams together.
+- History leaves in pieces of at most WATCH_REPLAY_BYTES_MAX. One turn sends few of them, over all streams together;
+  the events that it looks at for them count, also those that no watcher wants.
   Each looks at the connection's backlog first. A piece at the gate is not encoded yet. So neither many watchers nor
   many streams of a peer that does not read make more wait for it than one piece above the bound.
 - The stream outlives its watchers and the peer's half-close. It ends when the peer cancels the call or disconnects, at
@@ -38,7 +39,7 @@ from lessor.state.watch_hub import (
 
 _WATCH_ID_TAG = b"\x10"  # field 2, a number
 _FRAGMENT = b"\x38\x01"  # field 7, true
-# A piece counts for at least so much: history was searched for it, even if little was found.
+# A piece counts for at least so much, and for as much as the events that were looked at for it, whatever was found.
 _PIECE_COST_BYTES_MIN = 65_536
 
 
@@ -305,17 +306,18 @@ class WatchStream:
             return _PIECE_COST_BYTES_MIN, False
         watcher = next(iter(self._ready))
         del self._ready[watcher]
-        sent_bytes = 0
+        cost_bytes = 0
         try:
-            sent_bytes = self._send_history(watcher)
+            cost_bytes = self._send_history(watcher)
         except CompactedError as error:
             self._lost_to_compaction(watcher, error.compact_revision)
         else:
+            cost_bytes = max(cost_bytes, self._core.machine.hub.looked * limits.WATCH_LOOK_BYTES)
             if not watcher.lagging:
                 self._behind.discard(watcher)
             elif watcher not in self._tails:
                 self._ready[watcher] = None
-        return max(sent_bytes, _PIECE_COST_BYTES_MIN), bool(self._ready)
+        return max(cost_bytes, _PIECE_COST_BYTES_MIN), bool(self._ready)
 
     def _send_history(self, watcher: Watcher) -> int:
         """One piece of history: durable revisions at once, the few newer ones through the gate. Returns bytes sent."""

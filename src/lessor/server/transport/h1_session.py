@@ -208,6 +208,7 @@ class H1Session:
     def hold_up(self, waits: bool, unfinished_bytes: int) -> None:
         """A body, or requests of a stream, wait for later turns, or wait no more. `unfinished_bytes`: kept of it."""
         self._held_up = waits
+        self.core.turn.hold_up(self.connection, waits)
         self._keep_count(unfinished_bytes)
         self.flush_later()
 

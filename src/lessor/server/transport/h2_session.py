@@ -246,6 +246,7 @@ class H2Session(H2Output):
         else:
             self._held_up.discard(exchange)
         self.paused = bool(self._held_up)
+        self.core.turn.hold_up(self.connection, self.paused)
         self.core.turn.flush_later(self.connection)
 
     def _look_after_peer(self) -> None:

@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node does with what it hears of the shared log: decisions only. Other code carries them out.
+
+Laws
+- A record is taken in once, in order, and only behind the one that it names (standing.py). Anything else is read from
+  the log, or is an alarm: a history that does not go on from ours stops the node for good (`Stop`).
+- At most one append is under way, and its outcome is settled before anything else is appended (`Placing`).
+- A record of this node's own is `Durable`, or a `Lead`, only when it has landed. When another's stands in its place,
+  the node is fenced: `StepDown` comes before the records of the other.
+- A record of another's is applied when it is *confirmed*: its writer has shown it, or another record stands behind it.
+  Until then its writer may not know that it has landed. A read there would not show it yet, so none may show it here.
+- A claim is sent only behind the newest record taken in. When it has landed, that record is applied, and then `Lead`
+  follows. So a primary begins with everything before its claim applied.
+- An answer to an append or a read counts once, and only for the try that it belongs to: each has a ticket.
+
+The order of effects is the order in which they have to be carried out. `take_effects` empties the list; look at it
+after each call.
+
+| heard | of | effects |
+|---|---|---|
+| a record shown by another node | the next one, or the one that waits | Apply |
+| a record read | the next one | Apply of the one that waits; this one waits |
+| either | one that comes too early | Read |
+| | another history | Stop |
+| append ok | own claim | Lead |
+| | own batch or beat | Durable |
+| | own release | Durable, StepDown |
+| append refused, or of unknown outcome | | Read, and then as it turns out |
+| another's record in the place of ours | a claim | Apply |
+| | anything else | StepDown, Apply |
+| the log ends before what we know | | Stop |
+| tick | silence is over | Append of a claim |
+| | a follower that read long ago | Read |
+
+Does not do: reading clocks, I/O, rows (the machine's), gates. `now_s` is of the node's own clock. No part of the server
+uses this yet.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from lessor.cluster.standing import FORKED, GAP, NEXT, OLD, Standing
+from lessor.cluster.tenure import CLAIMING, FOLLOWER, PRIMARY, Tenure, Timing
+from lessor.durable import shared_record
+from lessor.durable.record import Changes, Rows, UnknownFormatError
+from lessor.durable.shared_log import LANDED, LOOK, LOST, TAKEN, TRY, Found, Placing
+from lessor.durable.shared_record import CLAIM, RELEASE, Entry, Origin
+
+
+class Append(NamedTuple):
+    """Call the log's `append`; report with `append_ok`, `append_refused` or `append_unknown`."""
+
+    ticket: int
+    expect: int
+    chain: bytes
+    data: bytes
+
+
+class Read(NamedTuple):
+    """Call the log's `read`; report with `read_ok` or `read_failed`."""
+
+    ticket: int
+    after: int
+
+
+class Apply(NamedTuple):
+    """Bring another's record into the machine and the local tables."""
+
+    entry: Entry
+
+
+class Durable(NamedTuple):
+    """The node's own record has landed: let go what waited for its batch, show it to the other nodes."""
+
+    entry: Entry
+
+
+class Lead(NamedTuple):
+    """The node is primary from here on: promote the machine, whose data clock goes on at `clock_s`; then serve."""
+
+    entry: Entry
+    clock_s: float
+    clean: bool  # whether the record before the claim was a release
+
+
+class StepDown(NamedTuple):
+    """The node is primary no more. `released`: it has ended its tenure itself, and memory is what the log has.
+
+    Otherwise drop all connections and what waits for them, and make memory anew from the records taken in: it is ahead.
+    """
+
+    released: bool
+
+
+class Stop(NamedTuple):
+    """Serve nothing any more: the log and this node do not have one history. A person has to decide."""
+
+    text: str
+
+
+Effect = Append | Read | Apply | Durable | Lead | StepDown | Stop
+
+NO_TICKET: Final = 0
+
+
+class Node:
+    """One process of a cluster, from its start to its end."""
+
+    def __init__(
+        self, node_id: int, nonce: bytes, timing: Timing, standing: Standing, urls: Sequence[str] = ()
+    ) -> None:
+        """`nonce`: NONCE_BYTES, drawn anew by each process. `standing`: what the local tables hold already."""
+        self.node_id = node_id
+        self.nonce = nonce
+        self.standing = standing
+        self.tenure = Tenure(timing)
+        self.stopped = ""  # why, once it has
+        self.applied = standing.number  # of the records taken in, the newest that is applied
+        self._urls = urls
+        self._effects: list[Effect] = []
+        self._waits: Entry | None = None  # the newest record taken in, while it is not confirmed
+        self._tickets = NO_TICKET
+        self._placing: Placing | None = None
+        self._placed: Entry | None = None  # what `_placing` is about
+        self._append_ticket = NO_TICKET  # of the append whose answer counts
+        self._read_ticket = NO_TICKET
+        self._read_at = 0  # the position of `standing` when that read was asked for
+        self._read_s = float("-inf")
+        self._read_again = False  # there is more to read
+
+    def take_effects(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects
+
+    # --- what others may ask --------------------------------------------------------------------------------------
+
+    @property
+    def leads(self) -> bool:
+        """Whether this node is the primary, as far as it knows; `tenure.valid` says whether it may say so."""
+        return self.tenure.state == PRIMARY and not self.stopped
+
+    @property
+    def free(self) -> bool:
+        """Whether a primary may submit a record."""
+        return self.leads and self._placing is None
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def tick(self, now_s: float) -> None:
+        """To be called at least every beat_s, and after an unanswered append or read: not at once, but soon."""
+        if self.stopped:
+            return
+        placing = self._placing
+        if placing is not None:
+            if self._append_ticket == NO_TICKET and self._read_ticket == NO_TICKET:
+                self._go_on(placing, now_s)
+        elif self.tenure.state == FOLLOWER and self._read_ticket == NO_TICKET:
+            if self.tenure.may_claim(now_s):
+                self._claim(now_s)
+            elif self._read_again or now_s - self._read_s >= self.tenure.timing.beat_s:
+                self._read(self.standing.number, now_s)
+
+    # --- a primary writes -----------------------------------------------------------------------------------------
+
+    def submit(self, kind: int, rows: Rows, now_s: float, origins: Sequence[Origin] = (), subject: int = 0) -> None:
+        """Begins to append a record; `free` must be true.
+
+        A beat has no rows. Its data clock is the present one only if no row waits to be saved, otherwise the saved one:
+        decision 0004 has the reason.
+        """
+        assert self.free, "one record at a time, and only a primary's"
+        if kind == RELEASE:
+            self.tenure.releasing()
+        self._place(self._encode(kind, self.standing.epoch, rows, subject, (), origins), now_s)
+
+    def beat_due(self, now_s: float, turn_ended_s: float) -> bool:
+        return self.free and self.tenure.beat_due(now_s, turn_ended_s)
+
+    def _claim(self, now_s: float) -> None:
+        standing = self.standing
+        self.tenure.claiming()
+        rows = Changes(standing.batch, standing.clock_s)
+        self._place(self._encode(CLAIM, standing.epoch + 1, rows, 0, self._urls, ()), now_s)
+
+    def _encode(
+        self, kind: int, epoch: int, rows: Rows, subject: int, texts: Sequence[str], origins: Sequence[Origin]
+    ) -> Entry:
+        at = self.standing
+        return shared_record.encode(
+            kind, at.number + 1, epoch, at.chain, self.node_id, self.nonce, rows,
+            subject=subject, texts=texts, origins=origins,
+        )  # fmt: skip
+
+    def _place(self, entry: Entry, now_s: float) -> None:
+        self._placed = entry
+        self._placing = Placing(self.standing.number, self.standing.chain, entry.data)
+        self._go_on(self._placing, now_s)
+
+    # --- the way of the record in hand ----------------------------------------------------------------------------
+
+    def append_ok(self, ticket: int, now_s: float) -> None:
+        placing = self._of_append(ticket)
+        if placing is not None:
+            placing.accepted()
+            self._go_on(placing, now_s)
+
+    def append_refused(self, ticket: int, now_s: float) -> None:
+        placing = self._of_append(ticket)
+        if placing is not None:
+            placing.refused()
+            self._go_on(placing, now_s)
+
+    def append_unknown(self, ticket: int, now_s: float) -> None:
+        placing = self._of_append(ticket)
+        if placing is not None:
+            placing.unknown()
+            self._go_on(placing, now_s)
+
+    def _of_append(self, ticket: int) -> Placing | None:
+        if self.stopped or ticket != self._append_ticket:
+            return None
+        self._append_ticket = NO_TICKET
+        return self._placing
+
+    def _go_on(self, placing: Placing, now_s: float, *, confirmed: bool = False) -> None:
+        if placing.next == TRY:
+            placing.trying(now_s)
+            self._append_ticket = self._ticket()
+            self._effects.append(Append(self._append_ticket, placing.expect, placing.chain, placing.data))
+        elif placing.next == LOOK:
+            placing.looking(now_s)
+            self._read(placing.look_after, now_s)
+        elif placing.next == LANDED:
+            self._landed(placing, now_s)
+        elif placing.next == TAKEN:
+            self._taken(placing.others, now_s, confirmed=confirmed)
+        else:
+            assert placing.next == LOST
+            self._stop(f"the log has lost record {placing.expect}, which this node knows")
+
+    def _landed(self, placing: Placing, now_s: float) -> None:
+        entry = self._placed
+        assert entry is not None
+        self._forget_placing()
+        self._confirm()
+        before = self.standing.released
+        self.standing.take(entry)
+        self.applied = entry.number
+        self.tenure.landed(placing.since_s, now_s)
+        if entry.kind == CLAIM:
+            self._effects.append(Lead(entry, entry.record.rows.clock_s, before))
+        else:
+            self._effects.append(Durable(entry))
+        if entry.kind == RELEASE:
+            self._effects.append(StepDown(released=True))
+
+    def _taken(self, others: Sequence[bytes], now_s: float, *, confirmed: bool = False) -> None:
+        self._forget_placing()
+        fenced = self.tenure.state != CLAIMING
+        self.tenure.taken(now_s)
+        if fenced:
+            self._effects.append(StepDown(released=False))
+        self._take_all(others, now_s, confirmed=confirmed)
+
+    def _forget_placing(self) -> None:
+        self._placing = self._placed = None
+        self._append_ticket = self._read_ticket = NO_TICKET
+
+    # --- records of others ----------------------------------------------------------------------------------------
+
+    def _read(self, after: int, now_s: float) -> None:
+        self._read_ticket = self._ticket()
+        self._read_at = self.standing.number
+        self._read_s = now_s
+        self._read_again = False
+        self._effects.append(Read(self._read_ticket, after))
+
+    def read_ok(self, ticket: int, found: Found, now_s: float) -> None:
+        if self.stopped or ticket != self._read_ticket:
+            return
+        self._read_ticket = NO_TICKET
+        self.tenure.answered(now_s)
+        placing = self._placing
+        if placing is not None:
+            placing.found(found)
+            self._go_on(placing, now_s)
+        elif found.last < self._read_at:
+            # Not `standing`: another node may have shown us records since this read began.
+            self._stop(f"the log ends at record {found.last}, and this node knows record {self._read_at}")
+        else:
+            self._take_all(found.records, now_s)
+            if found.last > self.standing.number and not self.stopped:
+                self._read_more(now_s)
+
+    def read_failed(self, ticket: int) -> None:
+        if ticket == self._read_ticket:
+            self._read_ticket = NO_TICKET
+            self.tenure.unanswered()
+
+    def shown(self, data: bytes, now_s: float) -> None:
+        """Another node shows a record that has landed."""
+        if self.stopped:
+            return
+        try:
+            entry = shared_record.decode(data)
+        except UnknownFormatError:
+            return  # the log has it too, if it is one
+        if entry is None:
+            return
+        placing = self._placing
+        if placing is not None:
+            # A later one says the same of ours as the one in its place, but not what that is: the append will tell.
+            if entry.number == placing.expect + 1:
+                placing.known(data)
+                self._go_on(placing, now_s, confirmed=True)
+        elif self.tenure.state == PRIMARY:
+            if entry.number > self.standing.number:
+                self._taken((data,), now_s, confirmed=True)
+        else:
+            self._take_entry(entry, now_s, confirmed=True)
+
+    def _take_all(self, records: Sequence[bytes], now_s: float, *, confirmed: bool = False) -> None:
+        for data in records:
+            entry = self._decoded(data)
+            if entry is not None:
+                self._take_entry(entry, now_s, confirmed=confirmed)
+            if self.stopped:
+                return
+
+    def _decoded(self, data: bytes) -> Entry | None:
+        try:
+            entry = shared_record.decode(data)
+        except UnknownFormatError as error:
+            self._stop(str(error))
+            return None
+        if entry is None:
+            self._stop("the log has a damaged record")
+        return entry
+
+    def _take_entry(self, entry: Entry, now_s: float, *, confirmed: bool) -> None:
+        standing = self.standing
+        judged = standing.judge(entry)
+        if judged == NEXT:
+            self._confirm()
+            standing.take(entry)
+            if entry.kind == RELEASE:
+                self.tenure.saw_release(now_s, entry.subject in (0, self.node_id))
+            else:
+                self.tenure.saw(now_s)
+            self._waits = entry
+            if confirmed:
+                self._confirm()
+        elif judged == OLD:
+            if confirmed and entry.number == standing.number:
+                self._confirm()
+        elif judged == GAP:
+            self._read_more(now_s)
+        elif judged == FORKED:
+            self._stop(f"record {entry.number} does not go on from record {standing.number} as this node knows it")
+
+    def _confirm(self) -> None:
+        """The record that waits, if one does, is known to its writer."""
+        entry, self._waits = self._waits, None
+        if entry is not None:
+            self.applied = entry.number
+            self._effects.append(Apply(entry))
+
+    def _read_more(self, now_s: float) -> None:
+        if self._read_ticket == NO_TICKET:
+            self._read(self.standing.number, now_s)
+        else:
+            self._read_again = True
+
+    def _stop(self, text: str) -> None:
+        self.stopped = text
+        self.tenure.taken(0.0)
+        self._effects.append(Stop(text))
+
+    def _ticket(self) -> int:
+        self._tickets += 1
+        return self._tickets
