@@ -61,7 +61,7 @@ def test_of_replies_being_made_the_largest_of_the_largest_address_is_refused() -
     async def main() -> None:
         world = LockWorld()
         with mock.patch.object(limits, "LONG_REPLIES_BYTES_MAX", 20 * MIB):
-            many = [begin(world, 1_000, "many")[0] for _ in range(5)]
+            many = [begin(world, 1_000, "many")[0] for _ in range(9)]
             one, _ = begin(world, 6, "one")
             write, _ = begin(world, 3, "many", written=True)
             for _ in range(100):
@@ -69,6 +69,9 @@ def test_of_replies_being_made_the_largest_of_the_largest_address_is_refused() -
                 assert world.core.long_replies._memory.made_bytes <= 20 * MIB
         assert one.decided
         assert write.decided
+        with mock.patch.object(limits, "LONG_REPLIES_BYTES_MAX", 5 * MIB):
+            await turns(1)
+            assert world.core.long_replies._memory.made_bytes <= 5 * MIB, "several are refused in one turn"
         refused = [call for call in many if call.outcome is not None]
         assert {call.error for call in refused} == {errors.TOO_MANY_REQUESTS.message}
         assert world.core.metrics.shortages.counts[LONG_REPLIES] == len(refused)
