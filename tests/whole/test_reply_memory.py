@@ -81,6 +81,21 @@ def test_of_replies_being_made_the_largest_of_the_largest_address_is_refused() -
     asyncio.run(main())
 
 
+def test_as_many_are_refused_in_one_turn_as_it_takes() -> None:
+    async def main() -> None:
+        world = LockWorld()
+        many = [begin(world, 1_000, "many")[0] for _ in range(5)]
+        await turns(26)
+        with mock.patch.object(limits, "LONG_REPLIES_BYTES_MAX", 8 * MIB):
+            await turns(1)
+            assert world.core.long_replies._memory.made_bytes <= 8 * MIB
+        assert [call.outcome is None for call in many].count(True) == 1
+        for call in many:
+            call.gone()
+
+    asyncio.run(main())
+
+
 def test_of_replies_that_nobody_reads_the_oldest_is_dropped_with_its_connection() -> None:
     async def main() -> None:
         world = LockWorld()

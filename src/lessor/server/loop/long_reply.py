@@ -184,7 +184,10 @@ class LongReplies:
             await asyncio.sleep(0)
             while self._lines and not self._step():
                 pass
-            self._memory.keep_bound((held, line[0]) for held, line in self._lines.items())
+            try:
+                self._memory.keep_bound(self._lines)
+            except Exception as error:  # the replies are made all the same
+                as_answer(error, "a long reply")
         self._task = None
 
     def _step(self) -> bool:

@@ -14,7 +14,7 @@ in the socket's buffer. They are counted anew only when the sum may be too large
 their replies are forgotten.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from lessor.base import errors, limits
@@ -63,9 +63,8 @@ class ReplyMemory:
     def __init__(self, shortages: Shortages) -> None:
         self._shortages = shortages
         self.made_bytes = 0  # of the replies that are being made
-        self._readers: dict[
-            Reader, Counted
-        ] = {}  # those that were sent long replies, and may not have read them; oldest first
+        # The connections that were sent long replies and may not have read them, in the order of the oldest of these.
+        self._readers: dict[Reader, Counted] = {}
         self._unread_bytes = 0  # of those; not less than it is
 
     def sent(self, held: Counted, size_bytes: int) -> None:
@@ -77,8 +76,8 @@ class ReplyMemory:
             self._readers[reader] = held
             self._unread_bytes += size_bytes
 
-    def keep_bound(self, making: Iterable[tuple[Counted, Made]]) -> None:
-        """To be called after each step. `making`: the replies that are being made; looked at beyond the bound only.
+    def keep_bound(self, making: Mapping[Counted, Sequence[Made]]) -> None:
+        """To be called after each step. `making`: the replies of each connection; the first is being made.
 
         Cost: O(1); when the bound may be reached, O(replies being made + connections that have not read one).
         """
@@ -92,13 +91,13 @@ class ReplyMemory:
         self._readers = {reader: held for reader, held in self._readers.items() if unread[reader]}
         self._unread_bytes = sum(unread.values())
 
-    def _refuse_one(self, making: Iterable[tuple[Counted, Made]]) -> bool:
+    def _refuse_one(self, making: Mapping[Counted, Sequence[Made]]) -> bool:
         """Returns whether there was anything that could be refused."""
         unread: dict[str, int] = {}  # by address
         made: dict[str, int] = {}
         for reader, held in self._readers.items():
             unread[held.address] = unread.get(held.address, 0) + reader.unread_bytes
-        replies = [(held.address, reply) for held, reply in making if reply.may_be_refused]
+        replies = [(held.address, line[0]) for held, line in making.items() if line[0].may_be_refused]
         for address, reply in replies:
             made[address] = made.get(address, 0) + reply.made_bytes
         if not unread and not made:
