@@ -42,9 +42,10 @@ from typing import Final, NamedTuple
 from lessor.cluster.standing import FORKED, GAP, NEXT, OLD, Standing
 from lessor.cluster.tenure import CLAIMING, FOLLOWER, PRIMARY, Tenure, Timing
 from lessor.durable import shared_record
-from lessor.durable.record import Changes, Rows, UnknownFormatError
+from lessor.durable.record import Changes, UnknownFormatError
 from lessor.durable.shared_log import LANDED, LOOK, LOST, TAKEN, TRY, Found, Placing
 from lessor.durable.shared_record import CLAIM, RELEASE, Entry, Origin
+from lessor.state.journal import Rows
 
 
 class Append(NamedTuple):

@@ -29,11 +29,11 @@ from lessor.durable.first_failure import FirstFailure
 from lessor.durable.log import Log, LogFullError
 from lessor.durable.meta_rows import LogPosition
 from lessor.durable.opening import FULL, Connect, Connector, Seen
-from lessor.durable.record import CHAIN_BYTES, Changes, Record, Rows
+from lessor.durable.record import CHAIN_BYTES, Changes, Record
 from lessor.durable.table_sync import Start, start_thread
 from lessor.durable.tables import Tables
 from lessor.durable.upkeep import Upkeep
-from lessor.state.journal import Batch
+from lessor.state.journal import Batch, Rows
 
 UNFOLDED_ROWS_MAX: Final = 400_000  # rows that wait in memory for the tables: more, and the commit folds
 

@@ -21,10 +21,10 @@ Does not do: I/O; sectors and torn writes (file_log.py, sectors.py); knowing whi
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable
+from typing import Final
 
-from lessor.state.journal import AlarmRow, AuthRows, EventRow, LeaseRow, PermissionRow, RoleRow, UserRow
+from lessor.state.journal import AlarmRow, AuthRows, EventRow, LeaseRow, PermissionRow, RoleRow, Rows, UserRow
 
 MAGIC: Final = b"LsRc"
 FORMAT: Final = 1
@@ -55,31 +55,6 @@ _FLAGS: Final = 63
 
 class UnknownFormatError(Exception):
     """A whole record, of a format that this Lessor does not know."""
-
-
-class Rows(Protocol):
-    """What a record is made of: a batch, or a record that was read."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def clock_s(self) -> float: ...
-    @property
-    def events(self) -> list[EventRow]: ...
-    @property
-    def leases(self) -> list[LeaseRow]: ...
-    @property
-    def alarms(self) -> list[AlarmRow]: ...
-    @property
-    def compact_revision(self) -> int | None: ...
-    @property
-    def auth(self) -> AuthRows | None: ...
-    @property
-    def peer_urls(self) -> tuple[str, ...] | None: ...
-    @property
-    def clean(self) -> bool: ...
-    @property
-    def dead(self) -> Sequence[tuple[int, int]]: ...
 
 
 class Changes:

@@ -29,7 +29,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from lessor.durable import record
-from lessor.durable.record import CHAIN_BYTES, MAGIC, Record, Rows, UnknownFormatError, chain_of
+from lessor.durable.record import CHAIN_BYTES, MAGIC, Record, UnknownFormatError, chain_of
+from lessor.state.journal import Rows
 
 FORMAT: Final = 2
 NONCE_BYTES: Final = 16

@@ -43,11 +43,11 @@ from lessor.durable.first_failure import FirstFailure
 from lessor.durable.meta_rows import LogPosition
 from lessor.durable.opening import FULL, NORMAL, PAGE_BYTES, Connector, Seen, explained
 from lessor.durable.page_sums import PageSums
-from lessor.durable.record import Record, Rows
+from lessor.durable.record import Record
 from lessor.durable.table_sync import Start, TableSync, is_locked, start_thread
 from lessor.durable.unfolded import Fold
 from lessor.durable.wal_copy import COUNT_SYNC, WalCopy
-from lessor.state.journal import AlarmRow, EventRow, LeaseRow
+from lessor.state.journal import AlarmRow, EventRow, LeaseRow, Rows
 
 LOAD_ROWS: Final = 1_000  # rows fetched at once
 STOP_LOOK_STEPS: Final = 20_000  # of SQLite's machine, a millisecond or so, after which a backup looks whether to stop

@@ -10,8 +10,8 @@ It does not write anywhere; tables.py does.
 
 from collections import deque
 
-from lessor.durable.record import Record, Rows
-from lessor.state.journal import AlarmRow, AuthRows
+from lessor.durable.record import Record
+from lessor.state.journal import AlarmRow, AuthRows, Rows
 
 Row = tuple[object, ...]
 

@@ -15,7 +15,8 @@ Does not do: I/O, the order of commits, knowing what is durable.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from lessor.state.lease import Lease
 
@@ -48,6 +49,31 @@ class AuthRows:
     @property
     def row_count(self) -> int:
         return len(self.users) + sum(1 + len(row[1]) for row in self.roles.values()) + (self.switch is not None)
+
+
+class Rows(Protocol):
+    """What a batch changes: one that was sealed here, or one of another node, or one that was read back."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def clock_s(self) -> float: ...
+    @property
+    def events(self) -> list[EventRow]: ...
+    @property
+    def leases(self) -> list[LeaseRow]: ...
+    @property
+    def alarms(self) -> list[AlarmRow]: ...
+    @property
+    def compact_revision(self) -> int | None: ...
+    @property
+    def auth(self) -> AuthRows | None: ...
+    @property
+    def peer_urls(self) -> tuple[str, ...] | None: ...
+    @property
+    def clean(self) -> bool: ...
+    @property
+    def dead(self) -> Sequence[tuple[int, int]]: ...
 
 
 class Batch:

@@ -32,7 +32,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from lessor.base import limits
-from lessor.state.journal import AlarmRow, AuthRows, EventRow, LeaseRow
+from lessor.state.journal import AlarmRow, AuthRows, EventRow, LeaseRow, Rows
 from lessor.state.lease import Lease
 from lessor.state.machine import Identity, StateMachine
 
@@ -120,25 +120,6 @@ def _remaining_s(saved_s: float, at_most_s: float, clean: bool) -> float:
 
 
 # --- following another node ------------------------------------------------------------------------------------------
-
-
-class Rows(Protocol):
-    """The rows of a batch that another node has made, or that was read back."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def events(self) -> list[EventRow]: ...
-    @property
-    def leases(self) -> list[LeaseRow]: ...
-    @property
-    def alarms(self) -> list[AlarmRow]: ...
-    @property
-    def compact_revision(self) -> int | None: ...
-    @property
-    def auth(self) -> AuthRows | None: ...
-    @property
-    def peer_urls(self) -> tuple[str, ...] | None: ...
 
 
 def apply(machine: StateMachine, rows: Rows) -> None:
