@@ -7,37 +7,36 @@ from lessor.server.loop.expiry import MARGIN_S
 from tests.unit.server.turn_world import Peer, World
 
 
+def check_that_it_stops_reading_until_it_is_sealed(world: World) -> None:
+    peer = Peer()
+    assert world.turn.overloaded
+    world.turn.pause(peer)
+    world.loop.settle()
+    assert peer.resumed == 0
+    world.disk.succeed()
+    assert peer.resumed == 1
+    assert not world.turn.overloaded
+
+
 def test_a_full_batch_stops_reading_until_it_is_sealed() -> None:
-    world, peer = World(), Peer()
+    world = World()
     world.grant(60)
     world.loop.settle()  # one batch is in flight, the next one fills
     for number in range(limits.BATCH_ROWS_MAX + 1):
         assert not world.turn.overloaded
         world.call(rpc_pb2.PutRequest(key=b"%d" % number))
-    assert world.turn.overloaded
-    world.turn.pause(peer)
-    world.loop.settle()
-    assert peer.resumed == 0
-    world.disk.succeed()
-    assert peer.resumed == 1
-    assert not world.turn.overloaded
+    check_that_it_stops_reading_until_it_is_sealed(world)
 
 
 def test_a_batch_is_full_of_large_values_too() -> None:
     """Puts that keep the value count as well: few bytes, and the whole value is written again."""
-    world, peer = World(), Peer()
+    world = World()
     world.call(rpc_pb2.PutRequest(key=b"k", value=bytes(limits.BATCH_BYTES_MAX // 10)))
     world.loop.settle()
     for _ in range(10):
         assert not world.turn.overloaded
         world.call(rpc_pb2.PutRequest(key=b"k", ignore_value=True))
-    assert world.turn.overloaded
-    world.turn.pause(peer)
-    world.loop.settle()
-    assert peer.resumed == 0
-    world.disk.succeed()
-    assert peer.resumed == 1
-    assert not world.turn.overloaded
+    check_that_it_stops_reading_until_it_is_sealed(world)
 
 
 def test_leases_end_behind_what_was_read_and_waits_for_a_full_batch() -> None:
