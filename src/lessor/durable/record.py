@@ -151,34 +151,41 @@ def encode_content(number: int, term: int, previous: bytes, rows: Rows) -> bytes
     if flags & ~_CLEAN or rows.alarms:
         parts += [_ALARM.pack(*row) for row in rows.alarms]
         for url in urls:
-            _sized(parts, url.encode())
+            sized(parts, url.encode())
         if auth is not None:
             _encode_auth(parts, auth)
     return b"".join(parts)
 
 
-def _sized(parts: list[bytes], data: bytes) -> None:
+def sized(parts: list[bytes], data: bytes) -> None:
     parts.append(_SIZE.pack(len(data)))
     parts.append(data)
 
 
 def _encode_auth(parts: list[bytes], auth: AuthRows) -> None:
     for name, password, no_password, roles, deleted in auth.users.values():
-        _sized(parts, name.encode())
-        _sized(parts, password)
+        sized(parts, name.encode())
+        sized(parts, password)
         parts.append(_USER.pack(no_password, deleted, len(roles)))
         for role in roles:
-            _sized(parts, role.encode())
+            sized(parts, role.encode())
     for name, permissions, deleted in auth.roles.values():
-        _sized(parts, name.encode())
+        sized(parts, name.encode())
         parts.append(_ROLE.pack(deleted, len(permissions)))
         for key, range_end, kind in permissions:
-            _sized(parts, key)
-            _sized(parts, range_end)
+            sized(parts, key)
+            sized(parts, range_end)
             parts.append(bytes((kind,)))
 
 
 # --- from bytes -----------------------------------------------------------------------------------------------------
+
+
+def is_whole(data: bytes, head_bytes: int) -> bool:
+    """Whether these are the magic, `head_bytes` at least with it, and more, with its chain value at the end."""
+    if len(data) < head_bytes + CHAIN_BYTES or not data.startswith(MAGIC):
+        return False
+    return chain_of(memoryview(data)[:-CHAIN_BYTES]) == data[-CHAIN_BYTES:]
 
 
 def decode(data: bytes) -> Record | None:
@@ -187,9 +194,7 @@ def decode(data: bytes) -> Record | None:
     Raises UnknownFormatError for a whole record of another format, and nothing else.
     """
     start = len(MAGIC)
-    if len(data) < start + 2 + CHAIN_BYTES or not data.startswith(MAGIC):
-        return None
-    if chain_of(memoryview(data)[:-CHAIN_BYTES]) != data[-CHAIN_BYTES:]:
+    if not is_whole(data, start + 2):
         return None
     found = int.from_bytes(data[start : start + 2], "little")
     if found != FORMAT:
@@ -211,7 +216,7 @@ def decode_content(data: bytes) -> Record | None:
     ) = _HEAD.unpack_from(data)  # fmt: skip
     if flags & ~_FLAGS:
         return None
-    reader = _Reader(data, _HEAD.size)
+    reader = Reader(data, _HEAD.size)
     rows = Changes(batch, clock_s)
     rows.clean = bool(flags & _CLEAN)
     rows.compact_revision = compacted if flags & _COMPACTED else None
@@ -231,14 +236,14 @@ def decode_content(data: bytes) -> Record | None:
     return Record(number, term, previous, data[-CHAIN_BYTES:], rows, len(data))
 
 
-class _Reader:
+class Reader:
     """Takes rows from the front. Raises struct.error or ValueError where there are none."""
 
     def __init__(self, data: bytes, position: int) -> None:
         self._data = data
         self.position = position
 
-    def _take(self, size: int) -> bytes:
+    def take(self, size: int) -> bytes:
         start = self.position
         self.position = end = start + size
         if end > len(self._data):
@@ -273,18 +278,18 @@ class _Reader:
         return found
 
     def sized(self) -> bytes:
-        return self._take(int.from_bytes(self._take(_SIZE.size), "little"))
+        return self.take(int.from_bytes(self.take(_SIZE.size), "little"))
 
     def text(self) -> str:
         return self.sized().decode()
 
     def user(self) -> UserRow:
         name, password = self.text(), self.sized()
-        no_password, deleted, roles = _USER.unpack(self._take(_USER.size))
+        no_password, deleted, roles = _USER.unpack(self.take(_USER.size))
         return name, password, bool(no_password), tuple(self.text() for _ in range(roles)), bool(deleted)
 
     def role(self) -> RoleRow:
         name = self.text()
-        deleted, count = _ROLE.unpack(self._take(_ROLE.size))
-        permissions: list[PermissionRow] = [(self.sized(), self.sized(), self._take(1)[0]) for _ in range(count)]
+        deleted, count = _ROLE.unpack(self.take(_ROLE.size))
+        permissions: list[PermissionRow] = [(self.sized(), self.sized(), self.take(1)[0]) for _ in range(count)]
         return name, tuple(permissions), bool(deleted)

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from lessor.durable import record
-from lessor.durable.record import CHAIN_BYTES, MAGIC, Record, UnknownFormatError, chain_of
+from lessor.durable.record import MAGIC, Reader, Record, UnknownFormatError, chain_of
 from lessor.state.journal import Rows
 
 FORMAT: Final = 2
@@ -44,8 +44,7 @@ KINDS: Final = ("", "claim", "batch", "beat", "release", "member")
 
 # Magic, format, kind; node, nonce, subject; how many texts and origins.
 _FRONT: Final = struct.Struct("<4sHHQ16sQII")
-_ORIGIN: Final = struct.Struct("<16sQI")  # nonce, counter, bytes of the reply
-_SIZE: Final = struct.Struct("<I")
+_ORIGIN: Final = struct.Struct("<16sQ")  # nonce, counter; the reply behind it with its size
 
 
 class Origin(NamedTuple):
@@ -114,10 +113,10 @@ def encode(
     """A record and its bytes. `previous`: the chain value of the record before; `nonce`: NONCE_BYTES of the process."""
     parts = [_FRONT.pack(MAGIC, FORMAT, kind, node, nonce, subject, len(texts), len(origins))]
     for text in texts:
-        encoded = text.encode()
-        parts += (_SIZE.pack(len(encoded)), encoded)
+        record.sized(parts, text.encode())
     for origin in origins:
-        parts += (_ORIGIN.pack(origin.nonce, origin.counter, len(origin.reply)), origin.reply)
+        parts.append(_ORIGIN.pack(origin.nonce, origin.counter))
+        record.sized(parts, origin.reply)
     parts.append(record.encode_content(number, epoch, previous, rows))
     content = b"".join(parts)
     chain = chain_of(content)
@@ -131,9 +130,7 @@ def decode(data: bytes) -> Entry | None:
 
     Raises UnknownFormatError for a whole record of another format or kind, and nothing else.
     """
-    if len(data) < len(MAGIC) + 4 + CHAIN_BYTES or not data.startswith(MAGIC):
-        return None
-    if chain_of(memoryview(data)[:-CHAIN_BYTES]) != data[-CHAIN_BYTES:]:
+    if not record.is_whole(data, len(MAGIC) + 4):
         return None
     found, kind = struct.unpack_from("<HH", data, len(MAGIC))
     if found != FORMAT or not 0 < kind < len(KINDS):
@@ -146,18 +143,13 @@ def decode(data: bytes) -> Entry | None:
 
 def _decode(data: bytes) -> Entry | None:
     _, _, kind, node, nonce, subject, text_count, origin_count = _FRONT.unpack_from(data)
-    position = _FRONT.size
-    texts: list[str] = []
-    for _ in range(text_count):
-        (size,) = _SIZE.unpack_from(data, position)
-        position += _SIZE.size + size
-        texts.append(_cut(data, position, size).decode())
+    reader = Reader(data, _FRONT.size)
+    texts = [reader.text() for _ in range(text_count)]
     origins: list[Origin] = []
     for _ in range(origin_count):
-        origin_nonce, counter, size = _ORIGIN.unpack_from(data, position)
-        position += _ORIGIN.size + size
-        origins.append(Origin(origin_nonce, counter, _cut(data, position, size)))
-    inner = data[position:]
+        origin_nonce, counter = _ORIGIN.unpack(reader.take(_ORIGIN.size))
+        origins.append(Origin(origin_nonce, counter, reader.sized()))
+    inner = data[reader.position :]
     if not inner.startswith(MAGIC + _INNER_FORMAT):
         return None
     content = record.decode_content(inner)
@@ -168,10 +160,3 @@ def _decode(data: bytes) -> Entry | None:
 
 
 _INNER_FORMAT: Final = struct.pack("<H", record.FORMAT)
-
-
-def _cut(data: bytes, end: int, size: int) -> bytes:
-    """The `size` bytes before `end`."""
-    if end > len(data):
-        raise ValueError("cut short")
-    return data[end - size : end]
