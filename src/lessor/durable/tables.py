@@ -226,6 +226,11 @@ class Tables:
         if not self._copy_wal(wait=True):
             raise TablesLockedError(explain.locked(self._path))
 
+    def keep_shared(self, member_id: int) -> None:
+        """From here on the tables are those of this member, and follow a log that others write to as well."""
+        with self.writing(FULL, wait=True) as connection:
+            schema.execute_rows(connection, schema.META, [("shared", 1), ("member_id", f"{member_id:016x}")])
+
     # --- sync -------------------------------------------------------------------------------------------------------
 
     @property
@@ -330,6 +335,7 @@ class Tables:
             # The copy has no log: whatever files lie where it is put, they are not its own.
             with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy:
                 schema.execute_rows(copy, schema.META, [("log", "")])
+                copy.execute("DELETE FROM meta WHERE name = 'shared'")
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)

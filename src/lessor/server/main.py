@@ -26,7 +26,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.durable import directory
-from lessor.durable.engine import Engine, EngineError
+from lessor.durable.engine import Engine, EngineError, FencedError
 from lessor.durable.file_engine import FileEngine
 from lessor.server.loop.bugs import BrokenTurnError
 from lessor.server.loop.committer import Committer
@@ -47,19 +47,20 @@ from lessor.server.tls.secure import Handshakes
 from lessor.server.transport.connection import Connection, Speak
 from lessor.server.transport.door import Accept, Door, files_for_clients, files_limit
 from lessor.server.transport.speak import speak_to_clients, speak_to_monitors
+from lessor.state.journal import Rows
 from lessor.state.machine import Identity, StateMachine
-from lessor.state.replay import restore
+from lessor.state.replay import apply, promote, restore
 
 log = logging.getLogger("lessor")
 
 EXIT_DISK_FAILED = 74  # sysexits.h: EX_IOERR
 EXIT_BUG = 70  # sysexits.h: EX_SOFTWARE
+EXIT_FENCED = 75  # sysexits.h: EX_TEMPFAIL; a new start stands by
 EXIT_AT_ONCE = 130  # as after Ctrl-C
 
 # What is raised over rows that no Lessor has written: SQLite does not see damage within a row.
 _IMPOSSIBLE_ROWS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, MemoryError)
 LAST_COMMIT_S = limits.STOP_COMMIT_S_MAX
-FIRST_TERM = 2  # what a fresh etcd answers too: the term of its first election
 DRAIN_S = limits.STOP_CALLS_S_MAX
 # The commit thread and the loop take turns with the interpreter; decision 0003 has the measurements.
 SWITCH_INTERVAL_S = 0.0002
@@ -104,7 +105,7 @@ class Server:
             self._committer.close()
             raise
         gate = Gate(durable=machine.journal.number - 1)
-        turn = Turn(machine, gate, self._committer, self._clock, clock_s, metrics.expiry)
+        turn = Turn(machine, gate, self._committer, self._clock, clock_s, metrics.expiry, self._engine.answering)
         data_dir = Path(self.options.data_dir)
         remove_leftovers(data_dir)
         self.services = Services(
@@ -131,10 +132,9 @@ class Server:
         meta = self._engine.open(_new_identity(self.options))
         if meta.not_compared:
             log.info("the pages of the tables were not compared with their sums", extra={"reason": meta.not_compared})
-        term = max(meta.term + 1, FIRST_TERM)
         try:
             machine = restore(
-                Identity(meta.cluster_id, meta.member_id, term),
+                Identity(meta.cluster_id, meta.member_id, meta.term),
                 self._engine.load(),
                 min_lease_ttl_s=self.options.min_lease_ttl_s,
                 max_txn_ops=self.options.max_txn_ops,
@@ -143,8 +143,21 @@ class Server:
         except _IMPOSSIBLE_ROWS as error:
             database = Path(self.options.data_dir) / directory.DATABASE_NAME
             raise directory.damaged(database, f"rows that cannot be, {error!r}") from error
-        self._engine.begin_term(term)
-        return machine, meta.clock_s
+        followed = 0
+
+        def follow(rows: Rows) -> None:
+            nonlocal followed
+            followed += 1
+            apply(machine, rows)
+            while machine.store.unswept:
+                machine.store.sweep(limits.SWEEP_EVENTS_MAX)
+
+        begun = self._engine.lead(follow)
+        if followed:
+            promote(machine, begun.term, begun.clock_s, clean=begun.clean, passed_on_s=0.0)
+        else:
+            machine.lead(begun.term)
+        return machine, begun.clock_s
 
     async def start(self) -> None:
         """Begins to serve. Raises OptionError when it cannot listen on an address."""
@@ -247,6 +260,7 @@ class Server:
         A batch that is on its way to the disk gets there; calls that wait for it are never answered.
         """
         self.core.turn.halt()
+        self._engine.stop_waiting()
         self.stop_listening()
         if self.handshakes is not None:
             self.handshakes.close()
@@ -288,19 +302,24 @@ class Server:
         now_s = turn.now_s()
         machine.checkpoint(now_s)
         batch = machine.journal.seal(now_s)
+        giving_up = asyncio.get_running_loop().call_later(LAST_COMMIT_S, self._engine.stop_waiting)
         try:
             await self._committer.run(lambda: self._engine.commit(batch))
         except EngineError as error:
             self._stop_unanswered(error)
+        finally:
+            giving_up.cancel()
 
     # --- while it serves ---
 
     def _stop_unanswered(self, error: BaseException) -> None:
         """Memory is ahead of disk for good, or a bug has half changed it: answers nobody any more, and stops."""
-        bug = isinstance(error, BrokenTurnError)
-        what = "a bug broke off a turn" if bug else "cannot write to disk"
+        what, self.exit_code = "cannot write to disk", EXIT_DISK_FAILED
+        if isinstance(error, BrokenTurnError):
+            what, self.exit_code = "a bug broke off a turn", EXIT_BUG
+        elif isinstance(error, FencedError):
+            what, self.exit_code = "this process leads no more", EXIT_FENCED
         log.critical(f"{what}; stopping without answering", extra={"error": str(error)})
-        self.exit_code = EXIT_BUG if bug else EXIT_DISK_FAILED
         for connection in list(self._connections):
             connection.transport.abort()
         self._stopping.set()
