@@ -21,6 +21,8 @@ Laws
   is set when the batch is durable, and once more at the end of a turn that took long.
 - A batch with rows saves the data clock, as it read before the first of them. While leases live, the clock is saved
   every `clock_save_s` in any case, without rows if there are none.
+- Where others may take over (`answering`), bytes leave only while they cannot have done so yet: that is asked once a
+  turn, directly before its bytes leave. Otherwise all bytes wait, and the data clock stands still meanwhile.
 - When a commit fails, memory is ahead of disk and the outcome is unknown. When a step of the turn itself raises,
   memory may be half changed. In both cases nothing is answered any more, nothing is rolled back, nothing is saved, and
   the server stops with a message and an exit code of its own. A bug in a step for one connection, stream or watcher
@@ -41,6 +43,7 @@ from typing import Any, Final, Protocol
 from lessor.base import limits
 from lessor.base.clock import Clock
 from lessor.base.errors import EtcdError
+from lessor.durable.engine import Answering
 from lessor.server.loop import bugs
 from lessor.server.loop.bugs import Answerable
 from lessor.server.loop.committer import Committer
@@ -121,8 +124,11 @@ class Turn:
         clock: Clock,
         clock_s: float,
         on_expired: Callable[[int, float], None],
+        answering: Answering | None = None,
     ) -> None:
         """`clock_s`: the saved reading of the data clock, from which the clock goes on (decision 0004).
+
+        `answering`: the engine's, to be asked before bytes leave; None when they always may.
 
         `on_expired(ended, late_s)`: called when leases have ended, with their number and the lateness of the first.
         """
@@ -130,7 +136,12 @@ class Turn:
         self.gate = gate
         self._committer = committer
         self.read_clock: Final = clock.now_s  # without the origin: for differences, where calls are many
-        self._origin_s = clock.now_s() - clock_s
+        # The data clock, without its origin: it stands still while nobody may be answered.
+        self._read_served = clock.now_s if answering is None else answering.served_s
+        self._origin_s = self._read_served() - clock_s
+        self._may_send = None if answering is None else answering.may_send
+        self._held = False  # whether bytes wait for that
+        self._waking: asyncio.TimerHandle | None = None  # set to look again
         self._on_expired = on_expired
         self._loop: asyncio.AbstractEventLoop
         self.scheduled = False  # whether an end of turn is due; to be asked before `schedule` where calls are many
@@ -167,7 +178,7 @@ class Turn:
 
     def now_s(self) -> float:
         """The data clock: seconds for which this data has been served, over all restarts."""
-        return self.read_clock() - self._origin_s
+        return self._read_served() - self._origin_s
 
     # --- what the other parts ask for ---
 
@@ -306,7 +317,8 @@ class Turn:
         if self._broken:
             return
         self.scheduled = False
-        self._ending_began_s = self._began_s
+        if not self._held:  # otherwise replies of an earlier turn wait as well
+            self._ending_began_s = self._began_s
         try:
             if self._expiry.state == DUE:
                 self._end_leases()
@@ -314,11 +326,15 @@ class Turn:
             self._seal()
             if self._behind:
                 self._send_history()
-            if self._to_flush:
+            if self._may_send is not None:
+                self._held = bool(self._to_flush) and not self._may_send()
+            if self._held:
+                self._wake_later()
+            elif self._to_flush:
                 self._flush()
             if self.machine.store.unswept:
                 self._sweep()
-            if self.renewed:
+            if self.renewed and not self._held:
                 self._count_promises()
             self._set_timer()
         except Exception as error:
@@ -416,6 +432,15 @@ class Turn:
                 connection.flush()
             except Exception as error:
                 bugs.end(connection, error)
+
+    def _wake_later(self) -> None:
+        """Bytes may not leave: others may commit by now. Looks again soon, for nobody says when they may."""
+        if self._waking is None:
+            self._waking = self._loop.call_later(limits.SEND_RETRY_S, self._wake)
+
+    def _wake(self) -> None:
+        self._waking = None
+        self.schedule()
 
     def _sweep(self) -> None:
         """Takes some of the dead versions out of memory, and asks for another turn, to go on or to seal."""
