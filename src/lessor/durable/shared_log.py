@@ -28,7 +28,7 @@ landed after it then.
 Does not do: I/O, clocks, deciding when to look again. Of all implementations of this protocol none is served yet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from lessor.durable.log import LogError
@@ -47,6 +47,29 @@ class UnreachableError(LogError):
     """The engine did not answer. Reading again is safe."""
 
 
+class LogRefusedError(LogError):
+    """The engine cannot be used as it is; the message says what to set. To try again helps only after a person acted.
+
+    An `append` that raises it has added nothing by this try. It is settled by reading like any other.
+    """
+
+
+class TrimmedError(LogError):
+    """What was asked for was forgotten. A snapshot that stands for `first` - 1 or more has what it said."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__(f"the log has forgotten what stood before record {first}")
+        self.first = first  # position of the first record that is left
+
+
+class Info(NamedTuple):
+    """What `open` found."""
+
+    cluster_id: int  # drawn once for the log: below 2**64, not 0
+    format: int  # of the engine's own layout of the log
+    warnings: tuple[str, ...]  # what the operator should know, one line each
+
+
 class Found(NamedTuple):
     """What a read found."""
 
@@ -55,20 +78,70 @@ class Found(NamedTuple):
 
 
 class SharedLog(Protocol):
-    """A log to which several nodes append. Blocks; one call at a time from one thread."""
+    """A log to which several nodes append. Blocks; one call at a time from one thread.
+
+    `open` comes before all others, and is called again until it has returned once. After that the engine may go away
+    and come back: each call connects anew when it has to, and finds the same log, or raises.
+
+    No message of an error, and no `repr`, names a password or a key.
+    """
+
+    def open(self, new_cluster_id: int) -> Info:
+        """Connects, makes the log if there is none, and finds out whether the engine keeps E1 to E3.
+
+        `new_cluster_id` becomes the cluster's id if the log is made; several nodes may do it at once, and all get the
+        id of one of them. Raises LogRefusedError where the engine must not be used as it is, or holds a log of another
+        format; UnreachableError where it is not there: trying again is safe.
+        """
+        ...
 
     def append(self, expect: int, chain: bytes, data: bytes) -> None:
         """Adds a record directly behind position `expect`, whose record has the chain value `chain`.
 
-        Position 0, with a chain value of zeros, is the beginning. Raises TakenError, UnknownError.
+        Position 0, with a chain value of zeros, is the beginning. The last CHAIN_BYTES of `data` are its own chain
+        value. Raises TakenError, UnknownError, LogRefusedError; after each of them only a `read` says what holds.
         """
         ...
 
     def read(self, after: int, bytes_max: int) -> Found:
         """The records behind position `after`: at least one if there is any, about `bytes_max` in all. E3 holds.
 
-        Raises UnreachableError.
+        What it shows is as durable as what was appended: also a record whose `append` was given up before it was.
+        Raises UnreachableError, LogRefusedError, and TrimmedError when the record behind `after` was forgotten.
         """
+        ...
+
+    def put_snapshot(self, position: int, pieces: Iterator[bytes]) -> None:
+        """Keeps a blob that stands for everything up to `position`. The pieces may have any size.
+
+        It is there whole, or not at all; then older ones may be forgotten, but not the one before it at once, so that
+        a node that reads that one comes to its end. Raises UnreachableError, LogRefusedError: perhaps it is there;
+        trying again with the same blob is safe.
+        """
+        ...
+
+    def newest_snapshot(self) -> tuple[int, Iterator[bytes]] | None:
+        """The snapshot of the highest position, in pieces of at most about 1 MiB; None when there is none.
+
+        The iterator reads as it goes, and may be left before its end. Both raise UnreachableError, LogRefusedError; the
+        iterator also UnreachableError when the snapshot was forgotten meanwhile: ask for the newest one then.
+        """
+        ...
+
+    def trim(self, before: int) -> None:
+        """Forgets the records below position `before`, in steps, each of which holds up nobody for long.
+
+        Never forgets the newest record, and does nothing when all that is forgotten already. Raises UnreachableError,
+        LogRefusedError: perhaps a part is done; trying again is safe. Costs time by what there is to forget.
+        """
+        ...
+
+    def size_bytes(self) -> int:
+        """What the log takes in the engine, with its snapshots. Raises UnreachableError, LogRefusedError."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the engine; what was under way has an unknown outcome. Does nothing when closed already."""
         ...
 
 
