@@ -218,6 +218,25 @@ class PostgresServer:
             assert time.monotonic() < until_s, condition
             time.sleep(0.01)
 
+    def commits_wait(self) -> bool:
+        """Whether a commit waits for a standby just now."""
+        import psycopg
+
+        place = f"host=127.0.0.1 port={self.port} user=postgres application_name=test"
+        with psycopg.connect(place, autocommit=True) as connection:
+            raw = connection.pgconn
+            raw.send_query(b"SELECT pg_logical_emit_message(true, 'test', '')")
+            raw.flush()
+            while True:
+                raw.consume_input()
+                if not raw.is_busy():
+                    return False
+                if self.sql(f"SELECT 1 FROM pg_stat_activity WHERE pid = {raw.backend_pid} AND wait_event = 'SyncRep'"):
+                    self.sql(f"SELECT pg_cancel_backend({raw.backend_pid})")
+                    while raw.get_result() is not None:
+                        pass
+                    return True
+
     def backends(self, waiting: str = "true") -> list[int]:
         """The processes that serve logs, with this condition on pg_stat_activity."""
         found = self.sql(
