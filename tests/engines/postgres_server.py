@@ -101,7 +101,7 @@ class PostgresServer:
             raise NoServerError(f"{name} ended with {done.returncode}: {' '.join(done.stderr.split())[-300:]}")
 
     def _init(self) -> None:
-        self._run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
+        self._run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync", "--wal-segsize=1", "-E", "UTF8", "--locale=C")
         rules = [
             "local all all trust",
             "host all postgres 127.0.0.1/32 trust",
@@ -110,7 +110,8 @@ class PostgresServer:
         rules.append("host all all 127.0.0.1/32 scram-sha-256")
         self._write("pg_hba.conf", rules)
         # Small, and ready soon; nothing here changes what a commit means.
-        settings = ["shared_buffers = 16MB", "max_connections = 60", "min_wal_size = 32MB", "wal_keep_size = 64MB"]
+        settings = ["shared_buffers = 16MB", "max_connections = 60", "min_wal_size = 8MB", "wal_keep_size = 64MB"]
+        settings += ["recovery_init_sync_method = syncfs", "wal_retrieve_retry_interval = 100ms"]
         self._write("extra.conf", [*settings, "autovacuum_naptime = 5s"])
         with (self.data / "postgresql.conf").open("a") as file:
             file.write("include 'extra.conf'\n")
@@ -181,7 +182,7 @@ class PostgresServer:
 
     def close(self) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT)
+            self._process.send_signal(signal.SIGINT)
             self._process.wait(ANSWER_S)
         shutil.rmtree(self._folder, ignore_errors=True)
 

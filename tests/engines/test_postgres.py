@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
+from lessor.durable.log import LogError
 from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import (
     LANDED,
     Found,
-    LogError,
     LogRefusedError,
     Placing,
     SharedLog,

@@ -11,7 +11,7 @@ Laws: those of shared_log.py. How they are kept here
   not replaced before it looked. A server without its standby answers no read, like no append.
 
 After a fail-over nothing has to be compared first: each append names the record that it knows, and a server that lost
-it refuses. A server that was replaced, and does not know it, is told by its timeline.
+it refuses. A server that was replaced, and does not know it, is told by its timeline; the next host is tried then.
 
 Theory of operation. One connection, made when a call needs one. An answer that does not come in time ends it. What was
 under way goes on at the server, and its row lock holds up the next try there: so a server without its standby is not
@@ -78,6 +78,7 @@ class PostgresLog:
         self._statements = sql.statements(self._address.schema)
         self._settings = sql.settings({**checks.SETTINGS, "lock_timeout": str(int(answer_s * 750))})
         self._session: Session | None = None
+        self._at = 0  # of the hosts, the one that served last
         self._closed = False
         self._cluster_id = 0  # once it is known
         self._identity = Identity("", 0)  # the newest that was met
@@ -237,38 +238,49 @@ class PostgresLog:
             return session
         if self._closed:
             raise UnreachableError("the log was closed")
-        try:
-            session = Session(self._address, self._statements, self._answer_s, self._clock)
-        except LogRefusedError as error:
-            raise self._refused(str(error)) from None
-        except UnreachableError as error:
-            raise UnreachableError(self._named(str(error))) from None
+        hosts = self._address.hosts
+        errors: list[LogRefusedError | UnreachableError] = []
+        for at in range(self._at, self._at + len(hosts)):  # the one that served last comes first
+            try:
+                self._session = self._connect(hosts[at % len(hosts)])
+            except (LogRefusedError, UnreachableError) as error:
+                errors.append(error)
+            else:
+                self._at = at % len(hosts)
+                return self._session
+        text = self._named("; ".join(map(str, errors)))
+        if any(isinstance(error, LogRefusedError) for error in errors):
+            raise LogRefusedError(text)
+        raise UnreachableError(text)
+
+    def _connect(self, host: str) -> Session:
+        """Raises UnreachableError, LogRefusedError."""
+        session = Session(self._address, host, self._statements, self._answer_s, self._clock)
         try:
             self._examine(session)
         except LostError as error:
-            raise UnreachableError(self._named(str(error))) from None
+            raise UnreachableError(str(error)) from None
         except ServerError as error:
             session.close()
-            raise self._judged(error) or UnreachableError(self._named(str(error))) from None
+            raise self._judged(error) or UnreachableError(str(error)) from None
         except BaseException:
             session.close()
             raise
-        self._session = session
         return session
 
     def _examine(self, session: Session) -> None:
         facts = checks.facts_of(session.look(checks.FACTS)[0])
         refusal = checks.refusal(facts, may_lose_commits=self._may_lose_commits)
         if refusal is not None:
-            if refusal.passes and self._cluster_id:  # a fail-over is under way
-                raise UnreachableError(self._named(refusal.text))
-            raise self._refused(refusal.text)
+            if refusal.passes and (self._cluster_id or len(self._address.hosts) > 1):  # a fail-over may be under way
+                raise UnreachableError(refusal.text)
+            raise LogRefusedError(refusal.text)
         session.look(self._settings)
         self._meet(session)
         if self._cluster_id:
             found = session.ask("HEAD").rows
             if [row[1] for row in found] != [str(self._cluster_id).encode()]:
-                raise self._refused(f"this is not the log of the cluster {self._cluster_id} any more")
+                raise LogRefusedError(f"this is not the log of the cluster {self._cluster_id} any more")
         self._use(facts, session)
 
     def _meet(self, session: Session) -> None:
@@ -279,7 +291,7 @@ class PostgresLog:
         found = Identity(system.decode(), int(timeline, 16))
         replaced = checks.replaced(self._identity, found)
         if replaced:
-            raise UnreachableError(self._named(replaced))
+            raise UnreachableError(replaced)
         self._identity = found
 
     def _use(self, facts: Facts, session: Session) -> None:

@@ -9,7 +9,7 @@ Laws
 - A commit that did not wait for its standby to the end is told from others, though the server calls it done: the server
   adds a warning (`Answer.unsafe`).
 
-Theory of operation. psycopg connects, because it tries several hosts with a time limit for each. From then on libpq's
+Theory of operation. psycopg connects, because it has a time limit for that. From then on libpq's
 own calls are used, without blocking, and poll(2) in between: psycopg has no time limit for a statement, and would
 cancel one. Parameters and results are binary.
 
@@ -73,8 +73,10 @@ class Answer(NamedTuple):
 class Session:
     """Blocks; one call at a time from one thread."""
 
-    def __init__(self, address: Address, statements: Mapping[str, str], answer_s: float, clock: Clock) -> None:
-        """Connects. `statements`: SQL by name. Raises LogRefusedError, UnreachableError."""
+    def __init__(
+        self, address: Address, host: str, statements: Mapping[str, str], answer_s: float, clock: Clock
+    ) -> None:
+        """Connects to one of the hosts. `statements`: SQL by name. Raises LogRefusedError, UnreachableError."""
         self._address = address
         self._statements = statements
         self._answer_s = answer_s
@@ -82,7 +84,7 @@ class Session:
         self._prepared: set[str] = set()
         self._unsafe = ""
         try:
-            self._connection = psycopg.connect(address.conninfo, autocommit=True)
+            self._connection = psycopg.connect(host, autocommit=True)
         except psycopg.Error as error:
             raise _not_connected(address.scrubbed(str(error))) from None
         self._connection.add_notice_handler(self._noticed)

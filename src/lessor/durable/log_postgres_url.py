@@ -42,9 +42,9 @@ _DEFAULTS: Final = {
 
 
 class Address:
-    """Where the log is."""
+    """Where the log is: in `schema`, at one of `hosts`, each of which libpq can connect to. `shown` is for people."""
 
-    __slots__ = ("_secrets", "conninfo", "schema", "shown")
+    __slots__ = ("_secrets", "hosts", "schema", "shown")
 
     def __init__(self, url: str) -> None:
         """Raises LogRefusedError."""
@@ -62,10 +62,8 @@ class Address:
             if key not in found and (not variable or variable not in os.environ):
                 found[key] = value
         found["client_encoding"] = "utf8"  # of the messages
+        self.hosts = tuple(make_conninfo("", **one) for one in _each(found))
         hosts = found.get("host", found.get("hostaddr", os.environ.get("PGHOST", "")))
-        if "," in hosts and "PGTARGETSESSIONATTRS" not in os.environ:
-            found.setdefault("target_session_attrs", "read-write")
-        self.conninfo = make_conninfo("", **found)
         place = "/".join(part for part in (hosts, found.get("dbname", ""), self.schema) if part)
         self.shown = self.scrubbed(place)
 
@@ -114,6 +112,19 @@ def _without_schema(rest: str) -> tuple[str, str]:
         elif part:
             kept.append(part)
     return beginning + ("?" + "&".join(kept) if kept else ""), schema
+
+
+def _each(found: dict[str, str]) -> list[dict[str, str]]:
+    """The same for each of the hosts. libpq would always take the first that lets it in, though it was replaced."""
+    lists = {key: found[key].split(",") for key in ("host", "hostaddr", "port") if key in found}
+    count = max((len(values) for values in lists.values()), default=1)
+    if any(len(values) not in (1, count) for values in lists.values()):
+        raise LogRefusedError("the engine's URL has another number of ports than of hosts")
+    each = [dict(found) for _ in range(count)]
+    for at, one in enumerate(each):
+        for key, values in lists.items():
+            one[key] = values[at if len(values) > 1 else 0]
+    return each
 
 
 def _secrets(found: dict[str, str]) -> list[str]:
