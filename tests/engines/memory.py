@@ -65,9 +65,11 @@ class MemoryLog:
 
     def put_snapshot(self, position: int, pieces: Iterator[bytes]) -> None:
         self._check()
+        if any(kept >= position for kept, _ in self._store.snapshots):
+            return
         blob = b"".join(pieces)
         with self._store.lock:
-            self._store.snapshots.append((position, blob))
+            self._store.snapshots = [*self._store.snapshots[-1:], (position, blob)]
 
     def newest_snapshot(self) -> tuple[int, Iterator[bytes]] | None:
         self._check()

@@ -47,7 +47,7 @@ class PostgresSubject:
 
 
 def _postgres(url: str) -> SharedLog:
-    from lessor.durable.log_postgres import PostgresLog
+    from lessor.engines.log_postgres import PostgresLog
 
     return PostgresLog(url, may_lose_commits=True, answer_s=20.0)
 

@@ -34,7 +34,7 @@ from tests.engines.postgres_server import PostgresServer
 
 psycopg = pytest.importorskip("psycopg", reason="the package psycopg is not here")
 
-from lessor.durable.log_postgres import PostgresLog  # noqa: E402
+from lessor.engines.log_postgres import PostgresLog  # noqa: E402
 
 NOBODY = "nobody_there"  # a standby that is named and never comes
 SHORT_S = 0.4  # until a log gives up, where the test is about that
@@ -540,7 +540,7 @@ def test_without_psycopg_one_line_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['psycopg'] = None\n"
         "from lessor.durable.shared_log import LogRefusedError\n"
-        "from lessor.durable.shared_logs import shared_log\n"
+        "from lessor.engines.named import shared_log\n"
         "try: shared_log('postgres://h/d')\n"
         "except LogRefusedError as error: print(error)\n"
     )

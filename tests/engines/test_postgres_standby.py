@@ -27,7 +27,7 @@ from tests.engines.postgres_server import NoServerError, PostgresServer
 
 pytest.importorskip("psycopg", reason="the package psycopg is not here")
 
-from lessor.durable.log_postgres import PostgresLog
+from lessor.engines.log_postgres import PostgresLog
 
 pytestmark = pytest.mark.slow
 

@@ -35,6 +35,7 @@ FLOORS = {
     "durable": 3,
     "client": 3,
     "cluster": 4,
+    "engines": 4,
     "server": 5,
     "cli": 5,
     "testing": 6,
@@ -60,10 +61,10 @@ HOMES = {
     "asyncio": {"server", "client", "testing", "cli/tasks.py"},
     "uvloop": {"server"},
     "sqlite3": {"durable"},
-    "psycopg": {"durable"},
-    "psycopg2": {"durable"},
-    "asyncpg": {"durable"},
-    "pg8000": {"durable"},
+    "psycopg": {"engines"},
+    "psycopg2": {"engines"},
+    "asyncpg": {"engines"},
+    "pg8000": {"engines"},
 }
 # Clocks, randomness, files, sockets, threads: nothing that pure code could need.
 IMPURE_MODULES = {

@@ -44,29 +44,30 @@ class UnknownError(LogError):
 
 
 class UnreachableError(LogError):
-    """The engine did not answer. Reading again is safe."""
+    """The engine did not answer. The same call again is safe."""
 
 
 class LogRefusedError(LogError):
-    """The engine cannot be used as it is; the message says what to set. To try again helps only after a person acted.
+    """The engine cannot be used as it is; one line says what to set. Trying again helps only after a person has acted.
 
-    An `append` that raises it has added nothing by this try. It is settled by reading like any other.
+    After an `append` it says no more about the record than UnknownError does: an engine that runs full may have taken
+    the record that it complains about.
     """
 
 
 class TrimmedError(LogError):
-    """What was asked for was forgotten. A snapshot that stands for `first` - 1 or more has what it said."""
+    """The records that were asked for are forgotten: a snapshot has what was in them."""
 
     def __init__(self, first: int) -> None:
-        super().__init__(f"the log has forgotten what stood before record {first}")
-        self.first = first  # position of the first record that is left
+        super().__init__(f"the log begins at record {first}: what came before it is trimmed")
+        self.first = first  # the first position that is left
 
 
 class Info(NamedTuple):
-    """What `open` found."""
+    """What `open` found out."""
 
-    cluster_id: int  # drawn once for the log: below 2**64, not 0
-    format: int  # of the engine's own layout of the log
+    cluster_id: int  # of the Lessor cluster whose log this is, drawn by the node that opened it first
+    format: int  # of the log, as its engine keeps it
     warnings: tuple[str, ...]  # what the operator should know, one line each
 
 
@@ -80,68 +81,62 @@ class Found(NamedTuple):
 class SharedLog(Protocol):
     """A log to which several nodes append. Blocks; one call at a time from one thread.
 
-    `open` comes before all others, and is called again until it has returned once. After that the engine may go away
-    and come back: each call connects anew when it has to, and finds the same log, or raises.
-
-    No message of an error, and no `repr`, names a password or a key.
+    Every call may raise LogRefusedError. No text of an error, a warning or a `repr` has a password in it.
     """
 
     def open(self, new_cluster_id: int) -> Info:
-        """Connects, makes the log if there is none, and finds out whether the engine keeps E1 to E3.
+        """To be called before all else, and again after it has failed: looks the engine over, begins the log if needed.
 
-        `new_cluster_id` becomes the cluster's id if the log is made; several nodes may do it at once, and all get the
-        id of one of them. Raises LogRefusedError where the engine must not be used as it is, or holds a log of another
-        format; UnreachableError where it is not there: trying again is safe.
+        `new_cluster_id`: 1 to 2^64 - 1; names the log if there is none yet. Of several nodes that begin one at the same
+        time one succeeds, and all get its number. LogRefusedError: the engine would lose records, is of another kind or
+        version, or does not let us in. UnreachableError: it does not answer, or has no majority; waiting may help.
         """
         ...
 
     def append(self, expect: int, chain: bytes, data: bytes) -> None:
         """Adds a record directly behind position `expect`, whose record has the chain value `chain`.
 
-        Position 0, with a chain value of zeros, is the beginning. The last CHAIN_BYTES of `data` are its own chain
-        value. Raises TakenError, UnknownError, LogRefusedError; after each of them only a `read` says what holds.
+        Position 0, with a chain value of zeros, is the beginning. `data` ends with the record's own chain value. Of
+        several appends behind one record, by whatever nodes, one succeeds. Raises TakenError, UnknownError.
         """
         ...
 
     def read(self, after: int, bytes_max: int) -> Found:
         """The records behind position `after`: at least one if there is any, about `bytes_max` in all. E3 holds.
 
-        What it shows is as durable as what was appended: also a record whose `append` was given up before it was.
-        Raises UnreachableError, LogRefusedError, and TrimmedError when the record behind `after` was forgotten.
+        Raises UnreachableError; TrimmedError when record `after + 1` is forgotten.
         """
         ...
 
     def put_snapshot(self, position: int, pieces: Iterator[bytes]) -> None:
-        """Keeps a blob that stands for everything up to `position`. The pieces may have any size.
+        """Keeps what `pieces` bring as the snapshot of everything up to record `position`, durably and as a whole.
 
-        It is there whole, or not at all; then older ones may be forgotten, but not the one before it at once, so that
-        a node that reads that one comes to its end. Raises UnreachableError, LogRefusedError: perhaps it is there;
-        trying again with the same blob is safe.
+        Until it has returned, `newest_snapshot` shows the one before. Does nothing when the log has one of this
+        position or a later one. Raises UnreachableError, after which the same may be put again: perhaps it is there.
         """
         ...
 
     def newest_snapshot(self) -> tuple[int, Iterator[bytes]] | None:
-        """The snapshot of the highest position, in pieces of at most about 1 MiB; None when there is none.
+        """The position of the newest whole snapshot and its pieces, cut as the engine likes; None: there is none.
 
-        The iterator reads as it goes, and may be left before its end. Both raise UnreachableError, LogRefusedError; the
-        iterator also UnreachableError when the snapshot was forgotten meanwhile: ask for the newest one then.
+        The pieces are read as they are taken, while other calls may be made. UnreachableError, also from the iterator:
+        begin again. The snapshot stays readable until two newer ones have been put.
         """
         ...
 
     def trim(self, before: int) -> None:
-        """Forgets the records below position `before`, in steps, each of which holds up nobody for long.
+        """Forgets the records below position `before`, in steps, oldest first; never the newest record.
 
-        Never forgets the newest record, and does nothing when all that is forgotten already. Raises UnreachableError,
-        LogRefusedError: perhaps a part is done; trying again is safe. Costs time by what there is to forget.
+        May be called by several nodes. Raises UnreachableError: some of it may be done.
         """
         ...
 
     def size_bytes(self) -> int:
-        """What the log takes in the engine, with its snapshots. Raises UnreachableError, LogRefusedError."""
+        """What the log's records and snapshots take, without what the engine adds to them. Raises UnreachableError."""
         ...
 
     def close(self) -> None:
-        """Lets go of the engine; what was under way has an unknown outcome. Does nothing when closed already."""
+        """Lets go of the engine; does nothing the second time. Later calls raise UnreachableError or UnknownError."""
         ...
 
 

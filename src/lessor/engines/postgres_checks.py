@@ -3,7 +3,7 @@
 
 Laws
 - Asked of every connection before anything else is. What an operator can set wrong later, while the connection lasts,
-  is looked at in each statement too (log_postgres_sql.py): the standbys, and the process that serves us.
+  is looked at in each statement too (postgres_sql.py): the standbys, and the process that serves us.
 - A refusal is one line, and says what to set.
 - A server that has been replaced is told by its timeline: each promotion of a standby begins a new one. One with a
   lower number than was seen before shows an old log, however alive it is.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of a shared log in PostgreSQL, and the statements on them.
 
-    head      one row: format, cluster id, position of the first record that is left
-    tail      one row: position and chain value of the newest record
+    head      one row: format, cluster id, position of the first record that is left, bytes that were trimmed
+    tail      one row: position and chain value of the newest record, bytes of all records that ever were
     log       position, record
     sure      one row, which each read counts up
-    snapshot  one row for each: position, how many pieces once it is whole
+    snapshot  one row for each: position; how many pieces and bytes, once it is whole
     piece     the pieces of snapshots
 
 Laws
@@ -37,22 +37,24 @@ TRIM_PIECES_MAX: Final = 16  # of one step
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS {schema}.head (
-    id int2 PRIMARY KEY CHECK (id = 1), format int4 NOT NULL, cluster_id numeric(20) NOT NULL, first int8 NOT NULL);
+    id int2 PRIMARY KEY CHECK (id = 1), format int4 NOT NULL, cluster_id numeric(20) NOT NULL, first int8 NOT NULL,
+    trimmed_bytes int8 NOT NULL);
 CREATE TABLE IF NOT EXISTS {schema}.tail (
-    id int2 PRIMARY KEY CHECK (id = 1), position int8 NOT NULL, chain bytea NOT NULL) WITH ({small});
+    id int2 PRIMARY KEY CHECK (id = 1), position int8 NOT NULL, chain bytea NOT NULL,
+    bytes int8 NOT NULL) WITH ({small});
 CREATE TABLE IF NOT EXISTS {schema}.sure (
     id int2 PRIMARY KEY CHECK (id = 1), count int8 NOT NULL) WITH ({small});
 CREATE TABLE IF NOT EXISTS {schema}.log (position int8 PRIMARY KEY, record bytea NOT NULL) WITH ({large});
 CREATE TABLE IF NOT EXISTS {schema}.snapshot (
-    id int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY, position int8 NOT NULL, pieces int8);
+    id int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY, position int8 NOT NULL, pieces int8, bytes int8);
 CREATE TABLE IF NOT EXISTS {schema}.piece (
     snapshot int8 REFERENCES {schema}.snapshot, number int8, data bytea NOT NULL,
     PRIMARY KEY (snapshot, number)) WITH ({large});
 ALTER TABLE {schema}.log ALTER COLUMN record SET STORAGE EXTERNAL;
 ALTER TABLE {schema}.piece ALTER COLUMN data SET STORAGE EXTERNAL;
-INSERT INTO {schema}.tail VALUES (1, 0, decode(repeat('00', {chain_bytes}), 'hex')) ON CONFLICT DO NOTHING;
+INSERT INTO {schema}.tail VALUES (1, 0, decode(repeat('00', {chain_bytes}), 'hex'), 0) ON CONFLICT DO NOTHING;
 INSERT INTO {schema}.sure VALUES (1, 0) ON CONFLICT DO NOTHING;
-INSERT INTO {schema}.head VALUES (1, {format}, {cluster_id}, 1) ON CONFLICT DO NOTHING;
+INSERT INTO {schema}.head VALUES (1, {format}, {cluster_id}, 1, 0) ON CONFLICT DO NOTHING;
 """
 _SMALL: Final = (
     "fillfactor = 10, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0, vacuum_truncate = off"
@@ -78,7 +80,7 @@ _HEAD: Final = "SELECT format::text, cluster_id::text FROM {schema}.head"
 # $1 position, $2 chain value: of the record before. $3 the record, $4 its chain value. $5 pid, $6 strict.
 _APPEND: Final = """
 WITH moved AS (
-    UPDATE {schema}.tail SET position = position + 1, chain = $4::bytea
+    UPDATE {schema}.tail SET position = position + 1, chain = $4::bytea, bytes = bytes + octet_length($3::bytea)
     WHERE id = 1 AND position = $1::int8 AND chain = $2::bytea AND pg_backend_pid() = $5::int4
       AND (current_setting('synchronous_standby_names') <> '' OR NOT $6::bool)
     RETURNING position
@@ -97,11 +99,10 @@ SELECT pg_backend_pid(), current_setting('synchronous_standby_names') <> '', tai
 FROM {schema}.tail CROSS JOIN {schema}.head LEFT JOIN LATERAL (
     SELECT position, record FROM (
         SELECT position, record,
-               sum(octet_length(record)) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING)
-               - octet_length(record) AS before
+               sum(octet_length(record)) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING) AS bytes
         FROM (SELECT position, record FROM {schema}.log WHERE position > $1::int8
               ORDER BY position LIMIT {records}) AS behind
-    ) AS measured WHERE before < $2::int8
+    ) AS measured WHERE bytes <= $2::int8 OR bytes = octet_length(record)
 ) AS found ON true ORDER BY found.position
 """
 # $1: the new first position.
@@ -120,14 +121,17 @@ WITH gone AS (
             FROM (SELECT position, record FROM {schema}.log WHERE position > $1::int8 AND position < $2::int8
                   ORDER BY position LIMIT {records}) AS oldest
         ) AS measured WHERE before < {bytes}
-    ) RETURNING position
+    ) RETURNING position, octet_length(record) AS bytes
+), counted AS (
+    UPDATE {schema}.head SET trimmed_bytes = trimmed_bytes + (SELECT sum(bytes) FROM gone)
+    WHERE EXISTS (SELECT 1 FROM gone)
 ) SELECT coalesce(max(position), 0) FROM gone
 """
 _SNAPSHOT_BEGIN: Final = "INSERT INTO {schema}.snapshot (position) VALUES ($1::int8) RETURNING id"
 _SNAPSHOT_PIECE: Final = "INSERT INTO {schema}.piece VALUES ($1::int8, $2::int8, $3::bytea)"
-# $1 id, $2 pieces. No row when some of it has gone meanwhile.
+# $1 id, $2 pieces, $3 bytes. No row when some of it has gone meanwhile.
 _SNAPSHOT_END: Final = """
-UPDATE {schema}.snapshot SET pieces = $2::int8
+UPDATE {schema}.snapshot SET pieces = $2::int8, bytes = $3::int8
 WHERE id = $1::int8 AND (SELECT count(*) FROM {schema}.piece WHERE snapshot = $1::int8) = $2::int8 RETURNING id
 """
 # All but the two newest that are whole, and those younger than the newest that are not.
@@ -152,8 +156,8 @@ SELECT id, position, pieces FROM {schema}.snapshot WHERE pieces IS NOT NULL ORDE
 """
 _PIECE_READ: Final = "SELECT data FROM {schema}.piece WHERE snapshot = $1::int8 AND number = $2::int8"
 _SIZE: Final = """
-SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::int8 FROM pg_class
-WHERE relnamespace = to_regnamespace('{schema}') AND relkind = 'r'
+SELECT (tail.bytes - head.trimmed_bytes + (SELECT coalesce(sum(bytes), 0) FROM {schema}.snapshot))::int8
+FROM {schema}.tail CROSS JOIN {schema}.head
 """
 
 

@@ -11,7 +11,7 @@ def shared_log(url: str, *, may_lose_commits: bool = False) -> SharedLog:
     """
     if url.startswith(("postgres://", "postgresql://")):
         try:
-            from lessor.durable.log_postgres import PostgresLog
+            from lessor.engines.log_postgres import PostgresLog
         except ImportError:
             raise LogRefusedError("the engine postgres:// needs psycopg: pip install 'lessor[postgres]'") from None
         return PostgresLog(url, may_lose_commits=may_lose_commits)

@@ -26,8 +26,8 @@ from psycopg.errors import Diagnostic
 
 from lessor.base.clock import Clock
 from lessor.base.limits import LOG_ANSWER_BYTES_PER_S
-from lessor.durable.log_postgres_url import Address
 from lessor.durable.shared_log import LogRefusedError, UnreachableError
+from lessor.engines.postgres_url import Address
 
 # What a server says to those whom it does not let in, and libpq to those who do not trust the server. In English: there
 # is no code for it. In another language it is taken for a server that is not there, and the text is shown.

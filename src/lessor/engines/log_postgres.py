@@ -3,9 +3,9 @@
 
 Laws: those of shared_log.py. How they are kept here
 - E1: an append moves the log's tail, if position and chain value are those that it names, and adds the record, in one
-  statement (log_postgres_sql.py).
+  statement (postgres_sql.py).
 - E2: a commit returns when its standbys have it. The server is refused where it would return before
-  (log_postgres_checks.py), at each connection; and in each statement, as far as settings may change meanwhile. A commit
+  (postgres_checks.py), at each connection; and in each statement, as far as settings may change meanwhile. A commit
   whose wait was broken off, by an operator or a shutdown, is visible and not safe: its append is UnknownError.
 - E3: each read commits something after it has looked. So what it shows is as safe as that commit, and the server was
   not replaced before it looked. A server without its standby answers no read, like no append.
@@ -29,11 +29,6 @@ from typing import Final
 
 from lessor.base.clock import Clock, MonotonicClock
 from lessor.base.limits import LOG_ANSWER_S, LOG_PIECE_BYTES
-from lessor.durable import log_postgres_checks as checks
-from lessor.durable import log_postgres_sql as sql
-from lessor.durable.log_postgres_checks import POOLER, Facts, Identity
-from lessor.durable.log_postgres_session import Answer, LostError, ServerError, Session
-from lessor.durable.log_postgres_url import Address
 from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import (
     Found,
@@ -44,6 +39,11 @@ from lessor.durable.shared_log import (
     UnknownError,
     UnreachableError,
 )
+from lessor.engines import postgres_checks as checks
+from lessor.engines import postgres_sql as sql
+from lessor.engines.postgres_checks import POOLER, Facts, Identity
+from lessor.engines.postgres_session import Answer, LostError, ServerError, Session
+from lessor.engines.postgres_url import Address
 
 _INT8: Final = struct.Struct(">q")
 _INT4: Final = struct.Struct(">i")
@@ -130,11 +130,15 @@ class PostgresLog:
         return Found([row[4] for row in rows if row[4]], last)
 
     def put_snapshot(self, position: int, pieces: Iterator[bytes]) -> None:
+        newest = self._call("SNAPSHOT_NEWEST").rows
+        if newest and _INT8.unpack(newest[0][1])[0] >= position:
+            return
         snapshot = self._call("SNAPSHOT_BEGIN", _INT8.pack(position)).rows[0][0]
-        count = 0
+        count = size = 0
         for count, piece in enumerate(_recut(pieces), 1):
             self._call("SNAPSHOT_PIECE", snapshot, _INT8.pack(count), piece)
-        if not self._call("SNAPSHOT_END", snapshot, _INT8.pack(count)).rows:
+            size += len(piece)
+        if not self._call("SNAPSHOT_END", snapshot, _INT8.pack(count), _INT8.pack(size)).rows:
             raise UnreachableError("the snapshot is not whole: another node has left one meanwhile")
         for (old,) in self._call("SNAPSHOTS_OLD").rows:
             while _INT8.unpack(self._call("PIECES_DELETE", old).rows[0][0])[0]:
