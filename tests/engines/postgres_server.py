@@ -101,20 +101,8 @@ class PostgresServer:
             raise NoServerError(f"{name} ended with {done.returncode}: {' '.join(done.stderr.split())[-300:]}")
 
     def _init(self) -> None:
-        self._run(
-            "initdb",
-            "-D",
-            self.data,
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "--no-sync",
-            "--wal-segsize=1",
-            "-E",
-            "UTF8",
-            "--locale=C",
-        )
+        quick = ["--no-sync", "--wal-segsize=1"]
+        self._run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", *quick)
         rules = [
             "local all all trust",
             "host all postgres 127.0.0.1/32 trust",

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,8 +30,10 @@ from lessor.durable.shared_log import (
     UnknownError,
     UnreachableError,
 )
+from tests.certificates import Authority
 from tests.engines.kit import BYTES_MAX, ZEROS, all_of, filled, placed, record
 from tests.engines.postgres_server import PostgresServer
+from tests.engines.tls_front import TlsFront
 
 psycopg = pytest.importorskip("psycopg", reason="the package psycopg is not here")
 
@@ -394,6 +397,34 @@ def test_no_secret_is_in_any_error(
     assert len(shown) == 9
     assert [text for text in shown if SECRET in text or "\n" in text] == []
     assert SECRET not in caplog.text
+
+
+def test_tls_as_libpq_means_it(
+    postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str, tmp_path: Path
+) -> None:
+    ours, others = Authority("ours"), Authority("others")
+    trusted, strange = ours.write(tmp_path / "ours.pem"), others.write(tmp_path / "others.pem")
+    plain = postgres.url(schema)
+    with pytest.raises(LogRefusedError, match="server does not support SSL"):
+        make(f"{plain}&sslmode=verify-full&sslrootcert={trusted}").open(1)
+    front = TlsFront(postgres.port, ours.issue(tmp_path, "server"))
+    try:
+        url = plain.replace(str(postgres.port), str(front.port))
+        log = make(f"{url}&sslmode=verify-full&sslrootcert={trusted}")
+        log.open(1)
+        data = record("first", ZEROS, 3_000_000)
+        log.append(0, ZEROS, data)
+        assert all_of(log) == [data]
+        assert front.secured == 1
+        for untrusted in (
+            f"{url}&sslmode=verify-full&sslrootcert={strange}",
+            f"{url}&sslmode=verify-full&sslrootcert=/no",
+        ):
+            with pytest.raises(LogRefusedError, match="certificate"):
+                make(untrusted).open(1)
+        log.close()
+    finally:
+        front.close()
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
