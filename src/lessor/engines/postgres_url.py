@@ -120,6 +120,8 @@ def _each(found: dict[str, str]) -> list[dict[str, str]]:
     count = max((len(values) for values in lists.values()), default=1)
     if any(len(values) not in (1, count) for values in lists.values()):
         raise LogRefusedError("the engine's URL has another number of ports than of hosts")
+    if any(port and not port.isdecimal() for port in lists.get("port", [])):
+        raise LogRefusedError(f"a port in the engine's URL is no number; {_ESCAPING}")
     each = [dict(found) for _ in range(count)]
     for at, one in enumerate(each):
         for key, values in lists.items():
