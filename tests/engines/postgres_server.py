@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.ports import free_port
+from tests.ports import free_port, unused
 
 ANSWER_S = 30.0  # for what takes milliseconds, on a machine that does much else
 
@@ -186,6 +186,27 @@ class PostgresServer:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(ANSWER_S)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def pooler(self, program: str, mode: str) -> tuple[subprocess.Popen[bytes], int]:
+        """A PgBouncer before the server, and its port."""
+        port = free_port()
+        folder = self._folder / f"pooler-{port}"
+        folder.mkdir()
+        (folder / "users").write_text('"postgres" ""\n')
+        lines = ["[databases]", f"* = host=127.0.0.1 port={self.port}", "[pgbouncer]", "listen_addr = 127.0.0.1"]
+        lines += [f"listen_port = {port}", "auth_type = trust", f"auth_file = {folder}/users", f"pool_mode = {mode}"]
+        lines += [f"unix_socket_dir = {folder}"]
+        (folder / "settings").write_text("\n".join(lines) + "\n")
+        if self._account:
+            os.chown(folder, self._account["user"], self._account["group"])
+        with (self._folder / "output").open("ab") as output:
+            process = subprocess.Popen([program, folder / "settings"], stderr=output, stdout=output, **self._account)
+        until_s = time.monotonic() + ANSWER_S
+        while unused(port):
+            assert process.poll() is None
+            assert time.monotonic() < until_s
+            time.sleep(0.01)
+        return process, port
 
     # --- as the superuser -----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ named that is not there: so the moment is exact.
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -562,6 +563,43 @@ def test_a_pooler_that_changes_the_process_is_noticed_and_adds_nothing(
     with pytest.raises(LogRefusedError, match="pool_mode = session"):
         other.read(0, 1)
     assert log.read(0, 1) == Found([], 0)
+
+
+@pytest.fixture
+def pooled(postgres: PostgresServer) -> Iterator[Callable[[str], str]]:
+    """A PgBouncer in some mode before the server; the host and port of it."""
+    program = shutil.which("pgbouncer")
+    if program is None:
+        pytest.skip("no pgbouncer is installed here")
+    poolers = []
+
+    def start(mode: str) -> str:
+        poolers.append(postgres.pooler(program, mode))
+        return f"127.0.0.1:{poolers[-1][1]}"
+
+    yield start
+    for process, _ in poolers:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.parametrize("mode", ["transaction", "statement"])
+def test_a_pooler_that_gives_a_process_to_several_sessions_is_refused(
+    make: Callable[..., PostgresLog], pooled: Callable[[str], str], schema: str, mode: str
+) -> None:
+    with pytest.raises(LogRefusedError, match="pool_mode = session"):
+        make(f"postgres://postgres@{pooled(mode)}/postgres?schema={schema}").open(1)
+
+
+def test_a_pooler_that_gives_each_session_a_process_is_used_and_named(
+    make: Callable[..., PostgresLog], pooled: Callable[[str], str], schema: str
+) -> None:
+    url = f"postgres://postgres@{pooled('session')}/postgres?schema={schema}"
+    logs = [make(url), make(url)]
+    for log in logs:
+        assert [line for line in log.open(1).warnings if "pooler" in line]
+    made = filled(logs[0], 3)
+    assert all_of(logs[1]) == made
 
 
 # --- without the library ----------------------------------------------------------------------------------------------

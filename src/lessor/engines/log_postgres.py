@@ -261,7 +261,10 @@ class PostgresLog:
         """Raises UnreachableError, LogRefusedError."""
         session = Session(self._address, host, self._statements, self._answer_s, self._clock)
         try:
-            self._examine(session)
+            facts = checks.facts_of(session.look(checks.FACTS)[0])
+            if facts.backend != session.backend and self._shared(host, facts):
+                raise LogRefusedError(POOLER)
+            self._examine(session, facts)
         except LostError as error:
             raise UnreachableError(str(error)) from None
         except ServerError as error:
@@ -272,8 +275,15 @@ class PostgresLog:
             raise
         return session
 
-    def _examine(self, session: Session) -> None:
-        facts = checks.facts_of(session.look(checks.FACTS)[0])
+    def _shared(self, host: str, facts: Facts) -> bool:
+        """Whether a second session is served by the process of the first one, while both last: a pooler does that."""
+        second = Session(self._address, host, self._statements, self._answer_s, self._clock)
+        try:
+            return checks.facts_of(second.look(checks.FACTS)[0]).backend == facts.backend
+        finally:
+            second.close()
+
+    def _examine(self, session: Session, facts: Facts) -> None:
         refusal = checks.refusal(facts, may_lose_commits=self._may_lose_commits)
         if refusal is not None:
             if refusal.passes and (self._cluster_id or len(self._address.hosts) > 1):  # a fail-over may be under way
