@@ -35,6 +35,7 @@ FLOORS = {
     "durable": 3,
     "client": 3,
     "cluster": 4,
+    "engines": 4,
     "replicated": 5,
     "server": 6,
     "cli": 6,
@@ -61,10 +62,10 @@ HOMES = {
     "asyncio": {"server", "client", "testing", "cli/tasks.py"},
     "uvloop": {"server"},
     "sqlite3": {"durable"},
-    "psycopg": {"replicated"},
-    "psycopg2": {"replicated"},
-    "asyncpg": {"replicated"},
-    "pg8000": {"replicated"},
+    "psycopg": {"engines"},
+    "psycopg2": {"engines"},
+    "asyncpg": {"engines"},
+    "pg8000": {"engines"},
 }
 # Clocks, randomness, files, sockets, threads: nothing that pure code could need.
 IMPURE_MODULES = {
