@@ -35,6 +35,7 @@ FLOORS = {
     "durable": 3,
     "client": 3,
     "cluster": 4,
+    "engines": 4,
     "server": 5,
     "cli": 5,
     "testing": 6,
