@@ -182,6 +182,33 @@ def test_a_log_that_was_deleted_is_not_begun_anew_under_its_nodes(server: EtcdSe
             assert all_records(new) == []
 
 
+def test_a_trim_of_a_log_that_is_exchanged_meanwhile_leaves_the_new_one_alone(server: EtcdServer) -> None:
+    with (
+        closing(EtcdLog(f"etcd://{server.address}/exchanged", local=True)) as log,
+        closing(EtcdLog(f"etcd://{server.address}/exchanged", local=True)) as new,
+        Client(server.address) as client,
+    ):
+        log.open(1)
+        old = Writer(log)
+        for _ in range(5):
+            old.append()
+        begun = Writer(new, seed=2)
+        look = log._link.look
+
+        def look_and_exchange(*steps: rpc.RequestOp, **options: float) -> rpc.TxnResponse:
+            reply = look(*steps, **options)
+            client.delete("/exchanged/", prefix=True)
+            new.open(2)
+            begun.append()
+            begun.append()
+            return reply
+
+        log._link.look = look_and_exchange  # type: ignore[method-assign]
+        with pytest.raises(LogRefusedError):
+            log.trim(5)
+        assert all_records(new) == begun.records
+
+
 def test_history_is_compacted_where_nobody_else_is() -> None:
     with EtcdServer() as server, Client(server.address) as client:
 

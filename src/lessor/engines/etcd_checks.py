@@ -44,7 +44,6 @@ def look_over(link: EtcdLink, keys: Keys, *, local: bool) -> list[str]:
     for host, state in states.items():
         warnings += _of_member(host, state, local=local)
     warnings += _of_members(link)
-    _refuse_alarms(link)
     _probe(link, keys)
     if link.url.compact != ALWAYS and (link.url.compact != AUTO or not alone(link, keys)):
         warnings.append(
@@ -134,20 +133,11 @@ def _of_members(link: EtcdLink) -> list[str]:
     return warnings
 
 
-def _refuse_alarms(link: EtcdLink) -> None:
-    try:
-        alarms = {each.alarm for each in link.client.maintenance.alarms(timeout_s=ENGINE_SLOW_CALL_S_MAX).alarms}
-    except ClientError as error:
-        raise link.trouble(error, UnreachableError) from None
-    for alarm, known in ((rpc.CORRUPT, errors.CORRUPT), (rpc.NOSPACE, errors.NO_SPACE)):
-        if alarm in alarms:
-            raise link.trouble(ServerError(known.code, known.message), UnreachableError)
-
-
 def _probe(link: EtcdLink, keys: Keys) -> None:
-    """A txn that reads, and would write if it could: rights, size of requests and majority are those of an append.
+    """A txn that reads, and would write if it could: rights, size, room, alarms and majority are those of an append.
 
-    A txn is refused for what either branch may not do, and its size counts whichever is taken.
+    A txn is refused for what either branch may not do, and its size counts whichever is taken. So an alarm, NOSPACE or
+    CORRUPT, refuses it too.
     """
     try:
         link.txn(
