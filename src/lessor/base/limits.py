@@ -207,8 +207,12 @@ STOP_COMMIT_S_MAX = 30.0  # and so long for a commit that hangs
 COMMIT_S_MAX = 7.0  # a commit that takes longer makes the server unhealthy: the time that etcd gives a request
 CLOCK_SAVE_S = 1.0  # how often the data clock is saved while leases live: a crash takes it back by at most this much
 
-# --- the shared log ---------------------------------------------------------------------------------------------
+# --- a shared log in another system -----------------------------------------------------------------------------
 # Without an answer of the engine for so long, a call is given up, and the connection with it: its outcome is unknown.
 LOG_ANSWER_S = 3.0
 LOG_ANSWER_BYTES_PER_S = 1_048_576  # and a second more for each so many bytes that are sent or asked for
 LOG_PIECE_BYTES = 1_048_576  # of a snapshot in the engine
+ENGINE_PIECE_BYTES = 1_048_576  # of a record or a snapshot in one request: etcd takes 1.5 MiB as it comes
+ENGINE_CALL_S_MAX = 1.0  # for an append or a read; after that another endpoint is tried: half of what an election takes
+ENGINE_SLOW_CALL_S_MAX = 5.0  # the same for a piece, a trim, and the calls of the start
+ENGINE_TRIM_STEP_RECORDS = 1_000  # forgotten in one request, which holds up others at the engine for milliseconds

