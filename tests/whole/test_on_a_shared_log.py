@@ -28,7 +28,7 @@ def server_on(kept: MemoryRecords, data_dir: Path) -> InProcessServer:
     return InProcessServer(
         clock=VirtualClock(flowing=True),
         data_dir=data_dir,
-        make_engine=lambda path: ReplicatedEngine(path, MemoryLog(kept), FAST, sync=False),
+        make_engine=lambda path: ReplicatedEngine(path, lambda: MemoryLog(kept), FAST, sync=False),
     )
 
 

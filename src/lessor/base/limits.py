@@ -208,6 +208,9 @@ COMMIT_S_MAX = 7.0  # a commit that takes longer makes the server unhealthy: the
 CLOCK_SAVE_S = 1.0  # how often the data clock is saved while leases live: a crash takes it back by at most this much
 
 # --- a shared log in another system -----------------------------------------------------------------------------
+CLUSTER_LEASE_S = 1.0  # default of --cluster-lease: a take-over takes a quarter more; four beats are sent in this time
+CLUSTER_LEASE_S_MIN = 0.2  # a shorter one would lapse in a slow turn, or a slow append
+CLUSTER_LEASE_S_MAX = 60.0
 # Without an answer of the engine for so long, a call is given up, and the connection with it: its outcome is unknown.
 LOG_ANSWER_S = 3.0
 LOG_ANSWER_BYTES_PER_S = 1_048_576  # and a second more for each so many bytes that are sent or asked for

@@ -202,6 +202,18 @@ def use_wal(connection: sqlite3.Connection, path: Path) -> None:
         raise DataDirError(f"{path}: its file system cannot share memory: give --data-dir a local disk")
 
 
+def adopt(connector: Connector, path: Path, member_id: int) -> None:
+    """Makes of a snapshot the tables of that member, which follow a log that others write to as well."""
+    with explained(path), contextlib.closing(connector.open(path, "rw")) as connection:
+        use_wal(connection, path)
+        schema.execute_rows(connection, schema.META, shared_by(member_id))
+
+
+def shared_by(member_id: int) -> list[tuple[str, object]]:
+    """The rows of `meta` that say so."""
+    return [("shared", 1), ("member_id", f"{member_id:016x}")]
+
+
 def migrate(
     connection: sqlite3.Connection, path: Path, then: Callable[[sqlite3.Connection], None] = lambda connection: None
 ) -> None:

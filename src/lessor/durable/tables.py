@@ -138,6 +138,12 @@ class Tables:
         with self.at_hand(FULL, wait=wait) as connection:
             return self._copying.run(connection, wait=wait, shrink=True)
 
+    @property
+    def position(self) -> LogPosition:
+        """Up to where the file follows a log. Raises `DataDirError`."""
+        with explained(self._path):
+            return meta_rows.read_log_position(self._connection, self._path)
+
     # --- read -------------------------------------------------------------------------------------------------------
 
     def load(self) -> Loaded:
@@ -229,7 +235,7 @@ class Tables:
     def keep_shared(self, member_id: int) -> None:
         """From here on the tables are those of this member, and follow a log that others write to as well."""
         with self.writing(FULL, wait=True) as connection:
-            schema.execute_rows(connection, schema.META, [("shared", 1), ("member_id", f"{member_id:016x}")])
+            schema.execute_rows(connection, schema.META, opening.shared_by(member_id))
 
     # --- sync -------------------------------------------------------------------------------------------------------
 

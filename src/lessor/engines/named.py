@@ -15,4 +15,8 @@ def shared_log(url: str, *, may_lose_commits: bool = False) -> SharedLog:
         except ImportError:
             raise LogRefusedError("the engine postgres:// needs psycopg: pip install 'lessor[postgres]'") from None
         return PostgresLog(url, may_lose_commits=may_lose_commits)
-    raise LogRefusedError("the engine's URL does not begin with postgres://")
+    if url.startswith(("etcd://", "etcds://")):
+        from lessor.engines.log_etcd import EtcdLog
+
+        return EtcdLog(url, local=may_lose_commits)
+    raise LogRefusedError("the engine's URL begins with none of postgres://, etcd:// and etcds://")

@@ -26,6 +26,10 @@ READ_BYTES: Final = 4 * 1024 * 1024  # of records that one read asks for
 QUIET_S: Final = 5.0  # between two log lines that say the same
 
 
+class BehindError(EngineError):
+    """The log has forgotten what comes after our tables: a snapshot has it."""
+
+
 class Carrying:
     """The hands of one node. Blocks."""
 
@@ -97,7 +101,7 @@ class Carrying:
         try:
             found = self._log.read(read.after, READ_BYTES)
         except TrimmedError as error:
-            raise EngineError(str(error)) from error
+            raise BehindError(str(error)) from error
         except LogError as error:
             self._say(error)
             self._node.read_failed(read.ticket)

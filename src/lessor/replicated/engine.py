@@ -22,7 +22,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from lessor.base.clock import BootClock, Clock, WallClock
 from lessor.cluster.answering import Answering
@@ -33,6 +33,7 @@ from lessor.durable import directory, opening
 from lessor.durable.engine import Begun, DataDirError, EngineError, Meta
 from lessor.durable.engine_on_tables import EngineOnTables
 from lessor.durable.file_engine import UNFOLDED_ROWS_MAX
+from lessor.durable.first_failure import FirstFailure
 from lessor.durable.log import LogError
 from lessor.durable.meta_rows import LogPosition
 from lessor.durable.opening import Seen
@@ -40,11 +41,14 @@ from lessor.durable.record import Changes
 from lessor.durable.shared_log import Info, LogRefusedError, SharedLog
 from lessor.durable.shared_record import BATCH, BEAT, NONCE_BYTES, RELEASE, Entry
 from lessor.durable.table_sync import Start, start_thread
+from lessor.durable.tables import Tables
 from lessor.durable.upkeep import Upkeep
-from lessor.replicated.carrying import TICK_S, Carrying
+from lessor.replicated.carrying import TICK_S, BehindError, Carrying
+from lessor.replicated.snapshots import Snapshots, fetch
 from lessor.state.journal import Batch, Rows
 
 log = logging.getLogger("lessor")
+T = TypeVar("T")
 
 OPEN_RETRY_S: Final = 1.0
 
@@ -63,7 +67,7 @@ class ReplicatedEngine(EngineOnTables):
     def __init__(
         self,
         data_dir: Path,
-        shared: SharedLog,
+        make_log: Callable[[], SharedLog],
         timing: Timing | None = None,
         *,
         urls: tuple[str, ...] = (),
@@ -73,9 +77,11 @@ class ReplicatedEngine(EngineOnTables):
         start: Start = start_thread,
         sync: bool = True,
     ) -> None:
-        """`urls`: those of the clients, for the claim. The rest stands in for the system in tests."""
+        """`make_log`: a way to the engine, for each thread one. `urls`: those of the clients, for the claim. The rest stands in for the system in tests."""
         super().__init__(data_dir, start=start, sync=sync)
-        self._shared = shared
+        self._make_log = make_log
+        self._shared = make_log()
+        self._snapshots: Snapshots | None = None  # once this process leads
         self._timing = timing or Timing()
         self._urls = urls
         self._now_s = (clock or BootClock()).now_s
@@ -93,9 +99,27 @@ class ReplicatedEngine(EngineOnTables):
         return self._open_directory(lambda: self._open(new_identity))
 
     def _open(self, new_identity: tuple[int, int]) -> Meta:
-        info = self._open_shared(new_identity[0])
-        if not directory.exists(self._path):
-            opening.create(self._connector, self._path, (info.cluster_id, new_identity[1]))
+        info = self._patiently(lambda: self._shared.open(new_identity[0]))
+        for warning in info.warnings:
+            log.warning("the engine", extra={"warning": warning})
+        member_id = new_identity[1]
+        if directory.exists(self._path):
+            try:
+                return self._open_copy(info)
+            except BehindError as error:
+                log.info("the copy of the log is too old; making it anew", extra={"reason": str(error)})
+                member_id = self._decisions.node_id
+                self._forget_copy()
+        if not self._patiently(lambda: fetch(self._shared, self._connector, self._path, member_id)):
+            opening.create(self._connector, self._path, (info.cluster_id, member_id))
+        try:
+            return self._open_copy(info)
+        except BehindError as error:
+            raise EngineError(
+                f"{error}, and the engine has no snapshot of that: --engine must name a whole log"
+            ) from None
+
+    def _open_copy(self, info: Info) -> Meta:
         tables = self._tables
         seen = opening.look(self._connector, self._path, tables.sums)
         self._check_origin(seen, info)
@@ -108,20 +132,30 @@ class ReplicatedEngine(EngineOnTables):
             self._catch_up()
             self._upkeep.flush()
             meta = tables.begin()
+        except BehindError:
+            raise
         except EngineError as error:
             raise DataDirError(str(error)) from None
         return meta._replace(not_compared=tables.sums.not_compared)
 
-    def _open_shared(self, new_cluster_id: int) -> Info:
+    def _forget_copy(self) -> None:
+        self._tables.close()
+        for path in self._dir.glob(directory.DATABASE_NAME + "*"):
+            path.unlink()
+        self._failure = FirstFailure(self._path)
+        self._tables = Tables(self._path, self._connector, self._start, self._failure)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Waits for an engine that does not answer. Raises EngineError for one that cannot be used as it is."""
         said = False
         while True:
             try:
-                return self._shared.open(new_cluster_id)
+                return work()
             except LogRefusedError as error:
                 raise EngineError(str(error)) from None
             except LogError as error:
                 if not said:
-                    log.warning("the engine is not there; waiting for it", extra={"reason": str(error)})
+                    log.warning("the engine does not answer; waiting for it", extra={"reason": str(error)})
                 said = True
                 self._sleep(OPEN_RETRY_S)
 
@@ -164,6 +198,12 @@ class ReplicatedEngine(EngineOnTables):
         self._hands = self._node = None
         self._shared.close()
 
+    def _let_go(self) -> None:
+        snapshots, self._snapshots = self._snapshots, None
+        if snapshots is not None:
+            snapshots.close()
+        super()._let_go()
+
     def stop_waiting(self) -> None:
         self._given_up.set()
 
@@ -201,6 +241,7 @@ class ReplicatedEngine(EngineOnTables):
                 self._sleep(TICK_S)
         entry = hands.lead.entry
         log.info("leading the log", extra={"epoch": entry.epoch, "record": entry.number})
+        self._snapshots = Snapshots(self._dir, self._make_log, self._tables.backup)
         self.answering = Answering(node.tenure, self._timing.lease_s, self._now_s, self._wall_s)
         return Begun(entry.epoch, hands.lead.clock_s, hands.lead.clean)
 
@@ -209,6 +250,8 @@ class ReplicatedEngine(EngineOnTables):
         if self._upkeep.unfolded.rows >= UNFOLDED_ROWS_MAX:
             self._for_good(self._upkeep.flush)
         self._upkeep.committed(entry.record)
+        if self._snapshots is not None:
+            self._snapshots.appended(len(entry.data))
         if not own:
             self._follow(rows)
 
@@ -238,6 +281,8 @@ class ReplicatedEngine(EngineOnTables):
         node = self._decisions
         if not node.leads:
             return next_s
+        if self._snapshots is not None:
+            self._snapshots.look(now_s, idle, self.flush)
         own_s = self._now_s()
         if node.beat_due(own_s, own_s):
             self._append(BEAT, Changes(node.standing.batch, node.standing.clock_s))

@@ -28,6 +28,7 @@ from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.durable import directory
 from lessor.durable.engine import Engine, EngineError, FencedError
 from lessor.durable.file_engine import FileEngine
+from lessor.durable.shared_log import LogRefusedError
 from lessor.server.loop.bugs import BrokenTurnError
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
@@ -79,7 +80,7 @@ class Server:
         self.exit_code = 0
         self._clock = clock or MonotonicClock()
         self._tokens = self._make_tokens()
-        self._engine = engine or FileEngine(Path(options.data_dir))
+        self._engine = engine or _engine_of(options)
         self._committer = Committer(self._engine, self._clock)
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
@@ -341,6 +342,24 @@ class Server:
         for stream in list(self.core.watch_streams):
             stream.notify_progress()
         loop.call_later(self.options.watch_progress_notify_interval_s, self._notify_progress, loop)
+
+
+def _engine_of(options: Options) -> Engine:
+    """Raises OptionError for an --engine that cannot be."""
+    if not options.engine:
+        return FileEngine(Path(options.data_dir))
+    from lessor.replicated.opening import replicated_engine
+
+    try:
+        return replicated_engine(
+            Path(options.data_dir),
+            options.engine,
+            may_lose_commits=options.engine_may_lose_commits,
+            lease_s=options.cluster_lease_s,
+            client_urls=options.advertise_client_urls,
+        )
+    except LogRefusedError as error:
+        raise OptionError(f"--engine: {error}") from None
 
 
 def _new_identity(options: Options) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from lessor.cluster.tenure import Timing
 from lessor.durable import shared_record
 from lessor.durable.engine import DataDirError, FencedError, Loaded
 from lessor.durable.file_engine import FileEngine
+from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import UnknownError
 from lessor.durable.shared_record import BATCH, BEAT, CLAIM, RELEASE
 from lessor.replicated.engine import ReplicatedEngine
@@ -47,7 +48,7 @@ def times() -> Times:
 
 def engine_of(folder: Path, kept: MemoryRecords, times: Times) -> ReplicatedEngine:
     return ReplicatedEngine(
-        folder, MemoryLog(kept), TIMING, clock=times, wall_clock=times, sleep=times.sleep, sync=False
+        folder, lambda: MemoryLog(kept), TIMING, clock=times, wall_clock=times, sleep=times.sleep, sync=False
     )
 
 
@@ -232,5 +233,6 @@ def test_a_log_that_has_lost_records_is_noticed(tmp_path: Path, kept: MemoryReco
         engine.commit(batch(number, events=[put(number + 1, b"k", b"v")]))
     engine.close()
     del kept.records[-2:]
+    kept.chain = kept.records[-1][-CHAIN_BYTES:]
     with pytest.raises(DataDirError, match="the log ends at record 4, and this node knows record 6"):
         engine_of(tmp_path, kept, times).open(IDENTITY)
