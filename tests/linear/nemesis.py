@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conformance.server_process import wait_until_healthy
+from tests.engine_flags import engine_flags
 from tests.ports import free_port
 
 STOP_S_MAX = 20.0
@@ -84,6 +85,7 @@ class LessorProcess(Process):
 
     def command(self, url: str) -> list[str]:
         flags = ["--log-level=warn", "--min-lease-ttl=1", "--watch-progress-notify-interval=100ms"]
+        flags += engine_flags(self.data_dir)
         return [sys.executable, *self._launcher, "serve", *_urls(url, self.data_dir), *flags]
 
 

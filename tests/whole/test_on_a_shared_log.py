@@ -2,8 +2,10 @@
 """A server on a log that others may write to: what its clients see while the log is away, and after a take-over."""
 
 import contextlib
+import re
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cluster.tenure import Timing
+from lessor.durable.engine import FIRST_TERM
 from lessor.durable.shared_log import UnknownError
 from lessor.replicated.engine import ReplicatedEngine
 from lessor.server.main import EXIT_FENCED
@@ -56,14 +59,14 @@ def test_what_was_acknowledged_is_there_at_the_next_process_also_elsewhere(tmp_p
     kept = MemoryRecords()
     with server_on(kept, tmp_path / "a") as server, GrpcPeer(server.address) as peer:
         first: Any = peer.call(rpc.LeaseGrantRequest(TTL=60, ID=7))
-        assert first.header.raft_term == 1
+        assert first.header.raft_term == FIRST_TERM
         for number in range(20):
             peer.call(put(b"k%d" % number, b"v", 7))
         server.kill()
     with server_on(kept, tmp_path / "b") as server, GrpcPeer(server.address) as peer:
         found: Any = peer.call(rpc.RangeRequest(key=b"k", range_end=b"l", count_only=True))
         lease: Any = peer.call(rpc.LeaseTimeToLiveRequest(ID=7, keys=True))
-        assert (found.count, found.header.raft_term, found.header.revision) == (20, 2, 21)
+        assert (found.count, found.header.raft_term, found.header.revision) == (20, FIRST_TERM + 1, 21)
         assert found.header.cluster_id == first.header.cluster_id
         assert (lease.grantedTTL, len(lease.keys)) == (60, 20)
         assert 55 < lease.TTL <= 60
@@ -100,6 +103,8 @@ def test_nothing_leaves_while_somebody_else_may_lead_and_no_lease_ages(tmp_path:
         assert renewed.TTL == 2
         assert written.header.revision == found.header.revision + 1
         assert server.server.core.machine.leases.get(7) is not None
+        with urllib.request.urlopen(f"{server.client_url}/metrics", timeout=10) as page:
+            assert re.search(rb"^lessor_tenure_lapses_total [1-9]", page.read(), re.M)
 
 
 def test_the_one_that_was_taken_over_answers_nobody_and_ends(tmp_path: Path) -> None:
@@ -128,7 +133,7 @@ def test_the_one_that_was_taken_over_answers_nobody_and_ends(tmp_path: Path) -> 
                     with pytest.raises(Exception, match="UNAVAILABLE"):
                         lost.result(10)
                     found: Any = other.call(rpc.RangeRequest(key=b"k"))
-                    assert (found.kvs[0].value, found.header.raft_term) == (b"kept", 2)
+                    assert (found.kvs[0].value, found.header.raft_term) == (b"kept", FIRST_TERM + 1)
                 eventually(lambda: one.exit_code == EXIT_FENCED)
             finally:
                 stuck.set()

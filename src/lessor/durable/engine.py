@@ -90,7 +90,12 @@ class Begun(NamedTuple):
 
 
 class Answering(Protocol):
-    """What a server has to ask if others may commit in its place. Any thread's; each call reads two clocks."""
+    """What a server has to ask if others may commit in its place. Its loop asks; each call reads a clock or two."""
+
+    @property
+    def lapses(self) -> int:
+        """How often bytes had to wait."""
+        ...
 
     def may_send(self) -> bool:
         """Whether nobody else can have taken the lead yet, so that bytes may leave at this instant."""

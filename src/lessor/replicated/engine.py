@@ -30,7 +30,7 @@ from lessor.cluster.node import Node
 from lessor.cluster.standing import Standing
 from lessor.cluster.tenure import Timing
 from lessor.durable import directory, opening
-from lessor.durable.engine import Begun, DataDirError, EngineError, Meta
+from lessor.durable.engine import FIRST_TERM, Begun, DataDirError, EngineError, Meta
 from lessor.durable.engine_on_tables import EngineOnTables
 from lessor.durable.file_engine import UNFOLDED_ROWS_MAX
 from lessor.durable.first_failure import FirstFailure
@@ -177,7 +177,7 @@ class ReplicatedEngine(EngineOnTables):
         standing = Standing()
         if position.record:  # tables without a record have a chain value of their own
             standing.number, standing.chain = position.record, position.chain
-        standing.epoch, standing.batch, standing.clock_s = meta.term, meta.batch, meta.clock_s
+        standing.epoch, standing.batch, standing.clock_s = max(meta.term, FIRST_TERM - 1), meta.batch, meta.clock_s
         standing.released = meta.clean and position.record > 0
         nonce = secrets.token_bytes(NONCE_BYTES)
         self._node = Node(meta.member_id, nonce, self._timing, standing, self._urls)

@@ -105,8 +105,11 @@ class Server:
         except BaseException:
             self._committer.close()
             raise
+        answering = self._engine.answering
+        if answering is not None:
+            metrics.lapses = lambda: answering.lapses
         gate = Gate(durable=machine.journal.number - 1)
-        turn = Turn(machine, gate, self._committer, self._clock, clock_s, metrics.expiry, self._engine.answering)
+        turn = Turn(machine, gate, self._committer, self._clock, clock_s, metrics.expiry, answering)
         data_dir = Path(self.options.data_dir)
         remove_leftovers(data_dir)
         self.services = Services(

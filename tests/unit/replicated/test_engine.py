@@ -8,11 +8,12 @@ import pytest
 
 from lessor.cluster.tenure import Timing
 from lessor.durable import shared_record
-from lessor.durable.engine import DataDirError, FencedError, Loaded
+from lessor.durable.engine import FIRST_TERM, DataDirError, FencedError, Loaded
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.record import CHAIN_BYTES
-from lessor.durable.shared_log import UnknownError
+from lessor.durable.shared_log import UnknownError, UnreachableError
 from lessor.durable.shared_record import BATCH, BEAT, CLAIM, RELEASE
+from lessor.replicated import snapshots
 from lessor.replicated.engine import ReplicatedEngine
 from lessor.state.journal import Rows
 from tests.memory_log import MemoryLog, MemoryRecords
@@ -83,7 +84,7 @@ def test_the_first_start_claims_and_commits(tmp_path: Path, kept: MemoryRecords,
     assert (meta.cluster_id, meta.term, meta.batch) == (IDENTITY[0], 0, 0)
     began_s = times.now
     begun = engine.lead(lambda rows: None)
-    assert (begun.term, begun.clock_s) == (1, 0.0)
+    assert (begun.term, begun.clock_s) == (FIRST_TERM, 0.0)
     assert times.now - began_s > TIMING.claim_s  # somebody else might have been there
     engine.commit(batch(1, events=[put(2, b"k", b"v")]))
     assert kinds(kept) == [CLAIM, BATCH]
@@ -117,7 +118,7 @@ def test_after_an_orderly_end_the_next_one_leads_at_once(tmp_path: Path, kept: M
     another.open(IDENTITY)
     began_s = times.now
     begun = another.lead(lambda rows: None)
-    assert (begun.term, begun.clean) == (2, True)
+    assert (begun.term, begun.clean) == (FIRST_TERM + 1, True)
     assert times.now == began_s
     another.close()
 
@@ -141,7 +142,7 @@ def test_one_stands_by_while_another_beats_and_follows_it(tmp_path: Path, kept: 
     assert times.now > until_s + TIMING.claim_s - TIMING.beat_s - 0.1
     assert [rows.events[0][3] for rows in followed] == [b"0", b"1", b"2", b"3", b"4"]
     assert kinds(kept).count(BEAT) > 20 / TIMING.beat_s / 2
-    assert begun.term == 2
+    assert begun.term == FIRST_TERM + 1
     times.asleep = lambda: None
     records = len(kept.records)
     with pytest.raises(FencedError, match="another process"):
@@ -236,3 +237,71 @@ def test_a_log_that_has_lost_records_is_noticed(tmp_path: Path, kept: MemoryReco
     kept.chain = kept.records[-1][-CHAIN_BYTES:]
     with pytest.raises(DataDirError, match="the log ends at record 4, and this node knows record 6"):
         engine_of(tmp_path, kept, times).open(IDENTITY)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots come early, and leave little."""
+    monkeypatch.setattr(snapshots, "LOG_BYTES", 4_000)
+    monkeypatch.setattr(snapshots, "KEPT_RECORDS", 5)
+
+
+def grow(engine: ReplicatedEngine, times: Times, first: int, count: int) -> None:
+    for number in range(first, first + count):
+        engine.commit(batch(number, events=[put(number + 1, b"k%d" % number, bytes(100))]))
+    engine.upkeep(times.now, True)  # begins a snapshot
+    kept = engine._snapshots
+    assert kept is not None and kept._thread is not None
+    kept._thread.join()
+    engine.upkeep(times.now, True)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_snapshot_in_the_engine_shortens_the_log_and_makes_new_copies(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    engine = started(tmp_path / "a", kept, times)
+    old = engine_of(tmp_path / "old", kept, times)
+    old_id = old.open((1, 77)).member_id
+    old.close()
+    grow(engine, times, 1, 100)
+    assert kept.snapshots[-1][0] == 101
+    assert kept.first == 101 - 5
+    engine.commit(batch(101, events=[put(102, b"new", b"v")], clean=True))
+    there = content(engine.load())
+    engine.close()
+    # From the snapshot and what came after it: for a directory that is new, and for one that lacks what is forgotten.
+    fresh = started(tmp_path / "b", kept, times)
+    assert content(fresh.load()) == there
+    fresh.close()
+    late = engine_of(tmp_path / "old", kept, times)
+    assert late.open(IDENTITY).member_id == old_id == 77
+    assert content(late.load())[0] == there[0]
+    late.lead(lambda rows: None)
+    late.commit(batch(102, events=[put(103, b"newer", b"v")]))
+    late.close()
+    with pytest.raises(DataDirError, match="start with --engine"):
+        FileEngine(tmp_path / "old").open(IDENTITY)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_snapshot_that_fails_is_made_later(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    engine = started(tmp_path, kept, times)
+    put_snapshot = MemoryLog.put_snapshot
+
+    def fail(self: MemoryLog, position: int, pieces: object) -> None:
+        raise UnreachableError("cut")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryLog, "put_snapshot", fail)
+        grow(engine, times, 1, 50)
+    assert (kept.snapshots, kept.first) == ([], 1)
+    for number in range(51, 100):
+        engine.commit(batch(number, events=[put(number + 1, b"k%d" % number, bytes(100))]))
+    engine.upkeep(times.now, True)
+    assert kept.snapshots == []
+    times.sleep(snapshots.RETRY_S)
+    assert MemoryLog.put_snapshot is put_snapshot
+    grow(engine, times, 100, 1)
+    assert kept.snapshots[-1][0] >= 101
+    engine.close()

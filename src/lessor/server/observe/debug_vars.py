@@ -12,7 +12,6 @@ import sys
 
 from lessor.server.observe.observed import Observed
 
-
 _CREDENTIALS = re.compile(r"://\S*@")
 
 
