@@ -14,10 +14,13 @@ Does not do: I/O. The clocks are passed in. For one thread.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from lessor.cluster.clock_watch import ClockWatch
 from lessor.cluster.served_clock import ServedClock
+
+
+ROUNDING_S: Final = 1e-6  # more than what sums of instants are off
 
 
 class Valid(Protocol):
@@ -45,10 +48,12 @@ class Answering:
         self._served = ServedClock(0.0, now, self._until_s)
         self._may_send = True
         self.lapses = 0  # how often bytes had to wait
+        self.stood_s = 0.0  # for how long the served clock has stood still in all, as far as it has gone on since
 
     def _valid_until_s(self) -> float:
         until_s = self._tenure.until_s
-        return until_s if until_s - self._lease_s >= self._trusted_s else self._trusted_s
+        # What was sent at the same reading of the clock may have been sent before the clock stood still.
+        return until_s if until_s - self._lease_s > self._trusted_s + ROUNDING_S else self._trusted_s
 
     def may_send(self) -> bool:
         """Whether bytes may leave at this instant. Reads two clocks."""
@@ -67,6 +72,7 @@ class Answering:
         now_s = self._now_s()
         until_s = self._valid_until_s()
         if until_s != self._until_s:
+            self.stood_s += max(now_s - self._until_s, 0.0)
             self._until_s = until_s
             self._served.extend(now_s, until_s)
         return self._served.now_s(now_s)

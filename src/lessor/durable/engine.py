@@ -97,6 +97,11 @@ class Answering(Protocol):
         """How often bytes had to wait."""
         ...
 
+    @property
+    def stood_s(self) -> float:
+        """For how long the clock of `served_s` has stood still in all, as far as it has gone on since."""
+        ...
+
     def may_send(self) -> bool:
         """Whether nobody else can have taken the lead yet, so that bytes may leave at this instant."""
         ...

@@ -251,7 +251,8 @@ def grow(engine: ReplicatedEngine, times: Times, first: int, count: int) -> None
         engine.commit(batch(number, events=[put(number + 1, b"k%d" % number, bytes(100))]))
     engine.upkeep(times.now, True)  # begins a snapshot
     kept = engine._snapshots
-    assert kept is not None and kept._thread is not None
+    assert kept is not None
+    assert kept._thread is not None
     kept._thread.join()
     engine.upkeep(times.now, True)
 

@@ -139,7 +139,9 @@ class Turn:
         # The data clock, without its origin: it stands still while nobody may be answered.
         self._read_served = clock.now_s if answering is None else answering.served_s
         self._origin_s = self._read_served() - clock_s
+        self._answering = answering
         self._may_send = None if answering is None else answering.may_send
+        self._stood_s = 0.0  # what `answering` said last
         self._held = False  # whether bytes wait for that
         self._waking: asyncio.TimerHandle | None = None  # set to look again
         self._on_expired = on_expired
@@ -369,6 +371,10 @@ class Turn:
         """Ends leases that are due, unless expiry.py holds them up."""
         if self._halted:
             return
+        if self._answering is not None:
+            self._notice_lapse(self._answering)
+            if self._expiry.state != DUE:
+                return
         committing = self._committer.in_flight is not None
         cutoff_s = self._expiry.may_end(
             self.now_s(), full=self.overloaded, committing=committing, durable=self.gate.durable
@@ -381,6 +387,10 @@ class Turn:
         ended = self.machine.expire(cutoff_s, limits.EXPIRE_PER_TURN_MAX)
         if ended and head_s is not None:
             self._on_expired(ended, self.now_s() - head_s)
+
+    def _notice_lapse(self, answering: Answering) -> None:
+        before_s, self._stood_s = self._stood_s, answering.stood_s
+        self._expiry.lapsed(self.now_s(), self._stood_s - before_s)
 
     def _seal(self) -> None:
         journal = self.machine.journal
