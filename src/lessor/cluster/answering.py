@@ -19,7 +19,6 @@ from typing import Final, Protocol
 from lessor.cluster.clock_watch import ClockWatch
 from lessor.cluster.served_clock import ServedClock
 
-
 ROUNDING_S: Final = 1e-6  # more than what sums of instants are off
 
 

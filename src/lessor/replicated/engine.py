@@ -77,7 +77,10 @@ class ReplicatedEngine(EngineOnTables):
         start: Start = start_thread,
         sync: bool = True,
     ) -> None:
-        """`make_log`: a way to the engine, for each thread one. `urls`: those of the clients, for the claim. The rest stands in for the system in tests."""
+        """`make_log`: a way to the engine, one for each thread. `urls`: those of the clients, for the claim.
+
+        The rest stands in for the system in tests.
+        """
         super().__init__(data_dir, start=start, sync=sync)
         self._make_log = make_log
         self._shared = make_log()

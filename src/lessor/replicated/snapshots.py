@@ -123,7 +123,10 @@ def position_of(path: Path) -> int:
 
 
 def fetch(shared: SharedLog, connector: Connector, database: Path, member_id: int) -> bool:
-    """Makes `database` out of the newest snapshot in the engine, if there is one. Raises LogError, DataDirError, OSError."""
+    """Makes `database` out of the newest snapshot in the engine, if there is one.
+
+    Raises LogError, DataDirError, OSError.
+    """
     newest = shared.newest_snapshot()
     if newest is None:
         return False
