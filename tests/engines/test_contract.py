@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -334,6 +335,26 @@ def test_a_reader_of_a_snapshot_ends_though_a_newer_one_comes(subject: Subject, 
     other.close()
     got += found[1]
     assert b"".join(got) == blob
+
+
+def test_two_nodes_that_leave_snapshots_at_once_leave_whole_ones(subject: Subject, log: SharedLog) -> None:
+    """The one that is overtaken may be told to try again; nobody ever sees a half."""
+    other = subject.log("one")
+    other.open(2)
+
+    def slow() -> Iterator[bytes]:
+        yield bytes(2 * MIB)
+        other.put_snapshot(6, iter([b"six"]))
+        yield b"end"
+
+    for position, newest in ((5, (6, b"six")), (9, (9, bytes(2 * MIB) + b"end"))):
+        with suppress(UnreachableError):
+            log.put_snapshot(position, slow())
+        found = log.newest_snapshot()
+        assert found is not None
+        got = (found[0], b"".join(found[1]))
+        assert got in (newest, (6, b"six"))
+    other.close()
 
 
 # --- the life of one record -----------------------------------------------------------------------------------------
