@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.engine_flags import engine_flags
 from tests.linear.check import findings
 from tests.linear.driver import run
 from tests.linear.history import History
@@ -33,7 +34,7 @@ def servers(data_dir: Path, options: argparse.Namespace) -> tuple[Nemesis, Proce
         return OneServer(etcd), etcd
     lessor = LessorProcess(data_dir)
     if options.standby:
-        return StandingBy(lessor, LessorProcess(data_dir.with_name("other"), log_of=data_dir)), lessor
+        return StandingBy(lessor, LessorProcess(data_dir.with_name("other"), engine=engine_flags(data_dir))), lessor
     return OneServer(lessor), lessor
 
 

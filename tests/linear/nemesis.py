@@ -87,19 +87,16 @@ def _urls(url: str, data_dir: Path) -> list[str]:
 
 
 class LessorProcess(Process):
-    """`lessor serve`. `launcher`: the arguments of Python that stand for the command `lessor`.
+    """`lessor serve`. `launcher`: the arguments of Python that stand for the command `lessor`. `engine`: flags."""
 
-    `log_of`: the data directory of a server that it shares its log with.
-    """
-
-    def __init__(self, data_dir: Path, launcher: Sequence[str] = LESSOR, log_of: Path | None = None) -> None:
+    def __init__(self, data_dir: Path, launcher: Sequence[str] = LESSOR, engine: Sequence[str] | None = None) -> None:
         super().__init__(data_dir)
         self._launcher = launcher
-        self._log_of = log_of or data_dir
+        self._engine = engine_flags(data_dir) if engine is None else engine
 
     def command(self, url: str) -> list[str]:
         flags = ["--log-level=warn", "--min-lease-ttl=1", "--watch-progress-notify-interval=100ms"]
-        flags += engine_flags(self._log_of)
+        flags += self._engine
         return [sys.executable, *self._launcher, "serve", *_urls(url, self.data_dir), *flags]
 
 
