@@ -12,7 +12,7 @@ from tests.linear.history import OK
 from tests.linear.nemesis import LessorProcess, StandingBy
 from tests.linear.test_linear import SEED
 
-STRIKES = 6
+STRIKES = 4
 
 
 @pytest.mark.slow
