@@ -122,16 +122,21 @@ def test_the_one_that_was_taken_over_answers_nobody_and_ends(tmp_path: Path) -> 
                 raise UnknownError("cut")
 
         kept.before_append = stall
-        with ThreadPoolExecutor(1) as threads:
-            lost = threads.submit(peer.call, put(b"k", b"lost"))
+        with ThreadPoolExecutor(2) as threads:
             starting.join(20)
             try:
                 with GrpcPeer(two.address) as other:
-                    assert not lost.done()
                     other.call(put(b"k", b"kept"))
+                    old = threads.submit(peer.call, rpc.RangeRequest(key=b"k"))
+                    time.sleep(0.2)  # a wrong server answers b"v" in this time
+                    lost = threads.submit(peer.call, put(b"k", b"lost"))
+                    time.sleep(0.1)
+                    assert not old.done()
+                    assert not lost.done()
                     stuck.set()
-                    with pytest.raises(Exception, match="UNAVAILABLE"):
-                        lost.result(10)
+                    for call in (lost, old):
+                        with pytest.raises(Exception, match="UNAVAILABLE"):
+                            call.result(10)
                     found: Any = other.call(rpc.RangeRequest(key=b"k"))
                     assert (found.kvs[0].value, found.header.raft_term) == (b"kept", FIRST_TERM + 1)
                 eventually(lambda: one.exit_code == EXIT_FENCED)
