@@ -29,7 +29,7 @@ class EtcdEngine:
         self._logs: list[SharedLog] = []
 
     def log(self) -> SharedLog:
-        log = EtcdLog(self.url, local=True, timeout_s=5.0)
+        log = EtcdLog(self.url, local=True, append_s_max=20.0, read_s_max=20.0)
         self._logs.append(log)
         return log
 
