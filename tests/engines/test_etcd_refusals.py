@@ -12,7 +12,7 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import COMPACTED
 from lessor.client import Client, Permission, ServerError
 from lessor.durable.log import LogError
-from lessor.durable.shared_log import Info, LogRefusedError, UnknownError
+from lessor.durable.shared_log import LANDED, Info, LogRefusedError, UnknownError
 from lessor.engines.etcd_checks import look_over
 from lessor.engines.etcd_keys import Keys
 from lessor.engines.etcd_link import EtcdLink
@@ -142,6 +142,40 @@ def test_alarms_are_refused_and_so_is_an_append_to_a_full_etcd() -> None:
         writer.append()
         client.maintenance.alarm_activate(member, rpc.CORRUPT)
         assert "CORRUPT" in refusal(f"etcd://{server.address}")
+
+
+def test_an_etcd_that_runs_full_loses_nothing_and_goes_on_when_it_has_room() -> None:
+    with (
+        EtcdServer(flags=[*QUICK, f"--quota-backend-bytes={8 << 20}"]) as server,
+        closing(log_at(f"etcd://{server.address}")) as log,
+    ):
+        log.open(1)
+        writer = Writer(log)
+        refused = fill(writer)
+        with Client(server.address) as client:
+            for alarm in client.maintenance.alarms().alarms:
+                client.maintenance.alarm_disarm(alarm.memberID, alarm.alarm)
+        server.request_stop()
+        server.wait()
+        server.flags[-1] = "--quota-backend-bytes=0"
+        server.start_again()
+        assert writer.place(refused).next == LANDED  # it may have been there already: the error does not say
+        writer.append()
+        assert all_records(log) == writer.records
+
+
+def fill(writer: Writer) -> bytes:
+    """Appends until the etcd is full, and returns the record that it refused."""
+    for _ in range(400):  # its size is looked at from time to time only
+        data = writer.next(400_000)
+        try:
+            writer.log.append(writer.position, writer.chain, data)
+        except LogRefusedError as error:
+            if "etcdctl alarm disarm" in str(error):
+                return data
+            raise
+        writer.landed(data)
+    raise AssertionError("it is never full")
 
 
 def test_an_etcd_that_takes_small_requests_only_is_refused() -> None:
