@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 
+from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client import Client
 from lessor.durable.shared_log import SharedLog
 from lessor.engines.log_etcd import EtcdLog
@@ -16,7 +17,7 @@ from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.lessor_server import LessorServer
 from tests.conformance.server_process import ServerProcess
 from tests.conformance.subject import new_prefix
-from tests.engines.contract import Engine, SharedLogContract, Writer, all_records
+from tests.engines.contract import PAGE_BYTES, Engine, SharedLogContract, Writer, all_records
 
 pytestmark = [pytest.mark.slow]
 
@@ -76,6 +77,30 @@ class TestEtcdLog(SharedLogContract):
         assert len(writer.log.read(0, 1_000).records) == 4 + 16
         writer.log.trim(2_050)
         assert all_records(writer.log, 2_049) == writer.records[2_049:]
+
+    def test_a_read_is_of_one_instant_while_others_append(
+        self, engine: EtcdEngine, writer: Writer, other: SharedLog
+    ) -> None:
+        """Also when it takes several calls of the etcd, between which records come."""
+        assert isinstance(other, EtcdLog)
+        look = other._link.look
+
+        def look_and_append(*steps: rpc.RequestOp, **options: float) -> rpc.TxnResponse:
+            reply = look(*steps, **options)
+            for _ in range(3):
+                writer.append()
+            return reply
+
+        for count in range(1, 12):
+            begin = writer.position
+            for _ in range(count):
+                writer.append()
+            other._link.look = look_and_append  # type: ignore[method-assign]
+            found = other.read(begin, PAGE_BYTES)
+            other._link.look = look  # type: ignore[method-assign]
+            assert found.last == begin + count
+            assert found.records == writer.records[begin : begin + len(found.records)]
+            assert 0 < len(found.records) <= count
 
     def test_two_prefixes_are_two_logs(self, server: ServerProcess, engine: Engine, writer: Writer) -> None:
         second = EtcdEngine(server.address, "/" + new_prefix().hex())

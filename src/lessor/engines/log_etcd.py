@@ -235,10 +235,13 @@ class EtcdLog:
             raise TrimmedError(begins)
 
     def _read_run(self, records: list[bytes], after: int, last: int, bytes_max: int) -> None:
-        """Adds as many more records as `bytes_max` allows. Those that are trimmed meanwhile end it."""
+        """Adds as many more records as `bytes_max` allows, up to `last`: later ones have come since.
+
+        Those that are trimmed meanwhile end it.
+        """
         at, left = after + len(records), bytes_max - sum(map(len, records))
         ends = [end for doubling in range(_DOUBLINGS + 1) if (end := at + (_FEW << doubling)) <= last]
-        count = _FEW
+        count = min(_FEW, last - at)
         if ends:
             probes = [self._run(at, at + 1, keys_only=True), *(self._run(e, e + 1, keys_only=True) for e in ends)]
             reply = self._link.look(*probes, timeout_s=self._read_s_max)
