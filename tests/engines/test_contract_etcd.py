@@ -11,7 +11,7 @@ import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client import Client
-from lessor.durable.shared_log import SharedLog
+from lessor.durable.shared_log import Found, SharedLog, TrimmedError
 from lessor.engines.log_etcd import EtcdLog
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.lessor_server import LessorServer
@@ -101,6 +101,29 @@ class TestEtcdLog(SharedLogContract):
             assert found.last == begin + count
             assert found.records == writer.records[begin : begin + len(found.records)]
             assert 0 < len(found.records) <= count
+
+    @pytest.mark.parametrize(("large", "expected"), [(1, None), (5, 4), (9, 4)])
+    def test_what_is_trimmed_during_a_read_is_left_out_or_refused(
+        self, writer: Writer, other: SharedLog, large: int, expected: int | None
+    ) -> None:
+        """Record `large` is in pieces. `expected`: how many of the first records the read brings; None: none."""
+        assert isinstance(other, EtcdLog)
+        for position in range(1, 21):
+            writer.append(3_000_000 if position == large else 200)
+        look = other._link.look
+
+        def look_and_trim(*steps: rpc.RequestOp, **options: float) -> rpc.TxnResponse:
+            reply = look(*steps, **options)
+            writer.log.trim(15)
+            return reply
+
+        other._link.look = look_and_trim  # type: ignore[method-assign]
+        if expected is None:
+            with pytest.raises(TrimmedError) as caught:
+                other.read(0, 10_000_000)
+            assert caught.value.first == 15
+        else:
+            assert other.read(0, 10_000_000) == Found(writer.records[:expected], 20)
 
     def test_two_prefixes_are_two_logs(self, server: ServerProcess, engine: Engine, writer: Writer) -> None:
         second = EtcdEngine(server.address, "/" + new_prefix().hex())
