@@ -9,14 +9,15 @@ from contextlib import suppress
 
 import pytest
 
+from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client import Client
-from lessor.durable.shared_log import SharedLog
+from lessor.durable.shared_log import Found, SharedLog, TrimmedError
 from lessor.engines.log_etcd import EtcdLog
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.lessor_server import LessorServer
 from tests.conformance.server_process import ServerProcess
 from tests.conformance.subject import new_prefix
-from tests.engines.contract import Engine, SharedLogContract, Writer, all_records
+from tests.engines.contract import PAGE_BYTES, Engine, SharedLogContract, Writer, all_records
 
 pytestmark = [pytest.mark.slow]
 
@@ -29,7 +30,7 @@ class EtcdEngine:
         self._logs: list[SharedLog] = []
 
     def log(self) -> SharedLog:
-        log = EtcdLog(self.url, local=True, timeout_s=5.0)
+        log = EtcdLog(self.url, local=True, append_s_max=20.0, read_s_max=20.0)
         self._logs.append(log)
         return log
 
@@ -76,6 +77,53 @@ class TestEtcdLog(SharedLogContract):
         assert len(writer.log.read(0, 1_000).records) == 4 + 16
         writer.log.trim(2_050)
         assert all_records(writer.log, 2_049) == writer.records[2_049:]
+
+    def test_a_read_is_of_one_instant_while_others_append(
+        self, engine: EtcdEngine, writer: Writer, other: SharedLog
+    ) -> None:
+        """Also when it takes several calls of the etcd, between which records come."""
+        assert isinstance(other, EtcdLog)
+        look = other._link.look
+
+        def look_and_append(*steps: rpc.RequestOp, **options: float) -> rpc.TxnResponse:
+            reply = look(*steps, **options)
+            for _ in range(3):
+                writer.append()
+            return reply
+
+        for count in range(1, 12):
+            begin = writer.position
+            for _ in range(count):
+                writer.append()
+            other._link.look = look_and_append  # type: ignore[method-assign]
+            found = other.read(begin, PAGE_BYTES)
+            other._link.look = look  # type: ignore[method-assign]
+            assert found.last == begin + count
+            assert found.records == writer.records[begin : begin + len(found.records)]
+            assert 0 < len(found.records) <= count
+
+    @pytest.mark.parametrize(("large", "expected"), [(1, None), (5, 4), (9, 4)])
+    def test_what_is_trimmed_during_a_read_is_left_out_or_refused(
+        self, writer: Writer, other: SharedLog, large: int, expected: int | None
+    ) -> None:
+        """Record `large` is in pieces. `expected`: how many of the first records the read brings; None: none."""
+        assert isinstance(other, EtcdLog)
+        for position in range(1, 21):
+            writer.append(3_000_000 if position == large else 200)
+        look = other._link.look
+
+        def look_and_trim(*steps: rpc.RequestOp, **options: float) -> rpc.TxnResponse:
+            reply = look(*steps, **options)
+            writer.log.trim(15)
+            return reply
+
+        other._link.look = look_and_trim  # type: ignore[method-assign]
+        if expected is None:
+            with pytest.raises(TrimmedError) as caught:
+                other.read(0, 10_000_000)
+            assert caught.value.first == 15
+        else:
+            assert other.read(0, 10_000_000) == Found(writer.records[:expected], 20)
 
     def test_two_prefixes_are_two_logs(self, server: ServerProcess, engine: Engine, writer: Writer) -> None:
         second = EtcdEngine(server.address, "/" + new_prefix().hex())

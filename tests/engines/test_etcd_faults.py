@@ -3,10 +3,11 @@
 
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from os import kill
 
 import pytest
@@ -23,7 +24,7 @@ from lessor.engines.log_etcd import EtcdLog
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.proxy import Proxy
 from tests.engines.contract import PAGE_BYTES, Writer, acknowledged_are_there, all_records
-from tests.engines.etcd_cluster import EtcdCluster
+from tests.engines.etcd_cluster import QUICK, EtcdCluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 if etcd_binary() is None:
@@ -33,8 +34,8 @@ NEVER_S = 20.0  # within which something happens unless it never will
 
 
 @contextmanager
-def opened(address: str, timeout_s: float = 1.0) -> Iterator[Writer]:
-    log = EtcdLog(f"etcd://{address}/log", local=True, timeout_s=timeout_s)
+def opened(address: str, append_s_max: float = 1.0, read_s_max: float = 1.0) -> Iterator[Writer]:
+    log = EtcdLog(f"etcd://{address}/log", local=True, append_s_max=append_s_max, read_s_max=read_s_max)
     try:
         give_up = time.monotonic() + NEVER_S
         while True:
@@ -77,7 +78,7 @@ def append_until(writer: Writer, *, harm: Callable[[], object], after: int = 20)
 
 
 def test_an_etcd_that_is_killed_loses_nothing_acknowledged() -> None:
-    with EtcdServer() as server, opened(server.address) as writer:
+    with EtcdServer(flags=QUICK) as server, opened(server.address) as writer:
         for _ in range(3):
             data = append_until(writer, harm=lambda: kill(server.pid, signal.SIGKILL), after=writer.position + 20)
             with pytest.raises(UnreachableError):
@@ -91,7 +92,7 @@ def test_an_etcd_that_is_killed_loses_nothing_acknowledged() -> None:
 
 def test_an_etcd_that_stands_still_leaves_the_outcome_open() -> None:
     """The append lands when it goes on, perhaps after the look that found nothing: it is there once."""
-    with EtcdServer() as server, opened(server.address, timeout_s=0.3) as writer:
+    with EtcdServer(flags=QUICK) as server, opened(server.address, 0.3) as writer:
         data = append_until(writer, harm=lambda: kill(server.pid, signal.SIGSTOP))
         with pytest.raises(UnreachableError):
             writer.log.read(0, PAGE_BYTES)
@@ -105,7 +106,7 @@ def test_an_etcd_that_stands_still_leaves_the_outcome_open() -> None:
 
 def test_a_lost_answer_is_settled_by_reading() -> None:
     """The proxy takes the append to the etcd, and the connection is cut before the answer comes back."""
-    with EtcdServer() as server, Proxy(server.address) as proxy, opened(proxy.address) as writer:
+    with EtcdServer(flags=QUICK) as server, Proxy(server.address) as proxy, opened(proxy.address) as writer:
         for size in (200, 1_500_000):
             writer.append()
             data = writer.next(size)
@@ -137,7 +138,7 @@ def test_the_leader_of_three_is_killed_and_the_log_goes_on() -> None:
 
 
 def test_a_member_that_stands_still_is_left_for_another() -> None:
-    with EtcdCluster() as cluster, opened(cluster.address, timeout_s=0.5) as writer:
+    with EtcdCluster() as cluster, opened(cluster.address, 0.5) as writer:
         writer.append()
         cluster.signal(0, signal.SIGSTOP)  # the one that the client is connected to
         for _ in range(10):
@@ -152,7 +153,7 @@ def test_a_member_that_was_away_shows_no_old_log() -> None:
         for _ in range(3):
             late = (cluster.leader() + 1) % 3
             others = ",".join(address for number, address in enumerate(cluster.addresses) if number != late)
-            with opened(others) as writer, opened(cluster.addresses[late], timeout_s=NEVER_S) as reader:
+            with opened(others) as writer, opened(cluster.addresses[late], read_s_max=NEVER_S) as reader:
                 for data in all_records(writer.log):
                     writer.landed(data)
                 cluster.signal(late, signal.SIGSTOP)
@@ -167,7 +168,7 @@ def test_a_member_that_was_away_shows_no_old_log() -> None:
 
 
 def test_without_a_majority_nothing_lands_and_nothing_is_refused() -> None:
-    with EtcdCluster() as cluster, opened(cluster.address, timeout_s=0.5) as writer:
+    with EtcdCluster() as cluster, opened(cluster.address, 0.5) as writer:
         writer.append()
         for number in (0, 1):
             cluster.signal(number, signal.SIGSTOP)
@@ -182,8 +183,40 @@ def test_without_a_majority_nothing_lands_and_nothing_is_refused() -> None:
         assert all_records(writer.log) == writer.records
 
 
+def test_an_endpoint_that_takes_no_connection_is_passed_over() -> None:
+    """Connecting to it ends in silence and takes longer than an append may: the read that settles it gets by."""
+    with EtcdServer(flags=QUICK) as server, full_backlog() as deaf, Proxy(server.address) as proxy:
+        addresses = ",".join((proxy.address, deaf, deaf, server.address))
+        log = EtcdLog(f"etcd://{addresses}/log", local=True)
+        with closing(log):
+            warnings = log.open(1).warnings
+            assert sum(f"{deaf}: no connection within" in warning for warning in warnings) == 2
+            writer = Writer(log)
+            writer.place(writer.next())
+            proxy.refuse(True)
+            proxy.cut()
+            for _ in range(5):
+                assert writer.place(writer.next()).next == LANDED
+            assert all_records(log) == writer.records
+
+
+@contextmanager
+def full_backlog() -> Iterator[str]:
+    """An address at which the kernel drops what would begin a connection, as a machine does that is gone."""
+    with ExitStack() as held:
+        listener = held.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        host, port = listener.getsockname()
+        for _ in range(8):
+            client = held.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex((host, port))
+        yield f"{host}:{port}"
+
+
 def test_an_etcd_that_is_not_there_at_the_start_is_waited_for() -> None:
-    server = EtcdServer()
+    server = EtcdServer(flags=QUICK)
     log = EtcdLog(f"etcd://{server.address}/log", local=True)
     try:
         with pytest.raises(UnreachableError) as caught:
@@ -198,7 +231,7 @@ def test_an_etcd_that_is_not_there_at_the_start_is_waited_for() -> None:
 
 def test_an_etcd_restored_from_an_old_backup_has_lost_records() -> None:
     """The chain tells, also when others have appended to the restored log and the positions are there again."""
-    with EtcdServer() as server, opened(server.address) as writer:
+    with EtcdServer(flags=QUICK) as server, opened(server.address) as writer:
         for _ in range(5):
             writer.append()
         server.request_stop()
@@ -227,7 +260,7 @@ def test_an_etcd_restored_from_an_old_backup_has_lost_records() -> None:
 
 
 def test_another_etcd_in_its_place_is_refused() -> None:
-    with EtcdServer() as server, opened(server.address) as writer:
+    with EtcdServer(flags=QUICK) as server, opened(server.address) as writer:
         writer.append()
         server.request_stop()
         server.wait()

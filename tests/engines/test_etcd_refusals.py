@@ -12,7 +12,7 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import COMPACTED
 from lessor.client import Client, Permission, ServerError
 from lessor.durable.log import LogError
-from lessor.durable.shared_log import Info, LogRefusedError, UnknownError
+from lessor.durable.shared_log import LANDED, Info, LogRefusedError, UnknownError
 from lessor.engines.etcd_checks import look_over
 from lessor.engines.etcd_keys import Keys
 from lessor.engines.etcd_link import EtcdLink
@@ -21,7 +21,7 @@ from lessor.engines.log_etcd import EtcdLog
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.tls_server import Pki, tls_server
 from tests.engines.contract import NO_CHAIN, Writer, all_records
-from tests.engines.etcd_cluster import EtcdCluster
+from tests.engines.etcd_cluster import QUICK, EtcdCluster
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 if etcd_binary() is None:
@@ -32,12 +32,16 @@ SECRETS = ("anastasia", "geheim", "ge%68eim")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EtcdServer]:
-    with EtcdServer() as server:
+    with EtcdServer(flags=QUICK) as server:
         yield server
 
 
+def log_at(url: str, *, local: bool = True) -> EtcdLog:
+    return EtcdLog(url, local=local, append_s_max=20.0, read_s_max=20.0)
+
+
 def opened(url: str, *, local: bool = True) -> Info:
-    with closing(EtcdLog(url, local=local)) as log:
+    with closing(log_at(url, local=local)) as log:
         return log.open(1)
 
 
@@ -52,7 +56,7 @@ def refusal(url: str, *, local: bool = True) -> str:
 
 def look_over_a(version: str, *, local: bool = False, size_bytes: int = 1, quota_bytes: int = 100) -> Sequence[str]:
     """The warnings about an etcd of one member that says so of itself, and is well otherwise."""
-    link = EtcdLink(parse("etcd://h1:2379"), 1.0)
+    link = EtcdLink(parse("etcd://h1:2379"))
 
     class Answers:
         maintenance = cluster = property(lambda self: self)
@@ -63,9 +67,6 @@ def look_over_a(version: str, *, local: bool = False, size_bytes: int = 1, quota
 
         def member_list(self, timeout_s: float) -> rpc.MemberListResponse:
             return rpc.MemberListResponse(members=[rpc.Member(ID=1)])
-
-        def alarms(self, timeout_s: float) -> rpc.AlarmResponse:
-            return rpc.AlarmResponse()
 
         def txn(self, *_: object, timeout_s: float) -> rpc.TxnResponse:
             reply = rpc.TxnResponse(header=rpc.ResponseHeader(cluster_id=1))
@@ -120,15 +121,15 @@ def test_three_members_are_looked_at_and_one_may_be_missing() -> None:
 
 
 def test_endpoints_of_two_clusters_are_refused(server: EtcdServer) -> None:
-    with EtcdServer() as second:
+    with EtcdServer(flags=QUICK) as second:
         assert "not of one etcd cluster" in refusal(f"etcd://{server.address},{second.address}/log")
 
 
 def test_alarms_are_refused_and_so_is_an_append_to_a_full_etcd() -> None:
     with (
-        EtcdServer() as server,
+        EtcdServer(flags=QUICK) as server,
         Client(server.address) as client,
-        closing(EtcdLog(f"etcd://{server.address}", local=True)) as log,
+        closing(log_at(f"etcd://{server.address}")) as log,
     ):
         log.open(1)
         member = client.maintenance.status().header.member_id
@@ -143,8 +144,42 @@ def test_alarms_are_refused_and_so_is_an_append_to_a_full_etcd() -> None:
         assert "CORRUPT" in refusal(f"etcd://{server.address}")
 
 
+def test_an_etcd_that_runs_full_loses_nothing_and_goes_on_when_it_has_room() -> None:
+    with (
+        EtcdServer(flags=[*QUICK, f"--quota-backend-bytes={8 << 20}"]) as server,
+        closing(log_at(f"etcd://{server.address}")) as log,
+    ):
+        log.open(1)
+        writer = Writer(log)
+        refused = fill(writer)
+        with Client(server.address) as client:
+            for alarm in client.maintenance.alarms().alarms:
+                client.maintenance.alarm_disarm(alarm.memberID, alarm.alarm)
+        server.request_stop()
+        server.wait()
+        server.flags[-1] = "--quota-backend-bytes=0"
+        server.start_again()
+        assert writer.place(refused).next == LANDED  # it may have been there already: the error does not say
+        writer.append()
+        assert all_records(log) == writer.records
+
+
+def fill(writer: Writer) -> bytes:
+    """Appends until the etcd is full, and returns the record that it refused."""
+    for _ in range(400):  # its size is looked at from time to time only
+        data = writer.next(400_000)
+        try:
+            writer.log.append(writer.position, writer.chain, data)
+        except LogRefusedError as error:
+            if "etcdctl alarm disarm" in str(error):
+                return data
+            raise
+        writer.landed(data)
+    raise AssertionError("it is never full")
+
+
 def test_an_etcd_that_takes_small_requests_only_is_refused() -> None:
-    with EtcdServer(flags=["--max-request-bytes=1048576"]) as server:
+    with EtcdServer(flags=[*QUICK, "--max-request-bytes=1048576"]) as server:
         assert "set its --max-request-bytes" in refusal(f"etcd://{server.address}")
 
 
@@ -165,13 +200,13 @@ def test_foreign_keys_below_the_prefix_are_refused_and_left_alone(server: EtcdSe
 
 def test_a_log_that_was_deleted_is_not_begun_anew_under_its_nodes(server: EtcdServer) -> None:
     """Not even by an append at the beginning, which the new log would take if it were asked for positions only."""
-    with closing(EtcdLog(f"etcd://{server.address}/deleted", local=True)) as log, Client(server.address) as client:
+    with closing(log_at(f"etcd://{server.address}/deleted")) as log, Client(server.address) as client:
         log.open(1)
         client.delete("/deleted/", prefix=True)
         first = Writer(log).next()
         with pytest.raises(LogError):
             log.append(0, NO_CHAIN, first)
-        with closing(EtcdLog(f"etcd://{server.address}/deleted", local=True)) as new:
+        with closing(log_at(f"etcd://{server.address}/deleted")) as new:
             new.open(2)
             with pytest.raises(LogError):
                 log.append(0, NO_CHAIN, first)
@@ -184,8 +219,8 @@ def test_a_log_that_was_deleted_is_not_begun_anew_under_its_nodes(server: EtcdSe
 
 def test_a_trim_of_a_log_that_is_exchanged_meanwhile_leaves_the_new_one_alone(server: EtcdServer) -> None:
     with (
-        closing(EtcdLog(f"etcd://{server.address}/exchanged", local=True)) as log,
-        closing(EtcdLog(f"etcd://{server.address}/exchanged", local=True)) as new,
+        closing(log_at(f"etcd://{server.address}/exchanged")) as log,
+        closing(log_at(f"etcd://{server.address}/exchanged")) as new,
         Client(server.address) as client,
     ):
         log.open(1)
@@ -210,11 +245,11 @@ def test_a_trim_of_a_log_that_is_exchanged_meanwhile_leaves_the_new_one_alone(se
 
 
 def test_history_is_compacted_where_nobody_else_is() -> None:
-    with EtcdServer() as server, Client(server.address) as client:
+    with EtcdServer(flags=QUICK) as server, Client(server.address) as client:
 
         def compacts(words: str, before: int) -> bool:
             """Whether a trim compacts; it warns when the log is opened if it will not."""
-            with closing(EtcdLog(f"etcd://{server.address}/a{words}", local=True)) as log:
+            with closing(log_at(f"etcd://{server.address}/a{words}")) as log:
                 warned = any("does not compact" in warning for warning in log.open(1).warnings)
                 client.put("/a/~", "a revision that a compaction takes away")
                 revision = client.delete("/a/~").header.revision - 1
@@ -227,7 +262,7 @@ def test_history_is_compacted_where_nobody_else_is() -> None:
             assert warned != compacted
             return compacted
 
-        with closing(EtcdLog(f"etcd://{server.address}/a", local=True)) as log:
+        with closing(log_at(f"etcd://{server.address}/a")) as log:
             log.open(1)
             writer = Writer(log)
             for _ in range(6):
@@ -246,7 +281,7 @@ def test_history_is_compacted_where_nobody_else_is() -> None:
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[EtcdServer]:
     """Auth is on. The user may read and write below /log/, read below /read/, and nothing else."""
-    with EtcdServer(flags=["--bcrypt-cost=4"]) as server:
+    with EtcdServer(flags=[*QUICK, "--bcrypt-cost=4"]) as server:
         with Client(server.address) as client:
             auth = client.auth
             for user, password in (("root", "r"), ("anastasia", "geheim")):
@@ -260,7 +295,7 @@ def guarded() -> Iterator[EtcdServer]:
 
 
 def test_a_user_with_the_right_to_the_prefix_is_enough(guarded: EtcdServer) -> None:
-    with closing(EtcdLog(f"etcd://anastasia:ge%68eim@{guarded.address}/log", local=True)) as log:
+    with closing(log_at(f"etcd://anastasia:ge%68eim@{guarded.address}/log")) as log:
         assert any("does not compact" in warning for warning in log.open(1).warnings)
         writer = Writer(log)
         for size in (200, 2_000_000, 200):
@@ -270,7 +305,7 @@ def test_a_user_with_the_right_to_the_prefix_is_enough(guarded: EtcdServer) -> N
         log.trim(3)
         assert all_records(log, 2) == writer.records[2:]
         no_secrets(repr(log), str(log.open(1)))
-    with closing(EtcdLog(f"etcd://anastasia:geheim@{guarded.address}/log?compact=always", local=True)) as log:
+    with closing(log_at(f"etcd://anastasia:geheim@{guarded.address}/log?compact=always")) as log:
         log.open(1)
         writer.log = log
         writer.append()
@@ -319,7 +354,7 @@ def test_users_without_rights_are_told_what_to_set(guarded: EtcdServer, caplog: 
 def test_rights_that_are_taken_away_later_are_told(guarded: EtcdServer) -> None:
     with (
         Client(guarded.address, user="root", password="r") as root,
-        closing(EtcdLog(f"etcd://anastasia:geheim@{guarded.address}/log/later", local=True)) as log,
+        closing(log_at(f"etcd://anastasia:geheim@{guarded.address}/log/later")) as log,
     ):
         log.open(1)
         writer = Writer(log)
@@ -337,8 +372,8 @@ def test_rights_that_are_taken_away_later_are_told(guarded: EtcdServer) -> None:
 
 
 def test_no_error_of_a_connection_has_a_secret(caplog: pytest.LogCaptureFixture) -> None:
-    server = EtcdServer()
-    with watched_logs(caplog), closing(EtcdLog(f"etcd://anastasia:geheim@{server.address}/log")) as log:
+    server = EtcdServer(flags=QUICK)
+    with watched_logs(caplog), closing(log_at(f"etcd://anastasia:geheim@{server.address}/log")) as log:
         for call in (lambda: log.open(1), lambda: log.newest_snapshot(), lambda: log.size_bytes()):
             with pytest.raises(LogError) as caught:
                 call()
@@ -357,25 +392,25 @@ def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
     with tls_server("etcd", pki, *flags) as (_, port):
         at = f"127.0.0.1:{port}/log"
         files = f"cacert={tmp_path / 'ca.pem'}&cert={alice.certificate}&key={alice.key}"
-        with closing(EtcdLog(f"etcds://{at}?{files}", local=True)) as log:
+        with closing(log_at(f"etcds://{at}?{files}")) as log:
             log.open(1)
             writer = Writer(log)
             writer.append()
             assert all_records(log) == writer.records
         for words in (f"cacert={tmp_path / 'ca.pem'}", f"cacert={tmp_path / 'stranger-ca.pem'}", ""):
-            with closing(EtcdLog(f"etcds://{at}?{words}" if words else f"etcds://{at}", local=True)) as log:
+            with closing(log_at(f"etcds://{at}?{words}" if words else f"etcds://{at}")) as log:
                 with pytest.raises(LogError, match="certificate"):
                     log.open(1)
                 with pytest.raises((LogError, AssertionError)):
                     log.append(0, NO_CHAIN, writer.records[0])
         missing = tmp_path / "missing.pem"
         with pytest.raises(LogRefusedError, match=r"missing\.pem: no such file"):
-            EtcdLog(f"etcds://{at}?cacert={missing}")
+            log_at(f"etcds://{at}?cacert={missing}")
 
 
 def test_unknown_is_the_word_for_an_append_that_found_nobody() -> None:
-    server = EtcdServer()
-    with server, closing(EtcdLog(f"etcd://{server.address}/log", local=True)) as log:
+    server = EtcdServer(flags=QUICK)
+    with server, closing(log_at(f"etcd://{server.address}/log")) as log:
         log.open(1)
         writer = Writer(log)
         writer.append()

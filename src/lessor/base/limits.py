@@ -216,6 +216,14 @@ LOG_ANSWER_S = 3.0
 LOG_ANSWER_BYTES_PER_S = 1_048_576  # and a second more for each so many bytes that are sent or asked for
 LOG_PIECE_BYTES = 1_048_576  # of a snapshot in the engine
 ENGINE_PIECE_BYTES = 1_048_576  # of a record or a snapshot in one request: etcd takes 1.5 MiB as it comes
-ENGINE_CALL_S_MAX = 1.0  # for an append or a read; after that another endpoint is tried: half of what an election takes
-ENGINE_SLOW_CALL_S_MAX = 5.0  # the same for a piece, a trim, and the calls of the start
+# For an append; then it is settled by reading, at another endpoint if this one is silent. A member whose leader died
+# does not pass an append on that it had sent there, so this is the least that a lost leader costs.
+ENGINE_APPEND_S_MAX = 0.4
+ENGINE_LARGE_APPEND_S_MAX = 1.5  # the same for a record above ENGINE_LARGE_BYTES, which has to go to all members
+ENGINE_LARGE_BYTES = 65_536
+# For a read, which finds a new leader by itself. It has to be long enough for several attempts to connect: by a read
+# the log finds its way to an endpoint that is there.
+ENGINE_READ_S_MAX = 3.0
+ENGINE_CONNECT_S_MAX = 0.5  # for one endpoint to take a connection
+ENGINE_SLOW_CALL_S_MAX = 5.0  # for a piece, a trim, and the calls of the start
 ENGINE_TRIM_STEP_RECORDS = 1_000  # forgotten in one request, which holds up others at the engine for milliseconds

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors
-from lessor.base.limits import ENGINE_SLOW_CALL_S_MAX
+from lessor.base.limits import ENGINE_CONNECT_S_MAX, ENGINE_READ_S_MAX, ENGINE_SLOW_CALL_S_MAX
 from lessor.base.printable import escape_unprintable
 from lessor.client import Blame, Client, ClientError, InvalidCertificate, LoginFailed, ServerError, tls_context
 from lessor.durable.log import LogError
@@ -23,10 +23,9 @@ from lessor.engines.etcd_url import EtcdUrl
 class EtcdLink:
     """One log's connection. Calls block."""
 
-    def __init__(self, url: EtcdUrl, timeout_s: float) -> None:
-        """`timeout_s`: longest wait for a call, unless it says otherwise. Raises LogRefusedError. Connects nowhere."""
+    def __init__(self, url: EtcdUrl) -> None:
+        """Connects nowhere. Raises LogRefusedError: the certificates."""
         self.url = url
-        self.timeout_s = timeout_s
         self.etcd_id = 0  # the etcd's own cluster id; 0: not known yet
         try:
             self.client = self.dial(url.endpoints)
@@ -45,8 +44,8 @@ class EtcdLink:
                 raise LogRefusedError(f"the engine's certificates: {one_line(error)}") from None
         return Client(
             [f"{scheme}://{host}" for host in hosts],
-            connect_timeout_s=self.timeout_s,
-            timeout_s=self.timeout_s,
+            connect_timeout_s=ENGINE_CONNECT_S_MAX,
+            timeout_s=ENGINE_READ_S_MAX,
             ssl=context,
             user=url.user,
             password=url.password,

@@ -12,8 +12,11 @@ Laws, beside those of durable/shared_log.py
 
 Theory of operation. Keys and values: etcd_keys.py. One call of `append` is one call of the etcd; so is a read that
 finds a few records. A read that finds more asks for the sizes of runs of 4, 8, 16 and so on, and then for as long a run
-as it may bring. A call that is not answered within ENGINE_CALL_S_MAX is given up and its outcome is unknown; the client
-goes to another endpoint then. An etcd member that has lost its leader answers after 7 s only.
+as it may bring.
+
+An append that is not answered soon is given up, and its outcome is unknown: a member that has sent it to a leader which
+then died answers after 7 s only. The client leaves an endpoint from which it has heard nothing meanwhile. Connecting to
+another may take longer than an append has time; the read that settles the append has that time.
 
 Trimming deletes keys. The etcd's own history goes on to hold them until it is compacted, which concerns everybody who
 uses that etcd: the log does it when nothing else is in it, or as `compact=` of its address says (etcd_url.py).
@@ -29,8 +32,11 @@ from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors
 from lessor.base.limits import (
-    ENGINE_CALL_S_MAX,
+    ENGINE_APPEND_S_MAX,
+    ENGINE_LARGE_APPEND_S_MAX,
+    ENGINE_LARGE_BYTES,
     ENGINE_PIECE_BYTES,
+    ENGINE_READ_S_MAX,
     ENGINE_SLOW_CALL_S_MAX,
     ENGINE_TRIM_STEP_RECORDS,
 )
@@ -78,16 +84,25 @@ class _Newest(NamedTuple):
 class EtcdLog:
     """Implements `SharedLog`. `url` is as etcd_url.py says."""
 
-    def __init__(self, url: str, *, local: bool = False, timeout_s: float = ENGINE_CALL_S_MAX) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        local: bool = False,
+        append_s_max: float = ENGINE_APPEND_S_MAX,
+        read_s_max: float = ENGINE_READ_S_MAX,
+    ) -> None:
         """Connects nowhere. `local`: for a trial on one machine; versions of etcd that lose data are taken.
 
-        `timeout_s`: longest wait for an append or a read. Raises LogRefusedError: the address, or a file that it names.
+        `append_s_max`, `read_s_max`: longest wait for an answer; a large append gets ENGINE_LARGE_APPEND_S_MAX if that
+        is more. Raises LogRefusedError: the address, or a file that it names.
         """
         parsed = parse(url)
         self._local = local
-        self._timeout_s = timeout_s
+        self._append_s_max = append_s_max
+        self._read_s_max = read_s_max
         self._keys = Keys(parsed.prefix)
-        self._link = EtcdLink(parsed, timeout_s)
+        self._link = EtcdLink(parsed)
         self._snapshots = EtcdSnapshots(self._link, self._keys)
         self._cluster_id = 0  # until `open` has said it
         self._newest = _Newest(0, _NO_CHAIN, 0)
@@ -143,7 +158,7 @@ class EtcdLog:
                     op.put(self._keys.tail, Tail(self._cluster_id, position, own).encode()),
                     op.put(self._keys.record(position, total_bytes), value),
                 ],
-                timeout_s=self._timeout_s,
+                timeout_s=self._append_limit_s(len(value)),
             )
         except ClientError as error:
             raise self._link.trouble(error, UnknownError) from None
@@ -153,6 +168,11 @@ class EtcdLog:
             raise TakenError(f"the newest record is not {expect} any more, or not the one that was named")
         self._newest = _Newest(position, own, total_bytes)
 
+    def _append_limit_s(self, size_bytes: int) -> float:
+        if size_bytes <= ENGINE_LARGE_BYTES:
+            return self._append_s_max
+        return max(self._append_s_max, ENGINE_LARGE_APPEND_S_MAX)
+
     def _total_before(self, expect: int, chain: bytes) -> int:
         """What all records up to `expect` take. Asks for it if another node has written that one."""
         if self._newest[:2] == (expect, chain):
@@ -160,7 +180,7 @@ class EtcdLog:
         if expect == 0:
             return 0
         steps = [op.get(self._keys.tail), self._run(expect, expect + 1, keys_only=True)]
-        reply = self._link.txn((), steps, timeout_s=self._timeout_s)
+        reply = self._link.txn((), steps, timeout_s=self._append_s_max)
         if self._tail_of(_kvs(reply, 0))[1:] != (expect, chain):
             raise TakenError(f"the newest record is not {expect} any more, or not the one that was named")
         return self._of_key(_kvs(reply, 1), expect)
@@ -195,7 +215,7 @@ class EtcdLog:
             op.get(keys.tail),
             op.get(keys.log, prefix=True, limit=1, keys_only=True),
             op.get(keys.records_from(after + 1), range_end=keys.log_end, limit=_FEW),
-            timeout_s=self._timeout_s,
+            timeout_s=self._read_s_max,
         )
         last = self._tail_of(_kvs(reply, 0)).position
         self._refuse_trimmed(after, last, _kvs(reply, 1))
@@ -215,13 +235,16 @@ class EtcdLog:
             raise TrimmedError(begins)
 
     def _read_run(self, records: list[bytes], after: int, last: int, bytes_max: int) -> None:
-        """Adds as many more records as `bytes_max` allows. Those that are trimmed meanwhile end it."""
+        """Adds as many more records as `bytes_max` allows, up to `last`: later ones have come since.
+
+        Those that are trimmed meanwhile end it.
+        """
         at, left = after + len(records), bytes_max - sum(map(len, records))
         ends = [end for doubling in range(_DOUBLINGS + 1) if (end := at + (_FEW << doubling)) <= last]
-        count = _FEW
+        count = min(_FEW, last - at)
         if ends:
             probes = [self._run(at, at + 1, keys_only=True), *(self._run(e, e + 1, keys_only=True) for e in ends)]
-            reply = self._link.look(*probes, timeout_s=self._timeout_s)
+            reply = self._link.look(*probes, timeout_s=self._read_s_max)
             if not _kvs(reply, 0):
                 return
             base = self._of_key(_kvs(reply, 0), at)
