@@ -184,8 +184,9 @@ TURN_BYTES_S = 0.01
 TURN_BYTES_S_MIN = 0.001
 LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one in its turn
 # Replies that wait in one connection. In the socket's buffer: beyond it we stop reading from the connection. At the
-# gate, of this turn and in flow control, together: beyond it new HTTP/2 requests are refused.
+# gate, of this turn and in flow control, together: beyond it new HTTP/2 requests wait.
 CONNECTION_SEND_BYTES_MAX = 16_777_216
+DEFERRED_REQUEST_BYTES = 2_048  # counted, beside its bytes, for a request over HTTP/2 that waits for that
 SEND_STEP_BYTES = 1_048_576  # of a long reply that are written to a socket in one turn: half a millisecond
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
 WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from history; clients take 4 MiB

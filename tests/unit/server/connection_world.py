@@ -146,6 +146,7 @@ class Accepted:
             request_pace=Pace(cast(Any, self.turn), limits.STREAM_REQUESTS_PER_TURN_MAX),
             serves=lambda method: True,
             refuse_stranger=lambda call, request, size_bytes: None,
+            refuse_to_keep=lambda call, request: None,
         )
         self.connection = Connection(cast(Core, core), set(), speak_to_clients)
         self.connection.connection_made(cast(Any, self.transport))

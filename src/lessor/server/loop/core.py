@@ -154,6 +154,16 @@ class Core:
             raise EtcdError(Code.RESOURCE_EXHAUSTED, text)
         raise errors.USER_EMPTY.error() if claimed is None else claimed
 
+    def refuse_to_keep(self, call: Credentials, request: type[Message]) -> None:
+        """Raises the EtcdError of a caller without a valid token, while auth is on, for a request that needs one.
+
+        For a request that has to wait: its caller would get that error behind the wait, too.
+        """
+        if self.auth.enabled and not permissions.needs_no_caller(request):
+            claimed = self.claimed(call)
+            if not isinstance(claimed, Caller):
+                raise errors.USER_EMPTY.error() if claimed is None else claimed
+
     # --- headers ---
 
     def durable_header_field(self) -> bytes:

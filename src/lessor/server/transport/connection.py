@@ -291,6 +291,9 @@ class Connection:
     def cut_off(self) -> None:
         self.transport.abort()
 
+    def look(self) -> None:
+        self.core.turn.flush_later(self)
+
     def end_now(self, _error: EtcdError) -> None:
         """A bug in making the output: the bytes that the peer would read next cannot be trusted."""
         self.transport.abort()

@@ -19,7 +19,7 @@ from lessor.base import limits
 from lessor.base.errors import EtcdError
 from lessor.gateway import routes
 from lessor.gateway.routes import Headers
-from lessor.server.loop.call import Held
+from lessor.server.loop.call import Held, Waiting
 from lessor.server.loop.core import Core
 from lessor.server.loop.peer_address import address_of
 from lessor.server.transport.connection import Connection
@@ -308,7 +308,11 @@ class H1Session:
 class H1Exchange:
     """One HTTP/1.1 request."""
 
-    overfull = False  # one request at a time is read, after the reply before it is complete
+    def defer(self, size_bytes: int, go_on: Callable[[], None], wait: Callable[[Waiting], None]) -> bool:
+        return False  # one request at a time is read, after the reply before it is complete
+
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        return False
 
     def __init__(self, session: H1Session, connection: h1.H1Connection, exchange: h1.Request) -> None:
         self._session = session
