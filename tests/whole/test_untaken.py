@@ -175,9 +175,12 @@ def test_of_long_reads_no_more_are_made_than_the_peer_may_leave(server: InProces
         assert server.call(lambda: core_of(server).long_replies.idle)
         assert unread_bytes(server) == 0
     with RawH2(server.address, window=0) as connection:
+        before = requests(server, RANGE)
         for _ in range(20):
             connection.open(RANGE, asked)
         read(connection)
+        until(server, lambda: requests(server, RANGE) - before == made)
+        turns(server)
     put(server, b"other", b"")  # answered after the loss was seen
     assert server.call(lambda: core_of(server).long_replies.idle)
 

@@ -284,26 +284,6 @@ def test_a_burst_of_requests_for_large_replies_is_bounded(window: int) -> None:
     run(steps)
 
 
-def test_requests_that_wait_go_on_when_replies_at_the_gate_are_dropped() -> None:
-    async def steps() -> None:
-        peer = Accepted()
-        held: list[Any] = []
-        asked = serve_large_replies(peer, held)
-        peer.receive(frames.PREFACE + b"\0\0\0\x04\0\0\0\0\0" + b"".join(map(grpc_request, range(1, 13, 2))))
-        assert len(asked) == 3
-        peer.receive(b"".join(frames.rst_stream_frame(stream_id, 0) for stream_id in range(1, 7, 2)))
-        peer.turn.end()
-        assert len(asked) == 3
-        dropped, held[:] = held[:], []
-        for call, payload in dropped:
-            call.deliver(payload)
-        peer.turn.end()
-        assert len(asked) == 6
-        assert resets(peer.transport.written) == []
-
-    run(steps)
-
-
 @pytest.mark.parametrize("request_of", [grpc_request, json_request])
 def test_replies_that_wait_at_the_gate_count_and_then_leave(request_of: Callable[[int], bytes]) -> None:
     async def steps() -> None:
