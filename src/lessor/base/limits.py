@@ -42,7 +42,8 @@ REQUEST_OVERHEAD_BYTES = 524_288  # of a gRPC message, beyond that, as in etcd
 # Of a message or a body, while auth is on, from a caller without a valid token. No such caller may put anything, and a
 # login takes less; one DATA frame of HTTP/2 is never more.
 STRANGER_BYTES_MAX = 16_384
-UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864  # of half-sent requests, in one connection: forty of the largest
+# Of half-sent requests, and of those that wait for their peer, in one connection: forty of the largest.
+UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864
 UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory for calls that are not served yet
 # In JSON, of one stream: half a millisecond; the rest in later turns. A long request counts for several.
 STREAM_REQUESTS_AT_ONCE_MAX = 100
@@ -186,7 +187,8 @@ LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one i
 # Replies that wait in one connection. In the socket's buffer: beyond it we stop reading from the connection. At the
 # gate, of this turn and in flow control, together: beyond it new HTTP/2 requests wait.
 CONNECTION_SEND_BYTES_MAX = 16_777_216
-DEFERRED_REQUEST_BYTES = 2_048  # counted, beside its bytes, for a request over HTTP/2 that waits for that
+# Counted, beside its bytes, for a request over HTTP/2 that waits for that: 0.7 to 1.2 KB with its stream and its timer.
+DEFERRED_REQUEST_BYTES = 2_048
 SEND_STEP_BYTES = 1_048_576  # of a long reply that are written to a socket in one turn: half a millisecond
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
 WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from history; clients take 4 MiB

@@ -4,8 +4,7 @@
 Laws
 - Bytes are processed as soon as they arrive. Only `flush`, which the turn calls, writes to a socket.
 - A peer that does not read is not read from: beyond CONNECTION_SEND_BYTES_MAX unwritten bytes reading pauses. Further
-  requests that the last read has brought are refused (HTTP/2) or wait (HTTP/1.1). So a few small requests for large
-  replies cannot fill the memory.
+  requests that have been read wait. So a few small requests for large replies cannot fill the memory.
 - A connection gets one large read per turn. If a peer fills its socket as fast as it is emptied, libuv reads 32 times
   in a row, and all other connections would wait for seconds.
 - The bytes of a read are handled in steps. What does not fit into the connection's share of the turn waits for the next
