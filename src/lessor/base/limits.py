@@ -126,6 +126,9 @@ DISK_FREE_BYTES_LOW = 268_435_456  # less free space below the data directory is
 DISK_LOOK_S = 10.0  # how often the free space is looked at
 SHORTAGE_LOG_S = 10.0  # one line for each limit in so many seconds, however often it is reached
 LOG_TEXT_CHARACTERS_MAX = 1_024  # of a text in a line of the log, which a client may have chosen
+# For so long the page of metrics is given again: it takes 2 ms and no token, and Prometheus asks every second at most.
+METRICS_PAGE_S = 0.1
+PAGE_QUERY_BYTES_MAX = 2_048  # of a page: a millisecond; the longest that makes sense excludes a few checks
 
 # --- TLS --------------------------------------------------------------------------------------------------------
 TLS_HANDSHAKE_S_MAX = 10.0  # from the socket to the end of the handshake; etcd's bound too

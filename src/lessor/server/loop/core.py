@@ -100,7 +100,7 @@ class Core:
         self.unary_handlers = handlers.unary
         self.waiting_handlers = handlers.waiting
         self.stream_handlers = handlers.streams
-        self.pages = Pages()
+        self.pages = Pages(turn.read_clock)
         self.watch_streams: set[WatchesProgress] = set()
         self.long_replies = LongReplies(ReplyMemory(metrics.shortages))
         self.request_pace = Pace(turn, limits.STREAM_REQUESTS_PER_TURN_MAX)

@@ -7,6 +7,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import BytesIO
 from typing import Any, Final, Protocol
 
@@ -106,24 +107,27 @@ class Body(Protocol):
 
 def answer(core: Core, exchange: Exchange) -> Body:
     """The Body for a request, by its method and path."""
-    made = core.pages.page(core, exchange.method, exchange.path, exchange.query)
-    if made is not None:
-        return Plain(exchange, made)
+    if core.pages.has(exchange.path):
+        return Plain(exchange, partial(core.pages.page, core, exchange.method, exchange.path, exchange.query))
     found = routes.match(exchange.method, exchange.path)
     if not isinstance(found, Method):
-        return Plain(exchange, found)
+        return Plain(exchange, partial(_same, found))
     counts = core.metrics.calls(found, CLIENT_API_VERSION)
     if core.serves(found):
         try:
             timeout_s = timeout_of(exchange)
         except EtcdError as refusal:
-            return Plain(exchange, routes.error_answer(refusal))
+            return Plain(exchange, partial(routes.error_answer, refusal))
         call = JsonUnary if found.unary else JsonStream
         return call(core, exchange, counts, timeout_s)
     counts.begin()
     counts.end(Code.UNIMPLEMENTED)
     error = EtcdError(Code.UNIMPLEMENTED, f"unknown method {found.name} for service {found.service}")
-    return Plain(exchange, routes.error_answer(error))
+    return Plain(exchange, partial(routes.error_answer, error))
+
+
+def _same(known: routes.Answer) -> routes.Answer:
+    return known
 
 
 CLIENT_API_VERSION: Final = b"unknown"  # a JSON client names none
@@ -147,9 +151,9 @@ def timeout_of(exchange: Exchange) -> float | None:
 
 
 class Plain:
-    """A reply that is known from the request's head. It is sent when the request has come in whole."""
+    """A request whose head says all. `reply` makes its reply, when the request has come in whole and need not wait."""
 
-    def __init__(self, exchange: Exchange, reply: routes.Answer) -> None:
+    def __init__(self, exchange: Exchange, reply: Callable[[], routes.Answer]) -> None:
         self._exchange: Exchange | None = exchange
         self._reply = reply
         self._waiting: Waiting | None = None  # until the peer has taken replies
@@ -173,7 +177,7 @@ class Plain:
         self._waiting = None
         if not exchange.defer(0, self.on_end, self._wait):
             self._exchange = None  # it refers to us
-            exchange.reply(*self._reply)
+            exchange.reply(*self._reply())
 
     def _wait(self, waiting: Waiting) -> None:
         self._waiting = waiting
