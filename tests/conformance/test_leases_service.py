@@ -163,7 +163,7 @@ def test_the_same_over_json(ours: Subject, prefix: bytes) -> None:
 @pytest.mark.slow
 def test_a_watcher_that_does_not_read_is_cut_off_and_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else notices, and it may begin anew. In process, where the bound can be set low."""
-    monkeypatch.setattr(limits, "H2_STREAM_SEND_BYTES_MAX", 4_096)
+    monkeypatch.setattr(limits, "CONNECTION_BACKLOG_BYTES_MAX", 4_096)
     with running("in-process") as subject, lazy_stub(subject) as stub:
         stream = begun(Conversation(stub, CALL_S_MAX, []))
         quick = watching(subject)

@@ -103,7 +103,6 @@ H2_STEP_MESSAGE_BYTES = 131_072
 H2_STEP_S = 0.002  # after which a step ends behind the call under way: 100 calls that do little take half of it
 H2_STEP_MESSAGES = 256  # requests of streaming calls in such a step: 1 to 5 ms
 H2_SEND_FRAME_BYTES_MAX = 65_536  # of a frame that we send; a larger one would hold up the other streams
-H2_STREAM_SEND_BYTES_MAX = 4_194_304  # bytes in one connection that its peer has not taken; beyond it its watches lag
 GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers
 GRPC_KEEPALIVE_MIN_TIME_S = 5.0  # default of --grpc-keepalive-min-time: a client's pings, with calls under way
 GRPC_PING_WITHOUT_STREAMS_S = 7_200.0  # the same without a call under way, as in grpc-go
@@ -190,6 +189,9 @@ LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one i
 # Replies that wait in one connection. In the socket's buffer: beyond it we stop reading from the connection. At the
 # gate, of this turn and in flow control, together: beyond it new HTTP/2 requests wait.
 CONNECTION_SEND_BYTES_MAX = 16_777_216
+# In flow control and in the socket's buffer, together: beyond it the watches of the connection lag. In that buffer
+# alone: beyond it long replies stay in the protocol, and requests that wait go on waiting.
+CONNECTION_BACKLOG_BYTES_MAX = 4_194_304
 # Counted, beside its bytes, for a request over HTTP/2 that waits for that: 0.7 to 1.2 KB with its stream and its timer.
 DEFERRED_REQUEST_BYTES = 2_048
 SEND_STEP_BYTES = 1_048_576  # of a long reply that are written to a socket in one turn: half a millisecond

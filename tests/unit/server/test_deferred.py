@@ -87,7 +87,7 @@ def test_small_replies_to_requests_that_have_waited_do_not_fill_the_sockets_buff
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "CONNECTION_SEND_BYTES_MAX", 200_000)
-    monkeypatch.setattr(limits, "H2_STREAM_SEND_BYTES_MAX", 100_000)
+    monkeypatch.setattr(limits, "CONNECTION_BACKLOG_BYTES_MAX", 100_000)
     count, reply = 200, bytes(10_000)
 
     async def steps() -> None:

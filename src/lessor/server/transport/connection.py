@@ -150,7 +150,7 @@ class Connection:
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
         # The bound at which watches lag, not the larger one at which reading stops: a watch that lags waits for a
         # drained buffer, and the transport reports a drained buffer only if it has called it full before.
-        transport.set_write_buffer_limits(high=limits.H2_STREAM_SEND_BYTES_MAX)
+        transport.set_write_buffer_limits(high=limits.CONNECTION_BACKLOG_BYTES_MAX)
         _ask_silent_peers(transport)
         self._connections.add(self)
         self.core.metrics.connections += 1

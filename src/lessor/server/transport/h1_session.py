@@ -91,7 +91,7 @@ class H1Session:
     def _takes_replies(self) -> bool:
         """Whether the peer has taken enough of the replies to earlier requests for another one to begin."""
         waiting_bytes = self._unflushed_bytes + self.backlog_bytes
-        return not self._h1.unsent and waiting_bytes <= limits.H2_STREAM_SEND_BYTES_MAX
+        return not self._h1.unsent and waiting_bytes <= limits.CONNECTION_BACKLOG_BYTES_MAX
 
     def receive(self, data: bytes) -> None:
         if self._websocket is not None:
@@ -265,7 +265,7 @@ class H1Session:
         """Asks for the next step of a long reply, and for the request behind it. False: the socket is full."""
         unsent = self._h1.unsent
         if unsent:
-            if self.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            if self.backlog_bytes > limits.CONNECTION_BACKLOG_BYTES_MAX:
                 return False
             self.core.turn.flush_later(self.connection)
         if self._deferred and (unsent or self._unflushed_bytes):  # one of these may be why it has not begun

@@ -111,7 +111,7 @@ class Deferred:
         output = self.output
         return (
             output.unread_bytes <= limits.CONNECTION_SEND_BYTES_MAX
-            and output.connection.transport.get_write_buffer_size() <= limits.H2_STREAM_SEND_BYTES_MAX
+            and output.connection.transport.get_write_buffer_size() <= limits.CONNECTION_BACKLOG_BYTES_MAX
         )
 
     def go_on(self) -> None:

@@ -221,7 +221,7 @@ class H2Session(H2Output):
 
     def _send_more(self) -> None:
         """The next step of long replies, unless the socket is full: then `wake_drained` comes."""
-        if self.connection.transport.get_write_buffer_size() <= limits.H2_STREAM_SEND_BYTES_MAX:
+        if self.connection.transport.get_write_buffer_size() <= limits.CONNECTION_BACKLOG_BYTES_MAX:
             self.h2.send_more()
             self.core.turn.flush_later(self.connection)
             self.wake_drained()
