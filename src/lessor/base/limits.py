@@ -112,7 +112,7 @@ GRPC_KEEPALIVE_TIMEOUT_S = 20.0  # default of --grpc-keepalive-timeout: the time
 TCP_KEEPALIVE_IDLE_S = 60  # silence after which the kernel sends a probe to see whether a peer is there: one packet
 TCP_KEEPALIVE_INTERVAL_S = 20  # between such probes
 TCP_KEEPALIVE_PROBES = 3  # unanswered ones that end the connection: a peer that vanished keeps its watches two minutes
-CONNECTION_LINGER_S = 1.0  # the time for a peer that was cut off while it was sending, to stop and read the reason
+CONNECTION_LINGER_S = 1.0  # the time for a peer that was sending when its connection ended, to stop and read why
 CONNECTION_CLOSE_S_MAX = 60.0  # the time for a peer to take the last bytes of a connection that is over
 HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 preface or a whole HTTP/1 head
 

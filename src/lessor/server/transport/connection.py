@@ -57,8 +57,8 @@ class Session(Protocol):
         ...
 
     @property
-    def cut_off(self) -> bool:
-        """Whether the session closes while the peer may still be sending."""
+    def lingers(self) -> bool:
+        """Whether the session closes while the peer may still be sending, so that it needs time to read the reason."""
         ...
 
     @property
@@ -279,7 +279,7 @@ class Connection:
         if session.closing:
             self._give_up_later()
             if not session.unsent:
-                self._hang_up(session.cut_off)
+                self._hang_up(session.lingers)
 
     @property
     def unread_bytes(self) -> int:
@@ -297,13 +297,13 @@ class Connection:
         """A bug in making the output: the bytes that the peer would read next cannot be trusted."""
         self.transport.abort()
 
-    def _hang_up(self, cut_off: bool) -> None:
+    def _hang_up(self, lingers: bool) -> None:
         """Ends the connection after its last bytes.
 
         Closing a socket that holds unread bytes resets it, and the peer loses the reply that names the error. So a peer
-        that was cut off while it was sending gets LINGER_S to stop and read. Bytes that it sends meanwhile are dropped.
+        that was sending when its session ended gets LINGER_S to stop and read. What it sends then is dropped.
         """
-        if not cut_off:
+        if not lingers:
             self._close()
         elif self._lingering is None:
             if self.transport.can_write_eof():  # TLS has no end of one direction

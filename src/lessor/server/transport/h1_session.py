@@ -71,7 +71,7 @@ class H1Session:
         self.websockets = websockets
         self._websocket: WebSocketCall | None = None
         self._h1 = h1.H1Connection(partial(_body_bytes_max, self.core))
-        self.cut_off = False  # closed because of an error in the peer's bytes, while it may be sending more
+        self.lingers = False  # closed because of an error in the peer's bytes, while it may be sending more
         self.begun = False  # whether a request's head has come in whole
         self._deferred: list[h1.Event] = []  # of the next request of a pipeline
         self._kept = bytearray()  # the unread bytes behind those events
@@ -102,7 +102,7 @@ class H1Session:
             was_open = not self._h1.closing
             self._take(self._h1.receive(data))
             if was_open and self._h1.closing:
-                self.cut_off = True
+                self.lingers = True
 
     def go_on(self) -> None:
         if not self.unread:
@@ -115,7 +115,7 @@ class H1Session:
             self._keep_count(self._websocket.unfinished_bytes)
         else:
             self._take(self._h1.go_on())
-            self.cut_off = self._h1.closing
+            self.lingers = self._h1.closing
         self._take_what_waited()
 
     def _take_what_waited(self) -> None:

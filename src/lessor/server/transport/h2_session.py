@@ -45,7 +45,7 @@ class H2Session(H2Output):
 
     begun = True  # the peer has sent a preface, which a stray peer does not
     paused = False  # while requests wait; else flow control holds an HTTP/2 peer back, stream by stream
-    cut_off = False
+    lingers = False
 
     def __init__(self, connection: Connection) -> None:
         H2Output.__init__(self, connection)
