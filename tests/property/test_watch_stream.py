@@ -308,7 +308,7 @@ class World:
 @contextmanager
 def small_limits() -> Iterator[None]:
     with (
-        mock.patch.object(limits, "H2_STREAM_SEND_BYTES_MAX", BACKLOG_BYTES_MAX),
+        mock.patch.object(limits, "CONNECTION_BACKLOG_BYTES_MAX", BACKLOG_BYTES_MAX),
         mock.patch.object(limits, "WATCH_REPLAY_REVISIONS_MAX", 2),
         mock.patch.object(limits, "WATCH_REPLAY_BYTES_MAX", 3),  # keys are one byte long, values empty
         mock.patch.object(limits, "REQUEST_OVERHEAD_BYTES", 0),
@@ -454,7 +454,7 @@ def test_history_for_a_peer_that_does_not_read_is_bounded(streams: int, watchers
     reader = Reader()
     create = rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"a", start_revision=1))
     with (
-        mock.patch.object(limits, "H2_STREAM_SEND_BYTES_MAX", bound),
+        mock.patch.object(limits, "CONNECTION_BACKLOG_BYTES_MAX", bound),
         mock.patch.object(limits, "WATCH_REPLAY_BYTES_MAX", 3_003),  # three puts
         mock.patch.object(watch, "_PIECE_COST_BYTES_MIN", 100),
     ):
@@ -501,7 +501,7 @@ def test_history_in_which_nothing_is_found_is_searched_in_many_turns(range_end: 
         return changes
 
     with (
-        mock.patch.object(limits, "WATCH_LOOK_BYTES", limits.H2_STREAM_SEND_BYTES_MAX // looks_max),
+        mock.patch.object(limits, "WATCH_LOOK_BYTES", limits.CONNECTION_BACKLOG_BYTES_MAX // looks_max),
         mock.patch.object(watch_hub, "_SCAN_EVENTS_MAX", 200),
         mock.patch.object(watch_hub.WatchHub, "replay", counted),
     ):

@@ -38,6 +38,8 @@ class Reader:
     def cut_off(self) -> None:
         self.is_cut_off = True
 
+    def look(self) -> None: ...
+
 
 def pieces(count: int) -> Iterator[bytes]:
     for _ in range(count):

@@ -43,7 +43,10 @@ from lessor.server.observe.metrics import CallCounts
 
 
 class Waiting(Protocol):
-    """Stands for a reply that comes later: a lock that is not free, a password that is being hashed, a long reply."""
+    """Stands for a reply that comes later: a lock that is not free, a password that is being hashed, a long reply.
+
+    Or for a request that is kept until the peer has taken replies.
+    """
 
     @property
     def open_ended(self) -> bool:
@@ -63,14 +66,21 @@ class Held:
 
     `address`: the peer's, see peer_address.py. Calls of one connection have one Held, which stands for the connection.
     `reader`: the connection itself, see reply_memory.py; None if no long reply is sent there.
+    `unmade_bytes`: of `size_bytes`, what long replies keep that are not made.
     """
 
-    __slots__ = ("address", "reader", "size_bytes")
+    __slots__ = ("address", "reader", "size_bytes", "unmade_bytes")
 
     def __init__(self, address: str = "", reader: Reader | None = None) -> None:
         self.address = address
         self.reader = reader
         self.size_bytes = 0
+        self.unmade_bytes = 0
+
+    def dropped(self) -> None:
+        """Bytes that waited at the gate will not leave. What waits until the peer has taken replies may go on."""
+        if self.reader is not None:
+            self.reader.look()
 
 
 class UnaryCall:
@@ -102,9 +112,12 @@ class UnaryCall:
         """The common name in the connection's client certificate, if that was verified and may name a caller."""
         raise NotImplementedError
 
-    @property
-    def overfull(self) -> bool:
-        """Whether the replies that the peer has not taken exceed the bound of a connection."""
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        """Whether the replies that the peer has not taken exceed the bound of a connection.
+
+        If so `go_on` is called once, when they do so no more, or when the connection is over. A later `go_on` of the
+        same connection takes its place.
+        """
         raise NotImplementedError
 
     def encode(self, reply: bytes) -> bytes:
@@ -121,10 +134,6 @@ class UnaryCall:
 
     def _send_error(self, error: EtcdError) -> None:
         """Sends an error, and lets go of the stream or exchange."""
-        raise NotImplementedError
-
-    def _send_refusal(self) -> Code:
-        """Refuses the call, which has changed nothing, and lets go. Returns the code that the call is counted under."""
         raise NotImplementedError
 
     def _let_go(self) -> None:
@@ -149,13 +158,13 @@ class UnaryCall:
                 core.permit(self, request)
             handler = core.unary_handlers.get(self.method)
             if handler is None:
-                self._wait(core.waiting_handlers[self.method](core, self, request))
+                self.wait(core.waiting_handlers[self.method](core, self, request))
                 return
             reply = handler(core, request)
             if isinstance(reply, bytes):
                 payload = self.encode(reply)
             else:
-                self._wait(core.long_replies.begin(self, reply, request))
+                self.wait(core.long_replies.begin(self, reply, request))
                 return
         except Exception as error:
             payload = as_answer(error, self.method.path)
@@ -172,13 +181,19 @@ class UnaryCall:
         if self.core.auth.enabled:
             self.core.permit(self, request)
 
-    def refuse_if_overfull(self) -> bool:
-        """Refuses the call if it is `overfull`; returns whether it is."""
-        if not self.overfull:
-            return False
-        if self._close():
-            self.counts.end(self._send_refusal())
-        return True
+    def wait(self, waiting: Waiting | None) -> None:
+        """The call goes on later, or is answered later. Its deadline goes on; `waiting` is told if the call ends."""
+        self.waiting = waiting
+        if waiting is not None and self.deadline_s is not None:
+            left_s = self.deadline_s - self.core.turn.now_s()
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._out_of_time)
+
+    def wait_no_more(self) -> None:
+        """The call goes on now."""
+        self.waiting = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # --- from the handler ---
 
@@ -223,6 +238,7 @@ class UnaryCall:
         if isinstance(payload, bytes):
             self.held.size_bytes -= len(payload)
         if self.over:
+            self.held.dropped()
             return
         if self.deadline_s is not None and self._late():
             self.end_now(errors.DEADLINE_EXCEEDED.error())
@@ -240,12 +256,6 @@ class UnaryCall:
     def _late(self) -> bool:
         """Whether the deadline has come."""
         return self.deadline_s is not None and self.core.turn.now_s() >= self.deadline_s
-
-    def _wait(self, waiting: Waiting | None) -> None:
-        self.waiting = waiting
-        if waiting is not None and self.deadline_s is not None:
-            left_s = self.deadline_s - self.core.turn.now_s()
-            self._timer = asyncio.get_running_loop().call_later(left_s, self._out_of_time)
 
     def _out_of_time(self) -> None:
         if self.waiting is not None:  # otherwise the reply is at the gate, and `deliver` checks the deadline

@@ -166,7 +166,7 @@ class Observe:
         leader, response = payload
         if self._prefix is None or self._behind or leader is self._shown:
             return
-        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+        if self._call.backlog_bytes > limits.CONNECTION_BACKLOG_BYTES_MAX:
             self._behind = True
             self._call.wake_when_drained(self)
         else:
@@ -180,7 +180,7 @@ class Observe:
     def catch_up(self) -> bool:
         """The peer has read: it is sent the present leader in place of all skipped changes."""
         if self._prefix is not None and self._behind:
-            if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            if self._call.backlog_bytes > limits.CONNECTION_BACKLOG_BYTES_MAX:
                 self._call.wake_when_drained(self)
                 return False
             self._behind = False

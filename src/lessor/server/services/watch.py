@@ -5,9 +5,10 @@ Laws
 - A watcher's first response is its `created`. Its events follow in revision order, each exactly once. The events of one
   revision are in one response, unless the watcher asked for fragments.
 - Only durable revisions are sent: publications, and history that is not durable yet, pass the gate.
-- A peer that does not read costs bounded memory. When its backlog passes H2_STREAM_SEND_BYTES_MAX its watchers *lag*:
-  they get no publications, and once the peer has read, they catch up from history. A watcher is either live (gets
-  publications) or lagging (gets history). It becomes live only when history has brought it up to the newest revision.
+- A peer that does not read costs bounded memory. When its backlog passes CONNECTION_BACKLOG_BYTES_MAX its watchers
+  *lag*: they get no publications, and once the peer has read, they catch up from history. A watcher is either live
+  (gets publications) or lagging (gets history). It becomes live only when history has brought it up to the newest
+  revision.
 - History leaves in pieces of at most WATCH_REPLAY_BYTES_MAX. One turn sends few of them, over all streams together;
   the events that it looks at for them count, also those that no watcher wants.
   Each looks at the connection's backlog first. A piece at the gate is not encoded yet. So neither many watchers nor
@@ -62,7 +63,7 @@ class Watches:
     """Opens the watch streams of one server, which share one `Pace`."""
 
     def __init__(self, turn: Turn) -> None:
-        self.pace = Pace(turn, limits.H2_STREAM_SEND_BYTES_MAX)  # bytes of history
+        self.pace = Pace(turn, limits.CONNECTION_BACKLOG_BYTES_MAX)  # bytes of history
 
     def open(self, core: Core, call: StreamCall) -> "WatchStream":
         return WatchStream(core, call, self.pace)
@@ -243,7 +244,7 @@ class WatchStream:
     def on_changes(self, watchers: list[Watcher], changes: Changes) -> None:
         """The gate lets new changes through, for some of the watchers."""
         sent_until = self._sent_until
-        room_bytes = limits.H2_STREAM_SEND_BYTES_MAX - self._call.backlog_bytes
+        room_bytes = limits.CONNECTION_BACKLOG_BYTES_MAX - self._call.backlog_bytes
         responses: list[bytes] = []
         shown = 0
         opening, fields = self._core.machine.header_field(changes.revision), changes.fields()
@@ -273,7 +274,7 @@ class WatchStream:
         self._tails.discard(watcher)
         if watcher.cancelled:
             return
-        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+        if self._call.backlog_bytes > limits.CONNECTION_BACKLOG_BYTES_MAX:
             self._core.machine.hub.lag(watcher, tail.changes.events[0][0].mod_revision)
             self._fall_behind(watcher)
             return
@@ -301,7 +302,7 @@ class WatchStream:
         """
         if not self._ready:
             return _PIECE_COST_BYTES_MIN, False
-        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+        if self._call.backlog_bytes > limits.CONNECTION_BACKLOG_BYTES_MAX:
             self._call.wake_when_drained(self)
             return _PIECE_COST_BYTES_MIN, False
         watcher = next(iter(self._ready))

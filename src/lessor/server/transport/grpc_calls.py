@@ -10,7 +10,8 @@ as a step has room for. STRANGER_BYTES_MAX of each are inflated before the calle
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -22,7 +23,7 @@ from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import StreamCall, UnaryCall
 from lessor.server.observe.metrics import CallCounts
-from lessor.server.transport.h2_output import H2Output
+from lessor.server.transport.h2_output import DeferredRequest, H2Output
 from lessor.wire import grpc
 from lessor.wire.grpc import unpack_prefix
 from lessor.wire.h2 import Stream
@@ -75,9 +76,8 @@ class GrpcUnary(UnaryCall):
     def peer_common_name(self) -> str | None:
         return self._output.peer_common_name
 
-    @property
-    def overfull(self) -> bool:
-        return self._output.overfull
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        return self._output.waits_for_peer(go_on)
 
     # --- in ---
 
@@ -130,18 +130,39 @@ class GrpcUnary(UnaryCall):
         if not self._served:
             half = self.unfinished_bytes >= grpc.PREFIX_BYTES
             self._end_unserved((errors.HALF_A_MESSAGE if half else errors.NO_MESSAGE).error())
-        elif self._output.kept_back and self._stream is not None:
+        elif (self._output.kept_back or self._output.deferred is not None) and self._stream is not None:
             self._output.keep_count(self._stream)
 
     @property
     def unfinished_bytes(self) -> int:
         if self._deframer is not None:
             return self._deframer.unfinished_bytes
+        if isinstance(self.waiting, DeferredRequest):
+            return self.waiting.size_bytes
         return len(self._output.kept_back.get(self) or b"")
+
+    def _defer(self, message: bytes) -> None:
+        """Keeps the request until the peer has taken replies."""
+        stream = self._stream
+        assert stream is not None
+        try:
+            self.core.refuse_to_keep(self, self.method.request)
+        except EtcdError as error:
+            self.end_now(error)
+            return
+        self.wait(self._output.defer(stream, len(message), partial(self._go_on, message)))
+        self._output.keep_count(stream)
+
+    def _go_on(self, message: bytes) -> None:
+        self.wait_no_more()
+        self._read(message)
 
     def _read(self, message: bytes) -> None:
         self._served = True
-        if self.over or (self._output.overfull and self.refuse_if_overfull()):
+        if self.over:
+            return
+        if self._output.defers:
+            self._defer(message)
             return
         try:
             request = self._route.parse(message)
@@ -183,12 +204,6 @@ class GrpcUnary(UnaryCall):
         stream, self._stream = self._stream, None
         assert stream is not None
         self._output.end(stream, error, started=False)
-
-    def _send_refusal(self) -> Code:
-        stream, self._stream = self._stream, None
-        assert stream is not None
-        self._output.refuse(stream)
-        return Code.UNAVAILABLE
 
     def _let_go(self) -> None:
         self._stream = None
