@@ -10,7 +10,7 @@ history comes in pieces all the time.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from unittest import mock
 
 import pytest
@@ -91,6 +91,14 @@ class Peer:
     def send(self, replies: list[bytes]) -> None:
         for reply in replies:
             self.on_response(rpc.WatchResponse.FromString(reply))
+
+    def send_long(self, head: bytes, chunks: list[bytes]) -> Iterator[int]:
+        """In steps, as over JSON."""
+        made = [head]
+        for chunk in chunks:
+            made.append(chunk)
+            yield 1
+        self.send([b"".join(made)])
 
     def finish(self, error: EtcdError | None = None) -> None:
         raise AssertionError(f"the stream was ended: {error}")
@@ -305,9 +313,27 @@ class World:
         assert self.core.metrics.watchers == len(self.machine.hub) == alive
 
 
+class Bounds(NamedTuple):
+    """Of large revisions."""
+
+    at_once: int  # events of a revision that is not large
+    step: int  # how much is done in a turn
+    places: int  # of streams that encode
+
+
+SMALLEST = Bounds(1, 1, 1)
+
+
 @contextmanager
-def small_limits() -> Iterator[None]:
+def small_limits(bounds: Bounds) -> Iterator[None]:
     with (
+        mock.patch.object(limits, "WATCH_AT_ONCE_EVENTS", bounds.at_once),
+        mock.patch.object(limits, "WATCH_REPLAY_EVENTS_MAX", 2),
+        mock.patch.object(limits, "WATCH_SCATTER_LOOKS", bounds.step),
+        mock.patch.object(limits, "WATCH_STEP_EVENTS", 1 + bounds.step // 20),
+        mock.patch.object(limits, "WATCH_LARGE_MAX", bounds.places),
+        mock.patch.object(limits, "WATCH_LARGE_BYTES", 100),
+        mock.patch.object(watch, "_PIECE_COST_BYTES_MIN", limits.H2_STREAM_SEND_BYTES_MAX // bounds.step),
         mock.patch.object(limits, "H2_STREAM_SEND_BYTES_MAX", BACKLOG_BYTES_MAX),
         mock.patch.object(limits, "WATCH_REPLAY_REVISIONS_MAX", 2),
         mock.patch.object(limits, "WATCH_REPLAY_BYTES_MAX", 3),  # keys are one byte long, values empty
@@ -361,10 +387,19 @@ NOTIFY: Step = (World.notify, ())
 
 @pytest.mark.slow
 # A report of progress waits at the gate while the event before it passes a slow peer by; then with compaction on top.
-@example(steps=[PUT_A, END_TURN, PUT_A, WATCH_A, PUT_A, END_TURN, COMMIT, SLOW, PROGRESS, COMMIT])
-@example(steps=[WATCH_A, PUT_A, END_TURN, SLOW, *[PUT_A] * 6, PROGRESS, (World.compact, (0,)), COMMIT])
+@example(
+    steps=[PUT_A, END_TURN, PUT_A, WATCH_A, PUT_A, END_TURN, COMMIT, SLOW, PROGRESS, COMMIT],
+    bounds=SMALLEST,
+)
+@example(
+    steps=[WATCH_A, PUT_A, END_TURN, SLOW, *[PUT_A] * 6, PROGRESS, (World.compact, (0,)), COMMIT],
+    bounds=SMALLEST,
+)
 # A watcher that is behind finds its history compacted before the compaction is on disk.
-@example(steps=[*[PUT_A] * 6, END_TURN, COMMIT, WATCH_A_FROM_1, (World.compact, (0,)), END_TURN, END_TURN, COMMIT])
+@example(
+    steps=[*[PUT_A] * 6, END_TURN, COMMIT, WATCH_A_FROM_1, (World.compact, (0,)), END_TURN, END_TURN, COMMIT],
+    bounds=SMALLEST,
+)
 # The end of history waits at the gate for a later batch than its own, and a notification comes first.
 @example(
     steps=[
@@ -373,12 +408,16 @@ NOTIFY: Step = (World.notify, ())
         PUT_A,
         (World.create, (0, 4, [], False, False)),
         *[END_TURN, COMMIT, PROGRESS, PUT_A, COMMIT, PUT_A, END_TURN, COMMIT, NOTIFY, NOTIFY],
-    ]
+    ],
+    bounds=SMALLEST,
 )
-@given(steps=st.lists(STEPS, min_size=20, max_size=100))
+@given(
+    steps=st.lists(STEPS, min_size=20, max_size=100),
+    bounds=st.builds(Bounds, st.integers(0, 3), st.integers(1, 40), st.integers(1, 2)),
+)
 @settings(max_examples=300, deadline=None)
-def test_every_event_is_sent_once_in_order_and_only_when_durable(steps: list[Step]) -> None:
-    with small_limits():
+def test_every_event_is_sent_once_in_order_and_only_when_durable(steps: list[Step], bounds: Bounds) -> None:
+    with small_limits(bounds):
         world = World()
         for action, arguments in steps:
             action(world, *arguments)
@@ -432,6 +471,10 @@ class Reader:
     def send(self, replies: list[bytes]) -> None:
         self.unflushed_bytes += sum(map(len, replies))
         self.largest_bytes = max([self.largest_bytes, *map(len, replies)])
+
+    def send_long(self, head: bytes, chunks: list[bytes]) -> Iterator[int]:
+        self.send([head + b"".join(chunks)])
+        yield from ()
 
     def flush(self) -> None:
         self.written_bytes += self.unflushed_bytes

@@ -29,7 +29,7 @@ A codec overrides all members under "the codec's". It calls `gone` when the peer
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError, Message
@@ -342,6 +342,10 @@ class StreamCall:
         """Sends serialized messages, in order."""
         raise NotImplementedError
 
+    def _send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        """`send_long` of a call that is not over."""
+        raise NotImplementedError
+
     def _send_end(self, error: EtcdError | None) -> None:
         """Sends the end, OK if `error` is None, and lets go of the stream or exchange."""
         raise NotImplementedError
@@ -396,6 +400,16 @@ class StreamCall:
         if not self.over:
             self.core.metrics.sent[self.method] += len(replies)
             self._send(replies)
+
+    def send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        """Sends one serialized message, `head` and `chunks` joined, in steps: yields the cost of each, in bytes.
+
+        Each is a row of whole fields, in the order of their numbers. The message is sent with the last step. Messages
+        that are sent in between go before it. The codec may keep the chunks until the peer has taken them.
+        """
+        if not self.over:
+            self.core.metrics.sent[self.method] += 1
+            yield from self._send_long(head, chunks)
 
     def finish(self, error: EtcdError | None = None) -> None:
         """Ends the call now, with OK or with the error. Does nothing once it has ended."""

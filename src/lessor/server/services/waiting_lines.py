@@ -41,7 +41,8 @@ from lessor.server.loop.turn import Turn
 from lessor.state.encode import nested
 from lessor.state.machine import StateMachine
 from lessor.state.mvcc import Event
-from lessor.state.watch_hub import Changes, Watcher
+from lessor.state.watch_changes import Changes
+from lessor.state.watcher import Watcher
 
 SESSION_TTL_S = 60  # of the lease that a call without one gets; it is not renewed
 

@@ -10,7 +10,7 @@ as a step has room for. STRANGER_BYTES_MAX of each are inflated before the calle
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -331,6 +331,19 @@ class GrpcStream(StreamCall):
         assert stream is not None
         self._output.send(stream, replies, start=not self._started)
         self._started = True
+
+    def _send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        """One step: the chunks wait as they are, however many streams they wait in."""
+        stream, h2 = self._stream, self._output.h2
+        assert stream is not None
+        if not self._started:
+            self._started = True
+            h2.send_headers(stream, grpc.RESPONSE_HEADERS)
+        h2.send_data(stream, grpc.prefix(len(head) + sum(map(len, chunks))) + head)
+        for chunk in chunks:
+            h2.send_data(stream, chunk)
+        self.core.turn.flush_later(self._output.connection)
+        yield from ()
 
     def _send_end(self, error: EtcdError | None) -> None:
         stream = self._stream

@@ -6,7 +6,7 @@
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import Any, Final, Protocol
 
@@ -21,6 +21,8 @@ from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import Held, StreamCall, UnaryCall
 from lessor.server.loop.core import Core
 from lessor.server.observe.metrics import CallCounts
+
+_LONG_STEP_COST_BYTES: Final = 524_288  # of a step of a long message: half a millisecond to one
 
 
 class Exchange(Protocol):
@@ -425,6 +427,16 @@ class JsonStream(StreamCall):
         self._start(exchange)
         for reply in replies:
             exchange.write(stream.result_frame(self.method.response.FromString(reply)))
+
+    def _send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        made = BytesIO()
+        for piece in stream.result_frame_in_pieces(self.method.response, [head, *chunks]):
+            made.write(piece)
+            yield _LONG_STEP_COST_BYTES
+        exchange = self._exchange
+        assert exchange is not None
+        self._start(exchange)
+        exchange.write(made.getvalue())
 
     def _start(self, exchange: Exchange) -> None:
         if not self._started:
