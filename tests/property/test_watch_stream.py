@@ -85,12 +85,17 @@ class Peer:
 
     def __init__(self) -> None:
         self.slow = False
+        self.failed: AssertionError | None = None  # what is raised in the gate or in a turn ends a call, and no test
         self.on_response: Callable[[rpc.WatchResponse], None]
         self.woken_by: list[Any] = []
 
     def send(self, replies: list[bytes]) -> None:
-        for reply in replies:
-            self.on_response(rpc.WatchResponse.FromString(reply))
+        try:
+            for reply in replies:
+                self.on_response(rpc.WatchResponse.FromString(reply))
+        except AssertionError as error:
+            self.failed = self.failed or error
+            raise
 
     def send_long(self, head: bytes, chunks: list[bytes]) -> Iterator[int]:
         """In steps, as over JSON."""
@@ -101,7 +106,7 @@ class Peer:
         self.send([b"".join(made)])
 
     def finish(self, error: EtcdError | None = None) -> None:
-        raise AssertionError(f"the stream was ended: {error}")
+        self.failed = self.failed or AssertionError(f"the stream was ended: {error}")
 
     @property
     def backlog_bytes(self) -> int:
@@ -198,6 +203,9 @@ class World:
     def _on_events(self, watcher: Expected, response: rpc.WatchResponse, revision: int) -> None:
         assert watcher.created
         watcher.pieces += [(event.type, event.kv.key, event.kv.mod_revision) for event in response.events]
+        if watcher.request.fragment:
+            size_bytes = sum(event.ByteSize() + 2 for event in response.events)
+            assert size_bytes < PIECE_BYTES_MAX or len(response.events) == 1
         if response.fragment:
             assert watcher.request.fragment
             return
@@ -297,6 +305,8 @@ class World:
         raise AssertionError("the stream never comes to rest")
 
     def check(self) -> None:
+        if self.peer.failed is not None:
+            raise self.peer.failed
         for watcher in self.asked:
             assert watcher.created
             assert not watcher.pieces
@@ -408,6 +418,14 @@ NOTIFY: Step = (World.notify, ())
         PUT_A,
         (World.create, (0, 4, [], False, False)),
         *[END_TURN, COMMIT, PROGRESS, PUT_A, COMMIT, PUT_A, END_TURN, COMMIT, NOTIFY, NOTIFY],
+    ],
+    bounds=SMALLEST,
+)
+# A small write waits between two large ones, and the second is durable before what is open when the first is through.
+@example(
+    steps=[
+        *[(World.create, (5, 0, [], False, False)), END_TURN, (World.put, ([b"a", b"b"],)), END_TURN],
+        *[PUT_A, (World.put, ([b"c", b"d"],)), COMMIT, PUT_A, *[END_TURN] * 6, COMMIT, *[END_TURN] * 20],
     ],
     bounds=SMALLEST,
 )

@@ -103,7 +103,6 @@ class WatchHub:
         "_store",
         "_waiting",
         "_waiting_events",
-        "_waiting_large",
         "large",
         "looked",
         "on_large",
@@ -122,7 +121,6 @@ class WatchHub:
         self._inside: dict[Watcher, None] = {}  # those `at_once`, which are in the tables too
         self._waiting: deque[_Write] = deque()  # a large write, and those after it
         self._waiting_events = 0  # of all of these
-        self._waiting_large = 0  # how many of these are large
         self._scatter: Scatter | None = None  # of the first of these
         # Called when a large write begins to wait: `go_on` is to be called, but not from there. None: nothing waits.
         self.on_large: Callable[[], None] | None = None
@@ -190,10 +188,8 @@ class WatchHub:
         write = _Write(store.revision, events)
         self._waiting.append(write)
         self._waiting_events += changes
-        if write.is_large:
-            self._waiting_large += 1
-            if self.on_large is not None:
-                self.on_large()
+        if write.is_large and self.on_large is not None:
+            self.on_large()
 
     def _tell_inside(self, revision: int, events: Sequence[Event]) -> None:
         """Publishes to the watchers inside the server. Cost: O(log events) each; to sort events that are mostly sorted.
@@ -239,8 +235,8 @@ class WatchHub:
                 self.outbox.clear()
         finally:
             self.outbox = outbox
-        if waiting and not self._waiting_large and self._waiting_events <= limits.WATCH_AT_ONCE_EVENTS:
-            # All of it: what is published through the gate must not be overtaken by what is delivered here.
+        if waiting and self._waiting_events <= limits.WATCH_AT_ONCE_EVENTS:
+            # No large one is among them. All of it: what is published through the gate must not be overtaken by what is delivered here.
             self._waiting_events = 0
             for write in waiting:
                 self._notify_of(write)
@@ -261,7 +257,6 @@ class WatchHub:
         if done:
             self._scatter = None
             self._waiting.popleft()
-            self._waiting_large -= 1
             self._waiting_events -= len(write.events)
         return looks
 
@@ -269,7 +264,7 @@ class WatchHub:
         """After a bug in `go_on`: the watchers of what waits are to be ended."""
         self._waiting.clear()
         self._scatter = None
-        self._waiting_large = self._waiting_events = 0
+        self._waiting_events = 0
 
     def _publish_parts(
         self,
