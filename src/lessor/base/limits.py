@@ -192,7 +192,7 @@ WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from
 WATCH_REPLAY_EVENTS_MAX = 2_000  # events in it: 2 to 3 ms; a revision with more, or with more bytes, is sent in steps
 # An event that is looked at for history counts for so many bytes of it: 20,000 are a turn's share, 10 to 20 ms.
 WATCH_LOOK_BYTES = 200
-WATCH_SENT_BYTES = 400  # the same for an event that is sent too: 10,000 are a turn's share
+WATCH_SENT_BYTES = 800  # the same for an event that is encoded and sent: 5,000 are a turn's share, 10 ms
 WATCH_AT_ONCE_EVENTS = 1_000  # of one write, whose watchers are found in the step of the write: 1 ms; of more, in steps
 WATCH_SCATTER_LOOKS = 20_000  # at events and watchers, for such writes, in one loop turn: 3 to 5 ms
 WATCH_STEP_EVENTS = 2_000  # of one revision that are encoded in one step: 1 to 2 ms, or until READ_STEP_BYTES

@@ -236,7 +236,8 @@ class WatchHub:
         finally:
             self.outbox = outbox
         if waiting and self._waiting_events <= limits.WATCH_AT_ONCE_EVENTS:
-            # No large one is among them. All of it: what is published through the gate must not be overtaken by what is delivered here.
+            # No large one is among them. All of it at once: what is delivered here must not overtake what waits at the
+            # gate.
             self._waiting_events = 0
             for write in waiting:
                 self._notify_of(write)
