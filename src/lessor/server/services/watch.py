@@ -388,6 +388,7 @@ class WatchStream:
             if not watcher.cancelled and watcher not in self._behind:
                 self._core.machine.hub.lag(watcher, changes.revision + 1)
                 self._large[watcher] = changes
+                self._places.expect(self)
                 self._fall_behind(watcher)
 
     def _begin_large(self, watcher: Watcher) -> bool:
@@ -401,6 +402,7 @@ class WatchStream:
             self._hold(_Tail(watcher, None))
             return bool(self._ready)
         if self._places.take(self):
+            self._places.expect(self)
             self._large[watcher] = large
             return True
         hub.lag(watcher, large.revision)
@@ -412,13 +414,13 @@ class WatchStream:
         for watcher, changes in self._large.items():
             self._core.machine.hub.lag(watcher, changes.revision)
         self._large.clear()
-        self._places.leave(self)
+        self._places.leave(self, has_more=False)
 
     def _end_large(self, watcher: Watcher) -> None:
         if self._under_way is not None and self._under_way[0] is watcher:
             self._under_way = None
         if self._large.pop(watcher, None) is not None and not self._large:
-            self._places.leave(self)
+            self._places.leave(self, has_more=False)
 
     def _take_large_share(self) -> tuple[int, bool]:
         """The next step of encoding the first large revision; with the last one, the response is sent or begun."""
@@ -452,7 +454,7 @@ class WatchStream:
             self._core.metrics.events += events
             self._under_way = None
             self._large.pop(watcher, None)
-            self._places.leave(self)
+            self._places.leave(self, has_more=bool(self._large))
         return max(cost_bytes, _PIECE_COST_BYTES_MIN)
 
     # --- the end of history, and responses ---

@@ -73,7 +73,12 @@ class LargePlaces:
         self._pace = pace
         self._taken: set[Paced] = set()
         self._line: dict[Paced, None] = {}
+        self._having: set[Paced] = set()  # streams that have a large revision to send
         self._kept: dict[LargeChanges, None] = {}
+
+    def expect(self, stream: Paced) -> None:
+        """The stream has large revisions to send; it says with `leave` when it has none any more."""
+        self._having.add(stream)
 
     def take(self, stream: Paced) -> bool:
         """Whether the stream may encode now. If not, it takes its next share when it may."""
@@ -84,21 +89,23 @@ class LargePlaces:
         self._line[stream] = None
         return False
 
-    def leave(self, stream: Paced) -> None:
+    def leave(self, stream: Paced, *, has_more: bool) -> None:
         """The stream has sent what it has encoded, or gives it up. Cheap to repeat."""
+        if not has_more:
+            self._having.discard(stream)
+            if not self._having:
+                self._kept.clear()
         if stream in self._taken:
             self._taken.discard(stream)
             if self._line:
                 following = next(iter(self._line))
                 del self._line[following]
                 self._pace.later(following)
-            elif not self._taken:
-                self._kept.clear()
 
     def forget(self, stream: Paced) -> None:
         """The stream is over."""
         self._line.pop(stream, None)
-        self.leave(stream)
+        self.leave(stream, has_more=False)
 
     def keep(self, changes: LargeChanges) -> None:
         """They are encoded, and are being sent."""
