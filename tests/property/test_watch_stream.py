@@ -24,9 +24,12 @@ from lessor.base.errors import EtcdError
 from lessor.base.key_range import prefix_end
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
+from lessor.server.loop.kept_keys import KeptKeys
 from lessor.server.loop.release import Gate
 from lessor.server.loop.turn import Turn
 from lessor.server.observe.metrics import Metrics
+from lessor.server.observe.shortages import Shortages
 from lessor.server.services import watch
 from lessor.server.services.watch import Watches
 from lessor.state import watch_hub
@@ -86,6 +89,7 @@ class Peer:
     method = None
 
     def __init__(self) -> None:
+        self.held = Held()
         self.slow = False
         self.failed: AssertionError | None = None  # what is raised in the gate or in a turn ends a call, and no test
         self.on_response: Callable[[rpc.WatchResponse], None]
@@ -161,6 +165,7 @@ class World:
             options=SimpleNamespace(max_request_bytes=PIECE_BYTES_MAX),
             metrics=Metrics(),
             watch_streams=set(),
+            kept_keys=KeptKeys(Shortages()),
             header=self._header,
         )
         self.watches = Watches(self.turn)
@@ -323,6 +328,8 @@ class World:
                 assert seen < watcher.lost_at - 1
         alive = sum(not watcher.over for watcher in self.asked)
         assert self.core.metrics.watchers == len(self.machine.hub) == alive
+        kept = [watcher.request for watcher in self.asked if not watcher.over]
+        assert self.core.kept_keys.total_bytes == sum(len(one.key) + len(one.range_end.strip(b"\0")) for one in kept)
 
 
 class Bounds(NamedTuple):
@@ -483,6 +490,7 @@ class Reader:
     method = None
 
     def __init__(self) -> None:
+        self.held = Held()
         self.unflushed_bytes = 0
         self.written_bytes = 0
         self.largest_bytes = 0

@@ -49,6 +49,9 @@ STREAM_REQUESTS_AT_ONCE_MAX = 100
 STREAM_REQUESTS_PER_TURN_MAX = 500  # of all streams with such a rest
 STREAM_REQUEST_BYTES = 64  # of JSON, that count as one request there,
 STREAM_REQUEST_BRACKETS = 8  # and so many pairs of brackets
+# Keys that calls keep while they last: of watches, of waits for locks and elections, of observers.
+KEPT_KEYS_CONNECTION_BYTES_MAX = 67_108_864  # in one connection: 30,000 watches with keys of 2 KiB
+KEPT_KEYS_BYTES_MAX = 536_870_912  # the same for the whole server
 TXN_OPS_MAX = 128  # default of --max-txn-ops
 # Compares and operations of a txn and of all txns in it, for each of --max-txn-ops. A txn without others in it has
 # three lists, so 3 for each at most. By default 2,048 in all: 5 to 20 ms.

@@ -67,6 +67,11 @@ class Watcher:
         self.cancelled = False
         self.owner = owner
 
+    @property
+    def range_bytes(self) -> int:
+        """The bytes of the key and of the end of the range."""
+        return len(self.key) + len(self.end or b"")
+
     def wants(self, event: Event) -> bool:
         """Whether the filters let the event through."""
         return not self.filters or (NO_DELETE if event.value is None else NO_PUT) not in self.filters

@@ -38,7 +38,7 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.core import Core
-from lessor.server.loop.reply_memory import Reader
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 
 
@@ -56,21 +56,6 @@ class Waiting(Protocol):
         Not called after `UnaryCall.finish`.
         """
         ...
-
-
-class Held:
-    """The bytes of replies that wait at the gate for one peer. A connection has one; its calls add and take away.
-
-    `address`: the peer's, see peer_address.py. Calls of one connection have one Held, which stands for the connection.
-    `reader`: the connection itself, see reply_memory.py; None if no long reply is sent there.
-    """
-
-    __slots__ = ("address", "reader", "size_bytes")
-
-    def __init__(self, address: str = "", reader: Reader | None = None) -> None:
-        self.address = address
-        self.reader = reader
-        self.size_bytes = 0
 
 
 class UnaryCall:
@@ -322,6 +307,11 @@ class StreamCall:
     @property
     def peer_common_name(self) -> str | None:
         """As UnaryCall.peer_common_name."""
+        raise NotImplementedError
+
+    @property
+    def held(self) -> Held:
+        """Stands for the connection, also for what the call's handler keeps. Not to be asked for once it has ended."""
         raise NotImplementedError
 
     @property

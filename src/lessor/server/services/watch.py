@@ -85,6 +85,7 @@ class WatchStream:
     def __init__(self, core: Core, call: StreamCall, watches: Watches) -> None:
         self._core = core
         self._call = call
+        self.held = call.held
         self._watchers: dict[int, Watcher] = {}
         self._behind: set[Watcher] = set()  # those that are sent history
         self._ready: dict[Watcher, None] = {}  # those of them whose next piece can be sent
@@ -130,6 +131,7 @@ class WatchStream:
     def on_over(self) -> None:
         for watcher in self._watchers.values():
             self._core.machine.unwatch(watcher)
+            self._core.kept_keys.remove(self, watcher.range_bytes)
         self._core.watch_streams.discard(self)
         self._watches.streams.discard(self)
         self._core.metrics.watchers -= len(self._watchers)
@@ -176,6 +178,11 @@ class WatchStream:
             progress_notify=request.progress_notify,
             owner=self,
         )
+        try:
+            self._core.kept_keys.add(self, watcher.range_bytes)
+        except EtcdError as error:
+            self._refuse(error.message)
+            return
         self._watchers[watch_id] = watcher
         machine.watch(watcher)
         self._core.metrics.watchers += 1
@@ -205,6 +212,7 @@ class WatchStream:
 
     def _drop(self, watcher: Watcher) -> None:
         self._core.machine.unwatch(watcher)
+        self._core.kept_keys.remove(self, watcher.range_bytes)
         self._core.metrics.watchers -= 1
         del self._watchers[watcher.watch_id]
         self._behind.discard(watcher)
@@ -213,6 +221,19 @@ class WatchStream:
         self._end_large(watcher)
         self._sent_until.pop(watcher, None)
         self._silent_since.pop(watcher.watch_id, None)
+
+    def lose_key(self, error: EtcdError) -> None:
+        """The keys of all watches take too much memory: see loop/kept_keys.py."""
+        largest = max(self._watchers.values(), key=lambda watcher: watcher.range_bytes)
+        self._drop(largest)
+        response = rpc_pb2.WatchResponse(
+            header=self._core.machine.header(),
+            watch_id=largest.watch_id,
+            canceled=True,
+            cancel_reason=error.message,
+        )
+        self._hold((response.SerializeToString(), None))
+        self._core.turn.schedule()
 
     def _report_progress(self) -> None:
         """Sends the stream's progress if all its watchers are up to date. Otherwise, like etcd 3.6, sends nothing."""

@@ -21,6 +21,7 @@ from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import StreamCall, UnaryCall
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.h2_output import H2Output
 from lessor.wire import grpc
@@ -220,6 +221,10 @@ class GrpcStream(StreamCall):
     @property
     def peer_common_name(self) -> str | None:
         return self._output.peer_common_name
+
+    @property
+    def held(self) -> Held:
+        return self._output.held
 
     @property
     def peer_address(self) -> str:

@@ -18,8 +18,9 @@ from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec, routes, stream
 from lessor.gateway.routes import Headers
 from lessor.server.loop.bugs import as_answer
-from lessor.server.loop.call import Held, StreamCall, UnaryCall
+from lessor.server.loop.call import StreamCall, UnaryCall
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 
 _LONG_STEP_COST_BYTES: Final = 524_288  # of a step of a long message: half a millisecond to one
@@ -345,6 +346,11 @@ class JsonStream(StreamCall):
     @property
     def open_ended(self) -> bool:
         return True
+
+    @property
+    def held(self) -> Held:
+        assert self._exchange is not None
+        return self._exchange.held
 
     @property
     def peer_address(self) -> str:
