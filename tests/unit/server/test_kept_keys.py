@@ -86,6 +86,18 @@ def test_beyond_the_bound_of_all_the_address_with_most_pays() -> None:
     assert innocent.sizes == [10, 5]
 
 
+def test_many_connections_of_one_address_count_together() -> None:
+    keys = KeptKeys(Shortages())
+    hostile = [Caller(keys, Held("hostile")) for _ in range(3)]
+    for caller in hostile:
+        caller.keep(50)
+    innocent = Caller(keys, Held("innocent"))
+    innocent.keep(100)
+    Caller(keys, Held("newcomer")).keep(1)
+    assert not innocent.lost, "it keeps more than any other call, but not than any other address"
+    assert sum(len(caller.lost) for caller in hostile) == 1
+
+
 def test_what_is_given_back_leaves_nothing_behind() -> None:
     keys = KeptKeys(Shortages())
     caller = Caller(keys, Held("a"))
