@@ -17,6 +17,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from lessor.api import methods
+from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
@@ -24,6 +25,7 @@ from lessor.server.loop.call import StreamCall, UnaryCall
 from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.h2_output import H2Output
+from lessor.state.txn_scan import too_many_operations
 from lessor.wire import grpc
 from lessor.wire.grpc import unpack_prefix
 from lessor.wire.h2 import Stream
@@ -125,7 +127,14 @@ class GrpcUnary(UnaryCall):
         self._output.step_messages = 0
         if self._stream is not None:
             self._output.uncount(self._stream)
-            self._read(message)
+            if self.method.request is rpc_pb2.TxnRequest and self._has_too_many(message):
+                self.end_now(errors.TOO_MANY_OPS.error())
+            else:
+                self._read(message)
+
+    def _has_too_many(self, txn: bytes) -> bool:
+        """Whether it has too many operations, which takes protobuf long to find out."""
+        return too_many_operations(txn, self.core.machine.max_txn_ops * limits.TXN_OPS_IN_ALL)
 
     def on_end(self) -> None:
         if not self._served:
