@@ -19,8 +19,8 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors, limits
-from lessor.server.loop.call import Held
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.transport.grpc_calls import GrpcUnary, Route
 from lessor.server.transport.http_calls import JsonUnary
 from lessor.state.digest import KvDigest, hash_kv

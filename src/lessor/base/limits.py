@@ -50,6 +50,9 @@ STREAM_REQUESTS_AT_ONCE_MAX = 100
 STREAM_REQUESTS_PER_TURN_MAX = 500  # of all streams with such a rest
 STREAM_REQUEST_BYTES = 64  # of JSON, that count as one request there,
 STREAM_REQUEST_BRACKETS = 8  # and so many pairs of brackets
+# Keys that calls keep while they last: of watches, of waits for locks and elections, of observers.
+KEPT_KEYS_CONNECTION_BYTES_MAX = 67_108_864  # in one connection: 30,000 watches with keys of 2 KiB
+KEPT_KEYS_BYTES_MAX = 536_870_912  # the same for the whole server
 TXN_OPS_MAX = 128  # default of --max-txn-ops
 # Compares and operations of a txn and of all txns in it, for each of --max-txn-ops. A txn without others in it has
 # three lists, so 3 for each at most. By default 2,048 in all: 5 to 20 ms.
@@ -197,8 +200,16 @@ DEFERRED_REQUEST_BYTES = 2_048
 SEND_STEP_BYTES = 1_048_576  # of a long reply that are written to a socket in one turn: half a millisecond
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
 WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from history; clients take 4 MiB
+WATCH_REPLAY_EVENTS_MAX = 2_000  # events in it: 2 to 3 ms; a revision with more, or with more bytes, is sent in steps
 # An event that is looked at for history counts for so many bytes of it: 20,000 are a turn's share, 10 to 20 ms.
 WATCH_LOOK_BYTES = 200
+WATCH_SENT_BYTES = 800  # the same for an event that is encoded and sent: 5,000 are a turn's share, 10 ms
+WATCH_AT_ONCE_EVENTS = 1_000  # of one write, whose watchers are found in the step of the write: 1 ms; of more, in steps
+WATCH_SCATTER_LOOKS = 20_000  # at events and watchers, for such writes, in one loop turn: 3 to 5 ms
+WATCH_STEP_EVENTS = 2_000  # of one revision that are encoded in one step: 1 to 2 ms, or until READ_STEP_BYTES
+WATCH_CHUNK_BYTES = 131_072  # of such an encoding that are joined: more than a frame, so that it waits without a copy
+WATCH_LARGE_MAX = 4  # streams that encode a revision in steps, over all connections: each may keep its encoding
+WATCH_LARGE_BYTES = 67_108_864  # of such encodings, kept for other watchers that wait
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger
 # ones the copies would be most of the memory, and making them again costs little beside sending them.
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152

@@ -9,9 +9,10 @@ from google.protobuf.message import Message
 from lessor.api.methods import METHODS
 from lessor.api.proto import election_pb2, lock_pb2, rpc_pb2
 from lessor.base.errors import EtcdError
-from lessor.server.loop.call import Held, StreamCall, UnaryCall
+from lessor.server.loop.call import StreamCall, UnaryCall
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import Metrics
 from lessor.server.options import Options
 from lessor.server.services.table import Services
@@ -92,6 +93,10 @@ class Stream(StreamCall):
 
     def take_requests(self, *requests: Message) -> None:
         self.take([request.SerializeToString() for request in requests])
+
+    @property
+    def held(self) -> Held:
+        return self._world.held
 
     @property
     def backlog_bytes(self) -> int:

@@ -19,11 +19,12 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec
 from lessor.server.loop import call as call_module
-from lessor.server.loop.call import Held, StreamCall, UnaryCall
+from lessor.server.loop.call import StreamCall, UnaryCall
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary, Route
 from lessor.server.transport.http_calls import JsonStream, JsonUnary
-from lessor.state.watch_hub import Watcher
+from lessor.state.watcher import Watcher
 from lessor.wire import grpc
 from tests.unit.server.lock_world import LockWorld
 

@@ -29,7 +29,7 @@ A codec overrides all members under "the codec's". It calls `gone` when the peer
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError, Message
@@ -38,7 +38,7 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.core import Core
-from lessor.server.loop.reply_memory import Reader
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 
 
@@ -59,28 +59,6 @@ class Waiting(Protocol):
         Not called after `UnaryCall.finish`.
         """
         ...
-
-
-class Held:
-    """The bytes of replies that wait at the gate for one peer. A connection has one; its calls add and take away.
-
-    `address`: the peer's, see peer_address.py. Calls of one connection have one Held, which stands for the connection.
-    `reader`: the connection itself, see reply_memory.py; None if no long reply is sent there.
-    `unmade_bytes`: of `size_bytes`, what long replies keep that are not made.
-    """
-
-    __slots__ = ("address", "reader", "size_bytes", "unmade_bytes")
-
-    def __init__(self, address: str = "", reader: Reader | None = None) -> None:
-        self.address = address
-        self.reader = reader
-        self.size_bytes = 0
-        self.unmade_bytes = 0
-
-    def dropped(self) -> None:
-        """Bytes that waited at the gate will not leave. What waits until the peer has taken replies may go on."""
-        if self.reader is not None:
-            self.reader.look()
 
 
 class UnaryCall:
@@ -335,6 +313,11 @@ class StreamCall:
         raise NotImplementedError
 
     @property
+    def held(self) -> Held:
+        """Stands for the connection, also for what the call's handler keeps. Not to be asked for once it has ended."""
+        raise NotImplementedError
+
+    @property
     def peer_address(self) -> str:
         """As Held.address."""
         raise NotImplementedError
@@ -350,6 +333,10 @@ class StreamCall:
 
     def _send(self, replies: list[bytes]) -> None:
         """Sends serialized messages, in order."""
+        raise NotImplementedError
+
+    def _send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        """`send_long` of a call that is not over."""
         raise NotImplementedError
 
     def _send_end(self, error: EtcdError | None) -> None:
@@ -406,6 +393,16 @@ class StreamCall:
         if not self.over:
             self.core.metrics.sent[self.method] += len(replies)
             self._send(replies)
+
+    def send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        """Sends one serialized message, `head` and `chunks` joined, in steps: yields the cost of each, in bytes.
+
+        Each is a row of whole fields, in the order of their numbers. The message is sent with the last step. Messages
+        that are sent in between go before it. The codec may keep the chunks until the peer has taken them.
+        """
+        if not self.over:
+            self.core.metrics.sent[self.method] += 1
+            yield from self._send_long(head, chunks)
 
     def finish(self, error: EtcdError | None = None) -> None:
         """Ends the call now, with OK or with the error. Does nothing once it has ended."""

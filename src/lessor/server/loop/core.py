@@ -20,6 +20,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.committer import Committer
+from lessor.server.loop.kept_keys import KeptKeys
 from lessor.server.loop.long_reply import LongReplies
 from lessor.server.loop.pace import Pace
 from lessor.server.loop.release import Gate
@@ -106,6 +107,7 @@ class Core:
         self.request_pace = Pace(turn, limits.STREAM_REQUESTS_PER_TURN_MAX)
         self.body_pace = Pace(turn, limits.JSON_VALUES_PER_TURN)
         self.unfinished = Unfinished(options.message_bytes_max, metrics.shortages)
+        self.kept_keys = KeptKeys(metrics.shortages)
         self._tasks: set[asyncio.Task[Any]] = set()  # keeps tasks alive: the loop does not
 
     def serves(self, method: Method) -> bool:

@@ -10,7 +10,7 @@ as a step has room for. STRANGER_BYTES_MAX of each are inflated before the calle
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -18,12 +18,15 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from lessor.api import methods
+from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import StreamCall, UnaryCall
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.h2_output import DeferredRequest, H2Output
+from lessor.state.txn_scan import too_many_operations
 from lessor.wire import grpc
 from lessor.wire.grpc import unpack_prefix
 from lessor.wire.h2 import Stream
@@ -124,7 +127,14 @@ class GrpcUnary(UnaryCall):
         self._output.step_messages = 0
         if self._stream is not None:
             self._output.uncount(self._stream)
-            self._read(message)
+            if self.method.request is rpc_pb2.TxnRequest and self._has_too_many(message):
+                self.end_now(errors.TOO_MANY_OPS.error())
+            else:
+                self._read(message)
+
+    def _has_too_many(self, txn: bytes) -> bool:
+        """Whether it has too many operations, which takes protobuf long to find out."""
+        return too_many_operations(txn, self.core.machine.max_txn_ops * limits.TXN_OPS_IN_ALL)
 
     def on_end(self) -> None:
         if not self._served:
@@ -237,6 +247,10 @@ class GrpcStream(StreamCall):
         return self._output.peer_common_name
 
     @property
+    def held(self) -> Held:
+        return self._output.held
+
+    @property
     def peer_address(self) -> str:
         return self._output.held.address
 
@@ -346,6 +360,19 @@ class GrpcStream(StreamCall):
         assert stream is not None
         self._output.send(stream, replies, start=not self._started)
         self._started = True
+
+    def _send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        """One step: the chunks wait as they are, however many streams they wait in."""
+        stream, h2 = self._stream, self._output.h2
+        assert stream is not None
+        if not self._started:
+            self._started = True
+            h2.send_headers(stream, grpc.RESPONSE_HEADERS)
+        h2.send_data(stream, grpc.prefix(len(head) + sum(map(len, chunks))) + head)
+        for chunk in chunks:
+            h2.send_data(stream, chunk)
+        self.core.turn.flush_later(self._output.connection)
+        yield from ()
 
     def _send_end(self, error: EtcdError | None) -> None:
         stream = self._stream

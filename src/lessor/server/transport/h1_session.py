@@ -19,8 +19,9 @@ from lessor.base import limits
 from lessor.base.errors import EtcdError
 from lessor.gateway import routes
 from lessor.gateway.routes import Headers
-from lessor.server.loop.call import Held, Waiting
+from lessor.server.loop.call import Waiting
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.loop.peer_address import address_of
 from lessor.server.transport.connection import Connection
 from lessor.server.transport.http_calls import Body, Exchange

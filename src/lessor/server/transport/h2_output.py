@@ -19,7 +19,8 @@ from typing import Any
 from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway.routes import Headers
-from lessor.server.loop.call import Held, StreamCall
+from lessor.server.loop.call import StreamCall
+from lessor.server.loop.held import Held
 from lessor.server.loop.peer_address import address_of
 from lessor.server.transport.connection import Connection
 from lessor.wire import grpc, h2

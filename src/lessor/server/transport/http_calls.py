@@ -6,7 +6,7 @@
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from typing import Any, Final, Protocol
@@ -19,9 +19,12 @@ from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec, routes, stream
 from lessor.gateway.routes import Headers
 from lessor.server.loop.bugs import as_answer
-from lessor.server.loop.call import Held, StreamCall, UnaryCall, Waiting
+from lessor.server.loop.call import StreamCall, UnaryCall, Waiting
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
+
+_LONG_STEP_COST_BYTES: Final = 524_288  # of a step of a long message: half a millisecond to one
 
 
 class Exchange(Protocol):
@@ -382,6 +385,11 @@ class JsonStream(StreamCall):
         return True
 
     @property
+    def held(self) -> Held:
+        assert self._exchange is not None
+        return self._exchange.held
+
+    @property
     def peer_address(self) -> str:
         return self._exchange.held.address if self._exchange is not None else ""
 
@@ -462,6 +470,16 @@ class JsonStream(StreamCall):
         self._start(exchange)
         for reply in replies:
             exchange.write(stream.result_frame(self.method.response.FromString(reply)))
+
+    def _send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        made = BytesIO()
+        for piece in stream.result_frame_in_pieces(self.method.response, [head, *chunks]):
+            made.write(piece)
+            yield _LONG_STEP_COST_BYTES
+        exchange = self._exchange
+        assert exchange is not None
+        self._start(exchange)
+        exchange.write(made.getvalue())
 
     def _start(self, exchange: Exchange) -> None:
         if not self._started:

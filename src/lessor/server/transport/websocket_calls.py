@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from lessor.api.methods import BY_ROUTE, Method
 from lessor.base.errors import EtcdError
 from lessor.gateway.routes import Headers, error_answer
-from lessor.server.loop.call import Held, Waiting
+from lessor.server.loop.call import Waiting
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.transport.http_calls import CLIENT_API_VERSION, JsonStream, timeout_of
 from lessor.wire import h1, websocket
 
