@@ -49,6 +49,7 @@ class EngineOnTables:
         try:
             directory.refuse_etcd(self._dir, self._path)
             directory.prepare(self._dir)
+            directory.refuse_irregular(self._dir)
             self._lock = directory.lock(self._dir)
             return open_rest()
         except OSError as error:
