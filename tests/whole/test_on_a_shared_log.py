@@ -5,6 +5,7 @@ import contextlib
 import re
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,12 +24,14 @@ from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
 from tests.conformance.grpc_peer import GrpcPeer
 from tests.memory_log import MemoryLog, MemoryRecords
+from tests.ports import free_port
 
 FAST = Timing(lease_s=0.4, claim_s=0.5, beat_s=0.1, link_s=0.3)
 
 
-def server_on(kept: MemoryRecords, data_dir: Path) -> InProcessServer:
+def server_on(kept: MemoryRecords, data_dir: Path, *flags: str) -> InProcessServer:
     return InProcessServer(
+        *flags,
         clock=VirtualClock(flowing=True),
         data_dir=data_dir,
         make_engine=lambda path: ReplicatedEngine(path, lambda: MemoryLog(kept), FAST, sync=False),
@@ -74,8 +77,9 @@ def test_what_was_acknowledged_is_there_at_the_next_process_also_elsewhere(tmp_p
 
 def test_nothing_leaves_while_somebody_else_may_lead_and_no_lease_ages(tmp_path: Path) -> None:
     kept = MemoryRecords()
+    monitors = f"http://127.0.0.1:{free_port()}"
     with (
-        server_on(kept, tmp_path) as server,
+        server_on(kept, tmp_path, f"--listen-metrics-urls={monitors}") as server,
         GrpcPeer(server.address) as peer,
         ThreadPoolExecutor(3) as threads,
         back_at_the_end(kept),
@@ -97,6 +101,9 @@ def test_nothing_leaves_while_somebody_else_may_lead_and_no_lease_ages(tmp_path:
         time.sleep(3)  # longer than the lease lives
         assert not any(call.done() for call in asked)
         assert server.call(turn.now_s) == clock_s
+        with pytest.raises(urllib.error.HTTPError, match="503") as unready:
+            urllib.request.urlopen(f"{monitors}/readyz", timeout=10)
+        assert "linearizable_read failed: etcdserver: no leader" in unready.value.read().decode()
         kept.up = True
         found, renewed, written = (call.result(10) for call in asked)
         assert [kv.value for kv in found.kvs] == [b"v"]

@@ -30,7 +30,7 @@ LONG_REPLIES_BYTES_MAX = 1_073_741_824
 TXN_WRITE_KEYS_MAX = 100_000
 SWEEP_EVENTS_MAX = 500  # events that a sweep handles in one loop turn: 0.1 to 2 ms
 
-SEND_RETRY_S = 0.01  # until bytes that may not leave are looked at again; see `Turn._wake_later`
+SEND_RETRY_S = 0.01  # until bytes that may not leave are looked at again; see `Turn._hold_data`
 
 LEASE_PAGE_DEFAULT = 100  # leases in one page of a list
 LEASE_PAGE_MAX = 10_000  # the same when a request asks for more

@@ -105,9 +105,7 @@ class Server:
         except BaseException:
             self._committer.close()
             raise
-        answering = self._engine.answering
-        if answering is not None:
-            metrics.lapses = lambda: answering.lapses
+        answering = metrics.answering = self._engine.answering
         gate = Gate(durable=machine.journal.number - 1)
         turn = Turn(machine, gate, self._committer, self._clock, clock_s, metrics.expiry, answering)
         data_dir = Path(self.options.data_dir)
@@ -179,9 +177,9 @@ class Server:
         """Begins to listen, as `start` does, and again after `stop_listening`. Raises OptionError."""
         loop = asyncio.get_running_loop()
         for listen in self.options.listen_client_urls:
-            await self._listen(loop, listen, "--listen-client-urls", speak_to_clients)
+            await self._listen(loop, listen, "--listen-client-urls", speak_to_clients, shows_data=True)
         for listen in self.options.listen_metrics_urls:
-            await self._listen(loop, listen, "--listen-metrics-urls", speak_to_monitors)
+            await self._listen(loop, listen, "--listen-metrics-urls", speak_to_monitors, shows_data=False)
 
     def stop_listening(self) -> None:
         """Takes no new connections; existing ones stay."""
@@ -191,9 +189,12 @@ class Server:
         self.addresses.clear()
         self._remove_sockets()
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen, flag: str, speak: Speak) -> None:
+    async def _listen(
+        self, loop: asyncio.AbstractEventLoop, listen: Listen, flag: str, speak: Speak, *, shows_data: bool
+    ) -> None:
         def connection(peer_common_name: str | None = None) -> asyncio.Protocol:
-            return cast(asyncio.Protocol, Connection(self.core, self._connections, speak, peer_common_name))
+            made = Connection(self.core, self._connections, speak, peer_common_name, shows_data=shows_data)
+            return cast(asyncio.Protocol, made)
 
         accept: Accept = connection
         if listen.tls:

@@ -22,7 +22,7 @@ Laws
 - A batch with rows saves the data clock, as it read before the first of them. While leases live, the clock is saved
   every `clock_save_s` in any case, without rows if there are none.
 - Where others may take over (`answering`), bytes leave only while they cannot have done so yet: that is asked once a
-  turn, directly before its bytes leave. Otherwise all bytes wait, and the data clock stands still meanwhile.
+  turn, directly before its bytes leave. Otherwise all bytes but pages for monitors wait, and the data clock stands still meanwhile.
 - When a commit fails, memory is ahead of disk and the outcome is unknown. When a step of the turn itself raises,
   memory may be half changed. In both cases nothing is answered any more, nothing is rolled back, nothing is saved, and
   the server stops with a message and an exit code of its own. A bug in a step for one connection, stream or watcher
@@ -143,6 +143,7 @@ class Turn:
         self._may_send = None if answering is None else answering.may_send
         self._stood_s = 0.0  # what `answering` said last
         self._held = False  # whether bytes wait for that
+        self._without_data: set[Flushable] = set()  # connections whose bytes never do
         self._waking: asyncio.TimerHandle | None = None  # set to look again
         self._on_expired = on_expired
         self._loop: asyncio.AbstractEventLoop
@@ -210,7 +211,12 @@ class Turn:
         self._to_flush.discard(connection)
         self._paused.discard(connection)
         self._held_up.discard(connection)
+        self._without_data.discard(connection)
         self.caught_up(connection)
+
+    def shows_no_data(self, connection: Flushable) -> None:
+        """The connection gets pages for monitors only: they leave also while another server may lead."""
+        self._without_data.add(connection)
 
     def share_s(self, connection: Flushable) -> float:
         """For how long the connection may handle bytes in this turn, in seconds; others wait as well."""
@@ -331,7 +337,7 @@ class Turn:
             if self._may_send is not None:
                 self._held = bool(self._to_flush) and not self._may_send()
             if self._held:
-                self._wake_later()
+                self._hold_data()
             elif self._to_flush:
                 self._flush()
             if self.machine.store.unswept:
@@ -443,8 +449,11 @@ class Turn:
             except Exception as error:
                 bugs.end(connection, error)
 
-    def _wake_later(self) -> None:
-        """Bytes may not leave: others may commit by now. Looks again soon, for nobody says when they may."""
+    def _hold_data(self) -> None:
+        """Bytes of the data may not leave: others may commit by now. Looks again soon: nobody says when they may."""
+        data, self._to_flush = self._to_flush - self._without_data, self._to_flush & self._without_data
+        self._flush()
+        self._to_flush |= data
         if self._waking is None:
             self._waking = self._loop.call_later(limits.SEND_RETRY_S, self._wake)
 
