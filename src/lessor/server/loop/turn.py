@@ -22,7 +22,8 @@ Laws
 - A batch with rows saves the data clock, as it read before the first of them. While leases live, the clock is saved
   every `clock_save_s` in any case, without rows if there are none.
 - Where others may take over (`answering`), bytes leave only while they cannot have done so yet: that is asked once a
-  turn, directly before its bytes leave. Otherwise all bytes but pages for monitors wait, and the data clock stands still meanwhile.
+  turn, directly before its bytes leave. Otherwise all bytes but pages for monitors wait, and the data clock stands
+  still meanwhile.
 - When a commit fails, memory is ahead of disk and the outcome is unknown. When a step of the turn itself raises,
   memory may be half changed. In both cases nothing is answered any more, nothing is rolled back, nothing is saved, and
   the server stops with a message and an exit code of its own. A bug in a step for one connection, stream or watcher
