@@ -205,6 +205,30 @@ def test_of_two_that_wait_for_one_lock_the_second_is_refused(
     assert all_of(first) == [record("first" if ended[0] is None else "second", ZEROS)]
 
 
+def test_a_node_that_stands_still_while_it_reads_holds_nobody_up(
+    postgres: PostgresServer, make: Callable[..., PostgresLog]
+) -> None:
+    """Its server process waits until somebody takes the records, for as long as the node is stopped."""
+    log, other = make(answer_s=5.0), make(answer_s=5.0)
+    log.open(1)
+    made = filled(log, 2, size_bytes=16_000_000)
+    other.open(1)
+    session = other._connected()
+    assert len(session.ask("READ", _int8(0), _int8(1)).rows) == 1  # it is prepared now
+    session._raw.send_query_prepared(b"READ", [_int8(0), _int8(2**40)], [1, 1], 1)
+    assert session._raw.flush() == 0
+    one_waits(postgres, "wait_event = 'ClientWrite'")
+    assert log.read(2, BYTES_MAX) == Found([], 2)
+    chain = made[1][-CHAIN_BYTES:]
+    log.append(2, chain, record("third", chain))
+    log.trim(2)
+    assert postgres.backends("wait_event = 'ClientWrite'") == [session.backend]
+
+
+def _int8(value: int) -> bytes:
+    return value.to_bytes(8, "big")
+
+
 # --- a standby that does not answer ---------------------------------------------------------------------------------
 
 

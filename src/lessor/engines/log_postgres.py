@@ -18,7 +18,8 @@ under way goes on at the server, and its row lock holds up the next try there: s
 filled with waiting processes. Nothing is cancelled, and no process is ended by us: that would make unsafe commits
 visible.
 
-Cost: one round trip a call, and one commit; `trim`, `put_snapshot` and snapshots' iterators make one for each step.
+Cost: one round trip and one commit a call, two round trips for `read`; `trim`, `put_snapshot` and the iterators of
+snapshots make one for each step.
 
 Does not do: waiting for a server that is not there, trying again, knowing what records say.
 """
@@ -189,10 +190,17 @@ class PostgresLog:
         return answer
 
     def _read_rows(self, after: int, bytes_max: int) -> list[list[bytes]]:
-        rows = self._call("READ", _INT8.pack(after), _INT8.pack(bytes_max), self._backend_of(), self._strict).rows
+        rows = self._call("READ", _INT8.pack(after), _INT8.pack(bytes_max)).rows
         if not rows:
             raise self._refused("the log is damaged: one of its tables has lost its row")
         self._check(rows[0])
+        looked = self._backend
+        (sure,) = self._call("SURE", looked, self._strict).rows
+        if looked != self._backend:
+            raise UnreachableError(self._named("the connection was lost while the log was read"))
+        self._check(sure)
+        if _INT8.unpack(sure[2])[0] != 1:
+            raise self._refused("the log is damaged: the table sure has lost its row")
         return rows
 
     def _check(self, row: list[bytes]) -> None:
@@ -225,10 +233,6 @@ class PostgresLog:
         return text if text.startswith(start) else start + text
 
     # --- connections ----------------------------------------------------------------------------------------------
-
-    def _backend_of(self) -> bytes:
-        self._connected()
-        return self._backend
 
     def _leave(self) -> None:
         session, self._session = self._session, None

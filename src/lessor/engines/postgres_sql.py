@@ -11,11 +11,12 @@
 Laws
 - An append moves the tail and adds the record in one statement. In READ COMMITTED an UPDATE that has waited for
   another's looks at the row again, so of two appends behind one record the second finds nothing.
-- A read commits something (`sure`) after it has looked. When that has returned, everything it saw is on the standbys
-  too, and the server was not replaced before it looked: only then does E3 hold of PostgreSQL, which may show commits
-  that no standby has (after a wait was broken off, or after a crash).
-- Each of both is done by the server process and under the standby settings that were checked, or not at all (pid and
-  strict; the answer says which).
+- A read is two statements: it looks, and then it commits something (`sure`). When that has returned, everything it saw
+  is on the standbys too, and the server was not replaced before it looked. Only then does E3 hold of PostgreSQL, which
+  may show commits that no standby has (after a wait was broken off, or after a crash). In one statement the row lock
+  would last while a client takes the records, and a client that stands still would hold up all others.
+- An append and `sure` are done by the server process, and under the standby settings, that were checked, or not at all
+  (pid and strict; the answer says which).
 
 The row lock of `tail` and of `sure` bounds what a server without its standby has to hold: one append and one read wait
 for it, all others end at the lock.
@@ -87,13 +88,8 @@ WITH moved AS (
 ), added AS (INSERT INTO {schema}.log SELECT position, $3::bytea FROM moved RETURNING 1)
 SELECT pg_backend_pid(), current_setting('synchronous_standby_names') <> '', (SELECT count(*) FROM added)
 """
-# $1 position, $2 bytes. $3 pid, $4 strict. At least one row; its last column is empty where there is no record.
+# $1 position, $2 bytes. At least one row; its last column is empty where there is no record.
 _READ: Final = """
-WITH kept AS (
-    UPDATE {schema}.sure SET count = count + 1
-    WHERE id = 1 AND pg_backend_pid() = $3::int4
-      AND (current_setting('synchronous_standby_names') <> '' OR NOT $4::bool)
-)
 SELECT pg_backend_pid(), current_setting('synchronous_standby_names') <> '', tail.position, head.first,
        coalesce(found.record, '')
 FROM {schema}.tail CROSS JOIN {schema}.head LEFT JOIN LATERAL (
@@ -104,6 +100,16 @@ FROM {schema}.tail CROSS JOIN {schema}.head LEFT JOIN LATERAL (
               ORDER BY position LIMIT {records}) AS behind
     ) AS measured WHERE bytes <= $2::int8 OR bytes = octet_length(record)
 ) AS found ON true ORDER BY found.position
+"""
+# $1 pid, $2 strict.
+_SURE: Final = """
+WITH counted AS (
+    UPDATE {schema}.sure SET count = count + 1
+    WHERE id = 1 AND pg_backend_pid() = $1::int4
+      AND (current_setting('synchronous_standby_names') <> '' OR NOT $2::bool)
+    RETURNING 1
+)
+SELECT pg_backend_pid(), current_setting('synchronous_standby_names') <> '', (SELECT count(*) FROM counted)
 """
 # $1: the new first position.
 _TRIM: Final = """
@@ -200,6 +206,7 @@ _PREPARED: Final = {
     "HEAD": _HEAD,
     "APPEND": _APPEND,
     "READ": _READ,
+    "SURE": _SURE,
     "TRIM": _TRIM,
     "TRIM_STEP": _TRIM_STEP,
     "SNAPSHOT_BEGIN": _SNAPSHOT_BEGIN,
