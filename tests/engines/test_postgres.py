@@ -70,6 +70,19 @@ def make(postgres: PostgresServer, schema: str) -> Iterator[Callable[..., Postgr
         log.close()
 
 
+def impatient(log: PostgresLog) -> None:
+    """Gives up soon, from now on: what a test does before that may take its time."""
+    log._answer_s = log._connected()._answer_s = SHORT_S
+
+
+def answer(call: Callable[[], Found]) -> Found:
+    """Of an impatient log on a machine that does much else."""
+    for _ in range(50):
+        with suppress(UnreachableError):
+            return call()
+    return call()
+
+
 class Under:
     """An append in a thread."""
 
@@ -92,10 +105,10 @@ class Under:
 
 @contextmanager
 def held(postgres: PostgresServer, schema: str) -> Iterator[None]:
-    """The tail's row is locked meanwhile."""
+    """Somebody else's next record is under way meanwhile, and comes to nothing in the end."""
     place = f"host=127.0.0.1 port={postgres.port} user=postgres"
     with psycopg.connect(place) as connection:
-        connection.execute(f"SELECT 1 FROM {schema}.tail FOR UPDATE".encode())
+        connection.execute(f"INSERT INTO {schema}.log SELECT max(position) + 1, '', 0, '' FROM {schema}.log".encode())
         yield
         with suppress(psycopg.Error):  # the server may have gone
             connection.rollback()
@@ -152,8 +165,9 @@ def test_an_append_that_lands_while_its_answer_is_lost_is_found(
     postgres: PostgresServer, make: Callable[..., PostgresLog]
 ) -> None:
     """It gave up on a process that stood still; that one, or the second try, adds it."""
-    log = make(answer_s=SHORT_S)
+    log = make()
     log.open(1)
+    impatient(log)
     data = record("first", ZEROS)
     placing = Placing(0, ZEROS, data)
     placing.trying(0.0)
@@ -167,26 +181,27 @@ def test_an_append_that_lands_while_its_answer_is_lost_is_found(
         os.kill(stopped, signal.SIGCONT)
     assert placed(log, placing) == LANDED
     postgres.wait(f"NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = {stopped})")
-    assert all_of(log) == [data]
+    assert answer(lambda: log.read(0, BYTES_MAX)) == Found([data], 1)
 
 
 def test_a_process_that_was_stopped_adds_nothing_when_it_goes_on(
     postgres: PostgresServer, make: Callable[..., PostgresLog]
 ) -> None:
-    log = make(answer_s=SHORT_S)
+    log = make()
     log.open(1)
+    impatient(log)
     stopped = postgres.backends()[0]
     os.kill(stopped, signal.SIGSTOP)
     try:
         with pytest.raises(UnknownError):
             log.append(0, ZEROS, record("late", ZEROS))
-        assert log.read(0, BYTES_MAX) == Found([], 0)
+        assert answer(lambda: log.read(0, BYTES_MAX)) == Found([], 0)
         mine = record("mine", ZEROS)
-        log.append(0, ZEROS, mine)
+        assert placed(log, Placing(0, ZEROS, mine)) == LANDED
     finally:
         os.kill(stopped, signal.SIGCONT)
     postgres.wait(f"NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = {stopped})")
-    assert all_of(log) == [mine]
+    assert answer(lambda: log.read(0, BYTES_MAX)) == Found([mine], 1)
 
 
 def test_of_two_that_wait_for_one_lock_the_second_is_refused(
@@ -235,9 +250,10 @@ def _int8(value: int) -> bytes:
 def test_without_its_standby_a_server_takes_and_shows_nothing_and_loses_nothing(
     postgres: PostgresServer, make: Callable[..., PostgresLog]
 ) -> None:
-    log = make(answer_s=SHORT_S)
+    log = make()
     log.open(1)
     made = filled(log, 2)
+    impatient(log)
     chain = made[1][-CHAIN_BYTES:]
     placing = Placing(2, chain, record("third", chain))
     placing.trying(0.0)
@@ -248,7 +264,7 @@ def test_without_its_standby_a_server_takes_and_shows_nothing_and_loses_nothing(
         with pytest.raises(UnreachableError):
             log.read(0, BYTES_MAX)
     assert placed(log, placing) == LANDED
-    assert all_of(log) == [*made, placing.data]
+    assert answer(lambda: log.read(0, BYTES_MAX)) == Found([*made, placing.data], 3)
 
 
 @pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
@@ -256,9 +272,10 @@ def test_a_wait_that_is_broken_off_is_no_success_and_not_shown(
     postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str, how: str
 ) -> None:
     """PostgreSQL calls the cancelled append done, and shows its record, though no standby has it."""
-    log, other = make(), make(answer_s=SHORT_S)
+    log, other = make(), make()
     log.open(1)
     other.open(1)
+    impatient(other)
     data = record("first", ZEROS)
     placing = Placing(0, ZEROS, data)
     placing.trying(0.0)
@@ -266,19 +283,20 @@ def test_a_wait_that_is_broken_off_is_no_success_and_not_shown(
         under = Under(log, 0, ZEROS, data)
         postgres.sql(f"SELECT {how}({one_waits(postgres, STANDBY)})")
         assert isinstance(under.end(), UnknownError)
-        assert postgres.sql(f"SELECT position FROM {schema}.tail") == [(1,)]  # it is there to see, for others
+        assert postgres.sql(f"SELECT max(position) FROM {schema}.log") == [(1,)]  # it is there to see, for others
         with pytest.raises(UnreachableError):
             other.read(0, BYTES_MAX)
         placing.unknown()
     assert placed(log, placing) == LANDED
-    assert all_of(other) == [data]
+    assert answer(lambda: other.read(0, BYTES_MAX)) == Found([data], 1)
 
 
 def test_tries_do_not_fill_a_server_without_its_standby(
     postgres: PostgresServer, make: Callable[..., PostgresLog]
 ) -> None:
-    log = make(answer_s=SHORT_S)
+    log = make()
     log.open(1)
+    impatient(log)
     data = record("first", ZEROS)
     with standby_missing(postgres):
         for _ in range(4):
@@ -564,14 +582,56 @@ def test_a_log_that_was_put_in_the_place_of_ours_is_refused(
         log.read(0, 1)
 
 
-def test_a_record_behind_the_newest_is_damage(
-    postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str
+@pytest.mark.parametrize("gone", [1, 2, 3])
+def test_a_record_that_somebody_deleted_is_damage_and_no_gap(
+    postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str, gone: int
 ) -> None:
     log = make()
     log.open(1)
-    postgres.sql(f"INSERT INTO {schema}.log VALUES (1, 'x')")
-    with pytest.raises(LogRefusedError, match="damaged"):
-        log.append(0, ZEROS, record("first", ZEROS))
+    filled(log, 4)
+    postgres.sql(f"DELETE FROM {schema}.log WHERE position = {gone}")
+    with pytest.raises(LogRefusedError, match=f"damaged: record {gone} of 4 is not there"):
+        log.read(0, BYTES_MAX)
+
+
+def test_a_position_that_is_trimmed_meanwhile_is_not_given_again(
+    postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str
+) -> None:
+    """An append behind an old record waits for the trim that forgets that record and the one behind it."""
+    log, stale = make(), make()
+    log.open(1)
+    stale.open(1)
+    made = filled(log, 4)
+    chain = made[0][-CHAIN_BYTES:]
+    place = f"host=127.0.0.1 port={postgres.port} user=postgres"
+    with psycopg.connect(place) as trimming:
+        trimming.execute(f"UPDATE {schema}.head SET first = 4".encode())
+        trimming.execute(f"DELETE FROM {schema}.log WHERE position < 4".encode())
+        under = Under(stale, 1, chain, record("again", chain))
+        one_waits(postgres, LOCK)
+        trimming.commit()
+    assert isinstance(under.end(), TakenError)
+    assert all_of(log, after=3) == made[3:]
+    assert postgres.sql(f"SELECT position FROM {schema}.log") == [(4,)]
+
+
+def test_appends_leave_no_old_versions_of_rows_behind(
+    postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str
+) -> None:
+    """While a transaction is long, such as a backup, they could not be taken away."""
+    log = make()
+    log.open(1)
+    made = filled(log, 300)
+    for after in range(100):
+        log.read(after, 1)
+    chain = made[-1][-CHAIN_BYTES:]
+    with pytest.raises(TakenError):
+        log.append(5, chain, record("wrong", chain))
+    log.close()
+    tables = f"relid IN (SELECT oid FROM pg_class WHERE relnamespace = to_regnamespace('{schema}'))"
+    postgres.wait(f"(SELECT sum(n_tup_ins) FROM pg_stat_all_tables WHERE {tables}) >= 302")
+    counts = f"SELECT sum(n_tup_upd)::int, sum(n_tup_del)::int FROM pg_stat_all_tables WHERE {tables}"
+    assert postgres.sql(counts) == [(0, 0)]
 
 
 def test_a_pooler_that_changes_the_process_is_noticed_and_adds_nothing(
