@@ -223,6 +223,7 @@ SNAPSHOT_BACKLOG_BYTES = 1_048_576  # of a snapshot, waiting in one connection; 
 CLIENT_VERSIONS_MAX = 64  # versions that clients name; a metric keeps a count for each
 STOP_CALLS_S_MAX = 5.0  # a stopping server waits so long for calls under way
 STOP_COMMIT_S_MAX = 30.0  # and so long for a commit that hangs
+STOP_ENGINE_S_MAX = 3.0  # and so long for an engine that does not answer
 COMMIT_S_MAX = 7.0  # a commit that takes longer makes the server unhealthy: the time that etcd gives a request
 CLOCK_SAVE_S = 1.0  # how often the data clock is saved while leases live: a crash takes it back by at most this much
 

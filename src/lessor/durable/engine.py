@@ -45,6 +45,10 @@ class FencedError(EngineError):
     """Another process commits to the log now. What this one had not committed is lost, and was not acknowledged."""
 
 
+class HistoryError(EngineError):
+    """The log is not the one that this process knows: it has lost records, or has others. A person has to decide."""
+
+
 class Sizes(NamedTuple):
     """What the data takes: the tables, and what is in the log alone. Without the room that is set aside for a log."""
 

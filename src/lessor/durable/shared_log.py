@@ -25,7 +25,7 @@ reading: the refusal may be that of the second try after a first one that landed
 instant before the first try; or, when a look found nothing there, the instant before that look, for the record has
 landed after it then.
 
-Does not do: I/O, clocks, deciding when to look again. Of all implementations of this protocol none is served yet.
+Does not do: I/O, clocks, deciding when to look again.
 """
 
 from collections.abc import Iterator, Sequence

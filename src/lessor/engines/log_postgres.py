@@ -2,8 +2,8 @@
 """The shared log in a PostgreSQL database.
 
 Laws: those of shared_log.py. How they are kept here
-- E1: an append moves the log's tail, if position and chain value are those that it names, and adds the record, in one
-  statement (postgres_sql.py).
+- E1: an append inserts a record behind the one whose position and chain value it names, in one statement, and not
+  where another stands (postgres_sql.py).
 - E2: a commit returns when its standbys have it. The server is refused where it would return before
   (postgres_checks.py), at each connection; and in each statement, as far as settings may change meanwhile. A commit
   whose wait was broken off, by an operator or a shutdown, is visible and not safe: its append is UnknownError.
@@ -14,11 +14,12 @@ After a fail-over nothing has to be compared first: each append names the record
 it refuses. A server that was replaced, and does not know it, is told by its timeline; the next host is tried then.
 
 Theory of operation. One connection, made when a call needs one. An answer that does not come in time ends it. What was
-under way goes on at the server, and its row lock holds up the next try there: so a server without its standby is not
+under way goes on at the server, and its locks hold up the next try there: so a server without its standby is not
 filled with waiting processes. Nothing is cancelled, and no process is ended by us: that would make unsafe commits
 visible.
 
-Cost: one round trip a call, and one commit; `trim`, `put_snapshot` and snapshots' iterators make one for each step.
+Cost: one round trip and one commit a call, two round trips for `read`; `trim`, `put_snapshot` and the iterators of
+snapshots make one for each step.
 
 Does not do: waiting for a server that is not there, trying again, knowing what records say.
 """
@@ -49,7 +50,6 @@ _INT8: Final = struct.Struct(">q")
 _INT4: Final = struct.Struct(">i")
 _BEHIND_ALL: Final = 2**62  # a position
 _READ_ONLY: Final = "25006"  # SQLSTATE: a primary that became a standby under us
-_DUPLICATE: Final = "23505"
 _POOLED: Final = ("26000", "42P05")  # a prepared statement that another process has, or has not
 # What goes on until a person acts: rights, missing tables, what a server cannot do, limits of its program.
 _LASTING: Final = ("42", "3F", "0A", "28", "3D", "54")
@@ -76,7 +76,6 @@ class PostgresLog:
         self._answer_s = answer_s
         self._clock = clock or MonotonicClock()
         self._statements = sql.statements(self._address.schema)
-        self._settings = sql.settings({**checks.SETTINGS, "lock_timeout": str(int(answer_s * 750))})
         self._session: Session | None = None
         self._at = 0  # of the hosts, the one that served last
         self._closed = False
@@ -112,8 +111,6 @@ class PostgresLog:
         except (LostError, UnreachableError) as error:
             raise UnknownError(self._named(str(error))) from None
         except ServerError as error:
-            if error.code == _DUPLICATE:
-                raise self._refused(f"the log is damaged: a record stands behind its newest one ({error})") from None
             raise self._judged(error) or UnknownError(self._named(str(error))) from None
         added = answer.rows[0][2]
         self._check(answer.rows[0])
@@ -127,7 +124,12 @@ class PostgresLog:
         last, first = (_INT8.unpack(value)[0] for value in rows[0][2:4])
         if after + 1 < first:
             raise TrimmedError(first)
-        return Found([row[4] for row in rows if row[4]], last)
+        if after >= last:
+            return Found([], last)
+        for position, row in enumerate(rows, after + 1):
+            if _INT8.unpack(row[4])[0] != position:
+                raise self._refused(f"the log is damaged: record {position} of {last} is not there")
+        return Found([row[5] for row in rows], last)
 
     def put_snapshot(self, position: int, pieces: Iterator[bytes]) -> None:
         newest = self._call("SNAPSHOT_NEWEST").rows
@@ -161,10 +163,10 @@ class PostgresLog:
 
     def trim(self, before: int) -> None:
         first = self._call("TRIM", _INT8.pack(before)).rows[0][0]
-        done = _INT8.pack(0)
+        done = _INT8.pack(-1)
         while True:
             done = self._call("TRIM_STEP", done, first).rows[0][0]
-            if not _INT8.unpack(done)[0]:
+            if _INT8.unpack(done)[0] < 0:
                 return
 
     def size_bytes(self) -> int:
@@ -189,16 +191,21 @@ class PostgresLog:
         return answer
 
     def _read_rows(self, after: int, bytes_max: int) -> list[list[bytes]]:
-        rows = self._call("READ", _INT8.pack(after), _INT8.pack(bytes_max), self._backend_of(), self._strict).rows
+        rows = self._call("READ", _INT8.pack(after), _INT8.pack(bytes_max)).rows
         if not rows:
             raise self._refused("the log is damaged: one of its tables has lost its row")
         self._check(rows[0])
+        looked = self._backend
+        sure = self._call("SURE").rows[0]
+        if looked != self._backend:
+            raise UnreachableError(self._named("the connection was lost while the log was read"))
+        self._check(sure)
         return rows
 
     def _check(self, row: list[bytes]) -> None:
         """Whether a statement was done by the process, and under the settings, that were checked.
 
-        If not it has done nothing.
+        If not, it has appended nothing.
         """
         backend, standbys = row[:2]
         if backend != self._backend:
@@ -225,10 +232,6 @@ class PostgresLog:
         return text if text.startswith(start) else start + text
 
     # --- connections ----------------------------------------------------------------------------------------------
-
-    def _backend_of(self) -> bytes:
-        self._connected()
-        return self._backend
 
     def _leave(self) -> None:
         session, self._session = self._session, None
@@ -289,7 +292,8 @@ class PostgresLog:
             if refusal.passes and (self._cluster_id or len(self._address.hosts) > 1):  # a fail-over may be under way
                 raise UnreachableError(refusal.text)
             raise LogRefusedError(refusal.text)
-        session.look(self._settings)
+        # Who waits for a lock is to hear of it before the answer is given up: nobody waits at the server for nothing.
+        session.look(sql.settings({**checks.SETTINGS, "lock_timeout": str(int(self._answer_s * 750))}))
         self._meet(session)
         if self._cluster_id:
             found = session.ask("HEAD").rows

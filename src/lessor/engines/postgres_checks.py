@@ -52,7 +52,7 @@ POOLER: Final = (
 )
 NO_STANDBY: Final = (
     "synchronous_standby_names is empty, so a commit survives the loss of one machine only by luck: name a standby "
-    f"there (ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)'), or start with {MAY_LOSE}"
+    f"there (ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (NAME, NAME)'), or start with {MAY_LOSE}"
 )
 
 

@@ -49,7 +49,6 @@ _REFUSALS: Final = (
     "invalid integer value",
     "invalid connection option",
 )
-_NOT_REFUSALS: Final = ("No such file or directory",)  # of a socket, whose text asks whether the server is there
 _SHUTTING: Final = ("57P01", "57P02", "57P03", "08")  # terminated, crashed, cannot connect now; connection lost
 
 
@@ -160,7 +159,7 @@ class Session:
         left_s = until_s - self._clock.now_s()
         ready = self._poll.poll(left_s * 1000) if left_s > 0 else []
         if not ready:
-            raise LostError("no answer in time")
+            raise LostError("no answer in time: the server stands still, or waits for a standby that is away")
         return ready[0][1]
 
     def _failed(self, result: pq.abc.PGresult) -> LostError | ServerError:
@@ -179,5 +178,4 @@ class Session:
 
 
 def _not_connected(text: str) -> LogRefusedError | UnreachableError:
-    found = any(mark in text for mark in _REFUSALS) and not any(mark in text for mark in _NOT_REFUSALS)
-    return LogRefusedError(text) if found else UnreachableError(text)
+    return LogRefusedError(text) if any(mark in text for mark in _REFUSALS) else UnreachableError(text)

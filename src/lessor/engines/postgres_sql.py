@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of a shared log in PostgreSQL, and the statements on them.
 
-    head      one row: format, cluster id, position of the first record that is left, bytes that were trimmed
-    tail      one row: position and chain value of the newest record, bytes of all records that ever were
-    log       position, record
-    sure      one row, which each read counts up
+    head      one row: format, cluster id, position of the first record that is left
+    log       position, chain value, bytes of all records up to this one, record; at first a row at position 0
     snapshot  one row for each: position; how many pieces and bytes, once it is whole
     piece     the pieces of snapshots
 
 Laws
-- An append moves the tail and adds the record in one statement. In READ COMMITTED an UPDATE that has waited for
-  another's looks at the row again, so of two appends behind one record the second finds nothing.
-- A read commits something (`sure`) after it has looked. When that has returned, everything it saw is on the standbys
-  too, and the server was not replaced before it looked: only then does E3 hold of PostgreSQL, which may show commits
-  that no standby has (after a wait was broken off, or after a crash).
-- Each of both is done by the server process and under the standby settings that were checked, or not at all (pid and
-  strict; the answer says which).
+- An append is one statement: if the row of the record before is there, with the chain value that was named, it inserts
+  the next one, unless another has that position. An insert waits for another's of the same position, so one of two
+  lands. The row before is locked against its deletion meanwhile: a position that was trimmed is never given again.
+- An append changes no row. Rows that are changed again and again grow a tail of old versions while any transaction of
+  the database is long, such as a backup, and each statement would have to walk over them.
+- A read is two statements: it looks, and then it commits something (`SURE`: a message in the server's log that nobody
+  reads). When that has returned, everything it saw is on the standbys too, and the server was not replaced before it
+  looked. Only then does E3 hold of PostgreSQL, which may show commits that no standby has (after a wait was broken off,
+  or after a crash). In one statement a lock would last while a client takes the records, and a client that stands
+  still would hold up all others.
+- An append is done by the server process, and under the standby settings, that were checked, or not at all ($5 and $6;
+  the answer says which). A read says which they were.
 
-The row lock of `tail` and of `sure` bounds what a server without its standby has to hold: one append and one read wait
-for it, all others end at the lock.
+What a server without its standby has to hold is bounded: one append, for which others of its position wait, and one
+`SURE`, for which others wait at a lock of its own. Those that wait end by the time limit for locks.
 
 Values too long for a page are stored beside the table, as they are (EXTERNAL): they are not compressed, because their
 length must be had without reading them. Tables are never shortened by vacuum, which would lock them.
@@ -37,14 +40,9 @@ TRIM_PIECES_MAX: Final = 16  # of one step
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS {schema}.head (
-    id int2 PRIMARY KEY CHECK (id = 1), format int4 NOT NULL, cluster_id numeric(20) NOT NULL, first int8 NOT NULL,
-    trimmed_bytes int8 NOT NULL);
-CREATE TABLE IF NOT EXISTS {schema}.tail (
-    id int2 PRIMARY KEY CHECK (id = 1), position int8 NOT NULL, chain bytea NOT NULL,
-    bytes int8 NOT NULL) WITH ({small});
-CREATE TABLE IF NOT EXISTS {schema}.sure (
-    id int2 PRIMARY KEY CHECK (id = 1), count int8 NOT NULL) WITH ({small});
-CREATE TABLE IF NOT EXISTS {schema}.log (position int8 PRIMARY KEY, record bytea NOT NULL) WITH ({large});
+    id int2 PRIMARY KEY CHECK (id = 1), format int4 NOT NULL, cluster_id numeric(20) NOT NULL, first int8 NOT NULL);
+CREATE TABLE IF NOT EXISTS {schema}.log (
+    position int8 PRIMARY KEY, chain bytea NOT NULL, total_bytes int8 NOT NULL, record bytea NOT NULL) WITH ({large});
 CREATE TABLE IF NOT EXISTS {schema}.snapshot (
     id int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY, position int8 NOT NULL, pieces int8, bytes int8);
 CREATE TABLE IF NOT EXISTS {schema}.piece (
@@ -52,13 +50,9 @@ CREATE TABLE IF NOT EXISTS {schema}.piece (
     PRIMARY KEY (snapshot, number)) WITH ({large});
 ALTER TABLE {schema}.log ALTER COLUMN record SET STORAGE EXTERNAL;
 ALTER TABLE {schema}.piece ALTER COLUMN data SET STORAGE EXTERNAL;
-INSERT INTO {schema}.tail VALUES (1, 0, decode(repeat('00', {chain_bytes}), 'hex'), 0) ON CONFLICT DO NOTHING;
-INSERT INTO {schema}.sure VALUES (1, 0) ON CONFLICT DO NOTHING;
-INSERT INTO {schema}.head VALUES (1, {format}, {cluster_id}, 1, 0) ON CONFLICT DO NOTHING;
+INSERT INTO {schema}.log VALUES (0, decode(repeat('00', {chain_bytes}), 'hex'), 0, '') ON CONFLICT DO NOTHING;
+INSERT INTO {schema}.head VALUES (1, {format}, {cluster_id}, 1) ON CONFLICT DO NOTHING;
 """
-_SMALL: Final = (
-    "fillfactor = 10, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0, vacuum_truncate = off"
-)
 _LARGE: Final = (
     "autovacuum_vacuum_scale_factor = 0.02, toast.autovacuum_vacuum_scale_factor = 0.02, "
     "vacuum_truncate = off, toast.vacuum_truncate = off"
@@ -79,24 +73,24 @@ _HEAD: Final = "SELECT format::text, cluster_id::text FROM {schema}.head"
 
 # $1 position, $2 chain value: of the record before. $3 the record, $4 its chain value. $5 pid, $6 strict.
 _APPEND: Final = """
-WITH moved AS (
-    UPDATE {schema}.tail SET position = position + 1, chain = $4::bytea, bytes = bytes + octet_length($3::bytea)
-    WHERE id = 1 AND position = $1::int8 AND chain = $2::bytea AND pg_backend_pid() = $5::int4
+WITH before AS MATERIALIZED (
+    SELECT total_bytes FROM {schema}.log
+    WHERE position = $1::int8 AND chain = $2::bytea AND pg_backend_pid() = $5::int4
       AND (current_setting('synchronous_standby_names') <> '' OR NOT $6::bool)
-    RETURNING position
-), added AS (INSERT INTO {schema}.log SELECT position, $3::bytea FROM moved RETURNING 1)
+    FOR KEY SHARE
+), added AS (
+    INSERT INTO {schema}.log
+    SELECT $1::int8 + 1, $4::bytea, total_bytes + octet_length($3::bytea), $3::bytea FROM before
+    ON CONFLICT DO NOTHING RETURNING 1
+)
 SELECT pg_backend_pid(), current_setting('synchronous_standby_names') <> '', (SELECT count(*) FROM added)
 """
-# $1 position, $2 bytes. $3 pid, $4 strict. At least one row; its last column is empty where there is no record.
+# $1 position, $2 bytes. At least one row; its position is -1 where there is no record.
 _READ: Final = """
-WITH kept AS (
-    UPDATE {schema}.sure SET count = count + 1
-    WHERE id = 1 AND pg_backend_pid() = $3::int4
-      AND (current_setting('synchronous_standby_names') <> '' OR NOT $4::bool)
-)
-SELECT pg_backend_pid(), current_setting('synchronous_standby_names') <> '', tail.position, head.first,
-       coalesce(found.record, '')
-FROM {schema}.tail CROSS JOIN {schema}.head LEFT JOIN LATERAL (
+SELECT pg_backend_pid(), current_setting('synchronous_standby_names') <> '', newest.position, head.first,
+       coalesce(found.position, -1), coalesce(found.record, '')
+FROM (SELECT position FROM {schema}.log ORDER BY position DESC LIMIT 1) AS newest
+CROSS JOIN {schema}.head LEFT JOIN LATERAL (
     SELECT position, record FROM (
         SELECT position, record,
                sum(octet_length(record)) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING) AS bytes
@@ -105,27 +99,29 @@ FROM {schema}.tail CROSS JOIN {schema}.head LEFT JOIN LATERAL (
     ) AS measured WHERE bytes <= $2::int8 OR bytes = octet_length(record)
 ) AS found ON true ORDER BY found.position
 """
-# $1: the new first position.
-_TRIM: Final = """
-UPDATE {schema}.head SET first = greatest(first, least($1::int8, tail.position)) FROM {schema}.tail
-RETURNING head.first
+_SURE: Final = """
+SELECT pg_backend_pid(), current_setting('synchronous_standby_names') <> '',
+       pg_logical_emit_message(true, 'lessor', ''::text)::text
+FROM pg_advisory_xact_lock(hashtextextended('lessor read {schema}', 0)) AS alone
 """
-# $1: behind this position, $2: below this. One row: the last that was deleted, or 0.
+# $1: the new first position. Returns below which one rows may go: the newest stays, also where it is no record yet.
+_TRIM: Final = """
+UPDATE {schema}.head SET first = greatest(first, least($1::int8, (SELECT max(position) FROM {schema}.log)))
+RETURNING least(first, (SELECT max(position) FROM {schema}.log))
+"""
+# $1: behind this position, $2: below this. One row: the last that was deleted, or -1.
 _TRIM_STEP: Final = """
 WITH gone AS (
     DELETE FROM {schema}.log WHERE position IN (
         SELECT position FROM (
             SELECT position,
                    sum(octet_length(record)) OVER (ORDER BY position ROWS UNBOUNDED PRECEDING)
-               - octet_length(record) AS before
+                   - octet_length(record) AS before
             FROM (SELECT position, record FROM {schema}.log WHERE position > $1::int8 AND position < $2::int8
                   ORDER BY position LIMIT {records}) AS oldest
         ) AS measured WHERE before < {bytes}
-    ) RETURNING position, octet_length(record) AS bytes
-), counted AS (
-    UPDATE {schema}.head SET trimmed_bytes = trimmed_bytes + (SELECT sum(bytes) FROM gone)
-    WHERE EXISTS (SELECT 1 FROM gone)
-) SELECT coalesce(max(position), 0) FROM gone
+    ) RETURNING position
+) SELECT coalesce(max(position), -1) FROM gone
 """
 _SNAPSHOT_BEGIN: Final = "INSERT INTO {schema}.snapshot (position) VALUES ($1::int8) RETURNING id"
 _SNAPSHOT_PIECE: Final = "INSERT INTO {schema}.piece VALUES ($1::int8, $2::int8, $3::bytea)"
@@ -156,8 +152,10 @@ SELECT id, position, pieces FROM {schema}.snapshot WHERE pieces IS NOT NULL ORDE
 """
 _PIECE_READ: Final = "SELECT data FROM {schema}.piece WHERE snapshot = $1::int8 AND number = $2::int8"
 _SIZE: Final = """
-SELECT (tail.bytes - head.trimmed_bytes + (SELECT coalesce(sum(bytes), 0) FROM {schema}.snapshot))::int8
-FROM {schema}.tail CROSS JOIN {schema}.head
+SELECT (newest.total_bytes
+        - coalesce((SELECT total_bytes - octet_length(record) FROM {schema}.log WHERE position = head.first), 0)
+        + (SELECT coalesce(sum(bytes), 0) FROM {schema}.snapshot))::int8
+FROM (SELECT total_bytes FROM {schema}.log ORDER BY position DESC LIMIT 1) AS newest CROSS JOIN {schema}.head
 """
 
 
@@ -170,7 +168,7 @@ def tables(schema: str, cluster_id: int, chain_bytes: int, *, with_schema: bool)
     if with_schema:
         before += f"CREATE SCHEMA IF NOT EXISTS {schema};"
     return before + _TABLES.format(
-        schema=schema, cluster_id=cluster_id, format=FORMAT, chain_bytes=chain_bytes, small=_SMALL, large=_LARGE
+        schema=schema, cluster_id=cluster_id, format=FORMAT, chain_bytes=chain_bytes, large=_LARGE
     )
 
 
@@ -200,6 +198,7 @@ _PREPARED: Final = {
     "HEAD": _HEAD,
     "APPEND": _APPEND,
     "READ": _READ,
+    "SURE": _SURE,
     "TRIM": _TRIM,
     "TRIM_STEP": _TRIM_STEP,
     "SNAPSHOT_BEGIN": _SNAPSHOT_BEGIN,

@@ -62,8 +62,9 @@ class Address:
             if key not in found and (not variable or variable not in os.environ):
                 found[key] = value
         found["client_encoding"] = "utf8"  # of the messages
-        self.hosts = tuple(make_conninfo("", **one) for one in _each(found))
-        hosts = found.get("host", found.get("hostaddr", os.environ.get("PGHOST", "")))
+        each = _each(found)
+        self.hosts = tuple(make_conninfo("", **one) for one in each)
+        hosts = ",".join(_place(one) for one in each)
         place = "/".join(part for part in (hosts, found.get("dbname", ""), self.schema) if part)
         self.shown = self.scrubbed(place)
 
@@ -112,6 +113,11 @@ def _without_schema(rest: str) -> tuple[str, str]:
         elif part:
             kept.append(part)
     return beginning + ("?" + "&".join(kept) if kept else ""), schema
+
+
+def _place(one: dict[str, str]) -> str:
+    host = one.get("host") or one.get("hostaddr") or os.environ.get("PGHOST", "")
+    return f"{host}:{one['port']}" if one.get("port") else host
 
 
 def _each(found: dict[str, str]) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from lessor.cluster.node import Append, Apply, Durable, Lead, Node, Read, StepDown, Stop
-from lessor.durable.engine import EngineError, FencedError
+from lessor.durable.engine import EngineError, FencedError, HistoryError
 from lessor.durable.log import LogError
 from lessor.durable.shared_log import SharedLog, TakenError, TrimmedError
 from lessor.durable.shared_record import Entry
@@ -79,7 +79,7 @@ class Carrying:
                             raise FencedError("another process has taken over the log")
                         self.released = True
                     case Stop():
-                        raise EngineError(effect.text)
+                        raise HistoryError(effect.text)
 
     def _append(self, append: Append) -> None:
         if self._failed_in_a_row > 1:

@@ -26,7 +26,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.durable import directory
-from lessor.durable.engine import Engine, EngineError, FencedError
+from lessor.durable.engine import Engine, EngineError, FencedError, HistoryError
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
 from lessor.server.loop.bugs import BrokenTurnError
@@ -56,6 +56,7 @@ log = logging.getLogger("lessor")
 
 EXIT_DISK_FAILED = 74  # sysexits.h: EX_IOERR
 EXIT_BUG = 70  # sysexits.h: EX_SOFTWARE
+EXIT_HISTORY = 65  # sysexits.h: EX_DATAERR; a new start says it again
 EXIT_FENCED = 75  # sysexits.h: EX_TEMPFAIL; a new start stands by
 EXIT_AT_ONCE = 130  # as after Ctrl-C
 
@@ -295,10 +296,22 @@ class Server:
         """Writes the last batch: exact deadlines and the clean mark. Nothing is applied after it."""
         turn = self.core.turn
         turn.halt()
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + LAST_COMMIT_S
+        # On a shared log others will lead: what this one does not save makes leases end later, and loses nothing.
+        patience_s = LAST_COMMIT_S if self._engine.answering is None else limits.STOP_ENGINE_S_MAX
+        giving_up = loop.call_later(patience_s, self._engine.stop_waiting)
+        try:
+            await self._save_within(give_up_s)
+        finally:
+            giving_up.cancel()
+
+    async def _save_within(self, give_up_s: float) -> None:
+        turn = self.core.turn
         machine = self.core.machine
-        give_up_s = asyncio.get_running_loop().time() + LAST_COMMIT_S
+        loop = asyncio.get_running_loop()
         while not self._committer.free and not self._committer.failed:
-            if asyncio.get_running_loop().time() > give_up_s:
+            if loop.time() > give_up_s:
                 log.critical("a commit hangs; going without it", extra={"waited_s": LAST_COMMIT_S})
                 os._exit(EXIT_DISK_FAILED)  # the engine's thread cannot be stopped
             await asyncio.sleep(0.001)
@@ -307,13 +320,10 @@ class Server:
         now_s = turn.now_s()
         machine.checkpoint(now_s)
         batch = machine.journal.seal(now_s)
-        giving_up = asyncio.get_running_loop().call_later(LAST_COMMIT_S, self._engine.stop_waiting)
         try:
             await self._committer.run(lambda: self._engine.commit(batch))
         except EngineError as error:
             self._stop_unanswered(error)
-        finally:
-            giving_up.cancel()
 
     # --- while it serves ---
 
@@ -324,6 +334,8 @@ class Server:
             what, self.exit_code = "a bug broke off a turn", EXIT_BUG
         elif isinstance(error, FencedError):
             what, self.exit_code = "this process leads no more", EXIT_FENCED
+        elif isinstance(error, HistoryError):
+            what, self.exit_code = "the log in the engine is not the one that this server knows", EXIT_HISTORY
         log.critical(f"{what}; stopping without answering", extra={"error": str(error)})
         for connection in list(self._connections):
             connection.transport.abort()

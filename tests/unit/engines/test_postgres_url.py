@@ -112,6 +112,10 @@ def test_no_repr_tells_a_secret() -> None:
         assert "db/base/lessor" in shown
 
 
+def test_people_are_shown_hosts_ports_database_and_schema() -> None:
+    assert Address(f"postgres://me:{WRITTEN}@a:1,b/base?schema=s").shown == "a:1,b/base/s"
+
+
 def test_a_url_of_no_engine_is_refused() -> None:
-    with pytest.raises(LogRefusedError, match="does not begin with postgres://"):
+    with pytest.raises(LogRefusedError, match="the engine's URL"):
         shared_log("mysql://db")
