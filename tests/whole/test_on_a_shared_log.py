@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base import limits
 from lessor.cluster.tenure import Timing
 from lessor.durable.engine import FIRST_TERM
 from lessor.durable.shared_log import UnknownError
 from lessor.replicated.engine import ReplicatedEngine
-from lessor.server.main import EXIT_FENCED
+from lessor.server.main import EXIT_DISK_FAILED, EXIT_FENCED
 from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
 from tests.conformance.grpc_peer import GrpcPeer
@@ -150,3 +151,18 @@ def test_the_one_that_was_taken_over_answers_nobody_and_ends(tmp_path: Path) -> 
             finally:
                 stuck.set()
                 two.close()
+
+
+def test_a_server_whose_log_is_away_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STOP_ENGINE_S_MAX", 0.2)
+    kept = MemoryRecords()
+    with server_on(kept, tmp_path) as server, back_at_the_end(kept):
+        with GrpcPeer(server.address) as peer:
+            peer.call(put(b"k", b"v"))
+        kept.up = False
+        server.stop()
+        assert server.exit_code == EXIT_DISK_FAILED
+    kept.up = True
+    with server_on(kept, tmp_path) as server, GrpcPeer(server.address) as peer:
+        found: Any = peer.call(rpc.RangeRequest(key=b"k"))
+        assert found.kvs[0].value == b"v"

@@ -323,13 +323,15 @@ class Server:
         try:
             await self._committer.run(lambda: self._engine.commit(batch))
         except EngineError as error:
-            self._stop_unanswered(error)
+            if not self._committer.failed:
+                self._stop_unanswered(error)
 
     # --- while it serves ---
 
     def _stop_unanswered(self, error: BaseException) -> None:
         """Memory is ahead of disk for good, or a bug has half changed it: answers nobody any more, and stops."""
-        what, self.exit_code = "cannot write to disk", EXIT_DISK_FAILED
+        where = "disk" if self._engine.answering is None else "the engine"
+        what, self.exit_code = f"cannot write to {where}", EXIT_DISK_FAILED
         if isinstance(error, BrokenTurnError):
             what, self.exit_code = "a bug broke off a turn", EXIT_BUG
         elif isinstance(error, FencedError):
