@@ -136,6 +136,17 @@ class Batch:
         )
 
 
+class OpenWrite:
+    """Stands in for the store's journal while a write is made in steps: keeps its rows until they are all there."""
+
+    __slots__ = ("event", "note_dead", "rows")
+
+    def __init__(self, journal: Journal) -> None:
+        self.rows: list[EventRow] = []
+        self.event = self.rows.append
+        self.note_dead = journal.note_dead  # of an earlier compaction, which the end of a long read lets go on
+
+
 class Journal:
     """The open batch."""
 
@@ -192,6 +203,11 @@ class Journal:
     def event(self, row: EventRow) -> None:
         """Adds the row of a change of one key. Rows come in ascending (revision, sub)."""
         self.events.append(row)
+        self.newest_with_rows = self.number
+
+    def add_events(self, rows: list[EventRow]) -> None:
+        """Adds all rows of a write that was made in steps. There must be some."""
+        self.events += rows
         self.newest_with_rows = self.number
 
     def lease(self, row: LeaseRow, granted_or_renewed: Lease | None = None) -> None:

@@ -16,7 +16,7 @@ write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -279,22 +279,44 @@ def check_delete(request: rpc_pb2.DeleteRangeRequest) -> None:
         raise errors.EMPTY_KEY.error()
 
 
-def delete_range(store: Store, request: rpc_pb2.DeleteRangeRequest) -> tuple[bytes, Sequence[Event]]:
+def delete_range(
+    store: Store, request: rpc_pb2.DeleteRangeRequest, keys_max: int | None = None
+) -> tuple[bytes, Sequence[Event]] | None:
     """Deletes in key order; returns the reply's fields after the header, and the versions to show after them.
 
-    Cost: O(log n + keys deleted).
+    None, with nothing done, when there are more than `keys_max` keys: see `delete_range_steps`. Cost: O(log n + keys
+    deleted).
     """
-    store.deletes += 1
     range_end = request.range_end
     if range_end:
-        doomed = store.range(request.key, open_end(range_end))
+        doomed = store.range(request.key, open_end(range_end), None if keys_max is None else keys_max + 1)
+        if keys_max is not None and len(doomed) > keys_max:
+            return None
     else:
         event = store.get(request.key)
         doomed = [] if event is None else [event]
+    store.deletes += 1
     if not doomed:
         return b"", ()
     store.delete_all([event.key for event in doomed])
     return b"\x10" + varint(len(doomed)), doomed if request.prev_kv else ()
+
+
+def delete_range_steps(
+    store: Store, request: rpc_pb2.DeleteRangeRequest
+) -> Generator[None, None, tuple[bytes, Sequence[Event]]]:
+    """The same in steps of WRITE_STEP_KEYS keys, as a part of a `LongWrite`."""
+    start, end = request.key, open_end(request.range_end) if request.range_end else request.key + b"\0"
+    deleted = 0
+    shown: list[Event] = []
+    while doomed := store.range(start, end, limits.WRITE_STEP_KEYS):
+        store.delete_all([event.key for event in doomed])
+        deleted += len(doomed)
+        if request.prev_kv:
+            shown += doomed
+        yield
+    store.deletes += 1
+    return (b"\x10" + varint(deleted) if deleted else b""), shown
 
 
 def prev_kvs_field(events: Sequence[Event]) -> bytes:

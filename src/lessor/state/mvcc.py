@@ -47,7 +47,7 @@ from lessor.base import limits
 from lessor.base.limits import EVENT_ENCODING_KEPT_BYTES_MAX
 from lessor.base.revision import FIRST_REVISION, NOTHING_COMPACTED
 from lessor.state.encode import nested, number_field, varint
-from lessor.state.journal import EventRow, Journal
+from lessor.state.journal import EventRow, Journal, OpenWrite
 from lessor.state.key_index import KeyIndex
 from lessor.state.leases import Lessor
 
@@ -153,6 +153,7 @@ class Store:
         "_live",
         "_live_keys",
         "_log",
+        "_own_journal",
         "_pinned",
         "_swept",
         "_uncut",
@@ -168,7 +169,8 @@ class Store:
     )
 
     def __init__(self, journal: Journal, lessor: Lessor) -> None:
-        self._journal = journal
+        self._journal: Journal | OpenWrite = journal
+        self._own_journal = journal
         self._lessor = lessor
         self._live: dict[bytes, Event] = {}
         self._live_keys = KeyIndex()
@@ -271,6 +273,27 @@ class Store:
             self._changes = 0
             self.revision += 1
         return changes
+
+    def begin_steps(self) -> None:
+        """The next write is made in steps: its rows reach the journal all together, at `finish_steps`."""
+        self._journal = OpenWrite(self._own_journal)
+
+    def finish_steps(self) -> None:
+        """Ends such a write, as `finish`; or takes `begin_steps` back when nothing was changed."""
+        write, self._journal = self._journal, self._own_journal
+        if self.finish():
+            assert isinstance(write, OpenWrite)
+            self._own_journal.add_events(write.rows)
+
+    @property
+    def changes(self) -> int:
+        """How many changes the open write has made."""
+        return self._changes
+
+    def changes_from(self, first: int, count: int) -> list[Event]:
+        """`count` events of the open write, or fewer, from its event number `first` on."""
+        begin = len(self._log) - self._changes + first
+        return self._log[begin : begin + count]
 
     @property
     def revision_inside(self) -> int:
@@ -422,7 +445,7 @@ class Store:
         Readers see that at once. `sweep` takes the dead versions out of memory. Cost: the events of `revision` itself.
         """
         self.compact_revision = revision
-        self._journal.compact(revision, self._mark_dead(revision))
+        self._own_journal.compact(revision, self._mark_dead(revision))
 
     def _mark_dead(self, revision: int) -> list[tuple[int, int]]:
         """Leaves the events before `revision` to `sweep`; of the events of `revision` keeps the last of each key.

@@ -13,6 +13,8 @@ Laws
 State changes are txns on the state machine, as any client could send them. Calls wait in waiting_lines.py.
 """
 
+from functools import partial
+
 from google.protobuf.message import DecodeError
 
 from lessor.api.proto import election_pb2, rpc_pb2
@@ -113,7 +115,7 @@ class Observe:
     only; then its user's name counts: an observer may wait for longer than a token lives.
     """
 
-    __slots__ = ("_asked", "_behind", "_call", "_caller", "_core", "_lines", "_prefix", "_shown")
+    __slots__ = ("_asked", "_behind", "_call", "_caller", "_core", "_lines", "_over", "_prefix", "_shown")
 
     def __init__(self, core: Core, call: StreamCall, lines: WaitingLines) -> None:
         self._core = core
@@ -122,6 +124,7 @@ class Observe:
         self._asked = election_pb2.LeaderRequest()
         self._caller: str | None = None  # None for a call without a user
         self._prefix: bytes | None = None  # None until the request has come, and after the end
+        self._over = False
         self._behind = False  # whether a change was skipped since the peer last took all
         self._shown: Event | None = None  # the leader that was sent last
 
@@ -137,7 +140,10 @@ class Observe:
         self._begin(self._asked)
 
     def _begin(self, request: election_pb2.LeaderRequest) -> None:
-        if self._prefix is None:
+        self._core.turn.long_writes.after(partial(self._begin_now, request))
+
+    def _begin_now(self, request: election_pb2.LeaderRequest) -> None:
+        if self._prefix is None and not self._over:
             claimed = self._core.claimed(self._call)
             self._caller = claimed.name if isinstance(claimed, Caller) else None
             self._asked = request
@@ -145,6 +151,7 @@ class Observe:
             self._lines.observe(self._prefix, self)
 
     def on_over(self) -> None:
+        self._over = True
         if self._prefix is not None:
             self._lines.unobserve(self._prefix, self)
             self._prefix = None
@@ -180,6 +187,8 @@ class Observe:
     def catch_up(self) -> bool:
         """The peer has read: it is sent the present leader in place of all skipped changes."""
         if self._prefix is not None and self._behind:
+            if self._core.turn.long_writes.busy:
+                return True  # a leader of a write that is under way must not be shown
             if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
                 self._call.wake_when_drained(self)
                 return False
