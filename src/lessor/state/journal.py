@@ -136,17 +136,6 @@ class Batch:
         )
 
 
-class OpenWrite:
-    """Stands in for the store's journal while a write is made in steps: keeps its rows until they are all there."""
-
-    __slots__ = ("event", "note_dead", "rows")
-
-    def __init__(self, journal: Journal) -> None:
-        self.rows: list[EventRow] = []
-        self.event = self.rows.append
-        self.note_dead = journal.note_dead  # of an earlier compaction, which the end of a long read lets go on
-
-
 class Journal:
     """The open batch."""
 
@@ -292,3 +281,20 @@ class Journal:
         self.number += 1
         self._open()
         return batch
+
+
+class OpenWrite(Journal):
+    """Stands in for the store's journal while a write is made in steps: `events` are its rows, until all are there."""
+
+    __slots__ = ("_journal",)
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal.number)
+        self._journal = journal
+
+    def event(self, row: EventRow) -> None:
+        self.events.append(row)
+
+    def note_dead(self, dead: list[tuple[int, int]]) -> None:
+        """Of an earlier compaction, which the end of a long read lets go on."""
+        self._journal.note_dead(dead)

@@ -169,8 +169,7 @@ class Store:
     )
 
     def __init__(self, journal: Journal, lessor: Lessor) -> None:
-        self._journal: Journal | OpenWrite = journal
-        self._own_journal = journal
+        self._journal = self._own_journal = journal
         self._lessor = lessor
         self._live: dict[bytes, Event] = {}
         self._live_keys = KeyIndex()
@@ -282,8 +281,7 @@ class Store:
         """Ends such a write, as `finish`; or takes `begin_steps` back when nothing was changed."""
         write, self._journal = self._journal, self._own_journal
         if self.finish():
-            assert isinstance(write, OpenWrite)
-            self._own_journal.add_events(write.rows)
+            self._own_journal.add_events(write.events)
 
     @property
     def changes(self) -> int:
