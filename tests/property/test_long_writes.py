@@ -181,7 +181,7 @@ class InSteps:
 
 
 @given(
-    st.lists(PUTS, max_size=30),
+    st.lists(PUTS, min_size=6, max_size=30),
     LONG_WRITES,
     st.lists(BETWEEN, max_size=20),
     st.integers(1, 5),
@@ -273,7 +273,12 @@ def test_a_step_touches_a_bounded_number_of_keys(asked: Message | str) -> None:
         changed = [0]
         notify = machine.hub.notify
         pieces: list[int] = []
-        with mock.patch.object(type(machine.hub), "notify", lambda _hub, *of: (pieces.append(len(of[1])), notify(*of))):
+
+        def counted(_hub: Any, *of: Any) -> None:
+            pieces.append(len(of[1]))
+            notify(*of)
+
+        with mock.patch.object(type(machine.hub), "notify", counted):
             while write.step():
                 changed.append(store.changes)
         assert max(later - earlier for earlier, later in pairwise(changed)) <= 10

@@ -10,7 +10,8 @@ Laws
 - A call that waits counts against its connection, as in long_reply.py, and is dropped when its peer goes away.
 - A write whose peer goes away is completed all the same.
 - A step that raises stops the server: nothing of the write has reached the journal, so nothing of it was saved.
-- When the server stops before the last step, nothing is saved of the write, and nobody was told of it.
+- An orderly stop completes the write in one go. A server that is killed before the last step has saved nothing of it,
+  and nobody was told of it.
 
 Theory of operation. While `busy`, the core has another table of handlers, with `queue` for the calls that wait; so
 calls that come at other times pay nothing for this. If calls had to wait behind those that have waited already, a busy
@@ -155,11 +156,23 @@ class LongWrites:
             self.busy = busy
             self.on_busy(busy)
 
+    def complete(self) -> None:
+        """For an orderly stop: takes all steps of the write that is under way. Its call is not answered any more."""
+        write, self._write = self._write, None
+        if write is not None:
+            try:
+                write.complete()
+            except EtcdError:  # it was refused, and has changed nothing
+                return
+            except Exception as error:
+                self._turn.break_off(error)
+
     def _step(self) -> None:
         """Takes the next step of the write."""
         write = self._write
         if write is None or self._turn.halted:
             return
+        self._turn.schedule()  # before the first row, since it notes the time
         try:
             if write.step():
                 self._loop.call_soon(self._step)
@@ -175,12 +188,12 @@ class LongWrites:
         writing, self._writing = self._writing, None
         if writing is not None and writing.call is not None:
             writing.call.written(write.outcome)
-        self._turn.schedule()
         if self._queue:
             self._loop.call_soon(self._serve)
 
     def _serve(self) -> None:
         """Serves some of the calls that have waited, until one of them begins a long write of its own."""
+        self._turn.schedule()
         began_s = self._turn.now_s()
         left = limits.QUEUED_CALLS_PER_STEP
         queue = self._queue
@@ -190,6 +203,5 @@ class LongWrites:
                 queue.popleft()()
             except Exception as error:  # the others are for other calls
                 as_answer(error, "a call that waited for a write")
-        self._turn.schedule()
         if queue and not self.busy:  # otherwise the end of the write leads back to here
             self._loop.call_soon(self._serve)
