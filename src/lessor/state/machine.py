@@ -59,7 +59,7 @@ from lessor.state.long_read import LongRead, Written
 from lessor.state.long_write import LongWrite, Outcome, Steps, in_order
 from lessor.state.mvcc import Event, Store
 from lessor.state.range_steps import kept_bytes, range_pieces
-from lessor.state.watch_hub import Found, Watcher, WatchHub
+from lessor.state.watch_hub import Watcher, WatchHub
 
 _ALARM_NONE: Final = 0
 _ALARM_NO_SPACE: Final = 1
@@ -362,18 +362,10 @@ class StateMachine:
             events = store.newest_events(changes)
             hub.notify(store.revision, events, [store.previous_of(event) for event in events])
 
-    def _finish_steps(self) -> Iterator[None]:
-        """Ends a write that is made in steps. After the last of these the caller may not make another one."""
-        store, hub = self.store, self.hub
-        changes, gathered = store.changes, Found()
-        if changes and len(hub):
-            hub.gathering = 1
-            for first in range(0, changes, limits.WRITE_STEP_KEYS):
-                events = store.changes_from(first, limits.WRITE_STEP_KEYS)
-                hub.notify(store.revision + 1, events, [store.previous_of(event) for event in events], gathered)
-                yield
-        store.finish_steps()
-        hub.publish(store.revision, gathered)
+    def _finish_long(self) -> None:
+        """Ends a write that was made in steps."""
+        self.store.end_steps()
+        self._finish()
 
     def _begin(self, steps: Steps, ending: Lease | None = None) -> LongWrite:
         store = self.store
@@ -384,7 +376,7 @@ class StateMachine:
 
     def _ended(self) -> None:
         """The write under way has taken its last step, or was refused."""
-        self.store.finish_steps()
+        self.store.end_steps()
         self._handlers = self._served
         self.under_way = None
 
@@ -422,7 +414,7 @@ class StateMachine:
 
     def _delete_range_steps(self, request: rpc_pb2.DeleteRangeRequest) -> Steps:
         deleted = yield from kv.delete_range_steps(self.store, request)
-        yield from self._finish_steps()
+        self._finish_long()
         return self._deleted(*deleted)
 
     def _deleted(self, rest: bytes, shown: Sequence[Event]) -> Outcome:
@@ -463,7 +455,7 @@ class StateMachine:
         operations = store.operations
         parts = yield from txn_steps.execute_steps(store, node)
         self.txns += store.operations - operations > 1
-        yield from self._finish_steps()
+        self._finish_long()
         return Written(txn_steps.done_pieces(self.header_field(), parts), txn_steps.parts_bytes(parts))
 
     def _long_txn(self, node: txn.Node) -> Iterator[bytes]:
@@ -530,7 +522,7 @@ class StateMachine:
             yield
         self.store.deletes += deleted
         self.txns += 1
-        yield from self._finish_steps()
+        self._finish_long()
         lease.keys = NO_KEYS
         self.leases.save_end(lease)
         if self.lease_events.watchers:

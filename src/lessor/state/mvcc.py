@@ -274,24 +274,19 @@ class Store:
         return changes
 
     def begin_steps(self) -> None:
-        """The next write is made in steps: its rows reach the journal all together, at `finish_steps`."""
+        """The next write is made in steps: its rows reach the journal all together, at `end_steps`."""
         self._journal = OpenWrite(self._own_journal)
 
-    def finish_steps(self) -> None:
-        """Ends such a write, as `finish`; or takes `begin_steps` back when nothing was changed."""
+    def end_steps(self) -> None:
+        """All changes of such a write are made, or none: `finish` has to follow. Does nothing when called again."""
         write, self._journal = self._journal, self._own_journal
-        if self.finish():
+        if write is not self._own_journal and write.events:
             self._own_journal.add_events(write.events)
 
     @property
     def changes(self) -> int:
         """How many changes the open write has made."""
         return self._changes
-
-    def changes_from(self, first: int, count: int) -> list[Event]:
-        """`count` events of the open write, or fewer, from its event number `first` on."""
-        begin = len(self._log) - self._changes + first
-        return self._log[begin : begin + count]
 
     @property
     def revision_inside(self) -> int:

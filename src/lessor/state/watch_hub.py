@@ -109,10 +109,6 @@ class Watcher:
         return self.key <= key and (not end or key < end)
 
 
-# The changes that the watchers of one place cover, with those watchers. By the identity of the place, or the watcher.
-Found = dict[int, tuple[Iterable[Watcher], list[Change]]]
-
-
 class Changes:
     """The changes of one revision, or of a stretch of history up to it; shared by the watchers that get the same."""
 
@@ -172,7 +168,7 @@ def _prefix_of(key: bytes, end: bytes) -> bytes | None:
 class WatchHub:
     """All watchers of one store."""
 
-    __slots__ = ("_by_key", "_by_prefix", "_count", "_ranges", "_store", "gathering", "looked", "outbox")
+    __slots__ = ("_by_key", "_by_prefix", "_count", "_ranges", "_store", "looked", "outbox")
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -182,9 +178,6 @@ class WatchHub:
         self._count = 0
         self.outbox: list[Publication] = []  # in the order of revisions
         self.looked = 0  # see `replay`
-        # 1 while the events of a write are matched in steps, else 0. A watcher that comes then, or has caught up to
-        # the write, is not told of it by `publish`, but lags, and is sent it as history.
-        self.gathering = 0
 
     def __len__(self) -> int:
         return self._count
@@ -194,7 +187,7 @@ class WatchHub:
         newest = self._store.revision
         if watcher.next_revision == 0:
             watcher.next_revision = newest + 1
-        watcher.lagging = watcher.next_revision <= newest + self.gathering
+        watcher.lagging = watcher.next_revision <= newest
         self._place(watcher, create=True)[watcher] = None
         self._count += 1
 
@@ -234,21 +227,12 @@ class WatchHub:
 
     # --- live ---------------------------------------------------------------------------------------------------
 
-    def notify(
-        self,
-        revision: int,
-        events: Sequence[Event],
-        previous: Sequence[Event | None],
-        gathered: Found | None = None,
-    ) -> None:
+    def notify(self, revision: int, events: Sequence[Event], previous: Sequence[Event | None]) -> None:
         """Appends to the outbox the changes of a finished write, for the watchers that they match.
-
-        `gathered`: given for a piece of a write that is made in steps; the changes are added there, until `publish`.
-        Set `gathering` to 1 before the first piece.
 
         Cost: the events and the watchers that they match; the watchers of one key or prefix share one list of events.
         """
-        found: Found = {} if gathered is None else gathered
+        found: dict[int, tuple[Iterable[Watcher], list[Change]]] = {}  # by the identity of the place, or the watcher
         by_key, by_prefix, ranges = self._by_key, self._by_prefix, self._ranges
         for event, before in zip(events, previous, strict=True):
             key = event.key
@@ -261,14 +245,7 @@ class WatchHub:
             for watcher in ranges:
                 if watcher.covers(key):
                     found.setdefault(id(watcher), ((watcher,), []))[1].append((event, before))
-        if gathered is None:
-            for watchers, changes in found.values():
-                self._publish(revision, watchers, changes)
-
-    def publish(self, revision: int, gathered: Found) -> None:
-        """Appends to the outbox what was gathered of a write, which is finished now. Sets `gathering` to 0."""
-        self.gathering = 0
-        for watchers, changes in gathered.values():
+        for watchers, changes in found.values():
             self._publish(revision, watchers, changes)
 
     def _publish(self, revision: int, watchers: Iterable[Watcher], matching: list[Change]) -> None:
@@ -345,7 +322,7 @@ class WatchHub:
             changes, following = _first_revisions(matching, following, previous_of, revisions_max, bytes_max)
             self.looked += len(stretch) - length_hint(left)
         watcher.next_revision = max(first, following)
-        watcher.lagging = watcher.next_revision <= store.revision + self.gathering
+        watcher.lagging = watcher.next_revision <= store.revision
         return changes
 
     def _from_versions(self, watcher: Watcher, first: int, last: int) -> list[Event] | None:
