@@ -28,6 +28,7 @@ from lessor.state.leases import Lessor
 from lessor.state.mvcc import Event, Store
 
 _INT64_MAX: Final = (1 << 63) - 1
+_REFERENCE_BYTES: Final = 8
 _SORT_NONE: Final = 0
 SORT_DESCEND: Final = 2
 _SORT_ORDERS: Final = range(3)
@@ -192,6 +193,11 @@ def is_long(store: Store, events: Sequence[Event]) -> bool:
     return len(events) > 1 and sum([event.size_bytes for event in events]) > limits.READ_STEP_BYTES
 
 
+def kept_bytes(events: Sequence[Event]) -> int:
+    """The memory that versions may take while a reply with them waits: a compaction may leave them to it alone."""
+    return sum([event.size_bytes for event in events]) + _REFERENCE_BYTES * len(events)
+
+
 def kvs_field(events: Sequence[Event]) -> bytes:
     parts = []
     for event in events:
@@ -304,19 +310,20 @@ def delete_range(
 
 def delete_range_steps(
     store: Store, request: rpc_pb2.DeleteRangeRequest
-) -> Generator[None, None, tuple[bytes, Sequence[Event]]]:
-    """The same in steps of WRITE_STEP_KEYS keys, as a part of a `LongWrite`."""
+) -> Generator[None, None, tuple[bytes, Sequence[Event], int]]:
+    """The same in steps of WRITE_STEP_KEYS keys, as a part of a `LongWrite`. Returns the `kept_bytes` to show, too."""
     start, end = request.key, open_end(request.range_end) if request.range_end else request.key + b"\0"
-    deleted = 0
+    deleted = size_bytes = 0
     shown: list[Event] = []
     while doomed := store.range(start, end, limits.WRITE_STEP_KEYS):
         store.delete_all([event.key for event in doomed])
         deleted += len(doomed)
         if request.prev_kv:
             shown += doomed
+            size_bytes += kept_bytes(doomed)
         yield
     store.deletes += 1
-    return (b"\x10" + varint(deleted) if deleted else b""), shown
+    return (b"\x10" + varint(deleted) if deleted else b""), shown, size_bytes
 
 
 def prev_kvs_field(events: Sequence[Event]) -> bytes:

@@ -29,7 +29,7 @@ events for watchers), logging in, Status, snapshots, requests about members.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
@@ -56,9 +56,9 @@ from lessor.state.lease_replies import (
 )
 from lessor.state.leases import Lessor
 from lessor.state.long_read import LongRead, Written
-from lessor.state.long_write import LongWrite, Outcome, Steps, in_order
-from lessor.state.mvcc import Event, Store
-from lessor.state.range_steps import kept_bytes, range_pieces
+from lessor.state.long_write import LongWrite, Steps, in_order
+from lessor.state.mvcc import Store
+from lessor.state.range_steps import range_pieces
 from lessor.state.watch_hub import Watcher, WatchHub
 
 _ALARM_NONE: Final = 0
@@ -410,19 +410,17 @@ class StateMachine:
         if deleted is None:
             return self._begin(self._delete_range_steps(request))
         self._finish()
-        return self._deleted(*deleted)
-
-    def _delete_range_steps(self, request: rpc_pb2.DeleteRangeRequest) -> Steps:
-        deleted = yield from kv.delete_range_steps(self.store, request)
-        self._finish_long()
-        return self._deleted(*deleted)
-
-    def _deleted(self, rest: bytes, shown: Sequence[Event]) -> Outcome:
-        """The reply to a DeleteRange that is done."""
+        rest, shown = deleted
         head = self.header_field() + rest
         if kv.is_long(self.store, shown):
-            return Written(txn_steps.prev_kvs_pieces(self.store, head, shown), kept_bytes(shown))
+            return Written(txn_steps.prev_kvs_pieces(self.store, head, shown), kv.kept_bytes(shown))
         return head + kv.prev_kvs_field(shown)
+
+    def _delete_range_steps(self, request: rpc_pb2.DeleteRangeRequest) -> Steps:
+        rest, shown, size_bytes = yield from kv.delete_range_steps(self.store, request)
+        self._finish_long()
+        head = self.header_field() + rest
+        return Written(txn_steps.prev_kvs_pieces(self.store, head, shown), size_bytes) if shown else head
 
     def _txn(self, request: rpc_pb2.TxnRequest, now_s: float) -> Reply:
         node = txn.read_txn(request, self._max_txn_ops)

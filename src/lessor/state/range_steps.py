@@ -24,7 +24,6 @@ from lessor.base import limits
 from lessor.state import kv
 from lessor.state.mvcc import Event, Store
 
-_REFERENCE_BYTES: Final = 8
 _FEW: Final = 16  # of the longest versions, sorted at once
 
 
@@ -56,7 +55,7 @@ def captured_steps(
     size = 0
     for found in store.walk(start, end, revision if old else inside):
         events += found
-        size += kept_bytes(found)
+        size += kv.kept_bytes(found)
         if fetch_max is not None and len(events) >= fetch_max:
             break
         yield
@@ -73,11 +72,6 @@ def captured_at_once(store: Store, request: rpc_pb2.RangeRequest, header: bytes)
         except StopIteration as end:
             pieces: Iterator[bytes] = end.value[0]
             return pieces
-
-
-def kept_bytes(events: Sequence[Event]) -> int:
-    """The memory that versions may take while a reply with them waits: a compaction may leave them to it alone."""
-    return sum([event.size_bytes for event in events]) + _REFERENCE_BYTES * len(events)
 
 
 def _lists(events: Sequence[Event]) -> Iterator[Sequence[Event]]:

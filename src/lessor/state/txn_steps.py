@@ -23,7 +23,7 @@ from lessor.base.key_range import open_end
 from lessor.state import kv, txn
 from lessor.state.encode import nested, revision_header, varint
 from lessor.state.mvcc import Store
-from lessor.state.range_steps import captured_steps, encoded, kept_bytes, range_pieces
+from lessor.state.range_steps import captured_steps, encoded, range_pieces
 
 # A part of the reply to a txn that has run: bytes, or a long part. That is its tag, the pieces that are yet to be made,
 # and the bytes of memory that they keep.
@@ -176,9 +176,9 @@ def execute_steps(store: Store, node: txn.Node) -> Generator[None, None, list[Pa
             rest = kv.do_put(store, request)
             parts.append(nested(b"\x1a", nested(b"\x12", revision_header(store.revision_inside) + rest)))
         elif kind == txn.DELETE:
-            rest, shown = yield from kv.delete_range_steps(store, request)
+            rest, shown, size_bytes = yield from kv.delete_range_steps(store, request)
             pieces = prev_kvs_pieces(store, revision_header(store.revision_inside) + rest, shown)
-            parts.append((b"\x1a", pieces, kept_bytes(shown)))
+            parts.append((b"\x1a", pieces, size_bytes))
         else:
             inner = yield from execute_steps(store, request)
             parts.append((b"\x22", done_pieces(b"\x0a\x00", inner), parts_bytes(inner)))
