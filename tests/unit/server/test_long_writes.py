@@ -211,9 +211,11 @@ def test_calls_that_touch_keys_wait_and_are_served_in_order() -> None:
     turns(world, 3)
     assert not deleted.answered
     assert not any(call.answered for call in calls)
+    assert world.core.long_replies.paused
     assert world.machine.under_way is not None
     world.settle()
     assert all(call.answered for call in calls)
+    assert not world.core.long_replies.paused
     revisions = [call.outcome.header.revision for call in [deleted, *calls[:4]]]
     assert revisions == sorted(revisions)
     assert [calls[1].outcome.kvs[0].value, calls[3].outcome.kvs[0].value] == [b"1", b"2"]
