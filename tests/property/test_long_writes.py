@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.base import limits
+from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.state.digest import hash_kv
 from lessor.state.journal import Batch
 from lessor.state.long_read import LongRead
-from lessor.state.long_write import LongWrite
+from lessor.state.long_write import LongWrite, Steps, in_order
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.watch_hub import Watcher
 from tests.property.test_long_reads import DELETE_OPS, KEYS, READS, WRITES, txns
@@ -326,3 +326,29 @@ def test_leases_that_end_in_one_call_have_a_bounded_number_of_keys() -> None:
             assert keys - len(machine.store) <= 4
     assert max(ended) > 1
     assert len(machine.store) == 0
+
+
+@given(st.sets(st.binary(max_size=3), max_size=300), st.integers(1, 5))
+def test_the_keys_of_a_lease_come_in_order(keys: set[bytes], step_keys: int) -> None:
+    with mock.patch.object(limits, "WRITE_STEP_KEYS", step_keys):
+        lists = list(in_order(keys))
+    assert [key for some in lists for key in some] == sorted(keys)
+    assert all(len(some) <= step_keys for some in lists)
+
+
+def test_a_refusal_after_the_first_change_is_a_bug_and_no_answer() -> None:
+    def steps() -> Steps:
+        yield
+        raise errors.LEASE_NOT_FOUND.error()
+
+    ended: list[bool] = []
+    for untouched in True, False:
+        write = LongWrite(steps(), None, lambda untouched=untouched: untouched, lambda: ended.append(True))  # type: ignore[misc]
+        assert write.step()
+        if untouched:
+            assert not write.step()
+            assert isinstance(write.outcome, EtcdError)
+        else:
+            with pytest.raises(RuntimeError):
+                write.step()
+    assert ended == [True]

@@ -14,6 +14,7 @@ from lessor.api.proto import election_pb2, lock_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.base.errors import DEADLINE_EXCEEDED
+from lessor.server.loop import bugs
 from lessor.server.loop.bugs import BrokenTurnError
 from lessor.server.loop.release import Gate
 from lessor.server.options import Options
@@ -331,10 +332,12 @@ def test_leases_that_come_due_meanwhile_end_after_it() -> None:
         world.lease(lease, 5)
     world.pass_time(4.99)
     world.begin(DELETE)
-    while world.machine.under_way is not None:
-        assert len(world.machine.leases) == 12
-        world.loop.now_s += 0.005
-        turns(world, 1)
+    for _ in range(50):
+        if world.machine.under_way is not None:
+            assert len(world.machine.leases) == 12
+            world.loop.now_s += 0.005
+            turns(world, 1)
+    assert world.machine.under_way is None
     world.pass_time(0.1)
     assert len(world.machine.leases) == 2
 
@@ -376,6 +379,17 @@ def test_a_step_that_raises_stops_the_server_and_saves_nothing() -> None:
     assert not events_of(*world.disk.batches[before:])
 
 
+def test_a_bug_in_answering_the_call_ends_that_call_alone() -> None:
+    world = filled()
+    call = world.begin(DELETE)
+    with mock.patch.object(Call, "written", side_effect=KeyError):
+        until_written(world)
+    assert call.error == bugs.TEXT
+    assert not world.failures
+    world.settle()
+    assert world.do(ALL).count == 0
+
+
 def test_an_orderly_stop_completes_it() -> None:
     world = filled()
     world.begin(REVOKE)
@@ -409,19 +423,41 @@ def test_a_waiting_call_that_goes_leaves_its_line_and_its_key_goes_after_the_wri
 
 def test_an_observer_is_shown_no_leader_of_a_write_that_is_under_way() -> None:
     world = filled()
-    world.campaign(b"k", OTHER, b"first")
-    world.begin(rpc.DeleteRangeRequest(key=b"k", range_end=b"l"))
-    world.loop.run()
-    observer = Stream(world, election_pb2.LeaderRequest(name=b"k"))
-    gone = Stream(world, election_pb2.LeaderRequest(name=b"k"))
-    gone.gone()
+    world.campaign(b"e", OTHER, b"first")
+    put = rpc.PutRequest(key=b"e/8", value=b"second", ignore_lease=True)
+    asked = rpc.TxnRequest(success=[rpc.RequestOp(request_put=put), rpc.RequestOp(request_delete_range=DELETE)])
+    world.begin(asked).gone()  # its reply would be a long one, which needs a real loop
     turns(world, 2)
+    assert world.machine.store.changes > 1
+    observer, gone = (Stream(world, election_pb2.LeaderRequest(name=b"e")) for _ in range(2))
+    gone.gone()
+    turns(world, 1)
     assert not observer.sent
     world.settle()
-    assert not observer.sent  # its leader is deleted
-    world.campaign(b"k", OTHER, b"second")
-    assert observer.shown() == [(b"k/8", b"second")]
+    assert observer.shown() == [(b"e/8", b"second")]
     assert not gone.sent
+    observer.gone()
+    assert world.idle
+
+
+def test_an_observer_that_has_fallen_behind_is_shown_none_either() -> None:
+    world = filled()
+    world.campaign(b"e", OTHER, b"first")
+    observer = world.observe(b"e")
+    observer.shown()
+    observer.to_take_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
+    world.do(rpc.PutRequest(key=b"e/8", value=b"skipped", ignore_lease=True))
+    put = rpc.PutRequest(key=b"e/8", value=b"second", ignore_lease=True)
+    asked = rpc.TxnRequest(success=[rpc.RequestOp(request_put=put), rpc.RequestOp(request_delete_range=DELETE)])
+    world.begin(asked).gone()  # its reply would be a long one, which needs a real loop
+    turns(world, 2)
+    observer.to_take_bytes = 0
+    observer.read()
+    turns(world, 2)
+    assert world.machine.under_way is not None
+    assert not observer.sent
+    world.settle()
+    assert observer.shown()[-1] == (b"e/8", b"second")
 
 
 def test_an_automatic_compaction_waits() -> None:

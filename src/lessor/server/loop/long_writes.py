@@ -30,13 +30,14 @@ from google.protobuf.message import Message
 from lessor.api.proto import rpc_pb2
 from lessor.base import limits
 from lessor.base.errors import EtcdError
-from lessor.server.loop.bugs import as_answer
+from lessor.server.loop import bugs
+from lessor.server.loop.bugs import Answerable, as_answer
 from lessor.server.loop.release import Gate
 from lessor.state.long_write import LongWrite, Outcome
 from lessor.state.machine import StateMachine
 
 
-class Written(Protocol):
+class Written(Answerable, Protocol):
     """The call that made the write; see UnaryCall."""
 
     def written(self, outcome: Outcome | EtcdError) -> None: ...
@@ -186,8 +187,12 @@ class LongWrites:
         self._set_busy(False)
         self._gate.settle_promised(self._machine.journal.newest_with_rows)
         writing, self._writing = self._writing, None
-        if writing is not None and writing.call is not None:
-            writing.call.written(write.outcome)
+        call = None if writing is None else writing.call
+        if call is not None:
+            try:
+                call.written(write.outcome)
+            except Exception as error:  # the write is whole
+                bugs.end(call, error)
         if self._queue:
             self._loop.call_soon(self._serve)
 
