@@ -77,16 +77,15 @@ class LongWrite:
         return self.outcome
 
 
-def in_order(keys: set[bytes] | frozenset[bytes]) -> Iterator[list[bytes]]:
-    """The keys in order, in lists of WRITE_STEP_KEYS; first some empty ones, for the work of sorting.
+def in_order(keys: set[bytes]) -> Iterator[list[bytes]]:
+    """Empties the set: its keys in order, in lists of WRITE_STEP_KEYS; first some empty ones, for the work of sorting.
 
-    The set must stay as it is meanwhile. Cost of a list: 1 us a key, and 4 us while they are sorted.
+    To free a set of a million keys in one go would take 50 ms. Cost of a list: 1 us a key; while they are sorted 4 us.
     """
     size = limits.WRITE_STEP_KEYS
-    left = iter(keys)
     runs: list[list[bytes]] = []
-    while run := sorted(islice(left, _RUN_KEYS * size)):
-        runs.append(run)
+    while keys:
+        runs.append(sorted([keys.pop() for _ in range(min(len(keys), _RUN_KEYS * size))]))
         yield []
     ordered = merge(*runs)
     while some := list(islice(ordered, size)):

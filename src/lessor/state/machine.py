@@ -514,14 +514,14 @@ class StateMachine:
     def _end_steps(self, lease: Lease, how: leases_pb2.LeaseEvent.Type) -> Steps:
         """Deletes the many keys of an ended lease."""
         deleted = 0
-        for keys in in_order(lease.keys):
+        hanging, lease.keys = cast(set[bytes], lease.keys), NO_KEYS
+        for keys in in_order(hanging):
             self.store.delete_all(keys)
             deleted += len(keys)
             yield
         self.store.deletes += deleted
         self.txns += 1
         self._finish_long()
-        lease.keys = NO_KEYS
         self.leases.save_end(lease)
         if self.lease_events.watchers:
             self.lease_events.add(how, lease, deleted, self.store.revision)
