@@ -258,7 +258,7 @@ def test_a_long_reply_waits_for_a_peer_that_does_not_take_it() -> None:
         assert peer.connection.eof_received()
         while peer.turn.to_flush:  # nothing is tried again and again
             peer.turn.end()
-        assert len(peer.transport.written) <= limits.H2_STREAM_SEND_BYTES_MAX + 2 * limits.SEND_STEP_BYTES
+        assert len(peer.transport.written) <= limits.CONNECTION_BACKLOG_BYTES_MAX + 2 * limits.SEND_STEP_BYTES
         assert not peer.transport.reading
         taken = 0
         while not peer.transport.closed:

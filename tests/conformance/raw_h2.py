@@ -56,6 +56,7 @@ class RawH2:
     def __init__(self, address: str, window: int = 65_535) -> None:
         host, _, port = address.partition(":")
         self._socket = socket.create_connection((host, int(port)), timeout=READ_S_MAX)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # each frame leaves at once
         self._reader = self._socket.makefile("rb")
         self._encoder = hpack.Encoder()
         self._decoder = hpack.Decoder()

@@ -327,3 +327,12 @@ def test_a_message_too_large_is_not_read(subject: Subject, prefix: bytes) -> Non
     status, body = as_json(subject, request)
     assert (status, body["code"]) == (429, 8)
     assert body["message"] == f"grpc: received message larger than max ({size} vs. 2097152)"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_very_many_compares_in_few_bytes_are_too_many(subject: Subject, nested: bool) -> None:
+    """Lessor counts them in the bytes, and makes no object of each."""
+    flood = rpc.TxnRequest(compare=[rpc.Compare()] * 300_000)
+    if nested:
+        flood = rpc.TxnRequest(success=[rpc.RequestOp(request_txn=flood)])
+    assert subject.call(flood) == TOO_MANY_OPS

@@ -16,6 +16,7 @@ from lessor.base import errors, limits
 from tests.conformance.auth_peer import CHEAP, DENIED, NOBODY, READ, WRITE, As, enable_auth
 from tests.conformance.grpc_peer import CALL_S_MAX, Failure
 from tests.conformance.subject import OURS, Conversation, Subject, end_of, new_lease_id, read_line, running
+from tests.metrics_page import fresh
 
 GRANTED, EXPIRED, REVOKED = 0, 1, 2
 LIST, WATCH = "lessorpb.Leases/List", "lessorpb.Leases/Watch"
@@ -162,7 +163,7 @@ def test_the_same_over_json(ours: Subject, prefix: bytes) -> None:
 @pytest.mark.slow
 def test_a_watcher_that_does_not_read_is_cut_off_and_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody else notices, and it may begin anew. In process, where the bound can be set low."""
-    monkeypatch.setattr(limits, "H2_STREAM_SEND_BYTES_MAX", 4_096)
+    monkeypatch.setattr(limits, "CONNECTION_BACKLOG_BYTES_MAX", 4_096)
     with running("in-process") as subject, lazy_stub(subject) as stub:
         stream = begun(Conversation(stub, CALL_S_MAX, []))
         quick = watching(subject)
@@ -241,7 +242,7 @@ def lazy_stub(subject: Subject) -> Iterator[Any]:
 
 def streams(subject: Subject) -> int:
     """How many lease watches the server has."""
-    metrics = subject.request("GET", "/metrics").body.decode()
+    metrics = fresh(lambda: subject.request("GET", "/metrics").body.decode())
     counts = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if 'grpc_service="lessorpb.Leases"' in line)
     started = sum(float(n) for name, n in counts.items() if "started" in name and '"Watch"' in name)
     handled = sum(float(n) for name, n in counts.items() if "handled" in name and '"Watch"' in name)

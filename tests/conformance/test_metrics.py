@@ -13,6 +13,7 @@ import pytest
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.subject import OURS, RUNNERS, Subject, running
 from tests.conformance.watch_peer import WatchPeer
+from tests.metrics_page import fresh
 from tests.ports import free_port
 
 LEASE = ("granted_total", "revoked_total", "renewed_total", "ttl_total_bucket", "ttl_total_sum", "ttl_total_count")
@@ -49,7 +50,7 @@ def alone(request: pytest.FixtureRequest) -> Iterator[Subject]:
 def figures(subject: Subject) -> Figures:
     """Each sample by its name, labels included, in a fixed order and form."""
     found: Figures = {}
-    for line in subject.request("GET", "/metrics").body.decode().splitlines():
+    for line in fresh(lambda: subject.request("GET", "/metrics").body.decode()).splitlines():
         sample = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
         if sample:
             labels = ",".join(sorted(re.findall(r'\w+="[^"]*"', sample[2] or "")))

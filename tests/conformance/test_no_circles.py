@@ -24,7 +24,7 @@ from lessor.server.transport.h1_session import H1Exchange, H1Session
 from lessor.server.transport.h2_session import H2Session
 from lessor.server.transport.http_calls import JsonStream, JsonUnary
 from lessor.server.transport.websocket_calls import WebSocketCall
-from lessor.state.watch_hub import Watcher
+from lessor.state.watcher import Watcher
 from lessor.wire.h2 import Stream
 from tests.conformance.auth_peer import CHEAP, As, enable_auth
 from tests.conformance.grpc_peer import CALL_S_MAX

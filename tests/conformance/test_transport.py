@@ -22,6 +22,7 @@ from tests.conformance.grpc_peer import Failure
 from tests.conformance.raw_h2 import DATA, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, RawH2, framed
 from tests.conformance.subject import OURS, RUNNERS, Subject, end_of, new_lease_id, running
 from tests.conformance.watch_peer import WatchPeer
+from tests.metrics_page import fresh
 
 LEASE = "/etcdserverpb.Lease/"
 WATCH = "/etcdserverpb.Watch/Watch"
@@ -45,7 +46,7 @@ def watch_of(key: bytes, **options: Any) -> rpc.WatchRequest:
 
 
 def watcher_count(subject: Subject) -> int:
-    text = subject.request("GET", "/metrics").body.decode()
+    text = fresh(lambda: subject.request("GET", "/metrics").body.decode())
     found = re.search(r"^etcd_debugging_mvcc_watcher_total (\S+)$", text, re.MULTILINE)
     assert found is not None
     return int(float(found[1]))

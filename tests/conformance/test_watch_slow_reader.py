@@ -14,7 +14,7 @@ from tests.conformance.test_gateway import b64
 
 VALUE = bytes(700_000)
 # Beyond what the kernel's buffers and the server's own bound take together.
-WRITES = (limits.H2_STREAM_SEND_BYTES_MAX + 24_000_000) // len(VALUE)
+WRITES = (limits.CONNECTION_BACKLOG_BYTES_MAX + 24_000_000) // len(VALUE)
 
 
 @pytest.mark.slow

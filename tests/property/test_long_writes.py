@@ -18,7 +18,7 @@ from lessor.state.journal import Batch
 from lessor.state.long_read import LongRead
 from lessor.state.long_write import LongWrite, Steps, in_order
 from lessor.state.machine import Identity, StateMachine
-from lessor.state.watch_hub import Watcher
+from lessor.state.watcher import Watcher
 from tests.property.test_long_reads import DELETE_OPS, KEYS, READS, WRITES, txns
 
 ALL = rpc.RangeRequest(key=b"\0", range_end=b"\0")

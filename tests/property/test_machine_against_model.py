@@ -19,7 +19,9 @@ from lessor.api.proto.mvcc_pb2 import Event
 from lessor.base import limits
 from lessor.base.errors import EtcdError
 from lessor.state.machine import Identity, StateMachine
-from lessor.state.watch_hub import CompactedError, Watcher, event_bytes
+from lessor.state.watch_changes import event_bytes
+from lessor.state.watch_hub import CompactedError
+from lessor.state.watcher import Watcher
 from tests.model import Model
 from tests.property.strategies import (
     EDGES,

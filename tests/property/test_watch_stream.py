@@ -10,7 +10,7 @@ history comes in pieces all the time.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from unittest import mock
 
 import pytest
@@ -23,9 +23,12 @@ from lessor.base import limits
 from lessor.base.errors import EtcdError
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
+from lessor.server.loop.kept_keys import KeptKeys
 from lessor.server.loop.release import Gate
 from lessor.server.loop.turn import Turn
 from lessor.server.observe.metrics import Metrics
+from lessor.server.observe.shortages import Shortages
 from lessor.server.services import watch
 from lessor.server.services.watch import Watches
 from lessor.state import watch_hub
@@ -84,16 +87,30 @@ class Peer:
     method = None
 
     def __init__(self) -> None:
+        self.held = Held()
         self.slow = False
+        self.failed: AssertionError | None = None  # what is raised in the gate or in a turn ends a call, and no test
         self.on_response: Callable[[rpc.WatchResponse], None]
         self.woken_by: list[Any] = []
 
     def send(self, replies: list[bytes]) -> None:
-        for reply in replies:
-            self.on_response(rpc.WatchResponse.FromString(reply))
+        try:
+            for reply in replies:
+                self.on_response(rpc.WatchResponse.FromString(reply))
+        except AssertionError as error:
+            self.failed = self.failed or error
+            raise
+
+    def send_long(self, head: bytes, chunks: list[bytes]) -> Iterator[int]:
+        """In steps, as over JSON."""
+        made = [head]
+        for chunk in chunks:
+            made.append(chunk)
+            yield 1
+        self.send([b"".join(made)])
 
     def finish(self, error: EtcdError | None = None) -> None:
-        raise AssertionError(f"the stream was ended: {error}")
+        self.failed = self.failed or AssertionError(f"the stream was ended: {error}")
 
     @property
     def backlog_bytes(self) -> int:
@@ -146,6 +163,7 @@ class World:
             options=SimpleNamespace(max_request_bytes=PIECE_BYTES_MAX),
             metrics=Metrics(),
             watch_streams=set(),
+            kept_keys=KeptKeys(Shortages()),
             header=self._header,
         )
         self.watches = Watches(self.turn)
@@ -190,6 +208,9 @@ class World:
     def _on_events(self, watcher: Expected, response: rpc.WatchResponse, revision: int) -> None:
         assert watcher.created
         watcher.pieces += [(event.type, event.kv.key, event.kv.mod_revision) for event in response.events]
+        if watcher.request.fragment:
+            size_bytes = sum(event.ByteSize() + 2 for event in response.events)
+            assert size_bytes < PIECE_BYTES_MAX or len(response.events) == 1
         if response.fragment:
             assert watcher.request.fragment
             return
@@ -289,6 +310,8 @@ class World:
         raise AssertionError("the stream never comes to rest")
 
     def check(self) -> None:
+        if self.peer.failed is not None:
+            raise self.peer.failed
         for watcher in self.asked:
             assert watcher.created
             assert not watcher.pieces
@@ -303,12 +326,32 @@ class World:
                 assert seen < watcher.lost_at - 1
         alive = sum(not watcher.over for watcher in self.asked)
         assert self.core.metrics.watchers == len(self.machine.hub) == alive
+        kept = [watcher.request for watcher in self.asked if not watcher.over]
+        assert self.core.kept_keys.total_bytes == sum(len(one.key) + len(one.range_end.strip(b"\0")) for one in kept)
+
+
+class Bounds(NamedTuple):
+    """Of large revisions."""
+
+    at_once: int  # events of a revision that is not large
+    step: int  # how much is done in a turn
+    places: int  # of streams that encode
+
+
+SMALLEST = Bounds(1, 1, 1)
 
 
 @contextmanager
-def small_limits() -> Iterator[None]:
+def small_limits(bounds: Bounds) -> Iterator[None]:
     with (
-        mock.patch.object(limits, "H2_STREAM_SEND_BYTES_MAX", BACKLOG_BYTES_MAX),
+        mock.patch.object(limits, "WATCH_AT_ONCE_EVENTS", bounds.at_once),
+        mock.patch.object(limits, "WATCH_REPLAY_EVENTS_MAX", 2),
+        mock.patch.object(limits, "WATCH_SCATTER_LOOKS", bounds.step),
+        mock.patch.object(limits, "WATCH_STEP_EVENTS", 1 + bounds.step // 20),
+        mock.patch.object(limits, "WATCH_LARGE_MAX", bounds.places),
+        mock.patch.object(limits, "WATCH_LARGE_BYTES", 100),
+        mock.patch.object(watch, "_PIECE_COST_BYTES_MIN", limits.CONNECTION_BACKLOG_BYTES_MAX // bounds.step),
+        mock.patch.object(limits, "CONNECTION_BACKLOG_BYTES_MAX", BACKLOG_BYTES_MAX),
         mock.patch.object(limits, "WATCH_REPLAY_REVISIONS_MAX", 2),
         mock.patch.object(limits, "WATCH_REPLAY_BYTES_MAX", 3),  # keys are one byte long, values empty
         mock.patch.object(limits, "REQUEST_OVERHEAD_BYTES", 0),
@@ -361,10 +404,19 @@ NOTIFY: Step = (World.notify, ())
 
 @pytest.mark.slow
 # A report of progress waits at the gate while the event before it passes a slow peer by; then with compaction on top.
-@example(steps=[PUT_A, END_TURN, PUT_A, WATCH_A, PUT_A, END_TURN, COMMIT, SLOW, PROGRESS, COMMIT])
-@example(steps=[WATCH_A, PUT_A, END_TURN, SLOW, *[PUT_A] * 6, PROGRESS, (World.compact, (0,)), COMMIT])
+@example(
+    steps=[PUT_A, END_TURN, PUT_A, WATCH_A, PUT_A, END_TURN, COMMIT, SLOW, PROGRESS, COMMIT],
+    bounds=SMALLEST,
+)
+@example(
+    steps=[WATCH_A, PUT_A, END_TURN, SLOW, *[PUT_A] * 6, PROGRESS, (World.compact, (0,)), COMMIT],
+    bounds=SMALLEST,
+)
 # A watcher that is behind finds its history compacted before the compaction is on disk.
-@example(steps=[*[PUT_A] * 6, END_TURN, COMMIT, WATCH_A_FROM_1, (World.compact, (0,)), END_TURN, END_TURN, COMMIT])
+@example(
+    steps=[*[PUT_A] * 6, END_TURN, COMMIT, WATCH_A_FROM_1, (World.compact, (0,)), END_TURN, END_TURN, COMMIT],
+    bounds=SMALLEST,
+)
 # The end of history waits at the gate for a later batch than its own, and a notification comes first.
 @example(
     steps=[
@@ -373,12 +425,24 @@ NOTIFY: Step = (World.notify, ())
         PUT_A,
         (World.create, (0, 4, [], False, False)),
         *[END_TURN, COMMIT, PROGRESS, PUT_A, COMMIT, PUT_A, END_TURN, COMMIT, NOTIFY, NOTIFY],
-    ]
+    ],
+    bounds=SMALLEST,
 )
-@given(steps=st.lists(STEPS, min_size=20, max_size=100))
+# A small write waits between two large ones, and the second is durable before what is open when the first is through.
+@example(
+    steps=[
+        *[(World.create, (5, 0, [], False, False)), END_TURN, (World.put, ([b"a", b"b"],)), END_TURN],
+        *[PUT_A, (World.put, ([b"c", b"d"],)), COMMIT, PUT_A, *[END_TURN] * 6, COMMIT, *[END_TURN] * 20],
+    ],
+    bounds=SMALLEST,
+)
+@given(
+    steps=st.lists(STEPS, min_size=20, max_size=100),
+    bounds=st.builds(Bounds, st.integers(0, 3), st.integers(1, 40), st.integers(1, 2)),
+)
 @settings(max_examples=300, deadline=None)
-def test_every_event_is_sent_once_in_order_and_only_when_durable(steps: list[Step]) -> None:
-    with small_limits():
+def test_every_event_is_sent_once_in_order_and_only_when_durable(steps: list[Step], bounds: Bounds) -> None:
+    with small_limits(bounds):
         world = World()
         for action, arguments in steps:
             action(world, *arguments)
@@ -424,6 +488,7 @@ class Reader:
     method = None
 
     def __init__(self) -> None:
+        self.held = Held()
         self.unflushed_bytes = 0
         self.written_bytes = 0
         self.largest_bytes = 0
@@ -432,6 +497,10 @@ class Reader:
     def send(self, replies: list[bytes]) -> None:
         self.unflushed_bytes += sum(map(len, replies))
         self.largest_bytes = max([self.largest_bytes, *map(len, replies)])
+
+    def send_long(self, head: bytes, chunks: list[bytes]) -> Iterator[int]:
+        self.send([head + b"".join(chunks)])
+        yield from ()
 
     def flush(self) -> None:
         self.written_bytes += self.unflushed_bytes
@@ -454,7 +523,7 @@ def test_history_for_a_peer_that_does_not_read_is_bounded(streams: int, watchers
     reader = Reader()
     create = rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"a", start_revision=1))
     with (
-        mock.patch.object(limits, "H2_STREAM_SEND_BYTES_MAX", bound),
+        mock.patch.object(limits, "CONNECTION_BACKLOG_BYTES_MAX", bound),
         mock.patch.object(limits, "WATCH_REPLAY_BYTES_MAX", 3_003),  # three puts
         mock.patch.object(watch, "_PIECE_COST_BYTES_MIN", 100),
     ):
@@ -501,7 +570,7 @@ def test_history_in_which_nothing_is_found_is_searched_in_many_turns(range_end: 
         return changes
 
     with (
-        mock.patch.object(limits, "WATCH_LOOK_BYTES", limits.H2_STREAM_SEND_BYTES_MAX // looks_max),
+        mock.patch.object(limits, "WATCH_LOOK_BYTES", limits.CONNECTION_BACKLOG_BYTES_MAX // looks_max),
         mock.patch.object(watch_hub, "_SCAN_EVENTS_MAX", 200),
         mock.patch.object(watch_hub.WatchHub, "replay", counted),
     ):

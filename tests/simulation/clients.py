@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.api.proto.mvcc_pb2 import Event
 from lessor.base.errors import EtcdError
-from lessor.state.watch_hub import Watcher, event_bytes
+from lessor.state.watch_changes import event_bytes
+from lessor.state.watcher import Watcher
 from tests.linear.clients import Answer
 from tests.linear.history import ERROR, OK, UNKNOWN, UNSENT, Session
 from tests.linear.load import Knowledge, Load

@@ -28,7 +28,8 @@ from lessor.server.loop.release import Gate
 from lessor.state import replay
 from lessor.state.lease import Lease
 from lessor.state.machine import Identity, StateMachine
-from lessor.state.watch_hub import Publication, Watcher
+from lessor.state.watch_hub import Publication
+from lessor.state.watcher import Watcher
 from tests.simulation.passing_on import Following, Leading, ToPeer
 from tests.simulation.world import Clock
 

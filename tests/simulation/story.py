@@ -26,7 +26,8 @@ from lessor.cluster.tenure import Timing
 from lessor.durable.shared_record import NONCE_BYTES, Entry
 from lessor.state import replay
 from lessor.state.machine import StateMachine
-from lessor.state.watch_hub import Watcher, event_bytes
+from lessor.state.watch_changes import event_bytes
+from lessor.state.watcher import Watcher
 from tests.linear import leases, registers, revisions, watches
 from tests.linear.check import group_of
 from tests.linear.history import OK, UNKNOWN, History, Op

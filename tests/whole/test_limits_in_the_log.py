@@ -21,6 +21,7 @@ from lessor.server.observe.shortages import Shortage
 from lessor.testing.server import InProcessServer
 from tests.conformance.raw_h2 import RawH2
 from tests.in_process import in_process
+from tests.metrics_page import fresh
 from tests.whole.test_snapshot_stream import SlowEngine, save
 
 pytestmark = pytest.mark.inside
@@ -29,8 +30,11 @@ Reach = Callable[[InProcessServer], None]
 
 
 def counted(server: InProcessServer, shortage: Shortage) -> float:
-    with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=10) as reply:
-        text = reply.read().decode()
+    def read() -> str:
+        with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=10) as reply:
+            return str(reply.read().decode())
+
+    text = fresh(read)
     found = re.search(rf'^lessor_limit_reached_total{{limit="{shortage.name}"}} (\S+)$', text, re.MULTILINE)
     assert found is not None, shortage
     return float(found[1])

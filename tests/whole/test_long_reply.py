@@ -19,8 +19,8 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors, limits
-from lessor.server.loop.call import Held
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.transport.grpc_calls import GrpcUnary, Route
 from lessor.server.transport.http_calls import JsonUnary
 from lessor.state.digest import KvDigest, hash_kv
@@ -348,13 +348,16 @@ class Session:
     """An HTTP/2 connection, as GrpcUnary sees it."""
 
     message_bytes_max = 1_000
-    overfull = False
+    defers = False
     peer_common_name = None
 
     def __init__(self, core: Core) -> None:
         self.core = core
         self.held = Held()
         self.answers: list[bytes] = []
+
+    def waits_for_peer(self, _go_on: Any) -> bool:
+        return False
 
     def respond(self, _stream: Any, payload: bytes) -> None:
         self.answers.append(payload)
@@ -363,11 +366,15 @@ class Session:
 class Exchange:
     """An HTTP request with a JSON body, as JsonUnary sees it."""
 
-    overfull = False
+    def defer(self, *_: Any) -> bool:
+        return False
 
     def __init__(self) -> None:
         self.held = Held()
         self.answers: list[bytes] = []
+
+    def waits_for_peer(self, _go_on: Any) -> bool:
+        return False
 
     def reply(self, _status: int, _headers: Any, body: bytes) -> None:
         self.answers.append(body)
@@ -417,14 +424,49 @@ def test_a_peer_that_goes_away_at_any_step_leaves_nothing_behind(as_json: bool, 
     asyncio.run(main())
 
 
-def test_a_peer_that_takes_nothing_is_refused_when_its_turn_comes() -> None:
+def test_reads_for_a_peer_that_takes_nothing_wait_and_hold_up_nobody_else() -> None:
     async def main() -> None:
         world = filled()
         with steps_of(2):
-            first, second, third = world.begin(ALL), world.begin(ALL), world.begin(ALL)
-            second.is_overfull = True
-            await answered(third)
-        assert (first.outcome, second.outcome) == (third.outcome, "refused")
+            before, first, second = [world.begin(ALL, held=world.held) for _ in range(3)]
+            first.is_overfull = True
+            other = world.begin(ALL)
+            await answered(before)
+            await answered(other)
+            late = world.begin(ALL, held=world.held)
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert [call.outcome for call in (first, second, late)] == [None] * 3
+            assert not world.core.long_replies.idle
+            assert world.held.unmade_bytes == world.held.size_bytes > 3 * limits.LONG_REPLY_WAITING_BYTES
+            assert first.go_on is not None
+            first.is_overfull = False
+            first.go_on()
+            await answered(first)
+            assert second.outcome is late.outcome is None
+            await answered(late)
+        assert first.outcome == second.outcome == late.outcome == other.outcome
+        assert world.core.long_replies.idle
+        assert world.held.unmade_bytes == world.held.size_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_reads_that_wait_for_their_peer_are_dropped_with_it() -> None:
+    async def main() -> None:
+        world = filled()
+        with steps_of(2):
+            calls = [world.begin(ALL, held=world.held) for _ in range(3)]
+            calls[0].is_overfull = True
+            for _ in range(5):
+                await asyncio.sleep(0)
+            for call in calls:
+                call.gone()
+            assert calls[0].go_on is not None
+            calls[0].go_on()  # the connection is over
+            await answered(world.begin(ALL))
+            assert world.core.long_replies.idle
+            assert world.held.unmade_bytes == world.held.size_bytes == 0
 
     asyncio.run(main())
 

@@ -13,7 +13,7 @@ import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors, limits
-from lessor.server.loop.call import Held
+from lessor.server.loop.held import Held
 from lessor.server.observe.shortages import LONG_REPLIES
 from lessor.state.encode import nested
 from lessor.state.long_read import Written
@@ -37,6 +37,8 @@ class Reader:
 
     def cut_off(self) -> None:
         self.is_cut_off = True
+
+    def look(self) -> None: ...
 
 
 def pieces(count: int) -> Iterator[bytes]:

@@ -46,13 +46,17 @@ REQUEST_OVERHEAD_BYTES = 524_288  # of a gRPC message, beyond that, as in etcd
 # Of a message or a body, while auth is on, from a caller without a valid token. No such caller may put anything, and a
 # login takes less; one DATA frame of HTTP/2 is never more.
 STRANGER_BYTES_MAX = 16_384
-UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864  # of half-sent requests, in one connection: forty of the largest
+# Of half-sent requests, and of those that wait for their peer, in one connection: forty of the largest.
+UNFINISHED_CONNECTION_BYTES_MAX = 67_108_864
 UNFINISHED_BYTES_MAX = 536_870_912  # the same for the whole server: memory for calls that are not served yet
 # In JSON, of one stream: half a millisecond; the rest in later turns. A long request counts for several.
 STREAM_REQUESTS_AT_ONCE_MAX = 100
 STREAM_REQUESTS_PER_TURN_MAX = 500  # of all streams with such a rest
 STREAM_REQUEST_BYTES = 64  # of JSON, that count as one request there,
 STREAM_REQUEST_BRACKETS = 8  # and so many pairs of brackets
+# Keys that calls keep while they last: of watches, of waits for locks and elections, of observers.
+KEPT_KEYS_CONNECTION_BYTES_MAX = 67_108_864  # in one connection: 30,000 watches with keys of 2 KiB
+KEPT_KEYS_BYTES_MAX = 536_870_912  # the same for the whole server
 TXN_OPS_MAX = 128  # default of --max-txn-ops
 # Compares and operations of a txn and of all txns in it, for each of --max-txn-ops. A txn without others in it has
 # three lists, so 3 for each at most. By default 2,048 in all: 5 to 20 ms.
@@ -106,7 +110,6 @@ H2_STEP_MESSAGE_BYTES = 131_072
 H2_STEP_S = 0.002  # after which a step ends behind the call under way: 100 calls that do little take half of it
 H2_STEP_MESSAGES = 256  # requests of streaming calls in such a step: 1 to 5 ms
 H2_SEND_FRAME_BYTES_MAX = 65_536  # of a frame that we send; a larger one would hold up the other streams
-H2_STREAM_SEND_BYTES_MAX = 4_194_304  # bytes in one connection that its peer has not taken; beyond it its watches lag
 GRPC_STATUS_CHARACTERS_MAX = 1_024  # of an error message; it may quote the caller, and clients bound their trailers
 GRPC_KEEPALIVE_MIN_TIME_S = 5.0  # default of --grpc-keepalive-min-time: a client's pings, with calls under way
 GRPC_PING_WITHOUT_STREAMS_S = 7_200.0  # the same without a call under way, as in grpc-go
@@ -116,7 +119,7 @@ GRPC_KEEPALIVE_TIMEOUT_S = 20.0  # default of --grpc-keepalive-timeout: the time
 TCP_KEEPALIVE_IDLE_S = 60  # silence after which the kernel sends a probe to see whether a peer is there: one packet
 TCP_KEEPALIVE_INTERVAL_S = 20  # between such probes
 TCP_KEEPALIVE_PROBES = 3  # unanswered ones that end the connection: a peer that vanished keeps its watches two minutes
-CONNECTION_LINGER_S = 1.0  # the time for a peer that was cut off while it was sending, to stop and read the reason
+CONNECTION_LINGER_S = 1.0  # the time for a peer that was sending when its connection ended, to stop and read why
 CONNECTION_CLOSE_S_MAX = 60.0  # the time for a peer to take the last bytes of a connection that is over
 HANDSHAKE_S_MAX = 10.0  # seconds until a new connection has shown the HTTP/2 preface or a whole HTTP/1 head
 
@@ -129,6 +132,9 @@ DISK_FREE_BYTES_LOW = 268_435_456  # less free space below the data directory is
 DISK_LOOK_S = 10.0  # how often the free space is looked at
 SHORTAGE_LOG_S = 10.0  # one line for each limit in so many seconds, however often it is reached
 LOG_TEXT_CHARACTERS_MAX = 1_024  # of a text in a line of the log, which a client may have chosen
+# For so long the page of metrics is given again: it takes 2 ms and no token, and Prometheus asks every second at most.
+METRICS_PAGE_S = 0.1
+PAGE_QUERY_BYTES_MAX = 2_048  # of a page: a millisecond; the longest that makes sense excludes a few checks
 
 # --- TLS --------------------------------------------------------------------------------------------------------
 TLS_HANDSHAKE_S_MAX = 10.0  # from the socket to the end of the handshake; etcd's bound too
@@ -188,13 +194,26 @@ TURN_BYTES_S = 0.01
 TURN_BYTES_S_MIN = 0.001
 LARGE_READ_BYTES = 131_072  # a read of this size is the connection's last one in its turn
 # Replies that wait in one connection. In the socket's buffer: beyond it we stop reading from the connection. At the
-# gate, of this turn and in flow control, together: beyond it new HTTP/2 requests are refused.
+# gate, of this turn and in flow control, together: beyond it new HTTP/2 requests wait.
 CONNECTION_SEND_BYTES_MAX = 16_777_216
+# In flow control and in the socket's buffer, together: beyond it the watches of the connection lag. In that buffer
+# alone: beyond it long replies stay in the protocol, and requests that wait go on waiting.
+CONNECTION_BACKLOG_BYTES_MAX = 4_194_304
+# Counted, beside its bytes, for a request over HTTP/2 that waits for that: 0.7 to 1.2 KB with its stream and its timer.
+DEFERRED_REQUEST_BYTES = 2_048
 SEND_STEP_BYTES = 1_048_576  # of a long reply that are written to a socket in one turn: half a millisecond
 WATCH_REPLAY_REVISIONS_MAX = 1_000  # revisions of history in one watch response, as in etcd
 WATCH_REPLAY_BYTES_MAX = 2_097_152  # keys and values in one watch response from history; clients take 4 MiB
+WATCH_REPLAY_EVENTS_MAX = 2_000  # events in it: 2 to 3 ms; a revision with more, or with more bytes, is sent in steps
 # An event that is looked at for history counts for so many bytes of it: 20,000 are a turn's share, 10 to 20 ms.
 WATCH_LOOK_BYTES = 200
+WATCH_SENT_BYTES = 800  # the same for an event that is encoded and sent: 5,000 are a turn's share, 10 ms
+WATCH_AT_ONCE_EVENTS = 1_000  # of one write, whose watchers are found in the step of the write: 1 ms; of more, in steps
+WATCH_SCATTER_LOOKS = 20_000  # at events and watchers, for such writes, in one loop turn: 3 to 5 ms
+WATCH_STEP_EVENTS = 2_000  # of one revision that are encoded in one step: 1 to 2 ms, or until READ_STEP_BYTES
+WATCH_CHUNK_BYTES = 131_072  # of such an encoding that are joined: more than a frame, so that it waits without a copy
+WATCH_LARGE_MAX = 4  # streams that encode a revision in steps, over all connections: each may keep its encoding
+WATCH_LARGE_BYTES = 67_108_864  # of such encodings, kept for other watchers that wait
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger
 # ones the copies would be most of the memory, and making them again costs little beside sending them.
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152

@@ -34,6 +34,8 @@ CHECKSUM_BYTES = 32
 @click.pass_context
 def save(ctx: click.Context, args: tuple[str, ...]) -> None:
     """Save a copy of a server's data to a file."""
+    from lessor.durable.file_kind import irregular
+
     if len(args) != 1:
         raise Failure(BAD_ARGS, "snapshot save expects one argument <filename>")
     settings = settings_of(ctx)
@@ -44,6 +46,9 @@ def save(ctx: click.Context, args: tuple[str, ...]) -> None:
         raise Failure(INTERRUPTED, text)
     part = Path(args[0] + ".part")
     try:
+        kind = irregular(part, follow=True)
+        if kind:
+            raise Failure(INTERRUPTED, f"could not open {part} ({kind} is there, not a file)")
         file = part.open("wb")
     except OSError as error:
         text = f"could not open {part} (open {part}: {(error.strerror or '').lower()})"

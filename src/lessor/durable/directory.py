@@ -4,6 +4,9 @@
 Laws
 - One server per directory, held by an advisory lock that the kernel drops when the process dies, however it dies.
 - A file that does not look like ours is never opened for writing, so it is never changed.
+- What has the name of a data file and is no regular file, a symbolic link included, is never opened at all. With a link
+  SQLite would put its log beside the file that it leads to, and the server its own beside the link. The directory
+  itself may be a link.
 
 It does not read tables; that is tables.py.
 """
@@ -12,6 +15,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from lessor.durable import file_kind
 from lessor.durable.engine import DataDirError
 from lessor.durable.schema import APPLICATION_ID
 
@@ -20,6 +24,12 @@ LOG_NAMES = ("lessor.log.0", "lessor.log.1")  # see file_log.py
 LOG_ID_BYTES = 16
 GIVEN_UP = b"lost"  # what a person writes into a file of the log to go without it
 LOCK_NAME = "lessor.lock"
+# Every file that the server, or SQLite for it, opens by its name.
+FILE_NAMES = (
+    *(DATABASE_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal", "-sums", ".new")),
+    *(name + suffix for name in LOG_NAMES for suffix in ("", ".new")),
+    LOCK_NAME,
+)
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"  # the first 16 bytes, which no write of SQLite ever changes
 _HEADER_BYTES = 100
@@ -41,6 +51,21 @@ def prepare(data_dir: Path) -> None:
         raise DataDirError(f"{data_dir}: a file, not a directory: give --data-dir another path") from None
     except OSError as error:
         raise cannot_use(data_dir, error) from None
+
+
+def refuse_irregular(data_dir: Path) -> None:
+    """Raises DataDirError for a data file that is a FIFO, a socket, a directory, a device or a symbolic link."""
+    for name in FILE_NAMES:
+        path = data_dir / name
+        try:
+            kind = file_kind.irregular(path, follow=False)
+        except OSError as error:
+            raise cannot_use(path, error) from None
+        if kind:
+            remedy = "put the file back, or give --data-dir another directory"
+            if kind == "a symbolic link":
+                remedy = "put the file itself there; the whole directory may be a link"
+            raise DataDirError(f"{path}: {kind} where a data file belongs: {remedy}")
 
 
 def refuse_etcd(data_dir: Path, database: Path) -> None:

@@ -84,6 +84,7 @@ class FileEngine:
         try:
             directory.refuse_etcd(self._dir, self._path)
             directory.prepare(self._dir)
+            directory.refuse_irregular(self._dir)
             self._lock = directory.lock(self._dir)
             if not directory.exists(self._path):
                 opening.create(self._connector, self._path, new_identity)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lessor.durable import directory, explain
+from lessor.durable import directory, explain, file_kind
 from lessor.durable.engine import DataDirError, Loaded
 from lessor.durable.opening import PAGE_BYTES
 from lessor.durable.tables import Tables
@@ -38,6 +38,9 @@ def check(path: Path, *, skip_checksum: bool = False) -> int:
     the file as it is, with or without a checksum.
     """
     try:
+        kind = file_kind.irregular(path, follow=True)
+        if kind:
+            raise DataDirError(f"{path}: {kind}, not a file: name a file that `lessor snapshot save` has made")
         with path.open("rb") as file:
             return _check(path, file, skip_checksum)
     except OSError as error:

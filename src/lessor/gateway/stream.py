@@ -13,6 +13,7 @@ whole object to the codec. Objects before a malformed one are delivered.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 
 from google.protobuf.message import Message
 
@@ -30,6 +31,13 @@ _OPENING = frozenset(b"{[")
 def result_frame(message: Message) -> bytes:
     """One message of a streaming reply."""
     return b'{"result":' + json_codec.encode(message) + b"}\n"
+
+
+def result_frame_in_pieces(message_class: type[Message], pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same of a long message, whose serialized form is the sum of `pieces`: see `json_codec.encode_in_pieces`."""
+    yield b'{"result":'
+    yield from json_codec.encode_in_pieces(message_class, pieces)
+    yield b"}\n"
 
 
 def error_frame(error: EtcdError) -> bytes:

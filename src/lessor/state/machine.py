@@ -59,7 +59,8 @@ from lessor.state.long_read import LongRead, Written
 from lessor.state.long_write import LongWrite, Steps, in_order
 from lessor.state.mvcc import Store
 from lessor.state.range_steps import range_pieces
-from lessor.state.watch_hub import Watcher, WatchHub
+from lessor.state.watch_hub import WatchHub
+from lessor.state.watcher import Watcher
 
 _ALARM_NONE: Final = 0
 _ALARM_NO_SPACE: Final = 1
@@ -356,11 +357,9 @@ class StateMachine:
 
     def _finish(self) -> None:
         """Ends a write, and hands its events to the hub."""
-        store, hub = self.store, self.hub
-        changes = store.finish()
-        if changes and len(hub):
-            events = store.newest_events(changes)
-            hub.notify(store.revision, events, [store.previous_of(event) for event in events])
+        changes = self.store.finish()
+        if changes and len(self.hub):
+            self.hub.changed(changes)
 
     def _finish_long(self) -> None:
         """Ends a write that was made in steps."""

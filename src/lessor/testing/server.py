@@ -351,6 +351,8 @@ class _Timed:
         self._core = server.core
         self._passwords = server.services.passwords
         self._clock = clock
+        if not clock.flowing:
+            self._core.pages.metrics_page_s = 0.0  # the page would be as old as the last jump
 
     def busy(self) -> bool:
         return self._core.committer.in_flight is not None or self._passwords.waiting > 0

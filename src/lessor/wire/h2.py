@@ -145,7 +145,6 @@ class H2Server(H2Connection):
         self._next_peer_id = stream_id + 2
         if (
             self._last_call
-            or self.queued_bytes > limits.CONNECTION_SEND_BYTES_MAX
             or len(self._streams) >= limits.H2_STREAMS_MAX
             or self._heads_bytes + head.own_bytes > limits.H2_HEADS_BYTES_MAX
         ):

@@ -272,10 +272,16 @@ def test_a_copy_whose_first_start_fails_does_not_take_the_log_that_it_came_from_
     engine.close()
 
 
-def test_logs_that_cannot_be_made_or_read_are_said(crashed: Path) -> None:
-    (crashed / "lessor.log.1").unlink()
-    (crashed / "lessor.log.1").mkdir()
-    with pytest.raises(DataDirError, match=r"lessor\.log\.1: the disk failed to read or write \(EISDIR\)"):
+def test_logs_that_cannot_be_made_or_read_are_said(crashed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_bytes = Path.read_bytes
+
+    def fails(path: Path) -> bytes:
+        if path.name == "lessor.log.1":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(DataDirError, match=r"lessor\.log\.1: the disk failed to read or write \(EIO\)"):
         FileEngine(crashed).open((1, 2))
 
 

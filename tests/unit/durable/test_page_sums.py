@@ -250,12 +250,23 @@ def test_without_sums_nothing_is_compared_and_nothing_said(stopped: tuple[Path, 
     assert parse((data_dir / NAME).read_bytes()) is not None
 
 
-def test_sums_that_cannot_be_read_or_replaced_refuse_nothing(stopped: tuple[Path, list[EventRow]]) -> None:
+def test_sums_that_cannot_be_read_or_replaced_refuse_nothing(
+    stopped: tuple[Path, list[EventRow]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data_dir, events = stopped
-    (data_dir / NAME).unlink()
-    (data_dir / NAME).mkdir()
+
+    def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *rest: Any, **options: Any) -> Any:
+            if str(path).endswith(NAME):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(path, *rest, **options)
+
+        return call
+
+    monkeypatch.setattr(Path, "read_bytes", refusing(Path.read_bytes))
+    monkeypatch.setattr(os, "open", refusing(os.open))
     for _ in range(2):
-        assert start(data_dir) == (events, "lessor.db-sums: Is a directory")
+        assert start(data_dir) == (events, "lessor.db-sums: Permission denied")
 
 
 def test_the_sums_are_readable_by_their_owner_only(stopped: tuple[Path, list[EventRow]]) -> None:

@@ -143,11 +143,12 @@ class Accepted:
             metrics=Metrics(),
             auth=SimpleNamespace(enabled=False),
             unfinished=Unfinished(1_000_000),
-            pages=Pages(),
+            pages=Pages(self.turn.read_clock),
             body_pace=Pace(cast(Any, self.turn), limits.JSON_VALUES_PER_TURN),
             request_pace=Pace(cast(Any, self.turn), limits.STREAM_REQUESTS_PER_TURN_MAX),
             serves=lambda method: True,
             refuse_stranger=lambda call, request, size_bytes: None,
+            refuse_to_keep=lambda call, request: None,
         )
         self.connection = Connection(cast(Core, core), set(), speak_to_clients)
         self.connection.connection_made(cast(Any, self.transport))

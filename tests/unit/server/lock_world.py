@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole core without sockets: calls of locks and elections on a clock and a disk that the test moves."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from google.protobuf.message import Message
 
 from lessor.api.methods import METHODS, Method
 from lessor.api.proto import election_pb2, lock_pb2, rpc_pb2
-from lessor.base.errors import Code, EtcdError
-from lessor.server.loop.call import Held, StreamCall, UnaryCall
+from lessor.base.errors import EtcdError
+from lessor.server.loop.call import StreamCall, UnaryCall
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import Metrics
 from lessor.server.options import Options
 from lessor.server.services.table import Services
@@ -24,7 +25,7 @@ OBSERVE = next(method for method in METHODS if method.name == "Observe")
 class Call(UnaryCall):
     """A unary call; `outcome` is its reply or its EtcdError once that has left the server."""
 
-    __slots__ = ("__weakref__", "decided", "is_overfull", "outcome", "request")
+    __slots__ = ("__weakref__", "decided", "go_on", "is_overfull", "outcome", "request")
 
     token: bytes | None = None
     peer_common_name: str | None = None
@@ -35,9 +36,11 @@ class Call(UnaryCall):
         self.outcome: Any = None
         self.decided = False  # whether the outcome is on its way
         self.is_overfull = False
+        self.go_on: Callable[[], None] | None = None  # the peer has taken replies
 
-    @property
-    def overfull(self) -> bool:
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        if self.is_overfull:
+            self.go_on = go_on
         return self.is_overfull
 
     def encode(self, reply: bytes) -> bytes:
@@ -60,10 +63,6 @@ class Call(UnaryCall):
     def _end(self, outcome: Any) -> None:
         assert self.outcome is None, "answered twice"
         self.outcome = outcome
-
-    def _send_refusal(self) -> Code:
-        self._end("refused")
-        return Code.UNAVAILABLE
 
     def _let_go(self) -> None: ...
 
@@ -94,6 +93,10 @@ class Stream(StreamCall):
 
     def take_requests(self, *requests: Message) -> None:
         self.take([request.SerializeToString() for request in requests])
+
+    @property
+    def held(self) -> Held:
+        return self._world.held
 
     @property
     def backlog_bytes(self) -> int:

@@ -6,7 +6,7 @@ The calls are the real ones of transport/, on a clock and a disk that the test m
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
@@ -19,11 +19,12 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec
 from lessor.server.loop import call as call_module
-from lessor.server.loop.call import Held, StreamCall, UnaryCall
+from lessor.server.loop.call import StreamCall, UnaryCall
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary, Route
 from lessor.server.transport.http_calls import JsonStream, JsonUnary
-from lessor.state.watch_hub import Watcher
+from lessor.state.watcher import Watcher
 from lessor.wire import grpc
 from tests.unit.server.lock_world import LockWorld
 
@@ -43,9 +44,17 @@ class Peer:
         self.world = world
         self.outcomes: list[Outcome] = []
         self.replies = 0
-        self.refused = 0
-        self.overfull = False
+        self.defers = False  # whether requests wait until the peer has taken replies
+        self.turn_comes: Callable[[], None] | None = None  # for the request that does
+        self.gave_up = 0  # requests that do so no more
         self.held = Held()
+
+    @property
+    def open_ended(self) -> bool:
+        return False
+
+    def on_gone(self) -> None:
+        self.gave_up += 1
 
     def unary(self, request: Any, timeout_s: float | None = None) -> UnaryCall:
         """Sends a whole request."""
@@ -75,6 +84,12 @@ class GrpcPeer(Peer):
     peer_common_name = None
     backlog_bytes = 0
 
+    def defer(self, _stream: Any, _size_bytes: int, go_on: Callable[[], None]) -> Any:
+        self.turn_comes = go_on
+        return self
+
+    def keep_count(self, _stream: Any) -> None: ...
+
     def __init__(self, world: LockWorld) -> None:
         super().__init__(world)
         self.core = world.core
@@ -91,9 +106,6 @@ class GrpcPeer(Peer):
 
     def end(self, _stream: Any, error: EtcdError | None, started: bool) -> None:
         self.outcomes.append((Code.OK, "") if error is None else (error.code, error.message))
-
-    def refuse(self, _stream: Any) -> None:
-        self.refused += 1
 
     def unary(self, request: Any, timeout_s: float | None = None) -> UnaryCall:
         method = next(method for method in (PUT, RANGE, LOCK) if method.request is type(request))
@@ -131,10 +143,13 @@ class JsonPeer(Peer):
     def reply(self, status: int, _headers: Any, body: bytes) -> None:
         said = json.loads(body)
         code = Code(said["code"]) if status != 200 else Code.OK
-        if said.get("message") == errors.TOO_MANY_REQUESTS.message:
-            self.refused += 1
-        else:
-            self.outcomes.append((code, said.get("message", "") if code else ""))
+        self.outcomes.append((code, said.get("message", "") if code else ""))
+
+    def defer(self, _size_bytes: int, go_on: Callable[[], None], wait: Callable[[Any], None]) -> bool:
+        if self.defers:
+            self.turn_comes = go_on
+            wait(self)
+        return self.defers
 
     def hold_up(self, waits: bool) -> None:
         self.held_up = waits
@@ -280,14 +295,49 @@ def test_a_bug_is_answered_and_counted_once(peer: Any) -> None:
     assert [code for code, _ in peer.outcomes] == [Code.INTERNAL]
 
 
-def test_a_refusal_is_an_end_that_is_counted(peer: Any) -> None:
-    call = peer.unary(rpc_pb2.PutRequest(key=b"k"))
-    peer.overfull = True
-    assert call.refuse_if_overfull()
-    call.refuse_if_overfull()
+def deferred(peer: Any, timeout_s: float | None = None) -> UnaryCall:
+    """A put that waits until the peer has taken replies."""
+    peer.defers = True
+    call: UnaryCall = peer.unary(rpc_pb2.PutRequest(key=b"k"), timeout_s)
+    peer.defers = False
+    return call
+
+
+@pytest.mark.parametrize("timeout_s", [None, 1.0])
+def test_a_request_that_waits_for_its_peer_is_carried_out_when_its_turn_comes(
+    peer: Any, timeout_s: float | None
+) -> None:
+    deferred(peer, timeout_s)
+    later(peer, 0.9)
     peer.world.settle()
-    assert (peer.refused, peer.outcomes) == (1, [])
-    assert sum(peer.handled(PUT).values()) == 1
+    assert peer.world.keys() == peer.outcomes == []
+    peer.turn_comes()
+    peer.world.settle()
+    later(peer, 5.0)  # its deadline ends nothing any more
+    peer.world.settle()
+    assert peer.world.keys() == [b"k"]
+    assert peer.outcomes == [(Code.OK, "")]
+    assert peer.gave_up == 0
+    assert peer.handled(PUT) == {Code.OK: 1}
+
+
+def test_a_request_that_waits_for_its_peer_ends_at_its_deadline_and_is_not_carried_out(peer: Any) -> None:
+    deferred(peer, 1.0)
+    later(peer, 1.0)
+    peer.world.settle()
+    assert peer.outcomes == [LATE]
+    assert peer.gave_up == 1
+    assert peer.world.keys() == []
+    assert peer.handled(PUT) == {Code.DEADLINE_EXCEEDED: 1}
+
+
+def test_a_request_that_waits_for_its_peer_is_given_up_with_it(peer: Any) -> None:
+    call = deferred(peer)
+    call.gone()
+    call.gone()
+    peer.world.settle()
+    assert (peer.outcomes, peer.gave_up) == ([], 1)
+    assert peer.handled(PUT) == {Code.CANCELED: 1}
 
 
 def test_the_end_of_a_stream_follows_the_replies_to_its_earlier_requests(peer: Any) -> None:

@@ -108,7 +108,7 @@ def test_an_observer_that_does_not_read_is_shown_the_leader_of_then(world: LockW
     leader = world.campaign(b"e", 0xA, b"0").outcome.leader
     slow, quick = world.observe(b"e"), world.observe(b"e")
     slow.shown(), quick.shown()
-    slow.to_take_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
+    slow.to_take_bytes = limits.CONNECTION_BACKLOG_BYTES_MAX + 1
     values = [b"%d" % number for number in range(1, 10)]
     for value in values:
         world.do(election_pb2.ProclaimRequest(leader=leader, value=value))
@@ -125,7 +125,7 @@ def test_what_waits_at_the_gate_while_an_observer_catches_up_is_shown_once(world
     leader = world.campaign(b"e", 0xA, b"0").outcome.leader
     slow = world.observe(b"e")
     slow.shown()
-    slow.to_take_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
+    slow.to_take_bytes = limits.CONNECTION_BACKLOG_BYTES_MAX + 1
     world.do(election_pb2.ProclaimRequest(leader=leader, value=b"1"))
     world.begin(election_pb2.ProclaimRequest(leader=leader, value=b"2"))
     slow.read()
@@ -137,7 +137,7 @@ def test_what_waits_at_the_gate_while_an_observer_catches_up_is_shown_once(world
 def test_a_slow_observer_that_goes_is_forgotten(world: LockWorld) -> None:
     world.campaign(b"e", 0xA)
     slow = world.observe(b"e")
-    slow.to_take_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
+    slow.to_take_bytes = limits.CONNECTION_BACKLOG_BYTES_MAX + 1
     world.unlock(b"e/a")
     world.campaign(b"e", 0xB)
     slow.shown()

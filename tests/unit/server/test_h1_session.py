@@ -16,7 +16,7 @@ from tests.unit.server.test_connection import REQUESTS, serve_large_replies
 
 # With its headers a little more than a peer may leave untaken before its next request begins, so all of it is written.
 SLOW = rpc_pb2.RangeResponse(
-    kvs=[mvcc_pb2.KeyValue(value=bytes(3 * (limits.H2_STREAM_SEND_BYTES_MAX // 4 - 6)))]
+    kvs=[mvcc_pb2.KeyValue(value=bytes(3 * (limits.CONNECTION_BACKLOG_BYTES_MAX // 4 - 6)))]
 ).SerializeToString()
 
 

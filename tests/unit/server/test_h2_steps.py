@@ -3,6 +3,7 @@
 
 import zlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
-from lessor.server.transport import h2_session
+from lessor.server.transport import grpc_calls, h2_session
 from lessor.wire import frames, grpc
 from lessor.wire.h2 import encode_headers
 from tests.attack.floods import WATCH, WIDE, block, data, headers
@@ -404,3 +405,28 @@ def test_leases_do_not_wait_for_bytes_that_went_away_while_the_batch_was_full() 
         assert world.transport.reading
 
     steps(test)
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_txn_of_very_many_compares_is_refused_before_it_is_parsed(
+    monkeypatch: pytest.MonkeyPatch, deflated: bool
+) -> None:
+    message = b"\x0a\x00" * 300_000
+    path = "/etcdserverpb.KV/Txn"
+
+    def test(world: World) -> None:
+        cast(Any, world.connection.core).machine = SimpleNamespace(max_txn_ops=128)
+        parsed: list[bytes] = []
+        monkeypatch.setattr(grpc_calls.Route, "parse", property(lambda route: parsed.append, lambda route, parse: None))
+        if deflated:
+            world.receive(headers(1, block(path, GZIP)) + data(1, compressed(message), end=True))
+        else:
+            body = grpc.frame(message)
+            pieces = b"".join(data(1, body[at : at + 16_384]) for at in range(0, len(body), 16_384))
+            world.receive(headers(1, block(path)) + pieces + data(1, b"", end=True))
+        world.finish()
+        assert b"too many operations in txn request" in world.transport.written
+        assert parsed == []
+        assert world.connection.core.unfinished.total_bytes == 0
+
+    steps(test, 0.0)

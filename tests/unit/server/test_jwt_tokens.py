@@ -2,6 +2,7 @@
 """JSON Web Tokens: every signing method, every way a token or a key file can be wrong."""
 
 import builtins
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,15 @@ def test_bad_settings_say_what_is_wrong_in_one_line(keys: dict[str, Path], setti
     assert text.startswith("--auth-token: ")
     assert says in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("setting", ["priv_key", "pub_key"])
+def test_a_key_that_is_a_fifo_is_refused_and_not_waited_for(
+    keys: dict[str, Path], tmp_path: Path, setting: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OptionError, match=r"pipe: it is a FIFO, not a file$"):
+        tokens_with(keys, None, sign_method="RS256", **{setting: str(tmp_path / "pipe")})
 
 
 def test_the_option() -> None:

@@ -5,8 +5,8 @@ import asyncio
 from typing import Any
 
 from lessor.api.proto import leases_pb2
-from lessor.server.loop.call import Held
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.services import leases
 from lessor.state.lease_list import LeaseList
 from tests.unit.server.lock_world import Call

@@ -82,7 +82,7 @@ def test_who_has_gone_is_not_told_and_costs_nothing() -> None:
 def test_a_reader_at_the_bound_is_told_and_one_beyond_is_cut_off() -> None:
     world = LockWorld()
     slow, quick = WatchCall(world), WatchCall(world)
-    slow.backlog_bytes = limits.H2_STREAM_SEND_BYTES_MAX
+    slow.backlog_bytes = limits.CONNECTION_BACKLOG_BYTES_MAX
     grant(world, 1)
     world.settle()
     slow.backlog_bytes += 1

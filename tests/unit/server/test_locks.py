@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from lessor.api.proto import lock_pb2, rpc_pb2
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.errors import Code
 from lessor.server.services.waiting_lines import SESSION_TTL_S, Claim, WaitingLines
 from tests.unit.server.lock_world import LockWorld
@@ -204,3 +204,24 @@ def test_a_thousand_waiting_calls_cost_an_unlock_no_more_than_one(world: LockWor
             assert waiting[number + 1].outcome is not None
         assert looked_at == 1 + 2 + 2
     assert world.idle
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 1_000])
+def test_a_write_of_many_keys_ends_waits_in_its_own_step(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Other watchers are told of such a write later; a decision about a lock has to see it at once."""
+    monkeypatch.setattr(limits, "WATCH_AT_ONCE_EVENTS", at_once)
+    world = LockWorld()
+    for number in range(5):
+        world.do(rpc_pb2.PutRequest(key=b"a%d" % number))
+    world.lock(b"job", world.lease(1))
+    second, third = world.lock(b"job", world.lease(2)), world.lock(b"job", world.lease(3))
+    first_key = world.machine.store.range(b"job/", b"job0")[0].key
+    world.begin(rpc_pb2.DeleteRangeRequest(key=b"a", range_end=first_key + b"\0"))
+    # Nothing is durable yet, and the line has moved: who asks anew waits behind the third.
+    fourth = world.begin(lock_pb2.LockRequest(name=b"job", lease=world.lease(4)))
+    assert second.decided
+    world.settle()
+    assert second.answered
+    assert second.error is None
+    assert not third.answered
+    assert not fourth.answered

@@ -21,7 +21,7 @@ from lessor.server.options import Options
 from lessor.server.services.compactor import Compactor
 from lessor.state.journal import Batch
 from lessor.state.mvcc import Store
-from lessor.state.watch_hub import Watcher
+from lessor.state.watcher import Watcher
 from tests.unit.server.lock_world import Call, LockWorld, Stream
 from tests.unit.server.turn_world import Peer
 
@@ -445,7 +445,7 @@ def test_an_observer_that_has_fallen_behind_is_shown_none_either() -> None:
     world.campaign(b"e", OTHER, b"first")
     observer = world.observe(b"e")
     observer.shown()
-    observer.to_take_bytes = limits.H2_STREAM_SEND_BYTES_MAX + 1
+    observer.to_take_bytes = limits.CONNECTION_BACKLOG_BYTES_MAX + 1
     world.do(rpc.PutRequest(key=b"e/8", value=b"skipped", ignore_lease=True))
     put = rpc.PutRequest(key=b"e/8", value=b"second", ignore_lease=True)
     asked = rpc.TxnRequest(success=[rpc.RequestOp(request_put=put), rpc.RequestOp(request_delete_range=DELETE)])

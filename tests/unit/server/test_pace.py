@@ -13,7 +13,7 @@ import pytest
 from lessor.api.methods import BY_PATH
 from lessor.base import limits
 from lessor.server.loop import call as call_module
-from lessor.server.loop.call import Held
+from lessor.server.loop.held import Held
 from lessor.server.transport.http_calls import JsonStream
 from tests.unit.server.lock_world import LockWorld
 

@@ -2,12 +2,14 @@
 """Certificates, keys, authorities, revocation lists: what is taken, what is refused, what happens on a change."""
 
 import base64
+import dataclasses
 import logging
 import os
 import ssl
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -21,6 +23,7 @@ from lessor.server.options import OptionError, Options, TlsOptions, parse_listen
 from lessor.server.tls import listeners, peer, revocation, self_signed
 from lessor.server.tls.context import CredentialFiles, load
 from tests.certificates import NOW, Authority, write_key
+from tests.irregular import MAKERS, put
 
 CA = Authority("ca")
 LIST = CA.revoke([1, 2**100])
@@ -41,6 +44,33 @@ def test_clients_are_asked_only_where_the_options_say_so(tmp_path: Path) -> None
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert len(context.get_ca_certs()) == 1
     assert load(options(tmp_path, client_cert_auth=True)).context.verify_mode is ssl.CERT_REQUIRED
+
+
+NO_FILES = sorted(set(MAKERS) - {"a symbolic link to a file", "a symbolic link to nothing"})
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize("name", ["cert_file", "key_file", "trusted_ca_file", "client_crl_file"])
+def test_what_is_no_file_is_named_and_holds_nobody_up(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "in").mkdir()
+    put(kind, tmp_path / "in" / "it")
+    named: dict[str, object] = {"trusted_ca_file": str(CA.write(tmp_path / "ca.pem"))}
+    given = options(tmp_path, **named)
+    change: dict[str, Any] = {name: str(tmp_path / "in" / "it")}
+    broken = dataclasses.replace(given, **change)
+    with pytest.raises(OptionError, match=f"^--{name.replace('_', '-')}: open .*: (it is a|no such device)") as caught:
+        load(broken)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_certificate_that_becomes_no_file_holds_nobody_up(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "in").mkdir()
+    given = options(tmp_path / "in")
+    files = CredentialFiles(given)
+    before = files.current()
+    put(kind, Path(given.cert_file))
+    assert files.current() is before
 
 
 def test_a_bundle_may_hold_several_authorities_and_comments(tmp_path: Path) -> None:

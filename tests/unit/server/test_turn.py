@@ -12,7 +12,8 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import limits
 from lessor.server.loop.expiry import MARGIN_S, SLOW_COMMIT_S, STALL_S
 from lessor.state.replay import RECONNECT_GRACE_S
-from lessor.state.watch_hub import Changes, Watcher
+from lessor.state.watch_changes import Changes
+from lessor.state.watcher import Watcher
 from tests.unit.server.turn_world import Peer, World, once
 
 

@@ -12,7 +12,8 @@ from lessor.server.loop.release import Gate
 from lessor.server.loop.turn import Turn
 from lessor.state.journal import Batch
 from lessor.state.machine import Identity, StateMachine
-from lessor.state.watch_hub import Changes, Watcher
+from lessor.state.watch_changes import Changes
+from lessor.state.watcher import Watcher
 
 
 class Loop:

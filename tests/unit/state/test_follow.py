@@ -13,7 +13,7 @@ from lessor.state import replay
 from lessor.state.journal import Batch
 from lessor.state.machine import StateMachine
 from lessor.state.replay import RECONNECT_GRACE_S, restore
-from lessor.state.watch_hub import Watcher
+from lessor.state.watcher import Watcher
 from tests.unit.state.test_replay import IDENTITY, REQUESTS, Rows, answers, call
 
 

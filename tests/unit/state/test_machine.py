@@ -12,7 +12,7 @@ from lessor.base import errors
 from lessor.base.errors import ErrorText, EtcdError
 from lessor.state.digest import hash_kv
 from lessor.state.machine import Identity, StateMachine
-from lessor.state.watch_hub import Watcher
+from lessor.state.watcher import Watcher
 
 EVERYTHING: Any = {"key": b"\0", "range_end": b"\0"}
 R = rpc_pb2.RangeRequest

@@ -15,7 +15,7 @@ from lessor.state.digest import hash_kv
 from lessor.state.journal import AlarmRow, AuthRows, Batch, EventRow, LeaseRow
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import RECONNECT_GRACE_S, restore
-from lessor.state.watch_hub import Watcher
+from lessor.state.watcher import Watcher
 
 IDENTITY = Identity(1, 2, 3)
 

@@ -8,17 +8,9 @@ from hypothesis import strategies as st
 from lessor.api.proto import mvcc_pb2, rpc_pb2
 from lessor.state import watch_hub
 from lessor.state.machine import Identity, StateMachine
-from lessor.state.watch_hub import (
-    NO_DELETE,
-    NO_PUT,
-    Change,
-    CompactedError,
-    Publication,
-    Watcher,
-    event_bytes,
-    range_is_empty,
-    watch_range,
-)
+from lessor.state.watch_changes import Change, event_bytes
+from lessor.state.watch_hub import CompactedError, Publication
+from lessor.state.watcher import NO_DELETE, NO_PUT, Watcher, range_is_empty, watch_range
 
 KEYS = (b"\0", b"a", b"a/", b"a/1", b"a/2", b"a0", b"b", b"\xff", b"\xff\xff")
 RANGES: tuple[tuple[bytes, bytes | None], ...] = (

@@ -30,7 +30,7 @@ A codec overrides all members under "the codec's". It calls `gone` when the peer
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError, Message
@@ -39,14 +39,17 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.core import Core
-from lessor.server.loop.reply_memory import Reader
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 from lessor.state.long_read import Written
 from lessor.state.long_write import LongWrite, Outcome
 
 
 class Waiting(Protocol):
-    """Stands for a reply that comes later: a lock that is not free, a password that is being hashed, a long reply."""
+    """Stands for a reply that comes later: a lock that is not free, a password that is being hashed, a long reply.
+
+    Or for a request that is kept until the peer has taken replies.
+    """
 
     @property
     def open_ended(self) -> bool:
@@ -59,21 +62,6 @@ class Waiting(Protocol):
         Not called after `UnaryCall.finish`.
         """
         ...
-
-
-class Held:
-    """The bytes of replies that wait at the gate for one peer. A connection has one; its calls add and take away.
-
-    `address`: the peer's, see peer_address.py. Calls of one connection have one Held, which stands for the connection.
-    `reader`: the connection itself, see reply_memory.py; None if no long reply is sent there.
-    """
-
-    __slots__ = ("address", "reader", "size_bytes")
-
-    def __init__(self, address: str = "", reader: Reader | None = None) -> None:
-        self.address = address
-        self.reader = reader
-        self.size_bytes = 0
 
 
 class UnaryCall:
@@ -105,9 +93,12 @@ class UnaryCall:
         """The common name in the connection's client certificate, if that was verified and may name a caller."""
         raise NotImplementedError
 
-    @property
-    def overfull(self) -> bool:
-        """Whether the replies that the peer has not taken exceed the bound of a connection."""
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        """Whether the replies that the peer has not taken exceed the bound of a connection.
+
+        If so `go_on` is called once, when they do so no more, or when the connection is over. A later `go_on` of the
+        same connection takes its place.
+        """
         raise NotImplementedError
 
     def encode(self, reply: bytes) -> bytes:
@@ -124,10 +115,6 @@ class UnaryCall:
 
     def _send_error(self, error: EtcdError) -> None:
         """Sends an error, and lets go of the stream or exchange."""
-        raise NotImplementedError
-
-    def _send_refusal(self) -> Code:
-        """Refuses the call, which has changed nothing, and lets go. Returns the code that the call is counted under."""
         raise NotImplementedError
 
     def _let_go(self) -> None:
@@ -152,16 +139,16 @@ class UnaryCall:
                 core.permit(self, request)
             handler = core.unary_handlers.get(self.method)
             if handler is None:
-                self._wait(core.waiting_handlers[self.method](core, self, request))
+                self.wait(core.waiting_handlers[self.method](core, self, request))
                 return
             reply = handler(core, request)
             if isinstance(reply, bytes):
                 payload = self.encode(reply)
             elif isinstance(reply, LongWrite):
-                self._wait(core.turn.long_writes.begin(reply, self))
+                self.wait(core.turn.long_writes.begin(reply, self))
                 return
             else:
-                self._wait(core.long_replies.begin(self, reply, request))
+                self.wait(core.long_replies.begin(self, reply, request))
                 return
         except Exception as error:
             payload = as_answer(error, self.method.path)
@@ -178,13 +165,19 @@ class UnaryCall:
         if self.core.auth.enabled:
             self.core.permit(self, request)
 
-    def refuse_if_overfull(self) -> bool:
-        """Refuses the call if it is `overfull`; returns whether it is."""
-        if not self.overfull:
-            return False
-        if self._close():
-            self.counts.end(self._send_refusal())
-        return True
+    def wait(self, waiting: Waiting | None) -> None:
+        """The call goes on later, or is answered later. Its deadline goes on; `waiting` is told if the call ends."""
+        self.waiting = waiting
+        if waiting is not None and self.deadline_s is not None:
+            left_s = self.deadline_s - self.core.turn.now_s()
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._out_of_time)
+
+    def wait_no_more(self) -> None:
+        """The call goes on now."""
+        self.waiting = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # --- from the handler ---
 
@@ -236,6 +229,7 @@ class UnaryCall:
         if isinstance(payload, bytes):
             self.held.size_bytes -= len(payload)
         if self.over:
+            self.held.dropped()
             return
         if self.deadline_s is not None and self._late():
             self.end_now(errors.DEADLINE_EXCEEDED.error())
@@ -253,12 +247,6 @@ class UnaryCall:
     def _late(self) -> bool:
         """Whether the deadline has come."""
         return self.deadline_s is not None and self.core.turn.now_s() >= self.deadline_s
-
-    def _wait(self, waiting: Waiting | None) -> None:
-        self.waiting = waiting
-        if waiting is not None and self.deadline_s is not None:
-            left_s = self.deadline_s - self.core.turn.now_s()
-            self._timer = asyncio.get_running_loop().call_later(left_s, self._out_of_time)
 
     def _out_of_time(self) -> None:
         if self.waiting is not None:  # otherwise the reply is at the gate, and `deliver` checks the deadline
@@ -338,6 +326,11 @@ class StreamCall:
         raise NotImplementedError
 
     @property
+    def held(self) -> Held:
+        """Stands for the connection, also for what the call's handler keeps. Not to be asked for once it has ended."""
+        raise NotImplementedError
+
+    @property
     def peer_address(self) -> str:
         """As Held.address."""
         raise NotImplementedError
@@ -353,6 +346,10 @@ class StreamCall:
 
     def _send(self, replies: list[bytes]) -> None:
         """Sends serialized messages, in order."""
+        raise NotImplementedError
+
+    def _send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        """`send_long` of a call that is not over."""
         raise NotImplementedError
 
     def _send_end(self, error: EtcdError | None) -> None:
@@ -409,6 +406,16 @@ class StreamCall:
         if not self.over:
             self.core.metrics.sent[self.method] += len(replies)
             self._send(replies)
+
+    def send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        """Sends one serialized message, `head` and `chunks` joined, in steps: yields the cost of each, in bytes.
+
+        Each is a row of whole fields, in the order of their numbers. The message is sent with the last step. Messages
+        that are sent in between go before it. The codec may keep the chunks until the peer has taken them.
+        """
+        if not self.over:
+            self.core.metrics.sent[self.method] += 1
+            yield from self._send_long(head, chunks)
 
     def finish(self, error: EtcdError | None = None) -> None:
         """Ends the call now, with OK or with the error. Does nothing once it has ended."""

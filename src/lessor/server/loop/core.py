@@ -20,6 +20,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.committer import Committer
+from lessor.server.loop.kept_keys import KeptKeys
 from lessor.server.loop.long_reply import LongReplies
 from lessor.server.loop.pace import Pace
 from lessor.server.loop.release import Gate
@@ -105,12 +106,13 @@ class Core:
         self._apart = handlers.apart
         self._own_handlers = handlers
         turn.long_writes.on_busy = self._hold_calls
-        self.pages = Pages()
+        self.pages = Pages(turn.read_clock)
         self.watch_streams: set[WatchesProgress] = set()
         self.long_replies = LongReplies(ReplyMemory(metrics.shortages))
         self.request_pace = Pace(turn, limits.STREAM_REQUESTS_PER_TURN_MAX)
         self.body_pace = Pace(turn, limits.JSON_VALUES_PER_TURN)
         self.unfinished = Unfinished(options.message_bytes_max, metrics.shortages)
+        self.kept_keys = KeptKeys(metrics.shortages)
         self._tasks: set[asyncio.Task[Any]] = set()  # keeps tasks alive: the loop does not
 
     def _hold_calls(self, hold: bool) -> None:
@@ -170,6 +172,16 @@ class Core:
             text = f"grpc: received message larger than max ({size_bytes} vs. {limits.STRANGER_BYTES_MAX})"
             raise EtcdError(Code.RESOURCE_EXHAUSTED, text)
         raise errors.USER_EMPTY.error() if claimed is None else claimed
+
+    def refuse_to_keep(self, call: Credentials, request: type[Message]) -> None:
+        """Raises the EtcdError of a caller without a valid token, while auth is on, for a request that needs one.
+
+        For a request that has to wait: its caller would get that error behind the wait, too.
+        """
+        if self.auth.enabled and not permissions.needs_no_caller(request):
+            claimed = self.claimed(call)
+            if not isinstance(claimed, Caller):
+                raise errors.USER_EMPTY.error() if claimed is None else claimed
 
     # --- headers ---
 

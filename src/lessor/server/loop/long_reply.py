@@ -12,9 +12,9 @@ Laws
 - The code that makes the pieces answers for their content. Here the pieces are only bytes. The call encodes them, as
   JSON for instance, in the same steps.
 - A call whose peer went away is dropped, and its place with it.
-- When the turn of a read comes, of keys, leases or a digest, the caller's rights are checked anew, since they may have
-  changed or auth may be on now; and the call is refused if its peer has not taken the replies to earlier calls. A write
-  has taken effect: it is answered in any case.
+- When the turn of a read comes, of keys, leases or a digest, it waits if its peer has not taken the replies to earlier
+  calls, and what is behind it on its connection waits too. Then the caller's rights are checked anew, since they may
+  have changed or auth may be on now. A write has taken effect: it is answered in any case.
 
 Does not do: the bound on the memory of all replies (reply_memory.py); cutting an encoded reply, as the flow control of
 HTTP/2 does.
@@ -22,7 +22,8 @@ HTTP/2 does.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
@@ -43,7 +44,7 @@ class Answered(Protocol):
 
     def permit(self, request: Message) -> None: ...
 
-    def refuse_if_overfull(self) -> bool: ...
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool: ...
 
     def end_now(self, error: EtcdError) -> None: ...
 
@@ -69,7 +70,7 @@ class LongReply:
         self._size_bytes = limits.LONG_REPLY_WAITING_BYTES + (0 if request is None else request.ByteSize())
         if isinstance(pieces, Written):
             self._size_bytes += pieces.kept_bytes
-        call.held.size_bytes += self._size_bytes
+        self._count(call, self._size_bytes)
 
     @property
     def gone(self) -> bool:
@@ -83,13 +84,25 @@ class LongReply:
 
     def _let_go(self, call: Answered) -> None:
         """Undoes all that waiting and working took."""
-        call.held.size_bytes -= self._size_bytes
+        self._count(call, -self._size_bytes)
         self._size_bytes = 0
         self._memory.made_bytes -= self.made_bytes
         self.made_bytes = 0
         pieces, self._pieces, self._steps, self._request = self._pieces, iter(()), None, None
         if isinstance(pieces, LongRead):
             pieces.close()
+
+    @staticmethod
+    def _count(call: Answered, by_bytes: int) -> None:
+        call.held.size_bytes += by_bytes
+        call.held.unmade_bytes += by_bytes
+
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        """Whether this has not begun, and is not to begin: see UnaryCall.waits_for_peer. A write does not wait."""
+        call = self._call
+        if call is None or self._steps is not None or isinstance(self._pieces, Written):
+            return False
+        return call.waits_for_peer(go_on)
 
     def step(self) -> bool:
         """Takes the next step; returns whether there is another one to take. Does not raise."""
@@ -98,8 +111,8 @@ class LongReply:
             return False
         payload: Any
         try:
-            if self._steps is None and not self._begin(call):
-                return False
+            if self._steps is None:
+                self._begin(call)
             steps = self._steps
             payload = None if steps is None else next(steps)
         except Exception as error:
@@ -113,19 +126,14 @@ class LongReply:
         call.finish_encoded(payload)
         return False
 
-    def _begin(self, call: Answered) -> bool:
-        """Returns whether the call is still to be answered."""
+    def _begin(self, call: Answered) -> None:
         kept_bytes = self._pieces.kept_bytes if isinstance(self._pieces, Written) else 0
-        call.held.size_bytes -= self._size_bytes - kept_bytes
+        self._count(call, kept_bytes - self._size_bytes)
         self._size_bytes = kept_bytes
         request, self._request = self._request, None
-        if not isinstance(self._pieces, Written):
-            if request is not None:
-                call.permit(request)
-            if call.refuse_if_overfull():
-                return False
+        if request is not None and not isinstance(self._pieces, Written):
+            call.permit(request)
         self._steps = call.encode_pieces(self._count_made(self._pieces))
-        return True
 
     def _count_made(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
@@ -146,12 +154,14 @@ class LongReply:
 class LongReplies:
     """The long replies of a server."""
 
-    __slots__ = ("_addresses", "_lines", "_memory", "_task", "paused")
+    __slots__ = ("_addresses", "_lines", "_memory", "_parked", "_task", "paused")
 
     def __init__(self, memory: ReplyMemory) -> None:
         self._memory = memory
         # The replies of each connection that has any, oldest first: the first one may have begun.
         self._lines: dict[Counted, deque[LongReply]] = {}
+        # Those of connections whose peer has to take replies first.
+        self._parked: dict[Counted, deque[LongReply]] = {}
         # Those connections by address. The next to have a turn is the first of its address, and that the first of all.
         self._addresses: OrderedDict[str, deque[Counted]] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
@@ -160,7 +170,7 @@ class LongReplies:
     @property
     def idle(self) -> bool:
         """Whether no reply waits or is made."""
-        return not self._lines
+        return not (self._lines or self._parked)
 
     def begin(self, call: Answered, pieces: Iterator[bytes], request: Message | None = None) -> LongReply:
         """Answers `call` with all `pieces` joined, or with the EtcdError that is raised while a piece is made.
@@ -170,15 +180,22 @@ class LongReplies:
         """
         reply = LongReply(call, pieces, request, self._memory)
         held = call.held
-        line = self._lines.get(held)
+        line = self._lines.get(held) or self._parked.get(held)
         if line is None:
-            self._lines[held] = deque((reply,))
-            self._addresses.setdefault(held.address, deque()).append(held)
+            self._enter(held, deque((reply,)))
         else:
             line.append(reply)
+        return reply
+
+    def _enter(self, held: Counted, line: deque[LongReply]) -> None:
+        """The connection takes turns with the others."""
+        self._lines[held] = line
+        self._addresses.setdefault(held.address, deque()).append(held)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
-        return reply
+
+    def _unpark(self, held: Counted) -> None:
+        self._enter(held, self._parked.pop(held))
 
     async def _run(self) -> None:
         while self._lines:
@@ -194,7 +211,10 @@ class LongReplies:
         self._task = None
 
     def _step(self) -> bool:
-        """Gives the next connection its turn. Returns whether a step was taken: not if nobody waits for the reply."""
+        """Gives the next connection its turn. Returns whether a step was taken.
+
+        It was not if nobody waits for the reply, or if the peer has to take others first.
+        """
         address, connections = next(iter(self._addresses.items()))
         self._addresses.move_to_end(address)
         held = connections.popleft()
@@ -202,6 +222,11 @@ class LongReplies:
         reply = line[0]
         taken = not reply.gone
         try:
+            if reply.waits_for_peer(partial(self._unpark, held)):
+                self._parked[held] = self._lines.pop(held)
+                if not connections:
+                    del self._addresses[address]
+                return False
             more = reply.step()
         except Exception as error:  # the other replies are for other calls
             as_answer(error, "a long reply")

@@ -48,6 +48,8 @@ class Served(Protocol):
 
     held: Any
 
+    def wait_no_more(self) -> None: ...
+
     def serve(self, request: Message) -> None: ...
 
     def finish(self, outcome: bytes | EtcdError) -> None: ...
@@ -102,6 +104,7 @@ class Queued:
         call, request = self._call, self._request
         if call is not None and request is not None:
             self.on_gone()
+            call.wait_no_more()
             call.serve(request)
 
 

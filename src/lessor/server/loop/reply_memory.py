@@ -34,6 +34,10 @@ class Reader(Protocol):
         """Closes the connection now."""
         ...
 
+    def look(self) -> None:
+        """Looks at the end of the turn whether what waits for room among the replies may go on."""
+        ...
+
 
 class Counted(Protocol):
     """The connection of a call; see call.Held."""

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bounds the bytes kept of requests that have not come in whole, over all connections together.
+"""Bounds the bytes kept of requests that are not served yet, over all connections together.
+
+They have not come in whole, or wait for a step of their own, or until their peer has taken replies.
 
 Laws
-- The bytes of an unfinished message or request count from the end of the read that brought them.
+- The bytes of an unfinished message or request count from the end of the read that brought them. Those of a request
+  that waits for its peer count from that moment on, with DEFERRED_REQUEST_BYTES.
 - One connection keeps at most UNFINISHED_CONNECTION_BYTES_MAX, or two of the largest messages if that is more. Beyond
   it the request that began last is refused, then the one before it, until the rest fits: so older requests can end.
 - All connections together keep at most UNFINISHED_BYTES_MAX. Beyond it the connection that keeps most, of the address
   whose connections keep most together, loses the request that began last, again and again until the rest fits: the peer
   that fills the memory pays, by many connections too, and not the one that sent the last byte.
-- A request that comes in one read, as nearly all do, is never counted.
+- A request that comes in one read and is served at once, as nearly all are, is never counted.
 """
 
 from typing import Protocol
@@ -19,7 +22,7 @@ from lessor.server.observe.shortages import UNFINISHED, Shortages
 
 
 class Holder(Protocol):
-    """A connection that keeps unfinished requests."""
+    """A connection that keeps such requests."""
 
     @property
     def address(self) -> str:

@@ -35,11 +35,13 @@ class Exposition:
 
     def __init__(self, observed: Observed) -> None:
         self._observed = observed
+        self._pages_made = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
+        self._pages_made += 1
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -146,6 +148,8 @@ class Exposition:
             alarms.add_metric([f"{member:x}", alarm_name(kind)], 1)
         yield alarms
         yield _gauge("lessor_connections", "Client connections.", metrics.connections)
+        # A page is given again for a moment (pages.py). Whoever compares two can tell by this whether they are one.
+        yield _counter("lessor_metrics_pages_made", "Pages of metrics that were made, this one too.", self._pages_made)
         reached = CounterMetricFamily("lessor_limit_reached", "How often a limit was reached.", labels=["limit"])
         for shortage, count in metrics.shortages.counts.items():
             reached.add_metric([shortage.name], count)

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain HTTP pages beside the gateway: /health, /livez, /readyz, /version, /metrics, /debug/vars."""
+"""The plain HTTP pages beside the gateway: /health, /livez, /readyz, /version, /metrics, /debug/vars.
+
+Laws
+- No page needs a token, so none may cost much. /metrics takes milliseconds: one that was made in the last
+  METRICS_PAGE_S is given again, to whomever. The others take microseconds, and their queries are bounded.
+"""
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lessor.gateway.routes import CORS_HEADERS, Answer, wrong_verb
+from lessor.base import limits
+from lessor.gateway.routes import CORS_HEADERS, Answer, page, wrong_verb
 from lessor.server.observe import debug_vars, health
 from lessor.server.observe.observed import Observed
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
@@ -19,24 +26,33 @@ _CHECKS = tuple(
     f"/{page}{end}" for page in health.CHECKS for end in ("", *(f"/{name}" for name in health.CHECKS[page]))
 )
 _PATHS = frozenset(("/health", "/version", "/metrics", "/debug/vars", *_CHECKS))
+_QUERY_TOO_LONG = page(414, "query too long")
 PATHS_OF_METRICS_URLS = _PATHS - {"/version", "/debug/vars"}
 
 
 class Pages:
-    """The pages of one server. Keeps the Exposition that the first request for /metrics makes."""
+    """The pages of one server. Keeps the Exposition that the first request for /metrics makes, and its newest text."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_clock: Callable[[], float]) -> None:
+        """`read_clock` gives seconds on a clock that never goes back."""
+        self._read_clock = read_clock
+        self.metrics_page_s = limits.METRICS_PAGE_S  # for how long a page of metrics is given again
         self._exposition: Exposition | None = None
+        self._metrics_text = b""
+        self._metrics_made_s = 0.0
 
-    def page(self, observed: Observed, method: str, path: str, query: str) -> Answer | None:
-        """The whole reply to a request for a page, or None when there is no such page. `query` is without its `?`.
+    def has(self, path: str) -> bool:
+        return path in _PATHS
+
+    def page(self, observed: Observed, method: str, path: str, query: str) -> Answer:
+        """The whole reply to a request for a page that there is (`has`). `query` is without its `?`.
 
         `observed` is the same at each request.
         """
-        if path not in _PATHS:
-            return None
         if method != "GET" and not (path == "/metrics" and method == "HEAD"):
             return wrong_verb("GET")
+        if len(query) > limits.PAGE_QUERY_BYTES_MAX:
+            return _QUERY_TOO_LONG
         if path == "/health":
             return health.health(observed, query)
         if path == "/version":
@@ -49,9 +65,14 @@ class Pages:
         return health.checks(observed, path, query)
 
     def _metrics(self, observed: Observed) -> bytes:
+        now_s = self._read_clock()
+        if self._metrics_text and now_s - self._metrics_made_s < self.metrics_page_s:
+            return self._metrics_text
         if self._exposition is None:
             # Not at the top: Prometheus' library would make each start longer.
             from lessor.server.observe.exposition import Exposition
 
             self._exposition = Exposition(observed)
-        return self._exposition.text()
+        self._metrics_text = self._exposition.text()
+        self._metrics_made_s = now_s
+        return self._metrics_text

@@ -64,6 +64,12 @@ LONG_REPLIES = Shortage(
     "find the clients that ask for very many keys and do not read the reply; let them read in pages",
     limits.LONG_REPLIES_BYTES_MAX,
 )
+KEPT_KEYS = Shortage(
+    "kept_key_bytes",
+    "keys of watches and of waits fill their share of the memory: the largest keeper loses its largest key",
+    "find the clients that watch or lock very many long keys; each connection's share is bounded too",
+    limits.KEPT_KEYS_BYTES_MAX,
+)
 HANDSHAKES = Shortage(
     "tls_handshakes",
     "too many TLS handshakes at a time: the oldest is dropped",
@@ -96,6 +102,7 @@ ALL = (
     THREADS,
     SNAPSHOTS,
     LONG_REPLIES,
+    KEPT_KEYS,
     HANDSHAKES,
     BATCH_ROWS,
     DISK_SPACE,

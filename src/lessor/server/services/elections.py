@@ -21,6 +21,7 @@ from lessor.api.proto import election_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.contenders import key_of, prefix_of
 from lessor.base.errors import Code, ErrorText, EtcdError
+from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import StreamCall, UnaryCall, Waiting
 from lessor.server.loop.core import Core
 from lessor.server.services.waiting_lines import WaitingLines, created_at
@@ -115,12 +116,13 @@ class Observe:
     only; then its user's name counts: an observer may wait for longer than a token lives.
     """
 
-    __slots__ = ("_asked", "_behind", "_call", "_caller", "_core", "_lines", "_over", "_prefix", "_shown")
+    __slots__ = ("_asked", "_behind", "_call", "_caller", "_core", "_lines", "_over", "_prefix", "_shown", "held")
 
     def __init__(self, core: Core, call: StreamCall, lines: WaitingLines) -> None:
         self._core = core
         self._lines = lines
         self._call = call
+        self.held = call.held
         self._asked = election_pb2.LeaderRequest()
         self._caller: str | None = None  # None for a call without a user
         self._prefix: bytes | None = None  # None until the request has come, and after the end
@@ -140,21 +142,39 @@ class Observe:
         self._begin(self._asked)
 
     def _begin(self, request: election_pb2.LeaderRequest) -> None:
-        self._core.turn.long_writes.after(partial(self._begin_now, request))
+        writes = self._core.turn.long_writes
+        if writes.busy:
+            writes.after(partial(self._begin_later, request))
+        else:
+            self._begin_now(request)
+
+    def _begin_later(self, request: election_pb2.LeaderRequest) -> None:
+        """A long write has ended. Nobody is above to answer the call with an error."""
+        try:
+            self._begin_now(request)
+        except Exception as error:
+            self._call.end_in_order(as_answer(error, "Observe"))
 
     def _begin_now(self, request: election_pb2.LeaderRequest) -> None:
         if self._prefix is None and not self._over:
             claimed = self._core.claimed(self._call)
             self._caller = claimed.name if isinstance(claimed, Caller) else None
+            prefix = prefix_of(request.name)
+            self._core.kept_keys.add(self, _kept_bytes(prefix))
             self._asked = request
-            self._prefix = prefix_of(request.name)
-            self._lines.observe(self._prefix, self)
+            self._prefix = prefix
+            self._lines.observe(prefix, self)
 
     def on_over(self) -> None:
         self._over = True
         if self._prefix is not None:
             self._lines.unobserve(self._prefix, self)
+            self._core.kept_keys.remove(self, _kept_bytes(self._prefix))
             self._prefix = None
+
+    def lose_key(self, error: EtcdError) -> None:
+        """The keys of all observers take too much memory: see loop/kept_keys.py."""
+        self._call.finish(error)
 
     def show(self, leader: Event, response: bytes) -> None:
         payload: tuple[Event, bytes] | EtcdError = (leader, response)
@@ -173,7 +193,7 @@ class Observe:
         leader, response = payload
         if self._prefix is None or self._behind or leader is self._shown:
             return
-        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+        if self._call.backlog_bytes > limits.CONNECTION_BACKLOG_BYTES_MAX:
             self._behind = True
             self._call.wake_when_drained(self)
         else:
@@ -189,7 +209,7 @@ class Observe:
         if self._prefix is not None and self._behind:
             if self._core.turn.long_writes.busy:
                 return True  # a leader of a write that is under way must not be shown
-            if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            if self._call.backlog_bytes > limits.CONNECTION_BACKLOG_BYTES_MAX:
                 self._call.wake_when_drained(self)
                 return False
             self._behind = False
@@ -197,3 +217,8 @@ class Observe:
             if found is not None:
                 self.show(found, self._lines.leader_response(found))
         return False
+
+
+def _kept_bytes(prefix: bytes) -> int:
+    """What an observer keeps: the prefix, and the request with the name."""
+    return 2 * len(prefix)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lessor.base import errors
+from lessor.durable.file_kind import read_regular
 from lessor.server.options import OptionError, parse_duration_s
 from lessor.state.permissions import Caller
 
@@ -116,7 +117,7 @@ def _keys(method: str, settings: dict[str, str]) -> tuple[Any, Any]:
 
 def _load(setting: str, path: str, read: Callable[[bytes], Any]) -> Any:
     try:
-        return read(Path(path).read_bytes())
+        return read(read_regular(Path(path)))
     except OSError as error:
         raise OptionError(f"--auth-token: {setting}: {path}: {error.strerror}") from None
     except (ValueError, TypeError):

@@ -5,9 +5,9 @@ Laws
 - A list never holds the loop up: it is made step by step, see long_reply.py.
 - A lease event leaves when no crash can take it back. Each event leaves once and in order, without a gap after
   `created`.
-- A watcher that does not read costs bounded memory: with more than H2_STREAM_SEND_BYTES_MAX waiting in its connection
-  it is cut off with LEASE_WATCH_LAGS. It has missed events then, and there is no history of leases to catch up from: it
-  has to list them and watch anew.
+- A watcher that does not read costs bounded memory: with more than CONNECTION_BACKLOG_BYTES_MAX waiting in its
+  connection it is cut off with LEASE_WATCH_LAGS. It has missed events then, and there is no history of leases to catch
+  up from: it has to list them and watch anew.
 
 state/lease_list.py makes the page of a list. state/lease_events.py gathers events, which leave at the end of each turn,
 see Turn.hold_publications.
@@ -86,7 +86,7 @@ class LeaseWatch:
 
     def on_lease_events(self, response: bytes) -> None:
         """The gate lets events through."""
-        if self._call.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+        if self._call.backlog_bytes > limits.CONNECTION_BACKLOG_BYTES_MAX:
             self._call.finish(errors.LEASE_WATCH_LAGS.error())
         else:
             self._call.send([response])

@@ -42,7 +42,8 @@ from lessor.server.loop.turn import Turn
 from lessor.state.encode import nested
 from lessor.state.machine import StateMachine
 from lessor.state.mvcc import Event
-from lessor.state.watch_hub import Changes, Watcher
+from lessor.state.watch_changes import Changes
+from lessor.state.watcher import Watcher
 
 SESSION_TTL_S = 60  # of the lease that a call without one gets; it is not renewed
 
@@ -60,7 +61,7 @@ class Claim:
 
     open_ended = True
 
-    __slots__ = ("_call", "_lines", "_lost", "_won", "create_revision", "key", "prefix")
+    __slots__ = ("_call", "_kept_bytes", "_lines", "_lost", "_won", "create_revision", "held", "key", "prefix")
 
     def __init__(
         self,
@@ -79,9 +80,29 @@ class Claim:
         self.create_revision = create_revision
         self._won = won  # makes the reply
         self._lost = lost
+        self.held = call.held
+        self._kept_bytes = 0
+
+    def count(self) -> None:
+        """Counts the keys that it keeps. Raises EtcdError if they are too many; then it has to be given up."""
+        size_bytes = len(self.prefix) + len(self.key)
+        self._call.core.kept_keys.add(self, size_bytes)
+        self._kept_bytes = size_bytes
+
+    def uncount(self) -> None:
+        """The call has been answered or has gone. Cheap to repeat."""
+        size_bytes, self._kept_bytes = self._kept_bytes, 0
+        if size_bytes:
+            self._call.core.kept_keys.remove(self, size_bytes)
+
+    def lose_key(self, error: EtcdError) -> None:
+        """The keys of all waits take too much memory: see loop/kept_keys.py."""
+        self.uncount()
+        self._call.end_now(error)  # `on_gone` follows
 
     def settle(self) -> None:
         """The key is first, or deleted. Its present state decides: if leases end together, the last change counts."""
+        self.uncount()
         self._call.answer(self._outcome)
 
     def _outcome(self) -> bytes:
@@ -91,9 +112,11 @@ class Claim:
         return self._won()
 
     def finish(self, outcome: bytes | EtcdError) -> None:
+        self.uncount()
         self._call.finish(outcome)
 
     def on_gone(self) -> None:
+        self.uncount()
         self._lines.give_up(self)
 
 
@@ -264,6 +287,11 @@ class WaitingLines:
             raise errors.SERVER_STOPPED.error()
         claim = Claim(self, call, prefix, key, create_revision, won, lost)
         self._open(prefix).add(claim)
+        try:
+            claim.count()
+        except EtcdError:
+            self.give_up(claim)
+            raise
         return claim
 
     def _has_older(self, prefix: bytes, create_revision: int) -> bool:

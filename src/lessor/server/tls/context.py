@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lessor.base.tls_errors import reason_of
+from lessor.durable.file_kind import read_regular
 from lessor.server.options import OptionError, TlsOptions
 from lessor.server.tls import ciphers, revocation
 
@@ -100,7 +101,7 @@ def load(options: TlsOptions) -> Credentials:
 
 def _content(flag: str, name: str) -> bytes:
     try:
-        return Path(name).read_bytes()
+        return read_regular(Path(name))
     except OSError as error:
         raise OptionError(f"--{flag}: open {name}: {(error.strerror or str(error)).lower()}") from None
 

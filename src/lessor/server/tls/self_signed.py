@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from lessor.base.clock import wall_clock_ms
+from lessor.durable.file_kind import irregular
 from lessor.server.options import OptionError, Options
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ def files(options: Options) -> tuple[str, str]:
     """The names of the certificate and key files, which are made now unless they are there. Raises OptionError."""
     folder = Path(options.data_dir, "fixtures", "client").absolute()
     certificate, key = folder / "cert.pem", folder / "key.pem"
+    for path in (certificate, key):
+        kind = irregular(path, follow=True)
+        if kind:
+            raise OptionError(f"--auto-tls: {path}: {kind} where a file belongs: remove it, and a new file is made")
     if not (certificate.exists() and key.exists()) or _expired(certificate):
         every = (*options.listen_client_urls, *options.listen_metrics_urls)
         urls = [*(listen.url for listen in every if listen.tls), *options.advertise_client_urls]
@@ -112,7 +117,7 @@ def _general_name(host: str) -> "x509.GeneralName":
 def _write(path: Path, content: bytes, mode: int) -> None:
     """Writes the file in one step: nobody sees half of it, not even after a crash."""
     temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()

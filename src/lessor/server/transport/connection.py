@@ -4,8 +4,7 @@
 Laws
 - Bytes are processed as soon as they arrive. Only `flush`, which the turn calls, writes to a socket.
 - A peer that does not read is not read from: beyond CONNECTION_SEND_BYTES_MAX unwritten bytes reading pauses. Further
-  requests that the last read has brought are refused (HTTP/2) or wait (HTTP/1.1). So a few small requests for large
-  replies cannot fill the memory.
+  requests that have been read wait. So a few small requests for large replies cannot fill the memory.
 - A connection gets one large read per turn. If a peer fills its socket as fast as it is emptied, libuv reads 32 times
   in a row, and all other connections would wait for seconds.
 - The bytes of a read are handled in steps. What does not fit into the connection's share of the turn waits for the next
@@ -58,8 +57,8 @@ class Session(Protocol):
         ...
 
     @property
-    def cut_off(self) -> bool:
-        """Whether the session closes while the peer may still be sending."""
+    def lingers(self) -> bool:
+        """Whether the session closes while the peer may still be sending, so that it needs time to read the reason."""
         ...
 
     @property
@@ -151,7 +150,7 @@ class Connection:
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
         # The bound at which watches lag, not the larger one at which reading stops: a watch that lags waits for a
         # drained buffer, and the transport reports a drained buffer only if it has called it full before.
-        transport.set_write_buffer_limits(high=limits.H2_STREAM_SEND_BYTES_MAX)
+        transport.set_write_buffer_limits(high=limits.CONNECTION_BACKLOG_BYTES_MAX)
         _ask_silent_peers(transport)
         self._connections.add(self)
         self.core.metrics.connections += 1
@@ -280,7 +279,7 @@ class Connection:
         if session.closing:
             self._give_up_later()
             if not session.unsent:
-                self._hang_up(session.cut_off)
+                self._hang_up(session.lingers)
 
     @property
     def unread_bytes(self) -> int:
@@ -291,17 +290,20 @@ class Connection:
     def cut_off(self) -> None:
         self.transport.abort()
 
+    def look(self) -> None:
+        self.core.turn.flush_later(self)
+
     def end_now(self, _error: EtcdError) -> None:
         """A bug in making the output: the bytes that the peer would read next cannot be trusted."""
         self.transport.abort()
 
-    def _hang_up(self, cut_off: bool) -> None:
+    def _hang_up(self, lingers: bool) -> None:
         """Ends the connection after its last bytes.
 
         Closing a socket that holds unread bytes resets it, and the peer loses the reply that names the error. So a peer
-        that was cut off while it was sending gets LINGER_S to stop and read. Bytes that it sends meanwhile are dropped.
+        that was sending when its session ended gets LINGER_S to stop and read. What it sends then is dropped.
         """
-        if not cut_off:
+        if not lingers:
             self._close()
         elif self._lingering is None:
             if self.transport.can_write_eof():  # TLS has no end of one direction

@@ -10,19 +10,23 @@ as a step has room for. STRANGER_BYTES_MAX of each are inflated before the calle
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from lessor.api import methods
+from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import StreamCall, UnaryCall
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
-from lessor.server.transport.h2_output import H2Output
+from lessor.server.transport.h2_output import DeferredRequest, H2Output
+from lessor.state.txn_scan import too_many_operations
 from lessor.wire import grpc
 from lessor.wire.grpc import unpack_prefix
 from lessor.wire.h2 import Stream
@@ -75,9 +79,8 @@ class GrpcUnary(UnaryCall):
     def peer_common_name(self) -> str | None:
         return self._output.peer_common_name
 
-    @property
-    def overfull(self) -> bool:
-        return self._output.overfull
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        return self._output.waits_for_peer(go_on)
 
     # --- in ---
 
@@ -124,24 +127,52 @@ class GrpcUnary(UnaryCall):
         self._output.step_messages = 0
         if self._stream is not None:
             self._output.uncount(self._stream)
-            self._read(message)
+            if self.method.request is rpc_pb2.TxnRequest and self._has_too_many(message):
+                self.end_now(errors.TOO_MANY_OPS.error())
+            else:
+                self._read(message)
+
+    def _has_too_many(self, txn: bytes) -> bool:
+        """Whether it has too many operations, which takes protobuf long to find out."""
+        return too_many_operations(txn, self.core.machine.max_txn_ops * limits.TXN_OPS_IN_ALL)
 
     def on_end(self) -> None:
         if not self._served:
             half = self.unfinished_bytes >= grpc.PREFIX_BYTES
             self._end_unserved((errors.HALF_A_MESSAGE if half else errors.NO_MESSAGE).error())
-        elif self._output.kept_back and self._stream is not None:
+        elif (self._output.kept_back or self._output.deferred is not None) and self._stream is not None:
             self._output.keep_count(self._stream)
 
     @property
     def unfinished_bytes(self) -> int:
         if self._deframer is not None:
             return self._deframer.unfinished_bytes
+        if isinstance(self.waiting, DeferredRequest):
+            return self.waiting.size_bytes
         return len(self._output.kept_back.get(self) or b"")
+
+    def _defer(self, message: bytes) -> None:
+        """Keeps the request until the peer has taken replies."""
+        stream = self._stream
+        assert stream is not None
+        try:
+            self.core.refuse_to_keep(self, self.method.request)
+        except EtcdError as error:
+            self.end_now(error)
+            return
+        self.wait(self._output.defer(stream, len(message), partial(self._go_on, message)))
+        self._output.keep_count(stream)
+
+    def _go_on(self, message: bytes) -> None:
+        self.wait_no_more()
+        self._read(message)
 
     def _read(self, message: bytes) -> None:
         self._served = True
-        if self.over or (self._output.overfull and self.refuse_if_overfull()):
+        if self.over:
+            return
+        if self._output.defers:
+            self._defer(message)
             return
         try:
             request = self._route.parse(message)
@@ -184,12 +215,6 @@ class GrpcUnary(UnaryCall):
         assert stream is not None
         self._output.end(stream, error, started=False)
 
-    def _send_refusal(self) -> Code:
-        stream, self._stream = self._stream, None
-        assert stream is not None
-        self._output.refuse(stream)
-        return Code.UNAVAILABLE
-
     def _let_go(self) -> None:
         self._stream = None
 
@@ -220,6 +245,10 @@ class GrpcStream(StreamCall):
     @property
     def peer_common_name(self) -> str | None:
         return self._output.peer_common_name
+
+    @property
+    def held(self) -> Held:
+        return self._output.held
 
     @property
     def peer_address(self) -> str:
@@ -331,6 +360,19 @@ class GrpcStream(StreamCall):
         assert stream is not None
         self._output.send(stream, replies, start=not self._started)
         self._started = True
+
+    def _send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        """One step: the chunks wait as they are, however many streams they wait in."""
+        stream, h2 = self._stream, self._output.h2
+        assert stream is not None
+        if not self._started:
+            self._started = True
+            h2.send_headers(stream, grpc.RESPONSE_HEADERS)
+        h2.send_data(stream, grpc.prefix(len(head) + sum(map(len, chunks))) + head)
+        for chunk in chunks:
+            h2.send_data(stream, chunk)
+        self.core.turn.flush_later(self._output.connection)
+        yield from ()
 
     def _send_end(self, error: EtcdError | None) -> None:
         stream = self._stream

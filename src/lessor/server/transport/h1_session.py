@@ -19,8 +19,9 @@ from lessor.base import limits
 from lessor.base.errors import EtcdError
 from lessor.gateway import routes
 from lessor.gateway.routes import Headers
-from lessor.server.loop.call import Held
+from lessor.server.loop.call import Waiting
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.loop.peer_address import address_of
 from lessor.server.transport.connection import Connection
 from lessor.server.transport.http_calls import Body, Exchange
@@ -71,7 +72,7 @@ class H1Session:
         self.websockets = websockets
         self._websocket: WebSocketCall | None = None
         self._h1 = h1.H1Connection(partial(_body_bytes_max, self.core))
-        self.cut_off = False  # closed because of an error in the peer's bytes, while it may be sending more
+        self.lingers = False  # closed because of an error in the peer's bytes, while it may be sending more
         self.begun = False  # whether a request's head has come in whole
         self._deferred: list[h1.Event] = []  # of the next request of a pipeline
         self._kept = bytearray()  # the unread bytes behind those events
@@ -91,7 +92,7 @@ class H1Session:
     def _takes_replies(self) -> bool:
         """Whether the peer has taken enough of the replies to earlier requests for another one to begin."""
         waiting_bytes = self._unflushed_bytes + self.backlog_bytes
-        return not self._h1.unsent and waiting_bytes <= limits.H2_STREAM_SEND_BYTES_MAX
+        return not self._h1.unsent and waiting_bytes <= limits.CONNECTION_BACKLOG_BYTES_MAX
 
     def receive(self, data: bytes) -> None:
         if self._websocket is not None:
@@ -102,7 +103,7 @@ class H1Session:
             was_open = not self._h1.closing
             self._take(self._h1.receive(data))
             if was_open and self._h1.closing:
-                self.cut_off = True
+                self.lingers = True
 
     def go_on(self) -> None:
         if not self.unread:
@@ -115,7 +116,7 @@ class H1Session:
             self._keep_count(self._websocket.unfinished_bytes)
         else:
             self._take(self._h1.go_on())
-            self.cut_off = self._h1.closing
+            self.lingers = self._h1.closing
         self._take_what_waited()
 
     def _take_what_waited(self) -> None:
@@ -265,7 +266,7 @@ class H1Session:
         """Asks for the next step of a long reply, and for the request behind it. False: the socket is full."""
         unsent = self._h1.unsent
         if unsent:
-            if self.backlog_bytes > limits.H2_STREAM_SEND_BYTES_MAX:
+            if self.backlog_bytes > limits.CONNECTION_BACKLOG_BYTES_MAX:
                 return False
             self.core.turn.flush_later(self.connection)
         if self._deferred and (unsent or self._unflushed_bytes):  # one of these may be why it has not begun
@@ -308,7 +309,11 @@ class H1Session:
 class H1Exchange:
     """One HTTP/1.1 request."""
 
-    overfull = False  # one request at a time is read, after the reply before it is complete
+    def defer(self, size_bytes: int, go_on: Callable[[], None], wait: Callable[[Waiting], None]) -> bool:
+        return False  # one request at a time is read, after the reply before it is complete
+
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        return False
 
     def __init__(self, session: H1Session, connection: h1.H1Connection, exchange: h1.Request) -> None:
         self._session = session

@@ -13,6 +13,7 @@ Laws
   served.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from lessor.api.methods import BY_PATH
@@ -20,6 +21,7 @@ from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import routes
 from lessor.gateway.routes import Headers
+from lessor.server.loop.call import Waiting
 from lessor.server.transport.connection import Connection
 from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary, Route, method_error
 from lessor.server.transport.h2_output import REFUSED, H2Output
@@ -43,7 +45,7 @@ class H2Session(H2Output):
 
     begun = True  # the peer has sent a preface, which a stray peer does not
     paused = False  # while requests wait; else flow control holds an HTTP/2 peer back, stream by stream
-    cut_off = False
+    lingers = False
 
     def __init__(self, connection: Connection) -> None:
         H2Output.__init__(self, connection)
@@ -204,7 +206,7 @@ class H2Session(H2Output):
         waiting, self.waiting_for_drain = self.waiting_for_drain, set()
         for stream in waiting:
             self.core.turn.catch_up_later(stream)
-        if self.h2.unsent:
+        if self.h2.unsent or self.room_bytes < 0:
             self.core.turn.flush_later(self.connection)
 
     def take_output(self) -> bytes:
@@ -213,11 +215,13 @@ class H2Session(H2Output):
             self._send_more()
         output = self.h2.take_output()
         self._metrics.grpc_sent_bytes += len(output)
+        if self.deferred is not None:
+            self.deferred.look()
         return output
 
     def _send_more(self) -> None:
         """The next step of long replies, unless the socket is full: then `wake_drained` comes."""
-        if self.connection.transport.get_write_buffer_size() <= limits.H2_STREAM_SEND_BYTES_MAX:
+        if self.connection.transport.get_write_buffer_size() <= limits.CONNECTION_BACKLOG_BYTES_MAX:
             self.h2.send_more()
             self.core.turn.flush_later(self.connection)
             self.wake_drained()
@@ -278,6 +282,9 @@ class H2Session(H2Output):
             if owner is not None:  # None: its first event was left, too
                 owner.gone()
         self.waiting_for_drain.clear()
+        deferred, self.deferred = self.deferred, None  # it refers to us
+        if deferred is not None:
+            deferred.end()
 
 
 class H2Exchange:
@@ -318,13 +325,7 @@ class H2Exchange:
         self.body.on_body(data)
 
     def on_end(self) -> None:
-        stream = self._stream
-        if stream is None:
-            return
-        if self._output.overfull:
-            self.gone()
-            self._output.refuse(stream)
-        else:
+        if self._stream is not None:
             self.body.on_end()
 
     def gone(self) -> None:
@@ -363,9 +364,17 @@ class H2Exchange:
             stream.owner = REFUSED
             self._output.write_http(stream, data, end=True)
 
-    @property
-    def overfull(self) -> bool:
-        return self._output.overfull
+    def defer(self, size_bytes: int, go_on: Callable[[], None], wait: Callable[[Waiting], None]) -> bool:
+        stream = self._stream
+        if stream is None or not self._output.defers:
+            return False
+        request = self._output.defer(stream, size_bytes, go_on)
+        wait(request)
+        self._output.count(stream, request.size_bytes)
+        return True
+
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        return self._output.waits_for_peer(go_on)
 
     @property
     def backlog_bytes(self) -> int:

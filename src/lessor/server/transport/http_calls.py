@@ -6,21 +6,25 @@
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import Message
 
 from lessor.api.methods import Method
-from lessor.base import errors, limits
+from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import json_codec, routes, stream
 from lessor.gateway.routes import Headers
 from lessor.server.loop.bugs import as_answer
-from lessor.server.loop.call import Held, StreamCall, UnaryCall
+from lessor.server.loop.call import StreamCall, UnaryCall, Waiting
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
+
+_LONG_STEP_COST_BYTES: Final = 524_288  # of a step of a long message: half a millisecond to one
 
 
 class Exchange(Protocol):
@@ -54,9 +58,16 @@ class Exchange(Protocol):
     @property
     def backlog_bytes(self) -> int: ...
 
-    @property
-    def overfull(self) -> bool:
-        """As UnaryCall.overfull."""
+    def defer(self, size_bytes: int, go_on: Callable[[], None], wait: Callable[[Waiting], None]) -> bool:
+        """Whether a request that came in whole, of so many bytes, has to wait until its peer has taken replies.
+
+        If so `wait` is called with what it waits for. The body may be ended before this returns, if too much is kept.
+        `go_on` is called when its turn comes, unless `on_gone` was called before.
+        """
+        ...
+
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        """As UnaryCall.waits_for_peer."""
         ...
 
     def wake_when_drained(self, stream: Any) -> None: ...
@@ -99,24 +110,27 @@ class Body(Protocol):
 
 def answer(core: Core, exchange: Exchange) -> Body:
     """The Body for a request, by its method and path."""
-    made = core.pages.page(core, exchange.method, exchange.path, exchange.query)
-    if made is not None:
-        return Plain(exchange, made)
+    if core.pages.has(exchange.path):
+        return Plain(exchange, partial(core.pages.page, core, exchange.method, exchange.path, exchange.query))
     found = routes.match(exchange.method, exchange.path)
     if not isinstance(found, Method):
-        return Plain(exchange, found)
+        return Plain(exchange, partial(_same, found))
     counts = core.metrics.calls(found, CLIENT_API_VERSION)
     if core.serves(found):
         try:
             timeout_s = timeout_of(exchange)
         except EtcdError as refusal:
-            return Plain(exchange, routes.error_answer(refusal))
+            return Plain(exchange, partial(routes.error_answer, refusal))
         call = JsonUnary if found.unary else JsonStream
         return call(core, exchange, counts, timeout_s)
     counts.begin()
     counts.end(Code.UNIMPLEMENTED)
     error = EtcdError(Code.UNIMPLEMENTED, f"unknown method {found.name} for service {found.service}")
-    return Plain(exchange, routes.error_answer(error))
+    return Plain(exchange, partial(routes.error_answer, error))
+
+
+def _same(known: routes.Answer) -> routes.Answer:
+    return known
 
 
 CLIENT_API_VERSION: Final = b"unknown"  # a JSON client names none
@@ -140,27 +154,42 @@ def timeout_of(exchange: Exchange) -> float | None:
 
 
 class Plain:
-    """A reply that is known from the request's head. It is sent when the request has come in whole."""
+    """A request whose head says all. `reply` makes its reply, when the request has come in whole and need not wait."""
 
-    def __init__(self, exchange: Exchange, reply: routes.Answer) -> None:
+    def __init__(self, exchange: Exchange, reply: Callable[[], routes.Answer]) -> None:
         self._exchange: Exchange | None = exchange
         self._reply = reply
+        self._waiting: Waiting | None = None  # until the peer has taken replies
 
     streaming_call = None
     open_ended = False
     unfinished_bytes = 0
 
-    def end_now(self, error: EtcdError) -> None: ...
+    def end_now(self, error: EtcdError) -> None:
+        exchange = self._exchange
+        if self._waiting is not None and exchange is not None:  # else nothing is kept
+            self.gone()
+            exchange.reply(*routes.error_answer(error))
 
     def on_body(self, data: bytes) -> None: ...
 
     def on_end(self) -> None:
-        exchange, self._exchange = self._exchange, None  # it refers to us
-        if exchange is not None:
-            exchange.reply(*self._reply)
+        exchange = self._exchange
+        if exchange is None:
+            return
+        self._waiting = None
+        if not exchange.defer(0, self.on_end, self._wait):
+            self._exchange = None  # it refers to us
+            exchange.reply(*self._reply())
+
+    def _wait(self, waiting: Waiting) -> None:
+        self._waiting = waiting
 
     def gone(self) -> None:
         self._exchange = None
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.on_gone()
 
 
 def _token_of(exchange: Exchange | None) -> bytes | None:
@@ -193,9 +222,8 @@ class JsonUnary(UnaryCall):
         """None, as in etcd: a proxy has a certificate of its own, so the certificate does not name the caller."""
         return None
 
-    @property
-    def overfull(self) -> bool:
-        return self._exchange is not None and self._exchange.overfull
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        return self._exchange is not None and self._exchange.waits_for_peer(go_on)
 
     @property
     def streaming_call(self) -> StreamCall | None:
@@ -223,11 +251,26 @@ class JsonUnary(UnaryCall):
         return len(self._body)
 
     def on_end(self) -> None:
-        if self.over:
+        if self.over or self._deferred():
             return
         if len(self._body) > limits.JSON_SHORT_BYTES and self._is_long():
             return
         self._read(bytes(self._body))
+
+    def _deferred(self) -> bool:
+        """Whether the request waits until the peer has taken replies, or is refused for that it may not."""
+        exchange = self._exchange
+        if exchange is None or not exchange.defer(len(self._body), self._go_on, self.wait):
+            return False
+        try:
+            self.core.refuse_to_keep(self, self.method.request)
+        except EtcdError as refusal:
+            self.end_now(refusal)
+        return True
+
+    def _go_on(self) -> None:
+        self.wait_no_more()
+        self.on_end()
 
     def _is_long(self) -> bool:
         """Lets a body that takes long to read wait for its turn, or refuses it. Returns whether it did so."""
@@ -251,7 +294,9 @@ class JsonUnary(UnaryCall):
         self.core.turn.schedule()  # this turn's batch is sealed already, and the request may leave rows
         cost, body = self._values, bytes(self._body)
         self._drop_body()
-        self._read(body)
+        self._body += body
+        if not self._deferred():
+            self._read(body)
         return cost, False
 
     def _drop_body(self) -> None:
@@ -300,11 +345,6 @@ class JsonUnary(UnaryCall):
         assert exchange is not None
         exchange.reply(*routes.error_answer(error))
 
-    def _send_refusal(self) -> Code:
-        error = errors.TOO_MANY_REQUESTS.error()
-        self._send_error(error)
-        return error.code
-
     def _let_go(self) -> None:
         self._drop_body()
         self._exchange = None
@@ -343,6 +383,11 @@ class JsonStream(StreamCall):
     @property
     def open_ended(self) -> bool:
         return True
+
+    @property
+    def held(self) -> Held:
+        assert self._exchange is not None
+        return self._exchange.held
 
     @property
     def peer_address(self) -> str:
@@ -425,6 +470,16 @@ class JsonStream(StreamCall):
         self._start(exchange)
         for reply in replies:
             exchange.write(stream.result_frame(self.method.response.FromString(reply)))
+
+    def _send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:
+        made = BytesIO()
+        for piece in stream.result_frame_in_pieces(self.method.response, [head, *chunks]):
+            made.write(piece)
+            yield _LONG_STEP_COST_BYTES
+        exchange = self._exchange
+        assert exchange is not None
+        self._start(exchange)
+        exchange.write(made.getvalue())
 
     def _start(self, exchange: Exchange) -> None:
         if not self._started:

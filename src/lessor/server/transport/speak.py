@@ -29,4 +29,4 @@ def speak_to_monitors(connection: Connection, kind: str) -> Session:
 
 
 def _answer_monitor(core: Core, exchange: Exchange) -> Body:
-    return answer(core, exchange) if exchange.path in PATHS_OF_METRICS_URLS else Plain(exchange, _NO_PAGE)
+    return answer(core, exchange) if exchange.path in PATHS_OF_METRICS_URLS else Plain(exchange, lambda: _NO_PAGE)

@@ -5,14 +5,15 @@ The call itself is the `JsonStream` of http_calls.py, which sees an exchange lik
 is sent in a message, as on any stream, and the code of the close frame shows it again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from lessor.api.methods import BY_ROUTE, Method
 from lessor.base.errors import EtcdError
 from lessor.gateway.routes import Headers, error_answer
-from lessor.server.loop.call import Held
+from lessor.server.loop.call import Waiting
 from lessor.server.loop.core import Core
+from lessor.server.loop.held import Held
 from lessor.server.transport.http_calls import CLIENT_API_VERSION, JsonStream, timeout_of
 from lessor.wire import h1, websocket
 
@@ -49,7 +50,11 @@ class WebSocketCall:
 
     method = "POST"
 
-    overfull = False  # there is one call on the connection
+    def defer(self, size_bytes: int, go_on: Callable[[], None], wait: Callable[[Waiting], None]) -> bool:
+        return False  # there is one call on the connection
+
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        return False
 
     def __init__(self, session: Carrier, exchange: h1.Request, method: Method, opened: websocket.WebSocket) -> None:
         self._session = session
