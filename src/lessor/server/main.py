@@ -276,6 +276,7 @@ class Server:
         """Writes the last batch: exact deadlines and the clean mark. Nothing is applied after it."""
         turn = self.core.turn
         turn.halt()
+        turn.long_writes.complete()
         machine = self.core.machine
         give_up_s = asyncio.get_running_loop().time() + LAST_COMMIT_S
         while not self._committer.free and not self._committer.failed:
