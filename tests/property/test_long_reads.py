@@ -17,6 +17,7 @@ from lessor.state import mvcc
 from lessor.state.digest import hash_kv
 from lessor.state.key_index import KeyIndex
 from lessor.state.long_read import LongRead
+from lessor.state.long_write import LongWrite
 from lessor.state.machine import Identity, StateMachine
 from tests.lines_run import lines_run
 
@@ -122,6 +123,8 @@ def in_steps(machine: StateMachine, asked: Message, between: Iterator[list[Messa
     made = b""
     try:
         reply = machine.apply_in_pieces(asked, 0.0)
+        if isinstance(reply, LongWrite):
+            reply = reply.complete()
         if isinstance(reply, bytes):
             return reply
         try:

@@ -164,10 +164,14 @@ def _changes_a_key_twice(model: Model, revision: int) -> bool:
     return len(changed) > len(set(changed))
 
 
-def _run(steps: list[Any], sweep: int = limits.SWEEP_EVENTS_MAX) -> None:
-    """`sweep`: events that the machine takes out of memory at once after a compaction."""
+def _run(steps: list[Any], sweep: int = limits.SWEEP_EVENTS_MAX, write_keys: int = limits.WRITE_STEP_KEYS) -> None:
+    """`sweep`: events that the machine takes out of memory at once after a compaction. `write_keys`: of a step."""
     pair = Pair()
-    with mock.patch.object(limits, "SWEEP_EVENTS_MAX", sweep):
+    with (
+        mock.patch.object(limits, "SWEEP_EVENTS_MAX", sweep),
+        mock.patch.object(limits, "WRITE_STEP_KEYS", write_keys),
+        mock.patch.object(limits, "READ_STEP_KEYS", min(write_keys, limits.READ_STEP_KEYS)),
+    ):
         for step in steps:
             pair.step(step)
     pair.compare_state()
@@ -190,6 +194,20 @@ def test_same_as_model(steps: list[Any]) -> None:
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_same_as_model_while_history_is_swept(steps: list[Any], sweep: int) -> None:
     _run(steps, sweep)
+
+
+@pytest.mark.slow
+@given(sequences(length=40), st.integers(1, 5))
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_same_as_model_when_writes_are_made_in_steps(steps: list[Any], write_keys: int) -> None:
+    _run(steps, write_keys=write_keys)
+
+
+@pytest.mark.slow
+@given(reads_and_transactions(), st.integers(1, 5))
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+def test_transactions_in_steps_same_as_model(steps: list[Any], write_keys: int) -> None:
+    _run(steps, write_keys=write_keys)
 
 
 @pytest.mark.slow

@@ -199,6 +199,7 @@ def test_the_versions_that_a_writes_reply_keeps_count_against_its_connection(
         with steps_of(2), mock.patch.object(limits, "READ_STEP_BYTES", 2_000):
             first = world.begin(ALL, held=world.held)
             call = world.begin(asked, held=world.held)
+            world.loop.settle()  # the steps of the write
             assert world.held.size_bytes >= 10 * (1_000 + 3 + 8) + 2 * limits.LONG_REPLY_WAITING_BYTES
             world.turn.schedule()  # as the connection does
             world.settle()
@@ -267,6 +268,7 @@ def test_a_write_is_answered_even_to_a_peer_that_takes_nothing() -> None:
         with steps_of(2):
             call = world.begin(rpc.TxnRequest(success=[put, rpc.RequestOp(request_range=ALL)]))
             call.is_overfull = True
+            world.loop.settle()  # the steps of the write
             for _ in range(30):
                 await asyncio.sleep(0)
             world.settle()

@@ -26,8 +26,12 @@ LONG_REPLY_WAITING_BYTES = 4_096  # counted, beside the request, against the con
 REPLY_BYTES_MAX = 536_870_912  # of one reply; a read of more has to be done in pages
 # Of long replies that are being made, and that peers have not read, over all connections.
 LONG_REPLIES_BYTES_MAX = 1_073_741_824
-# Keys that the compares and ranges of a txn that may write look at, all in one step: 15 to 40 ms.
+# Keys that the compares and ranges of a txn that may write look at, while all other writes wait: 50 ms.
 TXN_WRITE_KEYS_MAX = 100_000
+# Keys that a write touches in one loop turn: 2 to 5 ms. A write that touches more is made in steps, and so is the end
+# of a lease with more. So many keys the leases that end in one turn have together.
+WRITE_STEP_KEYS = 1_000
+QUEUED_CALLS_PER_STEP = 100  # that have waited for such a write and are served in one loop turn: 2 to 5 ms
 SWEEP_EVENTS_MAX = 500  # events that a sweep handles in one loop turn: 0.1 to 2 ms
 
 SEND_RETRY_S = 0.01  # until bytes that may not leave are looked at again; see `Turn._hold_data`

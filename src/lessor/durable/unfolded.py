@@ -15,6 +15,8 @@ from lessor.state.journal import AlarmRow, AuthRows, Rows
 
 Row = tuple[object, ...]
 
+_SORTED_AT_ONCE = 10_000  # dead rows: 2 ms
+
 
 def rows_of(rows: Rows) -> int:
     """How many rows a fold writes for it; 0 when it changes nothing but the data clock, the clean mark or the term.
@@ -72,8 +74,9 @@ class Fold:
             self.compacted = number
         if rows.peer_urls is not None:
             self.meta.append(("peer_urls", " ".join(rows.peer_urls)))
-        if rows.dead:
-            self.dead.append(sorted(rows.dead))
+        # In pieces, since the interpreter does nothing else while it sorts. Those of one key come oldest first already.
+        for first in range(0, len(rows.dead), _SORTED_AT_ONCE):
+            self.dead.append(sorted(rows.dead[first : first + _SORTED_AT_ONCE]))
         self.newest = record
         self.rows += rows_of(rows)
 

@@ -296,6 +296,7 @@ class Server:
         """Writes the last batch: exact deadlines and the clean mark. Nothing is applied after it."""
         turn = self.core.turn
         turn.halt()
+        turn.long_writes.complete()
         loop = asyncio.get_running_loop()
         give_up_s = loop.time() + LAST_COMMIT_S
         # On a shared log others will lead: what this one does not save makes leases end later, and loses nothing.

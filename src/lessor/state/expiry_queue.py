@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, heapreplace
 
+from lessor.base import limits
 from lessor.state.lease import Lease
 
 _STALE_MIN = 1_024  # fewer entries of ended leases are not worth a pass over the heap
@@ -75,12 +76,14 @@ class ExpiryQueue:
     def take_due(self, now_s: float, leases_max: int) -> list[Lease]:
         """Removes and returns leases whose deadline has come, earliest deadline first, at most `leases_max`.
 
-        It may return fewer, even none, while more are due: the number of entries that it looks at is bounded too, so
-        that no call is long. `next_deadline` is then not in the future, so the caller comes back at once.
+        It may return fewer, even none, while more are due: the number of entries that it looks at is bounded too, and
+        several leases have WRITE_STEP_KEYS keys together at most, so that no call is long. `next_deadline` is then not
+        in the future, so the caller comes back at once.
         """
         entries = self._entries
         due: list[Lease] = []
         budget = leases_max * _REQUEUE_PER_LEASE
+        keys_left = limits.WRITE_STEP_KEYS
         while entries and len(due) < leases_max and budget > 0:
             when, _, lease = entries[0]
             if when > now_s:
@@ -94,6 +97,9 @@ class ExpiryQueue:
                 self._tie += 1
                 heapreplace(entries, (lease.deadline_s, self._tie, lease))
             else:
+                keys_left -= len(lease.keys)
+                if keys_left < 0 and due:
+                    break
                 heappop(entries)
                 due.append(lease)
         return due

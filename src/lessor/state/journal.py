@@ -194,6 +194,11 @@ class Journal:
         self.events.append(row)
         self.newest_with_rows = self.number
 
+    def add_events(self, rows: list[EventRow]) -> None:
+        """Adds all rows of a write that was made in steps. There must be some."""
+        self.events += rows
+        self.newest_with_rows = self.number
+
     def lease(self, row: LeaseRow, granted_or_renewed: Lease | None = None) -> None:
         """Adds a lease's row, in place of an earlier row of the same lease in this batch.
 
@@ -276,3 +281,20 @@ class Journal:
         self.number += 1
         self._open()
         return batch
+
+
+class OpenWrite(Journal):
+    """Stands in for the store's journal while a write is made in steps: `events` are its rows, until all are there."""
+
+    __slots__ = ("_journal",)
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal.number)
+        self._journal = journal
+
+    def event(self, row: EventRow) -> None:
+        self.events.append(row)
+
+    def note_dead(self, dead: list[tuple[int, int]]) -> None:
+        """Of an earlier compaction, which the end of a long read lets go on."""
+        self._journal.note_dead(dead)

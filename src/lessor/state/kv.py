@@ -16,7 +16,7 @@ write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from lessor.state.leases import Lessor
 from lessor.state.mvcc import Event, Store
 
 _INT64_MAX: Final = (1 << 63) - 1
+_REFERENCE_BYTES: Final = 8
 _SORT_NONE: Final = 0
 SORT_DESCEND: Final = 2
 _SORT_ORDERS: Final = range(3)
@@ -192,6 +193,11 @@ def is_long(store: Store, events: Sequence[Event]) -> bool:
     return len(events) > 1 and sum([event.size_bytes for event in events]) > limits.READ_STEP_BYTES
 
 
+def kept_bytes(events: Sequence[Event]) -> int:
+    """The memory that versions may take while a reply with them waits: a compaction may leave them to it alone."""
+    return sum([event.size_bytes for event in events]) + _REFERENCE_BYTES * len(events)
+
+
 def kvs_field(events: Sequence[Event]) -> bytes:
     parts = []
     for event in events:
@@ -279,22 +285,45 @@ def check_delete(request: rpc_pb2.DeleteRangeRequest) -> None:
         raise errors.EMPTY_KEY.error()
 
 
-def delete_range(store: Store, request: rpc_pb2.DeleteRangeRequest) -> tuple[bytes, Sequence[Event]]:
+def delete_range(
+    store: Store, request: rpc_pb2.DeleteRangeRequest, keys_max: int | None = None
+) -> tuple[bytes, Sequence[Event]] | None:
     """Deletes in key order; returns the reply's fields after the header, and the versions to show after them.
 
-    Cost: O(log n + keys deleted).
+    None, with nothing done, when there are more than `keys_max` keys: see `delete_range_steps`. Cost: O(log n + keys
+    deleted).
     """
-    store.deletes += 1
     range_end = request.range_end
     if range_end:
-        doomed = store.range(request.key, open_end(range_end))
+        doomed = store.range(request.key, open_end(range_end), None if keys_max is None else keys_max + 1)
+        if keys_max is not None and len(doomed) > keys_max:
+            return None
     else:
         event = store.get(request.key)
         doomed = [] if event is None else [event]
+    store.deletes += 1
     if not doomed:
         return b"", ()
     store.delete_all([event.key for event in doomed])
     return b"\x10" + varint(len(doomed)), doomed if request.prev_kv else ()
+
+
+def delete_range_steps(
+    store: Store, request: rpc_pb2.DeleteRangeRequest
+) -> Generator[None, None, tuple[bytes, Sequence[Event], int]]:
+    """The same in steps of WRITE_STEP_KEYS keys, as a part of a `LongWrite`. Returns the `kept_bytes` to show, too."""
+    start, end = request.key, open_end(request.range_end) if request.range_end else request.key + b"\0"
+    deleted = size_bytes = 0
+    shown: list[Event] = []
+    while doomed := store.range(start, end, limits.WRITE_STEP_KEYS):
+        store.delete_all([event.key for event in doomed])
+        deleted += len(doomed)
+        if request.prev_kv:
+            shown += doomed
+            size_bytes += kept_bytes(doomed)
+        yield
+    store.deletes += 1
+    return (b"\x10" + varint(deleted) if deleted else b""), shown, size_bytes
 
 
 def prev_kvs_field(events: Sequence[Event]) -> bytes:

@@ -122,15 +122,26 @@ class Lessor:
         self._journal.lease((lease.id, lease.ttl_s, saved_deadline_s, False), promised)
 
     def end(self, lease: Lease) -> None:
-        """Takes a live lease out of the lessor and writes its last row. The caller deletes its keys."""
+        """Takes a live lease out of the lessor and writes its last row. The caller deletes its keys.
+
+        Of a lease with more than WRITE_STEP_KEYS keys the caller writes the row, by `save_end`, when they are deleted.
+        """
         del self._leases[lease.id]
         self.rights.ended(lease)
         lease.ended = True
         self._queue.ended()
+        if len(lease.keys) <= limits.WRITE_STEP_KEYS:
+            self.save_end(lease)
+
+    def save_end(self, lease: Lease) -> None:
+        """Writes the last row of a lease that has ended: in the batch that deletes its keys."""
         self._journal.lease((lease.id, lease.ttl_s, lease.deadline_s, True))
 
     def revoke(self, lease_id: int) -> Lease:
-        """Ends a lease before its time and returns it; the caller deletes its keys. Raises LEASE_NOT_FOUND."""
+        """Ends a lease before its time and returns it; the caller deletes its keys, as for `end`.
+
+        Raises LEASE_NOT_FOUND.
+        """
         lease = self._leases.get(lease_id)
         if lease is None:
             raise errors.LEASE_NOT_FOUND.error()
@@ -140,7 +151,8 @@ class Lessor:
     def expire(self, now_s: float, leases_max: int) -> list[Lease]:
         """Ends leases that are due, earliest deadline first; the caller deletes their keys, lease by lease.
 
-        `ExpiryQueue.take_due` says how many leases one call ends.
+        `ExpiryQueue.take_due` says how many leases one call ends. One with more than WRITE_STEP_KEYS keys is the only
+        one of its call, and the caller writes its row, by `save_end`.
         """
         due = self._queue.take_due(now_s, leases_max)
         leases = self._leases
@@ -150,7 +162,8 @@ class Lessor:
             del leases[lease.id]
             rights.ended(lease)
             lease.ended = True
-            journal.lease((lease.id, lease.ttl_s, lease.deadline_s, True))
+            if len(lease.keys) <= limits.WRITE_STEP_KEYS:
+                journal.lease((lease.id, lease.ttl_s, lease.deadline_s, True))
         return due
 
     def next_deadline(self) -> float | None:

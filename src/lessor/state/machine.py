@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state machine: every request about the data comes in here, and takes effect in one step.
+"""The state machine: every request about the data comes in here, and takes effect as a whole.
 
 Laws
 - `apply` does all of a request, or raises `EtcdError` and has changed nothing, neither in memory nor in the journal.
 - A request takes effect at the instant of the call; its rows are in the journal's open batch when the call returns.
   The server decides when the reply leaves.
-- The end of a lease deletes its keys in one revision, in key order, in the same step. Without keys no revision moves.
+- The end of a lease deletes its keys in one revision, in key order, in the same write. Without keys no revision moves.
 - The same requests at the same instants give the same state, the same rows and the same replies.
 - While a CORRUPT alarm is raised, no stored data changes: writes are refused and leases do not end; renewals count.
 
 The ways in
 - Most requests: `apply`, `apply_encoded`, `apply_in_pieces`. Renewals in a stream: `renew`.
+- A write of many keys is `under_way` for many steps, which the server takes: see long_write.py.
 - Requests that take many steps: `list_leases` begins a list of leases, `digest` the number of HashKV; the server takes
   their steps.
 - Watches: `watch` and `unwatch` for keys, `watch_leases` and `unwatch_leases` for leases. A stream whose watcher lags
@@ -55,8 +56,9 @@ from lessor.state.lease_replies import (
 )
 from lessor.state.leases import Lessor
 from lessor.state.long_read import LongRead, Written
+from lessor.state.long_write import LongWrite, Steps, in_order
 from lessor.state.mvcc import Store
-from lessor.state.range_steps import kept_bytes, range_pieces
+from lessor.state.range_steps import range_pieces
 from lessor.state.watch_hub import WatchHub
 from lessor.state.watcher import Watcher
 
@@ -70,9 +72,17 @@ _ALARM_DEACTIVATE: Final = 2
 
 TTL_BITS_MAX: Final = 23  # the metrics distinguish TTLs up to 2^23 s
 
-Handler = Callable[[Any, float], bytes | Iterator[bytes]]
+Reply = bytes | Iterator[bytes] | LongWrite
+Handler = Callable[[Any, float], Reply]
 
 _RESPONSES: Final[dict[type[Message], type[Message]]] = {method.request: method.response for method in METHODS}
+
+
+_IN_BETWEEN: Final = "a write is under way: nothing else may read or change keys or end leases before its last step"
+
+
+def _refuse_meanwhile(request: Any, _now_s: float) -> bytes:
+    raise RuntimeError(f"{_IN_BETWEEN}; came: {type(request).__name__}")
 
 
 class Identity(NamedTuple):
@@ -92,6 +102,8 @@ class StateMachine:
         "_header_field",
         "_header_revision",
         "_max_txn_ops",
+        "_meanwhile",
+        "_served",
         "alarms",
         "auth",
         "clock",
@@ -109,6 +121,7 @@ class StateMachine:
         "revoked",
         "store",
         "txns",
+        "under_way",
     )
 
     def __init__(
@@ -162,7 +175,14 @@ class StateMachine:
             rpc_pb2.LeaseLeasesRequest: self._leases,
             rpc_pb2.AlarmRequest: self._alarm,
         }
-        self._handlers |= {kind: self._headed(handler) for kind, handler in auth_requests.handlers(self.auth).items()}
+        about_auth = {kind: self._headed(handler) for kind, handler in auth_requests.handlers(self.auth).items()}
+        self._handlers |= about_auth
+        self._served = self._handlers
+        # What is served while a write is made in steps. The others are refused: to send them then is a bug.
+        self._meanwhile: dict[type[Message], Handler] = dict.fromkeys(self._handlers, _refuse_meanwhile) | about_auth
+        for kind in (rpc_pb2.LeaseKeepAliveRequest, rpc_pb2.LeaseTimeToLiveRequest, rpc_pb2.AlarmRequest):
+            self._meanwhile[kind] = self._served[kind]
+        self.under_way: LongWrite | None = None  # a write that is made in steps; set and ended here
 
     # --- the surface --------------------------------------------------------------------------------------------
 
@@ -217,18 +237,22 @@ class StateMachine:
         reply = self.apply_in_pieces(request, now_s)
         if isinstance(reply, bytes):
             return reply
+        if isinstance(reply, LongWrite):
+            reply = reply.complete()
+            if isinstance(reply, bytes):
+                return reply
         try:
             return b"".join(reply)
         finally:
             if isinstance(reply, LongRead):
                 reply.close()
 
-    def apply_in_pieces(self, request: Message, now_s: float) -> bytes | Iterator[bytes]:
+    def apply_in_pieces(self, request: Message, now_s: float) -> Reply:
         """Like `apply_encoded`, but a reply that takes long is made piece by piece, while the caller takes the pieces.
 
-        A write takes effect now. A `LongRead` shows the state of the moment at which its first piece is taken, and the
-        time that `clock` has then. It has to be closed; it may raise EtcdError from any piece. A piece takes a
-        millisecond or two.
+        A write takes effect now, or is `under_way` when this returns: a `LongWrite`, whose steps the caller has to
+        take. A `LongRead` shows the state of the moment at which its first piece is taken, and the time that `clock`
+        has then. It has to be closed; it may raise EtcdError from any piece. A piece takes a millisecond or two.
         """
         handler = self._handlers.get(type(request))
         if handler is None:
@@ -274,16 +298,29 @@ class StateMachine:
         self.lease_events.watchers.discard(watcher)
 
     def expire(self, now_s: float, leases_max: int) -> int:
+        """As `expire_in_steps`, all at once."""
+        ended = self.expire_in_steps(now_s, leases_max)
+        if self.under_way is not None:
+            self.under_way.complete()
+        return ended
+
+    def expire_in_steps(self, now_s: float, leases_max: int) -> int:
         """Ends leases that are due, earliest deadline first, each with its keys in a revision of its own.
 
         Returns how many ended: at most `leases_max`. It may be fewer while more are due; then `next_deadline` is not in
-        the future, and the caller should come back after it has served others.
+        the future, and the caller should come back after it has served others. A lease with more than WRITE_STEP_KEYS
+        keys is the only one, and its end is `under_way` then: the caller has to take its steps.
         """
+        if self.under_way is not None:
+            raise RuntimeError(_IN_BETWEEN)
         if self.corrupt:
             return 0
         ended = self.leases.expire(now_s, leases_max)
         watched = self.lease_events.watchers
         for lease in ended:
+            if len(lease.keys) > limits.WRITE_STEP_KEYS:
+                self._begin(self._end_steps(lease, EXPIRED), lease)
+                break  # it is the only one
             deleted = self._delete_keys(lease) if lease.keys else 0
             if watched:
                 self.lease_events.add(EXPIRED, lease, deleted, self.store.revision)
@@ -324,6 +361,24 @@ class StateMachine:
         if changes and len(self.hub):
             self.hub.changed(changes)
 
+    def _finish_long(self) -> None:
+        """Ends a write that was made in steps."""
+        self.store.end_steps()
+        self._finish()
+
+    def _begin(self, steps: Steps, ending: Lease | None = None) -> LongWrite:
+        store = self.store
+        store.begin_steps()
+        self._handlers = self._meanwhile
+        self.under_way = LongWrite(steps, ending, lambda: not store.changes, self._ended)
+        return self.under_way
+
+    def _ended(self) -> None:
+        """The write under way has taken its last step, or was refused."""
+        self.store.end_steps()
+        self._handlers = self._served
+        self.under_way = None
+
     def _range(self, request: rpc_pb2.RangeRequest, now_s: float) -> bytes | Iterator[bytes]:
         kv.check_range(request)
         kv.verify_range_alone(self.store, request)
@@ -346,39 +401,59 @@ class StateMachine:
         self._finish()
         return self.header_field() + rest
 
-    def _delete_range(self, request: rpc_pb2.DeleteRangeRequest, now_s: float) -> bytes | Iterator[bytes]:
+    def _delete_range(self, request: rpc_pb2.DeleteRangeRequest, now_s: float) -> Reply:
         kv.check_delete(request)
         if self.corrupt:
             raise errors.CORRUPT.error()
-        rest, shown = kv.delete_range(self.store, request)
+        deleted = kv.delete_range(self.store, request, limits.WRITE_STEP_KEYS)
+        if deleted is None:
+            return self._begin(self._delete_range_steps(request))
         self._finish()
+        rest, shown = deleted
         head = self.header_field() + rest
         if kv.is_long(self.store, shown):
-            return Written(txn_steps.prev_kvs_pieces(self.store, head, shown), kept_bytes(shown))
+            return Written(txn_steps.prev_kvs_pieces(self.store, head, shown), kv.kept_bytes(shown))
         return head + kv.prev_kvs_field(shown)
 
-    def _txn(self, request: rpc_pb2.TxnRequest, now_s: float) -> bytes | Iterator[bytes]:
+    def _delete_range_steps(self, request: rpc_pb2.DeleteRangeRequest) -> Steps:
+        rest, shown, size_bytes = yield from kv.delete_range_steps(self.store, request)
+        self._finish_long()
+        head = self.header_field() + rest
+        return Written(txn_steps.prev_kvs_pieces(self.store, head, shown), size_bytes) if shown else head
+
+    def _txn(self, request: rpc_pb2.TxnRequest, now_s: float) -> Reply:
         node = txn.read_txn(request, self._max_txn_ops)
         if self.corrupt and txn.may_write(node):
             raise errors.CORRUPT.error()
         if self.no_space and txn.has_put(node):
             raise errors.NO_SPACE.error()
         store = self.store
-        long = txn.is_long(store, node)
-        if long and not txn.may_write(node):
+        if txn.is_long(store, node):
+            if txn.may_write(node):
+                return self._begin(self._txn_steps(node))
             return LongRead(store, partial(self._long_txn, node), txn_steps.oldest_revision(store, node))
         txn.choose(store, node)
         txn.verify(store, self.leases, node)
         if node.old and txn.is_deep(store, node):
             return LongRead(store, partial(self._long_txn, node), txn_steps.oldest_revision(store, node))
         operations = store.operations
-        rest, parts = (b"", txn_steps.execute(store, node)) if long else (txn.execute(store, node), [])
+        rest = txn.execute(store, node)
         self.txns += store.operations - operations > 1
         self._finish()
-        header = self.header_field()
-        if long:
-            return Written(txn_steps.done_pieces(header, parts), txn_steps.parts_bytes(parts))
-        return header + rest
+        return self.header_field() + rest
+
+    def _txn_steps(self, node: txn.Node) -> Steps:
+        """A txn that may write and takes long. Raises as `txn.verify` and `txn.is_deep` do, with nothing done."""
+        store = self.store
+        yield from txn_steps.choose_steps(store, node)
+        txn.verify(store, self.leases, node)
+        if node.old:
+            txn.is_deep(store, node)
+        operations = store.operations
+        parts = yield from txn_steps.execute_steps(store, node)
+        self.txns += store.operations - operations > 1
+        self._finish_long()
+        return Written(txn_steps.done_pieces(self.header_field(), parts), txn_steps.parts_bytes(parts))
 
     def _long_txn(self, node: txn.Node) -> Iterator[bytes]:
         self.txns += len(node.success) + len(node.failure) > 1
@@ -413,11 +488,13 @@ class StateMachine:
             self.lease_events.add(GRANTED, lease)
         return self.header_field() + b"\x10" + varint(lease.id) + b"\x18" + varint(lease.ttl_s)
 
-    def _revoke(self, request: rpc_pb2.LeaseRevokeRequest, now_s: float) -> bytes:
+    def _revoke(self, request: rpc_pb2.LeaseRevokeRequest, now_s: float) -> bytes | LongWrite:
         if self.corrupt:
             raise errors.CORRUPT.error()
         lease = self.leases.revoke(request.ID)
         self.revoked += 1
+        if len(lease.keys) > limits.WRITE_STEP_KEYS:
+            return self._begin(self._end_steps(lease, REVOKED), lease)
         deleted = self._delete_keys(lease) if lease.keys else 0
         if self.lease_events.watchers:
             self.lease_events.add(REVOKED, lease, deleted, self.store.revision)
@@ -432,6 +509,22 @@ class StateMachine:
         self.txns += len(keys) > 1
         self._finish()
         return len(keys)
+
+    def _end_steps(self, lease: Lease, how: leases_pb2.LeaseEvent.Type) -> Steps:
+        """Deletes the many keys of an ended lease."""
+        deleted = 0
+        hanging, lease.keys = cast(set[bytes], lease.keys), NO_KEYS
+        for keys in in_order(hanging):
+            self.store.delete_all(keys)
+            deleted += len(keys)
+            yield
+        self.store.deletes += deleted
+        self.txns += 1
+        self._finish_long()
+        self.leases.save_end(lease)
+        if self.lease_events.watchers:
+            self.lease_events.add(how, lease, deleted, self.store.revision)
+        return self.header_field()
 
     def _keep_alive(self, request: rpc_pb2.LeaseKeepAliveRequest, now_s: float) -> bytes:
         lease_id = request.ID

@@ -47,7 +47,7 @@ from lessor.base import limits
 from lessor.base.limits import EVENT_ENCODING_KEPT_BYTES_MAX
 from lessor.base.revision import FIRST_REVISION, NOTHING_COMPACTED
 from lessor.state.encode import nested, number_field, varint
-from lessor.state.journal import EventRow, Journal
+from lessor.state.journal import EventRow, Journal, OpenWrite
 from lessor.state.key_index import KeyIndex
 from lessor.state.leases import Lessor
 
@@ -153,6 +153,7 @@ class Store:
         "_live",
         "_live_keys",
         "_log",
+        "_own_journal",
         "_pinned",
         "_swept",
         "_uncut",
@@ -168,7 +169,7 @@ class Store:
     )
 
     def __init__(self, journal: Journal, lessor: Lessor) -> None:
-        self._journal = journal
+        self._journal = self._own_journal = journal
         self._lessor = lessor
         self._live: dict[bytes, Event] = {}
         self._live_keys = KeyIndex()
@@ -271,6 +272,21 @@ class Store:
             self._changes = 0
             self.revision += 1
         return changes
+
+    def begin_steps(self) -> None:
+        """The next write is made in steps: its rows reach the journal all together, at `end_steps`."""
+        self._journal = OpenWrite(self._own_journal)
+
+    def end_steps(self) -> None:
+        """All changes of such a write are made, or none: `finish` has to follow. Does nothing when called again."""
+        write, self._journal = self._journal, self._own_journal
+        if write is not self._own_journal and write.events:
+            self._own_journal.add_events(write.events)
+
+    @property
+    def changes(self) -> int:
+        """How many changes the open write has made."""
+        return self._changes
 
     @property
     def revision_inside(self) -> int:
@@ -422,7 +438,7 @@ class Store:
         Readers see that at once. `sweep` takes the dead versions out of memory. Cost: the events of `revision` itself.
         """
         self.compact_revision = revision
-        self._journal.compact(revision, self._mark_dead(revision))
+        self._own_journal.compact(revision, self._mark_dead(revision))
 
     def _mark_dead(self, revision: int) -> list[tuple[int, int]]:
         """Leaves the events before `revision` to `sweep`; of the events of `revision` keeps the last of each key.

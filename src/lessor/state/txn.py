@@ -5,8 +5,8 @@ Laws
 - All checks come before the first change: shape and size, overlaps, compares (those of nested txns too, all against the
   state before the txn), then the leases, keys and revisions of the branches taken.
 - Operations run in order; a later range sees the writes of earlier operations.
-- A txn that looks at many keys is not made here at once: `is_long` tells. One that may write looks at
-  TXN_WRITE_KEYS_MAX keys at most, because that is one step.
+- A txn that looks at many keys, or deletes many, is not made here at once: `is_long` tells. One that may write looks at
+  TXN_WRITE_KEYS_MAX keys at most, because all others wait for it.
 
 Theory of operation. `read_txn` checks the shape of the request and turns it into a tree of `Node`s, so that the
 protobuf objects are read once. `choose` decides the branch of each node. `verify` and `execute` walk the branches that
@@ -38,7 +38,7 @@ from lessor.state import kv
 from lessor.state.encode import nested, revision_header
 from lessor.state.leases import Lessor
 from lessor.state.mvcc import Event, Store
-from lessor.state.range_steps import captured_pieces
+from lessor.state.range_steps import captured_at_once
 
 RANGE: Final = "request_range"
 PUT: Final = "request_put"
@@ -254,7 +254,9 @@ def may_write(node: Node) -> bool:
 
 
 def is_long(store: Store, node: Node) -> bool:
-    """Whether all that the txn may look at, in any branch, is more than one step's work. Cost: the operations.
+    """Whether all that the txn may look at or delete, in any branch, is more than one step's work.
+
+    Cost: the operations.
 
     Raises TXN_LOOKS_TOO_FAR for a txn that may write and that looks at more than TXN_WRITE_KEYS_MAX keys, or that may
     show more than REPLY_BYTES_MAX of keys and values.
@@ -272,19 +274,22 @@ def is_long(store: Store, node: Node) -> bool:
             reach.add(node)
             if reach.shown_bytes > limits.REPLY_BYTES_MAX:
                 raise errors.TXN_LOOKS_TOO_FAR.error()
+    if reach.deleted > limits.WRITE_STEP_KEYS:
+        return True
     return reach.keys > limits.READ_STEP_KEYS or reach.shown_bytes > limits.READ_STEP_BYTES
 
 
 class _Reach:
     """How much a txn may look at, all branches taken together: never too little."""
 
-    __slots__ = ("_exact", "_store", "keys", "shown_bytes")
+    __slots__ = ("_exact", "_store", "deleted", "keys", "shown_bytes")
 
     def __init__(self, store: Store, exact: bool = False) -> None:
         """`exact`: the bytes are counted, at a cost for each key, and not taken from the longest version."""
         self._store = store
         self._exact = exact
         self.keys = 0
+        self.deleted = 0  # those of a key that several deletes cover count for each
         self.shown_bytes = 0
 
     def add(self, node: Node) -> None:
@@ -300,8 +305,11 @@ class _Reach:
                     if request.range_end and request.revision <= 0 and request.count_only:
                         continue
                     self._add_range(request, kv.fetch_max(request, filtered=kv.is_filtered(request)), request.revision)
-                elif kind == DELETE and request.prev_kv:
-                    self._add_range(request, None, 0)
+                elif kind == DELETE:
+                    if request.range_end:
+                        self.deleted += store.count(request.key, open_end(request.range_end))
+                    if request.prev_kv:
+                        self._add_range(request, None, 0)
 
     def _add_range(self, request: Any, shown_max: int | None, revision: int) -> None:
         store, start, range_end = self._store, request.key, request.range_end
@@ -454,7 +462,7 @@ def execute(store: Store, node: Node) -> bytes:
         elif kind == RANGE:
             reply = nested(b"\x0a", range_now(store, request))
         elif kind == DELETE:
-            rest, shown = kv.delete_range(store, request)
+            rest, shown = kv.delete_range(store, request) or (b"", ())
             reply = nested(b"\x1a", revision_header(store.revision_inside) + rest + kv.prev_kvs_field(shown))
         else:
             # A nested txn has a header, which is empty, as in etcd.
@@ -467,4 +475,4 @@ def range_now(store: Store, request: rpc_pb2.RangeRequest) -> bytes:
     """The reply to a range inside the open write, however long it takes."""
     header = revision_header(store.revision_inside)
     reply = kv.range_reply(store, request, header)
-    return reply if reply is not None else b"".join(captured_pieces(store, request, header)[0])
+    return reply if reply is not None else b"".join(captured_at_once(store, request, header))

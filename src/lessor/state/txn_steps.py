@@ -4,8 +4,8 @@
 Laws
 - The pieces joined are the reply that txn.py would make.
 - A txn that cannot write is carried out in steps, all of it as of one pinned revision.
-- A txn that may write takes effect in one step. That step keeps references to the versions that its ranges show; the
-  reply is encoded in steps afterwards. How many there are is bounded by TXN_WRITE_KEYS_MAX.
+- A txn that may write is a `LongWrite`: nothing else is written between its steps. It keeps references to the versions
+  that its ranges show; the reply is encoded in steps afterwards. How many there are is bounded by TXN_WRITE_KEYS_MAX.
 - A piece has whole operations, since the length of an operation's reply stands before it. Ranges of one txn that ask
   for the same are made once.
 
@@ -14,7 +14,7 @@ Does not do: the checks that depend on the request alone, the choice of the way 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from lessor.api.proto import rpc_pb2
@@ -23,7 +23,7 @@ from lessor.base.key_range import open_end
 from lessor.state import kv, txn
 from lessor.state.encode import nested, revision_header, varint
 from lessor.state.mvcc import Store
-from lessor.state.range_steps import captured_pieces, encoded, kept_bytes, range_pieces
+from lessor.state.range_steps import captured_steps, encoded, range_pieces
 
 # A part of the reply to a txn that has run: bytes, or a long part. That is its tag, the pieces that are yet to be made,
 # and the bytes of memory that they keep.
@@ -155,25 +155,32 @@ def _operation(tag: bytes, made: list[bytes]) -> bytes:
 # --- with writes ------------------------------------------------------------------------------------------------
 
 
-def execute(store: Store, node: txn.Node) -> list[Part]:
-    """As `txn.execute`, but what takes long to encode is left for `done_pieces`."""
+def choose_steps(store: Store, node: txn.Node) -> Iterator[None]:
+    """As `txn.choose`, in steps. Nothing may be written meanwhile."""
+    return _Reading(store)._choose(node)
+
+
+def execute_steps(store: Store, node: txn.Node) -> Generator[None, None, list[Part]]:
+    """As `txn.execute`, in steps, but what takes long to encode is left for `done_pieces`."""
     parts: list[Part] = [b"\x10\x01"] if node.succeeded else []
     for kind, request in node.taken:
         header = revision_header(store.revision_inside)
         if kind == txn.RANGE and request.range_end:
             store.ranges += 1
-            parts.append((b"\x0a", *captured_pieces(store, request, header)))
+            part = yield from captured_steps(store, request, header)
+            parts.append((b"\x0a", *part))
+            yield
         elif kind == txn.RANGE:
             parts.append(nested(b"\x1a", nested(b"\x0a", txn.range_now(store, request))))
         elif kind == txn.PUT:
             rest = kv.do_put(store, request)
             parts.append(nested(b"\x1a", nested(b"\x12", revision_header(store.revision_inside) + rest)))
         elif kind == txn.DELETE:
-            rest, shown = kv.delete_range(store, request)
+            rest, shown, size_bytes = yield from kv.delete_range_steps(store, request)
             pieces = prev_kvs_pieces(store, revision_header(store.revision_inside) + rest, shown)
-            parts.append((b"\x1a", pieces, kept_bytes(shown)))
+            parts.append((b"\x1a", pieces, size_bytes))
         else:
-            inner = execute(store, request)
+            inner = yield from execute_steps(store, request)
             parts.append((b"\x22", done_pieces(b"\x0a\x00", inner), parts_bytes(inner)))
     return parts
 

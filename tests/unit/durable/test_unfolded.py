@@ -2,7 +2,9 @@
 """What waits for the tables: whole records, the oldest first, clocks of an idle server as one."""
 
 from typing import Any
+from unittest import mock
 
+from lessor.durable import unfolded as unfolded_module
 from lessor.durable.record import Record
 from lessor.durable.unfolded import Unfolded
 from lessor.state.journal import AuthRows
@@ -72,3 +74,16 @@ def test_what_is_not_a_key_or_a_lease_is_never_left_out() -> None:
     assert [number for _, number in fold.auth] == [8, 10]
     unfolded.remove(fold)
     assert (len(unfolded), unfolded.size_bytes, unfolded.rows) == (0, 0, 0)
+
+
+def test_dead_rows_are_sorted_in_pieces_and_those_of_a_key_stay_in_order() -> None:
+    versions = [(revision, sub) for sub in (3, 1, 2) for revision in (5, 6)]  # of three keys: a version, its tombstone
+    unfolded = Unfolded()
+    unfolded.add(record(1, 10, dead=versions))
+    with mock.patch.object(unfolded_module, "_SORTED_AT_ONCE", 4):
+        fold = unfolded.oldest(1_000, 1_000_000)
+    assert [len(piece) for piece in fold.dead] == [4, 2]
+    assert all(piece == sorted(piece) for piece in fold.dead)
+    named = [row for piece in fold.dead for row in piece]
+    assert sorted(named) == sorted(versions)
+    assert all(named.index((5, sub)) < named.index((6, sub)) for sub in (1, 2, 3))

@@ -114,6 +114,8 @@ class Turn:
             self.held.append((outlet, payload))
         return 0
 
+    after_all_writes = after_everything  # no write is ever under way here
+
     def end(self) -> None:
         behind, self.behind = self.behind, []
         for stream in behind:

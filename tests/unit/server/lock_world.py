@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from google.protobuf.message import Message
 
-from lessor.api.methods import METHODS
+from lessor.api.methods import METHODS, Method
 from lessor.api.proto import election_pb2, lock_pb2, rpc_pb2
 from lessor.base.errors import EtcdError
 from lessor.server.loop.call import StreamCall, UnaryCall
@@ -83,12 +83,12 @@ class Stream(StreamCall):
     token: bytes | None = None
     peer_common_name: str | None = None
 
-    def __init__(self, world: "LockWorld", request: Message) -> None:
+    def __init__(self, world: "LockWorld", request: Message, method: Method = OBSERVE) -> None:
         self.to_take_bytes = 0
         self.sent: list[Any] = []
         self._world = world
         self._drained: set[Any] = set()
-        super().__init__(world.core, world.core.metrics.calls(OBSERVE, b"test"))
+        super().__init__(world.core, world.core.metrics.calls(method, b"test"))
         self.take_requests(request)
 
     def take_requests(self, *requests: Message) -> None:

@@ -87,7 +87,9 @@ def test_a_bug_while_leases_end_stops_the_server_before_anything_of_it_is_seen(
         assert expire(now_s, leases_max)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(type(world.machine), "expire", lambda _machine, *arguments: ends_them_and_raises(*arguments))
+    monkeypatch.setattr(
+        type(world.machine), "expire_in_steps", lambda _machine, *arguments: ends_them_and_raises(*arguments)
+    )
     world.loop.now_s += 0.1 + 2 * MARGIN_S
     world.loop.settle()
     monkeypatch.undo()

@@ -11,6 +11,7 @@ Laws
 - A reply waits at the gate behind all that was applied when it was decided. So does an error that a handler raises, or
   that `finish` of a unary call is given. Errors in the requests of a stream wait there too, so they follow the replies
   to earlier requests. An error does not wait when it depends on no data: a deadline, a malformed unary request.
+- While a write takes effect in many steps, calls that may touch keys wait for its end (long_writes.py).
 - While auth is on, a caller needs the right to make each request. It is checked here; the handlers of Watch and
   LeaseKeepAlive check it themselves, request by request.
 - While auth is on, a caller without a valid token may send STRANGER_BYTES_MAX of a request. Beyond it the codec ends
@@ -40,6 +41,8 @@ from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.core import Core
 from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
+from lessor.state.long_read import Written
+from lessor.state.long_write import LongWrite, Outcome
 
 
 class Waiting(Protocol):
@@ -141,6 +144,9 @@ class UnaryCall:
             reply = handler(core, request)
             if isinstance(reply, bytes):
                 payload = self.encode(reply)
+            elif isinstance(reply, LongWrite):
+                self.wait(core.turn.long_writes.begin(reply, self))
+                return
             else:
                 self.wait(core.long_replies.begin(self, reply, request))
                 return
@@ -183,6 +189,13 @@ class UnaryCall:
         except Exception as error:
             payload = as_answer(error, self.method.path)
         self.finish_encoded(payload)
+
+    def written(self, outcome: Outcome | EtcdError) -> None:
+        """The long write of this call has ended: answers with its reply, which may take long to make, or its error."""
+        if isinstance(outcome, Written):
+            self.waiting = self.core.long_replies.begin(self, outcome)
+        else:
+            self.finish(outcome)
 
     def answer(self, reply: Callable[[], bytes]) -> None:
         """`finish` with the reply that `reply` returns or the error that it raises, for a call that has waited."""
@@ -424,7 +437,7 @@ class StreamCall:
     def end_in_order(self, error: EtcdError) -> None:
         """Ends the call after the replies to earlier requests, which may still wait at the gate."""
         self.ending = True
-        self.core.turn.after_everything(self, error)
+        self.core.turn.after_all_writes(self, error)
 
     # --- from the gate ---
 
@@ -458,8 +471,8 @@ class StreamCall:
         return True
 
 
-# Returns the reply, or the pieces of a long reply, which are still to be made.
-UnaryHandler = Callable[[Core, Any], bytes | Iterator[bytes]]
+# Returns the reply, or the pieces of a long reply, which are still to be made, or a write whose steps are to be taken.
+UnaryHandler = Callable[[Core, Any], bytes | Iterator[bytes] | LongWrite]
 # Begins a call that is answered by `UnaryCall.finish`, perhaps at once. Raises EtcdError to answer with that.
 WaitingHandler = Callable[[Core, UnaryCall, Any], Waiting | None]
 StreamFactory = Callable[[Core, StreamCall], StreamHandler]

@@ -73,6 +73,8 @@ class Handlers(NamedTuple):
     unary: dict[Method, Callable[..., Any]]
     waiting: dict[Method, Callable[..., Any]]
     streams: dict[Method, Callable[..., Any]]
+    # Of the unary and the waiting ones, those that touch neither keys nor leases, and need not wait for a long write.
+    apart: frozenset[Method] = frozenset()
 
 
 class Core:
@@ -101,6 +103,9 @@ class Core:
         self.unary_handlers = handlers.unary
         self.waiting_handlers = handlers.waiting
         self.stream_handlers = handlers.streams
+        self._apart = handlers.apart
+        self._own_handlers = handlers
+        turn.long_writes.on_busy = self._hold_calls
         self.pages = Pages(turn.read_clock)
         self.watch_streams: set[WatchesProgress] = set()
         self.long_replies = LongReplies(ReplyMemory(metrics.shortages))
@@ -109,6 +114,18 @@ class Core:
         self.unfinished = Unfinished(options.message_bytes_max, metrics.shortages)
         self.kept_keys = KeptKeys(metrics.shortages)
         self._tasks: set[asyncio.Task[Any]] = set()  # keeps tasks alive: the loop does not
+
+    def _hold_calls(self, hold: bool) -> None:
+        """Whether a long write is under way: calls that may touch keys have to wait for it."""
+        self.long_replies.paused = hold
+        if not hold:
+            self.unary_handlers, self.waiting_handlers, *_ = self._own_handlers
+            return
+        self._own_handlers = Handlers(self.unary_handlers, self.waiting_handlers, self.stream_handlers, self._apart)
+        unary, waiting, apart = self.unary_handlers, self.waiting_handlers, self._apart
+        self.unary_handlers = {method: handler for method, handler in unary.items() if method in apart}
+        self.waiting_handlers = dict.fromkeys([*unary, *waiting], self.turn.long_writes.queue)
+        self.waiting_handlers |= {method: handler for method, handler in waiting.items() if method in apart}
 
     def serves(self, method: Method) -> bool:
         """Whether the method has a handler of any kind."""

@@ -154,7 +154,7 @@ class LongReply:
 class LongReplies:
     """The long replies of a server."""
 
-    __slots__ = ("_addresses", "_lines", "_memory", "_parked", "_task")
+    __slots__ = ("_addresses", "_lines", "_memory", "_parked", "_task", "paused")
 
     def __init__(self, memory: ReplyMemory) -> None:
         self._memory = memory
@@ -165,6 +165,7 @@ class LongReplies:
         # Those connections by address. The next to have a turn is the first of its address, and that the first of all.
         self._addresses: OrderedDict[str, deque[Counted]] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
+        self.paused = False  # while a long write is under way: its steps and these would make a turn twice as long
 
     @property
     def idle(self) -> bool:
@@ -199,6 +200,8 @@ class LongReplies:
     async def _run(self) -> None:
         while self._lines:
             await asyncio.sleep(0)
+            if self.paused:
+                continue
             while self._lines and not self._step():
                 pass
             try:

@@ -15,10 +15,12 @@ The gate knows no sockets: it delivers to `Outlet`s.
 """
 
 from collections import deque
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from lessor.server.loop import bugs
 from lessor.server.loop.bugs import Answerable
+
+PROMISED: Final = 1 << 62  # no batch has such a number, or a greater one: see Gate.promised
 
 
 class Outlet(Answerable, Protocol):
@@ -32,13 +34,15 @@ class Outlet(Answerable, Protocol):
 class Gate:
     """Holds payloads until their batch is durable. Loop thread only."""
 
-    __slots__ = ("_held", "durable")
+    __slots__ = ("_held", "durable", "promised")
 
     def __init__(self, durable: int) -> None:
         # The newest batch known to be on disk.
         self.durable = durable
         # (batch, the payloads held for it), ascending by batch; a batch without payloads is absent.
         self._held: deque[tuple[int, list[tuple[Outlet, Any]]]] = deque()
+        # Stands for the batch of the long write that is under way, which nobody knows yet. Another number after that.
+        self.promised = PROMISED
 
     def hold(self, batch: int, outlet: Outlet, payload: Any) -> None:
         """Delivers now if `batch` is durable, otherwise when it becomes durable. O(1), or see `_hold_older`.
@@ -61,7 +65,9 @@ class Gate:
             self._hold_older(batch, outlet, payload)
 
     def _hold_older(self, batch: int, outlet: Outlet, payload: Any) -> None:
-        """A newer batch has payloads already: this one is for a keepalive on a lease whose own batch is in flight.
+        """A newer batch has payloads already, or the one that is promised.
+
+        Then this one is for a keepalive on a lease whose own batch is in flight, or a long write is under way.
 
         Cost: O(batches waited for).
         """
@@ -84,6 +90,14 @@ class Gate:
                     outlet.deliver(payload)
                 except Exception as error:  # the other payloads are for other calls
                     bugs.end(outlet, error)
+
+    def settle_promised(self, batch: int) -> None:
+        """The long write has ended, in `batch` or in none: what was held for `promised` waits for that batch."""
+        held = self._held
+        waiting = held.pop()[1] if held and held[-1][0] == self.promised else ()
+        self.promised += 1
+        for outlet, payload in waiting:
+            self.hold(batch, outlet, payload)
 
     @property
     def waiting(self) -> int:

@@ -12,10 +12,12 @@ Laws
   all is durable it leaves at once. A keepalive waits for the batch that last wrote its lease, which mostly is durable.
 - Watch events pass the same gate as replies.
 - Work that may take long is cut into steps of some milliseconds, one a turn: the end of leases, history for watchers,
-  the sweep after a compaction, and long replies (long_reply.py). The end of one lease with all its keys is one step.
+  the sweep after a compaction, long replies (long_reply.py) and long writes (long_writes.py). While a long write is
+  under way no lease ends. A batch that is sealed meanwhile has nothing of it.
 - Connections that bring much share TURN_BYTES_S of a turn. Their further bytes wait, and are handled before the next
   leases end, as far as they were read by then. So are the requests of JSON streams that wait for later turns (pace.py).
-- At most EXPIRE_PER_TURN_MAX leases end in a turn. Keepalives are read before the next leases end.
+- At most EXPIRE_PER_TURN_MAX leases end in a turn, with WRITE_STEP_KEYS keys together, or one lease with more begins to
+  end. Keepalives are read before the next leases end.
 - expiry.py decides when a lease may end.
 - The TTL that a reply promises counts from the moment the reply leaves, not from the moment it was made. The deadline
   is set when the batch is durable, and once more at the end of a turn that took long.
@@ -49,6 +51,7 @@ from lessor.server.loop import bugs
 from lessor.server.loop.bugs import Answerable
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.expiry import DUE, NOTHING, Expiry, must_count_anew
+from lessor.server.loop.long_writes import LongWrites
 from lessor.server.loop.release import Gate, Outlet
 from lessor.state.journal import Batch
 from lessor.state.lease import Lease
@@ -171,12 +174,14 @@ class Turn:
         # `durable_revision`: the newest revision on disk; history is shown up to it. `_sealed_revision`: the newest
         # revision in the last sealed batch.
         self.durable_revision = self._sealed_revision = machine.revision
+        self.long_writes = LongWrites(self, machine, gate)
         self._halted = False  # nothing is sealed and no lease ends
         self._broken = False  # no turn ends any more
 
     def start(self, loop: asyncio.AbstractEventLoop, on_failure: Callable[[BaseException], None]) -> None:
         """Begins to run. `on_failure` is called once, when the server has to stop: a commit failed, or a turn broke."""
         self._loop = loop
+        self.long_writes.start(loop)
         self._committer.start(loop, self._committed, on_failure)
         self.schedule()
 
@@ -298,6 +303,15 @@ class Turn:
         self.gate.hold(batch, outlet, payload)
         return batch
 
+    def after_all_writes(self, outlet: Outlet, payload: Any) -> int:
+        """As `after_everything`, and after the long write that is under way, if there is one."""
+        if self.machine.under_way is None:
+            return self.after_everything(outlet, payload)
+        self.hold_publications()
+        batch = self.gate.promised
+        self.gate.hold(batch, outlet, payload)
+        return batch
+
     def hold_publications(self) -> None:
         """Puts the watch events and lease events of all changes until now into the gate.
 
@@ -320,6 +334,11 @@ class Turn:
         """From now on nothing is sealed and no lease ends: the server is about to write its last batch itself."""
         self._halted = True
 
+    @property
+    def halted(self) -> bool:
+        """Whether nothing is to be written any more: see `halt`; or a step has raised."""
+        return self._halted or self._broken
+
     # --- the turn ---
 
     def _end_of_turn(self) -> None:
@@ -341,13 +360,13 @@ class Turn:
                 self._hold_data()
             elif self._to_flush:
                 self._flush()
-            if self.machine.store.unswept:
+            if self.machine.store.unswept and self.machine.under_way is None:
                 self._sweep()
             if self.renewed and not self._held:
                 self._count_promises()
             self._set_timer()
         except Exception as error:
-            self._break_off(error)
+            self.break_off(error)
 
     def _committed(self, batch: Batch) -> None:
         """The batch is on disk: the TTLs granted in it count from now, and the payloads that waited for it leave."""
@@ -363,11 +382,11 @@ class Turn:
             self.gate.committed(batch.number)
             self._expiry.committed(now_s, self.machine.journal.newest_with_rows)
         except Exception as error:
-            self._break_off(error)
+            self.break_off(error)
         # At once, not scheduled: the next batch has waited for the disk long enough.
         self._end_of_turn()
 
-    def _break_off(self, error: Exception) -> None:
+    def break_off(self, error: Exception) -> None:
         """A step for no single call has raised: memory may be half changed, and none of it may be shown or saved."""
         self._broken = True
         self._committer.give_up(bugs.broken_turn(error))
@@ -376,7 +395,7 @@ class Turn:
 
     def _end_leases(self) -> None:
         """Ends leases that are due, unless expiry.py holds them up."""
-        if self._halted:
+        if self._halted or self.machine.under_way is not None:  # the end of the write asks for another turn
             return
         if self._answering is not None:
             self._notice_lapse(self._answering)
@@ -391,7 +410,9 @@ class Turn:
         # The first entry of the queue is due at its time, even if its lease has been renewed since. So its lateness is
         # that of the leases that end now.
         head_s = self.machine.next_deadline()
-        ended = self.machine.expire(cutoff_s, limits.EXPIRE_PER_TURN_MAX)
+        ended = self.machine.expire_in_steps(cutoff_s, limits.EXPIRE_PER_TURN_MAX)
+        if self.machine.under_way is not None:
+            self.long_writes.begin(self.machine.under_way)
         if ended and head_s is not None:
             self._on_expired(ended, self.now_s() - head_s)
 
@@ -497,7 +518,7 @@ class Turn:
             else:
                 self.schedule()
         except Exception as error:  # no timer would ever be set again
-            self._break_off(error)
+            self.break_off(error)
 
     def _read_before_ending(self) -> None:
         """Leases are due: keepalives that have come, in the sockets or read already, count first."""
@@ -528,4 +549,4 @@ class Turn:
                 self._expiry.polled(self.now_s())
                 self.schedule()
         except Exception as error:
-            self._break_off(error)
+            self.break_off(error)

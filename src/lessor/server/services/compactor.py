@@ -40,6 +40,9 @@ class Compactor:
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.call_later(self.interval_s, self._tick, loop)
+        self._core.turn.long_writes.after(self._compact)
+
+    def _compact(self) -> None:
         target = self.target(self._core.machine.revision)
         if target is not None and target > max(self._core.machine.compact_revision, 1):
             try:

@@ -13,12 +13,15 @@ Laws
 State changes are txns on the state machine, as any client could send them. Calls wait in waiting_lines.py.
 """
 
+from functools import partial
+
 from google.protobuf.message import DecodeError
 
 from lessor.api.proto import election_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.contenders import key_of, prefix_of
 from lessor.base.errors import Code, ErrorText, EtcdError
+from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import StreamCall, UnaryCall, Waiting
 from lessor.server.loop.core import Core
 from lessor.server.services.waiting_lines import WaitingLines, created_at
@@ -113,7 +116,7 @@ class Observe:
     only; then its user's name counts: an observer may wait for longer than a token lives.
     """
 
-    __slots__ = ("_asked", "_behind", "_call", "_caller", "_core", "_lines", "_prefix", "_shown", "held")
+    __slots__ = ("_asked", "_behind", "_call", "_caller", "_core", "_lines", "_over", "_prefix", "_shown", "held")
 
     def __init__(self, core: Core, call: StreamCall, lines: WaitingLines) -> None:
         self._core = core
@@ -123,6 +126,7 @@ class Observe:
         self._asked = election_pb2.LeaderRequest()
         self._caller: str | None = None  # None for a call without a user
         self._prefix: bytes | None = None  # None until the request has come, and after the end
+        self._over = False
         self._behind = False  # whether a change was skipped since the peer last took all
         self._shown: Event | None = None  # the leader that was sent last
 
@@ -138,7 +142,21 @@ class Observe:
         self._begin(self._asked)
 
     def _begin(self, request: election_pb2.LeaderRequest) -> None:
-        if self._prefix is None:
+        writes = self._core.turn.long_writes
+        if writes.busy:
+            writes.after(partial(self._begin_later, request))
+        else:
+            self._begin_now(request)
+
+    def _begin_later(self, request: election_pb2.LeaderRequest) -> None:
+        """A long write has ended. Nobody is above to answer the call with an error."""
+        try:
+            self._begin_now(request)
+        except Exception as error:
+            self._call.end_in_order(as_answer(error, "Observe"))
+
+    def _begin_now(self, request: election_pb2.LeaderRequest) -> None:
+        if self._prefix is None and not self._over:
             claimed = self._core.claimed(self._call)
             self._caller = claimed.name if isinstance(claimed, Caller) else None
             prefix = prefix_of(request.name)
@@ -148,6 +166,7 @@ class Observe:
             self._lines.observe(prefix, self)
 
     def on_over(self) -> None:
+        self._over = True
         if self._prefix is not None:
             self._lines.unobserve(self._prefix, self)
             self._core.kept_keys.remove(self, _kept_bytes(self._prefix))
@@ -188,6 +207,8 @@ class Observe:
     def catch_up(self) -> bool:
         """The peer has read: it is sent the present leader in place of all skipped changes."""
         if self._prefix is not None and self._behind:
+            if self._core.turn.long_writes.busy:
+                return True  # a leader of a write that is under way must not be shown
             if self._call.backlog_bytes > limits.CONNECTION_BACKLOG_BYTES_MAX:
                 self._call.wake_when_drained(self)
                 return False

@@ -6,7 +6,7 @@ Laws
 - A reply to a renewal waits for the batch that last wrote the lease's row (its grant, or a saved later deadline).
   Mostly that batch is durable and the reply leaves in the same turn. Replies behind a waiting reply wait too.
 - A missing lease is no error: its reply carries the id and no TTL. It says that the lease has ended, so it waits for
-  the newest batch with rows, which may be the batch that ended it.
+  the newest batch with rows, which may be the batch that ended it; or for the end of the long write that ends it.
 - A header names the newest durable revision, not the newest one: a reply that does not wait must not name a revision
   that a crash would take back.
 
@@ -22,6 +22,7 @@ from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.server.loop.call import StreamCall
 from lessor.server.loop.core import Core
+from lessor.server.loop.release import PROMISED
 from lessor.state.lease import Lease
 from lessor.state.lease_replies import renewed_fields
 
@@ -78,8 +79,7 @@ class KeepAlive:
                 else:
                     lease, batch, reply = self.reply_slowly(message, now_s, header)
                 if batch > durable or self._waits_for > durable:
-                    self._waits_for = max(self._waits_for, batch)
-                    core.gate.hold(self._waits_for, self, (reply, lease))
+                    core.gate.hold(self._wait_for(batch), self, (reply, lease))
                     continue
                 ready.append(reply)
                 if lease is not None:
@@ -101,10 +101,9 @@ class KeepAlive:
                 lease, batch, reply = self.reply_slowly(message, core.turn.now_s(), core.durable_header_field())
             except EtcdError as error:
                 self._ended = True
-                core.turn.after_everything(self, error)  # so after the replies to earlier requests, too
+                core.turn.after_all_writes(self, error)  # so after the replies to earlier requests, too
                 return
-            self._waits_for = max(self._waits_for, batch)
-            core.gate.hold(self._waits_for, self, (reply, lease))
+            core.gate.hold(self._wait_for(batch), self, (reply, lease))
             core.metrics.renewed += 1
 
     def reply_slowly(self, message: bytes, now_s: float, header: bytes) -> tuple[Lease | None, int, bytes]:
@@ -117,6 +116,9 @@ class KeepAlive:
         lease = core.machine.renew(lease_id, now_s)
         tail = renewed_fields(lease_id, lease)
         if lease is None:
+            write = core.machine.under_way
+            if write is not None and write.ending is not None and write.ending.id == lease_id:
+                return None, core.gate.promised, header + tail  # of the batch that will end it
             return None, core.machine.journal.newest_with_rows, header + tail
         if len(message) > REMEMBERED_BYTES_MAX:
             pass
@@ -125,6 +127,14 @@ class KeepAlive:
         elif len(core.machine.leases) < REMEMBERED_MAX:  # most of these have ended; else it would soon be full again
             self._fast.clear()
         return lease, lease.batch, header + tail
+
+    def _wait_for(self, batch: int) -> int:
+        """Takes `batch` in. Returns the batch that the next reply waits for, with all earlier ones of this stream."""
+        waits_for = self._waits_for
+        if PROMISED <= waits_for < self._core.gate.promised:  # that write has ended, in this batch or an earlier one
+            waits_for = self._core.machine.journal.newest_with_rows
+        self._waits_for = waits_for = max(waits_for, batch)
+        return waits_for
 
     def deliver(self, payload: tuple[bytes, Lease | None] | EtcdError | None) -> None:
         """The gate lets a reply through, with the lease that it renewed; or the end of the stream, None for OK."""
@@ -143,7 +153,7 @@ class KeepAlive:
         self._call.finish(error)
 
     def on_requests_end(self) -> None:
-        self._core.gate.hold(self._waits_for, self, None)
+        self._core.gate.hold(self._wait_for(0), self, None)
 
     def on_over(self) -> None:
         self._ended = True

@@ -8,8 +8,8 @@ Laws
 - A method that is absent from the tables below answers UNIMPLEMENTED.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError, Message
 
@@ -31,15 +31,25 @@ from lessor.server.services.snapshots import Snapshots
 from lessor.server.services.tokens import Tokens
 from lessor.server.services.waiting_lines import WaitingLines
 from lessor.server.services.watch import Watches
-from lessor.state.machine import StateMachine
+from lessor.state.machine import Reply, StateMachine
+
+# The calls that look at neither keys nor leases: they do not wait while a write takes effect in many steps.
+_APART: Final = (
+    "/grpc.health.v1.Health/Check",
+    "/etcdserverpb.Cluster/MemberList",
+    "/etcdserverpb.Maintenance/Status",
+    "/etcdserverpb.Maintenance/Defragment",
+    "/etcdserverpb.Auth/Authenticate",
+    "/etcdserverpb.Auth/AuthStatus",
+)
 
 
-def apply(core: Core, request: Message) -> bytes | Iterator[bytes]:
+def apply(core: Core, request: Message) -> Reply:
     """Applies a request whose size needs no check. A reply that takes long to make comes in pieces."""
     return core.machine.apply_in_pieces(request, core.turn.now_s())
 
 
-def apply_sized(core: Core, request: Message) -> bytes | Iterator[bytes]:
+def apply_sized(core: Core, request: Message) -> Reply:
     """Applies a request that carries keys and values, within --max-request-bytes. The same otherwise."""
     if request.ByteSize() > core.options.max_request_bytes:
         core.machine.check_form(request)  # as in etcd, errors in the request itself come first
@@ -97,7 +107,8 @@ class Services:
         self._watches = Watches(turn)
 
     def handlers(self) -> Handlers:
-        return Handlers(_by_method(self._unary()), _by_method(self._waiting()), _by_method(self._streams()))
+        apart = frozenset(BY_PATH[path] for path in _APART)
+        return Handlers(_by_method(self._unary()), _by_method(self._waiting()), _by_method(self._streams()), apart)
 
     def _unary(self) -> dict[str, UnaryHandler]:
         return {

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
@@ -305,7 +306,8 @@ class WaitingLines:
         last = line.remove(claim)
         self.close_unused(line)
         if last:
-            self.delete_if_created_at(claim.key, claim.create_revision)
+            delete = partial(self.delete_if_created_at, claim.key, claim.create_revision)
+            self._turn.long_writes.after(delete)
 
     def stop(self, error: errors.ErrorText) -> None:
         """Ends all waiting calls. Their keys stay: a client that comes back with its lease in time keeps its place."""
