@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lessor.durable import directory
-from lessor.durable.engine import Engine, EngineError, Loaded, Meta, Sizes
+from lessor.durable.engine import Answering, Begun, Engine, EngineError, Loaded, Meta, Sizes
 from lessor.durable.file_log import Disk
 from lessor.durable.sectors import SECTOR_BYTES
-from lessor.state.journal import Batch
+from lessor.state.journal import Batch, Rows
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Countdown:
 class FaultyEngine:
     """Passes everything on to `engine`; its `fail_at`th write, and every later one, raises `EngineError`.
 
-    Writes are `begin_term`, `commit`, `upkeep`, `flush` and `defragment`.
+    Writes are `lead`, `commit`, `upkeep`, `flush` and `defragment`.
     """
 
     def __init__(
@@ -78,6 +78,10 @@ class FaultyEngine:
         self._engine = engine
         self._countdown = Countdown(fail_at, took_effect=took_effect)
         self._message = message
+
+    @property
+    def answering(self) -> Answering | None:
+        return self._engine.answering
 
     @property
     def failed(self) -> bool:
@@ -93,8 +97,8 @@ class FaultyEngine:
     def load(self) -> Loaded:
         return self._engine.load()
 
-    def begin_term(self, term: int) -> None:
-        self._write(lambda: self._engine.begin_term(term))
+    def lead(self, follow: Callable[[Rows], None]) -> Begun:
+        return self._write(lambda: self._engine.lead(follow))
 
     def commit(self, batch: Batch) -> None:
         self._write(lambda: self._engine.commit(batch))
@@ -116,6 +120,9 @@ class FaultyEngine:
 
     def stop_backups(self) -> None:
         self._engine.stop_backups()
+
+    def stop_waiting(self) -> None:
+        self._engine.stop_waiting()
 
     def close(self) -> None:
         self._engine.close()

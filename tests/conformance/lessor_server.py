@@ -8,6 +8,7 @@ with LessorServer() as server:
 import sys
 
 from tests.conformance.server_process import ServerProcess
+from tests.engine_flags import engine_flags
 
 
 class LessorServer(ServerProcess):
@@ -25,5 +26,6 @@ class LessorServer(ServerProcess):
             f"--listen-client-urls={self.client_url}",
             f"--advertise-client-urls={self.client_url}",
             f"--min-lease-ttl={self.min_lease_ttl_s}",
+            *engine_flags(self.data_dir),
             *self.flags,
         ]

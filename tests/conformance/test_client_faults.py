@@ -77,6 +77,19 @@ def test_a_read_is_repeated_when_its_connection_breaks_and_a_write_is_not(
 
 
 @pytest.mark.slow
+def test_a_proxy_that_ends_each_connection_is_left_for_another_endpoint(
+    subject: Subject, proxy: Proxy, prefix: bytes
+) -> None:
+    with Client([proxy.address, subject.server.address]) as client:
+        client.put(prefix, "1")
+        proxy.refuse(True)
+        proxy.cut()
+        with pytest.raises(ConnectionLost):  # it may have been on its way, so it is not repeated
+            client.put(prefix, "2")
+        assert client.put(prefix, "3").header.revision
+        assert client.get(prefix).kvs[0].value == b"3"
+
+
 def test_watches_and_leases_go_on_over_cuts_and_stalls(subject: Subject, prefix: bytes) -> None:
     with Proxy(subject.server.address) as one, Proxy(subject.server.address) as two:
         client = Client([one.address, two.address])

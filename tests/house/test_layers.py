@@ -35,9 +35,11 @@ FLOORS = {
     "durable": 3,
     "client": 3,
     "cluster": 4,
-    "server": 5,
-    "cli": 5,
-    "testing": 6,
+    "engines": 4,
+    "replicated": 5,
+    "server": 6,
+    "cli": 6,
+    "testing": 7,
 }
 SERVER_FLOORS = {
     "version": 0,
@@ -52,18 +54,18 @@ SERVER_FLOORS = {
     "command": 5,
 }
 PURE_FLOOR_MAX = 2
-PURE_BESIDES = {"cluster"}  # decisions only: what carries them out will stand elsewhere
-ENTRY, ENTRY_FLOOR = "lessor/__main__.py", 7
+PURE_BESIDES = {"cluster"}  # decisions only: replicated/ carries them out
+ENTRY, ENTRY_FLOOR = "lessor/__main__.py", 8
 
 # Modules that only these may import: a package, or one file of a package.
 HOMES = {
     "asyncio": {"server", "client", "testing", "cli/tasks.py"},
     "uvloop": {"server"},
     "sqlite3": {"durable"},
-    "psycopg": {"durable"},
-    "psycopg2": {"durable"},
-    "asyncpg": {"durable"},
-    "pg8000": {"durable"},
+    "psycopg": {"engines"},
+    "psycopg2": {"engines"},
+    "asyncpg": {"engines"},
+    "pg8000": {"engines"},
 }
 # Clocks, randomness, files, sockets, threads: nothing that pure code could need.
 IMPURE_MODULES = {

@@ -13,10 +13,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.engine_flags import engine_flags
 from tests.linear.check import findings
 from tests.linear.driver import run
 from tests.linear.history import History
-from tests.linear.nemesis import EtcdProcess, LessorProcess, OneServer
+from tests.linear.nemesis import EtcdProcess, LessorProcess, Nemesis, OneServer, Process, StandingBy
 
 
 def show(found: list[str]) -> None:
@@ -26,19 +27,30 @@ def show(found: list[str]) -> None:
         print("  ", len(found) - 10, "more")
 
 
-def one_history(seed: int, kills: int, etcd: Path | None) -> int:
+def servers(data_dir: Path, options: argparse.Namespace) -> tuple[Nemesis, Process]:
+    """What is struck, and the process whose log is shown."""
+    if options.etcd is not None:
+        etcd = EtcdProcess(data_dir, options.etcd)
+        return OneServer(etcd), etcd
+    lessor = LessorProcess(data_dir)
+    if options.standby:
+        return StandingBy(lessor, LessorProcess(data_dir.with_name("other"), engine=engine_flags(data_dir))), lessor
+    return OneServer(lessor), lessor
+
+
+def one_history(seed: int, kills: int, options: argparse.Namespace) -> int:
     """Runs and checks one; returns the number of findings."""
     with tempfile.TemporaryDirectory(prefix="linear-") as folder:
         began_s = time.monotonic()
         data_dir = Path(folder) / "data"
-        server = OneServer(LessorProcess(data_dir) if etcd is None else EtcdProcess(data_dir, etcd))
-        history = run(server, kills, seed)
+        nemesis, server = servers(data_dir, options)
+        history = run(nemesis, kills, seed)
         ran_s = time.monotonic() - began_s
         found = findings(history)
         outcomes = Counter(op.outcome for op in history.ops)
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
         print(
-            f"seed {seed}: {len(server.server.deaths)} kills in {ran_s:.0f} s, {len(history.ops)} calls ({counts}), "
+            f"seed {seed}: {len(nemesis.disturbed)} strikes in {ran_s:.0f} s, {len(history.ops)} calls ({counts}), "
             f"{len(history.events)} events, {len(history.sessions)} watches, "
             f"checked in {time.monotonic() - began_s - ran_s:.1f} s: {len(found)} findings",
             flush=True,
@@ -47,7 +59,7 @@ def one_history(seed: int, kills: int, etcd: Path | None) -> int:
             show(found)
             kept = Path(tempfile.gettempdir()) / f"linear-{seed}.jsonl"
             history.save(kept)
-            print("   saved as", kept, "; the log of the server:", server.server.log_text()[-2000:])
+            print("   saved as", kept, "; the log of the server:", server.log_text()[-2000:])
         return len(found)
 
 
@@ -57,6 +69,7 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=20, help="kills of one history")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--etcd", type=Path, metavar="BINARY", help="try this etcd and not Lessor")
+    parser.add_argument("--standby", action="store_true", help="two on one log, which LESSOR_TEST_ENGINE names")
     parser.add_argument("--check", type=Path, metavar="FILE", help="check a saved history and run nothing")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind
@@ -66,7 +79,7 @@ def main() -> int:
         return 1 if found else 0
     failed, left, seed = 0, options.kills, options.seed
     while left > 0:
-        failed += one_history(seed, min(left, options.each), options.etcd)
+        failed += one_history(seed, min(left, options.each), options)
         left -= options.each
         seed += 1
     return 1 if failed else 0

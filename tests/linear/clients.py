@@ -187,7 +187,10 @@ class JsonTransport(Transport):
             connection.request("POST", "/v3/watch", json.dumps({"create_request": fields}))
             with connection.getresponse() as response:
                 while (line := _line(response)).endswith(b"\n"):
-                    yield json_format.ParseDict(json.loads(line)["result"], rpc.WatchResponse())
+                    answer = json.loads(line)
+                    if "result" not in answer:
+                        return  # the server ends the stream, because it stops
+                    yield json_format.ParseDict(answer["result"], rpc.WatchResponse())
         except (OSError, http.client.HTTPException):
             pass
         finally:

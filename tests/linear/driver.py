@@ -80,6 +80,10 @@ class Client:
             answer = self.call(request)
             if answer.outcome == OK:
                 return answer.reply
+            if answer.outcome in (UNSENT, UNKNOWN) and len(self._endpoints) > 1:
+                self._transport.close()
+                other = self._endpoints.index(self._transport.endpoint) + 1
+                self._transport = self._make(self._endpoints[other % len(self._endpoints)])
             time.sleep(0.05)
         raise RuntimeError(f"{self.name} is not served: {self.ops[-1]}")
 
@@ -238,7 +242,7 @@ def _end(
     goals = dict(zip(LAST_KEYS, (end.header.revision for end in ends), strict=True))
     _wait(lambda: all(watcher.has_seen(goals) for watcher in watchers), end_s)
     history.keys = list(last.surely(rpc.RangeRequest(**ALL)).kvs)
-    history.events = _all_events(nemesis.endpoints[0], goals[LAST_KEYS[-1]])
+    history.events = _all_events(nemesis.serving, goals[LAST_KEYS[-1]])
     last.close()
     history.ops = sorted((op for client in (*clients, last) for op in client.ops), key=lambda op: op.called_s)
     for number, op in enumerate(history.ops):

@@ -12,13 +12,17 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conformance.server_process import wait_until_healthy
+from tests.engine_flags import engine_flags
 from tests.ports import free_port
 
 STOP_S_MAX = 20.0
+EXIT_FENCED = 75  # of a Lessor that another one has taken over
+STAND_BY_S = 1.5  # in which a new process gets so far that it can take over
 LESSOR = ("-m", "lessor")
 
 
@@ -43,6 +47,13 @@ class Process(ABC):
         command = self.command(f"http://{self.endpoint}")
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+
+    def has_ended(self) -> int:
+        """Waits until it has ended by itself; returns its exit code."""
+        assert self._process is not None
+        code = self._process.wait(STOP_S_MAX)
+        self.deaths.append(time.monotonic())
+        return code
 
     def wait_until_serving(self) -> None:
         assert self._process is not None
@@ -76,14 +87,16 @@ def _urls(url: str, data_dir: Path) -> list[str]:
 
 
 class LessorProcess(Process):
-    """`lessor serve`. `launcher`: the arguments of Python that stand for the command `lessor`."""
+    """`lessor serve`. `launcher`: the arguments of Python that stand for the command `lessor`. `engine`: flags."""
 
-    def __init__(self, data_dir: Path, launcher: Sequence[str] = LESSOR) -> None:
+    def __init__(self, data_dir: Path, launcher: Sequence[str] = LESSOR, engine: Sequence[str] | None = None) -> None:
         super().__init__(data_dir)
         self._launcher = launcher
+        self._engine = engine_flags(data_dir) if engine is None else engine
 
     def command(self, url: str) -> list[str]:
         flags = ["--log-level=warn", "--min-lease-ttl=1", "--watch-progress-notify-interval=100ms"]
+        flags += self._engine
         return [sys.executable, *self._launcher, "serve", *_urls(url, self.data_dir), *flags]
 
 
@@ -114,6 +127,11 @@ class Nemesis(ABC):
     @abstractmethod
     def endpoints(self) -> list[str]:
         """Where clients may call; each is used by some of them."""
+
+    @property
+    def serving(self) -> str:
+        """An endpoint that serves, while nothing strikes."""
+        return self.endpoints[0]
 
     @abstractmethod
     def start(self) -> None:
@@ -174,3 +192,58 @@ class OneServer(Nemesis):
     def stop(self) -> None:
         if self.server.alive:
             self.server.kill()
+
+
+class StandingBy(Nemesis):
+    """Two servers on one log: one leads, the other stands by, and takes over when the first is struck."""
+
+    def __init__(self, one: Process, two: Process) -> None:
+        super().__init__()
+        self._leading, self._standing_by = one, two
+        self._both = one, two
+        self.strikes: Counter[str] = Counter()
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [server.endpoint for server in self._both]
+
+    @property
+    def serving(self) -> str:
+        return self._leading.endpoint
+
+    def start(self) -> None:
+        self._leading.spawn()
+        self._leading.wait_until_serving()
+        self._standing_by.spawn()
+
+    def strike(self, chance: random.Random) -> None:
+        kind = chance.choice(("kill", "kill", "stop", "end"))
+        self.strikes[kind] += 1
+        began_s = time.monotonic()
+        struck = self._leading
+        if kind == "kill":
+            struck.kill()
+        elif kind == "stop":  # it stands still until it has been taken over, and wakes up
+            struck.signal(signal.SIGSTOP)
+        else:
+            struck.terminate()
+            struck.deaths.append(time.monotonic())
+        self._standing_by.wait_until_serving()
+        if kind == "stop":
+            time.sleep(chance.uniform(0.0, 0.5))
+            struck.signal(signal.SIGCONT)
+            assert struck.has_ended() == EXIT_FENCED
+        self._leading, self._standing_by = self._standing_by, struck
+        self._standing_by.spawn()
+        time.sleep(STAND_BY_S)
+        self.disturbed.append((began_s, time.monotonic()))
+
+    def settled_s(self, endpoint: str, called_s: float) -> float:
+        server = next(server for server in self._both if server.endpoint == endpoint)
+        return next((died_s for died_s in server.deaths if died_s > called_s), math.inf)
+
+    def stop(self) -> None:
+        for server in self._both:
+            if server.alive:
+                server.signal(signal.SIGCONT)
+                server.kill()

@@ -34,6 +34,8 @@ WRITE_STEP_KEYS = 1_000
 QUEUED_CALLS_PER_STEP = 100  # that have waited for such a write and are served in one loop turn: 2 to 5 ms
 SWEEP_EVENTS_MAX = 500  # events that a sweep handles in one loop turn: 0.1 to 2 ms
 
+SEND_RETRY_S = 0.01  # until bytes that may not leave are looked at again; see `Turn._hold_data`
+
 LEASE_PAGE_DEFAULT = 100  # leases in one page of a list
 LEASE_PAGE_MAX = 10_000  # the same when a request asks for more
 LEASE_PAGE_KEYS_MAX = 1_000  # keys shown of one lease
@@ -225,5 +227,27 @@ SNAPSHOT_BACKLOG_BYTES = 1_048_576  # of a snapshot, waiting in one connection; 
 CLIENT_VERSIONS_MAX = 64  # versions that clients name; a metric keeps a count for each
 STOP_CALLS_S_MAX = 5.0  # a stopping server waits so long for calls under way
 STOP_COMMIT_S_MAX = 30.0  # and so long for a commit that hangs
+STOP_ENGINE_S_MAX = 3.0  # and so long for an engine that does not answer
 COMMIT_S_MAX = 7.0  # a commit that takes longer makes the server unhealthy: the time that etcd gives a request
 CLOCK_SAVE_S = 1.0  # how often the data clock is saved while leases live: a crash takes it back by at most this much
+
+# --- a shared log in another system -----------------------------------------------------------------------------
+CLUSTER_LEASE_S = 1.0  # default of --cluster-lease: a take-over takes a quarter more; four beats are sent in this time
+CLUSTER_LEASE_S_MIN = 0.2  # a shorter one would lapse in a slow turn, or a slow append
+CLUSTER_LEASE_S_MAX = 60.0
+# Without an answer of the engine for so long, a call is given up, and the connection with it: its outcome is unknown.
+LOG_ANSWER_S = 3.0
+LOG_ANSWER_BYTES_PER_S = 1_048_576  # and a second more for each so many bytes that are sent or asked for
+LOG_PIECE_BYTES = 1_048_576  # of a snapshot in the engine
+ENGINE_PIECE_BYTES = 1_048_576  # of a record or a snapshot in one request: etcd takes 1.5 MiB as it comes
+# For an append; then it is settled by reading, at another endpoint if this one is silent. A member whose leader died
+# does not pass an append on that it had sent there, so this is the least that a lost leader costs.
+ENGINE_APPEND_S_MAX = 0.4
+ENGINE_LARGE_APPEND_S_MAX = 1.5  # the same for a record above ENGINE_LARGE_BYTES, which has to go to all members
+ENGINE_LARGE_BYTES = 65_536
+# For a read, which finds a new leader by itself. It has to be long enough for several attempts to connect: by a read
+# the log finds its way to an endpoint that is there.
+ENGINE_READ_S_MAX = 3.0
+ENGINE_CONNECT_S_MAX = 0.5  # for one endpoint to take a connection
+ENGINE_SLOW_CALL_S_MAX = 5.0  # for a piece, a trim, and the calls of the start
+ENGINE_TRIM_STEP_RECORDS = 1_000  # forgotten in one request, which holds up others at the engine for milliseconds

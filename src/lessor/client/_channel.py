@@ -106,6 +106,9 @@ class Channel:
                 finally:
                     call.cancel()
             except ConnectionLost as error:
+                # A proxy before a server that is gone takes each connection, and ends it: the next call goes elsewhere.
+                if call is not None and call.unheard:
+                    self.distrust(call)
                 # Without a call no endpoint could be reached: they were all tried already.
                 if error.outcome_unknown or not attempts_left or call is None:
                     raise

@@ -32,8 +32,7 @@ after each call.
 | tick | silence is over | Append of a claim |
 | | a follower that read long ago | Read |
 
-Does not do: reading clocks, I/O, rows (the machine's), gates. `now_s` is of the node's own clock. No part of the server
-uses this yet.
+Does not do: reading clocks, I/O, rows (the machine's), gates. `now_s` is of the node's own clock.
 """
 
 from collections.abc import Sequence

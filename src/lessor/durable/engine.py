@@ -19,9 +19,11 @@ It does not: read clocks, retry, log, or run on the event loop. Every call block
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
-from lessor.state.journal import AlarmRow, AuthRows, Batch, EventRow, LeaseRow
+from lessor.state.journal import AlarmRow, AuthRows, Batch, EventRow, LeaseRow, Rows
+
+FIRST_TERM: Final = 2  # what a fresh etcd answers too: the term of its first election
 
 
 class DataDirError(Exception):
@@ -39,6 +41,14 @@ class TablesLockedError(EngineError):
     """The tables cannot be written at this moment; nothing was done. Trying again is safe, and may succeed."""
 
 
+class FencedError(EngineError):
+    """Another process commits to the log now. What this one had not committed is lost, and was not acknowledged."""
+
+
+class HistoryError(EngineError):
+    """The log is not the one that this process knows: it has lost records, or has others. A person has to decide."""
+
+
 class Sizes(NamedTuple):
     """What the data takes: the tables, and what is in the log alone. Without the room that is set aside for a log."""
 
@@ -51,7 +61,7 @@ class Meta(NamedTuple):
 
     cluster_id: int  # uint64
     member_id: int  # uint64
-    term: int  # raised by one at each boot, answered as raft_term
+    term: int  # the last one; answered as raft_term
     compact_revision: int  # `NOTHING_COMPACTED` (-1) when nothing was compacted yet
     batch: int  # number of the newest batch; 0 when there is none
     clock_s: float  # seconds that this data was served, over all restarts, as of the newest batch
@@ -75,8 +85,43 @@ class Loaded:
     auth: AuthRows = field(default_factory=AuthRows)  # read at once: it is little
 
 
+class Begun(NamedTuple):
+    """A term in which this process alone commits."""
+
+    term: int
+    clock_s: float  # where the data clock goes on
+    clean: bool  # whether the deadlines in the rows are exact
+
+
+class Answering(Protocol):
+    """What a server has to ask if others may commit in its place. Its loop asks; each call reads a clock or two."""
+
+    @property
+    def lapses(self) -> int:
+        """How often bytes had to wait."""
+        ...
+
+    @property
+    def stood_s(self) -> float:
+        """For how long the clock of `served_s` has stood still in all, as far as it has gone on since."""
+        ...
+
+    def may_send(self) -> bool:
+        """Whether nobody else can have taken the lead yet, so that bytes may leave at this instant."""
+        ...
+
+    def served_s(self) -> float:
+        """Seconds on a clock that stands still while bytes may not leave. It never runs backwards."""
+        ...
+
+
 class Engine(Protocol):
     """Keeps the rows of one data directory. All calls come from one thread unless they say otherwise."""
+
+    @property
+    def answering(self) -> Answering | None:
+        """None when nobody else can ever commit. Otherwise to be asked from `lead` on."""
+        ...
 
     def open(self, new_identity: tuple[int, int]) -> Meta:
         """Takes the directory and brings its schema up to date.
@@ -91,12 +136,19 @@ class Engine(Protocol):
         """All rows, streamed. Costs a read of the whole data."""
         ...
 
-    def begin_term(self, term: int) -> None:
-        """Makes `term` (greater than the last one) durable and clears the clean mark. Raises `EngineError`."""
+    def lead(self, follow: Callable[[Rows], None]) -> Begun:
+        """Returns when this process alone may commit, in a new term that is durable. Clears the clean mark.
+
+        `follow` is called with each batch that others have committed since `load`, in order. Waits while another
+        process leads. Raises `EngineError`.
+        """
         ...
 
     def commit(self, batch: Batch) -> None:
-        """Makes one batch durable, whole. Its number is above the last one's. Raises `EngineError`."""
+        """Makes one batch durable, whole. Its number is above the last one's. Raises `EngineError`.
+
+        A clean batch is the last one of an orderly stop.
+        """
         ...
 
     def upkeep(self, now_s: float, idle: bool) -> float | None:
@@ -149,6 +201,13 @@ class Engine(Protocol):
 
     def stop_backups(self) -> None:
         """Ends backups under way, and those still to come, with `EngineError`, soon. May be called from any thread."""
+        ...
+
+    def stop_waiting(self) -> None:
+        """Ends, with `EngineError`, what waits for others: `lead`, and a commit to a log that does not answer.
+
+        May be called from any thread. Nothing is committed after it.
+        """
         ...
 
     def close(self) -> None:

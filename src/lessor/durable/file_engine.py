@@ -16,34 +16,34 @@ This file knows the log by its interface (log.py) but for how its files are open
 It does not: know SQL (tables.py, sweep.py, opening.py), sectors (file_log.py) or the form of a record (record.py).
 """
 
-import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from lessor.durable import directory, explain, opening, record
-from lessor.durable.engine import DataDirError, EngineError, Loaded, Meta, Sizes, TablesLockedError
+from lessor.durable import directory, opening, record
+from lessor.durable.engine import FIRST_TERM, Answering, Begun, DataDirError, EngineError, Meta
+from lessor.durable.engine_on_tables import EngineOnTables
 from lessor.durable.file_log import Disk, FileLog
-from lessor.durable.first_failure import FirstFailure
 from lessor.durable.log import Log, LogFullError
 from lessor.durable.meta_rows import LogPosition
-from lessor.durable.opening import FULL, Connect, Connector, Seen
+from lessor.durable.opening import FULL, Connect, Seen
 from lessor.durable.record import CHAIN_BYTES, Changes, Record
 from lessor.durable.table_sync import Start, start_thread
-from lessor.durable.tables import Tables
 from lessor.durable.upkeep import Upkeep
 from lessor.state.journal import Batch, Rows
 
 UNFOLDED_ROWS_MAX: Final = 400_000  # rows that wait in memory for the tables: more, and the commit folds
 
 
-class FileEngine:
+class FileEngine(EngineOnTables):
     """Implements `Engine` on the directory `data_dir`.
 
     `sync` False breaks the law of this file on purpose, for tests: the disk is never waited for, so a loss of power
     may lose everything. A crash of the process loses nothing.
     """
+
+    answering: Answering | None = None
 
     def __init__(
         self,
@@ -55,51 +55,33 @@ class FileEngine:
         sync: bool = True,
     ) -> None:
         """`connect`, `disk` and `start` stand in for sqlite3.connect, the system and a new thread in tests."""
-        self._dir = data_dir
-        self._path = data_dir / directory.DATABASE_NAME
-        self._connector = Connector(connect, sync)
+        super().__init__(data_dir, connect=connect, start=start, sync=sync)
         self._disk = disk
-        self._start = start
         self._sync = sync
-        self._failure = FirstFailure(self._path)
-        self._tables = Tables(self._path, self._connector, start, self._failure)
         self._open_log: Log | None = None
-        self._keep: Upkeep | None = None
-        self._lock: int | None = None
         self._batch = 0
         self._clock_s = 0.0
         self._term = 0
+        self._clean = False
         self._record = 0  # number of the newest record in the log
         self._chain = bytes(CHAIN_BYTES)  # its chain value
-        self._table_sizes = Sizes(0, 0)
-        self._measured_at = -1  # `Tables.changes` when those sizes were true
 
     # --- open -------------------------------------------------------------------------------------------------------
 
     def open(self, new_identity: tuple[int, int]) -> Meta:
-        assert self._lock is None, "open once"
-        # One that was closed starts anew.
-        self._failure = FirstFailure(self._path)
-        self._tables = Tables(self._path, self._connector, self._start, self._failure)
-        try:
-            directory.refuse_etcd(self._dir, self._path)
-            directory.prepare(self._dir)
-            directory.refuse_irregular(self._dir)
-            self._lock = directory.lock(self._dir)
-            if not directory.exists(self._path):
-                opening.create(self._connector, self._path, new_identity)
-            return self._open()
-        except OSError as error:
-            self._let_go()
-            raise DataDirError(explain.system_error(error, self._dir)) from None
-        except BaseException:
-            self._let_go()
-            raise
+        return self._open_directory(lambda: self._open(new_identity))
 
-    def _open(self) -> Meta:
+    def _open(self, new_identity: tuple[int, int]) -> Meta:
+        if not directory.exists(self._path):
+            opening.create(self._connector, self._path, new_identity)
         tables = self._tables
         # All that can be refused is found before anything is written.
         seen = opening.look(self._connector, self._path, tables.sums)
+        if seen.shared:
+            raise DataDirError(
+                f"{self._path}: follows the log of a cluster: start with --engine, or give --data-dir a directory "
+                "that `lessor snapshot restore` has made"
+            )
         log = self._log_files(seen)
         records = log.read(seen.log.record, seen.log.chain) if seen.log is not None else []
         meta, position = tables.open(seen)
@@ -116,7 +98,7 @@ class FileEngine:
         except EngineError as error:
             raise DataDirError(str(error)) from None
         self._stand_at(position, records)
-        self._batch, self._clock_s, self._term = meta.batch, meta.clock_s, meta.term
+        self._batch, self._clock_s, self._term, self._clean = meta.batch, meta.clock_s, meta.term, meta.clean
         return meta._replace(not_compared=tables.sums.not_compared)
 
     def _log_files(self, seen: Seen) -> FileLog:
@@ -128,9 +110,13 @@ class FileEngine:
         if records:
             self._record, self._chain = records[-1].number, records[-1].chain
 
-    def load(self) -> Loaded:
-        self.flush()
-        return self._tables.load()
+    def _log_is_open(self) -> bool:
+        return self._open_log is not None
+
+    def _close_log(self) -> None:
+        log, self._open_log = self._open_log, None
+        if log is not None:
+            log.close()
 
     # --- write ------------------------------------------------------------------------------------------------------
 
@@ -139,12 +125,17 @@ class FileEngine:
         assert self._open_log is not None, "the engine is not open"
         return self._open_log
 
-    @property
-    def _upkeep(self) -> Upkeep:
-        assert self._keep is not None, "the engine is not open"
-        return self._keep
+    def lead(self, follow: Callable[[Rows], None]) -> Begun:
+        """Nobody else ever commits here, so `follow` is never called."""
+        clean = self._clean
+        self.begin_term(max(self._term + 1, FIRST_TERM))
+        return Begun(self._term, self._clock_s, clean)
+
+    def stop_waiting(self) -> None:
+        """Nothing here waits for others."""
 
     def begin_term(self, term: int) -> None:
+        """Makes `term` (greater than the last one) durable and clears the clean mark. Raises `EngineError`."""
         assert term > self._term, f"term {term} after {self._term}"
         before, self._term = self._term, term
         try:
@@ -187,56 +178,3 @@ class FileEngine:
             self._failure.raise_for(error)
         except BaseException as error:
             self._failure.raise_for(error)
-
-    def _for_good(self, work: Callable[[], None]) -> None:
-        """For what a commit cannot do without: that the tables are locked is final too."""
-        try:
-            work()
-        except TablesLockedError as error:
-            raise self._failure.final(error) from error
-
-    def upkeep(self, now_s: float, idle: bool) -> float | None:
-        self._failure.refuse_after()
-        return self._upkeep.step(now_s, idle)
-
-    def flush(self) -> None:
-        self._upkeep.flush()
-
-    # --- space ------------------------------------------------------------------------------------------------------
-
-    def sizes(self) -> Sizes:
-        if self._measured_at != self._tables.changes:
-            self._measured_at = self._tables.changes
-            self._table_sizes = Sizes(self._tables.size_bytes(), self._tables.in_use_bytes())
-        waiting = self._upkeep.unfolded.size_bytes
-        return Sizes(self._table_sizes.total_bytes + waiting, self._table_sizes.in_use_bytes + waiting)
-
-    def defragment(self) -> None:
-        self._upkeep.finish_sweep()
-        self._tables.defragment()
-
-    def backup(self, path: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
-        self._tables.backup(path, unwanted)
-
-    def stop_backups(self) -> None:
-        self._tables.stop_backups()
-
-    # --- close ------------------------------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        keep = self._keep
-        if keep is not None and self._open_log is not None and self._failure.reason is None:
-            with contextlib.suppress(EngineError):  # what is not in the tables is in the log
-                keep.flush()
-                self._tables.finish()
-        self._let_go()
-
-    def _let_go(self) -> None:
-        self._tables.close()
-        self._keep = None
-        log, self._open_log = self._open_log, None
-        if log is not None:
-            log.close()
-        descriptor, self._lock = self._lock, None
-        if descriptor is not None:
-            directory.unlock(descriptor)

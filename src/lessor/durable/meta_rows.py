@@ -98,3 +98,9 @@ def check_newest_rows(connection: sqlite3.Connection, path: Path, meta: Meta) ->
         raise directory.damaged(path, f"an event of batch {newest[0]}, but meta.batch is {meta.batch}")
     connection.execute("SELECT id FROM lease ORDER BY id DESC LIMIT 1").fetchone()
     connection.execute("SELECT count(*) FROM alarm").fetchone()
+
+
+def read_shared(connection: sqlite3.Connection) -> bool:
+    """Whether the tables follow a log that others write to as well, and are only a copy of what is in it."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'shared'").fetchone()
+    return bool(row is not None and row[0])

@@ -69,6 +69,7 @@ class Seen:
     meta: Meta
     log: LogPosition | None = None  # None for tables of before the one log
     old: list[Changes] = field(default_factory=list)  # what the batch log of those has and they lack, ascending
+    shared: bool = False  # the log is one that others write to as well
 
 
 @contextlib.contextmanager
@@ -144,8 +145,10 @@ def look(connector: Connector, path: Path, sums: PageSums) -> Seen:
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
         if version >= schema.ONE_LOG_VERSION:
             position = meta_rows.read_log_position(connection, path)
-            # Not in this mode: a file that was copied out of a data directory, whose log is elsewhere.
-            return Seen(meta, position if mode == "wal" else position._replace(log_id=b""))
+            if mode == "wal":
+                return Seen(meta, position, shared=meta_rows.read_shared(connection))
+            # A file that was copied out of a data directory, whose log is elsewhere.
+            return Seen(meta, position._replace(log_id=b""))
         salt = _old_salt(connection, path) if version == _SALTED_VERSION else b""
     if version < _UNSALTED_VERSION or mode != "wal" or (version == _SALTED_VERSION and not salt):
         return Seen(meta)
@@ -193,9 +196,22 @@ def use_wal(connection: sqlite3.Connection, path: Path) -> None:
     """
     if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
         connection.execute("UPDATE meta SET value = '' WHERE name IN ('log', 'batch_log')")
+        connection.execute("DELETE FROM meta WHERE name = 'shared'")
     (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise DataDirError(f"{path}: its file system cannot share memory: give --data-dir a local disk")
+
+
+def adopt(connector: Connector, path: Path, member_id: int) -> None:
+    """Makes of a snapshot the tables of that member, which follow a log that others write to as well."""
+    with explained(path), contextlib.closing(connector.open(path, "rw")) as connection:
+        use_wal(connection, path)
+        schema.execute_rows(connection, schema.META, shared_by(member_id))
+
+
+def shared_by(member_id: int) -> list[tuple[str, object]]:
+    """The rows of `meta` that say so."""
+    return [("shared", 1), ("member_id", f"{member_id:016x}")]
 
 
 def migrate(

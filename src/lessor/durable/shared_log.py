@@ -25,10 +25,10 @@ reading: the refusal may be that of the second try after a first one that landed
 instant before the first try; or, when a look found nothing there, the instant before that look, for the record has
 landed after it then.
 
-Does not do: I/O, clocks, deciding when to look again. Of all implementations of this protocol none is served yet.
+Does not do: I/O, clocks, deciding when to look again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from lessor.durable.log import LogError
@@ -44,7 +44,31 @@ class UnknownError(LogError):
 
 
 class UnreachableError(LogError):
-    """The engine did not answer. Reading again is safe."""
+    """The engine did not answer. The same call again is safe."""
+
+
+class LogRefusedError(LogError):
+    """The engine cannot be used as it is; one line says what to set. Trying again helps only after a person has acted.
+
+    After an `append` it says no more about the record than UnknownError does: an engine that runs full may have taken
+    the record that it complains about.
+    """
+
+
+class TrimmedError(LogError):
+    """The records that were asked for are forgotten: a snapshot has what was in them."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__(f"the log begins at record {first}: what came before it is trimmed")
+        self.first = first  # the first position that is left
+
+
+class Info(NamedTuple):
+    """What `open` found out."""
+
+    cluster_id: int  # of the Lessor cluster whose log this is, drawn by the node that opened it first
+    format: int  # of the log, as its engine keeps it
+    warnings: tuple[str, ...]  # what the operator should know, one line each
 
 
 class Found(NamedTuple):
@@ -55,20 +79,64 @@ class Found(NamedTuple):
 
 
 class SharedLog(Protocol):
-    """A log to which several nodes append. Blocks; one call at a time from one thread."""
+    """A log to which several nodes append. Blocks; one call at a time from one thread.
+
+    Every call may raise LogRefusedError. No text of an error, a warning or a `repr` has a password in it.
+    """
+
+    def open(self, new_cluster_id: int) -> Info:
+        """To be called before all else, and again after it has failed: looks the engine over, begins the log if needed.
+
+        `new_cluster_id`: 1 to 2^64 - 1; names the log if there is none yet. Of several nodes that begin one at the same
+        time one succeeds, and all get its number. LogRefusedError: the engine would lose records, is of another kind or
+        version, or does not let us in. UnreachableError: it does not answer, or has no majority; waiting may help.
+        """
+        ...
 
     def append(self, expect: int, chain: bytes, data: bytes) -> None:
         """Adds a record directly behind position `expect`, whose record has the chain value `chain`.
 
-        Position 0, with a chain value of zeros, is the beginning. Raises TakenError, UnknownError.
+        Position 0, with a chain value of zeros, is the beginning. `data` ends with the record's own chain value. Of
+        several appends behind one record, by whatever nodes, one succeeds. Raises TakenError, UnknownError.
         """
         ...
 
     def read(self, after: int, bytes_max: int) -> Found:
         """The records behind position `after`: at least one if there is any, about `bytes_max` in all. E3 holds.
 
-        Raises UnreachableError.
+        Raises UnreachableError; TrimmedError when record `after + 1` is forgotten.
         """
+        ...
+
+    def put_snapshot(self, position: int, pieces: Iterator[bytes]) -> None:
+        """Keeps what `pieces` bring as the snapshot of everything up to record `position`, durably and as a whole.
+
+        Until it has returned, `newest_snapshot` shows the one before. Does nothing when the log has one of this
+        position or a later one. Raises UnreachableError, after which the same may be put again: perhaps it is there.
+        """
+        ...
+
+    def newest_snapshot(self) -> tuple[int, Iterator[bytes]] | None:
+        """The position of the newest whole snapshot and its pieces, cut as the engine likes; None: there is none.
+
+        The pieces are read as they are taken, while other calls may be made. UnreachableError, also from the iterator:
+        begin again. The snapshot stays readable until two newer ones have been put.
+        """
+        ...
+
+    def trim(self, before: int) -> None:
+        """Forgets the records below position `before`, in steps, oldest first; never the newest record.
+
+        May be called by several nodes. Raises UnreachableError: some of it may be done.
+        """
+        ...
+
+    def size_bytes(self) -> int:
+        """What the log's records and snapshots take, without what the engine adds to them. Raises UnreachableError."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the engine; does nothing the second time. Later calls raise UnreachableError or UnknownError."""
         ...
 
 

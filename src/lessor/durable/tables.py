@@ -138,6 +138,12 @@ class Tables:
         with self.at_hand(FULL, wait=wait) as connection:
             return self._copying.run(connection, wait=wait, shrink=True)
 
+    @property
+    def position(self) -> LogPosition:
+        """Up to where the file follows a log. Raises `DataDirError`."""
+        with explained(self._path):
+            return meta_rows.read_log_position(self._connection, self._path)
+
     # --- read -------------------------------------------------------------------------------------------------------
 
     def load(self) -> Loaded:
@@ -225,6 +231,11 @@ class Tables:
             schema.execute_rows(connection, schema.META, [("log", log_id.hex())])
         if not self._copy_wal(wait=True):
             raise TablesLockedError(explain.locked(self._path))
+
+    def keep_shared(self, member_id: int) -> None:
+        """From here on the tables are those of this member, and follow a log that others write to as well."""
+        with self.writing(FULL, wait=True) as connection:
+            schema.execute_rows(connection, schema.META, opening.shared_by(member_id))
 
     # --- sync -------------------------------------------------------------------------------------------------------
 
@@ -330,6 +341,7 @@ class Tables:
             # The copy has no log: whatever files lie where it is put, they are not its own.
             with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy:
                 schema.execute_rows(copy, schema.META, [("log", "")])
+                copy.execute("DELETE FROM meta WHERE name = 'shared'")
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)

@@ -16,10 +16,9 @@ a thread of its own, and folds wait for its end.
 It does not: read clocks, or run by itself; the committer calls.
 """
 
-from typing import Final
+from typing import Final, Protocol
 
 from lessor.durable.engine import TablesLockedError
-from lessor.durable.log import Log
 from lessor.durable.opening import NORMAL
 from lessor.durable.record import Record
 from lessor.durable.sweep import Sweep
@@ -42,10 +41,19 @@ WAL_PAGES_SYNC: Final = 2_000  # new pages of SQLite's log from which on it is c
 WAL_PAGES_MAX: Final = 8_000  # from which on a commit that had to fold waits for that
 
 
+class Room(Protocol):
+    """The part of a log (log.py) that takes up room."""
+
+    def trim(self, upto: int) -> None: ...
+
+    @property
+    def trimmable(self) -> int: ...
+
+
 class Upkeep:
     """Of one engine. `step` may be called at any time; nothing here is called while another call is under way."""
 
-    def __init__(self, tables: Tables, log: Log) -> None:
+    def __init__(self, tables: Tables, log: Room) -> None:
         self._tables = tables
         self._log = log
         self._sweep = Sweep(tables)

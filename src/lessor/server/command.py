@@ -28,6 +28,7 @@ from lessor.server.options import (
     OptionError,
     Options,
     check_advertised_url,
+    parse_cluster_lease_s,
     parse_duration_s,
     parse_grpc_keepalive,
     parse_listen_url,
@@ -130,6 +131,17 @@ class _ForeignFlagsError(click.ClickException):
     type=click.IntRange(4, 31),
     help="Cost of hashing a password; each step doubles it.",
 )
+@_flag(
+    "engine",
+    default="",
+    help="Shared log to keep the data in: postgres://..., etcd://...  [default: a log in the data directory]",
+)
+@_flag("engine-may-lose-commits", is_flag=True, help="Use an engine that loses what it has acknowledged, for trials.")
+@_flag(
+    "cluster-lease",
+    default="1s",
+    help="How long one record in the engine lets this server answer; another takes over a quarter later.",
+)
 @_flag("log-level", default="info", type=click.Choice(logs.LEVELS), help="Least severe messages to log.")
 @click.pass_context
 def serve(context: click.Context, /, **values: Any) -> None:
@@ -221,6 +233,9 @@ def build(values: dict[str, Any]) -> Options:
         auth_token=values["auth_token"],
         auth_token_ttl_s=values["auth_token_ttl"] or limits.AUTH_TOKEN_TTL_S,
         bcrypt_cost=values["bcrypt_cost"],
+        engine=values["engine"],
+        engine_may_lose_commits=values["engine_may_lose_commits"],
+        cluster_lease_s=parse_cluster_lease_s(values["cluster_lease"]),
     )
 
 

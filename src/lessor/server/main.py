@@ -26,8 +26,9 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.durable import directory
-from lessor.durable.engine import Engine, EngineError
+from lessor.durable.engine import Engine, EngineError, FencedError, HistoryError
 from lessor.durable.file_engine import FileEngine
+from lessor.durable.shared_log import LogRefusedError
 from lessor.server.loop.bugs import BrokenTurnError
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
@@ -47,19 +48,21 @@ from lessor.server.tls.secure import Handshakes
 from lessor.server.transport.connection import Connection, Speak
 from lessor.server.transport.door import Accept, Door, files_for_clients, files_limit
 from lessor.server.transport.speak import speak_to_clients, speak_to_monitors
+from lessor.state.journal import Rows
 from lessor.state.machine import Identity, StateMachine
-from lessor.state.replay import restore
+from lessor.state.replay import apply, promote, restore
 
 log = logging.getLogger("lessor")
 
 EXIT_DISK_FAILED = 74  # sysexits.h: EX_IOERR
 EXIT_BUG = 70  # sysexits.h: EX_SOFTWARE
+EXIT_HISTORY = 65  # sysexits.h: EX_DATAERR; a new start says it again
+EXIT_FENCED = 75  # sysexits.h: EX_TEMPFAIL; a new start stands by
 EXIT_AT_ONCE = 130  # as after Ctrl-C
 
 # What is raised over rows that no Lessor has written: SQLite does not see damage within a row.
 _IMPOSSIBLE_ROWS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, MemoryError)
 LAST_COMMIT_S = limits.STOP_COMMIT_S_MAX
-FIRST_TERM = 2  # what a fresh etcd answers too: the term of its first election
 DRAIN_S = limits.STOP_CALLS_S_MAX
 # The commit thread and the loop take turns with the interpreter; decision 0003 has the measurements.
 SWITCH_INTERVAL_S = 0.0002
@@ -78,7 +81,7 @@ class Server:
         self.exit_code = 0
         self._clock = clock or MonotonicClock()
         self._tokens = self._make_tokens()
-        self._engine = engine or FileEngine(Path(options.data_dir))
+        self._engine = engine or _engine_of(options)
         self._committer = Committer(self._engine, self._clock)
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
@@ -103,8 +106,9 @@ class Server:
         except BaseException:
             self._committer.close()
             raise
+        answering = metrics.answering = self._engine.answering
         gate = Gate(durable=machine.journal.number - 1)
-        turn = Turn(machine, gate, self._committer, self._clock, clock_s, metrics.expiry)
+        turn = Turn(machine, gate, self._committer, self._clock, clock_s, metrics.expiry, answering)
         data_dir = Path(self.options.data_dir)
         remove_leftovers(data_dir)
         self.services = Services(
@@ -131,10 +135,9 @@ class Server:
         meta = self._engine.open(_new_identity(self.options))
         if meta.not_compared:
             log.info("the pages of the tables were not compared with their sums", extra={"reason": meta.not_compared})
-        term = max(meta.term + 1, FIRST_TERM)
         try:
             machine = restore(
-                Identity(meta.cluster_id, meta.member_id, term),
+                Identity(meta.cluster_id, meta.member_id, meta.term),
                 self._engine.load(),
                 min_lease_ttl_s=self.options.min_lease_ttl_s,
                 max_txn_ops=self.options.max_txn_ops,
@@ -143,8 +146,21 @@ class Server:
         except _IMPOSSIBLE_ROWS as error:
             database = Path(self.options.data_dir) / directory.DATABASE_NAME
             raise directory.damaged(database, f"rows that cannot be, {error!r}") from error
-        self._engine.begin_term(term)
-        return machine, meta.clock_s
+        followed = 0
+
+        def follow(rows: Rows) -> None:
+            nonlocal followed
+            followed += 1
+            apply(machine, rows)
+            while machine.store.unswept:
+                machine.store.sweep(limits.SWEEP_EVENTS_MAX)
+
+        begun = self._engine.lead(follow)
+        if followed:
+            promote(machine, begun.term, begun.clock_s, clean=begun.clean, passed_on_s=0.0)
+        else:
+            machine.lead(begun.term)
+        return machine, begun.clock_s
 
     async def start(self) -> None:
         """Begins to serve. Raises OptionError when it cannot listen on an address."""
@@ -162,9 +178,9 @@ class Server:
         """Begins to listen, as `start` does, and again after `stop_listening`. Raises OptionError."""
         loop = asyncio.get_running_loop()
         for listen in self.options.listen_client_urls:
-            await self._listen(loop, listen, "--listen-client-urls", speak_to_clients)
+            await self._listen(loop, listen, "--listen-client-urls", speak_to_clients, shows_data=True)
         for listen in self.options.listen_metrics_urls:
-            await self._listen(loop, listen, "--listen-metrics-urls", speak_to_monitors)
+            await self._listen(loop, listen, "--listen-metrics-urls", speak_to_monitors, shows_data=False)
 
     def stop_listening(self) -> None:
         """Takes no new connections; existing ones stay."""
@@ -174,9 +190,12 @@ class Server:
         self.addresses.clear()
         self._remove_sockets()
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen, flag: str, speak: Speak) -> None:
+    async def _listen(
+        self, loop: asyncio.AbstractEventLoop, listen: Listen, flag: str, speak: Speak, *, shows_data: bool
+    ) -> None:
         def connection(peer_common_name: str | None = None) -> asyncio.Protocol:
-            return cast(asyncio.Protocol, Connection(self.core, self._connections, speak, peer_common_name))
+            made = Connection(self.core, self._connections, speak, peer_common_name, shows_data=shows_data)
+            return cast(asyncio.Protocol, made)
 
         accept: Accept = connection
         if listen.tls:
@@ -247,6 +266,7 @@ class Server:
         A batch that is on its way to the disk gets there; calls that wait for it are never answered.
         """
         self.core.turn.halt()
+        self._engine.stop_waiting()
         self.stop_listening()
         if self.handshakes is not None:
             self.handshakes.close()
@@ -277,10 +297,22 @@ class Server:
         turn = self.core.turn
         turn.halt()
         turn.long_writes.complete()
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + LAST_COMMIT_S
+        # On a shared log others will lead: what this one does not save makes leases end later, and loses nothing.
+        patience_s = LAST_COMMIT_S if self._engine.answering is None else limits.STOP_ENGINE_S_MAX
+        giving_up = loop.call_later(patience_s, self._engine.stop_waiting)
+        try:
+            await self._save_within(give_up_s)
+        finally:
+            giving_up.cancel()
+
+    async def _save_within(self, give_up_s: float) -> None:
+        turn = self.core.turn
         machine = self.core.machine
-        give_up_s = asyncio.get_running_loop().time() + LAST_COMMIT_S
+        loop = asyncio.get_running_loop()
         while not self._committer.free and not self._committer.failed:
-            if asyncio.get_running_loop().time() > give_up_s:
+            if loop.time() > give_up_s:
                 log.critical("a commit hangs; going without it", extra={"waited_s": LAST_COMMIT_S})
                 os._exit(EXIT_DISK_FAILED)  # the engine's thread cannot be stopped
             await asyncio.sleep(0.001)
@@ -292,16 +324,22 @@ class Server:
         try:
             await self._committer.run(lambda: self._engine.commit(batch))
         except EngineError as error:
-            self._stop_unanswered(error)
+            if not self._committer.failed:
+                self._stop_unanswered(error)
 
     # --- while it serves ---
 
     def _stop_unanswered(self, error: BaseException) -> None:
         """Memory is ahead of disk for good, or a bug has half changed it: answers nobody any more, and stops."""
-        bug = isinstance(error, BrokenTurnError)
-        what = "a bug broke off a turn" if bug else "cannot write to disk"
+        where = "disk" if self._engine.answering is None else "the engine"
+        what, self.exit_code = f"cannot write to {where}", EXIT_DISK_FAILED
+        if isinstance(error, BrokenTurnError):
+            what, self.exit_code = "a bug broke off a turn", EXIT_BUG
+        elif isinstance(error, FencedError):
+            what, self.exit_code = "this process leads no more", EXIT_FENCED
+        elif isinstance(error, HistoryError):
+            what, self.exit_code = "the log in the engine is not the one that this server knows", EXIT_HISTORY
         log.critical(f"{what}; stopping without answering", extra={"error": str(error)})
-        self.exit_code = EXIT_BUG if bug else EXIT_DISK_FAILED
         for connection in list(self._connections):
             connection.transport.abort()
         self._stopping.set()
@@ -323,6 +361,24 @@ class Server:
         for stream in list(self.core.watch_streams):
             stream.notify_progress()
         loop.call_later(self.options.watch_progress_notify_interval_s, self._notify_progress, loop)
+
+
+def _engine_of(options: Options) -> Engine:
+    """Raises OptionError for an --engine that cannot be."""
+    if not options.engine:
+        return FileEngine(Path(options.data_dir))
+    from lessor.replicated.opening import replicated_engine
+
+    try:
+        return replicated_engine(
+            Path(options.data_dir),
+            options.engine,
+            may_lose_commits=options.engine_may_lose_commits,
+            lease_s=options.cluster_lease_s,
+            client_urls=options.advertise_client_urls,
+        )
+    except LogRefusedError as error:
+        raise OptionError(f"--engine: {error}") from None
 
 
 def _new_identity(options: Options) -> tuple[int, int]:

@@ -74,6 +74,9 @@ class Options:
     auth_token: str = "simple"  # or "jwt" and its settings, with commas
     auth_token_ttl_s: int = limits.AUTH_TOKEN_TTL_S  # of simple tokens
     bcrypt_cost: int = limits.BCRYPT_COST
+    engine: str = field(default="", repr=False)  # URL of a shared log, which may hold a password; "": a log of our own
+    engine_may_lose_commits: bool = False
+    cluster_lease_s: float = limits.CLUSTER_LEASE_S  # for how long one record in the shared log lets us answer
 
     @property
     def message_bytes_max(self) -> int:
@@ -138,6 +141,20 @@ def parse_duration_s(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text!r} is not a duration; write it like 30s, 5m or 1h30m")
     return sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+
+
+def parse_cluster_lease_s(text: str) -> float:
+    """The value of --cluster-lease. Raises OptionError."""
+    try:
+        lease_s = parse_duration_s(text)
+    except ValueError as error:
+        raise OptionError(f"--cluster-lease: {error}") from None
+    if not limits.CLUSTER_LEASE_S_MIN <= lease_s <= limits.CLUSTER_LEASE_S_MAX:
+        raise OptionError(
+            f"--cluster-lease: {text!r} is not between {limits.CLUSTER_LEASE_S_MIN:g}s and "
+            f"{limits.CLUSTER_LEASE_S_MAX:g}s"
+        )
+    return lease_s
 
 
 # The values of gRPC, and so of etcd, for a time that is not above zero.

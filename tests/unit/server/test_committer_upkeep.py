@@ -95,8 +95,8 @@ class Engine(FileEngine):
         self.idle: list[bool] = []  # what each upkeep was given
         self.before_fold: Callable[[], object] = lambda: None
 
-    def _open(self) -> Any:
-        meta = super()._open()
+    def _open(self, new_identity: tuple[int, int]) -> Any:
+        meta = super()._open(new_identity)
         fold = self._tables.fold
 
         def noted(given: Fold, **how: Any) -> None:

@@ -66,6 +66,14 @@ def polled(now_s: float) -> Callable[[Expiry], str]:
     return event
 
 
+def lapsed(lapse_s: float) -> Callable[[Expiry], str]:
+    def event(subject: Expiry) -> str:
+        subject.lapsed(DUE_S, lapse_s)
+        return "nothing"
+
+    return event
+
+
 def may_end(
     *, full: bool = False, committed_s: float = 0.0, committing_s: float | None = None, durable: int = 7
 ) -> Callable[[Expiry], str]:
@@ -157,6 +165,8 @@ CASES: list[Case] = [
         "end the turn",
     ),
     (("POLLING", "polled", ""), POLLING, polled(DUE_S + 0.99 * STALL_S), DUE, "end the turn"),
+    (("DUE", "lapsed", "it took STALL_S or longer"), DUE, lapsed(STALL_S), RESTING, "nothing"),
+    (("DUE", "lapsed", ""), DUE, lapsed(0.99 * STALL_S), DUE, "nothing"),
     (("DUE", "may_end", "the open batch is full"), DUE, may_end(full=True), DUE, "nothing"),
     (
         ("DUE", "may_end", "the commit under way takes longer than SLOW_COMMIT_S"),

@@ -105,6 +105,8 @@ class Committer:
         self._on_committed = on_committed
         self._on_failure = on_failure
         self.call(self._look_at_sizes)
+        if self._engine.answering is not None:  # it has beats to append, whether or not there are commits
+            self._give(self._upkeep_in_time)
 
     @property
     def size_bytes(self) -> int:

@@ -37,6 +37,8 @@ Transitions. The rows of one state and event are tried from top to bottom.
 | ARMED | timer_fired | a lease is due | POLLING | poll twice |
 | POLLING | polled | there was a stall between the polls | RESTING | end the turn |
 | POLLING | polled | | DUE | end the turn |
+| DUE | lapsed | it took STALL_S or longer | RESTING | nothing |
+| DUE | lapsed | | DUE | nothing |
 | DUE | may_end | the open batch is full | DUE | nothing |
 | DUE | may_end | the commit under way takes longer than SLOW_COMMIT_S | DUE | nothing |
 | DUE | may_end | the batch that gathered during a slow commit is not durable | DUE | nothing |
@@ -46,7 +48,8 @@ Transitions. The rows of one state and event are tried from top to bottom.
 | any | committed | it took longer than SLOW_COMMIT_S | the same | note the batch that gathered meanwhile |
 | any | committed | | the same | nothing |
 
-A stall shows in the timer and in the polls: they come later than they could.
+A stall shows in the timer and in the polls: they come later than they could. A lapse, in which nobody could be answered
+and the data clock stood still (turn.py), is a stall for the clients.
 
 Does not do: reading clocks, setting timers, polling, ending leases. All instants are on the data clock, in seconds, and
 are passed in. Each method costs a few comparisons. Loop thread only.
@@ -142,6 +145,12 @@ class Expiry:
         # No timer is set while the sockets are polled, so a stall between the polls shows here.
         self._notice_stall(self._polls_began_s, now_s)
         self.state = RESTING if now_s < self._spared_until_s else DUE
+
+    def lapsed(self, now_s: float, lapse_s: float) -> None:
+        """Called in DUE: for so long the data clock has stood still since this was called last."""
+        self._notice_stall(now_s - lapse_s, now_s)
+        if now_s < self._spared_until_s:
+            self.state = RESTING
 
     def may_end(self, now_s: float, *, full: bool, committing: bool, durable: int) -> float:
         """Called in DUE. Returns the cutoff, which is the instant up to which leases may end now, or NOTHING.

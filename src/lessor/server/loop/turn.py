@@ -23,6 +23,9 @@ Laws
   is set when the batch is durable, and once more at the end of a turn that took long.
 - A batch with rows saves the data clock, as it read before the first of them. While leases live, the clock is saved
   every `clock_save_s` in any case, without rows if there are none.
+- Where others may take over (`answering`), bytes leave only while they cannot have done so yet: that is asked once a
+  turn, directly before its bytes leave. Otherwise all bytes but pages for monitors wait, and the data clock stands
+  still meanwhile.
 - When a commit fails, memory is ahead of disk and the outcome is unknown. When a step of the turn itself raises,
   memory may be half changed. In both cases nothing is answered any more, nothing is rolled back, nothing is saved, and
   the server stops with a message and an exit code of its own. A bug in a step for one connection, stream or watcher
@@ -43,6 +46,7 @@ from typing import Any, Final, Protocol
 from lessor.base import limits
 from lessor.base.clock import Clock
 from lessor.base.errors import EtcdError
+from lessor.durable.engine import Answering
 from lessor.server.loop import bugs
 from lessor.server.loop.bugs import Answerable
 from lessor.server.loop.committer import Committer
@@ -124,8 +128,11 @@ class Turn:
         clock: Clock,
         clock_s: float,
         on_expired: Callable[[int, float], None],
+        answering: Answering | None = None,
     ) -> None:
         """`clock_s`: the saved reading of the data clock, from which the clock goes on (decision 0004).
+
+        `answering`: the engine's, to be asked before bytes leave; None when they always may.
 
         `on_expired(ended, late_s)`: called when leases have ended, with their number and the lateness of the first.
         """
@@ -133,7 +140,15 @@ class Turn:
         self.gate = gate
         self._committer = committer
         self.read_clock: Final = clock.now_s  # without the origin: for differences, where calls are many
-        self._origin_s = clock.now_s() - clock_s
+        # The data clock, without its origin: it stands still while nobody may be answered.
+        self._read_served = clock.now_s if answering is None else answering.served_s
+        self._origin_s = self._read_served() - clock_s
+        self._answering = answering
+        self._may_send = None if answering is None else answering.may_send
+        self._stood_s = 0.0  # what `answering` said last
+        self._held = False  # whether bytes wait for that
+        self._without_data: set[Flushable] = set()  # connections whose bytes never do
+        self._waking: asyncio.TimerHandle | None = None  # set to look again
         self._on_expired = on_expired
         self._loop: asyncio.AbstractEventLoop
         self.scheduled = False  # whether an end of turn is due; to be asked before `schedule` where calls are many
@@ -172,7 +187,7 @@ class Turn:
 
     def now_s(self) -> float:
         """The data clock: seconds for which this data has been served, over all restarts."""
-        return self.read_clock() - self._origin_s
+        return self._read_served() - self._origin_s
 
     # --- what the other parts ask for ---
 
@@ -202,7 +217,12 @@ class Turn:
         self._to_flush.discard(connection)
         self._paused.discard(connection)
         self._held_up.discard(connection)
+        self._without_data.discard(connection)
         self.caught_up(connection)
+
+    def shows_no_data(self, connection: Flushable) -> None:
+        """The connection gets pages for monitors only: they leave also while another server may lead."""
+        self._without_data.add(connection)
 
     def share_s(self, connection: Flushable) -> float:
         """For how long the connection may handle bytes in this turn, in seconds; others wait as well."""
@@ -325,7 +345,8 @@ class Turn:
         if self._broken:
             return
         self.scheduled = False
-        self._ending_began_s = self._began_s
+        if not self._held:  # otherwise replies of an earlier turn wait as well
+            self._ending_began_s = self._began_s
         try:
             if self._expiry.state == DUE:
                 self._end_leases()
@@ -333,11 +354,15 @@ class Turn:
             self._seal()
             if self._behind:
                 self._send_history()
-            if self._to_flush:
+            if self._may_send is not None:
+                self._held = bool(self._to_flush) and not self._may_send()
+            if self._held:
+                self._hold_data()
+            elif self._to_flush:
                 self._flush()
             if self.machine.store.unswept and self.machine.under_way is None:
                 self._sweep()
-            if self.renewed:
+            if self.renewed and not self._held:
                 self._count_promises()
             self._set_timer()
         except Exception as error:
@@ -372,6 +397,10 @@ class Turn:
         """Ends leases that are due, unless expiry.py holds them up."""
         if self._halted or self.machine.under_way is not None:  # the end of the write asks for another turn
             return
+        if self._answering is not None:
+            self._notice_lapse(self._answering)
+            if self._expiry.state != DUE:
+                return
         committing = self._committer.in_flight is not None
         cutoff_s = self._expiry.may_end(
             self.now_s(), full=self.overloaded, committing=committing, durable=self.gate.durable
@@ -386,6 +415,10 @@ class Turn:
             self.long_writes.begin(self.machine.under_way)
         if ended and head_s is not None:
             self._on_expired(ended, self.now_s() - head_s)
+
+    def _notice_lapse(self, answering: Answering) -> None:
+        before_s, self._stood_s = self._stood_s, answering.stood_s
+        self._expiry.lapsed(self.now_s(), self._stood_s - before_s)
 
     def _seal(self) -> None:
         journal = self.machine.journal
@@ -437,6 +470,18 @@ class Turn:
                 connection.flush()
             except Exception as error:
                 bugs.end(connection, error)
+
+    def _hold_data(self) -> None:
+        """Bytes of the data may not leave: others may commit by now. Looks again soon: nobody says when they may."""
+        data, self._to_flush = self._to_flush - self._without_data, self._to_flush & self._without_data
+        self._flush()
+        self._to_flush |= data
+        if self._waking is None:
+            self._waking = self._loop.call_later(limits.SEND_RETRY_S, self._wake)
+
+    def _wake(self) -> None:
+        self._waking = None
+        self.schedule()
 
     def _sweep(self) -> None:
         """Takes some of the dead versions out of memory, and asks for another turn, to go on or to seal."""

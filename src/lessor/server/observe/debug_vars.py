@@ -6,10 +6,13 @@ Status do. There is no `memstats`, Go's figures about its memory.
 """
 
 import json
+import re
 import resource
 import sys
 
 from lessor.server.observe.observed import Observed
+
+_CREDENTIALS = re.compile(r"://\S*@")
 
 
 def body(observed: Observed) -> bytes:
@@ -18,7 +21,7 @@ def body(observed: Observed) -> bytes:
     durable = observed.gate.durable
     newest = max(observed.machine.journal.newest_with_rows, durable)  # a batch that saves the clock has no rows
     known = {
-        "cmdline": sys.argv,
+        "cmdline": [_CREDENTIALS.sub("://***@", argument) for argument in sys.argv],
         "file_descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "raft.status": {
             "id": member,

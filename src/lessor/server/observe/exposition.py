@@ -129,6 +129,9 @@ class Exposition:
         member_id = f"{observed.machine.identity.member_id:x}"
         yield _gauge("etcd_server_has_leader", "Whether there is a leader.", 1)
         yield _gauge("etcd_server_is_leader", "Whether this member leads.", 1)
+        if metrics.answering is not None:
+            text = "How often replies waited, because another server might have led."
+            yield _counter("lessor_tenure_lapses", text, metrics.answering.lapses)
         yield _gauge("etcd_server_is_learner", "Whether this member is a learner.", 0)
         yield _counter("etcd_server_leader_changes_seen", "Changes of leader seen.", 1)
         durable = observed.gate.durable

@@ -6,6 +6,8 @@
 - /livez and /readyz are lists of checks with names. `?verbose` shows all of them, `?exclude=name` leaves one out, and
   /readyz/name makes one alone.
 
+On a shared log `linearizable_read` also fails while another server may lead.
+
 A disk that fails ends the server. A disk that hangs is found here: when a commit has been under way for COMMIT_S_MAX,
 the check `linearizable_read` fails, because a read could not be sure to see every acknowledged write.
 """
@@ -40,6 +42,9 @@ def _data_corruption(observed: Observed) -> str | None:
 
 
 def _linearizable_read(observed: Observed) -> str | None:
+    answering = observed.metrics.answering
+    if answering is not None and not answering.may_send():
+        return "etcdserver: no leader, as far as this server can know: the engine does not answer"
     waiting_s = observed.committer.waiting_s
     if waiting_s < limits.COMMIT_S_MAX:
         return None

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 from lessor.api.methods import Method
 from lessor.base import limits
 from lessor.base.errors import Code
+from lessor.durable.engine import Answering
 from lessor.server.observe.histogram import Histogram
 from lessor.server.observe.shortages import Shortages
 
@@ -81,6 +82,7 @@ class Metrics:
         self.shortages = Shortages()
         self.disk_free_bytes = 0  # below the data directory; 0 until it was looked at
         self.snapshot_s = Histogram(_SNAPSHOT_BUCKETS_S)
+        self.answering: Answering | None = None  # on a shared log
 
     def calls(self, method: Method, client_api_version: bytes) -> CallCounts:
         """The counts for calls of `method`. `client_api_version`: as the client names it, "unknown" without.

@@ -126,9 +126,17 @@ class Connection:
     """One accepted socket. An asyncio.Protocol by its methods alone: inheriting would keep it from being compiled."""
 
     def __init__(
-        self, core: Core, connections: "set[Connection]", speak: "Speak", peer_common_name: str | None = None
+        self,
+        core: Core,
+        connections: "set[Connection]",
+        speak: "Speak",
+        peer_common_name: str | None = None,
+        *,
+        shows_data: bool = True,
     ) -> None:
+        """`shows_data`: what is sent may be of the data, and waits while another server may lead."""
         self.core = core
+        self._shows_data = shows_data
         self._connections = connections
         self._speak = speak
         self.transport: asyncio.Transport
@@ -153,6 +161,8 @@ class Connection:
         transport.set_write_buffer_limits(high=limits.CONNECTION_BACKLOG_BYTES_MAX)
         _ask_silent_peers(transport)
         self._connections.add(self)
+        if not self._shows_data:
+            self.core.turn.shows_no_data(self)
         self.core.metrics.connections += 1
         loop = asyncio.get_running_loop()
         self._handshake = loop.call_later(limits.HANDSHAKE_S_MAX, transport.close)

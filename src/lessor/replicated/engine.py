@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine on a log that others may write to as well: PostgreSQL's, or etcd's. The tables are a copy of it.
+
+Laws
+- `commit` returns when the log has the record for good. Its outcome is never guessed: while the log does not answer,
+  `commit` waits.
+- The tables only follow the log, and have nothing that it lacks. They can be deleted, and are made anew.
+- This process commits only in a term that it has claimed in the log, directly behind everything that it has taken in.
+  When another process has claimed after it, nothing of this one lands any more: FencedError, for good.
+- A primary that has nothing to commit appends a beat now and then, in `upkeep`. The committer calls that from a timer
+  of the loop, so a loop that stands still does not beat (R8).
+
+Theory of operation. `cluster/node.py` decides, `carrying.py` carries out, `durable/` keeps the tables. `open` brings
+the tables up to the log's end. `lead` follows the log until nobody else leads, and claims. A process whose log is led
+by another one stands by in there.
+
+Does not do: answering while another process leads; what keeps the log short is in snapshots.py.
+"""
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from lessor.base.clock import BootClock, Clock, WallClock
+from lessor.cluster.answering import Answering
+from lessor.cluster.node import Node
+from lessor.cluster.standing import Standing
+from lessor.cluster.tenure import Timing
+from lessor.durable import directory, opening
+from lessor.durable.engine import FIRST_TERM, Begun, DataDirError, EngineError, Meta
+from lessor.durable.engine_on_tables import EngineOnTables
+from lessor.durable.file_engine import UNFOLDED_ROWS_MAX
+from lessor.durable.first_failure import FirstFailure
+from lessor.durable.log import LogError
+from lessor.durable.meta_rows import LogPosition
+from lessor.durable.opening import Seen
+from lessor.durable.record import Changes
+from lessor.durable.shared_log import Info, LogRefusedError, SharedLog
+from lessor.durable.shared_record import BATCH, BEAT, NONCE_BYTES, RELEASE, Entry
+from lessor.durable.table_sync import Start, start_thread
+from lessor.durable.tables import Tables
+from lessor.durable.upkeep import Upkeep
+from lessor.replicated.carrying import TICK_S, BehindError, Carrying
+from lessor.replicated.snapshots import Snapshots, fetch
+from lessor.state.journal import Batch, Rows
+
+log = logging.getLogger("lessor")
+T = TypeVar("T")
+
+OPEN_RETRY_S: Final = 1.0
+
+
+class _NoRoom:
+    """The room that the log takes up is not the tables' business. Implements `upkeep.Room`."""
+
+    trimmable = 0
+
+    def trim(self, upto: int) -> None: ...
+
+
+class ReplicatedEngine(EngineOnTables):
+    """Implements `Engine` on a shared log, and the directory `data_dir` for the copy."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        make_log: Callable[[], SharedLog],
+        timing: Timing | None = None,
+        *,
+        urls: tuple[str, ...] = (),
+        clock: Clock | None = None,
+        wall_clock: Clock | None = None,
+        sleep: Callable[[float], object] | None = None,
+        start: Start = start_thread,
+        sync: bool = True,
+    ) -> None:
+        """`make_log`: a way to the engine, one for each thread. `urls`: those of the clients, for the claim.
+
+        The rest stands in for the system in tests.
+        """
+        super().__init__(data_dir, start=start, sync=sync)
+        self._make_log = make_log
+        self._shared = make_log()
+        self._snapshots: Snapshots | None = None  # once this process leads
+        self._timing = timing or Timing()
+        self._urls = urls
+        self._now_s = (clock or BootClock()).now_s
+        self._wall_s = (wall_clock or WallClock()).now_s
+        self._given_up = threading.Event()
+        self._sleep_s = sleep or self._given_up.wait
+        self._node: Node | None = None
+        self._hands: Carrying | None = None
+        self._follow: Callable[[Rows], None] = lambda rows: None
+        self.answering: Answering | None = None
+
+    # --- open -------------------------------------------------------------------------------------------------------
+
+    def open(self, new_identity: tuple[int, int]) -> Meta:
+        return self._open_directory(lambda: self._open(new_identity))
+
+    def _open(self, new_identity: tuple[int, int]) -> Meta:
+        info = self._patiently(lambda: self._shared.open(new_identity[0]))
+        for warning in info.warnings:
+            log.warning("the engine", extra={"warning": warning})
+        member_id = new_identity[1]
+        if directory.exists(self._path):
+            try:
+                return self._open_copy(info)
+            except BehindError as error:
+                log.info("the copy of the log is too old; making it anew", extra={"reason": str(error)})
+                member_id = self._decisions.node_id
+                self._forget_copy()
+        if not self._patiently(lambda: fetch(self._shared, self._connector, self._path, member_id)):
+            opening.create(self._connector, self._path, (info.cluster_id, member_id))
+        try:
+            return self._open_copy(info)
+        except BehindError as error:
+            raise EngineError(
+                f"{error}, and the engine has no snapshot of that: --engine must name a whole log"
+            ) from None
+
+    def _open_copy(self, info: Info) -> Meta:
+        tables = self._tables
+        seen = opening.look(self._connector, self._path, tables.sums)
+        self._check_origin(seen, info)
+        meta, position = tables.open(seen)
+        self._keep = Upkeep(tables, _NoRoom())
+        try:
+            if not seen.shared:
+                tables.keep_shared(meta.member_id)
+            self._begin_node(meta, position)
+            self._catch_up()
+            self._upkeep.flush()
+            meta = tables.begin()
+        except BehindError:
+            raise
+        except EngineError as error:
+            raise DataDirError(str(error)) from None
+        return meta._replace(not_compared=tables.sums.not_compared)
+
+    def _forget_copy(self) -> None:
+        self._tables.close()
+        for path in self._dir.glob(directory.DATABASE_NAME + "*"):
+            path.unlink()
+        self._failure = FirstFailure(self._path)
+        self._tables = Tables(self._path, self._connector, self._start, self._failure)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Waits for an engine that does not answer. Raises EngineError for one that cannot be used as it is."""
+        said = False
+        while True:
+            try:
+                return work()
+            except LogRefusedError as error:
+                raise EngineError(str(error)) from None
+            except LogError as error:
+                if not said:
+                    log.warning("the engine does not answer; waiting for it", extra={"reason": str(error)})
+                said = True
+                self._sleep(OPEN_RETRY_S)
+
+    def _check_origin(self, seen: Seen, info: Info) -> None:
+        """Raises DataDirError when the tables are no copy of this log."""
+        meta = seen.meta
+        if not seen.shared and (meta.batch or (seen.log is not None and seen.log.record)):
+            raise DataDirError(
+                f"{self._path}: the data of a server without --engine: give --data-dir an empty directory, or start "
+                "without --engine"
+            )
+        if meta.cluster_id != info.cluster_id:
+            raise DataDirError(
+                f"{self._path}: a copy of the log of cluster {meta.cluster_id:016x}, but the engine has that of "
+                f"{info.cluster_id:016x}: give --data-dir an empty directory, or --engine the other log"
+            )
+
+    def _begin_node(self, meta: Meta, position: LogPosition) -> None:
+        standing = Standing()
+        if position.record:  # tables without a record have a chain value of their own
+            standing.number, standing.chain = position.record, position.chain
+        standing.epoch, standing.batch, standing.clock_s = max(meta.term, FIRST_TERM - 1), meta.batch, meta.clock_s
+        standing.released = meta.clean and position.record > 0
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        self._node = Node(meta.member_id, nonce, self._timing, standing, self._urls)
+        self._hands = Carrying(self._shared, self._node, self._now_s, self._sleep, self._took)
+
+    def _catch_up(self) -> None:
+        """Until the log was read to its end. Its newest record stays out while nobody has confirmed it."""
+        hands = self._carrying
+        hands.tick()
+        while not hands.has_read:
+            self._sleep(TICK_S)
+            hands.tick()
+
+    def _log_is_open(self) -> bool:
+        return self._hands is not None
+
+    def _close_log(self) -> None:
+        self._hands = self._node = None
+        self._shared.close()
+
+    def _let_go(self) -> None:
+        snapshots, self._snapshots = self._snapshots, None
+        if snapshots is not None:
+            snapshots.close()
+        super()._let_go()
+
+    def stop_waiting(self) -> None:
+        self._given_up.set()
+
+    def _sleep(self, seconds: float) -> None:
+        """Raises EngineError when nobody wants to wait any more."""
+        self._sleep_s(seconds)
+        if self._given_up.is_set():
+            raise EngineError("the engine does not answer, and nobody waits for it any more")
+
+    # --- lead -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _carrying(self) -> Carrying:
+        assert self._hands is not None, "the engine is not open"
+        return self._hands
+
+    @property
+    def _decisions(self) -> Node:
+        assert self._node is not None, "the engine is not open"
+        return self._node
+
+    def lead(self, follow: Callable[[Rows], None]) -> Begun:
+        node, hands = self._decisions, self._carrying
+        self._follow = follow
+        began_s, said = self._now_s(), False
+        while hands.lead is None:
+            hands.tick()
+            now_s = self._now_s()
+            if hands.lead is None:
+                if not said and now_s - began_s > 2 * (self._timing.claim_s + self._timing.rank_s):
+                    said = True
+                    extra = {"epoch": node.standing.epoch, "record": node.standing.number}
+                    log.info("standing by: another process leads this log", extra=extra)
+                self._upkeep.step(now_s, idle=True)
+                self._sleep(TICK_S)
+        entry = hands.lead.entry
+        log.info("leading the log", extra={"epoch": entry.epoch, "record": entry.number})
+        self._snapshots = Snapshots(self._dir, self._make_log, self._tables.backup)
+        self.answering = Answering(node.tenure, self._timing.lease_s, self._now_s, self._wall_s)
+        return Begun(entry.epoch, hands.lead.clock_s, hands.lead.clean)
+
+    def _took(self, entry: Entry, own: bool) -> None:
+        rows = entry.record.rows
+        if self._upkeep.unfolded.rows >= UNFOLDED_ROWS_MAX:
+            self._for_good(self._upkeep.flush)
+        self._upkeep.committed(entry.record)
+        if self._snapshots is not None:
+            self._snapshots.appended(len(entry.data))
+        if not own:
+            self._follow(rows)
+
+    # --- write ------------------------------------------------------------------------------------------------------
+
+    def commit(self, batch: Batch) -> None:
+        node = self._decisions
+        assert batch.number > node.standing.batch, f"batch {batch.number} after {node.standing.batch}"
+        self._append(RELEASE if batch.clean else BATCH, batch)
+
+    def _append(self, kind: int, rows: Rows) -> None:
+        """Returns when the record has landed. Raises FencedError, EngineError."""
+        self._failure.refuse_after()
+        node, hands = self._decisions, self._carrying
+        try:
+            node.submit(kind, rows, self._now_s())
+            hands.carry_out()
+            while not (node.free or hands.released):
+                self._sleep(TICK_S)
+                hands.tick()
+        except BaseException as error:
+            self._failure.reason = str(error)
+            raise
+
+    def upkeep(self, now_s: float, idle: bool) -> float | None:
+        next_s = super().upkeep(now_s, idle)
+        node = self._decisions
+        if not node.leads:
+            return next_s
+        if self._snapshots is not None:
+            self._snapshots.look(now_s, idle, self.flush)
+        own_s = self._now_s()
+        if node.beat_due(own_s, own_s):
+            self._append(BEAT, Changes(node.standing.batch, node.standing.clock_s))
+        beat_s = now_s + self._timing.beat_s
+        return beat_s if next_s is None else min(next_s, beat_s)

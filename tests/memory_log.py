@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shared log in memory, with ways to trouble those who use it."""
+
+from collections.abc import Callable
+from typing import cast
+
+from lessor.durable.shared_log import UnreachableError
+from tests.engines import memory
+
+
+class MemoryRecords(memory.Store):
+    """What the engine keeps. `before_append` and `after_append` are called in each append, and may raise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = True
+        self.before_append: Callable[[], None] = lambda: None
+        self.after_append: Callable[[], None] = lambda: None
+
+
+class MemoryLog(memory.MemoryLog):
+    """One process's way to them."""
+
+    @property
+    def _kept(self) -> MemoryRecords:
+        return cast(MemoryRecords, self._store)
+
+    def _check(self) -> None:
+        super()._check()
+        if not self._kept.up:
+            raise UnreachableError("the memory is away")
+
+    def append(self, expect: int, chain: bytes, data: bytes) -> None:
+        self._kept.before_append()
+        super().append(expect, chain, data)
+        self._kept.after_append()

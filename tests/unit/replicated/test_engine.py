@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine on a shared log: one process, two of them, and a log that does not answer. All in one thread."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lessor.cluster.tenure import Timing
+from lessor.durable import shared_record
+from lessor.durable.engine import FIRST_TERM, DataDirError, FencedError, Loaded
+from lessor.durable.file_engine import FileEngine
+from lessor.durable.record import CHAIN_BYTES
+from lessor.durable.shared_log import UnknownError, UnreachableError
+from lessor.durable.shared_record import BATCH, BEAT, CLAIM, RELEASE
+from lessor.replicated import snapshots
+from lessor.replicated.engine import ReplicatedEngine
+from lessor.state.journal import Rows
+from tests.memory_log import MemoryLog, MemoryRecords
+from tests.unit.durable.engine_rows import IDENTITY, batch, put, rest
+
+TIMING = Timing()
+
+
+class Times:
+    """The clocks of one machine. `sleep` moves them on, and tells whoever wants to do something meanwhile."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.asleep: Callable[[], None] = lambda: None
+
+    def now_s(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.asleep()
+
+
+@pytest.fixture
+def kept() -> MemoryRecords:
+    return MemoryRecords()
+
+
+@pytest.fixture
+def times() -> Times:
+    return Times()
+
+
+def engine_of(folder: Path, kept: MemoryRecords, times: Times) -> ReplicatedEngine:
+    return ReplicatedEngine(
+        folder, lambda: MemoryLog(kept), TIMING, clock=times, wall_clock=times, sleep=times.sleep, sync=False
+    )
+
+
+def started(folder: Path, kept: MemoryRecords, times: Times) -> ReplicatedEngine:
+    engine = engine_of(folder, kept, times)
+    engine.open(IDENTITY)
+    engine.load()
+    engine.lead(lambda rows: None)
+    return engine
+
+
+def kinds(kept: MemoryRecords) -> list[int]:
+    found = []
+    for data in kept.records:
+        entry = shared_record.decode(data)
+        assert entry is not None
+        found.append(entry.kind)
+    return found
+
+
+def content(loaded: Loaded) -> list[object]:
+    return [list(loaded.events), list(loaded.leases)]
+
+
+def values(engine: ReplicatedEngine) -> list[object]:
+    return [row[3] for row in engine.load().events]
+
+
+def test_the_first_start_claims_and_commits(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    engine = engine_of(tmp_path, kept, times)
+    meta = engine.open(IDENTITY)
+    assert (meta.cluster_id, meta.term, meta.batch) == (IDENTITY[0], 0, 0)
+    began_s = times.now
+    begun = engine.lead(lambda rows: None)
+    assert (begun.term, begun.clock_s) == (FIRST_TERM, 0.0)
+    assert times.now - began_s > TIMING.claim_s  # somebody else might have been there
+    engine.commit(batch(1, events=[put(2, b"k", b"v")]))
+    assert kinds(kept) == [CLAIM, BATCH]
+    assert values(engine) == [b"v"]
+    engine.close()
+
+
+def test_all_is_there_after_a_crash_also_without_the_tables(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    engine = started(tmp_path / "a", kept, times)
+    for number in range(1, 20):
+        engine.commit(batch(number, events=[put(number + 1, b"k%d" % number, b"v")], leases=[(number, 10, 5.0, False)]))
+        if number == 10:
+            rest(engine)
+    engine._let_go()  # as kill -9 does
+    again = started(tmp_path / "a", kept, times)
+    there = content(again.load())
+    assert len(kept.records) == 21
+    again.close()
+    fresh = started(tmp_path / "b", kept, times)
+    assert content(fresh.load()) == there
+    assert [len(each) for each in there if isinstance(each, list)] == [19, 19]
+    fresh.close()
+
+
+def test_after_an_orderly_end_the_next_one_leads_at_once(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    engine = started(tmp_path / "a", kept, times)
+    engine.commit(batch(1, clean=True))
+    engine.close()
+    assert kinds(kept) == [CLAIM, RELEASE]
+    another = engine_of(tmp_path / "b", kept, times)
+    another.open(IDENTITY)
+    began_s = times.now
+    begun = another.lead(lambda rows: None)
+    assert (begun.term, begun.clean) == (FIRST_TERM + 1, True)
+    assert times.now == began_s
+    another.close()
+
+
+def test_one_stands_by_while_another_beats_and_follows_it(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    one = started(tmp_path / "a", kept, times)
+    two = engine_of(tmp_path / "b", kept, times)
+    two.open(IDENTITY)
+    two.load()
+    followed: list[Rows] = []
+    until_s = times.now + 20
+
+    def meanwhile() -> None:
+        if times.now < until_s:
+            one.upkeep(times.now, True)
+            if 5 > len(followed) == one._decisions.standing.batch:
+                one.commit(batch(len(followed) + 1, events=[put(len(followed) + 2, b"k", b"%d" % len(followed))]))
+
+    times.asleep = meanwhile
+    begun = two.lead(lambda rows: followed.append(rows) if rows.events else None)
+    assert times.now > until_s + TIMING.claim_s - TIMING.beat_s - 0.1
+    assert [rows.events[0][3] for rows in followed] == [b"0", b"1", b"2", b"3", b"4"]
+    assert kinds(kept).count(BEAT) > 20 / TIMING.beat_s / 2
+    assert begun.term == FIRST_TERM + 1
+    times.asleep = lambda: None
+    records = len(kept.records)
+    with pytest.raises(FencedError, match="another process"):
+        one.commit(batch(6, events=[put(7, b"k", b"lost")]))
+    with pytest.raises(Exception, match="no write after a failed one"):
+        one.commit(batch(7))
+    assert len(kept.records) == records
+    two.commit(batch(6, events=[put(7, b"k", b"kept")]))
+    assert values(two) == [b"0", b"1", b"2", b"3", b"4", b"kept"]
+    two.close()
+    one.close()
+
+
+def test_a_commit_of_unknown_outcome_is_made_once(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    engine = started(tmp_path, kept, times)
+    calls = 0
+
+    def lose_the_answer() -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 2:
+            raise UnknownError("the answer was lost")
+
+    kept.after_append = lose_the_answer
+    for number in range(1, 6):
+        engine.commit(batch(number, events=[put(number + 1, b"k", b"%d" % number)]))
+    kept.after_append, kept.before_append = lambda: None, lose_the_answer
+    for number in range(6, 11):
+        engine.commit(batch(number, events=[put(number + 1, b"k", b"%d" % number)]))
+    assert kinds(kept) == [CLAIM, *[BATCH] * 10]
+    assert values(engine) == [b"%d" % number for number in range(1, 11)]
+    engine.close()
+
+
+def test_a_commit_waits_for_a_log_that_is_away_and_nothing_may_be_answered(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    engine = started(tmp_path, kept, times)
+    answering = engine.answering
+    assert answering is not None
+    engine.commit(batch(1))
+    assert answering.may_send()
+    served_s = answering.served_s()
+    kept.up = False
+    away_s, seen = times.now, []
+
+    def meanwhile() -> None:
+        seen.append((times.now - away_s < TIMING.lease_s, answering.may_send()))
+        kept.up = times.now - away_s > 30
+
+    times.asleep = meanwhile
+    engine.commit(batch(2, events=[put(2, b"k", b"v")]))
+    assert all(early == may for early, may in seen)
+    assert [may for _, may in seen].count(False) > 100
+    times.asleep = lambda: None
+    assert answering.may_send()  # the log was looked at before the last try, and the record was not there
+    assert answering.served_s() - served_s < TIMING.lease_s + 2 * TIMING.beat_s  # of 30 seconds
+    assert kinds(kept) == [CLAIM, BATCH, BATCH]
+    engine.close()
+
+
+def test_tables_are_only_used_with_their_own_log(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    engine = started(tmp_path / "a", kept, times)
+    engine.commit(batch(1, events=[put(2, b"k", b"v")]))
+    engine.flush()
+    engine.backup(tmp_path / "backup")
+    engine.close()
+    with pytest.raises(DataDirError, match="start with --engine"):
+        FileEngine(tmp_path / "a").open(IDENTITY)
+    other = MemoryRecords()
+    other.cluster_id = 7
+    with pytest.raises(DataDirError, match="a copy of the log of cluster"):
+        engine_of(tmp_path / "a", other, times).open(IDENTITY)
+    # A backup of it is nobody's copy.
+    (tmp_path / "b").mkdir()
+    (tmp_path / "backup").rename(tmp_path / "b" / "lessor.db")
+    alone = FileEngine(tmp_path / "b", sync=False)
+    alone.open(IDENTITY)
+    assert [row[3] for row in alone.load().events] == [b"v"]
+    alone.lead(lambda rows: None)
+    alone.close()
+    with pytest.raises(DataDirError, match="the data of a server without --engine"):
+        engine_of(tmp_path / "b", kept, times).open(IDENTITY)
+
+
+def test_a_log_that_has_lost_records_is_noticed(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    engine = started(tmp_path, kept, times)
+    for number in range(1, 6):
+        engine.commit(batch(number, events=[put(number + 1, b"k", b"v")]))
+    engine.close()
+    del kept.records[-2:]
+    kept.chain = kept.records[-1][-CHAIN_BYTES:]
+    with pytest.raises(DataDirError, match="the log ends at record 4, and this node knows record 6"):
+        engine_of(tmp_path, kept, times).open(IDENTITY)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots come early, and leave little."""
+    monkeypatch.setattr(snapshots, "LOG_BYTES", 4_000)
+    monkeypatch.setattr(snapshots, "KEPT_RECORDS", 5)
+
+
+def grow(engine: ReplicatedEngine, times: Times, first: int, count: int) -> None:
+    for number in range(first, first + count):
+        engine.commit(batch(number, events=[put(number + 1, b"k%d" % number, bytes(100))]))
+    engine.upkeep(times.now, True)  # begins a snapshot
+    kept = engine._snapshots
+    assert kept is not None
+    assert kept._thread is not None
+    kept._thread.join()
+    engine.upkeep(times.now, True)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_snapshot_in_the_engine_shortens_the_log_and_makes_new_copies(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    engine = started(tmp_path / "a", kept, times)
+    old = engine_of(tmp_path / "old", kept, times)
+    old_id = old.open((1, 77)).member_id
+    old.close()
+    grow(engine, times, 1, 100)
+    assert kept.snapshots[-1][0] == 101
+    assert kept.first == 101 - 5
+    engine.commit(batch(101, events=[put(102, b"new", b"v")], clean=True))
+    there = content(engine.load())
+    engine.close()
+    # From the snapshot and what came after it: for a directory that is new, and for one that lacks what is forgotten.
+    fresh = started(tmp_path / "b", kept, times)
+    assert content(fresh.load()) == there
+    fresh.close()
+    late = engine_of(tmp_path / "old", kept, times)
+    assert late.open(IDENTITY).member_id == old_id == 77
+    assert content(late.load())[0] == there[0]
+    late.lead(lambda rows: None)
+    late.commit(batch(102, events=[put(103, b"newer", b"v")]))
+    late.close()
+    with pytest.raises(DataDirError, match="start with --engine"):
+        FileEngine(tmp_path / "old").open(IDENTITY)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_snapshot_that_fails_is_made_later(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    engine = started(tmp_path, kept, times)
+    put_snapshot = MemoryLog.put_snapshot
+
+    def fail(self: MemoryLog, position: int, pieces: object) -> None:
+        raise UnreachableError("cut")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryLog, "put_snapshot", fail)
+        grow(engine, times, 1, 50)
+    assert (kept.snapshots, kept.first) == ([], 1)
+    for number in range(51, 100):
+        engine.commit(batch(number, events=[put(number + 1, b"k%d" % number, bytes(100))]))
+    engine.upkeep(times.now, True)
+    assert kept.snapshots == []
+    times.sleep(snapshots.RETRY_S)
+    assert MemoryLog.put_snapshot is put_snapshot
+    grow(engine, times, 100, 1)
+    assert kept.snapshots[-1][0] >= 101
+    engine.close()

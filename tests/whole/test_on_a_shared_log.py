@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server on a log that others may write to: what its clients see while the log is away, and after a take-over."""
+
+import contextlib
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base import limits
+from lessor.cluster.tenure import Timing
+from lessor.durable.engine import FIRST_TERM
+from lessor.durable.shared_log import UnknownError
+from lessor.replicated.engine import ReplicatedEngine
+from lessor.server.main import EXIT_DISK_FAILED, EXIT_FENCED
+from lessor.testing.server import InProcessServer
+from lessor.testing.virtual_clock import VirtualClock
+from tests.conformance.grpc_peer import GrpcPeer
+from tests.memory_log import MemoryLog, MemoryRecords
+from tests.ports import free_port
+
+FAST = Timing(lease_s=0.4, claim_s=0.5, beat_s=0.1, link_s=0.3)
+
+
+def server_on(kept: MemoryRecords, data_dir: Path, *flags: str) -> InProcessServer:
+    return InProcessServer(
+        *flags,
+        clock=VirtualClock(flowing=True),
+        data_dir=data_dir,
+        make_engine=lambda path: ReplicatedEngine(path, lambda: MemoryLog(kept), FAST, sync=False),
+    )
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def back_at_the_end(kept: MemoryRecords) -> Iterator[None]:
+    """Otherwise a server whose test has failed would wait for the log."""
+    try:
+        yield
+    finally:
+        kept.up = True
+
+
+def put(key: bytes, value: bytes, lease: int = 0) -> rpc.PutRequest:
+    return rpc.PutRequest(key=key, value=value, lease=lease)
+
+
+def test_what_was_acknowledged_is_there_at_the_next_process_also_elsewhere(tmp_path: Path) -> None:
+    kept = MemoryRecords()
+    with server_on(kept, tmp_path / "a") as server, GrpcPeer(server.address) as peer:
+        first: Any = peer.call(rpc.LeaseGrantRequest(TTL=60, ID=7))
+        assert first.header.raft_term == FIRST_TERM
+        for number in range(20):
+            peer.call(put(b"k%d" % number, b"v", 7))
+        server.kill()
+    with server_on(kept, tmp_path / "b") as server, GrpcPeer(server.address) as peer:
+        found: Any = peer.call(rpc.RangeRequest(key=b"k", range_end=b"l", count_only=True))
+        lease: Any = peer.call(rpc.LeaseTimeToLiveRequest(ID=7, keys=True))
+        assert (found.count, found.header.raft_term, found.header.revision) == (20, FIRST_TERM + 1, 21)
+        assert found.header.cluster_id == first.header.cluster_id
+        assert (lease.grantedTTL, len(lease.keys)) == (60, 20)
+        assert 55 < lease.TTL <= 60
+
+
+def test_nothing_leaves_while_somebody_else_may_lead_and_no_lease_ages(tmp_path: Path) -> None:
+    kept = MemoryRecords()
+    monitors = f"http://127.0.0.1:{free_port()}"
+    with (
+        server_on(kept, tmp_path, f"--listen-metrics-urls={monitors}") as server,
+        GrpcPeer(server.address) as peer,
+        ThreadPoolExecutor(3) as threads,
+        back_at_the_end(kept),
+    ):
+        peer.call(rpc.LeaseGrantRequest(TTL=2, ID=7))
+        peer.call(put(b"k", b"v", 7))
+        answering = server.server.core.turn._may_send
+        assert answering is not None
+        kept.up = False
+        eventually(lambda: not server.call(answering))
+        asked: list[Future[Any]] = [
+            threads.submit(peer.call, rpc.RangeRequest(key=b"k", serializable=True)),
+            threads.submit(peer.call, rpc.LeaseKeepAliveRequest(ID=7)),
+            threads.submit(peer.call, put(b"l", b"w")),
+        ]
+        turn = server.server.core.turn
+        eventually(lambda: server.server.core.metrics.renewed == 1)
+        clock_s = server.call(turn.now_s)
+        time.sleep(3)  # longer than the lease lives
+        assert not any(call.done() for call in asked)
+        assert server.call(turn.now_s) == clock_s
+        with pytest.raises(urllib.error.HTTPError, match="503") as unready:
+            urllib.request.urlopen(f"{monitors}/readyz", timeout=10)
+        assert "linearizable_read failed: etcdserver: no leader" in unready.value.read().decode()
+        kept.up = True
+        found, renewed, written = (call.result(10) for call in asked)
+        assert [kv.value for kv in found.kvs] == [b"v"]
+        assert renewed.TTL == 2
+        assert written.header.revision == found.header.revision + 1
+        assert server.server.core.machine.leases.get(7) is not None
+        with urllib.request.urlopen(f"{server.client_url}/metrics", timeout=10) as page:
+            assert re.search(rb"^lessor_tenure_lapses_total [1-9]", page.read(), re.M)
+
+
+def test_the_one_that_was_taken_over_answers_nobody_and_ends(tmp_path: Path) -> None:
+    kept = MemoryRecords()
+    with server_on(kept, tmp_path / "a") as one, GrpcPeer(one.address) as peer:
+        peer.call(put(b"k", b"v"))
+        two = server_on(kept, tmp_path / "b")
+        starting = threading.Thread(target=two.start)
+        starting.start()
+        stuck = threading.Event()
+
+        def stall() -> None:  # the first one's thread hangs in a call of the engine
+            if threading.current_thread() is one.server._committer._thread:
+                stuck.wait(20)
+                raise UnknownError("cut")
+
+        kept.before_append = stall
+        with ThreadPoolExecutor(2) as threads:
+            starting.join(20)
+            try:
+                with GrpcPeer(two.address) as other:
+                    other.call(put(b"k", b"kept"))
+                    old = threads.submit(peer.call, rpc.RangeRequest(key=b"k"))
+                    time.sleep(0.2)  # a wrong server answers b"v" in this time
+                    lost = threads.submit(peer.call, put(b"k", b"lost"))
+                    time.sleep(0.1)
+                    assert not old.done()
+                    assert not lost.done()
+                    stuck.set()
+                    for call in (lost, old):
+                        with pytest.raises(Exception, match="UNAVAILABLE"):
+                            call.result(10)
+                    found: Any = other.call(rpc.RangeRequest(key=b"k"))
+                    assert (found.kvs[0].value, found.header.raft_term) == (b"kept", FIRST_TERM + 1)
+                eventually(lambda: one.exit_code == EXIT_FENCED)
+            finally:
+                stuck.set()
+                two.close()
+
+
+def test_a_server_whose_log_is_away_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STOP_ENGINE_S_MAX", 0.2)
+    kept = MemoryRecords()
+    with server_on(kept, tmp_path) as server, back_at_the_end(kept):
+        with GrpcPeer(server.address) as peer:
+            peer.call(put(b"k", b"v"))
+        kept.up = False
+        server.stop()
+        assert server.exit_code == EXIT_DISK_FAILED
+    kept.up = True
+    with server_on(kept, tmp_path) as server, GrpcPeer(server.address) as peer:
+        found: Any = peer.call(rpc.RangeRequest(key=b"k"))
+        assert found.kvs[0].value == b"v"
