@@ -118,6 +118,16 @@ def test_after_an_error_that_may_come_midway_the_outcome_of_a_write_is_unknown(c
     assert error_of(Peer(refuse), RANGE).outcome_unknown is False
 
 
+def test_a_write_to_a_full_etcd_may_have_happened() -> None:
+    """An etcd answers so also behind the write that has used up its space."""
+
+    def refuse(call: PeerCall, message: object) -> None:
+        call.finish(8, "etcdserver: mvcc: database space exceeded")
+
+    assert error_of(Peer(refuse)).outcome_unknown
+    assert not error_of(Peer(refuse), RANGE).outcome_unknown
+
+
 def test_a_server_that_is_slow_costs_only_the_timeout() -> None:
     peer = Peer(silent)
     error = error_of(peer, timeout_s=4)
