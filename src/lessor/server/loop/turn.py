@@ -120,6 +120,48 @@ _LEASE_AUDIENCE = _LeaseAudience()
 class Turn:
     """Runs the steps of a loop turn in their order. One per server; loop thread only."""
 
+    # More than 30 attributes: Python 3.11 looks them up faster with slots.
+    __slots__ = (
+        "_answering",
+        "_began_s",
+        "_behind",
+        "_broken",
+        "_clock_saved_s",
+        "_committer",
+        "_ending_began_s",
+        "_expiry",
+        "_halted",
+        "_held",
+        "_held_up",
+        "_loop",
+        "_may_send",
+        "_next",
+        "_on_expired",
+        "_opened_s",
+        "_origin_s",
+        "_paused",
+        "_read_first",
+        "_read_served",
+        "_readings",
+        "_resumed",
+        "_sealed_put_bytes",
+        "_sealed_revision",
+        "_stood_s",
+        "_timer",
+        "_to_flush",
+        "_unread",
+        "_waking",
+        "_without_data",
+        "clock_save_s",
+        "durable_revision",
+        "gate",
+        "long_writes",
+        "machine",
+        "read_clock",
+        "renewed",
+        "scheduled",
+    )
+
     def __init__(
         self,
         machine: StateMachine,
