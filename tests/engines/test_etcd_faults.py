@@ -23,8 +23,8 @@ from lessor.durable.shared_log import (
 from lessor.engines.log_etcd import EtcdLog
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.proxy import Proxy
-from tests.engines.contract import PAGE_BYTES, Writer, acknowledged_are_there, all_records
 from tests.engines.etcd_cluster import QUICK, EtcdCluster
+from tests.engines.kit import PAGE_BYTES, Writer, acknowledged_are_there, all_records
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 if etcd_binary() is None:
