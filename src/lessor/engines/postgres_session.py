@@ -25,7 +25,7 @@ from psycopg import pq
 from psycopg.errors import Diagnostic
 
 from lessor.base.clock import Clock
-from lessor.base.limits import LOG_ANSWER_BYTES_PER_S
+from lessor.base.limits import ENGINE_ANSWER_BYTES_PER_S
 from lessor.durable.shared_log import LogRefusedError, UnreachableError
 from lessor.engines.postgres_url import Address
 
@@ -123,7 +123,7 @@ class Session:
         self._unsafe = ""
         try:
             send()
-            results = self._results(self._clock.now_s() + self._answer_s + size / LOG_ANSWER_BYTES_PER_S)
+            results = self._results(self._clock.now_s() + self._answer_s + size / ENGINE_ANSWER_BYTES_PER_S)
         except psycopg.Error as error:
             self.close()
             raise LostError(self._address.scrubbed(str(error))) from None
