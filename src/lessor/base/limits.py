@@ -234,7 +234,7 @@ CLUSTER_LEASE_S_MAX = 60.0
 ENGINE_PIECE_BYTES = 1_048_576  # of a snapshot in the engine; also of a record in an etcd, which takes 1.5 MiB at once
 # PostgreSQL: without an answer for so long a call is given up, and the connection with it. Its outcome is unknown.
 ENGINE_ANSWER_S_MAX = 3.0
-ENGINE_ANSWER_BYTES_PER_S = 1_048_576  # and a second more for each so many bytes that are sent
+ENGINE_ANSWER_BYTES_PER_S = 1_048_576  # and a second more for each so many bytes that are sent or come
 # An etcd: for an append; then it is settled by reading, at another endpoint if this one is silent. A member whose
 # leader died does not pass an append on that it had sent there, so this is the least that a lost leader costs.
 ENGINE_APPEND_S_MAX = 0.4

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from lessor.base.clock import Clock, MonotonicClock
-from lessor.base.limits import ENGINE_ANSWER_S_MAX
+from lessor.base.limits import BATCH_BYTES_MAX, ENGINE_ANSWER_S_MAX
 from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import (
     Found,
@@ -179,10 +179,10 @@ class PostgresLog:
 
     # --- one call -------------------------------------------------------------------------------------------------
 
-    def _call(self, name: str, *params: bytes) -> Answer:
+    def _call(self, name: str, *params: bytes, answer_bytes: int = 0) -> Answer:
         """Raises UnreachableError, LogRefusedError."""
         try:
-            answer = self._connected().ask(name, *params)
+            answer = self._connected().ask(name, *params, answer_bytes=answer_bytes)
         except LostError as error:
             raise UnreachableError(self._named(str(error))) from None
         except ServerError as error:
@@ -192,7 +192,9 @@ class PostgresLog:
         return answer
 
     def _read_rows(self, after: int, bytes_max: int) -> list[list[bytes]]:
-        rows = self._call("READ", _INT8.pack(after), _INT8.pack(bytes_max)).rows
+        # One record may be more than was asked for.
+        answer_bytes = max(bytes_max, BATCH_BYTES_MAX)
+        rows = self._call("READ", _INT8.pack(after), _INT8.pack(bytes_max), answer_bytes=answer_bytes).rows
         if not rows:
             raise self._refused("the log is damaged: one of its tables has lost its row")
         self._check(rows[0])
