@@ -16,23 +16,30 @@ from tests.engines.subjects import Subject
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("subject", ETCDS, indirect=True)]
 
 
-def test_a_lost_race_leaves_no_pieces(subject: Subject, writer: Writer, other: SharedLog) -> None:
+def keys_below(subject: Subject, folder: str) -> int:
     place = subject.place("one")
     assert place is not None
     address, _, prefix = place[1].removeprefix("etcd://").partition("/")
+    with Client(address) as client:
+        return client.get(f"/{prefix}/{folder}/", prefix=True, count_only=True).count
 
-    def pieces() -> int:
-        with Client(address) as client:
-            return client.get(f"/{prefix}/piece/", prefix=True, count_only=True).count
 
+def test_a_lost_race_leaves_no_pieces(subject: Subject, writer: Writer, other: SharedLog) -> None:
     late = Writer(other, seed=2).next(3_000_000)
     writer.append(3_000_000)
     with suppress(Exception):
         other.append(0, ZEROS, late)
-    assert pieces() == 3
+    assert keys_below(subject, "piece") == 3
     writer.append()
     writer.log.trim(2)
-    assert pieces() == 0
+    assert keys_below(subject, "piece") == 0
+
+
+def test_old_snapshots_are_deleted(subject: Subject, writer: Writer) -> None:
+    """But for the one before the newest, which somebody may be reading."""
+    for position in range(1, 5):
+        writer.log.put_snapshot(position, iter([bytes(2_000_000)]))
+    assert keys_below(subject, "snap") == 4
 
 
 def test_long_logs_are_read_in_long_runs(writer: Writer) -> None:

@@ -251,6 +251,28 @@ def test_a_position_that_is_trimmed_meanwhile_is_not_given_again(
     assert postgres.sql(f"SELECT position FROM {schema}.log") == [(4,)]
 
 
+@pytest.mark.parametrize(("count", "size_bytes"), [(1_200, 30), (20, 1_048_576)])
+def test_what_is_trimmed_is_deleted(
+    postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str, count: int, size_bytes: int
+) -> None:
+    """In several steps, as records or as bytes."""
+    log = make()
+    log.open(1)
+    filled(log, count, size_bytes)
+    log.trim(count - 1)
+    assert postgres.sql(f"SELECT position FROM {schema}.log ORDER BY 1") == [(count - 1,), (count,)]
+
+
+def test_old_snapshots_are_deleted(postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str) -> None:
+    """But for the one before the newest, which somebody may be reading."""
+    log = make()
+    log.open(1)
+    for position in range(1, 5):
+        log.put_snapshot(position, iter([bytes(20_000_000 if position == 2 else 2_000_000)]))
+    assert postgres.sql(f"SELECT position FROM {schema}.snapshot ORDER BY 1") == [(3,), (4,)]
+    assert postgres.sql(f"SELECT count(*)::int FROM {schema}.piece") == [(4,)]
+
+
 def test_appends_leave_no_old_versions_of_rows_behind(
     postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str
 ) -> None:
