@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from typing import cast
 
+from lessor.durable.log import LogError
 from lessor.durable.shared_log import UnreachableError
 from tests.engines import memory
 
@@ -25,10 +26,10 @@ class MemoryLog(memory.MemoryLog):
     def _kept(self) -> MemoryRecords:
         return cast(MemoryRecords, self._store)
 
-    def _check(self) -> None:
-        super()._check()
+    def _check(self, error: type[LogError] = UnreachableError) -> None:
+        super()._check(error)
         if not self._kept.up:
-            raise UnreachableError("the memory is away")
+            raise error("the memory is away")
 
     def append(self, expect: int, chain: bytes, data: bytes) -> None:
         self._kept.before_append()

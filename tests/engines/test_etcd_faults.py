@@ -23,8 +23,8 @@ from lessor.durable.shared_log import (
 from lessor.engines.log_etcd import EtcdLog
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.proxy import Proxy
-from tests.engines.contract import PAGE_BYTES, Writer, acknowledged_are_there, all_records
 from tests.engines.etcd_cluster import QUICK, EtcdCluster
+from tests.engines.kit import PAGE_BYTES, Writer, acknowledged_are_there, all_records
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 if etcd_binary() is None:
@@ -77,6 +77,17 @@ def append_until(writer: Writer, *, harm: Callable[[], object], after: int = 20)
         thread.join()
 
 
+def lost_by_the_etcd(writer: Writer) -> bool:
+    """Whether the newest records are gone, and it is an etcd that is known for that: 3.5.0 to 3.5.2."""
+    warnings = writer.log.open(1).warnings
+    records = all_records(writer.log)
+    return (
+        any("may lose data in a crash" in warning for warning in warnings)
+        and len(records) < writer.position
+        and records == writer.records[: len(records)]
+    )
+
+
 def test_an_etcd_that_is_killed_loses_nothing_acknowledged() -> None:
     with EtcdServer(flags=QUICK) as server, opened(server.address) as writer:
         for _ in range(3):
@@ -85,6 +96,9 @@ def test_an_etcd_that_is_killed_loses_nothing_acknowledged() -> None:
                 writer.log.read(0, PAGE_BYTES)
             server.wait()
             server.start_again()
+            if lost_by_the_etcd(writer):
+                assert writer.place(data).next == LOST  # and it is noticed
+                pytest.xfail("this etcd loses records in some crashes, so a log refuses it but for trials")
             acknowledged_are_there(writer.log, writer.records)
             assert writer.place(data).next == LANDED
             assert all_records(writer.log, page_bytes=10_000_000) == writer.records

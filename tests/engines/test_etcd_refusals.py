@@ -20,8 +20,8 @@ from lessor.engines.etcd_url import parse
 from lessor.engines.log_etcd import EtcdLog
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.tls_server import Pki, tls_server
-from tests.engines.contract import NO_CHAIN, Writer, all_records
 from tests.engines.etcd_cluster import QUICK, EtcdCluster
+from tests.engines.kit import ZEROS, Writer, all_records
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 if etcd_binary() is None:
@@ -205,11 +205,11 @@ def test_a_log_that_was_deleted_is_not_begun_anew_under_its_nodes(server: EtcdSe
         client.delete("/deleted/", prefix=True)
         first = Writer(log).next()
         with pytest.raises(LogError):
-            log.append(0, NO_CHAIN, first)
+            log.append(0, ZEROS, first)
         with closing(log_at(f"etcd://{server.address}/deleted")) as new:
             new.open(2)
             with pytest.raises(LogError):
-                log.append(0, NO_CHAIN, first)
+                log.append(0, ZEROS, first)
             with pytest.raises(LogRefusedError, match="deleted or exchanged"):
                 log.read(0, 1_000)
             with pytest.raises(LogRefusedError, match="deleted or exchanged"):
@@ -402,7 +402,7 @@ def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
                 with pytest.raises(LogError, match="certificate"):
                     log.open(1)
                 with pytest.raises((LogError, AssertionError)):
-                    log.append(0, NO_CHAIN, writer.records[0])
+                    log.append(0, ZEROS, writer.records[0])
         missing = tmp_path / "missing.pem"
         with pytest.raises(LogRefusedError, match=r"missing\.pem: no such file"):
             log_at(f"etcds://{at}?cacert={missing}")

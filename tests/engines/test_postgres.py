@@ -9,7 +9,7 @@ import pytest
 
 from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import LANDED, Found, Placing, TakenError, UnknownError, UnreachableError
-from tests.engines.kit import BYTES_MAX, ZEROS, all_of, filled, placed, record
+from tests.engines.kit import PAGE_BYTES, ZEROS, all_records, filled, left_open, placed, record
 from tests.engines.postgres_server import PostgresServer
 
 psycopg = pytest.importorskip("psycopg", reason="the package psycopg is not here")
@@ -52,7 +52,7 @@ def test_an_append_whose_process_ends_is_unknown_and_settled(
         assert isinstance(under.end(), UnknownError)
     placing.unknown()
     assert placed(log, placing) == LANDED
-    assert all_of(log) == [*made, placing.data]
+    assert all_records(log) == [*made, placing.data]
 
 
 def test_an_append_that_lands_while_its_answer_is_lost_is_found(
@@ -64,18 +64,15 @@ def test_an_append_that_lands_while_its_answer_is_lost_is_found(
     impatient(log)
     data = record("first", ZEROS)
     placing = Placing(0, ZEROS, data)
-    placing.trying(0.0)
     stopped = postgres.backends()[0]
     os.kill(stopped, signal.SIGSTOP)
     try:
-        with pytest.raises(UnknownError):
-            log.append(0, ZEROS, data)
-        placing.unknown()
+        left_open(log, placing)
     finally:
         os.kill(stopped, signal.SIGCONT)
     assert placed(log, placing) == LANDED
     postgres.wait(f"NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = {stopped})")
-    assert answer(lambda: log.read(0, BYTES_MAX)) == Found([data], 1)
+    assert answer(lambda: log.read(0, PAGE_BYTES)) == Found([data], 1)
 
 
 def test_a_process_that_was_stopped_adds_nothing_when_it_goes_on(
@@ -89,13 +86,13 @@ def test_a_process_that_was_stopped_adds_nothing_when_it_goes_on(
     try:
         with pytest.raises(UnknownError):
             log.append(0, ZEROS, record("late", ZEROS))
-        assert answer(lambda: log.read(0, BYTES_MAX)) == Found([], 0)
+        assert answer(lambda: log.read(0, PAGE_BYTES)) == Found([], 0)
         mine = record("mine", ZEROS)
         assert placed(log, Placing(0, ZEROS, mine)) == LANDED
     finally:
         os.kill(stopped, signal.SIGCONT)
     postgres.wait(f"NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = {stopped})")
-    assert answer(lambda: log.read(0, BYTES_MAX)) == Found([mine], 1)
+    assert answer(lambda: log.read(0, PAGE_BYTES)) == Found([mine], 1)
 
 
 def test_of_two_that_wait_for_one_lock_the_second_is_refused(
@@ -111,7 +108,7 @@ def test_of_two_that_wait_for_one_lock_the_second_is_refused(
         postgres.wait("(SELECT count(*) FROM pg_stat_activity WHERE " + LOCK + ") = 2")
     ended = [ones.end(), others.end()]
     assert sorted(type(error).__name__ for error in ended) == ["NoneType", "TakenError"]
-    assert all_of(first) == [record("first" if ended[0] is None else "second", ZEROS)]
+    assert all_records(first) == [record("first" if ended[0] is None else "second", ZEROS)]
 
 
 def test_a_node_that_stands_still_while_it_reads_holds_nobody_up(
@@ -127,7 +124,7 @@ def test_a_node_that_stands_still_while_it_reads_holds_nobody_up(
     session._raw.send_query_prepared(b"READ", [_int8(0), _int8(2**40)], [1, 1], 1)
     assert session._raw.flush() == 0
     one_waits(postgres, "wait_event = 'ClientWrite'")
-    assert log.read(2, BYTES_MAX) == Found([], 2)
+    assert log.read(2, PAGE_BYTES) == Found([], 2)
     chain = made[1][-CHAIN_BYTES:]
     log.append(2, chain, record("third", chain))
     log.trim(2)
@@ -150,15 +147,12 @@ def test_without_its_standby_a_server_takes_and_shows_nothing_and_loses_nothing(
     impatient(log)
     chain = made[1][-CHAIN_BYTES:]
     placing = Placing(2, chain, record("third", chain))
-    placing.trying(0.0)
     with standby_missing(postgres):
-        with pytest.raises(UnknownError):
-            log.append(2, chain, placing.data)
-        placing.unknown()
+        left_open(log, placing)
         with pytest.raises(UnreachableError):
-            log.read(0, BYTES_MAX)
+            log.read(0, PAGE_BYTES)
     assert placed(log, placing) == LANDED
-    assert answer(lambda: log.read(0, BYTES_MAX)) == Found([*made, placing.data], 3)
+    assert answer(lambda: log.read(0, PAGE_BYTES)) == Found([*made, placing.data], 3)
 
 
 @pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
@@ -179,10 +173,10 @@ def test_a_wait_that_is_broken_off_is_no_success_and_not_shown(
         assert isinstance(under.end(), UnknownError)
         assert postgres.sql(f"SELECT max(position) FROM {schema}.log") == [(1,)]  # it is there to see, for others
         with pytest.raises(UnreachableError):
-            other.read(0, BYTES_MAX)
+            other.read(0, PAGE_BYTES)
         placing.unknown()
     assert placed(log, placing) == LANDED
-    assert answer(lambda: other.read(0, BYTES_MAX)) == Found([data], 1)
+    assert answer(lambda: other.read(0, PAGE_BYTES)) == Found([data], 1)
 
 
 def test_tries_do_not_fill_a_server_without_its_standby(
@@ -197,14 +191,14 @@ def test_tries_do_not_fill_a_server_without_its_standby(
             with pytest.raises(UnknownError):
                 log.append(0, ZEROS, data)
             with pytest.raises(UnreachableError):
-                log.read(0, BYTES_MAX)
+                log.read(0, PAGE_BYTES)
         log.close()
         # One append and one read; those that waited for the row locks have ended.
         postgres.wait("(SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lessor') <= 2")
         assert len(postgres.backends(STANDBY)) <= 2
     again = make()
     assert placed(again, Placing(0, ZEROS, data)) == LANDED
-    assert all_of(again) == [data]
+    assert all_records(again) == [data]
 
 
 # --- a server that goes away ----------------------------------------------------------------------------------------
@@ -221,19 +215,16 @@ def test_a_log_goes_on_when_its_server_has_come_back(
     placing = Placing(3, chain, record("fourth", chain))
     postgres.stop(how)
     try:
-        placing.trying(0.0)
-        with pytest.raises(UnknownError):
-            log.append(3, chain, placing.data)
-        placing.unknown()
+        left_open(log, placing)
         with pytest.raises(UnreachableError):
-            log.read(0, BYTES_MAX)
+            log.read(0, PAGE_BYTES)
         with pytest.raises(UnreachableError, match="refused"):
             late.open(2)
     finally:
         postgres.start()
     assert late.open(2).cluster_id == 1
     assert placed(log, placing) == LANDED
-    assert all_of(late) == [*made, placing.data]
+    assert all_records(late) == [*made, placing.data]
 
 
 # --- old positions and old rows -------------------------------------------------------------------------------------
@@ -256,8 +247,30 @@ def test_a_position_that_is_trimmed_meanwhile_is_not_given_again(
         one_waits(postgres, LOCK)
         trimming.commit()
     assert isinstance(under.end(), TakenError)
-    assert all_of(log, after=3) == made[3:]
+    assert all_records(log, after=3) == made[3:]
     assert postgres.sql(f"SELECT position FROM {schema}.log") == [(4,)]
+
+
+@pytest.mark.parametrize(("count", "size_bytes"), [(1_200, 30), (20, 1_048_576)])
+def test_what_is_trimmed_is_deleted(
+    postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str, count: int, size_bytes: int
+) -> None:
+    """In several steps, as records or as bytes."""
+    log = make()
+    log.open(1)
+    filled(log, count, size_bytes)
+    log.trim(count - 1)
+    assert postgres.sql(f"SELECT position FROM {schema}.log ORDER BY 1") == [(count - 1,), (count,)]
+
+
+def test_old_snapshots_are_deleted(postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str) -> None:
+    """But for the one before the newest, which somebody may be reading."""
+    log = make()
+    log.open(1)
+    for position in range(1, 5):
+        log.put_snapshot(position, iter([bytes(20_000_000 if position == 2 else 2_000_000)]))
+    assert postgres.sql(f"SELECT position FROM {schema}.snapshot ORDER BY 1") == [(3,), (4,)]
+    assert postgres.sql(f"SELECT count(*)::int FROM {schema}.piece") == [(4,)]
 
 
 def test_appends_leave_no_old_versions_of_rows_behind(

@@ -13,7 +13,7 @@ from lessor.durable.log import LogError
 from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import Found, LogRefusedError, UnreachableError
 from tests.certificates import Authority
-from tests.engines.kit import BYTES_MAX, ZEROS, all_of, filled, record
+from tests.engines.kit import PAGE_BYTES, ZEROS, all_records, filled, record
 from tests.engines.postgres_server import PostgresServer
 from tests.engines.tls_front import TlsFront
 
@@ -48,7 +48,7 @@ def test_a_user_with_no_more_than_a_database_of_its_own(
     monkeypatch.setenv("PGPASSWORD", SECRET)
     other = make(postgres.url("mine", user, "", user))
     other.open(1)
-    assert all_of(other) == made
+    assert all_records(other) == made
     assert SECRET not in repr(log) + repr(other)
 
 
@@ -140,7 +140,7 @@ def test_tls_as_libpq_means_it(
         log.open(1)
         data = record("first", ZEROS, 3_000_000)
         log.append(0, ZEROS, data)
-        assert all_of(log) == [data]
+        assert all_records(log) == [data]
         assert front.secured == 1
         for untrusted in (
             f"{url}&sslmode=verify-full&sslrootcert={strange}",
@@ -209,7 +209,7 @@ def test_standbys_that_are_taken_out_of_the_settings_meanwhile_are_missed(
         log.append(1, chain, record("second", chain))
     with pytest.raises(LogRefusedError, match="synchronous_standby_names is empty"):
         log.read(0, 1)
-    assert all_of(other) == [record("first", ZEROS)]
+    assert all_records(other) == [record("first", ZEROS)]
 
 
 def test_a_session_has_no_time_limit_but_its_own(postgres: PostgresServer, make: Callable[..., PostgresLog]) -> None:
@@ -274,7 +274,7 @@ def test_a_record_that_somebody_deleted_is_damage_and_no_gap(
     filled(log, 4)
     postgres.sql(f"DELETE FROM {schema}.log WHERE position = {gone}")
     with pytest.raises(LogRefusedError, match=f"damaged: record {gone} of 4 is not there"):
-        log.read(0, BYTES_MAX)
+        log.read(0, PAGE_BYTES)
 
 
 def test_a_pooler_that_changes_the_process_is_noticed_and_adds_nothing(
@@ -326,7 +326,7 @@ def test_a_pooler_that_gives_each_session_a_process_is_used_and_named(
     for log in logs:
         assert [line for line in log.open(1).warnings if "pooler" in line]
     made = filled(logs[0], 3)
-    assert all_of(logs[1]) == made
+    assert all_records(logs[1]) == made
 
 
 # --- without the library ----------------------------------------------------------------------------------------------

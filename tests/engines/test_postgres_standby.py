@@ -14,7 +14,6 @@ from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import (
     LANDED,
     LOST,
-    TRY,
     Found,
     LogRefusedError,
     Placing,
@@ -22,7 +21,7 @@ from lessor.durable.shared_log import (
     UnknownError,
     UnreachableError,
 )
-from tests.engines.kit import BYTES_MAX, all_of, filled, placed, record
+from tests.engines.kit import PAGE_BYTES, Writer, all_records, filled, left_open, placed, record
 from tests.engines.postgres_server import NoServerError, PostgresServer
 
 pytest.importorskip("psycopg", reason="the package psycopg is not here")
@@ -77,15 +76,12 @@ def test_a_dead_standby_holds_appends_up_and_loses_none() -> None:
         chain = made[-1][-CHAIN_BYTES:]
         standby.stop(signal.SIGQUIT)
         placing = Placing(5, chain, record("sixth", chain))
-        placing.trying(0.0)
-        with pytest.raises(UnknownError):
-            log.append(5, chain, placing.data)
-        placing.unknown()
+        left_open(log, placing)
         with pytest.raises(UnreachableError):
-            log.read(0, BYTES_MAX)
+            log.read(0, PAGE_BYTES)
         standby.start()
         assert placed(log, placing) == LANDED
-        assert all_of(log) == [*made, placing.data]
+        assert all_records(log) == [*made, placing.data]
         assert standby.sql("SELECT max(position) FROM log.log") == [(6,)]
         log.close()
 
@@ -98,33 +94,30 @@ def test_a_synchronous_promotion_keeps_all_and_the_replaced_server_is_left() -> 
         chain = made[-1][-CHAIN_BYTES:]
         primary.stop(signal.SIGKILL)
         placing = Placing(20, chain, record("next", chain))
-        placing.trying(0.0)
-        with pytest.raises(UnknownError):
-            log.append(20, chain, placing.data)
-        placing.unknown()
+        left_open(log, placing)
         with pytest.raises(UnreachableError):  # the standby is there, and takes no writes
-            log.read(0, BYTES_MAX)
+            log.read(0, PAGE_BYTES)
         standby.sql("ALTER SYSTEM RESET synchronous_standby_names")
         promote(standby)
         assert placed(log, placing) == LANDED
-        assert all_of(log) == [*made, placing.data]
+        assert all_records(log) == [*made, placing.data]
         # The old primary comes back, alone, takes writes as before, and stands first in the URL.
         primary.start()
         primary.configure(synchronous_standby_names="")
         old = PostgresLog(primary.url("log"), answer_s=5.0, may_lose_commits=True)
         old.open(1)
-        assert all_of(old) == made  # who has not met the new one cannot know
+        assert all_records(old) == made  # who has not met the new one cannot know
         old.close()
         log._at = 0
         standby.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lessor'")
         with pytest.raises(UnreachableError, match="terminating"):
-            log.read(0, BYTES_MAX)
-        assert all_of(log) == [*made, placing.data]  # not of the one that stands first
+            log.read(0, PAGE_BYTES)
+        assert all_records(log) == [*made, placing.data]  # not of the one that stands first
         standby.stop(signal.SIGQUIT)
         with pytest.raises(UnreachableError):
-            log.read(0, BYTES_MAX)
+            log.read(0, PAGE_BYTES)
         with pytest.raises(UnreachableError, match="timeline 1, and timeline 2 was seen: it has been replaced"):
-            log.read(0, BYTES_MAX)
+            log.read(0, PAGE_BYTES)
         with pytest.raises(UnknownError, match="it has been replaced"):
             log.append(20, chain, record("forked", chain))
         log.close()
@@ -135,35 +128,29 @@ def test_an_asynchronous_promotion_that_loses_records_is_noticed() -> None:
         log, other = (PostgresLog(both(standby, primary), may_lose_commits=True, answer_s=5.0) for _ in range(2))
         log.open(1)
         other.open(2)
-        made = filled(log, 10)
+        writer, another = Writer(log), Writer(other, seed=2)
+        for _ in range(10):
+            another.landed(writer.append())
         primary.wait("(SELECT bool_and(flush_lsn >= pg_current_wal_flush_lsn()) FROM pg_stat_replication)")
         standby.stop(signal.SIGQUIT)
-        chain = made[-1][-CHAIN_BYTES:]
-        for position in range(10, 14):  # acknowledged, and on the primary alone
-            made.append(record(f"r{position + 1}", chain))
-            log.append(position, chain, made[-1])
-            chain = made[-1][-CHAIN_BYTES:]
+        for _ in range(4):
+            writer.append()  # acknowledged, and on the primary alone
         primary.stop(signal.SIGKILL)
         standby.start()
         promote(standby)
         with pytest.raises(UnreachableError):
-            other.read(0, BYTES_MAX)  # its connection is lost
-        assert other.read(0, BYTES_MAX) == Found(made[:10], 10)
+            other.read(0, PAGE_BYTES)  # its connection is lost
+        assert other.read(0, PAGE_BYTES) == Found(another.records, 10)
+        ours = Placing(writer.position, writer.chain, writer.next())
         with pytest.raises(UnknownError):
-            log.append(14, chain, record("r15", chain))
+            log.append(ours.expect, ours.chain, ours.data)
         # The tail is behind what this node knows.
-        placing = Placing(14, chain, record("r15", chain))
-        assert placed(log, placing) == LOST
+        assert writer.place(ours.data).next == LOST
         # Another node, which knew less, fills the positions again: the chain value tells.
-        at = made[9][-CHAIN_BYTES:]
-        for position in range(10, 16):
-            data = record(f"another {position + 1}", at)
-            other.append(position, at, data)
-            at = data[-CHAIN_BYTES:]
+        for _ in range(6):
+            another.append()
         with pytest.raises(TakenError):
-            log.append(14, chain, record("r15", chain))
-        placing = Placing(14, chain, record("r15", chain))
-        assert placing.next == TRY
-        assert placed(log, placing) == LOST
+            log.append(ours.expect, ours.chain, ours.data)
+        assert writer.place(ours.data).next == LOST
         log.close()
         other.close()

@@ -10,7 +10,7 @@ import sys
 
 from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import SharedLog, TakenError
-from tests.engines.kit import BYTES_MAX, ZEROS, record
+from tests.engines.kit import PAGE_BYTES, ZEROS, record
 from tests.engines.subjects import at_place
 
 
@@ -19,7 +19,7 @@ def race(log: SharedLog, name: str, upto: int) -> list[int]:
     won: list[int] = []
     position, chain = 0, ZEROS
     while True:
-        found = log.read(position, BYTES_MAX)
+        found = log.read(position, PAGE_BYTES)
         position += len(found.records)
         if found.records:
             chain = found.records[-1][-CHAIN_BYTES:]

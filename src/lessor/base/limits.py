@@ -235,13 +235,12 @@ CLOCK_SAVE_S = 1.0  # how often the data clock is saved while leases live: a cra
 CLUSTER_LEASE_S = 1.0  # default of --cluster-lease: a take-over takes a quarter more; four beats are sent in this time
 CLUSTER_LEASE_S_MIN = 0.2  # a shorter one would lapse in a slow turn, or a slow append
 CLUSTER_LEASE_S_MAX = 60.0
-# Without an answer of the engine for so long, a call is given up, and the connection with it: its outcome is unknown.
-LOG_ANSWER_S = 3.0
-LOG_ANSWER_BYTES_PER_S = 1_048_576  # and a second more for each so many bytes that are sent or asked for
-LOG_PIECE_BYTES = 1_048_576  # of a snapshot in the engine
-ENGINE_PIECE_BYTES = 1_048_576  # of a record or a snapshot in one request: etcd takes 1.5 MiB as it comes
-# For an append; then it is settled by reading, at another endpoint if this one is silent. A member whose leader died
-# does not pass an append on that it had sent there, so this is the least that a lost leader costs.
+ENGINE_PIECE_BYTES = 1_048_576  # of a snapshot in the engine; also of a record in an etcd, which takes 1.5 MiB at once
+# PostgreSQL: without an answer for so long a call is given up, and the connection with it. Its outcome is unknown.
+ENGINE_ANSWER_S_MAX = 3.0
+ENGINE_ANSWER_BYTES_PER_S = 1_048_576  # and a second more for each so many bytes that are sent or come
+# An etcd: for an append; then it is settled by reading, at another endpoint if this one is silent. A member whose
+# leader died does not pass an append on that it had sent there, so this is the least that a lost leader costs.
 ENGINE_APPEND_S_MAX = 0.4
 ENGINE_LARGE_APPEND_S_MAX = 1.5  # the same for a record above ENGINE_LARGE_BYTES, which has to go to all members
 ENGINE_LARGE_BYTES = 65_536

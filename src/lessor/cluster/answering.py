@@ -72,6 +72,8 @@ class Answering:
         until_s = self._valid_until_s()
         if until_s != self._until_s:
             self.stood_s += max(now_s - self._until_s, 0.0)
+            if until_s < self._until_s:  # R5
+                self._served.stop(now_s)
             self._until_s = until_s
             self._served.extend(now_s, until_s)
         return self._served.now_s(now_s)

@@ -26,5 +26,9 @@ class ServedClock:
             self._until_s = now_s
         self._until_s = max(self._until_s, until_s)
 
+    def stop(self, now_s: float) -> None:
+        """The tenure has lapsed before its time."""
+        self._until_s = min(self._until_s, now_s)
+
     def now_s(self, now_s: float) -> float:
         return min(now_s, self._until_s) - self._origin_s

@@ -9,11 +9,11 @@ Laws
 
 import secrets
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from lessor.base.limits import ENGINE_PIECE_BYTES
 from lessor.client import Key, op
 from lessor.durable.shared_log import LogRefusedError, UnreachableError
+from lessor.engines.cut import cut
 from lessor.engines.etcd_keys import Keys, Named, decode_snapshots, encode_snapshots
 from lessor.engines.etcd_link import EtcdLink
 
@@ -33,7 +33,7 @@ class EtcdSnapshots:
         name = secrets.token_bytes(16)
         folder = self._keys.snap_of(name)
         count = size_bytes = 0
-        for piece in cut(pieces, ENGINE_PIECE_BYTES):
+        for piece in cut(pieces):
             self._link.change((), [op.put(self._keys.numbered(folder, count), piece)])
             count += 1
             size_bytes += len(piece)
@@ -83,15 +83,3 @@ class EtcdSnapshots:
             start = folder[:-1] + b"0"  # directly above what begins with the folder's name and a slash
         steps.append(op.delete(start, range_end=self._keys.snap_end))
         self._link.change((), steps)
-
-
-def cut(pieces: Iterable[bytes], size_bytes: int) -> Iterator[bytes]:
-    """The same bytes in pieces of `size_bytes`, the last one excepted."""
-    waiting = bytearray()
-    for piece in pieces:
-        waiting += piece
-        while len(waiting) >= size_bytes:
-            yield bytes(waiting[:size_bytes])
-            del waiting[:size_bytes]
-    if waiting:
-        yield bytes(waiting)

@@ -51,6 +51,7 @@ from lessor.durable.shared_log import (
     UnknownError,
     UnreachableError,
 )
+from lessor.engines.cut import cut
 from lessor.engines.etcd_checks import alone, look_over
 from lessor.engines.etcd_keys import (
     FORMAT,
@@ -189,8 +190,7 @@ class EtcdLog:
         """Puts the pieces of a record; returns what is to stand in its place."""
         folder = self._keys.pieces_of(position, chain)
         count = 0
-        for start in range(0, len(data), ENGINE_PIECE_BYTES):
-            piece = data[start : start + ENGINE_PIECE_BYTES]
+        for piece in cut([data]):
             self._link.txn((), [op.put(self._keys.numbered(folder, count), piece)])
             count += 1
         return in_pieces(Pieces(count, len(data), chain))

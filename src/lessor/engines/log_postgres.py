@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from lessor.base.clock import Clock, MonotonicClock
-from lessor.base.limits import LOG_ANSWER_S, LOG_PIECE_BYTES
+from lessor.base.limits import BATCH_BYTES_MAX, ENGINE_ANSWER_S_MAX
 from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import (
     Found,
@@ -42,6 +42,7 @@ from lessor.durable.shared_log import (
 )
 from lessor.engines import postgres_checks as checks
 from lessor.engines import postgres_sql as sql
+from lessor.engines.cut import cut
 from lessor.engines.postgres_checks import POOLER, Facts, Identity
 from lessor.engines.postgres_session import Answer, LostError, ServerError, Session
 from lessor.engines.postgres_url import Address
@@ -63,7 +64,7 @@ class PostgresLog:
         url: str,
         *,
         may_lose_commits: bool = False,
-        answer_s: float = LOG_ANSWER_S,
+        answer_s: float = ENGINE_ANSWER_S_MAX,
         clock: Clock | None = None,
     ) -> None:
         """url: postgres://USER:PASSWORD@HOST:PORT/DATABASE?NAME=VALUE..., names as in libpq, and `schema`.
@@ -137,7 +138,7 @@ class PostgresLog:
             return
         snapshot = self._call("SNAPSHOT_BEGIN", _INT8.pack(position)).rows[0][0]
         count = size = 0
-        for count, piece in enumerate(_recut(pieces), 1):
+        for count, piece in enumerate(cut(pieces), 1):
             self._call("SNAPSHOT_PIECE", snapshot, _INT8.pack(count), piece)
             size += len(piece)
         if not self._call("SNAPSHOT_END", snapshot, _INT8.pack(count), _INT8.pack(size)).rows:
@@ -178,10 +179,10 @@ class PostgresLog:
 
     # --- one call -------------------------------------------------------------------------------------------------
 
-    def _call(self, name: str, *params: bytes) -> Answer:
+    def _call(self, name: str, *params: bytes, answer_bytes: int = 0) -> Answer:
         """Raises UnreachableError, LogRefusedError."""
         try:
-            answer = self._connected().ask(name, *params)
+            answer = self._connected().ask(name, *params, answer_bytes=answer_bytes)
         except LostError as error:
             raise UnreachableError(self._named(str(error))) from None
         except ServerError as error:
@@ -191,7 +192,9 @@ class PostgresLog:
         return answer
 
     def _read_rows(self, after: int, bytes_max: int) -> list[list[bytes]]:
-        rows = self._call("READ", _INT8.pack(after), _INT8.pack(bytes_max)).rows
+        # One record may be more than was asked for.
+        answer_bytes = max(bytes_max, BATCH_BYTES_MAX)
+        rows = self._call("READ", _INT8.pack(after), _INT8.pack(bytes_max), answer_bytes=answer_bytes).rows
         if not rows:
             raise self._refused("the log is damaged: one of its tables has lost its row")
         self._check(rows[0])
@@ -343,15 +346,3 @@ class PostgresLog:
                 f"the schema {self._address.schema} holds a log of format {form}; this Lessor knows {sql.FORMAT}"
             )
         return form, cluster_id
-
-
-def _recut(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of one size, the last one smaller. None is empty."""
-    waiting = bytearray()
-    for piece in pieces:
-        waiting += piece
-        while len(waiting) >= LOG_PIECE_BYTES:
-            yield bytes(memoryview(waiting)[:LOG_PIECE_BYTES])
-            del waiting[:LOG_PIECE_BYTES]
-    if waiting:
-        yield bytes(waiting)

@@ -25,7 +25,7 @@ from psycopg import pq
 from psycopg.errors import Diagnostic
 
 from lessor.base.clock import Clock
-from lessor.base.limits import LOG_ANSWER_BYTES_PER_S
+from lessor.base.limits import ENGINE_ANSWER_BYTES_PER_S
 from lessor.durable.shared_log import LogRefusedError, UnreachableError
 from lessor.engines.postgres_url import Address
 
@@ -92,14 +92,19 @@ class Session:
         self._poll = select.poll()
         self.backend = self._raw.backend_pid  # as this connection was told; a pooler tells its own number
 
-    def ask(self, name: str, *params: bytes) -> Answer:
-        """Executes a statement with binary parameters. Raises LostError, ServerError."""
+    def ask(self, name: str, *params: bytes, answer_bytes: int = 0) -> Answer:
+        """Executes a statement with binary parameters. Raises LostError, ServerError.
+
+        `answer_bytes`: about what the answer may bring. It gets the time for that, as long as it comes.
+        """
         if name not in self._prepared:
             self._do(lambda: self._raw.send_prepare(name.encode(), self._statements[name].encode()), 0)
             self._prepared.add(name)
         formats = [pq.Format.BINARY] * len(params)
         size = sum(map(len, params))
-        return self._do(lambda: self._raw.send_query_prepared(name.encode(), params, formats, pq.Format.BINARY), size)
+        return self._do(
+            lambda: self._raw.send_query_prepared(name.encode(), params, formats, pq.Format.BINARY), size, answer_bytes
+        )
 
     def script(self, sql: str) -> None:
         """Executes statements in one transaction, without results. Raises LostError, ServerError."""
@@ -119,11 +124,13 @@ class Session:
 
     # --- waiting --------------------------------------------------------------------------------------------------
 
-    def _do(self, send: Callable[[], None], size: int) -> Answer:
+    def _do(self, send: Callable[[], None], size: int, answer_bytes: int = 0) -> Answer:
         self._unsafe = ""
+        silent_s = self._answer_s + size / ENGINE_ANSWER_BYTES_PER_S
         try:
             send()
-            results = self._results(self._clock.now_s() + self._answer_s + size / LOG_ANSWER_BYTES_PER_S)
+            until_s = self._clock.now_s() + silent_s + answer_bytes / ENGINE_ANSWER_BYTES_PER_S
+            results = self._results(silent_s, until_s)
         except psycopg.Error as error:
             self.close()
             raise LostError(self._address.scrubbed(str(error))) from None
@@ -138,25 +145,25 @@ class Session:
             rows += [[result.get_value(row, column) or b"" for column in columns] for row in range(result.ntuples)]
         return Answer(rows, self._unsafe)
 
-    def _results(self, until_s: float) -> Sequence[pq.abc.PGresult]:
-        """All results up to the server's being ready again."""
+    def _results(self, silent_s: float, until_s: float) -> Sequence[pq.abc.PGresult]:
+        """All results up to the server being ready again. LostError: nothing came for `silent_s`, or it is too slow."""
         raw = self._raw
         while raw.flush():
-            if self._wait(select.POLLIN | select.POLLOUT, until_s) & ~select.POLLOUT:
+            if self._wait(select.POLLIN | select.POLLOUT, silent_s, until_s) & ~select.POLLOUT:
                 raw.consume_input()
         results: list[pq.abc.PGresult] = []
         while True:
             while raw.is_busy():
-                self._wait(select.POLLIN, until_s)
+                self._wait(select.POLLIN, silent_s, until_s)
                 raw.consume_input()
             result = raw.get_result()
             if result is None:
                 return results
             results.append(result)
 
-    def _wait(self, events: int, until_s: float) -> int:
+    def _wait(self, events: int, silent_s: float, until_s: float) -> int:
         self._poll.register(self._raw.socket, events)
-        left_s = until_s - self._clock.now_s()
+        left_s = min(silent_s, until_s - self._clock.now_s())
         ready = self._poll.poll(left_s * 1000) if left_s > 0 else []
         if not ready:
             raise LostError("no answer in time: the server stands still, or waits for a standby that is away")

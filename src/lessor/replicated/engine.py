@@ -113,14 +113,19 @@ class ReplicatedEngine(EngineOnTables):
                 log.info("the copy of the log is too old; making it anew", extra={"reason": str(error)})
                 member_id = self._decisions.node_id
                 self._forget_copy()
-        if not self._patiently(lambda: fetch(self._shared, self._connector, self._path, member_id)):
-            opening.create(self._connector, self._path, (info.cluster_id, member_id))
-        try:
-            return self._open_copy(info)
-        except BehindError as error:
-            raise EngineError(
-                f"{error}, and the engine has no snapshot of that: --engine must name a whole log"
-            ) from None
+        while True:
+            if not self._patiently(lambda: fetch(self._shared, self._connector, self._path, member_id)):
+                opening.create(self._connector, self._path, (info.cluster_id, member_id))
+            try:
+                return self._open_copy(info)
+            except BehindError as error:
+                newest = self._patiently(self._shared.newest_snapshot)
+                if newest is None or newest[0] <= self._decisions.standing.number:
+                    raise EngineError(
+                        f"{error}, and the engine has no snapshot of that: --engine must name a whole log"
+                    ) from None
+                log.info("a newer snapshot came while one was read; taking that", extra={"record": newest[0]})
+                self._forget_copy()
 
     def _open_copy(self, info: Info) -> Meta:
         tables = self._tables
@@ -143,8 +148,9 @@ class ReplicatedEngine(EngineOnTables):
 
     def _forget_copy(self) -> None:
         self._tables.close()
-        for path in self._dir.glob(directory.DATABASE_NAME + "*"):
-            path.unlink()
+        # The file itself last: what SQLite finds beside a new one, it takes for a part of that.
+        for suffix in ("-wal", "-shm", "-journal", "-sums", ".new", ""):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         self._failure = FirstFailure(self._path)
         self._tables = Tables(self._path, self._connector, self._start, self._failure)
 

@@ -22,7 +22,7 @@ from typing import Final
 
 from lessor.base.limits import ENGINE_PIECE_BYTES
 from lessor.durable import directory
-from lessor.durable.engine import DataDirError, EngineError
+from lessor.durable.engine import DataDirError, EngineError, TablesLockedError
 from lessor.durable.log import LogError
 from lessor.durable.opening import Connector, adopt
 from lessor.durable.shared_log import SharedLog
@@ -72,7 +72,11 @@ class Snapshots:
             return
         if (self._failed and now_s < self._due_s) or not (idle or self._bytes >= 2 * LOG_BYTES):
             return
-        flush()
+        try:
+            flush()
+        except TablesLockedError:  # another program is at them; the log keeps what waits
+            self._failed, self._due_s = True, now_s + RETRY_S
+            return
         self._bytes = 0
         self._thread = threading.Thread(target=self._run, name="snapshot to engine", daemon=True)
         self._thread.start()

@@ -71,6 +71,22 @@ def test_the_served_clock_stands_still_in_a_lapse() -> None:
     assert world.answering.served_s() == 2 * LEASE_S
 
 
+def test_the_served_clock_stands_still_while_the_clock_is_not_believed() -> None:
+    world = World()
+    world.pass_s(0.25)
+    world.wall += 30
+    assert not world.answering.may_send()
+    assert world.answering.served_s() == 0.25
+    world.pass_s(0.5)  # within what was valid until then
+    assert world.answering.served_s() == 0.25
+    world.landed(world.now)
+    assert world.answering.may_send()
+    assert world.answering.served_s() == 0.25
+    assert world.answering.stood_s == 0.5
+    world.pass_s(0.25)
+    assert world.answering.served_s() == 0.5
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(["pass", "land", "late", "jump", "ask", "read"]), st.floats(0.0, 3.0)), max_size=60

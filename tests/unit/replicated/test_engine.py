@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine on a shared log: one process, two of them, and a log that does not answer. All in one thread."""
 
+import contextlib
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lessor.cluster.tenure import Timing
-from lessor.durable import shared_record
-from lessor.durable.engine import FIRST_TERM, DataDirError, FencedError, Loaded
+from lessor.durable import opening, shared_record
+from lessor.durable.engine import FIRST_TERM, DataDirError, EngineError, FencedError, Loaded
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import UnknownError, UnreachableError
@@ -265,6 +267,8 @@ def test_a_snapshot_in_the_engine_shortens_the_log_and_makes_new_copies(
     old = engine_of(tmp_path / "old", kept, times)
     old_id = old.open((1, 77)).member_id
     old.close()
+    somebodys = tmp_path / "old" / "lessor.db.of-last-week"
+    somebodys.write_bytes(b"a copy")
     grow(engine, times, 1, 100)
     assert kept.snapshots[-1][0] == 101
     assert kept.first == 101 - 5
@@ -277,6 +281,7 @@ def test_a_snapshot_in_the_engine_shortens_the_log_and_makes_new_copies(
     fresh.close()
     late = engine_of(tmp_path / "old", kept, times)
     assert late.open(IDENTITY).member_id == old_id == 77
+    assert somebodys.read_bytes() == b"a copy"
     assert content(late.load())[0] == there[0]
     late.lead(lambda rows: None)
     late.commit(batch(102, events=[put(103, b"newer", b"v")]))
@@ -305,4 +310,53 @@ def test_a_snapshot_that_fails_is_made_later(tmp_path: Path, kept: MemoryRecords
     assert MemoryLog.put_snapshot is put_snapshot
     grow(engine, times, 100, 1)
     assert kept.snapshots[-1][0] >= 101
+    engine.close()
+
+
+@pytest.mark.usefixtures("short")
+def test_a_copy_that_is_overtaken_while_it_is_made_is_made_of_the_next_snapshot(
+    tmp_path: Path, kept: MemoryRecords, times: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = started(tmp_path / "a", kept, times)
+    grow(engine, times, 1, 50)
+    newest_snapshot = MemoryLog.newest_snapshot
+    overtaken = 0
+
+    def slowly(self: MemoryLog) -> object:
+        nonlocal overtaken
+        found = newest_snapshot(self)
+        if overtaken < 2:
+            overtaken += 1
+            grow(engine, times, 1 + 50 * overtaken, 50)
+        return found
+
+    fresh = engine_of(tmp_path / "b", kept, times)
+    monkeypatch.setattr(MemoryLog, "newest_snapshot", slowly)
+    fresh.open(IDENTITY)
+    assert (overtaken, kept.snapshots[-1][0]) == (2, 151)
+    assert content(fresh.load()) == content(engine.load())
+    fresh.close()
+    # Without a snapshot of what is forgotten nothing helps.
+    kept.snapshots.clear()
+    with pytest.raises(EngineError, match=r"the log begins at record \d+:.*, and the engine has no snapshot of that"):
+        engine_of(tmp_path / "c", kept, times).open(IDENTITY)
+    engine.close()
+
+
+@pytest.mark.usefixtures("short")
+def test_another_program_at_the_tables_puts_a_snapshot_off(
+    tmp_path: Path, kept: MemoryRecords, times: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "BUSY_S", 0.01)
+    engine = started(tmp_path, kept, times)
+    for number in range(1, 51):
+        engine.commit(batch(number, events=[put(number + 1, b"k%d" % number, bytes(100))]))
+    with contextlib.closing(sqlite3.connect(tmp_path / "lessor.db", isolation_level=None)) as person:
+        person.execute("BEGIN IMMEDIATE")
+        engine.upkeep(times.now, True)
+        engine.commit(batch(51, events=[put(52, b"k", b"v")]))
+    assert kept.snapshots == []
+    times.sleep(snapshots.RETRY_S)
+    grow(engine, times, 52, 1)
+    assert kept.snapshots[-1][0] == 53
     engine.close()

@@ -12,7 +12,8 @@ import sys
 
 from lessor.server.observe.observed import Observed
 
-_CREDENTIALS = re.compile(r"://\S*@")
+# All that stands behind it: an address may have a password before its @, and among its parameters.
+_ENGINE = re.compile(r"\b(postgres|postgresql|etcd|etcds)://.*", re.DOTALL)
 
 
 def body(observed: Observed) -> bytes:
@@ -21,7 +22,7 @@ def body(observed: Observed) -> bytes:
     durable = observed.gate.durable
     newest = max(observed.machine.journal.newest_with_rows, durable)  # a batch that saves the clock has no rows
     known = {
-        "cmdline": [_CREDENTIALS.sub("://***@", argument) for argument in sys.argv],
+        "cmdline": [_ENGINE.sub(r"\1://***", argument) for argument in sys.argv],
         "file_descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "raft.status": {
             "id": member,
