@@ -71,21 +71,30 @@ class _ChecksEarly(Process):
         super()._end_of_turn()
 
 
-class Hasty(Rules):
-    """A candidate waits for less than a primary may go on."""
+class _Impatient(Rules):
+    """A candidate waits for its own claim_s, whatever that is, and whatever the records say of their nodes' times."""
 
     class Times(Timing):
         def check(self) -> None: ...
+
+    class Broken(Node):
+        def _learn(self, entry: Entry, now_s: float) -> None:
+            super()._learn(entry, now_s)
+            self.tenure.others_lease_s = 0.0
+
+    def node(self, node_id: int, nonce: bytes, timing: Timing, standing: Standing) -> Node:
+        return self.Broken(node_id, nonce, timing, standing)
+
+
+class Hasty(_Impatient):
+    """A candidate waits for less than a primary may go on."""
 
     def timing(self, node_id: int) -> Timing:
         return self.Times(claim_s=0.8, rank_s=0.1 * (node_id - 1))
 
 
-class NoMargin(Rules):
+class NoMargin(_Impatient):
     """A candidate waits exactly as long as a primary may go on: enough if all clocks ran alike."""
-
-    class Times(Timing):
-        def check(self) -> None: ...
 
     def timing(self, node_id: int) -> Timing:
         return self.Times(claim_s=1.0, rank_s=0.0)

@@ -17,10 +17,12 @@ import pytest
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.cluster.tenure import Timing
+from lessor.durable import shared_record
 from lessor.durable.engine import FIRST_TERM
 from lessor.durable.shared_log import UnknownError
 from lessor.replicated.engine import ReplicatedEngine
 from lessor.server.main import EXIT_DISK_FAILED, EXIT_FENCED
+from lessor.server.tls.listeners import tls_for
 from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
 from tests.conformance.grpc_peer import GrpcPeer
@@ -166,3 +168,38 @@ def test_a_server_whose_log_is_away_can_be_stopped(tmp_path: Path, monkeypatch: 
     with server_on(kept, tmp_path) as server, GrpcPeer(server.address) as peer:
         found: Any = peer.call(rpc.RangeRequest(key=b"k"))
         assert found.kvs[0].value == b"v"
+
+
+def test_a_server_that_needs_long_to_begin_keeps_the_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its claim and its serving there may be leases to promote, certificates to make."""
+    kept = MemoryRecords()
+
+    def slowly(*args: Any) -> Any:
+        time.sleep(3 * FAST.claim_s)
+        return tls_for(*args)
+
+    monkeypatch.setattr("lessor.server.main.tls_for", slowly)
+    one = server_on(kept, tmp_path / "a")
+    starting = threading.Thread(target=one.start)
+    starting.start()
+    eventually(lambda: claims(kept) == 1)
+    monkeypatch.setattr("lessor.server.main.tls_for", tls_for)
+    two = server_on(kept, tmp_path / "b")
+    standing_by = threading.Thread(target=two.start)
+    standing_by.start()
+    starting.join(20)
+    try:
+        with GrpcPeer(one.address) as peer:
+            peer.call(put(b"k", b"v"))
+        assert claims(kept) == 1
+    finally:
+        one.close()
+        standing_by.join(20)
+        two.close()
+    assert claims(kept) == 2
+
+
+def claims(kept: MemoryRecords) -> int:
+    with kept.lock:
+        entries = [shared_record.decode(data) for data in kept.records]
+    return sum(entry is not None and entry.kind == shared_record.CLAIM for entry in entries)

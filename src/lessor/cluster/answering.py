@@ -27,7 +27,7 @@ class Valid(Protocol):
 
     @property
     def until_s(self) -> float:
-        """The tenure is valid before this instant. It grows."""
+        """The tenure is valid before this instant. It grows, until the tenure is over."""
         ...
 
 

@@ -35,6 +35,7 @@ after each call.
 Does not do: reading clocks, I/O, rows (the machine's), gates. `now_s` is of the node's own clock.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -43,7 +44,7 @@ from lessor.cluster.tenure import CLAIMING, FOLLOWER, PRIMARY, Tenure, Timing
 from lessor.durable import shared_record
 from lessor.durable.record import Changes, UnknownFormatError
 from lessor.durable.shared_log import LANDED, LOOK, LOST, TAKEN, TRY, Found, Placing
-from lessor.durable.shared_record import CLAIM, RELEASE, Entry, Origin
+from lessor.durable.shared_record import BATCH, BEAT, CLAIM, RELEASE, Entry, Origin
 from lessor.state.journal import Rows
 
 
@@ -101,6 +102,7 @@ class Stop(NamedTuple):
 Effect = Append | Read | Apply | Durable | Lead | StepDown | Stop
 
 NO_TICKET: Final = 0
+_LETTING: Final = (CLAIM, BATCH, BEAT)  # records that let their node answer; they say for how long
 
 
 class Node:
@@ -117,6 +119,7 @@ class Node:
         self.stopped = ""  # why, once it has
         self.applied = standing.number  # of the records taken in, the newest that is applied
         self._urls = urls
+        self._lease_ms = math.ceil(timing.lease_s * 1e3)
         self._effects: list[Effect] = []
         self._waits: Entry | None = None  # the newest record taken in, while it is not confirmed
         self._tickets = NO_TICKET
@@ -127,6 +130,9 @@ class Node:
         self._read_at = 0  # the position of `standing` when that read was asked for
         self._read_s = float("-inf")
         self._read_again = False  # there is more to read
+        # The newest record that we know is looked at once more: it says how long its node may answer, or that it has
+        # released, and that the log still has it.
+        self._looks_back = standing.number > 0
 
     def take_effects(self) -> list[Effect]:
         effects, self._effects = self._effects, []
@@ -158,7 +164,7 @@ class Node:
             if self.tenure.may_claim(now_s):
                 self._claim(now_s)
             elif self._read_again or now_s - self._read_s >= self.tenure.timing.beat_s:
-                self._read(self.standing.number, now_s)
+                self._read(self.standing.number - self._looks_back, now_s)
 
     # --- a primary writes -----------------------------------------------------------------------------------------
 
@@ -171,6 +177,8 @@ class Node:
         assert self.free, "one record at a time, and only a primary's"
         if kind == RELEASE:
             self.tenure.releasing()
+        elif kind in _LETTING:
+            subject = self._lease_ms
         self._place(self._encode(kind, self.standing.epoch, rows, subject, (), origins), now_s)
 
     def beat_due(self, now_s: float, turn_ended_s: float) -> bool:
@@ -180,7 +188,7 @@ class Node:
         standing = self.standing
         self.tenure.claiming()
         rows = Changes(standing.batch, standing.clock_s)
-        self._place(self._encode(CLAIM, standing.epoch + 1, rows, 0, self._urls, ()), now_s)
+        self._place(self._encode(CLAIM, standing.epoch + 1, rows, self._lease_ms, self._urls, ()), now_s)
 
     def _encode(
         self, kind: int, epoch: int, rows: Rows, subject: int, texts: Sequence[str], origins: Sequence[Origin]
@@ -289,6 +297,7 @@ class Node:
             self._stop(f"the log ends at record {found.last}, and this node knows record {self._read_at}")
         else:
             self._take_all(found.records, now_s)
+            self._looks_back = False
             if found.last > self.standing.number and not self.stopped:
                 self._read_more(now_s)
 
@@ -343,20 +352,27 @@ class Node:
         if judged == NEXT:
             self._confirm()
             standing.take(entry)
-            if entry.kind == RELEASE:
-                self.tenure.saw_release(now_s, entry.subject in (0, self.node_id))
-            else:
-                self.tenure.saw(now_s)
+            self.tenure.saw(now_s)
+            self._learn(entry, now_s)
             self._waits = entry
             if confirmed:
                 self._confirm()
         elif judged == OLD:
             if confirmed and entry.number == standing.number:
                 self._confirm()
+            if self._looks_back and entry.number == standing.number:
+                self._learn(entry, now_s)
         elif judged == GAP:
             self._read_more(now_s)
         elif judged == FORKED:
             self._stop(f"record {entry.number} does not go on from record {standing.number} as this node knows it")
+
+    def _learn(self, entry: Entry, now_s: float) -> None:
+        """What the newest record says of when to claim."""
+        if entry.kind == RELEASE:
+            self.tenure.saw_release(now_s, entry.subject in (0, self.node_id))
+        elif entry.kind in _LETTING:
+            self.tenure.others_lease_s = entry.subject / 1e3
 
     def _confirm(self) -> None:
         """The record that waits, if one does, is known to its writer."""

@@ -83,6 +83,7 @@ class Tenure:
         "_at_once",
         "_silent_since_s",
         "_trusted_s",
+        "others_lease_s",
         "state",
         "timing",
         "until_s",
@@ -93,6 +94,7 @@ class Tenure:
         self.timing = timing
         self.state = FOLLOWER
         self.until_s = _NEVER_S  # a primary is valid before this instant
+        self.others_lease_s = 0.0  # for how long the newest record of another node lets that node answer; 0: unknown
         self._silent_since_s: float | None = None  # None: nothing was heard yet since the link came up
         self._answered_s = _NEVER_S  # the engine's last answer; never when the link is known to be down
         self._at_once = False  # a release has named this node, or nobody
@@ -125,7 +127,9 @@ class Tenure:
         """Whether to claim, at the position of the newest record seen."""
         if self.state != FOLLOWER or now_s - self._answered_s > self.timing.link_s or self._silent_since_s is None:
             return False
-        return self._at_once or now_s - self._silent_since_s > self.timing.claim_s + self.timing.rank_s
+        # Nodes may be given different times, at least while they are started anew one after the other.
+        claim_s = max(self.timing.claim_s, self.others_lease_s * RATES_MAX)
+        return self._at_once or now_s - self._silent_since_s > claim_s + self.timing.rank_s
 
     def claiming(self) -> None:
         """The claim is about to be sent."""

@@ -13,6 +13,7 @@ Kinds
 - CLAIM: from here on its node writes, in this epoch, which is one above the last. texts: its URLs.
 - BATCH: rows. origins: the forwarded requests that are in it, each with its reply.
 - BEAT: no rows. The node is there, and so far has the data clock come.
+  In these three, `subject` is for how many milliseconds the record lets its node answer; 0: not said.
 - RELEASE: the rows of an orderly end, with exact deadlines; its node writes nothing any more in this epoch. subject:
   the node that is to follow, or 0.
 - MEMBER: a node, `subject`, joins or leaves. texts: its name and its URLs; none when it leaves.

@@ -206,6 +206,7 @@ class ReplicatedEngine(EngineOnTables):
     def _close_log(self) -> None:
         self._hands = self._node = None
         self._shared.close()
+        self._shared = self._make_log()  # it connects when it is opened
 
     def _let_go(self) -> None:
         snapshots, self._snapshots = self._snapshots, None
@@ -291,7 +292,7 @@ class ReplicatedEngine(EngineOnTables):
         if not node.leads:
             return next_s
         if self._snapshots is not None:
-            self._snapshots.look(now_s, idle, self.flush)
+            self._snapshots.look(now_s, idle)
         own_s = self._now_s()
         if node.beat_due(own_s, own_s):
             self._append(BEAT, Changes(node.standing.batch, node.standing.clock_s))

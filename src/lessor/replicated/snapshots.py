@@ -22,7 +22,7 @@ from typing import Final
 
 from lessor.base.limits import ENGINE_PIECE_BYTES
 from lessor.durable import directory
-from lessor.durable.engine import DataDirError, EngineError, TablesLockedError
+from lessor.durable.engine import DataDirError, EngineError
 from lessor.durable.log import LogError
 from lessor.durable.opening import Connector, adopt
 from lessor.durable.shared_log import SharedLog
@@ -56,8 +56,8 @@ class Snapshots:
     def appended(self, size_bytes: int) -> None:
         self._bytes += size_bytes
 
-    def look(self, now_s: float, idle: bool, flush: Callable[[], None]) -> None:
-        """Begins a snapshot if one is due. `flush` brings the tables up to date; it raises EngineError.
+    def look(self, now_s: float, idle: bool) -> None:
+        """Begins a snapshot if one is due, of the tables as they are: what they lack stays in the log.
 
         `idle`: no commit waits. Under load that never rests a snapshot waits for twice as much.
         """
@@ -71,11 +71,6 @@ class Snapshots:
         if self._bytes < LOG_BYTES and (now_s < self._due_s or not self._bytes):
             return
         if (self._failed and now_s < self._due_s) or not (idle or self._bytes >= 2 * LOG_BYTES):
-            return
-        try:
-            flush()
-        except TablesLockedError:  # another program is at them; the log keeps what waits
-            self._failed, self._due_s = True, now_s + RETRY_S
             return
         self._bytes = 0
         self._thread = threading.Thread(target=self._run, name="snapshot to engine", daemon=True)

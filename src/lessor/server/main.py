@@ -26,7 +26,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.durable import directory
-from lessor.durable.engine import Engine, EngineError, FencedError, HistoryError
+from lessor.durable.engine import Begun, Engine, EngineError, FencedError, HistoryError
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
 from lessor.server.loop.bugs import BrokenTurnError
@@ -99,7 +99,13 @@ class Server:
         """
         try:
             # The engine belongs to its thread from the first call on.
-            machine, clock_s = self._committer.call(self._open)
+            machine, begun, followed = self._committer.call(self._open)
+            if self._engine.answering is not None:
+                self._committer.keep_up()
+            if followed:
+                promote(machine, begun.term, begun.clock_s, clean=begun.clean, passed_on_s=0.0)
+            else:
+                machine.lead(begun.term)
             # After the data is open: --auto-tls keeps its certificate in the data directory.
             metrics = Metrics()
             self.handshakes = tls_for(self.options, metrics.shortages)
@@ -108,7 +114,7 @@ class Server:
             raise
         answering = metrics.answering = self._engine.answering
         gate = Gate(durable=machine.journal.number - 1)
-        turn = Turn(machine, gate, self._committer, self._clock, clock_s, metrics.expiry, answering)
+        turn = Turn(machine, gate, self._committer, self._clock, begun.clock_s, metrics.expiry, answering)
         data_dir = Path(self.options.data_dir)
         remove_leftovers(data_dir)
         self.services = Services(
@@ -131,7 +137,8 @@ class Server:
             return JwtTokens(settings, wall_clock_ms)
         return SimpleTokens(self._clock, self.options.auth_token_ttl_s, lambda: self.core.machine.journal.number)
 
-    def _open(self) -> tuple[StateMachine, float]:
+    def _open(self) -> tuple[StateMachine, Begun, bool]:
+        """In the engine's thread. Returns whether batches of others came after the data was loaded."""
         meta = self._engine.open(_new_identity(self.options))
         if meta.not_compared:
             log.info("the pages of the tables were not compared with their sums", extra={"reason": meta.not_compared})
@@ -146,21 +153,22 @@ class Server:
         except _IMPOSSIBLE_ROWS as error:
             database = Path(self.options.data_dir) / directory.DATABASE_NAME
             raise directory.damaged(database, f"rows that cannot be, {error!r}") from error
-        followed = 0
+        followed = False
 
         def follow(rows: Rows) -> None:
             nonlocal followed
-            followed += 1
-            apply(machine, rows)
-            while machine.store.unswept:
-                machine.store.sweep(limits.SWEEP_EVENTS_MAX)
+            followed = True
+            try:
+                apply(machine, rows)
+                while machine.store.unswept:
+                    machine.store.sweep(limits.SWEEP_EVENTS_MAX)
+            except _IMPOSSIBLE_ROWS as error:
+                raise EngineError(
+                    f"batch {rows.number} of another server does not apply here, {error!r}: run one version on all, "
+                    "and report this if you do"
+                ) from error
 
-        begun = self._engine.lead(follow)
-        if followed:
-            promote(machine, begun.term, begun.clock_s, clean=begun.clean, passed_on_s=0.0)
-        else:
-            machine.lead(begun.term)
-        return machine, begun.clock_s
+        return machine, self._engine.lead(follow), followed
 
     async def start(self) -> None:
         """Begins to serve. Raises OptionError when it cannot listen on an address."""

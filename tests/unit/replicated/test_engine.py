@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lessor.cluster.tenure import Timing
-from lessor.durable import opening, shared_record
+from lessor.durable import shared_record
 from lessor.durable.engine import FIRST_TERM, DataDirError, EngineError, FencedError, Loaded
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.record import CHAIN_BYTES
@@ -29,7 +29,7 @@ class Times:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.asleep: Callable[[], None] = lambda: None
+        self.asleep: Callable[[], object] = lambda: None
 
     def now_s(self) -> float:
         return self.now
@@ -49,9 +49,9 @@ def times() -> Times:
     return Times()
 
 
-def engine_of(folder: Path, kept: MemoryRecords, times: Times) -> ReplicatedEngine:
+def engine_of(folder: Path, kept: MemoryRecords, times: Times, timing: Timing = TIMING) -> ReplicatedEngine:
     return ReplicatedEngine(
-        folder, lambda: MemoryLog(kept), TIMING, clock=times, wall_clock=times, sleep=times.sleep, sync=False
+        folder, lambda: MemoryLog(kept), timing, clock=times, wall_clock=times, sleep=times.sleep, sync=False
     )
 
 
@@ -251,6 +251,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def grow(engine: ReplicatedEngine, times: Times, first: int, count: int) -> None:
     for number in range(first, first + count):
         engine.commit(batch(number, events=[put(number + 1, b"k%d" % number, bytes(100))]))
+    engine.flush()
     engine.upkeep(times.now, True)  # begins a snapshot
     kept = engine._snapshots
     assert kept is not None
@@ -344,19 +345,74 @@ def test_a_copy_that_is_overtaken_while_it_is_made_is_made_of_the_next_snapshot(
 
 
 @pytest.mark.usefixtures("short")
-def test_another_program_at_the_tables_puts_a_snapshot_off(
-    tmp_path: Path, kept: MemoryRecords, times: Times, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(opening, "BUSY_S", 0.01)
+def test_another_program_at_the_tables_holds_up_nobody(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
     engine = started(tmp_path, kept, times)
     for number in range(1, 51):
         engine.commit(batch(number, events=[put(number + 1, b"k%d" % number, bytes(100))]))
+    engine.flush()
     with contextlib.closing(sqlite3.connect(tmp_path / "lessor.db", isolation_level=None)) as person:
         person.execute("BEGIN IMMEDIATE")
-        engine.upkeep(times.now, True)
         engine.commit(batch(51, events=[put(52, b"k", b"v")]))
-    assert kept.snapshots == []
-    times.sleep(snapshots.RETRY_S)
-    grow(engine, times, 52, 1)
-    assert kept.snapshots[-1][0] == 53
+        engine.upkeep(times.now, True)  # it would wait for BUSY_S, and send no beat
+        making = engine._snapshots
+        assert making is not None
+        assert making._thread is not None
+        making._thread.join()
+        assert kept.snapshots[-1][0] == 51  # without the batch that the tables lack
+    engine.close()
+
+
+def leading_for(engine: ReplicatedEngine, times: Times, seconds: float) -> None:
+    """It leads for so long, and then it is gone."""
+    until_s = times.now + seconds
+    times.asleep = lambda: engine.upkeep(times.now, True) if times.now < until_s else None
+
+
+@pytest.mark.parametrize("up_to_date", [True, False])
+def test_who_stands_by_waits_as_long_as_the_leader_may_answer(
+    up_to_date: bool, tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    """Two servers were given different times. The one that stands by learns it from a record, old or new."""
+    slow = Timing(lease_s=10.0, claim_s=12.5, beat_s=2.5, link_s=6.0)
+    leader = engine_of(tmp_path / "a", kept, times, slow)
+    leader.open(IDENTITY)
+    leader.lead(lambda rows: None)
+    leader.commit(batch(1, events=[put(2, b"k", b"v")]))
+    answering = leader.answering
+    assert answering is not None
+    other = engine_of(tmp_path / "b", kept, times)
+    other.open(IDENTITY)
+    if up_to_date:  # it has all records in its tables, and sees no new one
+        other.load()
+        other._let_go()
+        other = engine_of(tmp_path / "b", kept, times)
+        other.open(IDENTITY)
+    else:
+        leading_for(leader, times, 20)
+    other.lead(lambda rows: None)
+    assert not answering.may_send()
+    other.close()
+    leader.close()
+
+
+def test_a_server_that_ends_in_order_and_starts_again_leads_at_once(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    engine = started(tmp_path, kept, times)
+    engine.commit(batch(1, clean=True))
+    engine.close()
+    again = engine_of(tmp_path, kept, times)
+    again.open(IDENTITY)
+    began_s = times.now
+    assert again.lead(lambda rows: None).clean
+    assert times.now - began_s < TIMING.claim_s
+    again.close()
+
+
+def test_an_engine_that_was_closed_starts_anew(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    engine = started(tmp_path, kept, times)
+    engine.commit(batch(1, events=[put(2, b"k", b"v")]))
+    engine.close()
+    engine.open(IDENTITY)
+    assert values(engine) == [b"v"]
     engine.close()

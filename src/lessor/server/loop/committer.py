@@ -21,7 +21,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from lessor.base.clock import Clock, MonotonicClock
 from lessor.durable.engine import Engine, EngineError, Sizes, TablesLockedError
@@ -29,6 +29,7 @@ from lessor.server.observe.histogram import DISK_BUCKETS_S, Histogram
 from lessor.state.journal import Batch
 
 T = TypeVar("T")
+KEEP_UP_S_MAX: Final = 0.05  # between two looks at the upkeep while no loop runs
 
 
 class Committer:
@@ -61,6 +62,8 @@ class Committer:
         # Of the engine's thread: for when the loop was asked to come back, and whether upkeep stands in line.
         self._asked_s = math.inf
         self._in_line = False
+        self._loop_begins = threading.Event()
+        self._kept_up: Future[None] | None = None
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs `work` in the engine's thread and waits for it. For boot and shutdown, when the loop serves nobody."""
@@ -94,6 +97,26 @@ class Committer:
         self._given += 1
         self._jobs.put(job)
 
+    def keep_up(self) -> None:
+        """Has the engine's upkeep done until `start` is called, or the committer is closed: no loop runs yet.
+
+        What it raises, `start` raises.
+        """
+
+        def work() -> None:
+            while not self._loop_begins.is_set():
+                now_s = self._clock.now_s()
+                next_s = self._engine.upkeep(now_s, True)
+                self._loop_begins.wait(KEEP_UP_S_MAX if next_s is None else min(next_s - now_s, KEEP_UP_S_MAX))
+
+        self._kept_up = self._submit(work)
+
+    def _end_keep_up(self) -> None:
+        self._loop_begins.set()
+        kept_up, self._kept_up = self._kept_up, None
+        if kept_up is not None:
+            kept_up.result()
+
     def start(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -104,6 +127,7 @@ class Committer:
         self._loop = loop
         self._on_committed = on_committed
         self._on_failure = on_failure
+        self._end_keep_up()
         self.call(self._look_at_sizes)
         if self._engine.answering is not None:  # it has beats to append, whether or not there are commits
             self._give(self._upkeep_in_time)
@@ -169,6 +193,8 @@ class Committer:
     def close(self) -> None:
         """Waits for the work in hand, closes the engine, ends the thread."""
         if not self._closed:
+            with contextlib.suppress(EngineError):
+                self._end_keep_up()
             if self._timer is not None:
                 self._timer.cancel()
             try:
