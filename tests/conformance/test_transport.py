@@ -317,7 +317,8 @@ def test_a_malformed_timeout_costs_its_call(subject: Subject, raw: RawH2, path: 
     outcome = raw.call(path, framed(request), grpc_timeout=timeout)
     if subject.like(3, 6):  # 3.5 only resets the stream
         assert outcome.status == (13, "malformed grpc-timeout: " + text)
-    assert not subject.alive(lease_id)
+    # The gRPC of 3.5 takes -1 for a number: that deadline has passed, and the call may have been carried out.
+    assert not subject.alive(lease_id) or (timeout == "-1S" and not subject.like(3, 6))
     assert raw.call(LEASE + "LeaseGrant", framed(GRANT)).status[0] == 0
 
 
