@@ -12,6 +12,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from lessor.durable import directory, explain
 from lessor.durable.engine import DataDirError, EngineError, Loaded, Meta, Sizes, TablesLockedError
@@ -20,6 +21,8 @@ from lessor.durable.opening import Connect, Connector
 from lessor.durable.table_sync import Start, start_thread
 from lessor.durable.tables import Tables
 from lessor.durable.upkeep import Upkeep
+
+UNFOLDED_ROWS_MAX: Final = 400_000  # rows that wait in memory for the tables: more, and the engine folds
 
 
 class EngineOnTables:
@@ -33,8 +36,7 @@ class EngineOnTables:
         self._path = data_dir / directory.DATABASE_NAME
         self._connector = Connector(connect, sync)
         self._start = start
-        self._failure = FirstFailure(self._path)
-        self._tables = Tables(self._path, self._connector, start, self._failure)
+        self._begin_anew()
         self._keep: Upkeep | None = None
         self._lock: int | None = None
         self._table_sizes = Sizes(0, 0)
@@ -43,9 +45,7 @@ class EngineOnTables:
     def _open_directory(self, open_rest: Callable[[], Meta]) -> Meta:
         """Takes the directory, and then calls `open_rest`. Raises what that raises, and lets go of everything then."""
         assert self._lock is None, "open once"
-        # One that was closed starts anew.
-        self._failure = FirstFailure(self._path)
-        self._tables = Tables(self._path, self._connector, self._start, self._failure)
+        self._begin_anew()  # it may have been closed
         try:
             directory.refuse_etcd(self._dir, self._path)
             directory.prepare(self._dir)
@@ -58,6 +58,11 @@ class EngineOnTables:
         except BaseException:
             self._let_go()
             raise
+
+    def _begin_anew(self) -> None:
+        """Knows nothing of the tables and of failures."""
+        self._failure = FirstFailure(self._path)
+        self._tables = Tables(self._path, self._connector, self._start, self._failure)
 
     def load(self) -> Loaded:
         self.flush()

@@ -19,11 +19,10 @@ It does not: know SQL (tables.py, sweep.py, opening.py), sectors (file_log.py) o
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from lessor.durable import directory, opening, record
 from lessor.durable.engine import FIRST_TERM, Answering, Begun, DataDirError, EngineError, Meta
-from lessor.durable.engine_on_tables import EngineOnTables
+from lessor.durable.engine_on_tables import UNFOLDED_ROWS_MAX, EngineOnTables
 from lessor.durable.file_log import Disk, FileLog
 from lessor.durable.log import Log, LogFullError
 from lessor.durable.meta_rows import LogPosition
@@ -32,8 +31,6 @@ from lessor.durable.record import CHAIN_BYTES, Changes, Record
 from lessor.durable.table_sync import Start, start_thread
 from lessor.durable.upkeep import Upkeep
 from lessor.state.journal import Batch, Rows
-
-UNFOLDED_ROWS_MAX: Final = 400_000  # rows that wait in memory for the tables: more, and the commit folds
 
 
 class FileEngine(EngineOnTables):

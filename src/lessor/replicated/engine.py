@@ -31,9 +31,7 @@ from lessor.cluster.standing import Standing
 from lessor.cluster.tenure import Timing
 from lessor.durable import directory, opening
 from lessor.durable.engine import FIRST_TERM, Begun, DataDirError, EngineError, Meta
-from lessor.durable.engine_on_tables import EngineOnTables
-from lessor.durable.file_engine import UNFOLDED_ROWS_MAX
-from lessor.durable.first_failure import FirstFailure
+from lessor.durable.engine_on_tables import UNFOLDED_ROWS_MAX, EngineOnTables
 from lessor.durable.log import LogError
 from lessor.durable.meta_rows import LogPosition
 from lessor.durable.opening import Seen
@@ -41,7 +39,6 @@ from lessor.durable.record import Changes
 from lessor.durable.shared_log import Info, LogRefusedError, SharedLog
 from lessor.durable.shared_record import BATCH, BEAT, NONCE_BYTES, RELEASE, Entry
 from lessor.durable.table_sync import Start, start_thread
-from lessor.durable.tables import Tables
 from lessor.durable.upkeep import Upkeep
 from lessor.replicated.carrying import TICK_S, BehindError, Carrying
 from lessor.replicated.snapshots import Snapshots, fetch
@@ -151,8 +148,7 @@ class ReplicatedEngine(EngineOnTables):
         # The file itself last: what SQLite finds beside a new one, it takes for a part of that.
         for suffix in ("-wal", "-shm", "-journal", "-sums", ".new", ""):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        self._failure = FirstFailure(self._path)
-        self._tables = Tables(self._path, self._connector, self._start, self._failure)
+        self._begin_anew()
 
     def _patiently(self, work: Callable[[], T]) -> T:
         """Waits for an engine that does not answer. Raises EngineError for one that cannot be used as it is."""
