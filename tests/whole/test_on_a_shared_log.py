@@ -89,10 +89,10 @@ def test_nothing_leaves_while_somebody_else_may_lead_and_no_lease_ages(tmp_path:
     ):
         peer.call(rpc.LeaseGrantRequest(TTL=2, ID=7))
         peer.call(put(b"k", b"v", 7))
-        answering = server.server.core.turn._may_send
+        answering = server.server.core.turn._answering
         assert answering is not None
         kept.up = False
-        eventually(lambda: not server.call(answering))
+        eventually(lambda: not server.call(answering.may_send))
         asked: list[Future[Any]] = [
             threads.submit(peer.call, rpc.RangeRequest(key=b"k", serializable=True)),
             threads.submit(peer.call, rpc.LeaseKeepAliveRequest(ID=7)),

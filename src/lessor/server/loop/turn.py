@@ -134,7 +134,6 @@ class Turn:
         "_held",
         "_held_up",
         "_loop",
-        "_may_send",
         "_next",
         "_on_expired",
         "_opened_s",
@@ -186,7 +185,6 @@ class Turn:
         self._read_served = clock.now_s if answering is None else answering.served_s
         self._origin_s = self._read_served() - clock_s
         self._answering = answering
-        self._may_send = None if answering is None else answering.may_send
         self._stood_s = 0.0  # what `answering` said last
         self._held = False  # whether bytes wait for that
         self._without_data: set[Flushable] = set()  # connections whose bytes never do
@@ -396,8 +394,8 @@ class Turn:
             self._seal()
             if self._behind:
                 self._send_history()
-            if self._may_send is not None:
-                self._held = bool(self._to_flush) and not self._may_send()
+            if self._answering is not None:
+                self._held = bool(self._to_flush) and not self._answering.may_send()
             if self._held:
                 self._hold_data()
             elif self._to_flush:
