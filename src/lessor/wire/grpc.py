@@ -110,9 +110,12 @@ class Deframer:
         """
         if self.error is not None:
             raise self.error
-        messages: list[bytes] = []
         self.inflated_bytes = 0
         self.waiting = False
+        size = len(data) - PREFIX_BYTES
+        if 0 <= size <= self._bytes_max and not self._buffer and unpack_prefix(data) == (0, size):
+            return [data[PREFIX_BYTES:]]  # one whole message: the usual case by far
+        messages: list[bytes] = []
         try:
             self._cut(data, messages, may_inflate, inflate_bytes_max)
         except EtcdError as error:

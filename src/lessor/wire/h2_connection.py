@@ -469,9 +469,10 @@ class H2Connection(H2Sender):
     def _take_connection_window(self, size: int) -> None:
         """The peer has used `size` bytes of the connection's window."""
         self._recv_window -= size
-        if self._recv_window < 0:
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
-        self._grant_connection_credit()
+        if self._recv_window < _CONNECTION_WINDOW_LOW_BYTES:
+            if self._recv_window < 0:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
+            self._grant_connection_credit()
 
     def _grant_connection_credit(self) -> None:
         """Opens the connection's window again when half of it is used, unless the peer leaves its replies unread."""

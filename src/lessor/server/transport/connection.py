@@ -168,27 +168,28 @@ class Connection:
         self._handshake = loop.call_later(limits.HANDSHAKE_S_MAX, transport.close)
 
     def data_received(self, data: bytes) -> None:
-        if self._session is None:
+        session = self._session
+        if session is None:
             self._first_bytes += data
             kind = sniff.sniff(self._first_bytes)
             if kind is None:
                 return
-            self._session = self._speak(self, kind)
+            session = self._session = self._speak(self, kind)
             data, self._first_bytes = self._first_bytes, b""
-        self.core.turn.schedule()
-        self._session.receive(data)
-        if self._handshake is not None and self._session.begun:
+        turn = self.core.turn
+        turn.flush_later(self)  # before the first bytes are looked at, see Turn.schedule
+        session.receive(data)
+        if self._handshake is not None and session.begun:
             self._handshake.cancel()
             self._handshake = None
-        turn = self.core.turn
-        turn.flush_later(self)
-        unread = self._session.unread
+        unread = session.unread
         if unread:
-            unread = self._work_off(self._session, turn.now_s())
+            unread = self._work_off(session, turn.now_s())
         if turn.overloaded:
             self._wait_for_batch(unread)
-        self._had_its_turn = self._had_its_turn or len(data) >= limits.LARGE_READ_BYTES
-        if self._batch_full or self._had_its_turn or self._unsent or unread or self._session.paused or not self.reading:
+        if len(data) >= limits.LARGE_READ_BYTES:
+            self._had_its_turn = True
+        if unread or self._batch_full or self._had_its_turn or self._unsent or session.paused or not self.reading:
             self._read_or_pause()
 
     def _work_off(self, session: Session, began_s: float) -> bool:

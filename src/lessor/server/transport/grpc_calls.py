@@ -267,26 +267,29 @@ class GrpcStream(StreamCall):
         if self.ending:
             return
         error: EtcdError | None
+        deframer, output = self._deframer, self._output
         try:
-            messages = self._deframer.feed(data, self._may_send, limits.H2_STEP_MESSAGE_BYTES)
-            if self._deframer.inflated_bytes:
-                self._output.inflated(self._deframer.inflated_bytes)
+            messages = deframer.feed(data, self._may_send, limits.H2_STEP_MESSAGE_BYTES)
+            if deframer.inflated_bytes:
+                output.inflated(deframer.inflated_bytes)
             if self.core.auth.enabled:  # also asked within, but the size costs time
-                unfinished_bytes = 0 if self._deframer.waiting else self._deframer.unfinished_bytes
+                unfinished_bytes = 0 if deframer.waiting else deframer.unfinished_bytes
                 self._may_send(max(unfinished_bytes, 0, *map(len, messages)))
             if messages and not self.over:
                 if not self.method.client_streaming:
                     self._keep_only(messages)
-                elif len(messages) > self._output.step_messages or self._kept_back:
+                elif len(messages) > output.step_messages or self._kept_back:
                     self._kept_back += messages
                     self.go_on()
                     return
                 else:
-                    self._output.step_messages -= len(messages)
+                    output.step_messages -= len(messages)
                     self.take(messages)
-            if self._deframer.waiting and not self.over:
-                self._output.kept_back[self] = None
-            error = self._deframer.error if not self._kept_back else None  # in the bytes behind these messages
+            if deframer.waiting and not self.over:
+                output.kept_back[self] = None
+            error = deframer.error  # in the bytes behind these messages
+            if error is not None and self._kept_back:
+                error = None
         except Exception as raised:
             error = as_answer(raised, self.method.path)
         if error is not None and not self.ending:
@@ -358,7 +361,7 @@ class GrpcStream(StreamCall):
     def _send(self, replies: list[bytes]) -> None:
         stream = self._stream
         assert stream is not None
-        self._output.send(stream, replies, start=not self._started)
+        self._output.send(stream, replies, not self._started)
         self._started = True
 
     def _send_long(self, head: bytes, chunks: Sequence[bytes]) -> Iterator[int]:

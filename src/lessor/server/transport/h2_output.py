@@ -277,7 +277,9 @@ class H2Output:
 
     def keep_count(self, stream: h2.Stream) -> None:
         """More bytes of a request have come, but not its end; or it waits."""
-        self.count(stream, stream.owner.unfinished_bytes)
+        kept_bytes = stream.owner.unfinished_bytes
+        if kept_bytes or self._unfinished:
+            self.count(stream, kept_bytes)
 
     def count(self, stream: h2.Stream, kept_bytes: int) -> None:
         before_bytes = self._unfinished.get(stream, 0)

@@ -59,7 +59,9 @@ class H2Session(H2Output):
 
     @property
     def unread(self) -> bool:
-        return bool(self._rest) or ((self.h2.unread or bool(self.kept_back)) and not self.h2.closing)
+        if not (self._rest or self.kept_back or self.h2.unread):  # the usual case
+            return False
+        return bool(self._rest) or not self.h2.closing
 
     def receive(self, data: bytes) -> None:
         self._metrics.grpc_received_bytes += len(data)
@@ -91,6 +93,16 @@ class H2Session(H2Output):
 
     def _take(self, events: list[h2.Event]) -> None:
         """Handles the events, and keeps those for which the step has no time."""
+        if len(events) == 1 and events[0][0] == DATA:  # a message of a streaming call comes alone
+            _, stream, payload = events[0]
+            stream.owner.on_data(payload)
+            self.keep_count(stream)
+        else:
+            self._take_several(events)
+        if self.waiting_for_drain:
+            self.wake_drained()
+
+    def _take_several(self, events: list[h2.Event]) -> None:
         gathered: list[bytes] = []  # a client's burst on one stream is taken as one piece
         last: h2.Stream | None = None
         several = len(events) > 1  # else the clock need not be looked at
@@ -134,8 +146,6 @@ class H2Session(H2Output):
         if last is not None:
             last.owner.on_data(b"".join(gathered))
             self.keep_count(last)
-        if self.waiting_for_drain:
-            self.wake_drained()
 
     def _open(self, stream: h2.Stream) -> GrpcUnary | None:
         """Gives the stream its owner; returns it if it is a unary gRPC call."""
@@ -211,7 +221,7 @@ class H2Session(H2Output):
 
     def take_output(self) -> bytes:
         self._unflushed_bytes = 0
-        if self.h2.unsent:
+        if self.h2.queued_bytes and self.h2.unsent:
             self._send_more()
         output = self.h2.take_output()
         self._metrics.grpc_sent_bytes += len(output)
