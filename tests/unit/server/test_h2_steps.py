@@ -398,7 +398,7 @@ def test_leases_do_not_wait_for_bytes_that_went_away_while_the_batch_was_full() 
         world.turn.overloaded = True
         world.receive(b"".join(map(whole, range(5))))
         assert world.turn.waited_for
-        world.session._rest.clear()
+        world.session._rest = None
         world.turn.overloaded = False
         world.connection.resume_reading()
         assert not world.turn.waited_for

@@ -309,7 +309,7 @@ class Turn:
     def overloaded(self) -> bool:
         """Whether the open batch is full. A connection that brings requests then calls `pause` and stops reading."""
         journal = self.machine.journal
-        return journal.has_rows and (
+        return journal.newest_with_rows == journal.number and (  # `has_rows`, asked with each read
             journal.row_count > limits.BATCH_ROWS_MAX
             or self.machine.store.put_bytes - self._sealed_put_bytes > limits.BATCH_BYTES_MAX
         )

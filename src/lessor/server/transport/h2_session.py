@@ -52,22 +52,22 @@ class H2Session(H2Output):
         self.share_s_max = limits.TURN_BYTES_S
         self._metrics = self.core.metrics
         self._read_clock = self.core.turn.read_clock
-        self._rest: list[h2.Event] = []  # for which the step had no time
+        self._rest: list[h2.Event] | None = None  # for which the step had no time; never empty
         self._held_up: set[H2Exchange] = set()  # those of whose streams requests wait for later turns
         self._draining = False  # the server stops: new streaming calls are refused
         self._peer_timer = self.loop.call_later(self.core.options.grpc_keepalive.interval_s, self._look_after_peer)
 
     @property
     def unread(self) -> bool:
-        if not (self._rest or self.kept_back or self.h2.unread):  # the usual case
-            return False
-        return bool(self._rest) or not self.h2.closing
+        if self.h2.unread or self.kept_back:
+            return self._rest is not None or not self.h2.closing
+        return self._rest is not None
 
     def receive(self, data: bytes) -> None:
         self._metrics.grpc_received_bytes += len(data)
         now_s = self._read_clock()
         events = self.h2.receive(data, now_s)
-        if self._rest:
+        if self._rest is not None:
             self._rest += events
             return
         self.step_until_s = now_s + limits.H2_STEP_S
@@ -88,7 +88,7 @@ class H2Session(H2Output):
             else:
                 call.take_kept(message)
         if not self.kept_back:
-            rest, self._rest = self._rest, []
+            rest, self._rest = self._rest, None
             self._take(rest or self.h2.go_on(now_s))
 
     def _take(self, events: list[h2.Event]) -> None:
@@ -141,7 +141,7 @@ class H2Session(H2Output):
                 self.uncount(stream)
                 stream.owner.gone()
             if several and self._read_clock() > self.step_until_s:
-                self._rest = list(left)
+                self._rest = list(left) or None
                 break
         if last is not None:
             last.owner.on_data(b"".join(gathered))
@@ -242,7 +242,7 @@ class H2Session(H2Output):
 
     @property
     def unsent(self) -> bool:
-        return bool(self._rest)  # a stream that has something left keeps the connection open
+        return self._rest is not None  # a stream that has something left keeps the connection open
 
     def eof(self) -> bool:
         return False  # an HTTP/2 peer that half-closes the connection has hung up
@@ -285,7 +285,7 @@ class H2Session(H2Output):
         self._peer_timer.cancel()
         self.uncount_all()
         self.kept_back.clear()
-        rest, self._rest = self._rest, []
+        rest, self._rest = self._rest or [], None
         reset = [stream for kind, stream, _ in rest if kind == RESET]
         for stream in self.h2.open_streams() + reset:
             owner, stream.owner = stream.owner, REFUSED
