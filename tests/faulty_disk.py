@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lessor.durable import directory
-from lessor.durable.engine import Answering, Begun, Engine, EngineError, Loaded, Meta, Sizes
+from lessor.durable.engine import Answering, Begun, Engine, EngineError, Follow, Leader, Loaded, Meta, Sizes
 from lessor.durable.file_log import Disk
 from lessor.durable.sectors import SECTOR_BYTES
-from lessor.state.journal import Batch, Rows
+from lessor.state.journal import Batch
 
 T = TypeVar("T")
 
@@ -97,8 +97,15 @@ class FaultyEngine:
     def load(self) -> Loaded:
         return self._engine.load()
 
-    def lead(self, follow: Callable[[Rows], None]) -> Begun:
+    @property
+    def leader(self) -> Leader | None:
+        return self._engine.leader
+
+    def lead(self, follow: Follow) -> Begun:
         return self._write(lambda: self._engine.lead(follow))
+
+    def try_to_lead(self, follow: Follow) -> Begun | None:
+        return self._write(lambda: self._engine.try_to_lead(follow))
 
     def commit(self, batch: Batch) -> None:
         self._write(lambda: self._engine.commit(batch))

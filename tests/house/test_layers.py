@@ -48,6 +48,7 @@ SERVER_FLOORS = {
     "loop": 2,
     "services": 3,
     "transport": 3,
+    "following": 3,
     "tls": 3,
     "foreign_flags": 4,
     "main": 4,

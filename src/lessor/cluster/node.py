@@ -42,6 +42,7 @@ from typing import Final, NamedTuple
 from lessor.cluster.standing import FORKED, GAP, NEXT, OLD, Standing
 from lessor.cluster.tenure import CLAIMING, FOLLOWER, PRIMARY, Tenure, Timing
 from lessor.durable import shared_record
+from lessor.durable.engine import Leader
 from lessor.durable.record import Changes, UnknownFormatError
 from lessor.durable.shared_log import LANDED, LOOK, LOST, TAKEN, TRY, Found, Placing
 from lessor.durable.shared_record import BATCH, BEAT, CLAIM, RELEASE, Entry, Origin
@@ -102,6 +103,8 @@ class Stop(NamedTuple):
 Effect = Append | Read | Apply | Durable | Lead | StepDown | Stop
 
 NO_TICKET: Final = 0
+# Beside its claim, which others may never read, a primary names its URLs in a record this often.
+TELL_URLS_S: Final = 1.0
 _LETTING: Final = (CLAIM, BATCH, BEAT)  # records that let their node answer; they say for how long
 
 
@@ -118,7 +121,9 @@ class Node:
         self.tenure = Tenure(timing)
         self.stopped = ""  # why, once it has
         self.applied = standing.number  # of the records taken in, the newest that is applied
-        self._urls = urls
+        self.leader: Leader | None = None  # who leads, perhaps this node; None: nobody, or it is not known yet
+        self._urls = tuple(urls)
+        self._told_s = float("-inf")  # when a record named them last
         self._lease_ms = math.ceil(timing.lease_s * 1e3)
         self._effects: list[Effect] = []
         self._waits: Entry | None = None  # the newest record taken in, while it is not confirmed
@@ -179,7 +184,10 @@ class Node:
             self.tenure.releasing()
         elif kind in _LETTING:
             subject = self._lease_ms
-        self._place(self._encode(kind, self.standing.epoch, rows, subject, (), origins), now_s)
+        texts: tuple[str, ...] = ()
+        if kind in _LETTING and now_s - self._told_s >= TELL_URLS_S:
+            texts, self._told_s = self._urls, now_s
+        self._place(self._encode(kind, self.standing.epoch, rows, subject, texts, origins), now_s)
 
     def beat_due(self, now_s: float, turn_ended_s: float) -> bool:
         return self.free and self.tenure.beat_due(now_s, turn_ended_s)
@@ -188,6 +196,7 @@ class Node:
         standing = self.standing
         self.tenure.claiming()
         rows = Changes(standing.batch, standing.clock_s)
+        self._told_s = now_s
         self._place(self._encode(CLAIM, standing.epoch + 1, rows, self._lease_ms, self._urls, ()), now_s)
 
     def _encode(
@@ -256,6 +265,7 @@ class Node:
         self.applied = entry.number
         self.tenure.landed(placing.since_s, now_s)
         if entry.kind == CLAIM:
+            self.leader = Leader(self.node_id, self._urls)
             self._effects.append(Lead(entry, entry.record.rows.clock_s, before))
         else:
             self._effects.append(Durable(entry))
@@ -370,9 +380,12 @@ class Node:
     def _learn(self, entry: Entry, now_s: float) -> None:
         """What the newest record says of when to claim."""
         if entry.kind == RELEASE:
+            self.leader = None
             self.tenure.saw_release(now_s, entry.subject in (0, self.node_id))
         elif entry.kind in _LETTING:
             self.tenure.others_lease_s = entry.subject / 1e3
+            if entry.texts or entry.kind == CLAIM or self.leader is None:
+                self.leader = Leader(entry.node, tuple(entry.texts))
 
     def _confirm(self) -> None:
         """The record that waits, if one does, is known to its writer."""

@@ -49,6 +49,10 @@ class HistoryError(EngineError):
     """The log is not the one that this process knows: it has lost records, or has others. A person has to decide."""
 
 
+Follow = Callable[[Rows, int], None]  # gets the batch of another process, and the term in which it was committed
+FOLLOW_S: Final = 0.05  # between two looks of a process that stands by
+
+
 class Sizes(NamedTuple):
     """What the data takes: the tables, and what is in the log alone. Without the room that is set aside for a log."""
 
@@ -93,6 +97,13 @@ class Begun(NamedTuple):
     clean: bool  # whether the deadlines in the rows are exact
 
 
+class Leader(NamedTuple):
+    """The process that leads a shared log, as its records say."""
+
+    member_id: int
+    urls: tuple[str, ...]  # for clients; () while no record has named them yet
+
+
 class Answering(Protocol):
     """What a server has to ask if others may commit in its place. Its loop asks; each call reads a clock or two."""
 
@@ -123,6 +134,11 @@ class Engine(Protocol):
         """None when nobody else can ever commit. Otherwise to be asked from `lead` on."""
         ...
 
+    @property
+    def leader(self) -> Leader | None:
+        """Another process that leads the log; None when none is known. May be asked from any thread."""
+        ...
+
     def open(self, new_identity: tuple[int, int]) -> Meta:
         """Takes the directory and brings its schema up to date.
 
@@ -136,11 +152,18 @@ class Engine(Protocol):
         """All rows, streamed. Costs a read of the whole data."""
         ...
 
-    def lead(self, follow: Callable[[Rows], None]) -> Begun:
+    def lead(self, follow: Follow) -> Begun:
         """Returns when this process alone may commit, in a new term that is durable. Clears the clean mark.
 
-        `follow` is called with each batch that others have committed since `load`, in order. Waits while another
-        process leads. Raises `EngineError`.
+        `follow` is called with each batch that others have committed since `load`, in order, and with its term. Waits
+        while another process leads. Raises `EngineError`.
+        """
+        ...
+
+    def try_to_lead(self, follow: Follow) -> Begun | None:
+        """One step of `lead`, which reads what others have committed. None: another process leads.
+
+        To be called again within FOLLOW_S: who does not look does not learn when it may lead. Raises `EngineError`.
         """
         ...
 

@@ -17,11 +17,10 @@ It does not: know SQL (tables.py, sweep.py, opening.py), sectors (file_log.py) o
 """
 
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 from lessor.durable import directory, opening, record
-from lessor.durable.engine import FIRST_TERM, Answering, Begun, DataDirError, EngineError, Meta
+from lessor.durable.engine import FIRST_TERM, Answering, Begun, DataDirError, EngineError, Follow, Leader, Meta
 from lessor.durable.engine_on_tables import UNFOLDED_ROWS_MAX, EngineOnTables
 from lessor.durable.file_log import Disk, FileLog
 from lessor.durable.log import Log, LogFullError
@@ -41,6 +40,7 @@ class FileEngine(EngineOnTables):
     """
 
     answering: Answering | None = None
+    leader: Leader | None = None
 
     def __init__(
         self,
@@ -122,11 +122,13 @@ class FileEngine(EngineOnTables):
         assert self._open_log is not None, "the engine is not open"
         return self._open_log
 
-    def lead(self, follow: Callable[[Rows], None]) -> Begun:
+    def lead(self, follow: Follow) -> Begun:
         """Nobody else ever commits here, so `follow` is never called."""
         clean = self._clean
         self.begin_term(max(self._term + 1, FIRST_TERM))
         return Begun(self._term, self._clock_s, clean)
+
+    try_to_lead = lead
 
     def stop_waiting(self) -> None:
         """Nothing here waits for others."""

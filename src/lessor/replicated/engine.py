@@ -30,7 +30,7 @@ from lessor.cluster.node import Node
 from lessor.cluster.standing import Standing
 from lessor.cluster.tenure import Timing
 from lessor.durable import directory, opening
-from lessor.durable.engine import FIRST_TERM, Begun, DataDirError, EngineError, Meta
+from lessor.durable.engine import FIRST_TERM, FOLLOW_S, Begun, DataDirError, EngineError, Follow, Leader, Meta
 from lessor.durable.engine_on_tables import UNFOLDED_ROWS_MAX, EngineOnTables
 from lessor.durable.log import LogError
 from lessor.durable.meta_rows import LogPosition
@@ -90,7 +90,9 @@ class ReplicatedEngine(EngineOnTables):
         self._sleep_s = sleep or self._given_up.wait
         self._node: Node | None = None
         self._hands: Carrying | None = None
-        self._follow: Callable[[Rows], None] = lambda rows: None
+        self._follow: Follow = lambda rows, term: None
+        self._began_s: float | None = None  # when this process began to look whether it may lead; None: not yet
+        self._said = False  # that another process leads
         self.answering: Answering | None = None
 
     # --- open -------------------------------------------------------------------------------------------------------
@@ -231,20 +233,32 @@ class ReplicatedEngine(EngineOnTables):
         assert self._node is not None, "the engine is not open"
         return self._node
 
-    def lead(self, follow: Callable[[Rows], None]) -> Begun:
+    @property
+    def leader(self) -> Leader | None:
+        node = self._node
+        return None if node is None or node.leads else node.leader
+
+    def lead(self, follow: Follow) -> Begun:
+        while (begun := self.try_to_lead(follow)) is None:
+            self._sleep(FOLLOW_S)
+        return begun
+
+    def try_to_lead(self, follow: Follow) -> Begun | None:
         node, hands = self._decisions, self._carrying
         self._follow = follow
-        began_s, said = self._now_s(), False
-        while hands.lead is None:
-            hands.tick()
+        if self._given_up.is_set():
+            raise EngineError("nobody waits to lead any more")
+        if self._began_s is None:
+            self._began_s = self._now_s()
+        hands.tick()
+        if hands.lead is None:
             now_s = self._now_s()
-            if hands.lead is None:
-                if not said and now_s - began_s > 2 * (self._timing.claim_s + self._timing.rank_s):
-                    said = True
-                    extra = {"epoch": node.standing.epoch, "record": node.standing.number}
-                    log.info("standing by: another process leads this log", extra=extra)
-                self._upkeep.step(now_s, idle=True)
-                self._sleep(TICK_S)
+            if not self._said and now_s - self._began_s > 2 * (self._timing.claim_s + self._timing.rank_s):
+                self._said = True
+                extra = {"epoch": node.standing.epoch, "record": node.standing.number}
+                log.info("standing by: another process leads this log", extra=extra)
+            self._upkeep.step(now_s, idle=True)
+            return None
         entry = hands.lead.entry
         log.info("leading the log", extra={"epoch": entry.epoch, "record": entry.number})
         self._snapshots = Snapshots(self._dir, self._make_log, self._tables.backup)
@@ -259,7 +273,7 @@ class ReplicatedEngine(EngineOnTables):
         if self._snapshots is not None:
             self._snapshots.appended(len(entry.data))
         if not own:
-            self._follow(rows)
+            self._follow(rows, entry.epoch)
 
     # --- write ------------------------------------------------------------------------------------------------------
 

@@ -25,10 +25,12 @@ from typing import cast
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
+from lessor.cluster.forwarding import FORWARD_ALLOWANCE_S
 from lessor.durable import directory
 from lessor.durable.engine import Begun, Engine, EngineError, FencedError, HistoryError
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
+from lessor.server.following.follower import Follower
 from lessor.server.loop.bugs import BrokenTurnError
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
@@ -86,6 +88,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[tuple[str, int]] = []  # path and inode of each socket file that we made
+        self._follower: Follower | None = None  # while another server leads
         self.handshakes: Handshakes | None = None  # None without a URL with TLS
         # Wraps the protocol of each accepted socket. Tests put faults there.
         self.in_front: Callable[[Accept], Accept] = lambda accept: accept
@@ -99,13 +102,9 @@ class Server:
         """
         try:
             # The engine belongs to its thread from the first call on.
-            machine, begun, followed = self._committer.call(self._open)
-            if self._engine.answering is not None:
+            machine, begun, clock_s = self._committer.call(self._open)
+            if begun is not None and self._engine.answering is not None:
                 self._committer.keep_up()
-            if followed:
-                promote(machine, begun.term, begun.clock_s, clean=begun.clean, passed_on_s=0.0)
-            else:
-                machine.lead(begun.term)
             # After the data is open: --auto-tls keeps its certificate in the data directory.
             metrics = Metrics()
             self.handshakes = tls_for(self.options, metrics.shortages)
@@ -114,7 +113,10 @@ class Server:
             raise
         answering = metrics.answering = self._engine.answering
         gate = Gate(durable=machine.journal.number - 1)
-        turn = Turn(machine, gate, self._committer, self._clock, begun.clock_s, metrics.expiry, answering)
+        following = begun is None
+        turn = Turn(
+            machine, gate, self._committer, self._clock, clock_s, metrics.expiry, answering, following=following
+        )
         data_dir = Path(self.options.data_dir)
         remove_leftovers(data_dir)
         self.services = Services(
@@ -137,8 +139,10 @@ class Server:
             return JwtTokens(settings, wall_clock_ms)
         return SimpleTokens(self._clock, self.options.auth_token_ttl_s, lambda: self.core.machine.journal.number)
 
-    def _open(self) -> tuple[StateMachine, Begun, bool]:
-        """In the engine's thread. Returns whether batches of others came after the data was loaded."""
+    def _open(self) -> tuple[StateMachine, Begun | None, float]:
+        """In the engine's thread. Returns the term that begins here, or None while another server leads; and where the
+        data clock stands.
+        """
         meta = self._engine.open(_new_identity(self.options))
         if meta.not_compared:
             log.info("the pages of the tables were not compared with their sums", extra={"reason": meta.not_compared})
@@ -155,20 +159,42 @@ class Server:
             raise directory.damaged(database, f"rows that cannot be, {error!r}") from error
         followed = False
 
-        def follow(rows: Rows) -> None:
+        def follow(rows: Rows, term: int) -> None:
             nonlocal followed
             followed = True
-            try:
-                apply(machine, rows)
-                while machine.store.unswept:
-                    machine.store.sweep(limits.SWEEP_EVENTS_MAX)
-            except _IMPOSSIBLE_ROWS as error:
-                raise EngineError(
-                    f"batch {rows.number} of another server does not apply here, {error!r}: run one version on all, "
-                    "and report this if you do"
-                ) from error
+            _apply(machine, rows, term)
 
-        return machine, self._engine.lead(follow), followed
+        begun = self._engine.try_to_lead(follow)
+        if begun is None:
+            return machine, None, meta.clock_s
+        if followed:
+            _promote(machine, begun)
+        else:
+            machine.lead(begun.term)
+        return machine, begun, begun.clock_s
+
+    # --- on a shared log ---
+
+    def _stand_by(self) -> None:
+        """Begins to follow the server that leads."""
+        core = self.core
+        self._follower = Follower(core, lambda: self._engine.leader, self.options.tls.trusted_ca_file)
+        self._committer.stand_by(self._follow, self._lead)
+
+    def _follow(self, rows: Rows, term: int) -> None:
+        machine = self.core.machine
+        self.core.turn.follow(lambda: _apply(machine, rows, term), rows.number)
+
+    def _lead(self, begun: Begun) -> None:
+        core, follower = self.core, self._follower
+        assert follower is not None
+        if core.turn.halted and not core.turn.following:
+            return  # a step has raised: the server stops
+        _promote(core.machine, begun)
+        core.metrics.answering = self._engine.answering
+        core.turn.lead(begun.clock_s, self._engine.answering)
+        self._follower = None
+        follower.lead()
 
     async def start(self) -> None:
         """Begins to serve. Raises OptionError when it cannot listen on an address."""
@@ -180,6 +206,8 @@ class Server:
         self._notify_progress(loop)
         Compactor(self.core, self.options).start(loop)
         DiskSpace(self.options.data_dir, self.core.metrics).start(loop)
+        if turn.following:
+            self._stand_by()
         await self.listen()
 
     async def listen(self) -> None:
@@ -259,7 +287,9 @@ class Server:
         if not self._committer.failed:
             log.info("stopping", extra={"connections": len(self._connections)})
             await self._drain()
-        if not self._committer.failed:
+        if self._follower is not None:
+            self._follower.stop()
+        elif not self._committer.failed:
             await self._save()
         for connection in list(self._connections):
             connection.transport.abort()
@@ -274,6 +304,8 @@ class Server:
         A batch that is on its way to the disk gets there; calls that wait for it are never answered.
         """
         self.core.turn.halt()
+        if self._follower is not None:
+            self._follower.stop()
         self._engine.stop_waiting()
         self.stop_listening()
         if self.handshakes is not None:
@@ -357,6 +389,8 @@ class Server:
         core = self.core
         identity = core.machine.identity
         space = (identity.member_id, rpc_pb2.NOSPACE)
+        if core.turn.following:
+            return
         if space not in core.machine.alarms and not self._committer.failed:
             core.metrics.shortages.reached(QUOTA, self.options.quota_backend_bytes)
             raised = rpc_pb2.AlarmRequest(
@@ -369,6 +403,26 @@ class Server:
         for stream in list(self.core.watch_streams):
             stream.notify_progress()
         loop.call_later(self.options.watch_progress_notify_interval_s, self._notify_progress, loop)
+
+
+def _apply(machine: StateMachine, rows: Rows, term: int) -> None:
+    """Takes in what another server has committed in `term`. Raises EngineError for rows that do not apply."""
+    try:
+        if term != machine.identity.term:
+            machine.lead(term)
+        apply(machine, rows)
+        while machine.store.unswept:
+            machine.store.sweep(limits.SWEEP_EVENTS_MAX)
+    except _IMPOSSIBLE_ROWS as error:
+        raise EngineError(
+            f"batch {rows.number} of another server does not apply here, {error!r}: run one version on all, and report "
+            "this if you do"
+        ) from error
+
+
+def _promote(machine: StateMachine, begun: Begun) -> None:
+    """The machine begins a term after batches of others."""
+    promote(machine, begun.term, begun.clock_s, clean=begun.clean, passed_on_s=FORWARD_ALLOWANCE_S)
 
 
 def _engine_of(options: Options) -> Engine:

@@ -135,6 +135,10 @@ class UnaryCall:
         core = self.core
         payload: bytes | EtcdError
         try:
+            elsewhere = core.elsewhere
+            if elsewhere is not None and elsewhere.serves(self, request):
+                self.wait(elsewhere.pass_on(self, request))
+                return
             if core.auth.enabled:
                 core.permit(self, request)
             handler = core.unary_handlers.get(self.method)
@@ -293,6 +297,8 @@ class _Over:
 
 _OVER: Final = _Over()
 
+FORWARDED_HEADER: Final = b"lessor-forwarded"  # of a call that another server of the log passes on
+
 # The handlers of these methods check the caller's rights themselves: for each watch and each keepalive, in its turn.
 _ASK_THEMSELVES: Final = frozenset({"/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"})
 
@@ -300,7 +306,7 @@ _ASK_THEMSELVES: Final = frozenset({"/etcdserverpb.Watch/Watch", "/etcdserverpb.
 class StreamCall:
     """A call that takes any number of replies."""
 
-    __slots__ = ("_handler", "_timer", "core", "counts", "ending", "method", "over")
+    __slots__ = ("_handler", "_timer", "core", "counts", "ending", "method", "over", "passes_on")
 
     def __init__(self, core: Core, counts: CallCounts) -> None:
         """Makes the handler. A codec calls this when it is ready to send."""
@@ -309,6 +315,7 @@ class StreamCall:
         self.method = counts.method
         self.over = False
         self.ending = False  # an error waits at the gate; later requests are ignored
+        self.passes_on = False  # its handler takes it to the server that leads, which judges the caller's rights
         self._timer: asyncio.TimerHandle | None = None
         counts.begin()
         self._handler: StreamHandler = core.stream_handlers[counts.method](core, self)
@@ -334,6 +341,11 @@ class StreamCall:
     def peer_address(self) -> str:
         """As Held.address."""
         raise NotImplementedError
+
+    @property
+    def forwarded(self) -> bool:
+        """Whether another server of the log passes it on, and its answers after that."""
+        return False
 
     @property
     def backlog_bytes(self) -> int:
@@ -375,7 +387,7 @@ class StreamCall:
             return
         core = self.core
         try:
-            if core.auth.enabled:
+            if core.auth.enabled and not self.passes_on:
                 self._permit(messages)
             core.metrics.received[self.method] += len(messages)
             self._handler.on_messages(messages)
@@ -387,7 +399,7 @@ class StreamCall:
         if self.over or self.ending:
             return
         try:
-            if without_any and self.core.auth.enabled:
+            if without_any and self.core.auth.enabled and not self.passes_on:
                 self._permit([b""])
             self._handler.on_requests_end()
         except Exception as error:

@@ -24,7 +24,7 @@ from concurrent.futures import Future
 from typing import Final, TypeVar
 
 from lessor.base.clock import Clock, MonotonicClock
-from lessor.durable.engine import Engine, EngineError, Sizes, TablesLockedError
+from lessor.durable.engine import FOLLOW_S, Begun, Engine, EngineError, Follow, Sizes, TablesLockedError
 from lessor.server.observe.histogram import DISK_BUCKETS_S, Histogram
 from lessor.state.journal import Batch
 
@@ -64,6 +64,8 @@ class Committer:
         self._in_line = False
         self._loop_begins = threading.Event()
         self._kept_up: Future[None] | None = None
+        self._follow: Follow = lambda rows, term: None
+        self._on_lead: Callable[[Begun], None] = lambda begun: None
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs `work` in the engine's thread and waits for it. For boot and shutdown, when the loop serves nobody."""
@@ -103,13 +105,13 @@ class Committer:
         What it raises, `start` raises.
         """
 
-        def work() -> None:
-            while not self._loop_begins.is_set():
-                now_s = self._clock.now_s()
-                next_s = self._engine.upkeep(now_s, True)
-                self._loop_begins.wait(KEEP_UP_S_MAX if next_s is None else min(next_s - now_s, KEEP_UP_S_MAX))
+        self._kept_up = self._submit(self._keep_up)
 
-        self._kept_up = self._submit(work)
+    def _keep_up(self) -> None:
+        while not self._loop_begins.is_set():
+            now_s = self._clock.now_s()
+            next_s = self._engine.upkeep(now_s, True)
+            self._loop_begins.wait(KEEP_UP_S_MAX if next_s is None else min(next_s - now_s, KEEP_UP_S_MAX))
 
     def _end_keep_up(self) -> None:
         self._loop_begins.set()
@@ -129,8 +131,23 @@ class Committer:
         self._on_failure = on_failure
         self._end_keep_up()
         self.call(self._look_at_sizes)
-        if self._engine.answering is not None:  # it has beats to append, whether or not there are commits
-            self._give(self._upkeep_in_time)
+        if self._engine.answering is not None:
+            self._begin_beats()
+
+    def _begin_beats(self) -> None:
+        """The engine has beats to append, whether or not there are commits."""
+        self._give(self._upkeep_in_time)
+
+    def stand_by(self, follow: Follow, on_lead: Callable[[Begun], None]) -> None:
+        """Has the engine follow those who lead the log, until it leads itself. To be called after `start`.
+
+        `follow` gets what they commit, `on_lead` the term that begins here; both in the loop's thread. The engine's
+        upkeep goes on until `on_lead` has returned.
+        """
+        self._follow = lambda rows, term: self._tell_loop(lambda: follow(rows, term))
+        self._on_lead = on_lead
+        self._loop_begins.clear()
+        self._give(self._look)
 
     @property
     def size_bytes(self) -> int:
@@ -254,6 +271,22 @@ class Committer:
             self._asked_s = at_s = next_s
             self._tell_loop(lambda: self._come_back(at_s))
 
+    def _look(self) -> None:
+        """Whether this process may lead."""
+        if self._closed:
+            return
+        try:
+            begun = self._engine.try_to_lead(self._follow)
+            self._look_at_sizes()
+            if begun is None:
+                self._tell_loop(self._look_later)
+            else:
+                self._tell_loop(lambda: self._lead(begun))
+                self._keep_up()
+        except BaseException as error:
+            failure = error
+            self._tell_loop(lambda: self._fail(failure))
+
     def _upkeep_in_line(self) -> None:
         self._in_line = False
         self._upkeep(idle=self.in_flight is None)
@@ -299,6 +332,23 @@ class Committer:
             self._timer.cancel()
         if not (self.failed or self._closed):
             self._timer = self._loop.call_later(max(at_s - self._clock.now_s(), 0.0), self._due)
+
+    def _look_later(self) -> None:
+        if not (self.failed or self._closed):
+            assert self._loop is not None
+            self._loop.call_later(FOLLOW_S, self._look_now)
+
+    def _look_now(self) -> None:
+        if not (self.failed or self._closed):
+            self._give(self._look)
+
+    def _lead(self, begun: Begun) -> None:
+        try:
+            if not self.failed:
+                self._on_lead(begun)
+        finally:
+            self._loop_begins.set()
+        self._begin_beats()
 
     def _due(self) -> None:
         self._timer = None

@@ -67,6 +67,23 @@ class WatchesProgress(Protocol):
         ...
 
 
+class Elsewhere(Protocol):
+    """Answers the calls that another server has to answer, while that one leads."""
+
+    @property
+    def leader_id(self) -> int:
+        """The member id of the server that leads; 0: none is known."""
+        ...
+
+    def serves(self, call: Any, request: Message) -> bool:
+        """Whether the request goes there. Then nothing about it is decided here, nor the rights of its caller."""
+        ...
+
+    def pass_on(self, call: Any, request: Message) -> Any:
+        """Hands it over: a WaitingHandler of call.py. The call has ended when this returns None."""
+        ...
+
+
 class Handlers(NamedTuple):
     """The handlers of the served methods, by kind: UnaryHandler, WaitingHandler, StreamFactory of call.py."""
 
@@ -105,6 +122,7 @@ class Core:
         self.stream_handlers = handlers.streams
         self._apart = handlers.apart
         self._own_handlers = handlers
+        self.elsewhere: Elsewhere | None = None
         turn.long_writes.on_busy = self._hold_calls
         self.pages = Pages(turn.read_clock)
         self.watch_streams: set[WatchesProgress] = set()
@@ -126,6 +144,16 @@ class Core:
         self.unary_handlers = {method: handler for method, handler in unary.items() if method in apart}
         self.waiting_handlers = dict.fromkeys([*unary, *waiting], self.turn.long_writes.queue)
         self.waiting_handlers |= {method: handler for method, handler in waiting.items() if method in apart}
+
+    def follow(self, elsewhere: Elsewhere, streams: dict[Method, Callable[..., Any]]) -> None:
+        """Another server leads: `elsewhere` takes unary calls to it, `streams` are the handlers of streaming calls."""
+        self.elsewhere = elsewhere
+        self.stream_handlers = streams
+
+    def lead(self) -> None:
+        """This server leads from here on: it answers all calls itself."""
+        self.elsewhere = None
+        self.stream_handlers = self._own_handlers.streams
 
     def serves(self, method: Method) -> bool:
         """Whether the method has a handler of any kind."""
@@ -163,7 +191,7 @@ class Core:
         `size_bytes`: of the part of the request that has come, encoded. Cost: beyond STRANGER_BYTES_MAX, one look at
         the token.
         """
-        if size_bytes <= limits.STRANGER_BYTES_MAX or not self.auth.enabled:
+        if size_bytes <= limits.STRANGER_BYTES_MAX or not self.auth.enabled or self.elsewhere is not None:
             return
         claimed = self.claimed(call)
         if isinstance(claimed, Caller):
@@ -178,7 +206,7 @@ class Core:
 
         For a request that has to wait: its caller would get that error behind the wait, too.
         """
-        if self.auth.enabled and not permissions.needs_no_caller(request):
+        if self.auth.enabled and self.elsewhere is None and not permissions.needs_no_caller(request):
             claimed = self.claimed(call)
             if not isinstance(claimed, Caller):
                 raise errors.USER_EMPTY.error() if claimed is None else claimed

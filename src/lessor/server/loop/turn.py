@@ -153,6 +153,7 @@ class Turn:
         "_without_data",
         "clock_save_s",
         "durable_revision",
+        "following",
         "gate",
         "long_writes",
         "machine",
@@ -170,10 +171,13 @@ class Turn:
         clock_s: float,
         on_expired: Callable[[int, float], None],
         answering: Answering | None = None,
+        *,
+        following: bool = False,
     ) -> None:
         """`clock_s`: the saved reading of the data clock, from which the clock goes on (decision 0004).
 
-        `answering`: the engine's, to be asked before bytes leave; None when they always may.
+        `answering`: the engine's, to be asked before bytes leave; None when they always may. `following`: another
+        server leads, until `lead` is called.
 
         `on_expired(ended, late_s)`: called when leases have ended, with their number and the lateness of the first.
         """
@@ -215,7 +219,8 @@ class Turn:
         # revision in the last sealed batch.
         self.durable_revision = self._sealed_revision = machine.revision
         self.long_writes = LongWrites(self, machine, gate)
-        self._halted = False  # nothing is sealed and no lease ends
+        self.following = following  # another server commits: see `follow`
+        self._halted = following  # nothing is sealed and no lease ends
         self._broken = False  # no turn ends any more
 
     def start(self, loop: asyncio.AbstractEventLoop, on_failure: Callable[[BaseException], None]) -> None:
@@ -369,6 +374,31 @@ class Turn:
         if lease_events.pending:
             payload = lease_events.take(self.machine.header())
             self.gate.hold(self.machine.journal.newest_with_rows, _LEASE_AUDIENCE, payload)
+
+    # --- on a shared log ---
+
+    def follow(self, apply: Callable[[], None], batch: int) -> None:
+        """Another server has committed a batch, which `apply` brings into memory. Its events leave with this turn."""
+        if self._broken or not self.following:
+            return
+        self.schedule()
+        try:
+            apply()
+            self.durable_revision = self._sealed_revision = self.machine.revision
+            self.gate.committed(batch)
+        except Exception as error:
+            self.break_off(error)
+
+    def lead(self, clock_s: float, answering: Answering | None) -> None:
+        """From here on this server commits, and leases end. The data clock goes on at `clock_s`, the saved one."""
+        self._answering = answering
+        if answering is not None:
+            self._read_served = answering.served_s
+        self._origin_s = self._read_served() - clock_s
+        self._clock_saved_s = self._opened_s = self._began_s = self._ending_began_s = clock_s
+        self._sealed_put_bytes = self.machine.store.put_bytes
+        self.following = self._halted = False
+        self.schedule()
 
     def halt(self) -> None:
         """From now on nothing is sealed and no lease ends: the server is about to write its last batch itself."""
@@ -540,7 +570,7 @@ class Turn:
 
     def _set_timer(self) -> None:
         deadline_s = self.machine.next_deadline()
-        if deadline_s is None:
+        if deadline_s is None or self.following:
             return
         save_s = self._clock_saved_s + self.clock_save_s if self._committer.free else _NEVER_S
         timer_s = self._expiry.turn_ended(deadline_s, save_s, self._ending_began_s)

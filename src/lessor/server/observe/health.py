@@ -6,7 +6,8 @@
 - /livez and /readyz are lists of checks with names. `?verbose` shows all of them, `?exclude=name` leaves one out, and
   /readyz/name makes one alone.
 
-On a shared log `linearizable_read` also fails while another server may lead.
+On a shared log `linearizable_read` also fails while another server may lead and this one does not know of it, and on a
+server that follows, while it does not reach the one that leads.
 
 A disk that fails ends the server. A disk that hangs is found here: when a commit has been under way for COMMIT_S_MAX,
 the check `linearizable_read` fails, because a read could not be sure to see every acknowledged write.
@@ -45,6 +46,9 @@ def _linearizable_read(observed: Observed) -> str | None:
     answering = observed.metrics.answering
     if answering is not None and not answering.may_send():
         return "etcdserver: no leader, as far as this server can know: the engine does not answer"
+    reaches_leader = observed.metrics.reaches_leader
+    if reaches_leader is not None and not reaches_leader():
+        return "etcdserver: no leader: none is known, or the one that leads does not answer"
     waiting_s = observed.committer.waiting_s
     if waiting_s < limits.COMMIT_S_MAX:
         return None

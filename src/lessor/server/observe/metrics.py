@@ -2,6 +2,7 @@
 """The server's counters. To count is to add to a plain integer, on the hot path too. exposition.py shows them."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from lessor.api.methods import Method
@@ -83,6 +84,7 @@ class Metrics:
         self.disk_free_bytes = 0  # below the data directory; 0 until it was looked at
         self.snapshot_s = Histogram(_SNAPSHOT_BUCKETS_S)
         self.answering: Answering | None = None  # on a shared log
+        self.reaches_leader: Callable[[], bool] | None = None  # while another server leads
 
     def calls(self, method: Method, client_api_version: bytes) -> CallCounts:
         """The counts for calls of `method`. `client_api_version`: as the client names it, "unknown" without.

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
+from lessor.cluster.forwarding import FORWARD_ALLOWANCE_S
 from lessor.server.loop.call import StreamCall
 from lessor.server.loop.core import Core
 from lessor.server.loop.release import PROMISED
@@ -48,7 +49,7 @@ class Renewals:
 class KeepAlive:
     """One keepalive stream."""
 
-    __slots__ = ("_call", "_core", "_ended", "_fast", "_waits_for")
+    __slots__ = ("_allowance_s", "_call", "_core", "_ended", "_fast", "_waits_for")
 
     def __init__(self, core: Core, call: StreamCall, remembered: Remembered) -> None:
         self._core = core
@@ -56,13 +57,15 @@ class KeepAlive:
         self._fast = remembered
         self._waits_for = 0  # the newest batch that a reply of this stream has waited for
         self._ended = False  # no more leases are renewed: the call has ended, or an error waits at the gate
+        # What another server passes on reaches its client later: cluster/forwarding.py.
+        self._allowance_s = FORWARD_ALLOWANCE_S if call.forwarded else 0.0
 
     def on_messages(self, messages: list[bytes]) -> None:
         core = self._core
         if core.auth.enabled:
             self._on_messages_asking(messages)
             return
-        now_s = core.turn.now_s()
+        now_s = core.turn.now_s() + self._allowance_s
         renew = core.machine.renew
         durable = core.gate.durable
         fast = self._fast
@@ -98,7 +101,9 @@ class KeepAlive:
                 return
             try:
                 core.permit(self._call, _parse(message))
-                lease, batch, reply = self.reply_slowly(message, core.turn.now_s(), core.durable_header_field())
+                lease, batch, reply = self.reply_slowly(
+                    message, core.turn.now_s() + self._allowance_s, core.durable_header_field()
+                )
             except EtcdError as error:
                 self._ended = True
                 core.turn.after_all_writes(self, error)  # so after the replies to earlier requests, too
@@ -145,7 +150,7 @@ class KeepAlive:
         self._call.send([reply])
         if lease is not None:
             turn = self._core.turn
-            self._core.machine.leases.acknowledged((lease,), turn.now_s())
+            self._core.machine.leases.acknowledged((lease,), turn.now_s() + self._allowance_s)
             turn.renewed.append(lease)
 
     def end_now(self, error: EtcdError) -> None:

@@ -51,6 +51,10 @@ class Downgrades:
         header = machine.header()
         # Lessor has no raft log. Its batch number grows by one with each commit, as raft's index does.
         index = machine.journal.number
+        leader_id = header.member_id if core.elsewhere is None else core.elsewhere.leader_id
+        faults = [alarm_text(member, kind) for member, kind in sorted(machine.alarms)]
+        if not leader_id:
+            faults.append(errors.NO_LEADER.message)
         response = rpc_pb2.StatusResponse(
             header=header,
             version=ETCD_VERSION,
@@ -58,11 +62,11 @@ class Downgrades:
             dbSize=core.committer.size_bytes,
             dbSizeInUse=core.committer.in_use_bytes,
             dbSizeQuota=core.options.quota_backend_bytes,
-            leader=header.member_id,
+            leader=leader_id,
             raftIndex=index,
             raftAppliedIndex=index,
             raftTerm=header.raft_term,
-            errors=[alarm_text(member, kind) for member, kind in sorted(machine.alarms)],
+            errors=faults,
             downgradeInfo=rpc_pb2.DowngradeInfo(enabled=self._target != "", targetVersion=self._target),
         )
         return response.SerializeToString()

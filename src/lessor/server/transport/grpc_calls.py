@@ -22,7 +22,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
-from lessor.server.loop.call import StreamCall, UnaryCall
+from lessor.server.loop.call import FORWARDED_HEADER, StreamCall, UnaryCall
 from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.h2_output import DeferredRequest, H2Output
@@ -253,6 +253,11 @@ class GrpcStream(StreamCall):
     @property
     def peer_address(self) -> str:
         return self._output.held.address
+
+    @property
+    def forwarded(self) -> bool:
+        stream = self._stream
+        return stream is not None and stream.head is not None and stream.head.get(FORWARDED_HEADER) is not None
 
     @property
     def backlog_bytes(self) -> int:
