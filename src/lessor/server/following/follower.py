@@ -187,15 +187,24 @@ class PassedStream:
             self.call.cut_off(EtcdError(Code.RESOURCE_EXHAUSTED, _SLOW))
 
     def on_ended(self, ended: Ended) -> None:
-        self._on_link = None
         if ended.lost:
             self.call.finish(errors.NO_LEADER.error())
         else:
             self.call.finish(None if ended.code == Code.OK else EtcdError(ended.code, ended.text))
 
+    def serve_here(self, own: StreamFactory) -> None:
+        """This server leads. A call that has begun elsewhere is ended: its client begins it anew."""
+        if self.waits:
+            self.call.serve_here(own, self._early, ended=self._ended)
+        else:
+            self.call.finish(errors.NO_LEADER.error())
+
 
 class PassedRenewals(PassedStream):
-    """A keepalive stream. Each request has one reply, in order, so they are matched by their places."""
+    """A keepalive stream. Each request has one reply, in order, so they are matched by their places.
+
+    It outlives its link: renewals without an answer are sent again to the next leader, or carried out here.
+    """
 
     def __init__(self, follower: "Follower", call: StreamCall) -> None:
         self._under_way: deque[tuple[bytes, float]] = deque()  # requests, with the instants at which they were sent
@@ -207,6 +216,11 @@ class PassedRenewals(PassedStream):
         if not self.waits:
             now_s = self._follower.now_s()
             self._under_way.extend((message, now_s) for message in messages)
+
+    def on_requests_end(self) -> None:
+        self._ended = True
+        if not self._under_way:  # otherwise a renewal may have to be sent again
+            super().on_requests_end()
 
     def on_over(self) -> None:
         self._follower.close(self)
@@ -228,6 +242,26 @@ class PassedRenewals(PassedStream):
             return
         self._under_way.popleft()
         super().on_message(message)
+        if self._ended:
+            self.on_requests_end()
+
+    def on_ended(self, ended: Ended) -> None:
+        if ended.code != Code.UNAVAILABLE:
+            super().on_ended(ended)
+            return
+        self._leave_link()
+
+    def serve_here(self, own: StreamFactory) -> None:
+        self._leave_link()
+        super().serve_here(own)
+
+    def _leave_link(self) -> None:
+        """The renewals without an answer wait for the next leader."""
+        self._on_link = None
+        self._outdated = 0
+        self.since_s = self._follower.now_s()
+        self._early = [request for request, _ in self._under_way] + self._early
+        self._under_way.clear()
 
 
 class Follower:
@@ -324,11 +358,12 @@ class Follower:
             self._connecting.cancel()
         self.core.lead()
         self.core.metrics.reaches_leader = None
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-        for stream in list(self._streams):
-            stream.call.finish(errors.NO_LEADER.error())  # a client begins it anew, here
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        streams, self._streams = list(self._streams), {}
+        for stream in streams:
+            stream.serve_here(self._own_streams[stream.call.method])
         held, self._held = list(self._held), {}
         for passed in held:
             if not passed.call.over:

@@ -394,6 +394,15 @@ class StreamCall:
         except Exception as error:
             self.end_in_order(as_answer(error, self.method.path))
 
+    def serve_here(self, make: "StreamFactory", messages: list[bytes], *, ended: bool) -> None:
+        """The call was to be passed on, and this server leads now. `messages` have come; `ended`: no more will."""
+        self.passes_on = False
+        self._handler = make(self.core, self)
+        if messages:
+            self.take(messages)
+        if ended:
+            self.requests_end()
+
     def requests_end(self, *, without_any: bool = False) -> None:
         """The peer sends no more. `without_any`: it has sent no request; the call goes on as after an empty one."""
         if self.over or self.ending:

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server that follows another one: it answers its own clients, and goes on when it has to lead."""
+
+import contextlib
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base import limits
+from lessor.replicated.engine import ReplicatedEngine
+from lessor.server.following.follower import Follower
+from lessor.testing.server import InProcessServer
+from lessor.testing.virtual_clock import VirtualClock
+from tests.conformance.grpc_peer import Failure, GrpcPeer
+from tests.memory_log import MemoryLog, MemoryRecords
+from tests.whole.test_on_a_shared_log import FAST, eventually, put
+
+
+def server_on(kept: MemoryRecords, data_dir: Path, *flags: str) -> InProcessServer:
+    def engine(path: Path) -> ReplicatedEngine:
+        return ReplicatedEngine(path, lambda: MemoryLog(kept), FAST, urls=(server.client_url,), sync=False)
+
+    server = InProcessServer(*flags, clock=VirtualClock(flowing=True), data_dir=data_dir, make_engine=engine)
+    return server
+
+
+def leads(server: InProcessServer) -> bool:
+    return bool(server.call(lambda: server.server.core.elsewhere is None))
+
+
+def follower_of(server: InProcessServer) -> Follower:
+    found = server.server._follower
+    assert found is not None
+    return found
+
+
+def is_linked(server: InProcessServer) -> bool:
+    return bool(server.call(lambda: follower_of(server)._ready is not None))
+
+
+@contextlib.contextmanager
+def two(tmp_path: Path, *flags: str) -> Iterator[tuple[InProcessServer, InProcessServer]]:
+    """A server that leads, and one that follows it."""
+    kept = MemoryRecords()
+    with server_on(kept, tmp_path / "a", *flags) as leader:
+        eventually(lambda: leads(leader))
+        with server_on(kept, tmp_path / "b", *flags) as follower:
+            eventually(lambda: is_linked(follower))
+            yield leader, follower
+
+
+def test_a_follower_answers_as_the_leader_would(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer, GrpcPeer(leader.address) as other:
+        granted: Any = peer.call(rpc.LeaseGrantRequest(TTL=60, ID=7))
+        written: Any = peer.call(put(b"k", b"v", 7))
+        found: Any = other.call(rpc.RangeRequest(key=b"k"))
+        assert (granted.TTL, found.kvs[0].value, found.kvs[0].mod_revision) == (60, b"v", written.header.revision)
+        at_follower: Any = peer.call(rpc.RangeRequest(key=b"k"))
+        assert at_follower.kvs == found.kvs
+        renewed: Any = peer.call(rpc.LeaseKeepAliveRequest(ID=7))
+        assert (renewed.ID, renewed.TTL) == (7, 60)
+        left: Any = peer.call(rpc.LeaseTimeToLiveRequest(ID=7, keys=True))
+        assert list(left.keys) == [b"k"]
+        assert peer.call(rpc.LeaseRevokeRequest(ID=8)) == Failure(5, "etcdserver: requested lease not found")
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{follower.client_url}/v3/kv/range", b'{"key":"aw=="}'), timeout=10
+        ) as reply:
+            assert json.load(reply)["kvs"][0]["value"] == "dg=="
+
+
+def test_a_follower_says_who_leads(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer, GrpcPeer(leader.address) as other:
+        here: Any = peer.call(rpc.StatusRequest())
+        there: Any = other.call(rpc.StatusRequest())
+        assert here.leader == there.leader == there.header.member_id != here.header.member_id
+        assert here.header.cluster_id == there.header.cluster_id
+        eventually(lambda: peer.call(rpc.StatusRequest()).header.raft_term == there.header.raft_term)  # type: ignore[union-attr]
+        assert not here.errors
+        with urllib.request.urlopen(f"{follower.client_url}/readyz", timeout=10) as page:
+            assert page.read() == b"ok\n"
+
+
+def test_a_follower_shows_what_the_leader_has_written_to_watchers_and_in_old_reads(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer, GrpcPeer(leader.address) as other:
+        stream = peer.watch(rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"k", range_end=b"l")))
+        assert next(stream).created
+        for number in range(5):
+            other.call(put(b"k%d" % number, b"v"))
+        seen: list[bytes] = []
+        while len(seen) < 5:
+            seen += [event.kv.key for event in next(stream).events]
+        assert seen == [b"k%d" % number for number in range(5)]
+        old: Any = peer.call(rpc.RangeRequest(key=b"k", range_end=b"l", serializable=True))
+        assert [kv.key for kv in old.kvs] == seen
+        assert old.header.member_id == follower.call(lambda: follower.server.core.machine.identity.member_id)
+        digest_here: Any = peer.call(rpc.HashKVRequest())
+        digest_there: Any = other.call(rpc.HashKVRequest())
+        assert digest_here.hash == digest_there.hash
+
+
+def test_calls_at_a_follower_wait_for_the_next_leader_which_is_itself(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer, ThreadPoolExecutor(3) as threads:
+        peer.call(rpc.LeaseGrantRequest(TTL=60, ID=7))
+        peer.call(put(b"k", b"1", 7))
+        stream = peer.watch(rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=b"k")))
+        assert next(stream).created
+        leader.kill()
+        eventually(lambda: not is_linked(follower))
+        asked: list[Future[Any]] = [
+            threads.submit(peer.call, put(b"k", b"2", 7)),
+            threads.submit(peer.call, rpc.LeaseKeepAliveRequest(ID=7)),
+            threads.submit(peer.call, rpc.LeaseLeasesRequest()),
+        ]
+        written, renewed, leases = (call.result(20) for call in asked)
+        assert leads(follower)
+        assert renewed.TTL == 60
+        assert [each.ID for each in leases.leases] == [7]
+        values: list[bytes] = []
+        while not values or values[-1] != b"2":
+            values += [event.kv.value for event in next(stream).events]
+        found: Any = peer.call(rpc.RangeRequest(key=b"k"))
+        assert (found.kvs[0].value, found.kvs[0].mod_revision) == (b"2", written.header.revision)
+        assert leader.server.core.machine.identity.term < found.header.raft_term
+
+
+def test_after_an_orderly_end_the_follower_leads_and_no_call_at_it_fails(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer:
+        ended = threading.Event()
+        written: list[int] = []
+
+        def write() -> None:
+            while not ended.is_set():
+                reply: Any = peer.call(put(b"k", b"%d" % len(written)))
+                written.append(reply.header.revision)
+
+        with ThreadPoolExecutor(1) as threads:
+            writing = threads.submit(write)
+            eventually(lambda: len(written) > 20)
+            leader.stop()
+            eventually(lambda: leads(follower))
+            enough = len(written) + 20
+            eventually(lambda: len(written) > enough or writing.done())
+            ended.set()
+            writing.result(20)
+        assert written == list(range(written[0], written[0] + len(written)))  # each took effect once
+
+
+def test_without_a_leader_a_call_waits_and_is_refused_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "NO_LEADER_S_MAX", 0.3)
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer:
+        peer.call(put(b"k", b"v"))
+        follower.call(lambda: setattr(follower_of(follower), "_leader", lambda: None))
+        eventually(lambda: not is_linked(follower))
+        with pytest.raises(grpc.RpcError, match="etcdserver: no leader"):
+            peer.call(put(b"k", b"w"))
+        with pytest.raises(grpc.RpcError, match="etcdserver: no leader"):
+            peer.call(rpc.LeaseKeepAliveRequest(ID=7))
+        old: Any = peer.call(rpc.RangeRequest(key=b"k", serializable=True))
+        assert old.kvs[0].value == b"v"
+        status: Any = peer.call(rpc.StatusRequest())
+        assert (status.leader, list(status.errors)) == (0, ["etcdserver: no leader"])
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"{follower.client_url}/readyz", timeout=10)
+        assert leads(leader)
+
+
+def test_rights_are_judged_where_the_token_is_known(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower):
+        leader._enable_auth("secret")
+        eventually(lambda: follower.call(lambda: follower.server.core.auth.enabled))
+        for server in (leader, follower):
+            with GrpcPeer(server.address) as stranger:
+                refused = Failure(3, "etcdserver: user name is empty")
+                assert stranger.call(rpc.RangeRequest(key=b"k", serializable=True)) == refused
+                assert stranger.call(put(b"k", b"v")) == refused
+                assert stranger.call(rpc.HashKVRequest()) == refused
+                with pytest.raises(grpc.RpcError) as error:
+                    list(stranger.channel.unary_stream("/etcdserverpb.Maintenance/Snapshot")(b"", timeout=10))
+                assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+        from lessor.client import Client
+
+        with Client(follower.address, user="root", password="secret") as client:
+            client.put("k", "v")
+            assert client.get("k").kvs[0].value == b"v"
+            revision = client.put("k", "w").header.revision
+            with client.watch("k", start_revision=revision) as responses:
+                assert [event.kv.value for event in next(iter(responses)).events] == [b"w"]
+
+
+def test_a_renewal_whose_answer_is_old_is_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer:
+        peer.call(rpc.LeaseGrantRequest(TTL=60, ID=7))
+        clock = [100.0]
+        found = follower_of(follower)
+        follower.call(lambda: setattr(found, "now_s", lambda: clock[0]))
+        renewed = leader.call(lambda: leader.server.core.metrics.renewed)
+
+        def answered_late() -> None:  # the leader has renewed the lease, and the answer is on its way for long
+            eventually(lambda: leader.call(lambda: leader.server.core.metrics.renewed) == renewed + 1)
+
+        link = follower.call(lambda: found._ready)
+        assert link is not None
+        received = link.data_received
+
+        def late(data: bytes) -> None:
+            answered_late()
+            clock[0] += 1.0
+            link.data_received = received  # type: ignore[method-assign]
+            received(data)
+
+        follower.call(lambda: setattr(link, "data_received", late))
+        reply: Any = peer.call(rpc.LeaseKeepAliveRequest(ID=7))
+        assert (reply.ID, reply.TTL) == (7, 60)
+        assert leader.call(lambda: leader.server.core.metrics.renewed) == renewed + 2
