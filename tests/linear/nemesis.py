@@ -4,6 +4,7 @@
 A driver knows a `Nemesis` only: the endpoints of its servers, `strike`, and what the history has to know of strikes.
 """
 
+import json
 import math
 import os
 import random
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -21,8 +23,8 @@ from tests.engine_flags import engine_flags
 from tests.ports import free_port
 
 STOP_S_MAX = 20.0
+START_S_MAX = 20.0
 EXIT_FENCED = 75  # of a Lessor that another one has taken over
-STAND_BY_S = 1.5  # in which a new process gets so far that it can take over
 LESSOR = ("-m", "lessor")
 
 
@@ -58,6 +60,24 @@ class Process(ABC):
     def wait_until_serving(self) -> None:
         assert self._process is not None
         wait_until_healthy(f"http://{self.endpoint}", self._process, self._log)
+
+    def wait_until_leading(self) -> None:
+        """Returns when the server says that it leads its log."""
+        until_s = time.monotonic() + START_S_MAX
+        while not self._leads():
+            assert self._process is not None
+            assert self._process.poll() is None, f"it has ended: see {self._log}"
+            assert time.monotonic() < until_s, f"it does not lead: see {self._log}"
+            time.sleep(0.01)
+
+    def _leads(self) -> bool:
+        asked = urllib.request.Request(f"http://{self.endpoint}/v3/maintenance/status", b"{}")
+        try:
+            with urllib.request.urlopen(asked, timeout=1) as reply:
+                status = json.load(reply)
+        except OSError:
+            return False
+        return bool(status.get("leader") == status["header"]["member_id"])
 
     def signal(self, number: int) -> None:
         assert self._process is not None
@@ -213,8 +233,9 @@ class StandingBy(Nemesis):
 
     def start(self) -> None:
         self._leading.spawn()
-        self._leading.wait_until_serving()
+        self._leading.wait_until_leading()
         self._standing_by.spawn()
+        self._standing_by.wait_until_serving()
 
     def strike(self, chance: random.Random) -> None:
         kind = chance.choice(("kill", "kill", "stop", "end"))
@@ -228,14 +249,14 @@ class StandingBy(Nemesis):
         else:
             struck.terminate()
             struck.deaths.append(time.monotonic())
-        self._standing_by.wait_until_serving()
+        self._standing_by.wait_until_leading()
         if kind == "stop":
             time.sleep(chance.uniform(0.0, 0.5))
             struck.signal(signal.SIGCONT)
             assert struck.has_ended() == EXIT_FENCED
         self._leading, self._standing_by = self._standing_by, struck
         self._standing_by.spawn()
-        time.sleep(STAND_BY_S)
+        self._standing_by.wait_until_serving()
         self.disturbed.append((began_s, time.monotonic()))
 
     def settled_s(self, endpoint: str, called_s: float) -> float:

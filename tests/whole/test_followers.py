@@ -185,7 +185,7 @@ def test_rights_are_judged_where_the_token_is_known(tmp_path: Path) -> None:
                 assert stranger.call(rpc.HashKVRequest()) == refused
                 with pytest.raises(grpc.RpcError) as error:
                     list(stranger.channel.unary_stream("/etcdserverpb.Maintenance/Snapshot")(b"", timeout=10))
-                assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+                assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         from lessor.client import Client
 
         with Client(follower.address, user="root", password="secret") as client:

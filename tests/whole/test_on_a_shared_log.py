@@ -22,7 +22,7 @@ from lessor.durable.engine import FIRST_TERM
 from lessor.durable.shared_log import UnknownError
 from lessor.replicated.engine import ReplicatedEngine
 from lessor.server.main import EXIT_DISK_FAILED, EXIT_FENCED
-from lessor.server.tls.listeners import tls_for
+from lessor.state.replay import promote
 from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
 from tests.conformance.grpc_peer import GrpcPeer
@@ -171,32 +171,23 @@ def test_a_server_whose_log_is_away_can_be_stopped(tmp_path: Path, monkeypatch: 
 
 
 def test_a_server_that_needs_long_to_begin_keeps_the_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its claim and its serving there may be leases to promote, certificates to make."""
+    """Between its claim and its serving there may be many leases to promote."""
     kept = MemoryRecords()
 
-    def slowly(*args: Any) -> Any:
+    def slowly(*args: Any, **named: Any) -> None:
         time.sleep(3 * FAST.claim_s)
-        return tls_for(*args)
+        promote(*args, **named)
 
-    monkeypatch.setattr("lessor.server.main.tls_for", slowly)
-    one = server_on(kept, tmp_path / "a")
-    starting = threading.Thread(target=one.start)
-    starting.start()
-    eventually(lambda: claims(kept) == 1)
-    monkeypatch.setattr("lessor.server.main.tls_for", tls_for)
-    two = server_on(kept, tmp_path / "b")
-    standing_by = threading.Thread(target=two.start)
-    standing_by.start()
-    starting.join(20)
-    try:
-        with GrpcPeer(one.address) as peer:
-            peer.call(put(b"k", b"v"))
-        assert claims(kept) == 1
-    finally:
-        one.close()
-        standing_by.join(20)
-        two.close()
-    assert claims(kept) == 2
+    monkeypatch.setattr("lessor.server.main.promote", slowly)
+    with server_on(kept, tmp_path / "a") as one:
+        eventually(lambda: claims(kept) == 1)
+        monkeypatch.setattr("lessor.server.main.promote", promote)
+        with server_on(kept, tmp_path / "b"):
+            with GrpcPeer(one.address) as peer:
+                peer.call(put(b"k", b"v"))
+            assert claims(kept) == 1
+            one.stop()
+            eventually(lambda: claims(kept) == 2)
 
 
 def claims(kept: MemoryRecords) -> int:
