@@ -178,7 +178,7 @@ class Server:
     def _stand_by(self) -> None:
         """Begins to follow the server that leads."""
         core = self.core
-        self._follower = Follower(core, lambda: self._engine.leader, self.options.tls.trusted_ca_file)
+        self._follower = Follower(core, lambda: self._engine.leader, self.options.tls)
         self._committer.stand_by(self._follow, self._lead)
 
     def _follow(self, rows: Rows, term: int) -> None:

@@ -33,11 +33,13 @@ from lessor.base import errors, limits
 from lessor.base.clock import BootClock
 from lessor.base.errors import Code, EtcdError
 from lessor.client._endpoint import parse_endpoint
+from lessor.client._tls import tls_context
 from lessor.cluster.forwarding import FORWARD_PASS_ON_S
 from lessor.durable.engine import FOLLOW_S, Leader
 from lessor.server.following.link import Ended, Link, LinkCall, connect
 from lessor.server.loop.call import StreamCall, StreamFactory, StreamHandler, UnaryCall
 from lessor.server.loop.core import Core
+from lessor.server.options import TlsOptions
 from lessor.state.permissions import Caller
 from lessor.wire import h2
 
@@ -80,6 +82,7 @@ _REPEATABLE: Final = frozenset(
 # These wait for another client: there is no bound to how long that takes.
 _OPEN_ENDED: Final = frozenset(BY_PATH[path] for path in ("/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"))
 _CONNECT_S_MAX: Final = 1.0
+_NO_NAME: Final = "etcdserver: this server does not lead, and cannot pass on the name in a certificate; ask the leader"
 _SLOW: Final = "the answers of the leader are not read"
 
 
@@ -142,15 +145,19 @@ class PassedStream:
         self._follower = follower
         self.call = call
         call.passes_on = True
+        self._refused = follower.is_named_by_certificate(call)
         self.since_s = follower.now_s()
         self._on_link: LinkCall | None = None
         self._early: list[bytes] = []  # requests that came before there was a link
         self._ended = False  # no more requests will come
-        follower.open(self)
+        if not self._refused:
+            follower.open(self)
 
     # --- from the call ---
 
     def on_messages(self, messages: list[bytes]) -> None:
+        if self._refused:
+            raise EtcdError(Code.UNAVAILABLE, _NO_NAME)
         if self._on_link is None:
             self._early += messages
         else:
@@ -267,13 +274,14 @@ class PassedRenewals(PassedStream):
 class Follower:
     """Stands in for the leader. Implements core.Elsewhere."""
 
-    def __init__(self, core: Core, leader: Callable[[], Leader | None], ca_file: str) -> None:
-        """`leader` says who leads now, as far as is known. `ca_file`: whose certificates a leader with TLS must have;
-        "": those that the machine trusts."""
+    def __init__(self, core: Core, leader: Callable[[], Leader | None], tls: TlsOptions) -> None:
+        """`leader` says who leads now, as far as is known. `tls`: this server's own. A leader with TLS must have a
+        certificate of its --trusted-ca-file, or of one that the machine trusts, and is shown this server's.
+        """
         self.core = core
         self.now_s: Callable[[], float] = BootClock().now_s
         self._leader = leader
-        self._ca_file = ca_file
+        self._tls_options = tls
         self._context: ssl.SSLContext | None = None
         self._link: Link | None = None
         self._linked: Leader | None = None  # whose link that is
@@ -309,6 +317,8 @@ class Follower:
         )
 
     def pass_on(self, call: UnaryCall, request: Message) -> PassedOn:
+        if self.is_named_by_certificate(call):
+            raise EtcdError(Code.UNAVAILABLE, _NO_NAME)
         passed = PassedOn(self, call, request)
         link = self._ready
         if link is None:
@@ -325,6 +335,10 @@ class Follower:
         return (
             not self.core.auth.enabled or call.method in _NEEDS_NO_CALLER or isinstance(self.core.claimed(call), Caller)
         )
+
+    def is_named_by_certificate(self, call: Any) -> bool:
+        """Whether only the certificate of its connection says who calls: the leader does not see that."""
+        return self.core.auth.enabled and call.token is None and call.peer_common_name is not None
 
     # --- calls ---
 
@@ -436,7 +450,10 @@ class Follower:
 
     def _tls(self) -> ssl.SSLContext:
         if self._context is None:
-            context = ssl.create_default_context(cafile=self._ca_file or None)
+            tls = self._tls_options
+            context = tls_context(ca_file=tls.trusted_ca_file or None)
+            if tls.asks_clients and tls.cert_file:
+                context.load_cert_chain(tls.cert_file, tls.key_file)
             context.set_alpn_protocols(["h2"])
             self._context = context
         return self._context

@@ -41,6 +41,12 @@ def token_of(stream: Stream | None) -> bytes | None:
     return token if token is not None else head.get(b"authorization")
 
 
+def is_forwarded(stream: Stream | None) -> bool:
+    """Whether another server passes the call on. The certificate of its connection names no caller then."""
+    head = stream.head if stream is not None else None
+    return head is not None and head.get(FORWARDED_HEADER) is not None
+
+
 class Route:
     """What all calls with one head have in common. Kept in the head, so that no call looks it up."""
 
@@ -77,7 +83,7 @@ class GrpcUnary(UnaryCall):
 
     @property
     def peer_common_name(self) -> str | None:
-        return self._output.peer_common_name
+        return None if is_forwarded(self._stream) else self._output.peer_common_name
 
     def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
         return self._output.waits_for_peer(go_on)
@@ -244,7 +250,7 @@ class GrpcStream(StreamCall):
 
     @property
     def peer_common_name(self) -> str | None:
-        return self._output.peer_common_name
+        return None if is_forwarded(self._stream) else self._output.peer_common_name
 
     @property
     def held(self) -> Held:
@@ -256,8 +262,7 @@ class GrpcStream(StreamCall):
 
     @property
     def forwarded(self) -> bool:
-        stream = self._stream
-        return stream is not None and stream.head is not None and stream.head.get(FORWARDED_HEADER) is not None
+        return is_forwarded(self._stream)
 
     @property
     def backlog_bytes(self) -> int:
