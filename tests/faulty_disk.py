@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lessor.durable import directory
-from lessor.durable.engine import Answering, Begun, Engine, EngineError, Follow, Leader, Loaded, Meta, Sizes
+from lessor.durable.engine import Answering, Begun, Engine, EngineError, Follow, Leader, Loaded, LogEnd, Meta, Sizes
 from lessor.durable.file_log import Disk
 from lessor.durable.sectors import SECTOR_BYTES
 from lessor.state.journal import Batch
@@ -100,6 +100,13 @@ class FaultyEngine:
     @property
     def leader(self) -> Leader | None:
         return self._engine.leader
+
+    @property
+    def end(self) -> LogEnd | None:
+        return self._engine.end
+
+    def told(self, epoch: int, record: int) -> None:
+        self._engine.told(epoch, record)
 
     def lead(self, follow: Follow) -> Begun:
         return self._write(lambda: self._engine.lead(follow))

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
+from lessor.api.proto import following_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.replicated.engine import ReplicatedEngine
@@ -221,3 +222,30 @@ def test_a_renewal_whose_answer_is_old_is_sent_again(tmp_path: Path, monkeypatch
         reply: Any = peer.call(rpc.LeaseKeepAliveRequest(ID=7))
         assert (reply.ID, reply.TTL) == (7, 60)
         assert leader.call(lambda: leader.server.core.metrics.renewed) == renewed + 2
+
+
+def test_members_are_those_who_are_there(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as peer, GrpcPeer(follower.address) as other:
+
+        def members(asked: GrpcPeer) -> set[str]:
+            listed = asked.channel.unary_unary(
+                "/etcdserverpb.Cluster/MemberList", None, rpc.MemberListResponse.FromString
+            )(b"", timeout=10)
+            return {member.clientURLs[0] for member in listed.members}
+
+        eventually(lambda: members(peer) == {leader.client_url, follower.client_url})
+        assert members(other) == members(peer)
+        follower.kill()
+        eventually(lambda: members(peer) == {leader.client_url})
+
+
+def test_nobody_follows_who_cannot_read_the_log(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, _follower), GrpcPeer(leader.address) as peer:
+        asked = following_pb2.FollowRequest(member_id=7, name="n7", client_urls=["http://evil:1"], proof=bytes(32))
+        with pytest.raises(grpc.RpcError, match="no proof of access to the log"):
+            list(
+                peer.channel.unary_stream("/lessorpb.Following/Follow", None, following_pb2.FollowResponse.FromString)(
+                    asked.SerializeToString(), timeout=10
+                )
+            )
+        assert all(member.member_id != 7 for member in leader.call(lambda: list(leader.server.core.followers.values())))

@@ -13,7 +13,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
 
-from lessor.api.proto import election_pb2, health_pb2, leases_pb2, lock_pb2, rpc_pb2
+from lessor.api.proto import election_pb2, following_pb2, health_pb2, leases_pb2, lock_pb2, rpc_pb2
 
 # By "<Service>/<Method>": routes below the /v3 prefix, first the one to show to people.
 _ROUTES: dict[str, tuple[str, ...]] = {
@@ -114,7 +114,7 @@ def _methods_of(file: FileDescriptor) -> list[Method]:
 
 METHODS: tuple[Method, ...] = tuple(
     method
-    for module in (rpc_pb2, lock_pb2, election_pb2, leases_pb2, health_pb2)
+    for module in (rpc_pb2, lock_pb2, election_pb2, leases_pb2, following_pb2, health_pb2)
     for method in _methods_of(module.DESCRIPTOR)
 )
 BY_PATH: dict[str, Method] = {method.path: method for method in METHODS}

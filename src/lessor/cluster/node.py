@@ -135,6 +135,7 @@ class Node:
         self._read_at = 0  # the position of `standing` when that read was asked for
         self._read_s = float("-inf")
         self._read_again = False  # there is more to read
+        self._told = (0, 0)  # epoch and number of a record that its writer says to have landed
         # The newest record that we know is looked at once more: it says how long its node may answer, or that it has
         # released, and that the log still has it.
         self._looks_back = standing.number > 0
@@ -265,7 +266,7 @@ class Node:
         self.applied = entry.number
         self.tenure.landed(placing.since_s, now_s)
         if entry.kind == CLAIM:
-            self.leader = Leader(self.node_id, self._urls)
+            self.leader = Leader(self.node_id, self._urls, self.nonce)
             self._effects.append(Lead(entry, entry.record.rows.clock_s, before))
         else:
             self._effects.append(Durable(entry))
@@ -338,6 +339,20 @@ class Node:
         else:
             self._take_entry(entry, now_s, confirmed=True)
 
+    def told(self, epoch: int, number: int, now_s: float) -> None:
+        """The writer of a record says that it has landed, and so all before it. To be read from the log."""
+        self._told = max(self._told, (epoch, number))
+        if self.stopped or self._placing is not None or self.tenure.state != FOLLOWER:
+            return
+        if number > self.standing.number:
+            self._read_more(now_s)
+        elif self._waits is not None and self._is_told(self._waits):
+            self._confirm()
+
+    def _is_told(self, entry: Entry) -> bool:
+        epoch, number = self._told
+        return entry.epoch == epoch and entry.number <= number
+
     def _take_all(self, records: Sequence[bytes], now_s: float, *, confirmed: bool = False) -> None:
         for data in records:
             entry = self._decoded(data)
@@ -365,7 +380,7 @@ class Node:
             self.tenure.saw(now_s)
             self._learn(entry, now_s)
             self._waits = entry
-            if confirmed:
+            if confirmed or self._is_told(entry):
                 self._confirm()
         elif judged == OLD:
             if confirmed and entry.number == standing.number:
@@ -385,7 +400,7 @@ class Node:
         elif entry.kind in _LETTING:
             self.tenure.others_lease_s = entry.subject / 1e3
             if entry.texts or entry.kind == CLAIM or self.leader is None:
-                self.leader = Leader(entry.node, tuple(entry.texts))
+                self.leader = Leader(entry.node, tuple(entry.texts), entry.nonce)
 
     def _confirm(self) -> None:
         """The record that waits, if one does, is known to its writer."""

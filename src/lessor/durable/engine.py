@@ -102,6 +102,15 @@ class Leader(NamedTuple):
 
     member_id: int
     urls: tuple[str, ...]  # for clients; () while no record has named them yet
+    nonce: bytes  # of the process, as its records have it: nobody else knows it
+
+
+class LogEnd(NamedTuple):
+    """How far a process that leads a shared log has come."""
+
+    epoch: int  # in which it writes
+    record: int  # the newest one that has landed
+    nonce: bytes  # of the process
 
 
 class Answering(Protocol):
@@ -137,6 +146,15 @@ class Engine(Protocol):
     @property
     def leader(self) -> Leader | None:
         """Another process that leads the log; None when none is known. May be asked from any thread."""
+        ...
+
+    @property
+    def end(self) -> LogEnd | None:
+        """How far this process has come as the leader; None when it does not lead a shared log. From any thread."""
+        ...
+
+    def told(self, epoch: int, record: int) -> None:
+        """The leader says that its record is in the log for good: `try_to_lead` takes it in. From any thread."""
         ...
 
     def open(self, new_identity: tuple[int, int]) -> Meta:

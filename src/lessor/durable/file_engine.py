@@ -20,7 +20,7 @@ import sqlite3
 from pathlib import Path
 
 from lessor.durable import directory, opening, record
-from lessor.durable.engine import FIRST_TERM, Answering, Begun, DataDirError, EngineError, Follow, Leader, Meta
+from lessor.durable.engine import FIRST_TERM, Answering, Begun, DataDirError, EngineError, Follow, Leader, LogEnd, Meta
 from lessor.durable.engine_on_tables import UNFOLDED_ROWS_MAX, EngineOnTables
 from lessor.durable.file_log import Disk, FileLog
 from lessor.durable.log import Log, LogFullError
@@ -41,6 +41,7 @@ class FileEngine(EngineOnTables):
 
     answering: Answering | None = None
     leader: Leader | None = None
+    end: LogEnd | None = None
 
     def __init__(
         self,
@@ -129,6 +130,9 @@ class FileEngine(EngineOnTables):
         return Begun(self._term, self._clock_s, clean)
 
     try_to_lead = lead
+
+    def told(self, epoch: int, record: int) -> None:
+        """Nobody else leads."""
 
     def stop_waiting(self) -> None:
         """Nothing here waits for others."""

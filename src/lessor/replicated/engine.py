@@ -30,7 +30,7 @@ from lessor.cluster.node import Node
 from lessor.cluster.standing import Standing
 from lessor.cluster.tenure import Timing
 from lessor.durable import directory, opening
-from lessor.durable.engine import FIRST_TERM, FOLLOW_S, Begun, DataDirError, EngineError, Follow, Leader, Meta
+from lessor.durable.engine import FIRST_TERM, FOLLOW_S, Begun, DataDirError, EngineError, Follow, Leader, LogEnd, Meta
 from lessor.durable.engine_on_tables import UNFOLDED_ROWS_MAX, EngineOnTables
 from lessor.durable.log import LogError
 from lessor.durable.meta_rows import LogPosition
@@ -93,6 +93,7 @@ class ReplicatedEngine(EngineOnTables):
         self._follow: Follow = lambda rows, term: None
         self._began_s: float | None = None  # when this process began to look whether it may lead; None: not yet
         self._said = False  # that another process leads
+        self._told = (0, 0)  # the newest epoch and record that the leader has said to be there
         self.answering: Answering | None = None
 
     # --- open -------------------------------------------------------------------------------------------------------
@@ -238,6 +239,16 @@ class ReplicatedEngine(EngineOnTables):
         node = self._node
         return None if node is None or node.leads else node.leader
 
+    @property
+    def end(self) -> LogEnd | None:
+        node = self._node
+        if node is None or not node.leads:
+            return None
+        return LogEnd(node.standing.epoch, node.standing.number, node.nonce)
+
+    def told(self, epoch: int, record: int) -> None:
+        self._told = epoch, record
+
     def lead(self, follow: Follow) -> Begun:
         while (begun := self.try_to_lead(follow)) is None:
             self._sleep(FOLLOW_S)
@@ -250,6 +261,7 @@ class ReplicatedEngine(EngineOnTables):
             raise EngineError("nobody waits to lead any more")
         if self._began_s is None:
             self._began_s = self._now_s()
+        node.told(*self._told, self._now_s())
         hands.tick()
         if hands.lead is None:
             now_s = self._now_s()

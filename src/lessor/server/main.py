@@ -129,6 +129,7 @@ class Server:
         )
         handlers = self.services.handlers()
         self.core = Core(self.options, machine, gate, turn, self._committer, metrics, self._tokens, handlers)
+        self.core.log_end = lambda: self._engine.end
 
     def _make_tokens(self) -> Tokens:
         """Raises OptionError for an --auth-token that cannot work, before any data is opened."""
@@ -178,8 +179,12 @@ class Server:
     def _stand_by(self) -> None:
         """Begins to follow the server that leads."""
         core = self.core
-        self._follower = Follower(core, lambda: self._engine.leader, self.options.tls)
+        self._follower = Follower(core, lambda: self._engine.leader, self._told, self.options.tls)
         self._committer.stand_by(self._follow, self._lead)
+
+    def _told(self, epoch: int, record: int) -> None:
+        self._engine.told(epoch, record)
+        self._committer.look_now()
 
     def _follow(self, rows: Rows, term: int) -> None:
         machine = self.core.machine

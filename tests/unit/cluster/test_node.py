@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node's decisions, one by one. All of them together: tests/simulation."""
 
-from lessor.cluster.node import Append, Apply, Durable, Effect, Lead, Node, Read, StepDown, Stop
+from lessor.cluster.node import TELL_URLS_S, Append, Apply, Durable, Effect, Lead, Node, Read, StepDown, Stop
 from lessor.cluster.standing import Standing
 from lessor.cluster.tenure import Timing
 from lessor.durable import shared_record
+from lessor.durable.engine import Leader
 from lessor.durable.record import CHAIN_BYTES, Changes
 from lessor.durable.shared_log import Found
 from lessor.durable.shared_record import BATCH, BEAT, CLAIM, NONCE_BYTES, RELEASE, Entry
@@ -22,11 +23,11 @@ class Log:
     def records(self) -> list[bytes]:
         return [entry.data for entry in self.entries]
 
-    def add(self, kind: int, epoch: int = 1, *, subject: int = 0) -> Entry:
+    def add(self, kind: int, epoch: int = 1, *, subject: int = 0, texts: tuple[str, ...] = ()) -> Entry:
         chain = self.entries[-1].chain if self.entries else bytes(CHAIN_BYTES)
         number = len(self.entries) + 1
         rows = Changes(number, float(number))
-        entry = shared_record.encode(kind, number, epoch, chain, 2, ANOTHERS, rows, subject=subject)
+        entry = shared_record.encode(kind, number, epoch, chain, 2, ANOTHERS, rows, subject=subject, texts=texts)
         self.entries.append(entry)
         return entry
 
@@ -34,8 +35,8 @@ class Log:
 class Driver:
     """Carries out nothing, and keeps what it was told to do."""
 
-    def __init__(self) -> None:
-        self.node = Node(1, NONCE, Timing(), Standing())
+    def __init__(self, urls: tuple[str, ...] = ()) -> None:
+        self.node = Node(1, NONCE, Timing(), Standing(), urls)
         self.log = Log()
         self.now_s = 100.0
 
@@ -275,3 +276,75 @@ def test_a_damaged_record_in_the_log_stops_the_node_and_one_from_another_node_do
     driver.node.read_ok(read.ticket, Found([b"garbage"], 1), driver.now_s)
     (stop,) = driver.take()
     assert isinstance(stop, Stop)
+
+
+def test_a_record_that_its_writer_says_to_have_landed_is_applied_at_once() -> None:
+    driver = Driver()
+    driver.log.add(CLAIM)
+    driver.read()
+    driver.log.add(BATCH)
+    (apply,) = driver.read()  # of the claim: the batch waits
+    assert isinstance(apply, Apply)
+    driver.node.told(1, 2, driver.now_s)
+    (apply,) = driver.take()
+    assert isinstance(apply, Apply)
+    assert apply.entry.number == 2
+    driver.node.told(1, 2, driver.now_s)
+    assert driver.take() == []
+
+
+def test_a_record_that_is_not_there_yet_is_read_when_its_writer_says_that_it_has_landed() -> None:
+    driver = Driver()
+    driver.log.add(CLAIM)
+    driver.read()
+    driver.log.add(BATCH)
+    driver.node.told(1, 2, driver.now_s)
+    (read,) = driver.take()
+    assert isinstance(read, Read)
+    driver.node.read_ok(read.ticket, Found(driver.log.records[read.after :], 2), driver.now_s)
+    assert [effect.entry.number for effect in driver.take(Apply) if isinstance(effect, Apply)] == [1, 2]
+
+
+def test_what_a_writer_said_in_an_older_epoch_is_not_taken_for_another_record() -> None:
+    driver = Driver()
+    driver.log.add(CLAIM)
+    driver.node.told(1, 2, driver.now_s)
+    driver.take()
+    driver.node.read_failed(1)
+    driver.log.add(CLAIM, epoch=2)
+    (apply,) = driver.read()
+    assert isinstance(apply, Apply)
+    assert apply.entry.number == 1  # the claim of epoch 2 is not what was said
+
+
+def test_records_say_who_leads_and_where() -> None:
+    driver = Driver()
+    assert driver.node.leader is None
+    driver.log.add(CLAIM)
+    driver.read()
+    assert driver.node.leader == Leader(2, (), ANOTHERS)
+    driver.log.add(BEAT, texts=("http://two",))
+    driver.read()
+    driver.log.add(BATCH)
+    driver.read()
+    assert driver.node.leader == Leader(2, ("http://two",), ANOTHERS)
+    driver.log.add(RELEASE)
+    driver.read()
+    assert driver.node.leader is None
+
+
+def test_a_primary_names_its_urls_once_a_second() -> None:
+    driver = Driver(urls=("http://one",))
+    driver.lead()
+    assert driver.node.leader == Leader(1, ("http://one",), NONCE)
+    named = []
+    for _ in range(10):
+        append = driver.submit()
+        entry = shared_record.decode(append.data)
+        assert entry is not None
+        named.append(tuple(entry.texts))
+        driver.node.append_ok(append.ticket, driver.now_s)
+        driver.take()
+        driver.now_s += TELL_URLS_S / 4
+    assert named.count(("http://one",)) == 2
+    assert named[0] == ()  # the claim has just said it

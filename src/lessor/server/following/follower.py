@@ -29,12 +29,14 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from lessor.api.methods import BY_PATH, Method
+from lessor.api.proto import following_pb2
 from lessor.base import errors, limits
 from lessor.base.clock import BootClock
 from lessor.base.errors import Code, EtcdError
 from lessor.client._endpoint import parse_endpoint
 from lessor.client._tls import tls_context
 from lessor.cluster.forwarding import FORWARD_PASS_ON_S
+from lessor.cluster.proof import proof
 from lessor.durable.engine import FOLLOW_S, Leader
 from lessor.server.following.link import Ended, Link, LinkCall, connect
 from lessor.server.loop.call import StreamCall, StreamFactory, StreamHandler, UnaryCall
@@ -56,10 +58,12 @@ _HERE: Final = frozenset(
         "/etcdserverpb.Maintenance/Defragment",
         "/etcdserverpb.Maintenance/Snapshot",
         "/etcdserverpb.Watch/Watch",
+        "/lessorpb.Following/Follow",
     )
 )
 _NEEDS_NO_CALLER: Final = frozenset(BY_PATH[f"/grpc.health.v1.Health/{name}"] for name in ("Check", "Watch"))
 _RANGE: Final = BY_PATH["/etcdserverpb.KV/Range"]
+_FOLLOW: Final = BY_PATH["/lessorpb.Following/Follow"]
 _KEEPALIVE: Final = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
 # Calls that change nothing: to pass them on once more does no harm.
 _REPEATABLE: Final = frozenset(
@@ -274,18 +278,23 @@ class PassedRenewals(PassedStream):
 class Follower:
     """Stands in for the leader. Implements core.Elsewhere."""
 
-    def __init__(self, core: Core, leader: Callable[[], Leader | None], tls: TlsOptions) -> None:
-        """`leader` says who leads now, as far as is known. `tls`: this server's own. A leader with TLS must have a
+    def __init__(
+        self, core: Core, leader: Callable[[], Leader | None], told: Callable[[int, int], None], tls: TlsOptions
+    ) -> None:
+        """`leader` says who leads now, as far as is known. `told` gets the epoch and the number of a record that the
+        leader says to be in the log for good. `tls`: this server's own. A leader with TLS must have a
         certificate of its --trusted-ca-file, or of one that the machine trusts, and is shown this server's.
         """
         self.core = core
         self.now_s: Callable[[], float] = BootClock().now_s
         self._leader = leader
+        self._told = told
         self._tls_options = tls
         self._context: ssl.SSLContext | None = None
         self._link: Link | None = None
         self._linked: Leader | None = None  # whose link that is
         self._connecting: asyncio.Task[None] | None = None
+        self._introduced = False  # to the leader that the link is to
         self._attempt = 0
         self._said = ""  # why there is no link, as the log has it
         self._held: dict[PassedOn, None] = {}  # in the order in which they came
@@ -415,7 +424,30 @@ class Follower:
     def _member_linked(self) -> int:
         return 0 if self._linked is None else self._linked.member_id
 
+    def _introduce(self, link: Link, leader: Leader) -> None:
+        """Says to the leader who follows it, so that it tells how far the log has come."""
+        self._introduced = True
+        options = self.core.options
+        member_id, name = self.core.machine.identity.member_id, options.name
+        urls = options.advertise_client_urls
+        asked = following_pb2.FollowRequest(
+            member_id=member_id, name=name, client_urls=urls, proof=proof(leader.nonce, member_id, name, urls)
+        )
+        link.start(_FOLLOW.path, self, []).send([asked.SerializeToString()], last=True)
+
+    def on_message(self, message: bytes) -> None:
+        """The leader says how far the log has come."""
+        told = following_pb2.FollowResponse.FromString(message)
+        self._told(told.epoch, told.record)
+
+    def on_ended(self, ended: Ended) -> None:
+        """The leader says no more about that: the log is looked at now and then."""
+        if not ended.lost:
+            log.warning("the leader does not tell how far it is", extra={"reason": ended.text})
+
     def _start_all(self, link: Link) -> None:
+        if not self._introduced and self._linked is not None:
+            self._introduce(link, self._linked)
         for stream in [stream for stream in self._streams if stream.waits]:
             if link.ready:
                 stream.start(link)
@@ -444,6 +476,7 @@ class Follower:
         else:
             self._said = ""
             self._link, self._linked = link, leader
+            self._introduced = False
             log.info("calls are passed on to the leader", extra={"url": url})
         finally:
             self._connecting = None

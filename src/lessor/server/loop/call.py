@@ -300,7 +300,9 @@ _OVER: Final = _Over()
 FORWARDED_HEADER: Final = b"lessor-forwarded"  # of a call that another server of the log passes on
 
 # The handlers of these methods check the caller's rights themselves: for each watch and each keepalive, in its turn.
-_ASK_THEMSELVES: Final = frozenset({"/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"})
+_ASK_THEMSELVES: Final = frozenset(
+    {"/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive", "/lessorpb.Following/Follow"}
+)
 
 
 class StreamCall:

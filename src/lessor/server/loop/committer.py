@@ -64,6 +64,8 @@ class Committer:
         self._in_line = False
         self._loop_begins = threading.Event()
         self._kept_up: Future[None] | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._look_again = False
         self._follow: Follow = lambda rows, term: None
         self._on_lead: Callable[[Begun], None] = lambda begun: None
 
@@ -333,12 +335,24 @@ class Committer:
         if not (self.failed or self._closed):
             self._timer = self._loop.call_later(max(at_s - self._clock.now_s(), 0.0), self._due)
 
-    def _look_later(self) -> None:
-        if not (self.failed or self._closed):
-            assert self._loop is not None
-            self._loop.call_later(FOLLOW_S, self._look_now)
+    def look_now(self) -> None:
+        """While this process stands by: has the engine look at the log at once. Cheap to repeat."""
+        if self._look_timer is None:
+            self._look_again = True  # it looks at this moment
+        else:
+            self._look_timer.cancel()
+            self._give_look()
 
-    def _look_now(self) -> None:
+    def _look_later(self) -> None:
+        if self._look_again:
+            self._give_look()
+        else:
+            assert self._loop is not None
+            self._look_timer = self._loop.call_later(FOLLOW_S, self._give_look)
+
+    def _give_look(self) -> None:
+        self._look_timer = None
+        self._look_again = False
         if not (self.failed or self._closed):
             self._give(self._look)
 

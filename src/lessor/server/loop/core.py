@@ -19,6 +19,7 @@ from lessor.api.methods import Method
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
+from lessor.durable.engine import LogEnd
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.kept_keys import KeptKeys
 from lessor.server.loop.long_reply import LongReplies
@@ -65,6 +66,15 @@ class WatchesProgress(Protocol):
     def behind(self) -> tuple[int, int]:
         """The number of its watchers that lag, and the sum of the revisions that they have not been sent."""
         ...
+
+
+class FollowerMember(NamedTuple):
+    """A server that follows this one."""
+
+    member_id: int
+    name: str
+    urls: tuple[str, ...]  # for clients
+    tell: Callable[[], None]  # says to it how far the log has come
 
 
 class Elsewhere(Protocol):
@@ -123,6 +133,9 @@ class Core:
         self._apart = handlers.apart
         self._own_handlers = handlers
         self.elsewhere: Elsewhere | None = None
+        self.log_end: Callable[[], LogEnd | None] = lambda: None  # the engine's
+        self.followers: dict[object, FollowerMember] = {}  # while this server leads, by their streams
+        turn.on_committed = self._tell_followers
         turn.long_writes.on_busy = self._hold_calls
         self.pages = Pages(turn.read_clock)
         self.watch_streams: set[WatchesProgress] = set()
@@ -144,6 +157,10 @@ class Core:
         self.unary_handlers = {method: handler for method, handler in unary.items() if method in apart}
         self.waiting_handlers = dict.fromkeys([*unary, *waiting], self.turn.long_writes.queue)
         self.waiting_handlers |= {method: handler for method, handler in waiting.items() if method in apart}
+
+    def _tell_followers(self) -> None:
+        for member in list(self.followers.values()):
+            member.tell()
 
     def follow(self, elsewhere: Elsewhere, streams: dict[Method, Callable[..., Any]]) -> None:
         """Another server leads: `elsewhere` takes unary calls to it, `streams` are the handlers of streaming calls."""

@@ -157,6 +157,7 @@ class Turn:
         "gate",
         "long_writes",
         "machine",
+        "on_committed",
         "read_clock",
         "renewed",
         "scheduled",
@@ -218,6 +219,7 @@ class Turn:
         # `durable_revision`: the newest revision on disk; history is shown up to it. `_sealed_revision`: the newest
         # revision in the last sealed batch.
         self.durable_revision = self._sealed_revision = machine.revision
+        self.on_committed: Callable[[], None] = lambda: None  # called for each batch that has become durable
         self.long_writes = LongWrites(self, machine, gate)
         self.following = following  # another server commits: see `follow`
         self._halted = following  # nothing is sealed and no lease ends
@@ -450,6 +452,7 @@ class Turn:
             self.renewed += batch.leases_touched
             self.durable_revision = self._sealed_revision
             self.gate.committed(batch.number)
+            self.on_committed()
             self._expiry.committed(now_s, self.machine.journal.newest_with_rows)
         except Exception as error:
             self.break_off(error)

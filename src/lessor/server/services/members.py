@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Cluster service of a server that is the only member, now and for good.
+"""The Cluster service of a server that leads, alone or with others that follow it.
 
 Laws
+- The members are this server and those that follow it now: nobody has to add or remove them.
 - A request that cannot be carried out is refused in etcd's words, so that clients show their usual errors. A member
   that could never start is not added: etcd would add it, and then wait for it with every write.
 - The member has no address for peers. Until MemberUpdate gives it one, its client URLs are reported as its peer URLs,
@@ -19,15 +20,19 @@ from lessor.server.loop.core import Core
 
 
 def _members(core: Core) -> list[rpc_pb2.Member]:
-    member_id = core.machine.identity.member_id
-    return [
-        rpc_pb2.Member(
-            ID=member_id,
-            name=core.options.name,
-            peerURLs=_peer_urls(core),
-            clientURLs=core.options.advertise_client_urls,
+    own = rpc_pb2.Member(
+        ID=core.machine.identity.member_id,
+        name=core.options.name,
+        peerURLs=_peer_urls(core),
+        clientURLs=core.options.advertise_client_urls,
+    )
+    others = {
+        each.member_id: rpc_pb2.Member(
+            ID=each.member_id, name=each.name, peerURLs=sorted(each.urls), clientURLs=each.urls
         )
-    ]
+        for each in core.followers.values()
+    }
+    return sorted([own, *others.values()], key=lambda member: member.ID)
 
 
 def _peer_urls(core: Core) -> list[str]:

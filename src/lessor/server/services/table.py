@@ -23,6 +23,7 @@ from lessor.server.loop.turn import Turn
 from lessor.server.options import Options
 from lessor.server.services import elections, leases, maintenance, members
 from lessor.server.services.auth import Auth
+from lessor.server.services.followers import FollowStream
 from lessor.server.services.keepalive import Renewals
 from lessor.server.services.locks import Locks
 from lessor.server.services.passwords import Passwords
@@ -172,6 +173,7 @@ class Services:
             "/grpc.health.v1.Health/Watch": HealthWatch,
             "/v3electionpb.Election/Observe": self._elections.observe,
             "/lessorpb.Leases/Watch": leases.LeaseWatch,
+            "/lessorpb.Following/Follow": FollowStream,
         }
 
     def _open_snapshot(self, core: Core, call: StreamCall) -> SnapshotStream:

@@ -1,0 +1,27 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable
+from typing import ClassVar as _ClassVar, Optional as _Optional
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FollowRequest(_message.Message):
+    __slots__ = ("member_id", "name", "client_urls", "proof")
+    MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_URLS_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    member_id: int
+    name: str
+    client_urls: _containers.RepeatedScalarFieldContainer[str]
+    proof: bytes
+    def __init__(self, member_id: _Optional[int] = ..., name: _Optional[str] = ..., client_urls: _Optional[_Iterable[str]] = ..., proof: _Optional[bytes] = ...) -> None: ...
+
+class FollowResponse(_message.Message):
+    __slots__ = ("epoch", "record")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    record: int
+    def __init__(self, epoch: _Optional[int] = ..., record: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a server shows another one that it can read their log.
+
+Each process of a cluster draws a nonce, which stands in all its records and nowhere else. So who knows the nonce of the
+leader has read the log. The nonce itself is never sent: an HMAC with it as the key is.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+
+def proof(nonce: bytes, member_id: int, name: str, urls: Sequence[str]) -> bytes:
+    """What a server with that name sends to the leader whose records have `nonce`."""
+    said = "\0".join((str(member_id), name, *urls)).encode()
+    return hmac.new(nonce, said, hashlib.sha256).digest()
+
+
+def holds(found: bytes, nonce: bytes, member_id: int, name: str, urls: Sequence[str]) -> bool:
+    """Whether `found` is that. Takes the same time for each wrong one."""
+    return hmac.compare_digest(found, proof(nonce, member_id, name, urls))

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""lessorpb.Following: the servers that follow this one, while it leads.
+
+Laws
+- Who follows has shown that it can read the log (cluster/proof.py). It is a member then, for as long as its stream
+  lasts.
+- Each follower hears of each batch when it is in the log for good, with the replies that have waited for it. What it
+  hears is a number; the batch itself it reads from the log.
+"""
+
+from google.protobuf.message import DecodeError
+
+from lessor.api.proto import following_pb2
+from lessor.base import errors
+from lessor.base.errors import Code, EtcdError
+from lessor.cluster.proof import holds
+from lessor.server.loop.call import StreamCall
+from lessor.server.loop.core import Core, FollowerMember
+
+
+class FollowStream:
+    """One follower."""
+
+    __slots__ = ("_call", "_core", "_member")
+
+    def __init__(self, core: Core, call: StreamCall) -> None:
+        self._core = core
+        self._call = call
+        self._member: FollowerMember | None = None
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        core = self._core
+        try:
+            asked = following_pb2.FollowRequest.FromString(messages[0])
+        except DecodeError:
+            raise errors.MALFORMED_IN_STREAM.error() from None
+        end = core.log_end()
+        if end is None or core.elsewhere is not None:
+            raise EtcdError(Code.FAILED_PRECONDITION, "this server does not lead a shared log")
+        if not holds(asked.proof, end.nonce, asked.member_id, asked.name, asked.client_urls):
+            raise EtcdError(Code.PERMISSION_DENIED, "no proof of access to the log")
+        self._member = FollowerMember(asked.member_id, asked.name, tuple(asked.client_urls), self.tell)
+        core.followers[self] = self._member
+        self.tell()
+
+    def tell(self) -> None:
+        """Says how far the log has come."""
+        end = self._core.log_end()
+        if end is not None:
+            self._call.send([following_pb2.FollowResponse(epoch=end.epoch, record=end.record).SerializeToString()])
+
+    def on_requests_end(self) -> None: ...
+
+    def on_over(self) -> None:
+        self._core.followers.pop(self, None)
