@@ -113,7 +113,7 @@ class Acknowledged:
 
 def scripted_load(engine: FileEngine | FaultyEngine, acknowledged: Acknowledged) -> None:
     engine.open(IDENTITY)
-    acknowledged.term = engine.lead(lambda rows, term: None).term
+    acknowledged.term = engine.lead(lambda rows, term, origins: None).term
     for number in range(1, LAST_BATCH + 1):
         engine.commit(scripted_batch(number))
         acknowledged.batch = number

@@ -29,6 +29,8 @@ IDS = (1, 127, 128, 2**40 + 5, -5, 2**63 - 1)
 class Wire:
     """The other end of the stream."""
 
+    forwarded = False
+
     def __init__(self) -> None:
         self.replies: list[bytes] = []
         self.ended = False

@@ -4,6 +4,7 @@
 import contextlib
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -249,3 +250,66 @@ def test_nobody_follows_who_cannot_read_the_log(tmp_path: Path) -> None:
                 )
             )
         assert all(member.member_id != 7 for member in leader.call(lambda: list(leader.server.core.followers.values())))
+
+
+def revision_of(server: InProcessServer) -> int:
+    return int(server.call(lambda: server.server.core.machine.revision))
+
+
+def link_of(server: InProcessServer) -> Any:
+    found = server.call(lambda: follower_of(server)._ready)
+    assert found is not None
+    return found
+
+
+def test_a_write_is_found_in_the_log_when_its_answer_does_not_come(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer:
+        link = link_of(follower)
+        before = revision_of(leader)
+        follower.call(lambda: setattr(link, "data_received", lambda data: None))
+        granted: Any = peer.call(rpc.LeaseGrantRequest(TTL=60))
+        written: Any = peer.call(put(b"k", b"v", granted.ID))
+        assert written.header.revision == before + 1 == revision_of(leader)
+        left: Any = peer.call(rpc.RangeRequest(key=b"k", serializable=True))  # the answer came behind the record
+        assert left.kvs[0].lease == granted.ID
+
+
+@pytest.mark.parametrize("lost", ["the request", "the answer"])
+def test_a_write_under_way_when_the_leader_dies_takes_effect_once(tmp_path: Path, lost: str) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer, ThreadPoolExecutor(1) as threads:
+        peer.call(put(b"before", b"v"))
+        link, before = link_of(follower), revision_of(leader)
+        if lost == "the request":
+            follower.call(lambda: setattr(link, "_flush", lambda: None))
+        else:
+            follower.call(lambda: setattr(link, "data_received", lambda data: None))
+            follower.call(lambda: setattr(follower.server._committer, "_give_look", lambda: None))  # nor the record yet
+        writing = threads.submit(peer.call, put(b"k", b"v"))
+        eventually(lambda: bool(follower.call(lambda: follower_of(follower)._named)))
+        if lost == "the answer":
+            eventually(lambda: revision_of(leader) == before + 1)
+            time.sleep(0.05)  # in the log, too
+        leader.kill()
+        if lost == "the answer":
+            follower.call(lambda: delattr(follower.server._committer, "_give_look"))
+            follower.call(lambda: follower.server._committer._give_look())
+        written: Any = writing.result(20)
+        assert leads(follower)
+        found: Any = peer.call(rpc.RangeRequest(key=b"k"))
+        assert (found.kvs[0].version, found.kvs[0].mod_revision) == (1, before + 1)
+        assert written.header.revision == before + 1
+
+
+def test_a_call_that_was_passed_on_for_another_epoch_does_nothing(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as peer, GrpcPeer(follower.address) as other:
+        before = revision_of(leader)
+        epoch = leader.call(lambda: leader.server.core.machine.identity.term)
+        for asked, named in ((peer, epoch + 1), (peer, epoch - 1), (other, epoch)):
+            write = asked.channel.unary_unary("/etcdserverpb.KV/Put", None, rpc.PutResponse.FromString)
+            header = (("lessor-forwarded", f"{'0' * 32}:1:{named}"),)
+            with pytest.raises(grpc.RpcError, match="etcdserver: leader changed"):
+                write(put(b"k", b"v").SerializeToString(), timeout=10, metadata=header)
+        write = peer.channel.unary_unary("/etcdserverpb.KV/Put")
+        with pytest.raises(grpc.RpcError, match="malformed header"):
+            write(put(b"k", b"v").SerializeToString(), timeout=10, metadata=(("lessor-forwarded", "me"),))
+        assert revision_of(leader) == before

@@ -142,6 +142,7 @@ PASSWORD_TOO_LONG = ErrorText(Code.UNKNOWN, "bcrypt: password length exceeds 72 
 INVALID_AUTH_TOKEN = _server(Code.UNAUTHENTICATED, "invalid auth token")
 SERVER_STOPPED = _server(Code.UNAVAILABLE, "server stopped")
 NO_LEADER = _server(Code.UNAVAILABLE, "no leader")
+LEADER_CHANGED = _server(Code.UNAVAILABLE, "leader changed")
 LEADER_LOST = _server(Code.UNAVAILABLE, "request timed out, possibly due to previous leader failure")
 WATCH_CANCELED = _server(Code.CANCELED, "watch canceled")
 REQUEST_CANCELED = _server(Code.CANCELED, "request canceled")

@@ -236,6 +236,7 @@ CLUSTER_LEASE_S = 1.0  # default of --cluster-lease: a take-over takes a quarter
 CLUSTER_LEASE_S_MIN = 0.2  # a shorter one would lapse in a slow turn, or a slow append
 CLUSTER_LEASE_S_MAX = 60.0
 NO_LEADER_S_MAX = 7.0  # for which a call waits for a server that leads; the time that etcd gives a request
+ORIGIN_REPLY_BYTES_MAX = 65_536  # of a reply that stands in the log, so that the server that passed it on finds it
 LINK_MESSAGE_BYTES_MAX = 2_147_483_647  # of an answer that is passed on: the leader bounds what it sends
 ENGINE_PIECE_BYTES = 1_048_576  # of a snapshot in the engine; also of a record in an etcd, which takes 1.5 MiB at once
 # PostgreSQL: without an answer for so long a call is given up, and the connection with it. Its outcome is unknown.

@@ -18,7 +18,8 @@ leaves the node that forwarded them. The primary gives FORWARD_ALLOWANCE_S more 
 acknowledgement go up to FORWARD_PASS_ON_S after it sent the renewal, by its own clock, and renews again instead when it
 is older. The second is shorter than the first by more than the clocks' rates differ.
 
-Does not do: I/O, knowing what a request means, permissions. No part of the server uses this yet.
+Does not do: I/O, knowing what a request means, permissions. The server uses the times of this file; its follower keeps
+the rules in a simpler form (decision 0022), and the simulation tries them here.
 """
 
 from typing import Any, Final

@@ -266,7 +266,7 @@ class Node:
         self.applied = entry.number
         self.tenure.landed(placing.since_s, now_s)
         if entry.kind == CLAIM:
-            self.leader = Leader(self.node_id, self._urls, self.nonce)
+            self.leader = Leader(self.node_id, self._urls, self.nonce, self.standing.epoch)
             self._effects.append(Lead(entry, entry.record.rows.clock_s, before))
         else:
             self._effects.append(Durable(entry))
@@ -400,7 +400,7 @@ class Node:
         elif entry.kind in _LETTING:
             self.tenure.others_lease_s = entry.subject / 1e3
             if entry.texts or entry.kind == CLAIM or self.leader is None:
-                self.leader = Leader(entry.node, tuple(entry.texts), entry.nonce)
+                self.leader = Leader(entry.node, tuple(entry.texts), entry.nonce, entry.epoch)
 
     def _confirm(self) -> None:
         """The record that waits, if one does, is known to its writer."""

@@ -16,11 +16,12 @@ keep the log short is `upkeep`, in steps short enough that commits get in betwee
 It does not: read clocks, retry, log, or run on the event loop. Every call blocks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+from lessor.durable.shared_record import Origin
 from lessor.state.journal import AlarmRow, AuthRows, Batch, EventRow, LeaseRow, Rows
 
 FIRST_TERM: Final = 2  # what a fresh etcd answers too: the term of its first election
@@ -49,7 +50,8 @@ class HistoryError(EngineError):
     """The log is not the one that this process knows: it has lost records, or has others. A person has to decide."""
 
 
-Follow = Callable[[Rows, int], None]  # gets the batch of another process, and the term in which it was committed
+# Gets the batch of another process, the term in which it was committed, and the requests in it that were passed on.
+Follow = Callable[[Rows, int, Sequence[Origin]], None]
 FOLLOW_S: Final = 0.05  # between two looks of a process that stands by
 
 
@@ -103,6 +105,7 @@ class Leader(NamedTuple):
     member_id: int
     urls: tuple[str, ...]  # for clients; () while no record has named them yet
     nonce: bytes  # of the process, as its records have it: nobody else knows it
+    epoch: int  # in which it leads
 
 
 class LogEnd(NamedTuple):

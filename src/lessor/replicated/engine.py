@@ -20,7 +20,7 @@ Does not do: answering while another process leads; what keeps the log short is 
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -37,7 +37,7 @@ from lessor.durable.meta_rows import LogPosition
 from lessor.durable.opening import Seen
 from lessor.durable.record import Changes
 from lessor.durable.shared_log import Info, LogRefusedError, SharedLog
-from lessor.durable.shared_record import BATCH, BEAT, NONCE_BYTES, RELEASE, Entry
+from lessor.durable.shared_record import BATCH, BEAT, NONCE_BYTES, RELEASE, Entry, Origin
 from lessor.durable.table_sync import Start, start_thread
 from lessor.durable.upkeep import Upkeep
 from lessor.replicated.carrying import TICK_S, BehindError, Carrying
@@ -90,7 +90,7 @@ class ReplicatedEngine(EngineOnTables):
         self._sleep_s = sleep or self._given_up.wait
         self._node: Node | None = None
         self._hands: Carrying | None = None
-        self._follow: Follow = lambda rows, term: None
+        self._follow: Follow = lambda rows, term, origins: None
         self._began_s: float | None = None  # when this process began to look whether it may lead; None: not yet
         self._said = False  # that another process leads
         self._told = (0, 0)  # the newest epoch and record that the leader has said to be there
@@ -285,21 +285,21 @@ class ReplicatedEngine(EngineOnTables):
         if self._snapshots is not None:
             self._snapshots.appended(len(entry.data))
         if not own:
-            self._follow(rows, entry.epoch)
+            self._follow(rows, entry.epoch, entry.origins)
 
     # --- write ------------------------------------------------------------------------------------------------------
 
     def commit(self, batch: Batch) -> None:
         node = self._decisions
         assert batch.number > node.standing.batch, f"batch {batch.number} after {node.standing.batch}"
-        self._append(RELEASE if batch.clean else BATCH, batch)
+        self._append(RELEASE if batch.clean else BATCH, batch, [Origin(*each) for each in batch.origins])
 
-    def _append(self, kind: int, rows: Rows) -> None:
+    def _append(self, kind: int, rows: Rows, origins: Sequence[Origin] = ()) -> None:
         """Returns when the record has landed. Raises FencedError, EngineError."""
         self._failure.refuse_after()
         node, hands = self._decisions, self._carrying
         try:
-            node.submit(kind, rows, self._now_s())
+            node.submit(kind, rows, self._now_s(), origins)
             hands.carry_out()
             while not (node.free or hands.released):
                 self._sleep(TICK_S)

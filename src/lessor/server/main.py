@@ -18,7 +18,7 @@ import resource
 import socket
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +30,7 @@ from lessor.durable import directory
 from lessor.durable.engine import Begun, Engine, EngineError, FencedError, HistoryError
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
+from lessor.durable.shared_record import Origin
 from lessor.server.following.follower import Follower
 from lessor.server.loop.bugs import BrokenTurnError
 from lessor.server.loop.committer import Committer
@@ -130,6 +131,7 @@ class Server:
         handlers = self.services.handlers()
         self.core = Core(self.options, machine, gate, turn, self._committer, metrics, self._tokens, handlers)
         self.core.log_end = lambda: self._engine.end
+        self.core.on_shared_log = following or answering is not None
 
     def _make_tokens(self) -> Tokens:
         """Raises OptionError for an --auth-token that cannot work, before any data is opened."""
@@ -160,7 +162,7 @@ class Server:
             raise directory.damaged(database, f"rows that cannot be, {error!r}") from error
         followed = False
 
-        def follow(rows: Rows, term: int) -> None:
+        def follow(rows: Rows, term: int, _origins: Sequence[Origin]) -> None:
             nonlocal followed
             followed = True
             _apply(machine, rows, term)
@@ -186,9 +188,11 @@ class Server:
         self._engine.told(epoch, record)
         self._committer.look_now()
 
-    def _follow(self, rows: Rows, term: int) -> None:
+    def _follow(self, rows: Rows, term: int, origins: Sequence[Origin]) -> None:
         machine = self.core.machine
         self.core.turn.follow(lambda: _apply(machine, rows, term), rows.number)
+        if self._follower is not None:
+            self._follower.applied(term, origins)
 
     def _lead(self, begun: Begun) -> None:
         core, follower = self.core, self._follower

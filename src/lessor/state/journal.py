@@ -26,6 +26,8 @@ EventRow = tuple[int, int, bytes, bytes | None, int, int, int]
 LeaseRow = tuple[int, int, float, int]
 # member_id, alarm type, active
 AlarmRow = tuple[int, int, bool]
+# The nonce of the process that has passed a request on, its number there, the reply.
+OriginRow = tuple[bytes, int, bytes]
 # name, password hash (b"": none), whether the user is meant to have no password, roles, deleted
 UserRow = tuple[str, bytes, bool, tuple[str, ...], bool]
 # key, range_end as in requests (b"": one key, b"\0": no upper bound), type (0 read, 1 write, 2 both)
@@ -90,6 +92,7 @@ class Batch:
         "leases",
         "leases_touched",
         "number",
+        "origins",
         "peer_urls",
     )
 
@@ -107,8 +110,10 @@ class Batch:
         clean: bool,
         auth: AuthRows | None = None,
         peer_urls: tuple[str, ...] | None = None,
+        origins: Sequence[OriginRow] = (),
     ) -> None:
         self.number = number
+        self.origins = origins  # of the requests in it that other servers have passed on; no rows
         # The reading of the data clock that is saved with the batch. With rows it is that of before the first of them,
         # so that no deadline in them stands beside a later clock than that of the call which set it.
         self.clock_s = clock_s
@@ -151,6 +156,7 @@ class Journal:
         "events",
         "newest_with_rows",
         "number",
+        "origins",
     )
 
     def __init__(self, number: int = 1) -> None:
@@ -170,6 +176,7 @@ class Journal:
         self._compact_revision: int | None = None
         self._dead: list[tuple[int, int]] = []
         self._clean = False
+        self.origins: list[OriginRow] = []
 
     @property
     def row_count(self) -> int:
@@ -239,6 +246,14 @@ class Journal:
         self._dead += dead
         self.newest_with_rows = self.number
 
+    def origin(self, nonce: bytes, counter: int, reply: bytes) -> None:
+        """Notes that a request took effect in the open batch which the process with that nonce has passed on.
+
+        `reply`: as its client is to get it. Does nothing while the batch has no rows: then the request had no effect.
+        """
+        if self.has_rows:
+            self.origins.append((nonce, counter, reply))
+
     def note_dead(self, dead: list[tuple[int, int]]) -> None:
         """Names event rows that are dead by an earlier compaction and still on disk."""
         self._dead += dead
@@ -277,6 +292,7 @@ class Journal:
             clean=self._clean,
             auth=self._auth,
             peer_urls=self._peer_urls,
+            origins=self.origins,
         )
         self.number += 1
         self._open()

@@ -322,12 +322,12 @@ def test_records_say_who_leads_and_where() -> None:
     assert driver.node.leader is None
     driver.log.add(CLAIM)
     driver.read()
-    assert driver.node.leader == Leader(2, (), ANOTHERS)
+    assert driver.node.leader == Leader(2, (), ANOTHERS, 1)
     driver.log.add(BEAT, texts=("http://two",))
     driver.read()
     driver.log.add(BATCH)
     driver.read()
-    assert driver.node.leader == Leader(2, ("http://two",), ANOTHERS)
+    assert driver.node.leader == Leader(2, ("http://two",), ANOTHERS, 1)
     driver.log.add(RELEASE)
     driver.read()
     assert driver.node.leader is None
@@ -336,7 +336,7 @@ def test_records_say_who_leads_and_where() -> None:
 def test_a_primary_names_its_urls_once_a_second() -> None:
     driver = Driver(urls=("http://one",))
     driver.lead()
-    assert driver.node.leader == Leader(1, ("http://one",), NONCE)
+    assert driver.node.leader == Leader(1, ("http://one",), NONCE, 1)
     named = []
     for _ in range(10):
         append = driver.submit()

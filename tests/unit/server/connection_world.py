@@ -142,6 +142,7 @@ class Accepted:
             ),
             metrics=Metrics(),
             auth=SimpleNamespace(enabled=False),
+            on_shared_log=False,
             unfinished=Unfinished(1_000_000),
             pages=Pages(self.turn.read_clock),
             body_pace=Pace(cast(Any, self.turn), limits.JSON_VALUES_PER_TURN),

@@ -270,7 +270,7 @@ def test_a_call_that_has_waited_for_too_long_is_not_carried_out() -> None:
     world = filled()
     world.begin(DELETE)
     late = Call(world.core, rpc.PutRequest(key=b"late"))
-    late.deadline_s = world.turn.now_s() + 5.0
+    late.deadline_s = world.turn.read_clock() + 5.0
     with mock.patch("asyncio.get_running_loop", return_value=world.loop):
         late.serve(late.request)
     turns(world, 1)

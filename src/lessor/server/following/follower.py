@@ -6,8 +6,11 @@ Laws
   log has shown. All else is passed on as it came, with its token and its deadline: the leader decides, also on rights.
 - While auth is on, a call is answered here only if this server knows its token; otherwise it is passed on too.
 - A call that nobody can take waits for a leader, REQUEST_S at most. Then it gets etcd's error, "no leader".
-- A call that was under way when the link was lost is passed on again if it changes nothing. Otherwise its outcome is
-  unknown, and so says its error.
+- A write takes effect once. Its record names it, with its reply, so this server finds in the log what became of it.
+  It is passed on once an epoch. When a record of a newer epoch has been applied, and the write was in none before, it
+  has not taken effect and never will: it is passed on again, or carried out here.
+- A call that was under way when the link was lost is passed on again if it changes nothing. Other calls that no record
+  names have an unknown outcome, and so say their errors.
 - When this server leads, it carries out the calls that wait here.
 - An acknowledgement of a renewal is passed on within FORWARD_PASS_ON_S of the renewal, by this server's own clock. When
   it is older, the renewal is sent again. The leader gives FORWARD_ALLOWANCE_S more than that.
@@ -21,9 +24,10 @@ Does not do: following the log (main.py and the engine's thread do).
 
 import asyncio
 import logging
+import secrets
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -38,12 +42,12 @@ from lessor.client._tls import tls_context
 from lessor.cluster.forwarding import FORWARD_PASS_ON_S
 from lessor.cluster.proof import proof
 from lessor.durable.engine import FOLLOW_S, Leader
+from lessor.durable.shared_record import NONCE_BYTES, Origin
 from lessor.server.following.link import Ended, Link, LinkCall, connect
-from lessor.server.loop.call import StreamCall, StreamFactory, StreamHandler, UnaryCall
+from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory, StreamHandler, UnaryCall
 from lessor.server.loop.core import Core
 from lessor.server.options import TlsOptions
 from lessor.state.permissions import Caller
-from lessor.wire import h2
 
 log = logging.getLogger("lessor")
 
@@ -81,6 +85,23 @@ _REPEATABLE: Final = frozenset(
         "/etcdserverpb.Auth/RoleGet",
         "/etcdserverpb.Auth/RoleList",
         "/v3electionpb.Election/Leader",
+        "/v3electionpb.Election/Campaign",  # the contender's key is there, or is not
+        "/v3lockpb.Lock/Lock",
+    )
+)
+# Calls whose records name them.
+_NAMED: Final = frozenset(
+    BY_PATH[path]
+    for path in (
+        "/etcdserverpb.KV/Put",
+        "/etcdserverpb.KV/DeleteRange",
+        "/etcdserverpb.KV/Txn",
+        "/etcdserverpb.KV/Compact",
+        "/etcdserverpb.Lease/LeaseGrant",
+        "/etcdserverpb.Lease/LeaseRevoke",
+        "/v3lockpb.Lock/Unlock",
+        "/v3electionpb.Election/Proclaim",
+        "/v3electionpb.Election/Resign",
     )
 )
 # These wait for another client: there is no bound to how long that takes.
@@ -93,7 +114,7 @@ _SLOW: Final = "the answers of the leader are not read"
 class PassedOn:
     """A unary call on its way to the leader. Implements call.Waiting and link.Owner."""
 
-    __slots__ = ("_follower", "_on_link", "_reply", "call", "request", "since_s")
+    __slots__ = ("_follower", "_on_link", "_reply", "call", "counter", "epoch", "lost", "request", "since_s")
 
     def __init__(self, follower: "Follower", call: UnaryCall, request: Message) -> None:
         self._follower = follower
@@ -101,7 +122,10 @@ class PassedOn:
         self._reply: bytes | None = None
         self.call = call
         self.request = request
-        self.since_s = follower.now_s()
+        self.counter = follower.next_counter() if call.method in _NAMED else 0
+        self.epoch = 0  # for which it was passed on last
+        self.lost = False  # its link is: the log says what became of it
+        self.since_s = follower.now_s()  # when it came, or was lost
 
     @property
     def open_ended(self) -> bool:
@@ -112,11 +136,13 @@ class PassedOn:
         if self._on_link is not None:
             self._on_link.cancel()
 
-    def start(self, link: Link) -> None:
+    def start(self, link: Link, epoch: int) -> None:
         call = self.call
-        left_s = None if call.deadline_s is None else max(call.deadline_s - call.core.turn.now_s(), 0.0)
+        self.epoch = epoch
+        left_s = None if call.deadline_s is None else max(call.deadline_s - call.core.turn.read_clock(), 0.0)
         self._reply = None
-        self._on_link = link.start(call.method.path, self, _metadata(call.token), left_s)
+        passed_as = PassedAs(self._follower.nonce, self.counter, epoch)
+        self._on_link = link.start(call.method.path, self, passed_as, call.token, left_s)
         self._on_link.send([self.request.SerializeToString()], last=True)
 
     def on_message(self, message: bytes) -> None:
@@ -124,17 +150,42 @@ class PassedOn:
 
     def on_ended(self, ended: Ended) -> None:
         self._on_link = None
+        not_done = errors.LEADER_CHANGED.message if ended.code == Code.UNAVAILABLE else None
         if ended.lost:
             if not ended.reached or self.call.method in _REPEATABLE:
                 self._follower.hold(self)
+            elif self.counter:
+                self.lost = True
+                self.since_s = self._follower.now_s()
             else:
                 self._answer(errors.LEADER_LOST.error())
+        elif ended.text == not_done:
+            self._follower.hold(self)
         elif ended.code != Code.OK:
             self._answer(EtcdError(ended.code, ended.text))
         elif self._reply is None:
             self._answer(EtcdError(Code.INTERNAL, "the leader sent no reply"))
         else:
             self._answer(self._reply)
+
+    def settle(self, reply: bytes) -> None:
+        """The log has it."""
+        if self._on_link is not None:
+            self._on_link.cancel()
+            self._on_link = None
+        self._answer(reply)
+
+    def hold_again(self) -> None:
+        """It has not taken effect in the epoch that it was passed on for, and never will."""
+        if self._on_link is not None:
+            self._on_link.cancel()
+            self._on_link = None
+        self.lost = False
+        self._follower.hold(self)
+
+    def give_up(self) -> None:
+        """Nobody can say soon what became of it."""
+        self._answer(errors.LEADER_LOST.error())
 
     def _answer(self, outcome: bytes | EtcdError) -> None:
         self._follower.forget(self)
@@ -149,19 +200,23 @@ class PassedStream:
         self._follower = follower
         self.call = call
         call.passes_on = True
-        self._refused = follower.is_named_by_certificate(call)
+        self._refusal: EtcdError | None = None
+        if call.forwarded:
+            self._refusal = errors.LEADER_CHANGED.error()
+        elif follower.is_named_by_certificate(call):
+            self._refusal = EtcdError(Code.UNAVAILABLE, _NO_NAME)
         self.since_s = follower.now_s()
         self._on_link: LinkCall | None = None
         self._early: list[bytes] = []  # requests that came before there was a link
         self._ended = False  # no more requests will come
-        if not self._refused:
+        if self._refusal is None:
             follower.open(self)
 
     # --- from the call ---
 
     def on_messages(self, messages: list[bytes]) -> None:
-        if self._refused:
-            raise EtcdError(Code.UNAVAILABLE, _NO_NAME)
+        if self._refusal is not None:
+            raise self._refusal
         if self._on_link is None:
             self._early += messages
         else:
@@ -184,8 +239,9 @@ class PassedStream:
         """Whether there was no link to begin on."""
         return self._on_link is None
 
-    def start(self, link: Link) -> None:
-        self._on_link = link.start(self.call.method.path, self, _metadata(self.call.token))
+    def start(self, link: Link, epoch: int) -> None:
+        passed_as = PassedAs(self._follower.nonce, 0, epoch)
+        self._on_link = link.start(self.call.method.path, self, passed_as, self.call.token)
         early, self._early = self._early, []
         if early:
             self.on_messages(early)
@@ -297,7 +353,11 @@ class Follower:
         self._introduced = False  # to the leader that the link is to
         self._attempt = 0
         self._said = ""  # why there is no link, as the log has it
+        self.nonce = secrets.token_bytes(NONCE_BYTES)
+        self._counter = 0
+        self._epoch = 0  # of the newest record that was applied
         self._held: dict[PassedOn, None] = {}  # in the order in which they came
+        self._named: dict[int, PassedOn] = {}  # those that were passed on with a counter, and have no answer yet
         self._streams: dict[PassedStream, None] = {}
         self._own_streams = core.stream_handlers
         self._timer: asyncio.TimerHandle | None = None
@@ -328,13 +388,21 @@ class Follower:
     def pass_on(self, call: UnaryCall, request: Message) -> PassedOn:
         if self.is_named_by_certificate(call):
             raise EtcdError(Code.UNAVAILABLE, _NO_NAME)
+        if call.passed_as is not None:  # another server takes this one for the leader
+            raise errors.LEADER_CHANGED.error()
         passed = PassedOn(self, call, request)
         link = self._ready
         if link is None:
             self._held[passed] = None
         else:
-            passed.start(link)
+            self._start(passed, link)
         return passed
+
+    def _start(self, passed: PassedOn, link: Link) -> None:
+        assert self._linked is not None
+        if passed.counter:
+            self._named[passed.counter] = passed
+        passed.start(link, self._linked.epoch)
 
     def _is_here(self, method: Method) -> bool:
         return method in _HERE
@@ -356,19 +424,36 @@ class Follower:
         link = self._link
         return link if link is not None and link.ready else None
 
+    def next_counter(self) -> int:
+        self._counter += 1
+        return self._counter
+
     def hold(self, passed: PassedOn) -> None:
         """The call waits for another link."""
         passed.since_s = self.now_s()
+        self._named.pop(passed.counter, None)
         self._held[passed] = None
 
     def forget(self, passed: PassedOn) -> None:
         self._held.pop(passed, None)
+        self._named.pop(passed.counter, None)
+
+    def applied(self, epoch: int, origins: Sequence[Origin]) -> None:
+        """A record of `epoch` was applied, in which these requests have taken effect."""
+        for origin in origins:
+            passed = self._named.get(origin.counter) if origin.nonce == self.nonce else None
+            if passed is not None:
+                passed.settle(origin.reply)
+        if epoch > self._epoch:
+            self._epoch = epoch
+            for passed in [passed for passed in self._named.values() if passed.epoch < epoch]:
+                passed.hold_again()
 
     def open(self, stream: PassedStream) -> None:
         self._streams[stream] = None
         link = self._ready
-        if link is not None:
-            stream.start(link)
+        if link is not None and self._linked is not None:
+            stream.start(link, self._linked.epoch)
 
     def close(self, stream: PassedStream) -> None:
         self._streams.pop(stream, None)
@@ -387,6 +472,8 @@ class Follower:
         streams, self._streams = list(self._streams), {}
         for stream in streams:
             stream.serve_here(self._own_streams[stream.call.method])
+        for passed in list(self._named.values()):
+            passed.hold_again()
         held, self._held = list(self._held), {}
         for passed in held:
             if not passed.call.over:
@@ -409,7 +496,7 @@ class Follower:
         self._timer = asyncio.get_running_loop().call_later(FOLLOW_S, self._look)
         leader = self._leader()
         link = self._link
-        if link is not None and (link.lost or leader is None or leader.member_id != self._member_linked):
+        if link is not None and (link.lost or leader is None or leader.nonce != self._nonce_linked):
             self._link = None
             link.close()
         if self._link is None and self._connecting is None and leader is not None and leader.urls:
@@ -417,12 +504,11 @@ class Follower:
         ready = self._ready
         if ready is not None:
             self._start_all(ready)
-        else:
-            self._refuse_old(self.now_s() - limits.NO_LEADER_S_MAX)
+        self._refuse_old(self.now_s() - limits.NO_LEADER_S_MAX)
 
     @property
-    def _member_linked(self) -> int:
-        return 0 if self._linked is None else self._linked.member_id
+    def _nonce_linked(self) -> bytes:
+        return b"" if self._linked is None else self._linked.nonce
 
     def _introduce(self, link: Link, leader: Leader) -> None:
         """Says to the leader who follows it, so that it tells how far the log has come."""
@@ -433,7 +519,8 @@ class Follower:
         asked = following_pb2.FollowRequest(
             member_id=member_id, name=name, client_urls=urls, proof=proof(leader.nonce, member_id, name, urls)
         )
-        link.start(_FOLLOW.path, self, []).send([asked.SerializeToString()], last=True)
+        passed_as = PassedAs(self.nonce, 0, leader.epoch)
+        link.start(_FOLLOW.path, self, passed_as).send([asked.SerializeToString()], last=True)
 
     def on_message(self, message: bytes) -> None:
         """The leader says how far the log has come."""
@@ -448,18 +535,22 @@ class Follower:
     def _start_all(self, link: Link) -> None:
         if not self._introduced and self._linked is not None:
             self._introduce(link, self._linked)
+        if self._linked is None:
+            return
         for stream in [stream for stream in self._streams if stream.waits]:
             if link.ready:
-                stream.start(link)
+                stream.start(link, self._linked.epoch)
         for passed in list(self._held):
             if link.ready:
                 del self._held[passed]
-                passed.start(link)
+                self._start(passed, link)
 
     def _refuse_old(self, before_s: float) -> None:
         for passed in [passed for passed in self._held if passed.since_s < before_s]:
             del self._held[passed]
             passed.call.finish(errors.NO_LEADER.error())
+        for passed in [passed for passed in self._named.values() if passed.lost and passed.since_s < before_s]:
+            passed.give_up()
         for stream in [stream for stream in self._streams if stream.waits and stream.since_s < before_s]:
             stream.call.finish(errors.NO_LEADER.error())
 
@@ -490,7 +581,3 @@ class Follower:
             context.set_alpn_protocols(["h2"])
             self._context = context
         return self._context
-
-
-def _metadata(token: bytes | None) -> list[h2.Field]:
-    return [] if token is None else [(b"token", token)]

@@ -11,15 +11,13 @@ The messages are passed on as bytes. What they mean, and what to do after a loss
 
 import asyncio
 import ssl
-from typing import Final, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.client._endpoint import Endpoint
-from lessor.server.loop.call import FORWARDED_HEADER
+from lessor.server.loop.call import FORWARDED_HEADER, PassedAs
 from lessor.wire import grpc, h2
-
-_FORWARDED: Final = (FORWARDED_HEADER, b"1")
 
 
 class Ended(NamedTuple):
@@ -116,8 +114,10 @@ class Link:
         """Whether a call can be passed on now."""
         return self._heard and not self.lost and self.h2.can_start
 
-    def start(self, path: str, owner: Owner, metadata: list[h2.Field], timeout_s: float | None = None) -> LinkCall:
-        """Begins a call; `ready` must hold."""
+    def start(
+        self, path: str, owner: Owner, passed_as: PassedAs, token: bytes | None = None, timeout_s: float | None = None
+    ) -> LinkCall:
+        """Begins a call; `ready` must hold. `passed_as`: how the leader is to know it. `token`: its caller's."""
         headers: list[h2.Field] = [
             (b":method", b"POST"),
             (b":scheme", b"https" if self._endpoint.tls else b"http"),
@@ -125,9 +125,10 @@ class Link:
             (b":authority", self._endpoint.authority.encode()),
             (b"te", b"trailers"),
             (b"content-type", b"application/grpc"),
-            _FORWARDED,
-            *metadata,
+            (FORWARDED_HEADER, b"%s:%d:%d" % (passed_as.nonce.hex().encode(), passed_as.counter, passed_as.epoch)),
         ]
+        if token is not None:
+            headers.append((b"token", token))
         if timeout_s is not None:
             headers.append((b"grpc-timeout", grpc.format_timeout(timeout_s)))
         call = LinkCall(self, self.h2.start_request(h2.encode_headers(headers)), owner)

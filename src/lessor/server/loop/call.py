@@ -31,11 +31,11 @@ A codec overrides all members under "the codec's". It calls `gone` when the peer
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
-from lessor.base import errors
+from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.core import Core
@@ -64,6 +64,14 @@ class Waiting(Protocol):
         ...
 
 
+class PassedAs(NamedTuple):
+    """How another server of the log names a call that it passes on."""
+
+    nonce: bytes  # of its process
+    counter: int  # of that process; 0: the call changes nothing
+    epoch: int  # for which it is passed on
+
+
 class UnaryCall:
     """A call that takes one reply."""
 
@@ -74,7 +82,7 @@ class UnaryCall:
         self.counts = counts
         self.held = held
         self.method = counts.method
-        self.deadline_s: float | None = None  # on the data clock; None if the peer named no timeout
+        self.deadline_s: float | None = None  # on `Turn.read_clock`; None if the peer named no timeout
         self.waiting: Waiting | None = None  # set while the reply is still to come
         self.over = False
         self._timer: asyncio.TimerHandle | None = None
@@ -92,6 +100,11 @@ class UnaryCall:
     def peer_common_name(self) -> str | None:
         """The common name in the connection's client certificate, if that was verified and may name a caller."""
         raise NotImplementedError
+
+    @property
+    def passed_as(self) -> PassedAs | None:
+        """Not None if another server passes the call on. Raises EtcdError for a name that no server gives."""
+        return None
 
     def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
         """Whether the replies that the peer has not taken exceed the bound of a connection.
@@ -125,7 +138,7 @@ class UnaryCall:
 
     def expire_after(self, timeout_s: float) -> None:
         """Sets the deadline to `timeout_s` from now."""
-        self.deadline_s = self.core.turn.now_s() + timeout_s
+        self.deadline_s = self.core.turn.read_clock() + timeout_s
 
     def serve(self, request: Message) -> None:
         """Carries the request out. The answer leaves once no crash can take the outcome back."""
@@ -135,10 +148,15 @@ class UnaryCall:
         core = self.core
         payload: bytes | EtcdError
         try:
-            elsewhere = core.elsewhere
-            if elsewhere is not None and elsewhere.serves(self, request):
-                self.wait(elsewhere.pass_on(self, request))
-                return
+            passed_as: PassedAs | None = None
+            if core.on_shared_log:
+                elsewhere = core.elsewhere
+                if elsewhere is not None and elsewhere.serves(self, request):
+                    self.wait(elsewhere.pass_on(self, request))
+                    return
+                passed_as = self.passed_as
+                if passed_as is not None:
+                    core.refuse_other_epoch(passed_as.epoch)
             if core.auth.enabled:
                 core.permit(self, request)
             handler = core.unary_handlers.get(self.method)
@@ -148,6 +166,8 @@ class UnaryCall:
             reply = handler(core, request)
             if isinstance(reply, bytes):
                 payload = self.encode(reply)
+                if passed_as is not None and passed_as.counter and len(reply) <= limits.ORIGIN_REPLY_BYTES_MAX:
+                    core.machine.journal.origin(passed_as.nonce, passed_as.counter, reply)
             elif isinstance(reply, LongWrite):
                 self.wait(core.turn.long_writes.begin(reply, self))
                 return
@@ -173,7 +193,7 @@ class UnaryCall:
         """The call goes on later, or is answered later. Its deadline goes on; `waiting` is told if the call ends."""
         self.waiting = waiting
         if waiting is not None and self.deadline_s is not None:
-            left_s = self.deadline_s - self.core.turn.now_s()
+            left_s = self.deadline_s - self.core.turn.read_clock()
             self._timer = asyncio.get_running_loop().call_later(left_s, self._out_of_time)
 
     def wait_no_more(self) -> None:
@@ -250,7 +270,7 @@ class UnaryCall:
 
     def _late(self) -> bool:
         """Whether the deadline has come."""
-        return self.deadline_s is not None and self.core.turn.now_s() >= self.deadline_s
+        return self.deadline_s is not None and self.core.turn.read_clock() >= self.deadline_s
 
     def _out_of_time(self) -> None:
         if self.waiting is not None:  # otherwise the reply is at the gate, and `deliver` checks the deadline

@@ -66,7 +66,7 @@ class Committer:
         self._kept_up: Future[None] | None = None
         self._look_timer: asyncio.TimerHandle | None = None
         self._look_again = False
-        self._follow: Follow = lambda rows, term: None
+        self._follow: Follow = lambda rows, term, origins: None
         self._on_lead: Callable[[Begun], None] = lambda begun: None
 
     def call(self, work: Callable[[], T]) -> T:
@@ -146,7 +146,7 @@ class Committer:
         `follow` gets what they commit, `on_lead` the term that begins here; both in the loop's thread. The engine's
         upkeep goes on until `on_lead` has returned.
         """
-        self._follow = lambda rows, term: self._tell_loop(lambda: follow(rows, term))
+        self._follow = lambda rows, term, origins: self._tell_loop(lambda: follow(rows, term, origins))
         self._on_lead = on_lead
         self._loop_begins.clear()
         self._give(self._look)

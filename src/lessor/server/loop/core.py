@@ -133,6 +133,7 @@ class Core:
         self._apart = handlers.apart
         self._own_handlers = handlers
         self.elsewhere: Elsewhere | None = None
+        self.on_shared_log = False  # whether others may commit
         self.log_end: Callable[[], LogEnd | None] = lambda: None  # the engine's
         self.followers: dict[object, FollowerMember] = {}  # while this server leads, by their streams
         turn.on_committed = self._tell_followers
@@ -161,6 +162,12 @@ class Core:
     def _tell_followers(self) -> None:
         for member in list(self.followers.values()):
             member.tell()
+
+    def refuse_other_epoch(self, epoch: int) -> None:
+        """Raises EtcdError for a call that was passed on for another epoch: it may have been carried out elsewhere."""
+        end = self.log_end()
+        if end is None or end.epoch != epoch:
+            raise errors.LEADER_CHANGED.error()
 
     def follow(self, elsewhere: Elsewhere, streams: dict[Method, Callable[..., Any]]) -> None:
         """Another server leads: `elsewhere` takes unary calls to it, `streams` are the handlers of streaming calls."""

@@ -10,10 +10,11 @@ as a step has room for. STRANGER_BYTES_MAX of each are inflated before the calle
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
@@ -22,7 +23,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
-from lessor.server.loop.call import FORWARDED_HEADER, StreamCall, UnaryCall
+from lessor.server.loop.call import FORWARDED_HEADER, PassedAs, StreamCall, UnaryCall
 from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.h2_output import DeferredRequest, H2Output
@@ -30,6 +31,8 @@ from lessor.state.txn_scan import too_many_operations
 from lessor.wire import grpc
 from lessor.wire.grpc import unpack_prefix
 from lessor.wire.h2 import Stream
+
+_PASSED_AS: Final = re.compile(rb"([0-9a-f]{32}):([0-9]{1,18}):([0-9]{1,18})")  # see PassedAs
 
 
 def token_of(stream: Stream | None) -> bytes | None:
@@ -45,6 +48,13 @@ def is_forwarded(stream: Stream | None) -> bool:
     """Whether another server passes the call on. The certificate of its connection names no caller then."""
     head = stream.head if stream is not None else None
     return head is not None and head.get(FORWARDED_HEADER) is not None
+
+
+def _passed_as(value: bytes) -> PassedAs:
+    match = _PASSED_AS.fullmatch(value)
+    if match is None:
+        raise EtcdError(Code.INVALID_ARGUMENT, "malformed header lessor-forwarded")
+    return PassedAs(bytes.fromhex(match[1].decode()), int(match[2]), int(match[3]))
 
 
 class Route:
@@ -84,6 +94,12 @@ class GrpcUnary(UnaryCall):
     @property
     def peer_common_name(self) -> str | None:
         return None if is_forwarded(self._stream) else self._output.peer_common_name
+
+    @property
+    def passed_as(self) -> PassedAs | None:
+        head = self._stream.head if self._stream is not None else None
+        value = head.get(FORWARDED_HEADER) if head is not None else None
+        return None if value is None else _passed_as(value)
 
     def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
         return self._output.waits_for_peer(go_on)
