@@ -340,11 +340,14 @@ class Node:
             self._take_entry(entry, now_s, confirmed=True)
 
     def told(self, epoch: int, number: int, now_s: float) -> None:
-        """The writer of a record says that it has landed, and so all before it. To be read from the log."""
+        """The writer of a record says that it has landed, and so all before it. It is read from the log at once.
+
+        Number 0: nothing is said, and the log is read at once.
+        """
         self._told = max(self._told, (epoch, number))
         if self.stopped or self._placing is not None or self.tenure.state != FOLLOWER:
             return
-        if number > self.standing.number:
+        if number > self.standing.number or not number:
             self._read_more(now_s)
         elif self._waits is not None and self._is_told(self._waits):
             self._confirm()
@@ -411,7 +414,7 @@ class Node:
 
     def _read_more(self, now_s: float) -> None:
         if self._read_ticket == NO_TICKET:
-            self._read(self.standing.number, now_s)
+            self._read(self.standing.number - self._looks_back, now_s)
         else:
             self._read_again = True
 

@@ -157,7 +157,10 @@ class Engine(Protocol):
         ...
 
     def told(self, epoch: int, record: int) -> None:
-        """The leader says that its record is in the log for good: `try_to_lead` takes it in. From any thread."""
+        """The leader says that its record is in the log for good: `try_to_lead` takes it in. From any thread.
+
+        Record 0: `try_to_lead` reads the log at once.
+        """
         ...
 
     def open(self, new_identity: tuple[int, int]) -> Meta:

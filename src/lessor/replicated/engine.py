@@ -20,6 +20,7 @@ Does not do: answering while another process leads; what keeps the log short is 
 import logging
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
@@ -93,7 +94,7 @@ class ReplicatedEngine(EngineOnTables):
         self._follow: Follow = lambda rows, term, origins: None
         self._began_s: float | None = None  # when this process began to look whether it may lead; None: not yet
         self._said = False  # that another process leads
-        self._told = (0, 0)  # the newest epoch and record that the leader has said to be there
+        self._told: deque[tuple[int, int]] = deque()  # what the leader has said since the last look
         self.answering: Answering | None = None
 
     # --- open -------------------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ class ReplicatedEngine(EngineOnTables):
         return LogEnd(node.standing.epoch, node.standing.number, node.nonce)
 
     def told(self, epoch: int, record: int) -> None:
-        self._told = epoch, record
+        self._told.append((epoch, record))
 
     def lead(self, follow: Follow) -> Begun:
         while (begun := self.try_to_lead(follow)) is None:
@@ -261,8 +262,10 @@ class ReplicatedEngine(EngineOnTables):
             raise EngineError("nobody waits to lead any more")
         if self._began_s is None:
             self._began_s = self._now_s()
-        node.told(*self._told, self._now_s())
         hands.tick()
+        while self._told:  # behind the tick: while a read is under way, the node does not claim
+            node.told(*self._told.popleft(), self._now_s())
+        hands.carry_out()
         if hands.lead is None:
             now_s = self._now_s()
             if not self._said and now_s - self._began_s > 2 * (self._timing.claim_s + self._timing.rank_s):

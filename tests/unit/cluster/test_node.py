@@ -348,3 +348,14 @@ def test_a_primary_names_its_urls_once_a_second() -> None:
         driver.now_s += TELL_URLS_S / 4
     assert named.count(("http://one",)) == 2
     assert named[0] == ()  # the claim has just said it
+
+
+def test_the_log_is_read_at_once_when_somebody_asks_for_it() -> None:
+    driver = Driver()
+    driver.log.add(CLAIM)
+    driver.read()
+    driver.node.tick(driver.now_s)
+    assert driver.take() == []
+    driver.node.told(0, 0, driver.now_s)
+    (read,) = driver.take()
+    assert isinstance(read, Read)

@@ -107,6 +107,7 @@ _NAMED: Final = frozenset(
 # These wait for another client: there is no bound to how long that takes.
 _OPEN_ENDED: Final = frozenset(BY_PATH[path] for path in ("/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"))
 _CONNECT_S_MAX: Final = 1.0
+_ALONE_S: Final = 0.02  # between two looks of a server that has no link to a leader
 _NO_NAME: Final = "etcdserver: this server does not lead, and cannot pass on the name in a certificate; ask the leader"
 _SLOW: Final = "the answers of the leader are not read"
 
@@ -493,7 +494,6 @@ class Follower:
 
     def _look(self) -> None:
         """Now and then: whom to be linked with, and what has waited for too long."""
-        self._timer = asyncio.get_running_loop().call_later(FOLLOW_S, self._look)
         leader = self._leader()
         link = self._link
         if link is not None and (link.lost or leader is None or leader.nonce != self._nonce_linked):
@@ -504,6 +504,9 @@ class Follower:
         ready = self._ready
         if ready is not None:
             self._start_all(ready)
+        else:
+            self._told(0, 0)  # nobody says how far the log is, or that it was released
+        self._timer = asyncio.get_running_loop().call_later(FOLLOW_S if ready is not None else _ALONE_S, self._look)
         self._refuse_old(self.now_s() - limits.NO_LEADER_S_MAX)
 
     @property
