@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor cluster --local`: the command as a process, with real engines and nodes, whose leader is killed."""
 
+import contextlib
 import json
 import os
 import queue
@@ -20,6 +21,7 @@ from typing import Self
 import pytest
 
 from lessor.client import Client
+from lessor.durable import directory
 from tests.conformance.etcd_server import etcd_binary
 from tests.ports import free_port, unused
 
@@ -70,6 +72,9 @@ class Run:
     ) -> None:
         self.process.kill()
         self.process.wait()
+        for pid in self._left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -98,16 +103,20 @@ class Run:
         return code
 
     def left(self) -> list[str]:
-        """The processes that live and have to do with the data: they work in its folder, or were told of it."""
-        found = []
+        """The command lines of the processes that live and have to do with the data."""
+        return list(self._left().values())
+
+    def _left(self) -> dict[int, str]:
+        """By process id: those that work in the data's folder, or were told of it."""
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 place = Path(os.readlink(folder / "cwd"))
-                if self.data_dir in (place, *place.parents) or f"{self.data_dir}/" in line:
-                    found.append(f"{folder.name}: {line}")
             except OSError:
                 continue
+            if self.data_dir in (place, *place.parents) or f"{self.data_dir}/" in line:
+                found[int(folder.name)] = line
         return found
 
 
@@ -127,6 +136,11 @@ def data_dir() -> Iterator[Path]:
 
 def flags_of(engine: str) -> list[str]:
     return ["--postgres"] if engine == "postgres" else ["--etcd", str(etcd_binary())]
+
+
+def number_of(name: str) -> int:
+    """Of a node, from 0."""
+    return int(name.removeprefix("n")) - 1
 
 
 def engine_port() -> int:
@@ -150,7 +164,7 @@ def test_the_leader_is_killed_and_another_one_leads_with_all_data(engine: str, d
             found = re.match(r"(n\d): http://127\.0\.0\.1:(\d+), pid (\d+), (leads|stands by)$", line)
             if found:
                 pids[found[1]] = int(found[3])
-                assert int(found[2]) == ports[int(found[1][1:]) - 1]
+                assert int(found[2]) == ports[number_of(found[1])]
                 leader = found[1] if found[4] == "leads" else leader
         assert sorted(pids) == ["n1", "n2", "n3"]
         assert f"kill -9 {pids[leader]}" in run.said[-2]
@@ -170,15 +184,15 @@ def test_the_leader_is_killed_and_another_one_leads_with_all_data(engine: str, d
             assert client.get("k").kvs[0].value == b"v"
         status = [sys.executable, "-m", "lessor", "cluster", "status", "-w", "json", "--endpoints", ",".join(endpoints)]
         rows = json.loads(subprocess.run(status, check=True, capture_output=True, timeout=ANSWER_S).stdout)
-        assert [row["endpoint"] for row in rows if row["leads"]] == [endpoints[int(next_leader[1:]) - 1]]
+        assert [row["endpoint"] for row in rows if row["leads"]] == [endpoints[number_of(next_leader)]]
         assert [row["name"] for row in rows if row["leads"]] == [next_leader]
-        assert rows[int(leader[1:]) - 1]["fault"]
+        assert rows[number_of(leader)]["fault"]
         run.process.send_signal(signal.SIGTERM)
         assert run.end() == 0, run.said
         assert "Traceback" not in "\n".join(run.said)
         assert run.left() == []
     # A second run goes on with the data of the first.
-    with Run(data_dir, ports, of_engine, []) as run:
+    with Run(data_dir, ports, of_engine, flags_of(engine)) as run:
         run.line(r"^to end all of it")
         with Client(endpoints) as client:
             assert client.time_to_live(lease.ID, keys=True).keys == [b"k"]
@@ -247,6 +261,17 @@ def test_what_cannot_be_is_one_line_and_nothing_is_left(data_dir: Path, tmp_path
         assert run.said[-1].startswith("Error: n1 did not start: ")
         assert "--cluster-lease" in run.said[-1]
         assert run.left() == []
+    # A node that somebody has started by hand.
+    (data_dir / "n1").mkdir(exist_ok=True)
+    lock = directory.lock(data_dir / "n1")
+    try:
+        with Run(data_dir, [taken], engine_port(), []) as run:
+            assert run.end() == 1
+            text = f"Error: n1 of {data_dir} runs already, as process {os.getpid()}, which was started by hand"
+            assert run.said == [f"{text}: end it first"]
+            assert run.left() == []
+    finally:
+        directory.unlock(lock)
     # An engine that does not start: its data was made by a newer PostgreSQL.
     (data_dir / "postgres" / "PG_VERSION").write_text("99\n")
     with Run(data_dir, [taken], engine_port(), []) as run:

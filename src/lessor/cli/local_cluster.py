@@ -13,10 +13,14 @@ A node that a person has started again by hand is not ours: it is asked who lead
 """
 
 import contextlib
+import fcntl
 import os
+import shutil
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lessor.base.clock import MonotonicClock
@@ -25,6 +29,7 @@ from lessor.cli.failure import ERROR, Failure
 from lessor.cli.local_directory import Directory
 from lessor.cli.local_engine import Engine, tethered
 from lessor.cli.local_plan import HOST, Plan, answers, how_ended, last_words, shell_line
+from lessor.durable.directory import LOCK_NAME
 
 if TYPE_CHECKING:
     from lessor.client import AsyncClient
@@ -73,6 +78,11 @@ class LocalCluster:
     async def run(self) -> None:
         """Until it is cancelled, or the engine ends. Failure when the cluster does not start, or its engine ends."""
         self._clock = MonotonicClock()
+        for number in range(len(self.plan.ports)):
+            holder = user_of(self.plan.folder(number))
+            if holder:
+                text = f"{self.plan.name(number)} of {self.plan.data_dir} runs already, as process {holder}"
+                raise Failure(ERROR, f"{text}, which was started by hand: end it first")
         try:
             await self.engine.prepare()
             await self._start_engine()
@@ -182,9 +192,11 @@ class LocalCluster:
             role = "leads" if node is leader else "stands by"
             self.say(f"{node.name}: http://{HOST}:{self.plan.ports[node.number]}, {node.where}, {role}")
         self.say(f"endpoints: {self.plan.endpoints}")
-        self.say(f"to look: lessor cluster status --endpoints {self.plan.endpoints}")
+        lessor = ["lessor"] if shutil.which("lessor") else [sys.executable, "-m", "lessor"]
+        look = shell_line([*lessor, "cluster", "status", "--endpoints", self.plan.endpoints])
+        self.say(f"to look, in another terminal: {look}")
         if len(self._nodes) > 1 and leader.process:
-            self.say(f"to watch a take-over, in another terminal: kill -9 {leader.process.pid}")
+            self.say(f"to watch a take-over: kill -9 {leader.process.pid}")
         self.say("to end all of it: Ctrl-C")
 
     # --- processes ------------------------------------------------------------------------------------------------
@@ -209,17 +221,35 @@ class LocalCluster:
     async def _end(self) -> None:
         """Ends the nodes, the one that leads last, and then the engine."""
         if self._up:
-            self.say("ending the nodes, then the engine")
+            self._say_if_heard("ending the nodes, then the engine")
         await tasks.all_of(_ended(node.process, signal.SIGTERM) for node in self._nodes if node is not self._leader)
         for node in self._nodes:
             await _ended(node.process, signal.SIGTERM)
             await node.client.aclose()
         await _ended(self._engine_process, self.engine.stop_signal)
         self.engine.close()
-        if self._up:
-            for node in self._nodes:
-                if answers(self.plan.ports[node.number]):
-                    self.say(f"{node.name} was started by hand and is still there: end it where you started it")
+        for node in self._nodes:
+            holder = user_of(self.plan.folder(node.number))
+            if holder:
+                self._say_if_heard(f"{node.name} was started by hand and is still there (process {holder}): end it too")
+
+    def _say_if_heard(self, text: str) -> None:
+        """For the end: that nobody reads it, after `... | head`, is no reason to leave processes behind."""
+        with contextlib.suppress(OSError):
+            self.say(text)
+
+
+def user_of(folder: Path) -> str:
+    """The process id of the server that uses this data directory; "" when none does."""
+    try:
+        with (folder / LOCK_NAME).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(32).decode("ascii", "replace").strip()
+    except OSError:  # never started, or of another user
+        return ""
+    return ""
 
 
 async def _term_of(client: "AsyncClient") -> int:

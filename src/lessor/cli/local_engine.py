@@ -219,6 +219,9 @@ class Postgres(Engine):
         except Failure as failure:
             if self.account is None:
                 raise Failure(ERROR, f"PostgreSQL's programs cannot be run: {failure.text}") from None
+            if failure.text.startswith(tether.NO_OTHER_USER):
+                text = f"PostgreSQL does not run as root, and this process {failure.text}"
+                raise Failure(ERROR, f"{text}: name an etcd with --etcd, or start as another user") from None
         copy = Path(tempfile.mkdtemp(prefix="lessor-postgres-"))
         try:
             self._copy.symlink_to(copy)
@@ -239,6 +242,7 @@ class Postgres(Engine):
     async def _init(self) -> None:
         """Makes the data, aside first: what is in `folder` is whole."""
         assert self.folder is not None
+        _check_known(self.account.uid if self.account else os.geteuid())
         fresh = self.folder.with_name("postgres.new")
         password = secrets.token_urlsafe(24)
         try:
@@ -290,6 +294,15 @@ def _postgres_programs() -> Path:
     return programs.absolute()
 
 
+def _check_known(uid: int) -> None:
+    """initdb wants to know its user's name."""
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        text = f"PostgreSQL wants its user in /etc/passwd, and {uid} is not there"
+        raise Failure(ERROR, f"{text}: name an etcd with --etcd, or start as another user") from None
+
+
 def account_for(folder: Path) -> Account | None:
     """Whom PostgreSQL runs as: None for ourselves, when we are not root. Failure when it cannot be."""
     try:
@@ -301,7 +314,8 @@ def account_for(folder: Path) -> Account | None:
     us = os.geteuid()
     if us != 0:
         if owner not in (0, us):
-            raise Failure(ERROR, f"{folder} is of user {owner}: start as that user or as root, or choose --data-dir")
+            text = f"{folder} is of user {owner}"
+            raise Failure(ERROR, f"{text}: start as that user or as root, or choose another --data-dir")
         return None
     for entry in pwd.getpwall():
         if owner and entry.pw_uid == owner:

@@ -122,4 +122,5 @@ def last_words(log: Path, since: int) -> str:
         return ""
     said = [line.strip() for line in lines if line.strip()]
     fatal = [line for line in said if "FATAL" in line or '"fatal"' in line]
-    return (fatal or said or [""])[-1][-400:]
+    line = (fatal or said or [""])[-1]
+    return line[max(line.find("FATAL"), 0) :][:400]  # PostgreSQL's lines begin with the time

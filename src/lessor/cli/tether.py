@@ -19,26 +19,30 @@ import ctypes
 import os
 import sys
 
+NO_OTHER_USER = "cannot become the user"
 _PR_SET_PDEATHSIG = 1
 
 
 def main(words: list[str]) -> None:
     """Ends the process with one line on stderr when the program cannot be run; otherwise does not return."""
     parent, number, account, *command = words
-    try:
-        if account != "-":
-            uid, gid = map(int, account.split(":"))
+    if account != "-":
+        uid, gid = map(int, account.split(":"))
+        try:
             os.setgroups([])
             os.setgid(gid)
             os.setuid(uid)
-        if sys.platform == "linux":
-            # After the change of the user, which would undo it.
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-            if os.getppid() != int(parent):
-                sys.exit("the parent has ended")
+        except OSError as error:
+            sys.exit(f"{NO_OTHER_USER} {account}: {error.strerror}")
+    if sys.platform == "linux":
+        # After the change of the user, which would undo it.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+        if os.getppid() != int(parent):
+            sys.exit("the parent has ended")
+    try:
         os.execv(command[0], command)
     except OSError as error:
-        sys.exit(f"cannot run {command[0]}{'' if account == '-' else f' as user {account}'}: {error.strerror}")
+        sys.exit(f"cannot run {command[0]}: {error.strerror}")
 
 
 if __name__ == "__main__":

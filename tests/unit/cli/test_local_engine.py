@@ -226,4 +226,4 @@ def test_data_that_is_there_stays_its_owners(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert account_for(of_ann) is None
     text = refusal(lambda: account_for(unknown))
-    assert text == "/some/where is of user 1234: start as that user or as root, or choose --data-dir"
+    assert text == "/some/where is of user 1234: start as that user or as root, or choose another --data-dir"

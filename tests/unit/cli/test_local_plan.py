@@ -122,7 +122,7 @@ def test_the_last_words_of_a_program(tmp_path: Path) -> None:
     since = log.stat().st_size
     assert last_words(log, since) == ""
     with log.open("a") as file:
-        file.write("LOG: starting\nFATAL:  port taken\nLOG: shut down\n\n")
+        file.write("12:00 LOG: starting\n12:01 FATAL:  port taken\nLOG: shut down\n\n")
     assert last_words(log, since) == "FATAL:  port taken"
     log.write_text("one\nlessor: no such engine\n")
     assert last_words(log, 0) == "lessor: no such engine"

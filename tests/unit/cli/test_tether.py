@@ -12,11 +12,12 @@ from lessor.cli import tether
 from lessor.cli.local_engine import Account, tethered
 
 BARE = [sys.executable, "-I", "-S"]
-# Starts a tethered program that says its process id and then waits for ever, says its own, and waits too.
+# Starts a tethered program that says its process id, and much later that it still runs; says its process id too.
 PARENT = """
 import os, subprocess, sys
 python, tether = sys.argv[1:3]
-program = [python, "-I", "-S", "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(3600)"]
+lives = "import os, time; print(os.getpid(), flush=True); time.sleep(20); print('lives')"
+program = [python, "-I", "-S", "-c", lives]
 child = subprocess.Popen([python, "-I", "-S", tether, str(os.getpid()), "9", "-", *program])
 print(child.pid, flush=True)
 child.wait()
@@ -64,5 +65,4 @@ def test_it_gives_root_up() -> None:
 def test_only_root_can_become_another_user() -> None:
     account = Account("nobody", 65534, 65534)
     done = subprocess.run(tethered(["/bin/sh"], signal.SIGTERM, account), capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "cannot run /bin/sh as user 65534:65534" in done.stderr
+    assert (done.returncode, done.stderr) == (1, "cannot become the user 65534:65534: Operation not permitted\n")
