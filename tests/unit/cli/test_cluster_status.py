@@ -124,6 +124,8 @@ def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().err == f"Error: {text}\n"
 
 
-def test_alone_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["cluster"]) == 0
     assert "--local N" in capsys.readouterr().out
+    assert main.run(["cluster", "status", "--help"]) == 0
+    assert "--endpoints LIST" in capsys.readouterr().out
