@@ -220,7 +220,7 @@ def test_nothing_outlives_a_run_that_is_killed(engine: str, data_dir: Path) -> N
 @pytest.mark.parametrize("engine", [POSTGRES])
 def test_a_node_that_was_taken_over_is_started_again(engine: str, data_dir: Path) -> None:
     ports = [free_port() for _ in range(2)]
-    with Run(data_dir, ports, engine_port(), [*flags_of(engine), "--cluster-lease", "400ms"]) as run:
+    with Run(data_dir, ports, engine_port(), flags_of(engine)) as run:
         name, pid = run.line(r"^(n\d): .*pid (\d+), leads$").groups()
         run.line(r"^to end all of it")
         os.kill(int(pid), signal.SIGSTOP)
