@@ -3,6 +3,7 @@
 #
 #   . scripts/venv.sh             the server, and all that developing it needs
 #   lessor_need=run; . scripts/venv.sh   only what the server needs, so that the first serve does not wait for the tools
+#   lessor_need=cluster; ...             that, and a PostgreSQL
 #
 # PYTHON chooses another interpreter (3.11 or newer). Only the package registry is needed besides it.
 PY=.venv/bin/python
@@ -33,8 +34,8 @@ lessor_install() { # what pip shall install, and the stamp that says so
 # A stamp counts when it is no older than pyproject.toml; what is there for developing is enough for serving.
 lessor_has() { [ -e ".venv/installed-$1" ] && ! [ pyproject.toml -nt ".venv/installed-$1" ]; }
 
-if [ "${lessor_need:-dev}" = run ]; then
-    lessor_has dev || lessor_has run || lessor_install . run
-else
-    lessor_has dev || lessor_install '.[dev]' dev
-fi
+case ${lessor_need:-dev} in
+    run) lessor_has dev || lessor_has cluster || lessor_has run || lessor_install . run ;;
+    cluster) lessor_has dev || lessor_has cluster || lessor_install '.[cluster]' cluster ;;
+    *) lessor_has dev || lessor_install '.[dev]' dev ;;
+esac

@@ -101,6 +101,12 @@ def _check() -> click.Command:
     return check
 
 
+def _cluster() -> click.Command:
+    from lessor.cli.cluster import cluster
+
+    return cluster
+
+
 def _compaction() -> click.Command:
     from lessor.cli.maintenance import compaction
 
@@ -193,6 +199,7 @@ cli = Group(
         "role": ("Manage roles and what they may do.", _role),
         "alarm": ("List alarms and take them back.", _alarm),
         "check": ("Measure a server: its speed, its memory.", _check),
+        "cluster": ("Start a cluster on this machine, or look at one.", _cluster),
         "compaction": ("Forget the history before a revision.", _compaction),
         "defrag": ("Give free space back to the file system.", _defrag),
         "downgrade": ("Prepare a cluster for the version before.", _downgrade),

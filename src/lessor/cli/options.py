@@ -305,8 +305,9 @@ class Command(click.Command):
             if record is not None:
                 (own if param.name in (*self.own_params, "help") else common).append(record)
         for title, records in (("Options", own), ("Options of all commands", common)):
-            with formatter.section(title):
-                formatter.write_dl(records)
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def read_own(command: click.Command, args: list[str]) -> dict[str, Any]:

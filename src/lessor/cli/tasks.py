@@ -9,8 +9,9 @@ Laws
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -158,3 +159,52 @@ async def lines(file: int) -> AsyncIterator[bytes]:
             yield line + b"\n"
     if rest:
         yield rest
+
+
+Process = asyncio.subprocess.Process
+NOTHING = asyncio.subprocess.DEVNULL
+
+
+async def start(
+    command: Sequence[str],
+    output: int,
+    *,
+    environment: Mapping[str, str],
+    folder: Path | None = None,
+    keep_open: Sequence[int] = (),
+    stdin: int = NOTHING,
+) -> Process:
+    """Starts a program in a session of its own, so that Ctrl-C at our terminal does not reach it.
+
+    `output` is the descriptor for stdout and stderr; `keep_open` are descriptors that it inherits. Raises OSError.
+    """
+    return await asyncio.create_subprocess_exec(
+        *command,
+        stdin=stdin,
+        stdout=output,
+        stderr=output,
+        env=dict(environment),
+        cwd=folder,
+        pass_fds=tuple(keep_open),
+        start_new_session=True,
+    )
+
+
+async def ended_within(process: Process, seconds: float) -> bool:
+    """Waits for the end of the process, at most so long; returns whether it has ended."""
+    try:
+        async with asyncio.timeout(seconds):
+            await process.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def all_of(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Runs jobs that do not fail together, and returns their results in this order."""
+    return list(await asyncio.gather(*jobs))
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Runs a function that blocks in another thread."""
+    return await asyncio.to_thread(function)
