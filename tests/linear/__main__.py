@@ -46,7 +46,7 @@ def one_history(seed: int, kills: int, options: argparse.Namespace) -> int:
         nemesis, server = servers(data_dir, options)
         history = run(nemesis, kills, seed)
         ran_s = time.monotonic() - began_s
-        found = findings(history)
+        found = findings(history, watches_lag=options.standby)
         outcomes = Counter(op.outcome for op in history.ops)
         counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
         print(
@@ -74,7 +74,7 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind
     if options.check is not None:
-        found = findings(History.load(options.check))
+        found = findings(History.load(options.check), watches_lag=options.standby)
         show(found)
         return 1 if found else 0
     failed, left, seed = 0, options.kills, options.seed

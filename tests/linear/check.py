@@ -14,8 +14,8 @@ def group_of(key: bytes) -> bytes:
     return key.partition(b"/")[0] if key.startswith(b"p") else b""
 
 
-def findings(history: History, *, watches_lead: bool = False) -> list[str]:
-    order = revisions.check(history, watches_lead=watches_lead)
+def findings(history: History, *, watches_lead: bool = False, watches_lag: bool = False) -> list[str]:
+    order = revisions.check(history, watches_lead=watches_lead, watches_lag=watches_lag)
     of_parts = leases.check(history, order) + watches.check(history) + registers.check(history, group_of)
     return faults(history) + order.findings + of_parts
 

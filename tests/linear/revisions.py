@@ -122,8 +122,10 @@ class Timeline:
         return reply, model.history.get(revision + 1, [])
 
 
-def check(history: History, *, watches_lead: bool = False) -> Order:
-    """`watches_lead`: a watch may know of a revision before calls do, so that it obliges no call."""
+def check(history: History, *, watches_lead: bool = False, watches_lag: bool = False) -> Order:
+    """`watches_lead`: a watch may know of a revision before calls do, so that it obliges no call. `watches_lag`: a watch
+    may begin at an older revision than others have seen before, at a server that follows.
+    """
     timeline = Timeline(history.events)
     order = Order(timeline.findings, {}, [], timeline)
     if {kv.key: kv for kv in history.keys} != timeline.spaces[-1]:
@@ -132,7 +134,8 @@ def check(history: History, *, watches_lead: bool = False) -> Order:
         if op.outcome == OK:
             _place(op, order)
     for session in history.sessions:
-        order.points.append(Point(session.called_s, session.created_s, session.created_revision, False, session))
+        called_s = math.inf if watches_lag else session.called_s
+        order.points.append(Point(called_s, session.created_s, session.created_revision, False, session))
         for at_s, response in session.responses:
             heard = response if isinstance(response, int) else max(event.kv.mod_revision for event in response)
             order.points.append(Point(math.inf, at_s, heard, False, session))

@@ -107,7 +107,7 @@ _NAMED: Final = frozenset(
 # These wait for another client: there is no bound to how long that takes.
 _OPEN_ENDED: Final = frozenset(BY_PATH[path] for path in ("/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"))
 _CONNECT_S_MAX: Final = 1.0
-_ALONE_S: Final = 0.02  # between two looks of a server that has no link to a leader
+_ALONE_S: Final = 0.01  # between two looks of a server that has no link to a leader
 _NO_NAME: Final = "etcdserver: this server does not lead, and cannot pass on the name in a certificate; ask the leader"
 _SLOW: Final = "the answers of the leader are not read"
 
