@@ -123,8 +123,8 @@ class Timeline:
 
 
 def check(history: History, *, watches_lead: bool = False, watches_lag: bool = False) -> Order:
-    """`watches_lead`: a watch may know of a revision before calls do, so that it obliges no call. `watches_lag`: a watch
-    may begin at an older revision than others have seen before, at a server that follows.
+    """`watches_lead`: a watch may know of a revision before calls do, so that it obliges no call. `watches_lag`: a
+    watch may begin at an older revision than others have seen before, at a server that follows.
     """
     timeline = Timeline(history.events)
     order = Order(timeline.findings, {}, [], timeline)

@@ -6,18 +6,10 @@ Laws
   log has shown. All else is passed on as it came, with its token and its deadline: the leader decides, also on rights.
 - While auth is on, a call is answered here only if this server knows its token; otherwise it is passed on too.
 - A call that nobody can take waits for a leader, REQUEST_S at most. Then it gets etcd's error, "no leader".
-- A write takes effect once. Its record names it, with its reply, so this server finds in the log what became of it.
-  It is passed on once an epoch. When a record of a newer epoch has been applied, and the write was in none before, it
-  has not taken effect and never will: it is passed on again, or carried out here.
-- A call that was under way when the link was lost is passed on again if it changes nothing. Other calls that no record
-  names have an unknown outcome, and so say their errors.
 - When this server leads, it carries out the calls that wait here.
-- An acknowledgement of a renewal is passed on within FORWARD_PASS_ON_S of the renewal, by this server's own clock. When
-  it is older, the renewal is sent again. The leader gives FORWARD_ALLOWANCE_S more than that.
 
 Theory of operation. The log's records name who leads, and its URLs. A timer looks at that, connects, and lets go of a
-leader that is one no more. A streaming call that is passed on ends with its link, with a code on which clients begin it
-anew.
+leader that is one no more. What becomes of each call: passing.py, renewals.py.
 
 Does not do: following the log (main.py and the engine's thread do).
 """
@@ -26,7 +18,6 @@ import asyncio
 import logging
 import secrets
 import ssl
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -36,14 +27,14 @@ from lessor.api.methods import BY_PATH, Method
 from lessor.api.proto import following_pb2
 from lessor.base import errors, limits
 from lessor.base.clock import BootClock
-from lessor.base.errors import Code, EtcdError
 from lessor.client._endpoint import parse_endpoint
 from lessor.client._tls import tls_context
-from lessor.cluster.forwarding import FORWARD_PASS_ON_S
 from lessor.cluster.proof import proof
 from lessor.durable.engine import FOLLOW_S, Leader
 from lessor.durable.shared_record import NONCE_BYTES, Origin
-from lessor.server.following.link import Ended, Link, LinkCall, connect
+from lessor.server.following.link import Ended, Link, connect
+from lessor.server.following.passing import Passable, PassedOn, PassedStream, refusal
+from lessor.server.following.renewals import KEEPALIVE, Line, PassedRenewals
 from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory, StreamHandler, UnaryCall
 from lessor.server.loop.core import Core
 from lessor.server.options import TlsOptions
@@ -68,268 +59,8 @@ _HERE: Final = frozenset(
 _NEEDS_NO_CALLER: Final = frozenset(BY_PATH[f"/grpc.health.v1.Health/{name}"] for name in ("Check", "Watch"))
 _RANGE: Final = BY_PATH["/etcdserverpb.KV/Range"]
 _FOLLOW: Final = BY_PATH["/lessorpb.Following/Follow"]
-_KEEPALIVE: Final = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
-# Calls that change nothing: to pass them on once more does no harm.
-_REPEATABLE: Final = frozenset(
-    BY_PATH[path]
-    for path in (
-        "/etcdserverpb.KV/Range",
-        "/etcdserverpb.Lease/LeaseTimeToLive",
-        "/etcdserverpb.Lease/LeaseLeases",
-        "/lessorpb.Leases/List",
-        "/etcdserverpb.Cluster/MemberList",
-        "/etcdserverpb.Auth/Authenticate",
-        "/etcdserverpb.Auth/AuthStatus",
-        "/etcdserverpb.Auth/UserGet",
-        "/etcdserverpb.Auth/UserList",
-        "/etcdserverpb.Auth/RoleGet",
-        "/etcdserverpb.Auth/RoleList",
-        "/v3electionpb.Election/Leader",
-        "/v3electionpb.Election/Campaign",  # the contender's key is there, or is not
-        "/v3lockpb.Lock/Lock",
-    )
-)
-# Calls whose records name them.
-_NAMED: Final = frozenset(
-    BY_PATH[path]
-    for path in (
-        "/etcdserverpb.KV/Put",
-        "/etcdserverpb.KV/DeleteRange",
-        "/etcdserverpb.KV/Txn",
-        "/etcdserverpb.KV/Compact",
-        "/etcdserverpb.Lease/LeaseGrant",
-        "/etcdserverpb.Lease/LeaseRevoke",
-        "/v3lockpb.Lock/Unlock",
-        "/v3electionpb.Election/Proclaim",
-        "/v3electionpb.Election/Resign",
-    )
-)
-# These wait for another client: there is no bound to how long that takes.
-_OPEN_ENDED: Final = frozenset(BY_PATH[path] for path in ("/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"))
 _CONNECT_S_MAX: Final = 1.0
 _ALONE_S: Final = 0.01  # between two looks of a server that has no link to a leader
-_NO_NAME: Final = "etcdserver: this server does not lead, and cannot pass on the name in a certificate; ask the leader"
-_SLOW: Final = "the answers of the leader are not read"
-
-
-class PassedOn:
-    """A unary call on its way to the leader. Implements call.Waiting and link.Owner."""
-
-    __slots__ = ("_follower", "_on_link", "_reply", "call", "counter", "epoch", "lost", "request", "since_s")
-
-    def __init__(self, follower: "Follower", call: UnaryCall, request: Message) -> None:
-        self._follower = follower
-        self._on_link: LinkCall | None = None
-        self._reply: bytes | None = None
-        self.call = call
-        self.request = request
-        self.counter = follower.next_counter() if call.method in _NAMED else 0
-        self.epoch = 0  # for which it was passed on last
-        self.lost = False  # its link is: the log says what became of it
-        self.since_s = follower.now_s()  # when it came, or was lost
-
-    @property
-    def open_ended(self) -> bool:
-        return self.call.method in _OPEN_ENDED
-
-    def on_gone(self) -> None:
-        self._follower.forget(self)
-        if self._on_link is not None:
-            self._on_link.cancel()
-
-    def start(self, link: Link, epoch: int) -> None:
-        call = self.call
-        self.epoch = epoch
-        left_s = None if call.deadline_s is None else max(call.deadline_s - call.core.turn.read_clock(), 0.0)
-        self._reply = None
-        passed_as = PassedAs(self._follower.nonce, self.counter, epoch)
-        self._on_link = link.start(call.method.path, self, passed_as, call.token, left_s)
-        self._on_link.send([self.request.SerializeToString()], last=True)
-
-    def on_message(self, message: bytes) -> None:
-        self._reply = message
-
-    def on_ended(self, ended: Ended) -> None:
-        self._on_link = None
-        not_done = errors.LEADER_CHANGED.message if ended.code == Code.UNAVAILABLE else None
-        if ended.lost:
-            if not ended.reached or self.call.method in _REPEATABLE:
-                self._follower.hold(self)
-            elif self.counter:
-                self.lost = True
-                self.since_s = self._follower.now_s()
-            else:
-                self._answer(errors.LEADER_LOST.error())
-        elif ended.text == not_done:
-            self._follower.hold(self)
-        elif ended.code != Code.OK:
-            self._answer(EtcdError(ended.code, ended.text))
-        elif self._reply is None:
-            self._answer(EtcdError(Code.INTERNAL, "the leader sent no reply"))
-        else:
-            self._answer(self._reply)
-
-    def settle(self, reply: bytes) -> None:
-        """The log has it."""
-        if self._on_link is not None:
-            self._on_link.cancel()
-            self._on_link = None
-        self._answer(reply)
-
-    def hold_again(self) -> None:
-        """It has not taken effect in the epoch that it was passed on for, and never will."""
-        if self._on_link is not None:
-            self._on_link.cancel()
-            self._on_link = None
-        self.lost = False
-        self._follower.hold(self)
-
-    def give_up(self) -> None:
-        """Nobody can say soon what became of it."""
-        self._answer(errors.LEADER_LOST.error())
-
-    def _answer(self, outcome: bytes | EtcdError) -> None:
-        self._follower.forget(self)
-        if not self.call.over:
-            self.call.finish(outcome)
-
-
-class PassedStream:
-    """A streaming call on its way to the leader. Implements call.StreamHandler and link.Owner."""
-
-    def __init__(self, follower: "Follower", call: StreamCall) -> None:
-        self._follower = follower
-        self.call = call
-        call.passes_on = True
-        self._refusal: EtcdError | None = None
-        if call.forwarded:
-            self._refusal = errors.LEADER_CHANGED.error()
-        elif follower.is_named_by_certificate(call):
-            self._refusal = EtcdError(Code.UNAVAILABLE, _NO_NAME)
-        self.since_s = follower.now_s()
-        self._on_link: LinkCall | None = None
-        self._early: list[bytes] = []  # requests that came before there was a link
-        self._ended = False  # no more requests will come
-        if self._refusal is None:
-            follower.open(self)
-
-    # --- from the call ---
-
-    def on_messages(self, messages: list[bytes]) -> None:
-        if self._refusal is not None:
-            raise self._refusal
-        if self._on_link is None:
-            self._early += messages
-        else:
-            self._on_link.send(messages)
-
-    def on_requests_end(self) -> None:
-        self._ended = True
-        if self._on_link is not None:
-            self._on_link.send([], last=True)
-
-    def on_over(self) -> None:
-        self._follower.close(self)
-        if self._on_link is not None:
-            self._on_link.cancel()
-
-    # --- to and from the link ---
-
-    @property
-    def waits(self) -> bool:
-        """Whether there was no link to begin on."""
-        return self._on_link is None
-
-    def start(self, link: Link, epoch: int) -> None:
-        passed_as = PassedAs(self._follower.nonce, 0, epoch)
-        self._on_link = link.start(self.call.method.path, self, passed_as, self.call.token)
-        early, self._early = self._early, []
-        if early:
-            self.on_messages(early)
-        if self._ended:
-            self.on_requests_end()
-
-    def on_message(self, message: bytes) -> None:
-        self.call.send([message])
-        if self.call.backlog_bytes > limits.CONNECTION_SEND_BYTES_MAX:
-            self.call.cut_off(EtcdError(Code.RESOURCE_EXHAUSTED, _SLOW))
-
-    def on_ended(self, ended: Ended) -> None:
-        if ended.lost:
-            self.call.finish(errors.NO_LEADER.error())
-        else:
-            self.call.finish(None if ended.code == Code.OK else EtcdError(ended.code, ended.text))
-
-    def serve_here(self, own: StreamFactory) -> None:
-        """This server leads. A call that has begun elsewhere is ended: its client begins it anew."""
-        if self.waits:
-            self.call.serve_here(own, self._early, ended=self._ended)
-        else:
-            self.call.finish(errors.NO_LEADER.error())
-
-
-class PassedRenewals(PassedStream):
-    """A keepalive stream. Each request has one reply, in order, so they are matched by their places.
-
-    It outlives its link: renewals without an answer are sent again to the next leader, or carried out here.
-    """
-
-    def __init__(self, follower: "Follower", call: StreamCall) -> None:
-        self._under_way: deque[tuple[bytes, float]] = deque()  # requests, with the instants at which they were sent
-        self._outdated = 0  # replies still to come that count no more
-        super().__init__(follower, call)
-
-    def on_messages(self, messages: list[bytes]) -> None:
-        super().on_messages(messages)
-        if not self.waits:
-            now_s = self._follower.now_s()
-            self._under_way.extend((message, now_s) for message in messages)
-
-    def on_requests_end(self) -> None:
-        self._ended = True
-        if not self._under_way:  # otherwise a renewal may have to be sent again
-            super().on_requests_end()
-
-    def on_over(self) -> None:
-        self._follower.close(self)
-        if self._on_link is not None:
-            self._on_link.finish()
-
-    def on_message(self, message: bytes) -> None:
-        if self._outdated:
-            self._outdated -= 1
-            return
-        if not self._under_way:
-            return
-        if self._follower.now_s() - self._under_way[0][1] > FORWARD_PASS_ON_S:
-            # This one and all behind it are sent again, so that their order stays.
-            again = [request for request, _ in self._under_way]
-            self._outdated = len(again) - 1
-            self._under_way.clear()
-            self.on_messages(again)
-            return
-        self._under_way.popleft()
-        super().on_message(message)
-        if self._ended:
-            self.on_requests_end()
-
-    def on_ended(self, ended: Ended) -> None:
-        if ended.code != Code.UNAVAILABLE:
-            super().on_ended(ended)
-            return
-        self._leave_link()
-
-    def serve_here(self, own: StreamFactory) -> None:
-        self._leave_link()
-        super().serve_here(own)
-
-    def _leave_link(self) -> None:
-        """The renewals without an answer wait for the next leader."""
-        self._on_link = None
-        self._outdated = 0
-        self.since_s = self._follower.now_s()
-        self._early = [request for request, _ in self._under_way] + self._early
-        self._under_way.clear()
 
 
 class Follower:
@@ -359,7 +90,8 @@ class Follower:
         self._epoch = 0  # of the newest record that was applied
         self._held: dict[PassedOn, None] = {}  # in the order in which they came
         self._named: dict[int, PassedOn] = {}  # those that were passed on with a counter, and have no answer yet
-        self._streams: dict[PassedStream, None] = {}
+        self._streams: dict[Passable, None] = {}
+        self._lines: dict[bytes | None, Line] = {}  # of this link, by token
         self._own_streams = core.stream_handlers
         self._timer: asyncio.TimerHandle | None = None
         core.follow(self, {method: self._factory(method, own) for method, own in self._own_streams.items()})
@@ -367,10 +99,10 @@ class Follower:
         self._look()
 
     def _factory(self, method: Method, own: StreamFactory) -> StreamFactory:
-        passed = PassedRenewals if method is _KEEPALIVE else PassedStream
-
         def made(core: Core, call: StreamCall) -> StreamHandler:
-            return own(core, call) if self._is_here(method) and self._knows(call) else passed(self, call)
+            if self._is_here(method) and self._knows(call):
+                return own(core, call)
+            return PassedRenewals(self, call) if method is KEEPALIVE else PassedStream(self, call)
 
         return made
 
@@ -387,10 +119,9 @@ class Follower:
         )
 
     def pass_on(self, call: UnaryCall, request: Message) -> PassedOn:
-        if self.is_named_by_certificate(call):
-            raise EtcdError(Code.UNAVAILABLE, _NO_NAME)
-        if call.passed_as is not None:  # another server takes this one for the leader
-            raise errors.LEADER_CHANGED.error()
+        error = refusal(self, call, forwarded=call.passed_as is not None)
+        if error is not None:
+            raise error
         passed = PassedOn(self, call, request)
         link = self._ready
         if link is None:
@@ -450,14 +181,26 @@ class Follower:
             for passed in [passed for passed in self._named.values() if passed.epoch < epoch]:
                 passed.hold_again()
 
-    def open(self, stream: PassedStream) -> None:
+    def open(self, stream: Passable) -> None:
         self._streams[stream] = None
         link = self._ready
         if link is not None and self._linked is not None:
             stream.start(link, self._linked.epoch)
 
-    def close(self, stream: PassedStream) -> None:
+    def close(self, stream: Passable) -> None:
         self._streams.pop(stream, None)
+
+    def line(self, token: bytes | None, link: Link, epoch: int) -> Line:
+        found = self._lines.get(token)
+        if found is None:
+            found = self._lines[token] = Line(self, token, link, epoch, lambda: self._end_line(token))
+        return found
+
+    def _end_line(self, token: bytes | None) -> None:
+        line = self._lines.pop(token, None)
+        for stream in self._streams:
+            if isinstance(stream, PassedRenewals) and stream.line is line:
+                stream.leave_line()
 
     def lead(self) -> None:
         """This server leads: what waits here is carried out here."""
@@ -470,6 +213,8 @@ class Follower:
         link, self._link = self._link, None
         if link is not None:
             link.close()
+        for line in list(self._lines.values()):
+            line.end()
         streams, self._streams = list(self._streams), {}
         for stream in streams:
             stream.serve_here(self._own_streams[stream.call.method])

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls on their way to the server that leads: unary ones, and streaming ones but for renewals (renewals.py).
+
+Laws
+- A write takes effect once. Its record names it, with its reply, so this server finds in the log what became of it. It
+  is passed on once an epoch. When a record of a newer epoch has been applied, and the write was in none before, it has
+  not taken effect and never will: it is passed on again, or carried out here.
+- A call that was under way when the link was lost is passed on again if it changes nothing. Other calls that no record
+  names have an unknown outcome, and so say their errors.
+- A streaming call ends with its link, with a code on which clients begin it anew.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from google.protobuf.message import Message
+
+from lessor.api.methods import BY_PATH
+from lessor.base import errors, limits
+from lessor.base.errors import Code, EtcdError
+from lessor.server.following.link import Ended, Link, LinkCall
+from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory, UnaryCall
+
+# Calls that change nothing: to pass them on once more does no harm.
+_REPEATABLE: Final = frozenset(
+    BY_PATH[path]
+    for path in (
+        "/etcdserverpb.KV/Range",
+        "/etcdserverpb.Lease/LeaseTimeToLive",
+        "/etcdserverpb.Lease/LeaseLeases",
+        "/lessorpb.Leases/List",
+        "/etcdserverpb.Cluster/MemberList",
+        "/etcdserverpb.Auth/Authenticate",
+        "/etcdserverpb.Auth/AuthStatus",
+        "/etcdserverpb.Auth/UserGet",
+        "/etcdserverpb.Auth/UserList",
+        "/etcdserverpb.Auth/RoleGet",
+        "/etcdserverpb.Auth/RoleList",
+        "/v3electionpb.Election/Leader",
+        "/v3electionpb.Election/Campaign",  # the contender's key is there, or is not
+        "/v3lockpb.Lock/Lock",
+    )
+)
+# Calls whose records name them.
+_NAMED: Final = frozenset(
+    BY_PATH[path]
+    for path in (
+        "/etcdserverpb.KV/Put",
+        "/etcdserverpb.KV/DeleteRange",
+        "/etcdserverpb.KV/Txn",
+        "/etcdserverpb.KV/Compact",
+        "/etcdserverpb.Lease/LeaseGrant",
+        "/etcdserverpb.Lease/LeaseRevoke",
+        "/v3lockpb.Lock/Unlock",
+        "/v3electionpb.Election/Proclaim",
+        "/v3electionpb.Election/Resign",
+    )
+)
+# These wait for another client: there is no bound to how long that takes.
+_OPEN_ENDED: Final = frozenset(BY_PATH[path] for path in ("/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"))
+_NO_NAME: Final = "etcdserver: this server does not lead, and cannot pass on the name in a certificate; ask the leader"
+SLOW: Final = "the answers of the leader are not read"
+
+
+class Passing(Protocol):
+    """The part of a Follower that its calls need."""
+
+    nonce: bytes  # names this process to the leader
+    now_s: Callable[[], float]
+
+    def next_counter(self) -> int:
+        """Names a write, beside the nonce."""
+        ...
+
+    def hold(self, passed: "PassedOn") -> None:
+        """The call waits for another link."""
+        ...
+
+    def forget(self, passed: "PassedOn") -> None:
+        """The call is over."""
+        ...
+
+    def open(self, stream: "Passable") -> None:
+        """A streaming call begins: on the link, or when there is one."""
+        ...
+
+    def close(self, stream: "Passable") -> None:
+        """The streaming call is over."""
+        ...
+
+    def is_named_by_certificate(self, call: Any) -> bool:
+        """Whether only the certificate of its connection says who calls: the leader does not see that."""
+        ...
+
+
+class Passable(Protocol):
+    """A streaming call that is passed on."""
+
+    call: StreamCall
+    since_s: float  # since when it waits for a link, if it does
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a link to begin on."""
+        ...
+
+    def start(self, link: Link, epoch: int) -> None:
+        """Begins on the link to the leader of that epoch."""
+        ...
+
+    def serve_here(self, own: StreamFactory) -> None:
+        """This server leads."""
+        ...
+
+
+def refusal(home: Passing, call: UnaryCall | StreamCall, *, forwarded: bool) -> EtcdError | None:
+    """Why the call cannot be passed on; None if it can. `forwarded`: another server takes this one for the leader."""
+    if forwarded:
+        return errors.LEADER_CHANGED.error()
+    return EtcdError(Code.UNAVAILABLE, _NO_NAME) if home.is_named_by_certificate(call) else None
+
+
+class PassedOn:
+    """A unary call on its way to the leader. Implements call.Waiting and link.Owner."""
+
+    __slots__ = ("_home", "_on_link", "_reply", "call", "counter", "epoch", "lost", "request", "since_s")
+
+    def __init__(self, home: Passing, call: UnaryCall, request: Message) -> None:
+        self._home = home
+        self._on_link: LinkCall | None = None
+        self._reply: bytes | None = None
+        self.call = call
+        self.request = request
+        self.counter = home.next_counter() if call.method in _NAMED else 0
+        self.epoch = 0  # for which it was passed on last
+        self.lost = False  # its link is: the log says what became of it
+        self.since_s = home.now_s()  # when it came, or was lost
+
+    @property
+    def open_ended(self) -> bool:
+        return self.call.method in _OPEN_ENDED
+
+    def on_gone(self) -> None:
+        self._home.forget(self)
+        if self._on_link is not None:
+            self._on_link.cancel()
+
+    def start(self, link: Link, epoch: int) -> None:
+        call = self.call
+        self.epoch = epoch
+        left_s = None if call.deadline_s is None else max(call.deadline_s - call.core.turn.read_clock(), 0.0)
+        self._reply = None
+        passed_as = PassedAs(self._home.nonce, self.counter, epoch)
+        self._on_link = link.start(call.method.path, self, passed_as, call.token, left_s)
+        self._on_link.send([self.request.SerializeToString()], last=True)
+
+    def on_message(self, message: bytes) -> None:
+        self._reply = message
+
+    def on_ended(self, ended: Ended) -> None:
+        self._on_link = None
+        not_done = errors.LEADER_CHANGED.message if ended.code == Code.UNAVAILABLE else None
+        if ended.lost:
+            if not ended.reached or self.call.method in _REPEATABLE:
+                self._home.hold(self)
+            elif self.counter:
+                self.lost = True
+                self.since_s = self._home.now_s()
+            else:
+                self._answer(errors.LEADER_LOST.error())
+        elif ended.text == not_done:
+            self._home.hold(self)
+        elif ended.code != Code.OK:
+            self._answer(EtcdError(ended.code, ended.text))
+        elif self._reply is None:
+            self._answer(EtcdError(Code.INTERNAL, "the leader sent no reply"))
+        else:
+            self._answer(self._reply)
+
+    def settle(self, reply: bytes) -> None:
+        """The log has it."""
+        if self._on_link is not None:
+            self._on_link.cancel()
+            self._on_link = None
+        self._answer(reply)
+
+    def hold_again(self) -> None:
+        """It has not taken effect in the epoch that it was passed on for, and never will."""
+        if self._on_link is not None:
+            self._on_link.cancel()
+            self._on_link = None
+        self.lost = False
+        self._home.hold(self)
+
+    def give_up(self) -> None:
+        """Nobody can say soon what became of it."""
+        self._answer(errors.LEADER_LOST.error())
+
+    def _answer(self, outcome: bytes | EtcdError) -> None:
+        self._home.forget(self)
+        if not self.call.over:
+            self.call.finish(outcome)
+
+
+class PassedStream:
+    """A streaming call on its way to the leader. Implements call.StreamHandler and link.Owner."""
+
+    def __init__(self, home: Passing, call: StreamCall) -> None:
+        self._home = home
+        self.call = call
+        call.passes_on = True
+        self._refusal = refusal(home, call, forwarded=call.forwarded)
+        self.since_s = home.now_s()
+        self._on_link: LinkCall | None = None
+        self._early: list[bytes] = []  # requests that came before there was a link
+        self._ended = False  # no more requests will come
+        if self._refusal is None:
+            home.open(self)
+
+    # --- from the call ---
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        if self._on_link is None:
+            self._early += messages
+        else:
+            self._on_link.send(messages)
+
+    def on_requests_end(self) -> None:
+        self._ended = True
+        if self._on_link is not None:
+            self._on_link.send([], last=True)
+
+    def on_over(self) -> None:
+        self._home.close(self)
+        if self._on_link is not None:
+            self._on_link.cancel()
+
+    # --- to and from the link ---
+
+    @property
+    def waits(self) -> bool:
+        """Whether there was no link to begin on."""
+        return self._on_link is None
+
+    def start(self, link: Link, epoch: int) -> None:
+        passed_as = PassedAs(self._home.nonce, 0, epoch)
+        self._on_link = link.start(self.call.method.path, self, passed_as, self.call.token)
+        early, self._early = self._early, []
+        if early:
+            self.on_messages(early)
+        if self._ended:
+            self.on_requests_end()
+
+    def on_message(self, message: bytes) -> None:
+        self.call.send([message])
+        if self.call.backlog_bytes > limits.CONNECTION_SEND_BYTES_MAX:
+            self.call.cut_off(EtcdError(Code.RESOURCE_EXHAUSTED, SLOW))
+
+    def on_ended(self, ended: Ended) -> None:
+        if ended.lost:
+            self.call.finish(errors.NO_LEADER.error())
+        else:
+            self.call.finish(None if ended.code == Code.OK else EtcdError(ended.code, ended.text))
+
+    def serve_here(self, own: StreamFactory) -> None:
+        """This server leads. A call that has begun elsewhere is ended: its client begins it anew."""
+        if self.waits:
+            self.call.serve_here(own, self._early, ended=self._ended)
+        else:
+            self.call.finish(errors.NO_LEADER.error())

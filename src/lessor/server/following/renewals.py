@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Renewals that are passed on to the server that leads.
+
+Laws
+- Each request of a keepalive stream has one reply, in order. So all streams with one token share one stream to the
+  leader, and replies are matched with requests by their places.
+- An acknowledgement is passed on within FORWARD_PASS_ON_S of its renewal, by this server's own clock. When it is older,
+  the renewal is sent again, and all behind it, so that their order stays. The leader gives FORWARD_ALLOWANCE_S more
+  than that (cluster/forwarding.py).
+- A stream of a client outlives the link. Renewals without an answer are sent again to the next leader, or carried out
+  here: one too many does no harm.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from lessor.api.methods import BY_PATH
+from lessor.api.proto import rpc_pb2
+from lessor.base import errors, limits
+from lessor.base.errors import Code, EtcdError
+from lessor.cluster.forwarding import FORWARD_PASS_ON_S
+from lessor.server.following.link import Ended, Link
+from lessor.server.following.passing import SLOW, Passing, refusal
+from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory
+
+KEEPALIVE = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
+
+
+class Lines(Passing, Protocol):
+    """The part of a Follower that renewals need."""
+
+    def line(self, token: bytes | None, link: Link, epoch: int) -> "Line":
+        """The stream to the leader for the renewals of callers with this token."""
+        ...
+
+
+class Line:
+    """One keepalive stream to the leader. Implements link.Owner."""
+
+    def __init__(self, home: Passing, token: bytes | None, link: Link, epoch: int, on_over: Callable[[], None]) -> None:
+        """`on_over` is called when the leader takes no more requests on it."""
+        self._home = home
+        self._on_over = on_over
+        self.users = 0  # streams of clients
+        self._token = token
+        self._under_way: deque[tuple[bytes, float, PassedRenewals]] = deque()  # in the middle: when it was sent
+        self._outdated = 0  # replies still to come that count no more
+        self._call = link.start(KEEPALIVE.path, self, PassedAs(home.nonce, 0, epoch), token)
+
+    def send(self, messages: list[bytes], of: "PassedRenewals") -> None:
+        now_s = self._home.now_s()
+        self._under_way.extend((message, now_s, of) for message in messages)
+        self._call.send(messages)
+
+    def on_message(self, message: bytes) -> None:
+        under_way = self._under_way
+        if self._outdated:
+            self._outdated -= 1
+        elif under_way:
+            now_s = self._home.now_s()
+            if now_s - under_way[0][1] > FORWARD_PASS_ON_S:
+                self._outdated = len(under_way) - 1
+                self._under_way = deque((request, now_s, of) for request, _, of in under_way)
+                self._call.send([request for request, _, _ in under_way])
+            else:
+                under_way.popleft()[2].answered(message)
+
+    def on_ended(self, ended: Ended) -> None:
+        """Without a status, or with UNAVAILABLE, the leader is gone. Another status is the answer to one renewal."""
+        if ended.code not in (Code.OK, Code.UNAVAILABLE) and self._under_way:
+            self._under_way.popleft()[2].refused(EtcdError(ended.code, ended.text))
+        self.give_back()
+
+    def give_back(self) -> None:
+        """The renewals without an answer wait for another stream."""
+        self._on_over()
+        under_way, self._under_way = self._under_way, deque()
+        for request, _, of in under_way:
+            of.take_back(request)
+
+    def leave(self) -> None:
+        """A client's stream is over. The line stays for those to come; one for a token ends, which may be used no more."""
+        self.users -= 1
+        if not self.users and self._token is not None:
+            self._call.finish()
+            self._on_over()
+
+    def end(self) -> None:
+        """This server leads."""
+        self._call.cancel()
+        self.give_back()
+
+
+class PassedRenewals:
+    """A keepalive stream of a client. Implements call.StreamHandler and passing.Passable."""
+
+    def __init__(self, home: Lines, call: StreamCall) -> None:
+        self._home = home
+        self.call = call
+        call.passes_on = True
+        self.since_s = home.now_s()
+        self.line: Line | None = None
+        self._early: list[bytes] = []  # requests that wait for a line
+        self._unanswered = 0  # requests on the line
+        self._error = refusal(home, call, forwarded=call.forwarded)  # ends the call behind the replies to come
+        self._ended = self._error is not None  # no more requests are taken
+        if not self._ended:
+            home.open(self)
+
+    @property
+    def waits(self) -> bool:
+        return self.line is None
+
+    def start(self, link: Link, epoch: int) -> None:
+        self.line = self._home.line(self.call.token, link, epoch)
+        self.line.users += 1
+        early, self._early = self._early, []
+        self._send(early)
+
+    def serve_here(self, own: StreamFactory) -> None:
+        self.call.serve_here(own, self._early, ended=self._ended)
+
+    # --- from the call ---
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        if self._error is None:
+            self._send([message for message in messages if self._is_sound(message)])
+        self._end_if_done()
+
+    def _is_sound(self, message: bytes) -> bool:
+        """Whether the leader can read it: its error would end the streams of others. Those behind it are not taken."""
+        if self._error is None:
+            try:
+                rpc_pb2.LeaseKeepAliveRequest.FromString(message)
+            except DecodeError:
+                self._error = errors.MALFORMED_IN_STREAM.error()
+                self._ended = True
+        return self._error is None
+
+    def _send(self, messages: list[bytes]) -> None:
+        if self.line is None:
+            self._early += messages
+        elif messages:
+            self._unanswered += len(messages)
+            self.line.send(messages, self)
+
+    def on_requests_end(self) -> None:
+        self._ended = True
+        self._end_if_done()
+
+    def on_over(self) -> None:
+        self._home.close(self)
+        if self.line is not None:
+            self.line.leave()
+
+    # --- from the line ---
+
+    def answered(self, reply: bytes) -> None:
+        self._unanswered -= 1
+        self.call.send([reply])
+        if self.call.backlog_bytes > limits.CONNECTION_SEND_BYTES_MAX:
+            self.call.cut_off(EtcdError(Code.RESOURCE_EXHAUSTED, SLOW))
+        self._end_if_done()
+
+    def refused(self, error: EtcdError) -> None:
+        self._unanswered -= 1
+        self.call.finish(error)
+
+    def take_back(self, request: bytes) -> None:
+        """The line has ended before the answer. Called for each such request, in order."""
+        self._unanswered -= 1
+        self._early.append(request)
+
+    def leave_line(self) -> None:
+        self.line = None
+        self.since_s = self._home.now_s()
+
+    def _end_if_done(self) -> None:
+        if self._ended and not (self._unanswered or self._early):
+            self.call.finish(self._error)
