@@ -105,6 +105,9 @@ class FaultyEngine:
     def end(self) -> LogEnd | None:
         return self._engine.end
 
+    def name_successor(self, member_id: int) -> None:
+        self._engine.name_successor(member_id)
+
     def told(self, epoch: int, record: int) -> None:
         self._engine.told(epoch, record)
 

@@ -156,6 +156,10 @@ class Engine(Protocol):
         """How far this process has come as the leader; None when it does not lead a shared log. From any thread."""
         ...
 
+    def name_successor(self, member_id: int) -> None:
+        """The process that is to lead next, when a clean batch ends the term of this one. 0: any."""
+        ...
+
     def told(self, epoch: int, record: int) -> None:
         """The leader says that its record is in the log for good: `try_to_lead` takes it in. From any thread.
 

@@ -134,6 +134,9 @@ class FileEngine(EngineOnTables):
     def told(self, epoch: int, record: int) -> None:
         """Nobody else leads."""
 
+    def name_successor(self, member_id: int) -> None:
+        """Nobody else ever leads."""
+
     def stop_waiting(self) -> None:
         """Nothing here waits for others."""
 

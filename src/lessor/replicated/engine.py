@@ -94,6 +94,7 @@ class ReplicatedEngine(EngineOnTables):
         self._follow: Follow = lambda rows, term, origins: None
         self._began_s: float | None = None  # when this process began to look whether it may lead; None: not yet
         self._said = False  # that another process leads
+        self._successor = 0  # who is to lead after a release; 0: whoever is first
         self._told: deque[tuple[int, int]] = deque()  # what the leader has said since the last look
         self.answering: Answering | None = None
 
@@ -247,6 +248,9 @@ class ReplicatedEngine(EngineOnTables):
             return None
         return LogEnd(node.standing.epoch, node.standing.number, node.nonce)
 
+    def name_successor(self, member_id: int) -> None:
+        self._successor = member_id
+
     def told(self, epoch: int, record: int) -> None:
         self._told.append((epoch, record))
 
@@ -302,7 +306,7 @@ class ReplicatedEngine(EngineOnTables):
         self._failure.refuse_after()
         node, hands = self._decisions, self._carrying
         try:
-            node.submit(kind, rows, self._now_s(), origins)
+            node.submit(kind, rows, self._now_s(), origins, self._successor if kind == RELEASE else 0)
             hands.carry_out()
             while not (node.free or hands.released):
                 self._sleep(TICK_S)

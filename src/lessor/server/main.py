@@ -295,6 +295,9 @@ class Server:
             self.handshakes.close()
         if not self._committer.failed:
             log.info("stopping", extra={"connections": len(self._connections)})
+            # Two that claim at one time take longer than one. The streams of the followers end with the others.
+            following = next(iter(self.core.followers.values()), None)
+            self._engine.name_successor(0 if following is None else following.member_id)
             await self._drain()
         if self._follower is not None:
             self._follower.stop()

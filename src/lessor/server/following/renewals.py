@@ -82,7 +82,7 @@ class Line:
             of.take_back(request)
 
     def leave(self) -> None:
-        """A client's stream is over. The line stays for those to come; one for a token ends, which may be used no more."""
+        """A client's stream is over. The line stays for those to come. One with a token ends: it may be used no more."""
         self.users -= 1
         if not self.users and self._token is not None:
             self._call.finish()
