@@ -82,7 +82,7 @@ class Line:
             of.take_back(request)
 
     def leave(self) -> None:
-        """A client's stream is over. The line stays for those to come. One with a token ends: it may be used no more."""
+        """A client's stream is over. A line with a token ends with its last one: the token may be used no more."""
         self.users -= 1
         if not self.users and self._token is not None:
             self._call.finish()
