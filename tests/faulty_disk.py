@@ -105,6 +105,10 @@ class FaultyEngine:
     def end(self) -> LogEnd | None:
         return self._engine.end
 
+    @property
+    def hears_log(self) -> bool:
+        return self._engine.hears_log
+
     def name_successor(self, member_id: int) -> None:
         self._engine.name_successor(member_id)
 

@@ -49,6 +49,19 @@ def is_linked(server: InProcessServer) -> bool:
     return bool(server.call(lambda: follower_of(server)._ready is not None))
 
 
+def cut_off(server: InProcessServer) -> None:
+    """The follower has no link, and knows of no leader."""
+
+    def cut() -> None:
+        found = follower_of(server)
+        found._leader = lambda: None
+        assert found._link is not None
+        found._link.close()
+
+    server.call(cut)
+    eventually(lambda: not is_linked(server))
+
+
 @contextlib.contextmanager
 def two(tmp_path: Path, *flags: str) -> Iterator[tuple[InProcessServer, InProcessServer]]:
     """A server that leads, and one that follows it."""
@@ -160,8 +173,7 @@ def test_without_a_leader_a_call_waits_and_is_refused_then(tmp_path: Path, monke
     monkeypatch.setattr(limits, "NO_LEADER_S_MAX", 0.3)
     with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer:
         peer.call(put(b"k", b"v"))
-        follower.call(lambda: setattr(follower_of(follower), "_leader", lambda: None))
-        eventually(lambda: not is_linked(follower))
+        cut_off(follower)
         with pytest.raises(grpc.RpcError, match="etcdserver: no leader"):
             peer.call(put(b"k", b"w"))
         with pytest.raises(grpc.RpcError, match="etcdserver: no leader"):

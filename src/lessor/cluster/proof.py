@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a server shows another one that it can read their log.
+"""How a server shows another one that it can read their log, and the other one that it leads it.
 
 Each process of a cluster draws a nonce, which stands in all its records and nowhere else. So who knows the nonce of the
 leader has read the log. The nonce itself is never sent: an HMAC with it as the key is.
@@ -14,6 +14,16 @@ def proof(nonce: bytes, member_id: int, name: str, urls: Sequence[str]) -> bytes
     """What a server with that name sends to the leader whose records have `nonce`."""
     said = "\0".join((str(member_id), name, *urls)).encode()
     return hmac.new(nonce, said, hashlib.sha256).digest()
+
+
+def answer(nonce: bytes, challenge: bytes) -> bytes:
+    """What the leader whose records have `nonce` sends back, to show that it is that one."""
+    return hmac.new(nonce, b"leads\0" + challenge, hashlib.sha256).digest()
+
+
+def is_answer(found: bytes, nonce: bytes, challenge: bytes) -> bool:
+    """Whether `found` is that."""
+    return hmac.compare_digest(found, answer(nonce, challenge))
 
 
 def holds(found: bytes, nonce: bytes, member_id: int, name: str, urls: Sequence[str]) -> bool:

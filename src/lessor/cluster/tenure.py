@@ -123,6 +123,10 @@ class Tenure:
         """The engine has not answered: the link to it is down."""
         self._answered_s = _NEVER_S
 
+    def is_linked(self, now_s: float) -> bool:
+        """Whether the link to the engine is up, as far as a follower knows."""
+        return now_s - self._answered_s <= self.timing.link_s
+
     def may_claim(self, now_s: float) -> bool:
         """Whether to claim, at the position of the newest record seen."""
         if self.state != FOLLOWER or now_s - self._answered_s > self.timing.link_s or self._silent_since_s is None:

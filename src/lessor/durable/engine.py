@@ -156,6 +156,11 @@ class Engine(Protocol):
         """How far this process has come as the leader; None when it does not lead a shared log. From any thread."""
         ...
 
+    @property
+    def hears_log(self) -> bool:
+        """Whether the log has answered when it was asked last. From any thread."""
+        ...
+
     def name_successor(self, member_id: int) -> None:
         """The process that is to lead next, when a clean batch ends the term of this one. 0: any."""
         ...

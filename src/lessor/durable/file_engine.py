@@ -42,6 +42,7 @@ class FileEngine(EngineOnTables):
     answering: Answering | None = None
     leader: Leader | None = None
     end: LogEnd | None = None
+    hears_log = True
 
     def __init__(
         self,

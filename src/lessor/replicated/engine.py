@@ -248,6 +248,11 @@ class ReplicatedEngine(EngineOnTables):
             return None
         return LogEnd(node.standing.epoch, node.standing.number, node.nonce)
 
+    @property
+    def hears_log(self) -> bool:
+        node = self._node
+        return node is not None and node.tenure.is_linked(self._now_s())
+
     def name_successor(self, member_id: int) -> None:
         self._successor = member_id
 

@@ -28,6 +28,7 @@ from lessor.server.options import (
     OptionError,
     Options,
     check_advertised_url,
+    check_reachable_url,
     parse_cluster_lease_s,
     parse_duration_s,
     parse_grpc_keepalive,
@@ -211,6 +212,9 @@ def build(values: dict[str, Any]) -> Options:
     if advertised:
         for url in advertised.split(","):
             check_advertised_url(url)
+    if values["engine"]:
+        for url in advertised.split(",") if advertised else [each.url for each in listen]:
+            check_reachable_url(url)
     mode = values["auto_compaction_mode"]
     return Options(
         name=values["name"],

@@ -166,6 +166,8 @@ class Server:
             nonlocal followed
             followed = True
             _apply(machine, rows, term)
+            while machine.store.unswept:
+                machine.store.sweep(limits.SWEEP_EVENTS_MAX)
 
         begun = self._engine.try_to_lead(follow)
         if begun is None:
@@ -181,7 +183,9 @@ class Server:
     def _stand_by(self) -> None:
         """Begins to follow the server that leads."""
         core = self.core
-        self._follower = Follower(core, lambda: self._engine.leader, self._told, self.options.tls)
+        self._follower = Follower(
+            core, lambda: self._engine.leader, self._told, lambda: self._engine.hears_log, self.options.tls
+        )
         self._committer.stand_by(self._follow, self._lead)
 
     def _told(self, epoch: int, record: int) -> None:
@@ -197,8 +201,6 @@ class Server:
     def _lead(self, begun: Begun) -> None:
         core, follower = self.core, self._follower
         assert follower is not None
-        if core.turn.halted and not core.turn.following:
-            return  # a step has raised: the server stops
         _promote(core.machine, begun)
         core.metrics.answering = self._engine.answering
         core.turn.lead(begun.clock_s, self._engine.answering)
@@ -383,7 +385,7 @@ class Server:
 
     def _stop_unanswered(self, error: BaseException) -> None:
         """Memory is ahead of disk for good, or a bug has half changed it: answers nobody any more, and stops."""
-        where = "disk" if self._engine.answering is None else "the engine"
+        where = "disk" if self._engine.answering is None and not self.core.turn.following else "the engine"
         what, self.exit_code = f"cannot write to {where}", EXIT_DISK_FAILED
         if isinstance(error, BrokenTurnError):
             what, self.exit_code = "a bug broke off a turn", EXIT_BUG
@@ -423,8 +425,6 @@ def _apply(machine: StateMachine, rows: Rows, term: int) -> None:
         if term != machine.identity.term:
             machine.lead(term)
         apply(machine, rows)
-        while machine.store.unswept:
-            machine.store.sweep(limits.SWEEP_EVENTS_MAX)
     except _IMPOSSIBLE_ROWS as error:
         raise EngineError(
             f"batch {rows.number} of another server does not apply here, {error!r}: run one version on all, and report "

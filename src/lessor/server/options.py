@@ -115,6 +115,12 @@ def check_advertised_url(url: str) -> None:
         raise OptionError(f"--advertise-client-urls: {url!r} must be a URL like http://host:port")
 
 
+def check_reachable_url(url: str) -> None:
+    """Raises OptionError for a URL at which the other servers of a shared log cannot find this one."""
+    if urlsplit(url.strip()).hostname in ("0.0.0.0", "::"):
+        raise OptionError(f"--advertise-client-urls: other servers cannot reach {url}; with --engine, name an address")
+
+
 def parse_auth_token(text: str) -> tuple[str, dict[str, str]]:
     """The value of --auth-token: the kind of token, "simple" or "jwt", and its settings. Raises OptionError."""
     kind, *pairs = text.split(",")

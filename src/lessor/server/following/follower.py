@@ -24,12 +24,13 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from lessor.api.methods import BY_PATH, Method
-from lessor.api.proto import following_pb2
+from lessor.api.proto import following_pb2, rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.clock import BootClock
+from lessor.base.errors import Code, EtcdError
 from lessor.client._endpoint import parse_endpoint
 from lessor.client._tls import tls_context
-from lessor.cluster.proof import proof
+from lessor.cluster.proof import is_answer, proof
 from lessor.durable.engine import FOLLOW_S, Leader
 from lessor.durable.shared_record import NONCE_BYTES, Origin
 from lessor.server.following.link import Ended, Link, connect
@@ -60,6 +61,8 @@ _NEEDS_NO_CALLER: Final = frozenset(BY_PATH[f"/grpc.health.v1.Health/{name}"] fo
 _RANGE: Final = BY_PATH["/etcdserverpb.KV/Range"]
 _FOLLOW: Final = BY_PATH["/lessorpb.Following/Follow"]
 _CONNECT_S_MAX: Final = 1.0
+_RETRY_S_MAX: Final = 1.0  # between two tries to reach a leader that cannot be reached
+_TOO_MUCH: Final = "too many requests wait for the leader"
 _ALONE_S: Final = 0.01  # between two looks of a server that has no link to a leader
 
 
@@ -67,27 +70,41 @@ class Follower:
     """Stands in for the leader. Implements core.Elsewhere."""
 
     def __init__(
-        self, core: Core, leader: Callable[[], Leader | None], told: Callable[[int, int], None], tls: TlsOptions
+        self,
+        core: Core,
+        leader: Callable[[], Leader | None],
+        told: Callable[[int, int], None],
+        hears_log: Callable[[], bool],
+        tls: TlsOptions,
     ) -> None:
-        """`leader` says who leads now, as far as is known. `told` gets the epoch and the number of a record that the
-        leader says to be in the log for good. `tls`: this server's own. A leader with TLS must have a
-        certificate of its --trusted-ca-file, or of one that the machine trusts, and is shown this server's.
+        """`leader` says who leads now, as far as is known.
+
+        `told` gets the epoch and the number of a record that the leader says to be in the log for good. `hears_log`:
+        whether the log answers. `tls`: this server's own. A leader with TLS must have a certificate of its
+        --trusted-ca-file, or of one that the machine trusts, and is shown this server's.
         """
         self.core = core
         self.now_s: Callable[[], float] = BootClock().now_s
         self._leader = leader
         self._told = told
+        self._hears_log = hears_log
         self._tls_options = tls
         self._context: ssl.SSLContext | None = None
         self._link: Link | None = None
         self._linked: Leader | None = None  # whose link that is
         self._connecting: asyncio.Task[None] | None = None
-        self._introduced = False  # to the leader that the link is to
+        self._challenge = b""  # that the other end of the link has to answer
         self._attempt = 0
-        self._said = ""  # why there is no link, as the log has it
+        self._url = ""  # that is tried, or linked with
+        self._fails = 0  # in a row
+        self._tried = b""  # nonce of the leader that is tried
+        self._try_s = 0.0  # when to try again
+        self._said: set[str] = set()  # URLs of which the log says that they lead nowhere
         self.nonce = secrets.token_bytes(NONCE_BYTES)
         self._counter = 0
         self._epoch = 0  # of the newest record that was applied
+        self._leads = False
+        self._kept_bytes = 0  # of requests without an answer
         self._held: dict[PassedOn, None] = {}  # in the order in which they came
         self._named: dict[int, PassedOn] = {}  # those that were passed on with a counter, and have no answer yet
         self._streams: dict[Passable, None] = {}
@@ -95,7 +112,7 @@ class Follower:
         self._own_streams = core.stream_handlers
         self._timer: asyncio.TimerHandle | None = None
         core.follow(self, {method: self._factory(method, own) for method, own in self._own_streams.items()})
-        core.metrics.reaches_leader = lambda: self._ready is not None
+        core.metrics.reaches_leader = self._reaches_leader
         self._look()
 
     def _factory(self, method: Method, own: StreamFactory) -> StreamFactory:
@@ -113,6 +130,11 @@ class Follower:
         leader = self._leader()
         return 0 if leader is None else leader.member_id
 
+    def _reaches_leader(self) -> bool:
+        """Whether this server hears of the log, and of its leader."""
+        link = self._link
+        return self._hears_log() and link is not None and link.verified and not link.lost
+
     def serves(self, call: UnaryCall, request: Any) -> bool:
         return not (
             (self._is_here(call.method) or (call.method is _RANGE and request.serializable)) and self._knows(call)
@@ -123,6 +145,9 @@ class Follower:
         if error is not None:
             raise error
         passed = PassedOn(self, call, request)
+        if self._kept_bytes + passed.size_bytes > limits.PASSED_BYTES_MAX:
+            raise EtcdError(Code.RESOURCE_EXHAUSTED, _TOO_MUCH)
+        self._kept_bytes += passed.size_bytes
         link = self._ready
         if link is None:
             self._held[passed] = None
@@ -164,11 +189,33 @@ class Follower:
         """The call waits for another link."""
         passed.since_s = self.now_s()
         self._named.pop(passed.counter, None)
-        self._held[passed] = None
+        if self._leads:
+            self._serve(passed)
+        else:
+            self._held[passed] = None
+
+    def _serve(self, passed: PassedOn) -> None:
+        """This server leads, and carries the call out."""
+        if not passed.call.over:
+            passed.call.wait_no_more()
+            passed.call.serve(passed.request)
 
     def forget(self, passed: PassedOn) -> None:
         self._held.pop(passed, None)
         self._named.pop(passed.counter, None)
+        self._kept_bytes -= passed.size_bytes
+        passed.size_bytes = 0
+
+    def has_applied(self, revision: int) -> bool:
+        return self.core.machine.revision >= revision
+
+    def renew(self, lease_id: int, of: PassedOn) -> bool:
+        link = self._ready
+        if link is None or self._linked is None:
+            return False
+        request = rpc_pb2.LeaseKeepAliveRequest(ID=lease_id)
+        self.line(of.call.token, link, self._linked.epoch).send([request.SerializeToString()], of)
+        return True
 
     def applied(self, epoch: int, origins: Sequence[Origin]) -> None:
         """A record of `epoch` was applied, in which these requests have taken effect."""
@@ -176,6 +223,9 @@ class Follower:
             passed = self._named.get(origin.counter) if origin.nonce == self.nonce else None
             if passed is not None:
                 passed.settle(origin.reply)
+        now_s = self.now_s()
+        for passed in list(self._named.values()):
+            passed.look(now_s)
         if epoch > self._epoch:
             self._epoch = epoch
             for passed in [passed for passed in self._named.values() if passed.epoch < epoch]:
@@ -208,6 +258,7 @@ class Follower:
             self._timer.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
+        self._leads = True
         self.core.lead()
         self.core.metrics.reaches_leader = None
         link, self._link = self._link, None
@@ -218,13 +269,11 @@ class Follower:
         streams, self._streams = list(self._streams), {}
         for stream in streams:
             stream.serve_here(self._own_streams[stream.call.method])
+        held, self._held = list(self._held), {}
         for passed in list(self._named.values()):
             passed.hold_again()
-        held, self._held = list(self._held), {}
         for passed in held:
-            if not passed.call.over:
-                passed.call.wait_no_more()
-                passed.call.serve(passed.request)
+            self._serve(passed)
 
     def stop(self) -> None:
         """The server stops: nothing is passed on any more."""
@@ -239,12 +288,16 @@ class Follower:
 
     def _look(self) -> None:
         """Now and then: whom to be linked with, and what has waited for too long."""
-        leader = self._leader()
-        link = self._link
-        if link is not None and (link.lost or leader is None or leader.nonce != self._nonce_linked):
-            self._link = None
-            link.close()
-        if self._link is None and self._connecting is None and leader is not None and leader.urls:
+        leader, link, now_s = self._leader(), self._link, self.now_s()
+        if link is not None:
+            other = leader is not None and leader.nonce != self._nonce_linked
+            if link.lost or other or link.silent_s > limits.LINK_SILENT_S_MAX:
+                self._link = None
+                link.close()
+        if leader is not None and leader.nonce != self._tried:
+            self._tried, self._fails, self._try_s, self._said = leader.nonce, 0, 0.0, set()
+        may_try = self._link is None and self._connecting is None and now_s >= self._try_s
+        if may_try and leader is not None and leader.urls:
             self._connecting = asyncio.get_running_loop().create_task(self._connect(leader))
         ready = self._ready
         if ready is not None:
@@ -252,37 +305,61 @@ class Follower:
         else:
             self._told(0, 0)  # nobody says how far the log is, or that it was released
         self._timer = asyncio.get_running_loop().call_later(FOLLOW_S if ready is not None else _ALONE_S, self._look)
-        self._refuse_old(self.now_s() - limits.NO_LEADER_S_MAX)
+        for passed in list(self._named.values()):
+            passed.look(now_s)
+        self._refuse_old(now_s - limits.NO_LEADER_S_MAX)
 
     @property
     def _nonce_linked(self) -> bytes:
         return b"" if self._linked is None else self._linked.nonce
 
     def _introduce(self, link: Link, leader: Leader) -> None:
-        """Says to the leader who follows it, so that it tells how far the log has come."""
-        self._introduced = True
+        """Says to the leader who follows it, so that it shows who it is, and tells how far the log has come."""
         options = self.core.options
         member_id, name = self.core.machine.identity.member_id, options.name
         urls = options.advertise_client_urls
+        self._challenge = secrets.token_bytes(NONCE_BYTES)
         asked = following_pb2.FollowRequest(
-            member_id=member_id, name=name, client_urls=urls, proof=proof(leader.nonce, member_id, name, urls)
+            member_id=member_id,
+            name=name,
+            client_urls=urls,
+            proof=proof(leader.nonce, member_id, name, urls),
+            challenge=self._challenge,
         )
         passed_as = PassedAs(self.nonce, 0, leader.epoch)
         link.start(_FOLLOW.path, self, passed_as).send([asked.SerializeToString()], last=True)
 
     def on_message(self, message: bytes) -> None:
-        """The leader says how far the log has come."""
+        """The other end says that it leads, and how far the log has come."""
         told = following_pb2.FollowResponse.FromString(message)
+        link = self._link
+        if link is not None and not link.verified and self._linked is not None:
+            if not is_answer(told.proof, self._linked.nonce, self._challenge):
+                self._fail("it is not the leader that the log names")
+                return
+            link.verified = True
+            self._fails, self._said = 0, set()
+            log.info("calls are passed on to the leader", extra={"url": self._url})
+            self._start_all(link)
         self._told(told.epoch, told.record)
 
     def on_ended(self, ended: Ended) -> None:
-        """The leader says no more about that: the log is looked at now and then."""
-        if not ended.lost:
-            log.warning("the leader does not tell how far it is", extra={"reason": ended.text})
+        """The other end does not lead, or not any more."""
+        if self._link is not None and not self._link.verified:
+            self._fail(ended.text)
+
+    def _fail(self, reason: str) -> None:
+        """There is no way to the leader at this URL. The next one is tried, and all more seldom."""
+        self._fails += 1
+        self._try_s = self.now_s() + min(_RETRY_S_MAX, FOLLOW_S * 2 ** min(self._fails, 10))
+        if self._url not in self._said:
+            self._said.add(self._url)
+            log.warning("cannot reach the leader", extra={"url": self._url, "reason": reason})
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
     def _start_all(self, link: Link) -> None:
-        if not self._introduced and self._linked is not None:
-            self._introduce(link, self._linked)
         if self._linked is None:
             return
         for stream in [stream for stream in self._streams if stream.waits]:
@@ -295,7 +372,7 @@ class Follower:
 
     def _refuse_old(self, before_s: float) -> None:
         for passed in [passed for passed in self._held if passed.since_s < before_s]:
-            del self._held[passed]
+            self.forget(passed)
             passed.call.finish(errors.NO_LEADER.error())
         for passed in [passed for passed in self._named.values() if passed.lost and passed.since_s < before_s]:
             passed.give_up()
@@ -303,20 +380,16 @@ class Follower:
             stream.call.finish(errors.NO_LEADER.error())
 
     async def _connect(self, leader: Leader) -> None:
-        url = leader.urls[self._attempt % len(leader.urls)]
+        self._url = url = leader.urls[self._attempt % len(leader.urls)]
         self._attempt += 1
         try:
             endpoint = parse_endpoint(url)
             link = await connect(endpoint, self._tls() if endpoint.tls else None, _CONNECT_S_MAX)
         except (OSError, TimeoutError, ValueError) as error:
-            if self._said != url:
-                self._said = url
-                log.warning("cannot reach the leader", extra={"url": url, "reason": str(error) or type(error).__name__})
+            self._fail(str(error) or type(error).__name__)
         else:
-            self._said = ""
             self._link, self._linked = link, leader
-            self._introduced = False
-            log.info("calls are passed on to the leader", extra={"url": url})
+            self._introduce(link, leader)
         finally:
             self._connecting = None
 

@@ -5,12 +5,16 @@ Laws
 - A call of a link ends exactly once: with the leader's status, or with the loss of the link.
 - Nothing is concluded from a loss: `Ended.reached` says whether the leader may have seen the call.
 - The output of one loop step leaves in one write.
+- No call begins before the other end has shown that it is the leader that the log names, and none while much waits for
+  it.
+- Streams are reset slowly: who resets many is cut off.
 
 The messages are passed on as bytes. What they mean, and what to do after a loss, is follower.py's.
 """
 
 import asyncio
 import ssl
+from collections import deque
 from typing import NamedTuple, Protocol, cast
 
 from lessor.base import limits
@@ -58,14 +62,17 @@ class LinkCall:
             self._link.flush_soon()
 
     def cancel(self) -> None:
-        """Nobody waits for the answer. The owner hears no more."""
+        """Nobody waits for the answer, and the leader is to stop. The owner hears no more."""
         if self._owner is not None:
             self._owner = None
-            self._link.h2.reset(self._stream, h2.ErrorCode.CANCEL)
-            self._link.flush_soon()
+            self._link.reset_later(self._stream)
+
+    def abandon(self) -> None:
+        """As `cancel`, for a call that ends soon by itself."""
+        self._owner = None
 
     def finish(self) -> None:
-        """As `cancel` of a call that ends by itself when no more requests come. A peer may not reset many streams."""
+        """As `cancel`, for a call that ends by itself when no more requests come."""
         if self._owner is not None:
             self.send([], last=True)
             self._owner = None
@@ -107,17 +114,33 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._flushing = False
-        self._heard = False
+        self._full = False  # the transport has called its buffer full
+        self._resets: deque[h2.Stream] = deque()
+        self.verified = False  # set by the owner: the other end is the leader
+        self.heard_s = self._loop.time()  # when the leader sent something last
 
     @property
     def ready(self) -> bool:
         """Whether a call can be passed on now."""
-        return self._heard and not self.lost and self.h2.can_start
+        return (
+            self.verified
+            and not (self.lost or self._full)
+            and self.h2.can_start
+            and self.h2.queued_bytes <= limits.LINK_BACKLOG_BYTES_MAX
+        )
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the leader has sent nothing."""
+        return self._loop.time() - self.heard_s
 
     def start(
         self, path: str, owner: Owner, passed_as: PassedAs, token: bytes | None = None, timeout_s: float | None = None
     ) -> LinkCall:
-        """Begins a call; `ready` must hold. `passed_as`: how the leader is to know it. `token`: its caller's."""
+        """Begins a call; `ready` must hold, but for the first one.
+
+        `passed_as`: how the leader is to know it. `token`: its caller's.
+        """
         headers: list[h2.Field] = [
             (b":method", b"POST"),
             (b":scheme", b"https" if self._endpoint.tls else b"http"),
@@ -134,6 +157,18 @@ class Link:
         call = LinkCall(self, self.h2.start_request(h2.encode_headers(headers)), owner)
         self.flush_soon()
         return call
+
+    def reset_later(self, stream: h2.Stream) -> None:
+        self._resets.append(stream)
+        if len(self._resets) == 1:
+            self._loop.call_soon(self._reset_some)
+
+    def _reset_some(self) -> None:
+        for _ in range(min(len(self._resets), limits.LINK_RESETS_PER_STEP)):
+            self.h2.reset(self._resets.popleft(), h2.ErrorCode.CANCEL)
+        self.flush_soon()
+        if self._resets and not self.lost:
+            self._loop.call_later(0.01, self._reset_some)
 
     def flush_soon(self) -> None:
         if not self._flushing:
@@ -157,12 +192,13 @@ class Link:
     # --- asyncio's callbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = transport = cast(asyncio.Transport, transport)
+        transport.set_write_buffer_limits(high=limits.LINK_BACKLOG_BYTES_MAX)
         self.flush_soon()
 
     def data_received(self, data: bytes) -> None:
-        self._heard = True
-        for kind, stream, payload in self.h2.receive(data, self._loop.time()):
+        self.heard_s = self._loop.time()
+        for kind, stream, payload in self.h2.receive(data, self.heard_s):
             call: LinkCall | None = stream.owner
             if call is not None:
                 call.on_event(kind, payload)
@@ -171,9 +207,11 @@ class Link:
     def eof_received(self) -> bool:
         return False
 
-    def pause_writing(self) -> None: ...
+    def pause_writing(self) -> None:
+        self._full = True
 
-    def resume_writing(self) -> None: ...
+    def resume_writing(self) -> None:
+        self._full = False
 
     def connection_lost(self, _error: Exception | None) -> None:
         self.lost = True

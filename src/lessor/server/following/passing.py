@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from google.protobuf.message import Message
 
 from lessor.api.methods import BY_PATH
+from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.following.link import Ended, Link, LinkCall
@@ -56,6 +57,8 @@ _NAMED: Final = frozenset(
         "/v3electionpb.Election/Resign",
     )
 )
+_GRANT: Final = BY_PATH["/etcdserverpb.Lease/LeaseGrant"]
+_GRANT_PASS_ON_S: Final = 0.02  # the age up to which the answer to a grant is passed on as it is
 # These wait for another client: there is no bound to how long that takes.
 _OPEN_ENDED: Final = frozenset(BY_PATH[path] for path in ("/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"))
 _NO_NAME: Final = "etcdserver: this server does not lead, and cannot pass on the name in a certificate; ask the leader"
@@ -78,6 +81,14 @@ class Passing(Protocol):
 
     def forget(self, passed: "PassedOn") -> None:
         """The call is over."""
+        ...
+
+    def has_applied(self, revision: int) -> bool:
+        """Whether this server has that revision in memory."""
+        ...
+
+    def renew(self, lease_id: int, of: "PassedOn") -> bool:
+        """Renews a lease for the call, which is told as the stream of a client is. False: there is no link."""
         ...
 
     def open(self, stream: "Passable") -> None:
@@ -123,7 +134,21 @@ def refusal(home: Passing, call: UnaryCall | StreamCall, *, forwarded: bool) -> 
 class PassedOn:
     """A unary call on its way to the leader. Implements call.Waiting and link.Owner."""
 
-    __slots__ = ("_home", "_on_link", "_reply", "call", "counter", "epoch", "lost", "request", "since_s")
+    __slots__ = (
+        "_home",
+        "_on_link",
+        "_outcome",
+        "_reply",
+        "_sent_s",
+        "call",
+        "counter",
+        "epoch",
+        "lost",
+        "request",
+        "revision",
+        "since_s",
+        "size_bytes",
+    )
 
     def __init__(self, home: Passing, call: UnaryCall, request: Message) -> None:
         self._home = home
@@ -134,6 +159,10 @@ class PassedOn:
         self.counter = home.next_counter() if call.method in _NAMED else 0
         self.epoch = 0  # for which it was passed on last
         self.lost = False  # its link is: the log says what became of it
+        self.size_bytes = request.ByteSize()
+        self.revision = 0  # of the reply that waits, see `_answer_write`
+        self._outcome: bytes | None = None  # that reply
+        self._sent_s = 0.0
         self.since_s = home.now_s()  # when it came, or was lost
 
     @property
@@ -142,12 +171,17 @@ class PassedOn:
 
     def on_gone(self) -> None:
         self._home.forget(self)
-        if self._on_link is not None:
-            self._on_link.cancel()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        on_link, self._on_link = self._on_link, None
+        if on_link is not None:
+            on_link.cancel() if self.open_ended else on_link.abandon()
 
     def start(self, link: Link, epoch: int) -> None:
         call = self.call
         self.epoch = epoch
+        self._sent_s = self._home.now_s()
         left_s = None if call.deadline_s is None else max(call.deadline_s - call.core.turn.read_clock(), 0.0)
         self._reply = None
         passed_as = PassedAs(self._home.nonce, self.counter, epoch)
@@ -174,21 +208,62 @@ class PassedOn:
             self._answer(EtcdError(ended.code, ended.text))
         elif self._reply is None:
             self._answer(EtcdError(Code.INTERNAL, "the leader sent no reply"))
+        elif self.counter:
+            self._answer_write(self._reply)
         else:
             self._answer(self._reply)
 
-    def settle(self, reply: bytes) -> None:
-        """The log has it."""
-        if self._on_link is not None:
-            self._on_link.cancel()
-            self._on_link = None
+    def _answer_write(self, reply: bytes) -> None:
+        """The answer waits until a read here shows the write, as etcd's member shows its own clients their writes."""
+        self.revision = self.call.method.response.FromString(reply).header.revision  # type: ignore[attr-defined]
+        if self._home.has_applied(self.revision):
+            self._answer_young(reply)
+        else:
+            self._outcome = reply
+            self.since_s = self._home.now_s()
+
+    def look(self, now_s: float) -> None:
+        """Something was applied, or time has passed."""
+        reply = self._outcome
+        waited = now_s - self.since_s > limits.READ_OWN_WRITE_S_MAX
+        if reply is not None and (waited or self._home.has_applied(self.revision)):
+            self._outcome = None
+            self._answer_young(reply)
+
+    def _answer_young(self, reply: bytes) -> None:
+        """A grant promises a TTL: when its reply is not young any more, the lease is renewed first."""
+        if self.call.method is _GRANT and self._home.now_s() - self._sent_s > _GRANT_PASS_ON_S:
+            self._reply = reply
+            self._home.forget(self)  # it is done, whoever leads next
+            if self._home.renew(rpc_pb2.LeaseGrantResponse.FromString(reply).ID, self):
+                return
         self._answer(reply)
 
+    # --- of a renewal, as renewals.PassedRenewals ---
+
+    def answered(self, _reply: bytes) -> None:
+        assert self._reply is not None
+        self._answer(self._reply)
+
+    def refused(self, _error: EtcdError) -> None:
+        self.answered(b"")
+
+    def take_back(self, _request: bytes) -> None:
+        """The leader is gone: the next one gives each lease its time anew."""
+        self.answered(b"")
+
+    def settle(self, reply: bytes) -> None:
+        """The log has it."""
+        self._let_go()
+        self._outcome = None
+        self._answer_young(reply)
+
     def hold_again(self) -> None:
-        """It has not taken effect in the epoch that it was passed on for, and never will."""
-        if self._on_link is not None:
-            self._on_link.cancel()
-            self._on_link = None
+        """A newer epoch has begun. Unless the leader has answered, it has not taken effect, and never will in that."""
+        if self._outcome is not None:
+            self._answer(self._outcome)
+            return
+        self._let_go()
         self.lost = False
         self._home.hold(self)
 
@@ -213,7 +288,8 @@ class PassedStream:
         self.since_s = home.now_s()
         self._on_link: LinkCall | None = None
         self._early: list[bytes] = []  # requests that came before there was a link
-        self._ended = False  # no more requests will come
+        self._asked = False  # a request has come
+        self._ended = False  # no more will come
         if self._refusal is None:
             home.open(self)
 
@@ -222,6 +298,7 @@ class PassedStream:
     def on_messages(self, messages: list[bytes]) -> None:
         if self._refusal is not None:
             raise self._refusal
+        self._asked = True
         if self._on_link is None:
             self._early += messages
         else:
@@ -229,6 +306,8 @@ class PassedStream:
 
     def on_requests_end(self) -> None:
         self._ended = True
+        if not (self._asked or self.call.method.client_streaming):
+            self.on_messages([b""])  # JSON: a request without a body is an empty one
         if self._on_link is not None:
             self._on_link.send([], last=True)
 

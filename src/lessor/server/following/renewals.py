@@ -6,14 +6,16 @@ Laws
   leader, and replies are matched with requests by their places.
 - An acknowledgement is passed on within FORWARD_PASS_ON_S of its renewal, by this server's own clock. When it is older,
   the renewal is sent again, and all behind it, so that their order stays. The leader gives FORWARD_ALLOWANCE_S more
-  than that (cluster/forwarding.py).
+  than that (cluster/forwarding.py). On a long way the second answer is no younger: then what it is too old is taken
+  off the TTL that it promises.
 - A stream of a client outlives the link. Renewals without an answer are sent again to the next leader, or carried out
   here: one too many does no harm.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -26,7 +28,22 @@ from lessor.server.following.link import Ended, Link
 from lessor.server.following.passing import SLOW, Passing, refusal
 from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory
 
-KEEPALIVE = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
+KEEPALIVE: Final = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
+_TOO_MANY: Final = "too many renewals wait for the leader on this stream"
+
+
+class Renewing(Protocol):
+    """Who waits for renewals."""
+
+    def answered(self, reply: bytes) -> None: ...
+
+    def refused(self, error: EtcdError) -> None:
+        """The leader has answered with an error, and ended the line."""
+        ...
+
+    def take_back(self, request: bytes) -> None:
+        """The line has ended before the answer. Called for each such request, in order."""
+        ...
 
 
 class Lines(Passing, Protocol):
@@ -46,13 +63,14 @@ class Line:
         self._on_over = on_over
         self.users = 0  # streams of clients
         self._token = token
-        self._under_way: deque[tuple[bytes, float, PassedRenewals]] = deque()  # in the middle: when it was sent
+        # Request, when it was sent, whose it is, whether it was sent before.
+        self._under_way: deque[tuple[bytes, float, Renewing, bool]] = deque()
         self._outdated = 0  # replies still to come that count no more
         self._call = link.start(KEEPALIVE.path, self, PassedAs(home.nonce, 0, epoch), token)
 
-    def send(self, messages: list[bytes], of: "PassedRenewals") -> None:
+    def send(self, messages: list[bytes], of: Renewing) -> None:
         now_s = self._home.now_s()
-        self._under_way.extend((message, now_s, of) for message in messages)
+        self._under_way.extend((message, now_s, of, False) for message in messages)
         self._call.send(messages)
 
     def on_message(self, message: bytes) -> None:
@@ -61,12 +79,17 @@ class Line:
             self._outdated -= 1
         elif under_way:
             now_s = self._home.now_s()
-            if now_s - under_way[0][1] > FORWARD_PASS_ON_S:
-                self._outdated = len(under_way) - 1
-                self._under_way = deque((request, now_s, of) for request, _, of in under_way)
-                self._call.send([request for request, _, _ in under_way])
+            _, sent_s, of, again = under_way[0]
+            too_old_s = now_s - sent_s - FORWARD_PASS_ON_S
+            if too_old_s > 0 and again:
+                message = _shortened(message, math.ceil(too_old_s))
+            if too_old_s <= 0 or (again and message):
+                under_way.popleft()
+                of.answered(message)
             else:
-                under_way.popleft()[2].answered(message)
+                self._outdated = len(under_way) - 1
+                self._under_way = deque((request, now_s, each, True) for request, _, each, _ in under_way)
+                self._call.send([request for request, *_ in under_way])
 
     def on_ended(self, ended: Ended) -> None:
         """Without a status, or with UNAVAILABLE, the leader is gone. Another status is the answer to one renewal."""
@@ -78,7 +101,7 @@ class Line:
         """The renewals without an answer wait for another stream."""
         self._on_over()
         under_way, self._under_way = self._under_way, deque()
-        for request, _, of in under_way:
+        for request, _, of, _ in under_way:
             of.take_back(request)
 
     def leave(self) -> None:
@@ -94,6 +117,15 @@ class Line:
         self.give_back()
 
 
+def _shortened(reply: bytes, by_s: int) -> bytes:
+    """The reply with so much less of a TTL; b"" if nothing is left."""
+    renewed = rpc_pb2.LeaseKeepAliveResponse.FromString(reply)
+    if not renewed.TTL:
+        return reply  # the lease has ended
+    renewed.TTL -= by_s
+    return renewed.SerializeToString() if renewed.TTL > 0 else b""
+
+
 class PassedRenewals:
     """A keepalive stream of a client. Implements call.StreamHandler and passing.Passable."""
 
@@ -105,6 +137,7 @@ class PassedRenewals:
         self.line: Line | None = None
         self._early: list[bytes] = []  # requests that wait for a line
         self._unanswered = 0  # requests on the line
+        self._kept_bytes = 0  # of requests, since none was left without an answer
         self._error = refusal(home, call, forwarded=call.forwarded)  # ends the call behind the replies to come
         self._ended = self._error is not None  # no more requests are taken
         if not self._ended:
@@ -128,6 +161,9 @@ class PassedRenewals:
     def on_messages(self, messages: list[bytes]) -> None:
         if self._error is None:
             self._send([message for message in messages if self._is_sound(message)])
+            self._kept_bytes += sum(map(len, messages))
+            if self._kept_bytes > limits.PASSED_STREAM_BYTES_MAX:
+                self.call.finish(EtcdError(Code.RESOURCE_EXHAUSTED, _TOO_MANY))
         self._end_if_done()
 
     def _is_sound(self, message: bytes) -> bool:
@@ -170,7 +206,6 @@ class PassedRenewals:
         self.call.finish(error)
 
     def take_back(self, request: bytes) -> None:
-        """The line has ended before the answer. Called for each such request, in order."""
         self._unanswered -= 1
         self._early.append(request)
 
@@ -179,5 +214,7 @@ class PassedRenewals:
         self.since_s = self._home.now_s()
 
     def _end_if_done(self) -> None:
+        if not (self._unanswered or self._early):
+            self._kept_bytes = 0
         if self._ended and not (self._unanswered or self._early):
             self.call.finish(self._error)

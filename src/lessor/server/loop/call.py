@@ -423,7 +423,7 @@ class StreamCall:
         if messages:
             self.take(messages)
         if ended:
-            self.requests_end()
+            self.requests_end(without_any=not messages)
 
     def requests_end(self, *, without_any: bool = False) -> None:
         """The peer sends no more. `without_any`: it has sent no request; the call goes on as after an empty one."""

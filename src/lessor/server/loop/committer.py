@@ -360,9 +360,11 @@ class Committer:
         try:
             if not self.failed:
                 self._on_lead(begun)
-        finally:
-            self._loop_begins.set()
-        self._begin_beats()
+        except BaseException as error:
+            self._fail(error)
+        self._loop_begins.set()
+        if not self.failed:
+            self._begin_beats()
 
     def _due(self) -> None:
         self._timer = None

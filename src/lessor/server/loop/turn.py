@@ -559,7 +559,7 @@ class Turn:
     def _sweep(self) -> None:
         """Takes some of the dead versions out of memory, and asks for another turn, to go on or to seal."""
         store = self.machine.store
-        if not self._halted and (store.sweep(limits.SWEEP_EVENTS_MAX) or not store.unswept):
+        if (self.following or not self._halted) and (store.sweep(limits.SWEEP_EVENTS_MAX) or not store.unswept):
             self.schedule()
 
     def _count_promises(self) -> None:

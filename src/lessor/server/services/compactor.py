@@ -44,6 +44,8 @@ class Compactor:
 
     def _compact(self) -> None:
         target = self.target(self._core.machine.revision)
+        if self._core.turn.following:
+            return  # who leads compacts, and this server sees it in the log
         if target is not None and target > max(self._core.machine.compact_revision, 1):
             try:
                 self._core.machine.apply(rpc_pb2.CompactionRequest(revision=target), self._core.turn.now_s())
