@@ -45,8 +45,12 @@ def test_routes_that_etcd_does_not_have() -> None:
         assert route not in BY_ROUTE
 
 
-def test_every_rpc_but_health_has_a_route() -> None:
-    assert names([method for method in METHODS if not method.routes]) == {f"/{HEALTH}/Check", f"/{HEALTH}/Watch"}
+def test_every_rpc_for_clients_but_health_has_a_route() -> None:
+    assert names([method for method in METHODS if not method.routes]) == {
+        f"/{HEALTH}/Check",
+        f"/{HEALTH}/Watch",
+        "/lessorpb.Following/Follow",
+    }
 
 
 def test_no_route_leads_to_two_methods() -> None:
@@ -58,7 +62,7 @@ def test_no_route_leads_to_two_methods() -> None:
 def test_each_service_of_a_single_etcd_is_there_and_our_own() -> None:
     assert {
         *(f"etcdserverpb.{name}" for name in ("KV", "Watch", "Lease", "Cluster", "Maintenance", "Auth")),
-        *("v3lockpb.Lock", "v3electionpb.Election", HEALTH, "lessorpb.Leases"),
+        *("v3lockpb.Lock", "v3electionpb.Election", HEALTH, "lessorpb.Leases", "lessorpb.Following"),
     } == SERVICES
     assert {method.service for method in METHODS} == SERVICES
 
@@ -72,6 +76,7 @@ def test_streaming_kinds() -> None:
         "/v3electionpb.Election/Observe",
         f"/{HEALTH}/Watch",
         "/lessorpb.Leases/Watch",
+        "/lessorpb.Following/Follow",
     }
     assert not [method for method in METHODS if method.client_streaming and not method.server_streaming]
     assert all(method.unary != (method.client_streaming or method.server_streaming) for method in METHODS)
