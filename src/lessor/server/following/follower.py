@@ -66,6 +66,20 @@ _TOO_MUCH: Final = "too many requests wait for the leader"
 _ALONE_S: Final = 0.01  # between two looks of a server that has no link to a leader
 
 
+class _Words:
+    """What the other end of a link says of the log. Implements link.Owner."""
+
+    def __init__(self, follower: "Follower", link: Link) -> None:
+        self._follower = follower
+        self._link = link
+
+    def on_message(self, message: bytes) -> None:
+        self._follower.hear(self._link, message)
+
+    def on_ended(self, ended: Ended) -> None:
+        self._follower.hear_end(self._link, ended.text)
+
+
 class Follower:
     """Stands in for the leader. Implements core.Elsewhere."""
 
@@ -327,13 +341,14 @@ class Follower:
             challenge=self._challenge,
         )
         passed_as = PassedAs(self.nonce, 0, leader.epoch)
-        link.start(_FOLLOW.path, self, passed_as).send([asked.SerializeToString()], last=True)
+        link.start(_FOLLOW.path, _Words(self, link), passed_as).send([asked.SerializeToString()], last=True)
 
-    def on_message(self, message: bytes) -> None:
+    def hear(self, link: Link, message: bytes) -> None:
         """The other end says that it leads, and how far the log has come."""
+        if link is not self._link or self._linked is None:
+            return
         told = following_pb2.FollowResponse.FromString(message)
-        link = self._link
-        if link is not None and not link.verified and self._linked is not None:
+        if not link.verified:
             if not is_answer(told.proof, self._linked.nonce, self._challenge):
                 self._fail("it is not the leader that the log names")
                 return
@@ -343,10 +358,10 @@ class Follower:
             self._start_all(link)
         self._told(told.epoch, told.record)
 
-    def on_ended(self, ended: Ended) -> None:
+    def hear_end(self, link: Link, reason: str) -> None:
         """The other end does not lead, or not any more."""
-        if self._link is not None and not self._link.verified:
-            self._fail(ended.text)
+        if link is self._link and not link.verified:
+            self._fail(reason)
 
     def _fail(self, reason: str) -> None:
         """There is no way to the leader at this URL. The next one is tried, and all more seldom."""
