@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import EtcdError
+from lessor.cluster.answering import Answering
 from lessor.cluster.clock_watch import ClockWatch
 from lessor.cluster.node import Append, Apply, Durable, Effect, Lead, Read, StepDown, Stop
-from lessor.cluster.served_clock import ServedClock
 from lessor.cluster.standing import Standing
 from lessor.durable.shared_log import Found
 from lessor.durable.shared_record import BATCH, BEAT, RELEASE, Entry
@@ -88,7 +88,7 @@ class Process:
             replay.apply(self.machine, entry.record.rows)
         self.gate = Gate(self.node.standing.batch)
         self.out: list[tuple[Conn | None, Any]] = []
-        self.served: ServedClock | None = None  # while this node is primary
+        self.served: Callable[[], float] | None = None  # the data clock, while this node is primary
         self.leading: Leading | None = None
         self._opened_s = self._clock_saved_s = 0.0
         self._submitted_s = 0.0  # on the data clock: when the batch in hand was handed over
@@ -247,12 +247,10 @@ class Process:
 
     def _durable(self, entry: Entry) -> None:
         self._take_down(entry)
-        now_s = self.clock.now_s()
         served = self.served
         assert served is not None
         rows = entry.record.rows
-        served.extend(now_s, self.node.tenure.until_s)
-        data_s = served.now_s(now_s)
+        data_s = served()
         if data_s - self._submitted_s > SLOW_COMMIT_S:
             self._held_until_batch = self.machine.journal.newest_with_rows
         self.machine.leases.acknowledged(getattr(rows, "leases_touched", ()), data_s)
@@ -261,10 +259,10 @@ class Process:
 
     def _lead(self, lead: Lead) -> None:
         self._take_down(lead.entry)
-        now_s = self.clock.now_s()
         self.world.note(self, "leads in epoch", lead.entry.epoch, "from record", lead.entry.number)
         self.story.rules.promote(self.machine, lead.entry.epoch, lead.clock_s, lead.clean)
-        self.served = ServedClock(lead.clock_s, now_s, self.node.tenure.until_s)
+        answering = Answering(self.node.tenure, self.clock.now_s, self.clock.wall_s)
+        self.served = lambda: lead.clock_s + answering.served_s()
         self._clock_saved_s = self._opened_s = lead.clock_s
         self.leading = Leading(self, lead.entry.epoch)
         self.story.show(self, lead.entry.data)
@@ -327,7 +325,7 @@ class Process:
         assert self.served is not None
         machine, request = self.machine, doing.request
         journal = machine.journal
-        data_s = self.served.now_s(self.clock.now_s())
+        data_s = self.served()
         if not journal.row_count:
             self._opened_s = data_s
         if isinstance(request, rpc.LeaseKeepAliveRequest | rpc.LeaseGrantRequest):
@@ -405,7 +403,7 @@ class Process:
         node, now_s = self.node, self.clock.now_s()
         served = self.served
         if served is not None and node.leads:
-            data_s = served.now_s(now_s)
+            data_s = served()
             self._end_leases(now_s, data_s)
             self._hold_publications()
             self._seal(now_s, data_s)
@@ -476,7 +474,7 @@ class Process:
             return
         out, self.out = self.out, []
         served = self.served
-        data_s = 0.0 if served is None else served.now_s(self.clock.now_s())
+        data_s = 0.0 if served is None else served()
         for conn, payload in out:
             if isinstance(payload, ToPeer):
                 self.machine.leases.acknowledged(payload.leases, data_s + self.story.rules.allowance_s)

@@ -42,11 +42,16 @@ needed.
 A primary whose validity has passed is *lapsed*. It is a state of `valid`, not of its own: the next record that lands
 ends it.
 
+Two threads may use a tenure. One appends, and calls everything but `distrust`. Another one answers: it may call
+`valid`, `served_s`, `lapsed_s` and, alone, `distrust`. What either writes for the other is one value (served_clock.py).
+
 Does not do: reading clocks, I/O, records. All instants are of the node's own clock, which also counts the time for
 which the machine slept. Each method costs a few comparisons.
 """
 
 from typing import Final, NamedTuple
+
+from lessor.cluster.served_clock import NEVER_S, NO_DOUBT, Doubt, ServedClock
 
 # How many times as fast one node's clock may run as another's.
 RATES_MAX: Final = 1.25
@@ -55,8 +60,6 @@ FOLLOWER: Final = "follower"
 CLAIMING: Final = "claiming"
 PRIMARY: Final = "primary"
 RELEASING: Final = "releasing"
-
-_NEVER_S: Final = float("-inf")
 
 
 class Timing(NamedTuple):
@@ -81,25 +84,25 @@ class Tenure:
         "_answered_s",
         "_appended_s",
         "_at_once",
+        "_doubt",
+        "_served",
         "_silent_since_s",
-        "_trusted_s",
         "others_lease_s",
         "state",
         "timing",
-        "until_s",
     )
 
     def __init__(self, timing: Timing) -> None:
         timing.check()
         self.timing = timing
         self.state = FOLLOWER
-        self.until_s = _NEVER_S  # a primary is valid before this instant
         self.others_lease_s = 0.0  # for how long the newest record of another node lets that node answer; 0: unknown
         self._silent_since_s: float | None = None  # None: nothing was heard yet since the link came up
-        self._answered_s = _NEVER_S  # the engine's last answer; never when the link is known to be down
+        self._answered_s = NEVER_S  # the engine's last answer; never when the link is known to be down
         self._at_once = False  # a release has named this node, or nobody
-        self._trusted_s = _NEVER_S  # nothing that was sent before counts
-        self._appended_s = _NEVER_S  # since_s of the last record that has landed
+        self._served = ServedClock.begun(NEVER_S)  # replaced by the thread that appends
+        self._doubt = NO_DOUBT  # replaced by the thread that answers
+        self._appended_s = NEVER_S  # since_s of the last record that has landed
 
     # --- a follower -----------------------------------------------------------------------------------------------
 
@@ -121,7 +124,7 @@ class Tenure:
 
     def unanswered(self) -> None:
         """The engine has not answered: the link to it is down."""
-        self._answered_s = _NEVER_S
+        self._answered_s = NEVER_S
 
     def is_linked(self, now_s: float) -> bool:
         """Whether the link to the engine is up, as far as a follower knows."""
@@ -146,6 +149,21 @@ class Tenure:
         """Whether a primary's bytes may leave at this instant."""
         return self.state == PRIMARY and now_s < self.until_s
 
+    @property
+    def until_s(self) -> float:
+        """A primary is valid before this instant."""
+        served = self._served
+        return served.until_s if served.believed(self._doubt) else NEVER_S
+
+    def served_s(self, now_s: float) -> float:
+        """The served clock at this instant. It counts from an instant of no meaning, another one in each tenure."""
+        return self._served.now_s(now_s, self._doubt)
+
+    @property
+    def lapsed_s(self) -> float:
+        """For how long the served clock has stood still in this tenure, without a lapse that is not over."""
+        return self._served.lapsed_s
+
     def beat_due(self, now_s: float, turn_ended_s: float) -> bool:
         """Whether to append a beat if there is nothing else to append. `turn_ended_s`: when the last turn ended."""
         timing = self.timing
@@ -157,8 +175,10 @@ class Tenure:
 
     def distrust(self, now_s: float) -> None:
         """The clock may have stood still before now."""
-        self._trusted_s = now_s
-        self.until_s = _NEVER_S
+        doubt = self._doubt
+        # A second doubt while nothing has landed that counts: the served clock stands still since the first.
+        stopped_s = now_s if self._served.believed(doubt) else doubt.stopped_s
+        self._doubt = Doubt(stopped_s, now_s)
 
     def releasing(self) -> None:
         """The release is about to be sent. From here on nothing may leave."""
@@ -172,12 +192,12 @@ class Tenure:
         if self.state == RELEASING:
             self._follow(now_s)
             return
+        served = self._served
         if self.state == CLAIMING:
-            self.until_s = _NEVER_S
+            served = ServedClock.begun(now_s)
             self.state = PRIMARY
         self._appended_s = since_s
-        if since_s >= self._trusted_s:
-            self.until_s = max(self.until_s, since_s + self.timing.lease_s)
+        self._served = served.landed(since_s, self.timing.lease_s, now_s, self._doubt)
 
     def taken(self, now_s: float) -> None:
         """Another's record stands where ours was to stand: this node is no primary."""
@@ -185,6 +205,6 @@ class Tenure:
 
     def _follow(self, now_s: float) -> None:
         self.state = FOLLOWER
-        self.until_s = _NEVER_S
+        self._served = self._served.ended(now_s)
         self._silent_since_s = now_s
         self._at_once = False

@@ -286,7 +286,7 @@ class ReplicatedEngine(EngineOnTables):
         entry = hands.lead.entry
         log.info("leading the log", extra={"epoch": entry.epoch, "record": entry.number})
         self._snapshots = Snapshots(self._dir, self._make_log, self._tables.backup)
-        self.answering = Answering(node.tenure, self._timing.lease_s, self._now_s, self._wall_s)
+        self.answering = Answering(node.tenure, self._now_s, self._wall_s)
         return Begun(entry.epoch, hands.lead.clock_s, hands.lead.clean)
 
     def _took(self, entry: Entry, own: bool) -> None:

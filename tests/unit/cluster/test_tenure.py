@@ -157,6 +157,45 @@ def test_a_clock_that_stood_still_is_believed_after_a_record_that_was_sent_later
     assert tenure.valid(100.6)
 
 
+def test_a_record_that_was_sent_at_the_instant_of_the_doubt_does_not_count() -> None:
+    tenure = primary(100.0)
+    tenure.distrust(100.5)  # its clock may have stood still at this reading, after the record was sent
+    tenure.landed(100.5, 100.75)
+    assert not tenure.valid(100.75)
+
+
+def test_a_claim_that_was_sent_before_the_clock_stood_still_lets_nothing_leave() -> None:
+    tenure = follower(100.0)
+    tenure.claiming()
+    tenure.distrust(101.5)
+    tenure.landed(101.25, 101.75)
+    assert (tenure.state, tenure.valid(101.75), tenure.served_s(103.0)) == (PRIMARY, False, 101.75)
+    tenure.landed(103.0, 103.25)
+    assert (tenure.valid(103.25), tenure.served_s(103.5), tenure.lapsed_s) == (True, 102.0, 1.5)
+
+
+def test_the_served_clock_counts_each_lapse_when_a_record_ends_it() -> None:
+    tenure = primary(100.0)
+    began_s = tenure.served_s(100.25)
+    for quarters in range(401, 440):
+        tenure.landed(quarters / 4, quarters / 4 + 0.125)
+    assert (tenure.served_s(110.25) - began_s, tenure.lapsed_s) == (10.0, 0.0)
+    assert tenure.served_s(130.0) - began_s == 10.5  # the last record was sent at 109.75
+    tenure.landed(129.5, 130.0)
+    assert (tenure.served_s(130.25) - began_s, tenure.lapsed_s) == (10.75, 19.25)
+
+
+def test_each_tenure_has_lapses_of_its_own() -> None:
+    tenure = primary(100.0)
+    tenure.landed(110.0, 110.0)
+    assert tenure.lapsed_s == 9.0
+    tenure.taken(110.5)
+    assert tenure.served_s(111.0) == tenure.served_s(110.5)
+    tenure.claiming()
+    tenure.landed(120.0, 120.5)
+    assert (tenure.lapsed_s, tenure.served_s(120.75) - tenure.served_s(120.5)) == (0.0, 0.25)
+
+
 def test_nothing_leaves_once_a_release_is_sent() -> None:
     tenure = primary(100.0)
     tenure.releasing()

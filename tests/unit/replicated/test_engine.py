@@ -206,6 +206,21 @@ def test_a_commit_waits_for_a_log_that_is_away_and_nothing_may_be_answered(
     engine.close()
 
 
+def test_the_clock_of_a_leader_that_nobody_asks_goes_on_with_its_beats(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    engine = started(tmp_path, kept, times)
+    answering = engine.answering
+    assert answering is not None
+    before_s, began_s = answering.served_s(), times.now
+    while times.now < began_s + 10:
+        times.sleep(0.05)
+        engine.upkeep(times.now, True)
+    assert answering.served_s() - before_s == pytest.approx(times.now - began_s)
+    assert answering.stood_s == 0
+    engine.close()
+
+
 def test_tables_are_only_used_with_their_own_log(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
     engine = started(tmp_path / "a", kept, times)
     engine.commit(batch(1, events=[put(2, b"k", b"v")]))
