@@ -9,6 +9,8 @@ import hashlib
 import os
 from pathlib import Path
 
+# Whether the servers under test follow another one, of which the tests do not know. With ENGINE.
+AT_FOLLOWERS = bool(os.environ.get("LESSOR_TEST_FOLLOWERS"))
 ENGINE = os.environ.get("LESSOR_TEST_ENGINE", "")
 
 

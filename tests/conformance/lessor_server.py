@@ -6,15 +6,48 @@ with LessorServer() as server:
 """
 
 import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
 
 from tests.conformance.server_process import ServerProcess
-from tests.engine_flags import engine_flags
+from tests.engine_flags import AT_FOLLOWERS, engine_flags
+from tests.ports import free_port
 
 
 class LessorServer(ServerProcess):
     """One Lessor process. `flags` are added to its command line. TTLs are clamped as etcd clamps them."""
 
     min_lease_ttl_s = 2
+
+    def __init__(self, flags: Sequence[str] = ()) -> None:
+        super().__init__(flags)
+        self._leader: Leader | None = None
+
+    def __enter__(self) -> Self:
+        if not AT_FOLLOWERS:
+            return super().__enter__()
+        self.folder = Path(tempfile.mkdtemp(prefix="conformance-"))
+        self._leader = Leader(self)
+        try:
+            self._leader.__enter__()
+            self.start_again()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        super().stop()
+        leader, self._leader = self._leader, None
+        if leader is not None:
+            leader.stop()
+
+    @property
+    def log_name(self) -> Path:
+        """What the log in the engine is called after."""
+        return self.data_dir
 
     def command(self) -> list[str]:
         return [
@@ -26,6 +59,21 @@ class LessorServer(ServerProcess):
             f"--listen-client-urls={self.client_url}",
             f"--advertise-client-urls={self.client_url}",
             f"--min-lease-ttl={self.min_lease_ttl_s}",
-            *engine_flags(self.data_dir),
+            *engine_flags(self.log_name),
             *self.flags,
         ]
+
+
+class Leader(LessorServer):
+    """The server that leads while the one under test follows it."""
+
+    def __init__(self, follower: LessorServer) -> None:
+        super().__init__(follower.flags)
+        self._log_name = follower.log_name
+
+    @property
+    def log_name(self) -> Path:
+        return self._log_name
+
+    def __enter__(self) -> Self:
+        return ServerProcess.__enter__(self)
