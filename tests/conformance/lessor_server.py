@@ -13,7 +13,6 @@ from typing import Self
 
 from tests.conformance.server_process import ServerProcess
 from tests.engine_flags import AT_FOLLOWERS, engine_flags
-from tests.ports import free_port
 
 
 class LessorServer(ServerProcess):
