@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import re
 import threading
 import time
 import urllib.error
@@ -24,6 +25,7 @@ from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
 from tests.conformance.grpc_peer import Failure, GrpcPeer
 from tests.memory_log import MemoryLog, MemoryRecords
+from tests.metrics_page import fresh
 from tests.whole.test_on_a_shared_log import FAST, eventually, put
 
 
@@ -102,6 +104,33 @@ def test_a_follower_says_who_leads(tmp_path: Path) -> None:
         assert not here.errors
         with urllib.request.urlopen(f"{follower.client_url}/readyz", timeout=10) as page:
             assert page.read() == b"ok\n"
+
+
+def leadership(server: InProcessServer) -> dict[str, float]:
+    """What /metrics says of it."""
+
+    def read() -> str:
+        with urllib.request.urlopen(f"{server.client_url}/metrics", timeout=10) as page:
+            return str(page.read().decode())
+
+    found = re.findall(
+        r"^etcd_server_(has_leader|is_leader|leader_changes_seen_total) (\S+)$", fresh(read), re.MULTILINE
+    )
+    return {name: float(value) for name, value in found}
+
+
+def test_the_metrics_say_who_leads_and_whether_the_leader_can_be_reached(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower):
+        assert leadership(leader) == {"has_leader": 1, "is_leader": 1, "leader_changes_seen_total": 1}
+        follower.call(lambda: setattr(follower.server.core.metrics, "leader_changes", 3))
+        assert leadership(follower) == {"has_leader": 1, "is_leader": 0, "leader_changes_seen_total": 3}
+        cut_off(follower)
+        now = leadership(follower)
+        assert (now["has_leader"], now["is_leader"]) == (0, 0)
+        leader.kill()
+        eventually(lambda: leads(follower))
+        now = leadership(follower)
+        assert (now["has_leader"], now["is_leader"]) == (1, 1)
 
 
 def test_a_follower_shows_what_the_leader_has_written_to_watchers_and_in_old_reads(tmp_path: Path) -> None:
