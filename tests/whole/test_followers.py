@@ -504,3 +504,20 @@ def test_a_websocket_at_a_follower(tmp_path: Path) -> None:
             peer.call(put(b"k2", b"v"))
             (event,) = watch.result()["events"]
             assert event["kv"]["key"] == base64_of(b"k2")
+
+
+def test_a_compaction_below_a_long_read_at_a_follower_holds_nothing_up(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as peer, GrpcPeer(follower.address) as other:
+        for _ in range(5):
+            written: Any = peer.call(put(b"k", b"v"))
+        revision = written.header.revision
+        eventually(lambda: revision_of(follower) == revision)
+        store = follower.server.core.machine.store
+        follower.call(lambda: store.pin(revision - 3))  # as a read that is made in steps does
+        peer.call(rpc.CompactionRequest(revision=revision))
+        eventually(lambda: bool(follower.call(lambda: store.compact_revision == revision)))
+        old: Any = other.call(rpc.RangeRequest(key=b"k", serializable=True))
+        assert old.kvs[0].version == 5
+        assert follower.call(lambda: store.unswept)
+        follower.call(lambda: store.unpin(revision - 3))
+        eventually(lambda: not follower.call(lambda: store.unswept))
