@@ -22,7 +22,7 @@ import errno
 import os
 import random
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,6 +114,9 @@ class FaultyEngine:
 
     def told(self, epoch: int, record: int) -> None:
         self._engine.told(epoch, record)
+
+    def name_dead(self, dead: Sequence[tuple[int, int]]) -> None:
+        self._engine.name_dead(dead)
 
     def lead(self, follow: Follow) -> Begun:
         return self._write(lambda: self._engine.lead(follow))

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server that follows another one: it answers its own clients, and goes on when it has to lead."""
 
+import base64
 import contextlib
 import json
+import re
+import socket
+import sqlite3
 import threading
 import time
 import urllib.error
@@ -14,17 +18,24 @@ from typing import Any
 
 import grpc
 import pytest
+from wsproto import ConnectionType, WSConnection, events
 
+from lessor.api.methods import BY_PATH
 from lessor.api.proto import following_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
+from lessor.base.errors import Code
+from lessor.durable import snapshot_file
 from lessor.replicated.engine import ReplicatedEngine
 from lessor.server.following.follower import Follower
 from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
 from tests.conformance.grpc_peer import Failure, GrpcPeer
 from tests.memory_log import MemoryLog, MemoryRecords
+from tests.metrics_page import fresh
 from tests.whole.test_on_a_shared_log import FAST, eventually, put
+
+SNAPSHOT = BY_PATH["/etcdserverpb.Maintenance/Snapshot"]
 
 
 def server_on(kept: MemoryRecords, data_dir: Path, *flags: str) -> InProcessServer:
@@ -102,6 +113,33 @@ def test_a_follower_says_who_leads(tmp_path: Path) -> None:
         assert not here.errors
         with urllib.request.urlopen(f"{follower.client_url}/readyz", timeout=10) as page:
             assert page.read() == b"ok\n"
+
+
+def leadership(server: InProcessServer) -> dict[str, float]:
+    """What /metrics says of it."""
+
+    def read() -> str:
+        with urllib.request.urlopen(f"{server.client_url}/metrics", timeout=10) as page:
+            return str(page.read().decode())
+
+    found = re.findall(
+        r"^etcd_server_(has_leader|is_leader|leader_changes_seen_total) (\S+)$", fresh(read), re.MULTILINE
+    )
+    return {name: float(value) for name, value in found}
+
+
+def test_the_metrics_say_who_leads_and_whether_the_leader_can_be_reached(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower):
+        assert leadership(leader) == {"has_leader": 1, "is_leader": 1, "leader_changes_seen_total": 1}
+        follower.call(lambda: setattr(follower.server.core.metrics, "leader_changes", 3))
+        assert leadership(follower) == {"has_leader": 1, "is_leader": 0, "leader_changes_seen_total": 3}
+        cut_off(follower)
+        now = leadership(follower)
+        assert (now["has_leader"], now["is_leader"]) == (0, 0)
+        leader.kill()
+        eventually(lambda: leads(follower))
+        now = leadership(follower)
+        assert (now["has_leader"], now["is_leader"]) == (1, 1)
 
 
 def test_a_follower_shows_what_the_leader_has_written_to_watchers_and_in_old_reads(tmp_path: Path) -> None:
@@ -325,3 +363,161 @@ def test_a_call_that_was_passed_on_for_another_epoch_does_nothing(tmp_path: Path
         with pytest.raises(grpc.RpcError, match="malformed header"):
             write(put(b"k", b"v").SerializeToString(), timeout=10, metadata=(("lessor-forwarded", "me"),))
         assert revision_of(leader) == before
+
+
+# --- snapshots, digests and streams, in both protocols ----------------------------------------------------------------
+
+
+def posted(server: InProcessServer, path: str, asked: Any) -> Any:
+    """The answers to one JSON request, line by line as they come."""
+    request = urllib.request.Request(f"{server.client_url}{path}", json.dumps(asked).encode())
+    with urllib.request.urlopen(request, timeout=20) as reply:
+        for line in reply:
+            yield json.loads(line)
+
+
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize("protocol", ["gRPC", "JSON"])
+def test_a_follower_gives_a_snapshot_of_what_the_leader_has_written(tmp_path: Path, protocol: str) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as other, GrpcPeer(follower.address) as peer:
+        for number in range(20):
+            written: Any = other.call(put(b"k%d" % number, b"v"))
+        eventually(lambda: revision_of(follower) == written.header.revision)
+        if protocol == "gRPC":
+            stub = peer.channel.unary_stream(
+                "/etcdserverpb.Maintenance/Snapshot", None, rpc.SnapshotResponse.FromString
+            )
+            blobs = [reply.blob for reply in stub(b"", timeout=20)]
+        else:
+            blobs = [
+                base64.b64decode(line["result"].get("blob", ""))
+                for line in posted(follower, "/v3/maintenance/snapshot", {})
+            ]
+        assert follower.call(lambda: follower.server.core.metrics.handled[SNAPSHOT, Code.OK].n) == 1
+        assert leader.call(lambda: leader.server.core.metrics.started[SNAPSHOT].n) == 0  # answered here
+    saved = tmp_path / "saved.db"
+    saved.write_bytes(b"".join(blobs))
+    snapshot_file.check(saved)
+    with contextlib.closing(sqlite3.connect(saved)) as tables:
+        keys = [key for (key,) in tables.execute("SELECT key FROM event ORDER BY revision")]
+    assert keys == [b"k%d" % number for number in range(20)]
+
+
+def test_digests_at_a_follower_are_those_of_the_leader_in_both_protocols(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as other, GrpcPeer(follower.address) as peer:
+        for number in range(20):
+            written: Any = other.call(put(b"k%d" % (number % 7), b"%d" % number))
+        other.call(rpc.CompactionRequest(revision=written.header.revision - 5))
+        eventually(lambda: bool(follower.call(lambda: follower.server.core.machine.compact_revision > 0)))
+        revision = written.header.revision
+        for request in (rpc.HashKVRequest(), rpc.HashKVRequest(revision=revision - 2), rpc.HashRequest()):
+            here: Any = peer.call(request)
+            there: Any = other.call(request)
+            assert here.hash == there.hash != 0
+            assert here.header.member_id != there.header.member_id  # each its own
+            path = "/v3/maintenance/" + ("hash" if isinstance(request, rpc.HashRequest) else "hashkv")
+            asked = {"revision": request.revision} if isinstance(request, rpc.HashKVRequest) else {}
+            (in_json,) = posted(follower, path, asked)
+            assert in_json["hash"] == here.hash
+        assert peer.call(rpc.HashKVRequest(revision=1)) == other.call(rpc.HashKVRequest(revision=1))  # compacted
+
+
+def watched(revision: int) -> Any:
+    return {"create_request": {"key": base64_of(b"k"), "range_end": base64_of(b"l"), "start_revision": revision}}
+
+
+def test_watches_at_a_follower_over_json(tmp_path: Path) -> None:
+    with two(tmp_path) as (_leader, follower), GrpcPeer(follower.address) as peer:
+        first: Any = peer.call(put(b"k1", b"v"))
+        stream = posted(follower, "/v3/watch", watched(first.header.revision))
+        assert next(stream)["result"]["created"]
+        assert next(stream)["result"]["events"][0]["kv"]["key"] == base64_of(b"k1")
+        second: Any = peer.call(put(b"k2", b"v"))
+        (event,) = next(stream)["result"]["events"]
+        assert (event["kv"]["key"], event["kv"]["mod_revision"]) == (base64_of(b"k2"), str(second.header.revision))
+        stream.close()
+
+
+def test_keepalives_at_a_follower_over_json_are_answered_in_their_order(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer:
+        peer.call(rpc.LeaseGrantRequest(TTL=60, ID=7))
+        request = urllib.request.Request(f"{follower.client_url}/v3/lease/keepalive", b'{"ID":7}{"ID":8}{"ID":"7"}')
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            results = [json.loads(line)["result"] for line in reply]
+        assert [(result["ID"], result.get("TTL")) for result in results] == [("7", "60"), ("8", None), ("7", "60")]
+        assert leader.call(lambda: leader.server.core.metrics.renewed) == 3
+
+
+class WebSocket:
+    """One to a server, for one `with` block."""
+
+    def __init__(self, server: InProcessServer, target: str) -> None:
+        host, _, port = server.address.partition(":")
+        self._socket = socket.create_connection((host, int(port)), timeout=20)
+        self._ws = WSConnection(ConnectionType.CLIENT)
+        self._events: list[Any] = []
+        self._socket.sendall(self._ws.send(events.Request(host=host, target=target)))
+        assert isinstance(self.read(), events.AcceptConnection)
+
+    def __enter__(self) -> "WebSocket":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def send(self, asked: Any) -> None:
+        self._socket.sendall(self._ws.send(events.TextMessage(data=json.dumps(asked))))
+
+    def read(self) -> Any:
+        while not self._events:
+            data = self._socket.recv(65_536)
+            assert data, "the server has closed the connection"
+            self._ws.receive_data(data)
+            self._events += self._ws.events()
+        return self._events.pop(0)
+
+    def result(self) -> Any:
+        event = self.read()
+        assert isinstance(event, events.TextMessage), event
+        return json.loads(event.data)["result"]
+
+
+def test_a_websocket_at_a_follower(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer:
+        peer.call(rpc.LeaseGrantRequest(TTL=60, ID=7))
+        with WebSocket(follower, "/v3/watch") as watch, WebSocket(follower, "/v3/lease/keepalive") as keepalive:
+            watch.send(watched(0))
+            assert watch.result()["created"]
+            for _ in range(3):
+                keepalive.send({"ID": 7})
+                assert keepalive.result()["TTL"] == "60"
+            peer.call(put(b"k1", b"v", 7))
+            (event,) = watch.result()["events"]
+            assert (event["kv"]["key"], event["kv"]["lease"]) == (base64_of(b"k1"), "7")
+            leader.kill()  # both outlive it
+            keepalive.send({"ID": 7})
+            assert keepalive.result()["TTL"] == "60"
+            assert leads(follower)
+            peer.call(put(b"k2", b"v"))
+            (event,) = watch.result()["events"]
+            assert event["kv"]["key"] == base64_of(b"k2")
+
+
+def test_a_compaction_below_a_long_read_at_a_follower_holds_nothing_up(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as peer, GrpcPeer(follower.address) as other:
+        for _ in range(5):
+            written: Any = peer.call(put(b"k", b"v"))
+        revision = written.header.revision
+        eventually(lambda: revision_of(follower) == revision)
+        store = follower.server.core.machine.store
+        follower.call(lambda: store.pin(revision - 3))  # as a read that is made in steps does
+        peer.call(rpc.CompactionRequest(revision=revision))
+        eventually(lambda: bool(follower.call(lambda: store.compact_revision == revision)))
+        old: Any = other.call(rpc.RangeRequest(key=b"k", serializable=True))
+        assert old.kvs[0].version == 5
+        assert follower.call(lambda: store.unswept)
+        follower.call(lambda: store.unpin(revision - 3))
+        eventually(lambda: not follower.call(lambda: store.unswept))

@@ -172,6 +172,14 @@ class Engine(Protocol):
         """
         ...
 
+    def name_dead(self, dead: Sequence[tuple[int, int]]) -> None:
+        """Rows, by (revision, sub), that are dead by batches which `follow` was given: they are to be deleted.
+
+        The log does not name them. Those of one key come oldest first, over several calls too. To be called before the
+        first `commit`, or never: what nobody has named is dead at the next start too. From any thread.
+        """
+        ...
+
     def open(self, new_identity: tuple[int, int]) -> Meta:
         """Takes the directory and brings its schema up to date.
 

@@ -17,6 +17,7 @@ It does not: know SQL (tables.py, sweep.py, opening.py), sectors (file_log.py) o
 """
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 from lessor.durable import directory, opening, record
@@ -137,6 +138,9 @@ class FileEngine(EngineOnTables):
 
     def name_successor(self, member_id: int) -> None:
         """Nobody else ever leads."""
+
+    def name_dead(self, dead: Sequence[tuple[int, int]]) -> None:
+        """Nobody else's batches are followed."""
 
     def stop_waiting(self) -> None:
         """Nothing here waits for others."""

@@ -21,7 +21,7 @@ from typing import Final
 
 from lessor.durable import auth_tables, schema
 from lessor.durable.tables import Tables
-from lessor.durable.unfolded import Fold
+from lessor.durable.unfolded import Dead, Fold, sorted_pieces
 
 SWEEP_ROWS_MAX: Final = 2_000  # rows that one step looks at: about as long as a commit
 VACUUM_PAGES_MAX: Final = 256  # pages given back to the file system in one step
@@ -58,10 +58,17 @@ class Sweep:
 
     def name(self, fold: Fold) -> None:
         """Takes what the records of a fold named, which are in the tables now."""
-        for dead in fold.dead:
-            self._dead.extend(dead)
+        self._name(fold.dead)
         if fold.compacted:
             self._walk = _Walk(fold.compacted)
+
+    def name_dead(self, dead: Dead) -> None:
+        """Takes dead rows that no record names. All records up to the one that made them dead are in the tables."""
+        self._name(sorted_pieces(dead))
+
+    def _name(self, pieces: list[list[tuple[int, int]]]) -> None:
+        for dead in pieces:
+            self._dead.extend(dead)
 
     def step(self) -> None:
         """Deletes a little. Raises `EngineError`; TablesLockedError when it would have to wait: try again then."""

@@ -9,11 +9,13 @@ It does not write anywhere; tables.py does.
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 from lessor.durable.record import Record
 from lessor.state.journal import AlarmRow, AuthRows, Rows
 
 Row = tuple[object, ...]
+Dead = Sequence[tuple[int, int]]  # (revision, sub) of rows
 
 _SORTED_AT_ONCE = 10_000  # dead rows: 2 ms
 
@@ -27,6 +29,14 @@ def rows_of(rows: Rows) -> int:
     if rows.alarms or rows.auth is not None or rows.compact_revision is not None or rows.peer_urls is not None:
         count += len(rows.alarms) + (rows.auth.row_count if rows.auth is not None else 0) + 1
     return count
+
+
+def sorted_pieces(dead: Dead) -> list[list[tuple[int, int]]]:
+    """Dead rows as they are swept. Those of one key come oldest first, before and after.
+
+    In pieces, since the interpreter does nothing else while it sorts.
+    """
+    return [sorted(dead[first : first + _SORTED_AT_ONCE]) for first in range(0, len(dead), _SORTED_AT_ONCE)]
 
 
 class Fold:
@@ -74,9 +84,7 @@ class Fold:
             self.compacted = number
         if rows.peer_urls is not None:
             self.meta.append(("peer_urls", " ".join(rows.peer_urls)))
-        # In pieces, since the interpreter does nothing else while it sorts. Those of one key come oldest first already.
-        for first in range(0, len(rows.dead), _SORTED_AT_ONCE):
-            self.dead.append(sorted(rows.dead[first : first + _SORTED_AT_ONCE]))
+        self.dead += sorted_pieces(rows.dead)
         self.newest = record
         self.rows += rows_of(rows)
 
@@ -85,10 +93,10 @@ class Unfolded:
     """The queue. `size_bytes` is what these records take in the log, `rows` how many rows they have."""
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[Record, int]] = deque()  # with the bytes of those that it stands for
+        # With the bytes of those that it stands for, and the dead rows that were named behind it.
+        self._queue: deque[tuple[Record, int, tuple[Dead, ...]]] = deque()
         self.size_bytes = 0
         self.rows = 0
-        self.dead = 0  # dead rows that they name
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -98,20 +106,29 @@ class Unfolded:
         size_bytes, rows = record.size_bytes, rows_of(record.rows)
         self.size_bytes += size_bytes
         self.rows += rows
-        self.dead += len(record.rows.dead)
         if not rows and self._queue:
-            last, last_bytes = self._queue[-1]
-            if not rows_of(last.rows) and not last.rows.dead:
+            last, last_bytes, named = self._queue[-1]
+            if not (rows_of(last.rows) or last.rows.dead or named):
                 self._queue.pop()
                 size_bytes += last_bytes
-        self._queue.append((record, size_bytes))
+        self._queue.append((record, size_bytes, ()))
         return rows
+
+    def name_dead(self, dead: Dead) -> bool:
+        """Names dead rows behind the newest record, which does not name them itself. False: there is none."""
+        if not self._queue:
+            return False
+        record, size_bytes, named = self._queue.pop()
+        self._queue.append((record, size_bytes, (*named, dead)))
+        return True
 
     def oldest(self, rows_min: int, bytes_min: int) -> Fold:
         """The oldest records, until they make so many rows or bytes or there are no more. There must be one."""
         fold = Fold()
-        for record, size_bytes in self._queue:
+        for record, size_bytes, named in self._queue:
             fold.add(record)
+            for dead in named:
+                fold.dead += sorted_pieces(dead)
             fold.count += 1
             fold.size_bytes += size_bytes
             if fold.rows >= rows_min or fold.size_bytes >= bytes_min:
@@ -124,4 +141,3 @@ class Unfolded:
             self._queue.popleft()
         self.size_bytes -= fold.size_bytes
         self.rows -= fold.rows
-        self.dead -= sum(len(dead) for dead in fold.dead)

@@ -23,7 +23,7 @@ from lessor.durable.opening import NORMAL
 from lessor.durable.record import Record
 from lessor.durable.sweep import Sweep
 from lessor.durable.tables import Tables
-from lessor.durable.unfolded import Unfolded
+from lessor.durable.unfolded import Dead, Unfolded
 
 IDLE_S: Final = 0.1
 LAG_S: Final = 1.0
@@ -72,6 +72,13 @@ class Upkeep:
             self._new_rows = True
         else:
             self._new_clock = True
+
+    def name_dead(self, dead: Dead) -> None:
+        """Has rows deleted that records which were committed have made dead, and that none of them names."""
+        if self.unfolded.name_dead(dead):
+            self._new_rows = True
+        else:
+            self._sweep.name_dead(dead)
 
     def step(self, now_s: float, idle: bool) -> float | None:
         """Does a little of what is due. `idle`: no commit waits. Returns when to come back; None: after a commit.

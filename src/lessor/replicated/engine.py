@@ -96,6 +96,7 @@ class ReplicatedEngine(EngineOnTables):
         self._said = False  # that another process leads
         self._successor = 0  # who is to lead after a release; 0: whoever is first
         self._told: deque[tuple[int, int]] = deque()  # what the leader has said since the last look
+        self._dead: deque[Sequence[tuple[int, int]]] = deque()  # named by another thread, for this one to delete
         self.answering: Answering | None = None
 
     # --- open -------------------------------------------------------------------------------------------------------
@@ -259,6 +260,14 @@ class ReplicatedEngine(EngineOnTables):
     def told(self, epoch: int, record: int) -> None:
         self._told.append((epoch, record))
 
+    def name_dead(self, dead: Sequence[tuple[int, int]]) -> None:
+        self._dead.append(dead)
+
+    def _take_dead(self) -> None:
+        """What was named goes behind the records that were taken in, which are those that made it dead, or later."""
+        while self._dead:
+            self._upkeep.name_dead(self._dead.popleft())
+
     def lead(self, follow: Follow) -> Begun:
         while (begun := self.try_to_lead(follow)) is None:
             self._sleep(FOLLOW_S)
@@ -275,6 +284,7 @@ class ReplicatedEngine(EngineOnTables):
         while self._told:  # behind the tick: while a read is under way, the node does not claim
             node.told(*self._told.popleft(), self._now_s())
         hands.carry_out()
+        self._take_dead()
         if hands.lead is None:
             now_s = self._now_s()
             if not self._said and now_s - self._began_s > 2 * (self._timing.claim_s + self._timing.rank_s):
@@ -304,6 +314,7 @@ class ReplicatedEngine(EngineOnTables):
     def commit(self, batch: Batch) -> None:
         node = self._decisions
         assert batch.number > node.standing.batch, f"batch {batch.number} after {node.standing.batch}"
+        self._take_dead()  # before those that the batch names
         self._append(RELEASE if batch.clean else BATCH, batch, [Origin(*each) for each in batch.origins])
 
     def _append(self, kind: int, rows: Rows, origins: Sequence[Origin] = ()) -> None:
@@ -320,7 +331,12 @@ class ReplicatedEngine(EngineOnTables):
             self._failure.reason = str(error)
             raise
 
+    def defragment(self) -> None:
+        self._take_dead()
+        super().defragment()
+
     def upkeep(self, now_s: float, idle: bool) -> float | None:
+        self._take_dead()
         next_s = super().upkeep(now_s, idle)
         node = self._decisions
         if not node.leads:

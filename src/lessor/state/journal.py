@@ -258,6 +258,14 @@ class Journal:
         """Names event rows that are dead by an earlier compaction and still on disk."""
         self._dead += dead
 
+    def take_dead(self) -> list[tuple[int, int]]:
+        """The dead rows that the open batch names; it names them no more.
+
+        For a machine that follows, which seals no batch: its engine deletes them (`Engine.name_dead`).
+        """
+        dead, self._dead = self._dead, []
+        return dead
+
     @property
     def names_dead(self) -> bool:
         """Whether the open batch names dead rows. They are no rows of the batch; it may be sealed for them alone."""

@@ -125,7 +125,8 @@ def _remaining_s(saved_s: float, at_most_s: float, clean: bool) -> float:
 def apply(machine: StateMachine, rows: Rows) -> None:
     """Brings the next batch of another node into a machine that makes none itself. Watchers get its events.
 
-    After a compaction the store has to be swept as ever. Cost: O(1) a row.
+    After a compaction the store has to be swept as ever. What is dead then, no record names and no batch of this
+    machine: the journal gives it out (`take_dead`), for the engine to delete. Cost: O(1) a row.
     """
     leases, store, hub = machine.leases, machine.store, machine.hub
     for row in rows.leases:

@@ -87,3 +87,22 @@ def test_dead_rows_are_sorted_in_pieces_and_those_of_a_key_stay_in_order() -> No
     named = [row for piece in fold.dead for row in piece]
     assert sorted(named) == sorted(versions)
     assert all(named.index((5, sub)) < named.index((6, sub)) for sub in (1, 2, 3))
+
+
+def test_dead_rows_that_no_record_names_are_named_behind_the_newest_one() -> None:
+    unfolded = Unfolded()
+    assert not unfolded.name_dead([(1, 0)])
+    unfolded.add(record(1, 10, compact_revision=9))
+    assert unfolded.name_dead([(4, 0), (3, 0)])
+    assert unfolded.name_dead([(2, 0)])
+    unfolded.add(record(2, 10))
+    assert unfolded.name_dead([(5, 0)])
+    unfolded.add(record(3, 10))
+    unfolded.add(record(4, 10, dead=[(6, 0)]))
+    first = unfolded.oldest(1, 1_000)
+    assert (first.newest.number, first.dead) == (1, [[(3, 0), (4, 0)], [(2, 0)]])
+    unfolded.remove(first)
+    second = unfolded.oldest(1_000, 1_000)
+    assert (second.newest.number, second.dead) == (4, [[(5, 0)], [(6, 0)]])
+    unfolded.remove(second)
+    assert (len(unfolded), unfolded.size_bytes, unfolded.rows) == (0, 0, 0)

@@ -19,7 +19,7 @@ from lessor.replicated import snapshots
 from lessor.replicated.engine import ReplicatedEngine
 from lessor.state.journal import Rows
 from tests.memory_log import MemoryLog, MemoryRecords
-from tests.unit.durable.engine_rows import IDENTITY, batch, put, rest
+from tests.unit.durable.engine_rows import IDENTITY, batch, put, rest, tombstone
 
 TIMING = Timing()
 
@@ -154,6 +154,44 @@ def test_one_stands_by_while_another_beats_and_follows_it(tmp_path: Path, kept: 
     assert len(kept.records) == records
     two.commit(batch(6, events=[put(7, b"k", b"kept")]))
     assert values(two) == [b"0", b"1", b"2", b"3", b"4", b"kept"]
+    two.close()
+    one.close()
+
+
+def test_who_follows_deletes_the_rows_that_a_compaction_has_left(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    """The records do not name them: the machine that follows does, in another thread."""
+    one = started(tmp_path / "a", kept, times)
+    one.commit(batch(1, events=[put(2, b"k"), put(3, b"k"), put(4, b"l"), put(5, b"l")]))
+    one.commit(batch(2, compact_revision=3, dead=[(2, 0)]))
+    two = engine_of(tmp_path / "b", kept, times)
+    two.open(IDENTITY)
+    two.load()
+    two.name_dead([(2, 0)])
+    compacted = False
+
+    def follow(rows: Rows, term: int, origins: object) -> None:
+        nonlocal compacted
+        compacted = compacted or rows.compact_revision == 5
+
+    one.commit(batch(3, compact_revision=5, dead=[(4, 0)]))
+    while not compacted:
+        one.upkeep(times.now, True)  # a beat says that the record before it has landed
+        assert two.try_to_lead(follow) is None
+        times.sleep(0.05)
+    two.name_dead([(4, 0)])
+    for _ in range(10):  # so that what waits is folded, and swept then
+        one.upkeep(times.now, True)
+        assert two.try_to_lead(follow) is None
+        times.sleep(0.05)
+    assert [row[0] for row in two.load().events] == [3, 5]
+    two.name_dead([(3, 0)])  # and the last that it was told of before it leads
+    begun = two.lead(follow)
+    two.commit(batch(4, events=[tombstone(6, b"l")]))
+    rest(two)
+    assert [row[0] for row in two.load().events] == [5, 6]
+    assert begun.term == FIRST_TERM + 1
     two.close()
     one.close()
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from lessor.api.proto import rpc_pb2
 from lessor.base import limits
 from lessor.server.loop.expiry import MARGIN_S, SLOW_COMMIT_S, STALL_S
-from lessor.state.replay import RECONNECT_GRACE_S
+from lessor.state.machine import Identity, StateMachine
+from lessor.state.replay import RECONNECT_GRACE_S, apply
 from lessor.state.watch_changes import Changes
 from lessor.state.watcher import Watcher
 from tests.unit.server.turn_world import Peer, World, once
@@ -438,6 +439,30 @@ def test_a_compaction_is_swept_between_others_and_its_rows_are_named_though_nobo
     batches = world.disk.batches[before:]
     assert sorted(row for batch in batches for row in batch.dead) == [(2 + number, 0) for number in range(versions - 1)]
     assert [batch.row_count for batch in batches] == [1, 0]
+
+
+def test_while_it_follows_the_turn_sweeps_what_a_long_read_has_kept() -> None:
+    other, world = StateMachine(Identity(1, 2, 3)), World()
+    world.turn.following = True
+    world.turn.halt()
+    for _ in range(5):
+        other.apply(rpc_pb2.PutRequest(key=b"a"), 0.0)
+    other.apply(rpc_pb2.CompactionRequest(revision=6), 0.0)
+    batch = other.journal.seal(0.0)
+    batches = [batch, other.journal.seal(0.0)]
+    batches[1].compact_revision, batch.compact_revision = batch.compact_revision, None
+    store = world.machine.store
+    world.turn.follow(lambda: apply(world.machine, batches[0]), 1)
+    store.pin(3)
+    world.turn.follow(lambda: apply(world.machine, batches[1]), 2)
+    world.settle()
+    assert store.unswept
+    store.unpin(3)
+    world.turn.schedule()
+    world.settle()
+    assert not store.unswept
+    assert sorted(world.machine.journal.take_dead()) == [(revision, 0) for revision in range(2, 6)]
+    assert (world.disk.batches, world.failures) == ([], [])
 
 
 def swept_beside_leases() -> World:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A machine that follows another: batch by batch it becomes what a restart from all rows would be."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -105,6 +106,70 @@ def test_restoring_some_and_applying_the_rest_is_restoring_all(steps: list[Any])
     for machine in (follower, restored):
         machine.expire(pair.now + 100.0, 1_000)
     assert answers(follower, pair.now) == answers(restored, pair.now)
+
+
+class Copy:
+    """A machine that follows, and its own tables: records bring no dead rows, so it names those that it finds."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = copy.deepcopy(rows)
+        self._start()
+
+    def _start(self) -> None:
+        self.rows.dead = []  # not deleted yet: they are to be named again
+        self.machine = restore(IDENTITY, self.rows)
+
+    def take(self, batch: Batch, swept_max: int) -> None:
+        named, self.rows.dead = self.rows.dead, []
+        self.rows.commit(batch)
+        replay.apply(self.machine, batch)
+        self.machine.store.sweep(swept_max)
+        self.rows.dead = named + self.machine.journal.take_dead()
+        assert not self.machine.journal.names_dead
+
+    def delete_some(self) -> None:
+        """Stops in the midst of it."""
+        some = len(self.rows.dead) // 2
+        for row in self.rows.dead[:some]:
+            del self.rows.table[row]  # each is there, and is named once
+        del self.rows.dead[:some]
+
+    def restart(self) -> None:
+        before = answers(self.machine, 0.0)
+        self._start()
+        assert answers(self.machine, 0.0) == before
+
+    def lead(self) -> None:
+        meta = self.rows.meta
+        replay.promote(self.machine, IDENTITY.term + 1, meta.clock_s, clean=meta.clean, passed_on_s=0.0)
+        sweep(self.machine)
+        self.rows.commit(self.machine.journal.seal(meta.clock_s))
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(st.lists(REQUESTS, min_size=10, max_size=60), st.integers(0, 5))
+def test_what_a_follower_leaves_on_disk_is_what_a_restart_from_all_rows_leaves(
+    steps: list[Any], swept_max: int
+) -> None:
+    """Dead rows are named once, by the machine that follows or, when it leads before it was swept, in its batch."""
+    pair = Pair()
+    found = Copy(pair.rows)
+    for step in steps:
+        if step == "collect":
+            found.delete_some()
+            continue
+        if step in ("commit", "restart"):
+            found.take(pair.seal(), swept_max)
+        else:
+            pair.step(step)
+        if step == "restart":
+            found.restart()
+    found.take(pair.seal(), swept_max)
+    found.lead()
+    found.rows.collect()
+    dead = restore(IDENTITY, pair.rows).journal.seal(0.0).dead
+    assert set(found.rows.table) == set(pair.rows.table) - set(dead)
 
 
 def test_a_lease_that_was_granted_and_has_ended_in_one_batch() -> None:

@@ -108,3 +108,13 @@ def test_rows_to_collect_alone_do_not_ask_for_a_commit() -> None:
     assert journal.row_count == 0
     assert journal.newest_with_rows == 0
     assert journal.seal(0.0).dead == [(2, 0)]
+
+
+def test_dead_rows_that_were_taken_are_not_named() -> None:
+    journal = Journal()
+    journal.note_dead([(2, 0)])
+    journal.note_dead([(1, 0)])
+    assert journal.take_dead() == [(2, 0), (1, 0)]
+    assert not journal.names_dead
+    journal.note_dead([(3, 0)])
+    assert journal.seal(0.0).dead == [(3, 0)]

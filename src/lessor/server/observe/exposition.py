@@ -127,13 +127,15 @@ class Exposition:
     def _server_metrics(self) -> Iterator[Metric]:
         observed, metrics = self._observed, self._observed.metrics
         member_id = f"{observed.machine.identity.member_id:x}"
-        yield _gauge("etcd_server_has_leader", "Whether there is a leader.", 1)
-        yield _gauge("etcd_server_is_leader", "Whether this member leads.", 1)
+        reaches_leader = metrics.reaches_leader
+        has_leader = reaches_leader is None or reaches_leader()
+        yield _gauge("etcd_server_has_leader", "Whether there is a leader.", has_leader)
+        yield _gauge("etcd_server_is_leader", "Whether this member leads.", reaches_leader is None)
         if metrics.answering is not None:
             text = "How often replies waited, because another server might have led."
             yield _counter("lessor_tenure_lapses", text, metrics.answering.lapses)
         yield _gauge("etcd_server_is_learner", "Whether this member is a learner.", 0)
-        yield _counter("etcd_server_leader_changes_seen", "Changes of leader seen.", 1)
+        yield _counter("etcd_server_leader_changes_seen", "Changes of leader seen.", metrics.leader_changes)
         durable = observed.gate.durable
         yield _gauge("etcd_server_proposals_committed_total", "The newest batch handed to the disk.", durable)
         yield _gauge("etcd_server_proposals_applied_total", "The newest batch that is durable.", durable)

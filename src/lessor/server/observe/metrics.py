@@ -85,6 +85,8 @@ class Metrics:
         self.snapshot_s = Histogram(_SNAPSHOT_BUCKETS_S)
         self.answering: Answering | None = None  # on a shared log
         self.reaches_leader: Callable[[], bool] | None = None  # while another server leads
+        # The leader at the start is the first. main.py adds to it: a record names a new term, or this server leads.
+        self.leader_changes = 1
 
     def calls(self, method: Method, client_api_version: bytes) -> CallCounts:
         """The counts for calls of `method`. `client_api_version`: as the client names it, "unknown" without.
