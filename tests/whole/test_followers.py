@@ -521,3 +521,24 @@ def test_a_compaction_below_a_long_read_at_a_follower_holds_nothing_up(tmp_path:
         assert follower.call(lambda: store.unswept)
         follower.call(lambda: store.unpin(revision - 3))
         eventually(lambda: not follower.call(lambda: store.unswept))
+
+
+def rows_on_disk(data_dir: Path) -> int:
+    with contextlib.closing(sqlite3.connect(data_dir / "lessor.db")) as tables:
+        return int(tables.execute("SELECT count(*) FROM event").fetchone()[0])
+
+
+def test_a_follower_deletes_what_compactions_leave_and_keeps_no_list_of_it(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as peer:
+        for _ in range(20):
+            written: Any = peer.call(put(b"k", b"v"))
+        eventually(lambda: revision_of(follower) == written.header.revision)
+        eventually(lambda: rows_on_disk(tmp_path / "b") == 20)
+        peer.call(rpc.CompactionRequest(revision=written.header.revision))
+        eventually(lambda: rows_on_disk(tmp_path / "b") == 1)
+        assert not follower.call(lambda: follower.server.core.machine.journal.names_dead)
+        leader.kill()
+        eventually(lambda: leads(follower))
+        with GrpcPeer(follower.address) as other:
+            found: Any = other.call(rpc.RangeRequest(key=b"k"))
+        assert found.kvs[0].version == 20

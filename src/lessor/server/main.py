@@ -195,6 +195,9 @@ class Server:
     def _follow(self, rows: Rows, term: int, origins: Sequence[Origin]) -> None:
         machine = self.core.machine
         self.core.turn.follow(lambda: _apply(machine, rows, term), rows.number)
+        dead = machine.journal.take_dead()  # of this record, and of those before it, as far as the turns have swept
+        if dead:
+            self._engine.name_dead(dead)
         if self._follower is not None:
             self._follower.applied(term, origins)
 
