@@ -354,7 +354,8 @@ def test_a_call_that_was_passed_on_for_another_epoch_does_nothing(tmp_path: Path
     with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as peer, GrpcPeer(follower.address) as other:
         before = revision_of(leader)
         epoch = leader.call(lambda: leader.server.core.machine.identity.term)
-        for asked, named in ((peer, epoch + 1), (peer, epoch - 1), (other, epoch)):
+        # The last one is for the right epoch, and of a process that has not shown that it follows.
+        for asked, named in ((peer, epoch + 1), (peer, epoch - 1), (other, epoch), (peer, epoch)):
             write = asked.channel.unary_unary("/etcdserverpb.KV/Put", None, rpc.PutResponse.FromString)
             header = (("lessor-forwarded", f"{'0' * 32}:1:{named}"),)
             with pytest.raises(grpc.RpcError, match="etcdserver: leader changed"):
@@ -542,3 +543,16 @@ def test_a_follower_deletes_what_compactions_leave_and_keeps_no_list_of_it(tmp_p
         with GrpcPeer(follower.address) as other:
             found: Any = other.call(rpc.RangeRequest(key=b"k"))
         assert found.kvs[0].version == 20
+
+
+def test_a_malformed_request_in_a_json_stream_is_answered_behind_the_others_as_at_the_leader(tmp_path: Path) -> None:
+    def answers(server: InProcessServer) -> list[tuple[str, Any]]:
+        request = urllib.request.Request(f"{server.client_url}/v3/lease/keepalive", b'{"ID":7}{"ID":')
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            lines = [json.loads(line) for line in reply]
+        return [("ID", line["result"]["ID"]) if "result" in line else ("error", line["error"]) for line in lines]
+
+    with two(tmp_path) as (leader, follower):
+        found = answers(follower)
+        assert [kind for kind, _ in found] == ["ID", "error"]
+        assert found == answers(leader)

@@ -10,9 +10,12 @@ import hmac
 from collections.abc import Sequence
 
 
-def proof(nonce: bytes, member_id: int, name: str, urls: Sequence[str]) -> bytes:
-    """What a server with that name sends to the leader whose records have `nonce`."""
-    said = "\0".join((str(member_id), name, *urls)).encode()
+def proof(nonce: bytes, own_nonce: bytes, member_id: int, name: str, urls: Sequence[str]) -> bytes:
+    """What a server with that name sends to the leader whose records have `nonce`.
+
+    `own_nonce`: by which its process names what it passes on.
+    """
+    said = "\0".join((own_nonce.hex(), str(member_id), name, *urls)).encode()
     return hmac.new(nonce, said, hashlib.sha256).digest()
 
 
@@ -26,6 +29,6 @@ def is_answer(found: bytes, nonce: bytes, challenge: bytes) -> bool:
     return hmac.compare_digest(found, answer(nonce, challenge))
 
 
-def holds(found: bytes, nonce: bytes, member_id: int, name: str, urls: Sequence[str]) -> bool:
+def holds(found: bytes, nonce: bytes, own_nonce: bytes, member_id: int, name: str, urls: Sequence[str]) -> bool:
     """Whether `found` is that. Takes the same time for each wrong one."""
-    return hmac.compare_digest(found, proof(nonce, member_id, name, urls))
+    return hmac.compare_digest(found, proof(nonce, own_nonce, member_id, name, urls))

@@ -90,6 +90,7 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[tuple[str, int]] = []  # path and inode of each socket file that we made
         self._follower: Follower | None = None  # while another server leads
+        self._term = 0  # in which the newest batch of another one was committed
         self.handshakes: Handshakes | None = None  # None without a URL with TLS
         # Wraps the protocol of each accepted socket. Tests put faults there.
         self.in_front: Callable[[Accept], Accept] = lambda accept: accept
@@ -115,6 +116,8 @@ class Server:
         answering = metrics.answering = self._engine.answering
         gate = Gate(durable=machine.journal.number - 1)
         following = begun is None
+        if following:
+            metrics.leader_changes = 0  # none is known yet
         turn = Turn(
             machine, gate, self._committer, self._clock, clock_s, metrics.expiry, answering, following=following
         )
@@ -200,11 +203,15 @@ class Server:
             self._engine.name_dead(dead)
         if self._follower is not None:
             self._follower.applied(term, origins)
+        if term != self._term:
+            self._term = term
+            self.core.metrics.leader_changes += 1
 
     def _lead(self, begun: Begun) -> None:
         core, follower = self.core, self._follower
         assert follower is not None
         _promote(core.machine, begun)
+        core.metrics.leader_changes += 1
         core.metrics.answering = self._engine.answering
         core.turn.lead(begun.clock_s, self._engine.answering)
         self._follower = None

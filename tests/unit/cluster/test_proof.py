@@ -3,21 +3,30 @@
 
 import pytest
 
-from lessor.cluster.proof import holds, proof
+from lessor.cluster.proof import answer, holds, is_answer, proof
 
-NONCE = bytes(range(16))
+NONCE, OWN = bytes(range(16)), bytes(range(16, 32))
 URLS = ("http://a:1", "http://b:2")
 
 
 def test_a_proof_holds_for_what_was_said_alone() -> None:
-    said = proof(NONCE, 7, "n1", URLS)
-    assert holds(said, NONCE, 7, "n1", URLS)
-    assert not holds(said, NONCE, 8, "n1", URLS)
-    assert not holds(said, NONCE, 7, "n2", URLS)
-    assert not holds(said, NONCE, 7, "n1", URLS[:1])
-    assert not holds(said, bytes(16), 7, "n1", URLS)
+    said = proof(NONCE, OWN, 7, "n1", URLS)
+    assert holds(said, NONCE, OWN, 7, "n1", URLS)
+    assert not holds(said, NONCE, OWN, 8, "n1", URLS)
+    assert not holds(said, NONCE, OWN, 7, "n2", URLS)
+    assert not holds(said, NONCE, OWN, 7, "n1", URLS[:1])
+    assert not holds(said, NONCE, bytes(16), 7, "n1", URLS)
+    assert not holds(said, bytes(16), OWN, 7, "n1", URLS)
 
 
 @pytest.mark.parametrize("found", [b"", NONCE, bytes(32)])
 def test_another_answer_does_not_hold(found: bytes) -> None:
-    assert not holds(found, NONCE, 7, "n1", URLS)
+    assert not holds(found, NONCE, OWN, 7, "n1", URLS)
+
+
+def test_who_leads_answers_the_challenge_and_no_other() -> None:
+    said = answer(NONCE, b"challenge")
+    assert is_answer(said, NONCE, b"challenge")
+    assert not is_answer(said, NONCE, b"another")
+    assert not is_answer(said, OWN, b"challenge")
+    assert not is_answer(b"", NONCE, b"challenge")

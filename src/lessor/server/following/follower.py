@@ -337,7 +337,8 @@ class Follower:
             member_id=member_id,
             name=name,
             client_urls=urls,
-            proof=proof(leader.nonce, member_id, name, urls),
+            proof=proof(leader.nonce, self.nonce, member_id, name, urls),
+            nonce=self.nonce,
             challenge=self._challenge,
         )
         passed_as = PassedAs(self.nonce, 0, leader.epoch)

@@ -133,6 +133,7 @@ class PassedRenewals:
         self._home = home
         self.call = call
         call.passes_on = True
+        call.end_behind = self._end_behind
         self.since_s = home.now_s()
         self.line: Line | None = None
         self._early: list[bytes] = []  # requests that wait for a line
@@ -154,7 +155,10 @@ class PassedRenewals:
         self._send(early)
 
     def serve_here(self, own: StreamFactory) -> None:
-        self.call.serve_here(own, self._early, ended=self._ended)
+        if self._error is None:
+            self.call.serve_here(own, self._early, ended=self._ended)
+        else:
+            self.call.finish(self._error)
 
     # --- from the call ---
 
@@ -212,6 +216,11 @@ class PassedRenewals:
     def leave_line(self) -> None:
         self.line = None
         self.since_s = self._home.now_s()
+
+    def _end_behind(self, error: EtcdError) -> None:
+        """The codec has found an error behind the requests that came."""
+        self._error, self._ended = self._error or error, True
+        self._end_if_done()
 
     def _end_if_done(self) -> None:
         if not (self._unanswered or self._early):

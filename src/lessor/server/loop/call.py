@@ -156,7 +156,7 @@ class UnaryCall:
                     return
                 passed_as = self.passed_as
                 if passed_as is not None:
-                    core.refuse_other_epoch(passed_as.epoch)
+                    core.check_passed_on(*passed_as)
             if core.auth.enabled:
                 core.permit(self, request)
             handler = core.unary_handlers.get(self.method)
@@ -328,7 +328,7 @@ _ASK_THEMSELVES: Final = frozenset(
 class StreamCall:
     """A call that takes any number of replies."""
 
-    __slots__ = ("_handler", "_timer", "core", "counts", "ending", "method", "over", "passes_on")
+    __slots__ = ("_handler", "_timer", "core", "counts", "end_behind", "ending", "method", "over", "passes_on")
 
     def __init__(self, core: Core, counts: CallCounts) -> None:
         """Makes the handler. A codec calls this when it is ready to send."""
@@ -337,6 +337,8 @@ class StreamCall:
         self.method = counts.method
         self.over = False
         self.ending = False  # an error waits at the gate; later requests are ignored
+        # Set by a handler that has to end the call itself, behind replies that are still to come from elsewhere.
+        self.end_behind: Callable[[EtcdError], None] | None = None
         self.passes_on = False  # its handler takes it to the server that leads, which judges the caller's rights
         self._timer: asyncio.TimerHandle | None = None
         counts.begin()
@@ -419,6 +421,7 @@ class StreamCall:
     def serve_here(self, make: "StreamFactory", messages: list[bytes], *, ended: bool) -> None:
         """The call was to be passed on, and this server leads now. `messages` have come; `ended`: no more will."""
         self.passes_on = False
+        self.end_behind = None
         self._handler = make(self.core, self)
         if messages:
             self.take(messages)
@@ -480,7 +483,10 @@ class StreamCall:
     def end_in_order(self, error: EtcdError) -> None:
         """Ends the call after the replies to earlier requests, which may still wait at the gate."""
         self.ending = True
-        self.core.turn.after_all_writes(self, error)
+        if self.end_behind is not None:
+            self.end_behind(error)
+        else:
+            self.core.turn.after_all_writes(self, error)
 
     # --- from the gate ---
 

@@ -74,6 +74,7 @@ class FollowerMember(NamedTuple):
     member_id: int
     name: str
     urls: tuple[str, ...]  # for clients
+    nonce: bytes  # by which its process names what it passes on
     tell: Callable[[], None]  # says to it how far the log has come
 
 
@@ -163,10 +164,15 @@ class Core:
         for member in list(self.followers.values()):
             member.tell()
 
-    def refuse_other_epoch(self, epoch: int) -> None:
-        """Raises EtcdError for a call that was passed on for another epoch: it may have been carried out elsewhere."""
+    def check_passed_on(self, nonce: bytes, counter: int, epoch: int) -> None:
+        """Raises EtcdError for a call that was passed on for another epoch: it may have been carried out elsewhere.
+
+        Also for a named one of a process that has not shown that it follows: its name would stand in the log.
+        """
         end = self.log_end()
         if end is None or end.epoch != epoch:
+            raise errors.LEADER_CHANGED.error()
+        if counter and all(member.nonce != nonce for member in self.followers.values()):
             raise errors.LEADER_CHANGED.error()
 
     def follow(self, elsewhere: Elsewhere, streams: dict[Method, Callable[..., Any]]) -> None:

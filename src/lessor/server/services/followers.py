@@ -42,9 +42,9 @@ class FollowStream:
         end = core.log_end()
         if end is None or core.elsewhere is not None:
             raise EtcdError(Code.FAILED_PRECONDITION, "this server does not lead a shared log")
-        if not holds(asked.proof, end.nonce, asked.member_id, asked.name, asked.client_urls):
+        if not holds(asked.proof, end.nonce, asked.nonce, asked.member_id, asked.name, asked.client_urls):
             raise EtcdError(Code.PERMISSION_DENIED, "no proof of access to the log")
-        self._member = FollowerMember(asked.member_id, asked.name, tuple(asked.client_urls), self.tell)
+        self._member = FollowerMember(asked.member_id, asked.name, tuple(asked.client_urls), asked.nonce, self.tell)
         core.followers[self] = self._member
         proof = answer(end.nonce, asked.challenge)
         self._call.send(
