@@ -69,6 +69,7 @@ class Leader(LessorServer):
     def __init__(self, follower: LessorServer) -> None:
         super().__init__(follower.flags)
         self._log_name = follower.log_name
+        self.min_lease_ttl_s = follower.min_lease_ttl_s
 
     @property
     def log_name(self) -> Path:
