@@ -223,3 +223,13 @@ def test_a_client_reads_its_own_write_at_a_follower(tmp_path: Path) -> None:
             found: Any = peer.call(rpc.RangeRequest(key=b"k", serializable=True))
             assert (found.kvs[0].value, found.header.revision) == (b"%d" % number, written.header.revision)
         assert is_linked(follower)
+
+
+def test_a_link_whose_stream_ids_are_used_up_is_replaced(tmp_path: Path) -> None:
+    with two(tmp_path) as (_leader, follower), GrpcPeer(follower.address) as peer:
+        link = link_of(follower)
+        follower.call(lambda: setattr(link.h2, "_next_id", 2**31 - 11))
+        for number in range(20):
+            assert peer.call(put(b"k", b"%d" % number))
+        assert link_of(follower) is not link
+        assert revision_of(follower) == 21

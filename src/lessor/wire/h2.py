@@ -229,8 +229,13 @@ class H2Client(H2Connection):
         return (
             not (self.closing or self._last_call or self._draining)
             and len(self._streams) < self.peer_streams_max
-            and self._next_id <= frames.STREAM_ID_MAX
+            and not self.spent
         )
+
+    @property
+    def spent(self) -> bool:
+        """Whether no stream id is left: it takes another connection to start a request."""
+        return self._next_id > frames.STREAM_ID_MAX
 
     def start_request(self, headers: list[Field] | bytes, end_stream: bool = False) -> Stream:
         """Opens a stream. `headers` are fields, pseudo-headers first, or a ready block from `encode_headers`.

@@ -305,7 +305,7 @@ class Follower:
         leader, link, now_s = self._leader(), self._link, self.now_s()
         if link is not None:
             other = leader is not None and leader.nonce != self._nonce_linked
-            if link.lost or other or link.silent_s > limits.LINK_SILENT_S_MAX:
+            if link.lost or other or link.h2.spent or link.silent_s > limits.LINK_SILENT_S_MAX:
                 self._link = None
                 link.close()
         if leader is not None and leader.nonce != self._tried:
