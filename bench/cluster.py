@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Three servers on a shared log, beside an etcd of three members: rates, the CPU of all processes, a lone put.
+
+Laws
+- Both groups run on this machine with fsync on, in turn, each on fresh data, so that a machine that grows slower hits
+  both. A figure is the median of the rounds.
+- The log below Lessor is an etcd of three members of the same binary. Its CPU counts as Lessor's.
+- The load goes to the member that leads, but for keepalives, which go to all three at once.
+
+    python -m bench.cluster --etcd FILE [--rounds N] [--seconds S] [--server-path build/compiled]
+
+--server-path is where Python finds the servers' modules first.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.harness import ROOT, cpu_s
+from tests.ports import free_port
+
+START_S_MAX = 30.0
+MEMBERS = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    text: str
+    load: tuple[str, ...]  # arguments of bench.load
+    everywhere: bool = False  # at all members at once
+
+
+MEASUREMENTS = (
+    Measurement("Put, 10 x 20", ("put", "--connections", "10", "--in-flight", "20")),
+    Measurement("LeaseGrant, 10 x 20", ("grant", "--connections", "10", "--in-flight", "20")),
+    Measurement("Put, 1 x 1", ("put", "--connections", "1", "--in-flight", "1", "--count", "3000")),
+    Measurement("LeaseKeepAlive, 3 members x 10 x 20", ("keepalive", "--streams", "10", "--in-flight", "20"), True),
+)
+
+
+class Group:
+    """Processes that serve together. `ports`: of the members, for clients."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.ports: list[int] = []
+
+    def spawn(self, name: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+        with (self._folder / f"{name}.log").open("wb") as log:
+            self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+
+    def etcds(self, binary: str, folder: Path) -> list[int]:
+        """Starts an etcd of three members; returns their ports for clients."""
+        ports, peers = [free_port() for _ in range(MEMBERS)], [free_port() for _ in range(MEMBERS)]
+        together = ",".join(f"m{number}=http://127.0.0.1:{port}" for number, port in enumerate(peers))
+        for number, (port, peer) in enumerate(zip(ports, peers, strict=True)):
+            client, own = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer}"
+            flags = {"name": f"m{number}", "data-dir": str(folder / f"m{number}"), "initial-cluster": together}
+            flags |= {"listen-client-urls": client, "advertise-client-urls": client, "log-level": "error"}
+            flags |= {"listen-peer-urls": own, "initial-advertise-peer-urls": own}
+            self.spawn(f"etcd-{number}", [binary, *(f"--{flag}={value}" for flag, value in flags.items())])
+        return ports
+
+    def wait_for_leader(self) -> int:
+        """The port of the member that leads."""
+        until_s = time.monotonic() + START_S_MAX
+        while time.monotonic() < until_s:
+            for port in self.ports:
+                with contextlib.suppress(OSError):
+                    asked = urllib.request.Request(f"http://127.0.0.1:{port}/v3/maintenance/status", b"{}")
+                    with urllib.request.urlopen(asked, timeout=2) as reply:
+                        status = json.load(reply)
+                    if status.get("leader", "0") == status["header"]["member_id"]:
+                        return port
+            time.sleep(0.05)
+        raise SystemExit(f"nobody leads after {START_S_MAX:g} s: see {self._folder}")
+
+    def cpu_s(self) -> float:
+        return sum(cpu_s(process.pid) for process in self._processes)
+
+    def end(self) -> None:
+        for process in reversed(self._processes):
+            process.kill()
+        for process in self._processes:
+            process.wait()
+
+
+@contextlib.contextmanager
+def etcd_group(options: argparse.Namespace) -> Iterator[Group]:
+    with tempfile.TemporaryDirectory(prefix="etcd-", dir=options.directory) as folder:
+        group = Group(Path(folder))
+        try:
+            group.ports = group.etcds(options.etcd, Path(folder))
+            yield group
+        finally:
+            group.end()
+
+
+@contextlib.contextmanager
+def lessor_group(options: argparse.Namespace) -> Iterator[Group]:
+    with tempfile.TemporaryDirectory(prefix="lessor-", dir=options.directory) as folder:
+        group = Group(Path(folder))
+        try:
+            below = ",".join(f"127.0.0.1:{port}" for port in group.etcds(options.etcd, Path(folder)))
+            environment = {**os.environ, "PYTHONPATH": str(options.server_path)}
+            group.ports = [free_port() for _ in range(MEMBERS)]
+            for number, port in enumerate(group.ports):
+                url = f"http://127.0.0.1:{port}"
+                flags = [f"--name=n{number}", f"--data-dir={folder}/n{number}", f"--engine=etcd://{below}/lessor"]
+                flags += [f"--listen-client-urls={url}", f"--advertise-client-urls={url}", "--log-level=warn"]
+                group.spawn(f"lessor-{number}", [sys.executable, "-m", "lessor", "serve", *flags], environment)
+            group.wait_for_leader()
+            time.sleep(1)  # until the others have found it
+            yield group
+        finally:
+            group.end()
+
+
+def load(port: int, measurement: Measurement, options: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.load", *measurement.load, "--port", str(port)]
+    command += ["--seconds", str(options.seconds), "--warmup", "0.5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode:
+        raise SystemExit(f"{measurement.text}: {done.stderr.strip()}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def measure(group: Group, measurement: Measurement, options: argparse.Namespace) -> tuple[float, float]:
+    """Calls a second, and microseconds of CPU that all servers took for each, those of the warm-up added."""
+    ports = group.ports if measurement.everywhere else [group.wait_for_leader()]
+    before_s = group.cpu_s()
+    with ThreadPoolExecutor(len(ports)) as threads:
+        found = list(threads.map(lambda port: load(port, measurement, options), ports))
+    return sum(one["rate"] for one in found), 1e6 * (group.cpu_s() - before_s) / sum(one["replies"] for one in found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--etcd", required=True, help="the etcd to compare with, and below Lessor")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--directory", help="where the data is: a disk whose fsync counts")
+    parser.add_argument("--server-path", type=Path, default=ROOT / "src")
+    options = parser.parse_args()
+    options.server_path = options.server_path.resolve()
+    groups = {"lessor": lessor_group, "etcd": etcd_group}
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for turn in range(options.rounds):
+        for name in groups if turn % 2 == 0 else reversed(groups):
+            for measurement in MEASUREMENTS:
+                with groups[name](options) as group:
+                    one = measure(group, measurement, options)
+                found.setdefault((measurement.text, name), []).append(one)
+                print(f"{name:>8}  {measurement.text}: {one[0]:,.0f}/s, {one[1]:.0f} us of CPU each", file=sys.stderr)
+    for measurement in MEASUREMENTS:
+        rates = {name: statistics.median(rate for rate, _ in found[measurement.text, name]) for name in groups}
+        costs = {name: statistics.median(cost for _, cost in found[measurement.text, name]) for name in groups}
+        print(
+            f"{measurement.text}: {rates['lessor']:,.0f}/s, etcd {rates['etcd']:,.0f}/s: "
+            f"{rates['lessor'] / rates['etcd']:.2f} x; CPU {costs['lessor']:.0f} us, etcd {costs['etcd']:.0f} us a call"
+        )
+
+
+if __name__ == "__main__":
+    main()
