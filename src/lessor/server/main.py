@@ -82,6 +82,8 @@ class Server:
         self.core: Core
         self.services: Services
         self.exit_code = 0
+        self.follows_on = False  # it stops because another one is to lead, and a new Server is to follow that one
+        self._successor = 0  # who is to lead next; 0: any follower
         self._clock = clock or MonotonicClock()
         self._tokens = self._make_tokens()
         self._engine = engine or _engine_of(options)
@@ -134,6 +136,7 @@ class Server:
         handlers = self.services.handlers()
         self.core = Core(self.options, machine, gate, turn, self._committer, metrics, self._tokens, handlers)
         self.core.log_end = lambda: self._engine.end
+        self.core.hand_over = self.hand_over
         self.core.on_shared_log = following or answering is not None
 
     def _make_tokens(self) -> Tokens:
@@ -292,10 +295,20 @@ class Server:
 
         That loses nothing that was acknowledged; only the exact remaining times of leases are not saved.
         """
+        if self.follows_on:
+            self.follows_on = False  # it stops already, and does not begin again
+            return
         if self._stopping.is_set():
             log.warning("asked twice to stop; going at once")
             os._exit(EXIT_AT_ONCE)
         self._stopping.set()
+
+    def hand_over(self, member_id: int) -> None:
+        """Ends the term of this server in order, for a follower that is to lead, once what was asked is answered."""
+        log.info("handing over the log", extra={"to": f"{member_id:016x}"})
+        self._successor = member_id
+        self.follows_on = True
+        asyncio.get_running_loop().call_soon(self._stopping.set)
 
     async def stop(self) -> None:
         """Drains the connections, saves each lease's remaining time, closes the data.
@@ -309,7 +322,7 @@ class Server:
             log.info("stopping", extra={"connections": len(self._connections)})
             # Two that claim at one time take longer than one. The streams of the followers end with the others.
             following = next(iter(self.core.followers.values()), None)
-            self._engine.name_successor(0 if following is None else following.member_id)
+            self._engine.name_successor(self._successor or (0 if following is None else following.member_id))
             await self._drain()
         if self._follower is not None:
             self._follower.stop()
@@ -496,7 +509,8 @@ def _tame_the_collector() -> None:
     """
     gc.freeze()  # without a look first: the loaded state has no garbage, and modules leave only some hundred objects
     gc.set_threshold(*GC_THRESHOLDS)
-    gc.callbacks.append(_set_aside)
+    if _set_aside not in gc.callbacks:
+        gc.callbacks.append(_set_aside)
     gc.enable()
 
 
@@ -527,15 +541,18 @@ def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, 
     gc.disable()  # while the state is loaded: looking at all of it again and again would be a third of the time
 
     async def main() -> int:
-        server = Server(options)
-        server.boot()
-        install_signals(asyncio.get_running_loop(), server)
-        try:
-            await server.start()
-        except BaseException:  # a signal during the start cancels this task
-            server.abandon()
-            raise
-        _tame_the_collector()
-        return await server.serve()
+        while True:
+            server = Server(options)
+            server.boot()
+            install_signals(asyncio.get_running_loop(), server)
+            try:
+                await server.start()
+            except BaseException:  # a signal during the start cancels this task
+                server.abandon()
+                raise
+            _tame_the_collector()
+            code = await server.serve()
+            if code or not server.follows_on:
+                return code
 
     return uvloop.run(main())

@@ -136,6 +136,7 @@ class Core:
         self.elsewhere: Elsewhere | None = None
         self.on_shared_log = False  # whether others may commit
         self.log_end: Callable[[], LogEnd | None] = lambda: None  # the engine's
+        self.hand_over: Callable[[int], None] = lambda member_id: None  # lets a follower lead
         self.followers: dict[object, FollowerMember] = {}  # while this server leads, by their streams
         turn.on_committed = self._tell_followers
         turn.long_writes.on_busy = self._hold_calls

@@ -7,7 +7,7 @@ Laws
   in order. Calls that come while one waits for its turn share that one.
 - A call whose peer went away is not answered. A digest ends with it, a defragmentation runs to its end.
 
-There is one member, which leads, so MoveLeader has no other target. There is no version to downgrade to either: Status
+MoveLeader lets one of the servers lead that follow this one; a server that stands alone has no target but itself. The new leader is there some milliseconds after the reply. There is no version to downgrade to either: Status
 reports an enabled downgrade until it is cancelled or the server stops, and nothing else changes.
 """
 
@@ -139,7 +139,9 @@ def defragment(core: Core, call: UnaryCall, _request: rpc_pb2.DefragmentRequest)
 
 
 def move_leader(core: Core, request: rpc_pb2.MoveLeaderRequest) -> bytes:
-    if request.targetID != core.machine.identity.member_id:
+    if request.targetID in {member.member_id for member in core.followers.values()}:
+        core.hand_over(request.targetID)
+    elif request.targetID != core.machine.identity.member_id:
         raise errors.BAD_LEADER_TRANSFEREE.error()
     return rpc_pb2.MoveLeaderResponse().SerializeToString()
 
