@@ -7,8 +7,9 @@ Laws
   in order. Calls that come while one waits for its turn share that one.
 - A call whose peer went away is not answered. A digest ends with it, a defragmentation runs to its end.
 
-MoveLeader lets one of the servers lead that follow this one; a server that stands alone has no target but itself. The new leader is there some milliseconds after the reply. There is no version to downgrade to either: Status
-reports an enabled downgrade until it is cancelled or the server stops, and nothing else changes.
+MoveLeader lets one of the servers lead that follow this one; a server that stands alone has no target but itself. The
+new leader is there some milliseconds after the reply. There is no version to downgrade to either: Status reports an
+enabled downgrade until it is cancelled or the server stops, and nothing else changes.
 """
 
 import logging
