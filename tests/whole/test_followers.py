@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -348,6 +348,50 @@ def test_a_write_under_way_when_the_leader_dies_takes_effect_once(tmp_path: Path
         found: Any = peer.call(rpc.RangeRequest(key=b"k"))
         assert (found.kvs[0].version, found.kvs[0].mod_revision) == (1, before + 1)
         assert written.header.revision == before + 1
+
+
+def large_put() -> rpc.TxnRequest:
+    """Puts a key, and reads more than the log keeps of a reply."""
+    return rpc.TxnRequest(
+        success=[
+            rpc.RequestOp(request_put=put(b"k", b"v")),
+            rpc.RequestOp(request_range=rpc.RangeRequest(key=b"large")),
+        ]
+    )
+
+
+def long_put() -> rpc.TxnRequest:
+    """Puts a key, and deletes so many others that it takes several steps."""
+    return rpc.TxnRequest(
+        success=[
+            rpc.RequestOp(request_put=put(b"k", b"v")),
+            rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=b"many/", range_end=b"many0")),
+        ]
+    )
+
+
+@pytest.mark.parametrize("write", [large_put, long_put])
+def test_a_write_whose_reply_the_log_does_not_have_takes_effect_once_too(
+    tmp_path: Path, write: Callable[[], rpc.TxnRequest]
+) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer, ThreadPoolExecutor(1) as threads:
+        peer.call(put(b"large", bytes(limits.ORIGIN_REPLY_BYTES_MAX)))
+        keys = [b"many/%04d" % number for number in range(limits.WRITE_STEP_KEYS + 100)]
+        for first in range(0, len(keys), 100):
+            puts = [rpc.RequestOp(request_put=put(key, b"v")) for key in keys[first : first + 100]]
+            peer.call(rpc.TxnRequest(success=puts))
+        link, before = link_of(follower), revision_of(leader)
+        eventually(lambda: revision_of(follower) == before)
+        follower.call(lambda: setattr(link, "data_received", lambda data: None))
+        writing = threads.submit(peer.call, write())
+        eventually(lambda: revision_of(leader) == before + 1 == revision_of(follower))
+        leader.kill()
+        with pytest.raises(grpc.RpcError, match="request timed out, possibly due to previous leader failure"):
+            writing.result(20)
+        eventually(lambda: leads(follower))
+        found: Any = peer.call(rpc.RangeRequest(key=b"k"))
+        assert (found.kvs[0].version, found.kvs[0].mod_revision) == (1, before + 1)
+        assert revision_of(follower) == before + 1
 
 
 def test_a_call_that_was_passed_on_for_another_epoch_does_nothing(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ class PassedOn:
         "_sent_s",
         "call",
         "counter",
+        "done",
         "epoch",
         "lost",
         "request",
@@ -159,6 +160,7 @@ class PassedOn:
         self.counter = home.next_counter() if call.method in _NAMED else 0
         self.epoch = 0  # for which it was passed on last
         self.lost = False  # its link is: the log says what became of it
+        self.done = False  # the log has it, and not its reply
         self.size_bytes = request.ByteSize()
         self.revision = 0  # of the reply that waits, see `_answer_write`
         self._outcome: bytes | None = None  # that reply
@@ -197,7 +199,7 @@ class PassedOn:
         if ended.lost:
             if not ended.reached or self.call.method in _REPEATABLE:
                 self._home.hold(self)
-            elif self.counter:
+            elif self.counter and not self.done:
                 self.lost = True
                 self.since_s = self._home.now_s()
             else:
@@ -253,7 +255,12 @@ class PassedOn:
         self.answered(b"")
 
     def settle(self, reply: bytes) -> None:
-        """The log has it."""
+        """The log has it. `reply`: b"" if the log does not have that."""
+        if not reply:
+            self.done = True
+            if self.lost:
+                self.give_up()
+            return
         self._let_go()
         self._outcome = None
         self._answer_young(reply)
@@ -264,6 +271,9 @@ class PassedOn:
             self._answer(self._outcome)
             return
         self._let_go()
+        if self.done:
+            self.give_up()
+            return
         self.lost = False
         self._home.hold(self)
 

@@ -166,12 +166,14 @@ class UnaryCall:
             reply = handler(core, request)
             if isinstance(reply, bytes):
                 payload = self.encode(reply)
-                if passed_as is not None and passed_as.counter and len(reply) <= limits.ORIGIN_REPLY_BYTES_MAX:
-                    core.machine.journal.origin(passed_as.nonce, passed_as.counter, reply)
+                if passed_as is not None:
+                    self.took_effect(reply)
             elif isinstance(reply, LongWrite):
                 self.wait(core.turn.long_writes.begin(reply, self))
                 return
             else:
+                if passed_as is not None:
+                    self.took_effect()
                 self.wait(core.long_replies.begin(self, reply, request))
                 return
         except Exception as error:
@@ -216,10 +218,23 @@ class UnaryCall:
 
     def written(self, outcome: Outcome | EtcdError) -> None:
         """The long write of this call has ended: answers with its reply, which may take long to make, or its error."""
+        if not isinstance(outcome, EtcdError):
+            self.took_effect(outcome if isinstance(outcome, bytes) else b"")
         if isinstance(outcome, Written):
             self.waiting = self.core.long_replies.begin(self, outcome)
         else:
             self.finish(outcome)
+
+    def took_effect(self, reply: bytes = b"") -> None:
+        """Notes in the open batch that the call took effect there, if another server has named it when it passed it on.
+
+        `reply`: for that server, should it not get the answer; b"": it takes too long to make.
+        """
+        core = self.core
+        passed_as = self.passed_as if core.on_shared_log else None
+        if passed_as is not None and passed_as.counter:
+            kept = reply if len(reply) <= limits.ORIGIN_REPLY_BYTES_MAX else b""
+            core.machine.journal.origin(passed_as.nonce, passed_as.counter, kept)
 
     def answer(self, reply: Callable[[], bytes]) -> None:
         """`finish` with the reply that `reply` returns or the error that it raises, for a call that has waited."""

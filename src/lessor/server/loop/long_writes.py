@@ -42,6 +42,8 @@ class Written(Answerable, Protocol):
 
     def written(self, outcome: Outcome | EtcdError) -> None: ...
 
+    def took_effect(self) -> None: ...
+
 
 class Served(Protocol):
     """A call that waits; see UnaryCall."""
@@ -164,8 +166,11 @@ class LongWrites:
         """For an orderly stop: takes all steps of the write that is under way. Its call is not answered any more."""
         write, self._write = self._write, None
         if write is not None:
+            call = None if self._writing is None else self._writing.call
             try:
                 write.complete()
+                if call is not None:
+                    call.took_effect()
             except EtcdError:  # it was refused, and has changed nothing
                 return
             except Exception as error:
