@@ -161,7 +161,7 @@ def test_the_leader_is_killed_and_another_one_leads_with_all_data(engine: str, d
         pids = {}
         leader = ""
         for line in run.said:
-            found = re.match(r"(n\d): http://127\.0\.0\.1:(\d+), pid (\d+), (leads|stands by)$", line)
+            found = re.match(r"(n\d): http://127\.0\.0\.1:(\d+), pid (\d+), (leads|follows)$", line)
             if found:
                 pids[found[1]] = int(found[3])
                 assert int(found[2]) == ports[number_of(found[1])]

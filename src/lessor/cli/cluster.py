@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("simple", "json", "table")
 _TITLES = ("endpoint", "name", "version", "role", "revision", "lag", "health")
-LEADS, STANDS_BY = "leads", "stands by"
+LEADS, FOLLOWS = "leads", "follows"
 
 
 # --- on this machine --------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class Row:
     def cells(self) -> list[str]:
         if self.fault:
             return [self.endpoint, "-", "-", "does not answer", "-", "-", self.fault]
-        role = LEADS if self.leads else STANDS_BY
+        role = LEADS if self.leads else FOLLOWS
         lag = "-" if self.lag is None else str(self.lag)
         return [self.endpoint, self.name, self.version, role, str(self.revision), lag, self.health]
 
@@ -165,7 +165,7 @@ def compare(rows: list[Row]) -> Row | None:
     for row in rows:
         row.leads = row is leader
         if not row.fault and row is not leader:
-            # Asked a moment later, one that stands by may be ahead of the answer.
+            # Asked a moment later, one that follows may be ahead of the answer.
             row.lag = max(leader.revision - row.revision, 0)
     return leader
 
@@ -180,7 +180,7 @@ def columns(rows: list[list[str]]) -> bytes:
 @click.command("status", cls=Command)
 @click.pass_context
 def status(ctx: click.Context) -> None:
-    """Show of each endpoint whether it leads or stands by, how far it is, and how it is. Exit code 1: nobody leads."""
+    """Show of each endpoint whether it leads or follows, how far it is, and how it is. Exit code 1: nobody leads."""
     from dataclasses import replace
 
     from lessor.cli.tasks import all_of
@@ -213,7 +213,7 @@ def _option(*names: str, **kind: Any) -> click.Option:
 cluster = Group(
     "cluster",
     help="Start a cluster on this machine, or look at one.",
-    loaders={"status": ("Show of each endpoint whether it leads or stands by.", lambda: status)},
+    loaders={"status": ("Show of each endpoint whether it leads or follows.", lambda: status)},
 )
 cluster.callback = _cluster
 cluster.params[:0] = [

@@ -189,7 +189,7 @@ class LocalCluster:
 
     def _introduce(self, leader: Node) -> None:
         for node in self._nodes:
-            role = "leads" if node is leader else "stands by"
+            role = "leads" if node is leader else "follows"
             self.say(f"{node.name}: http://{HOST}:{self.plan.ports[node.number]}, {node.where}, {role}")
         self.say(f"endpoints: {self.plan.endpoints}")
         lessor = ["lessor"] if shutil.which("lessor") else [sys.executable, "-m", "lessor"]

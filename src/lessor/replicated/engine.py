@@ -290,7 +290,7 @@ class ReplicatedEngine(EngineOnTables):
             if not self._said and now_s - self._began_s > 2 * (self._timing.claim_s + self._timing.rank_s):
                 self._said = True
                 extra = {"epoch": node.standing.epoch, "record": node.standing.number}
-                log.info("standing by: another process leads this log", extra=extra)
+                log.info("following the log: another process leads it", extra=extra)
             self._upkeep.step(now_s, idle=True)
             return None
         entry = hands.lead.entry

@@ -50,7 +50,7 @@ def test_rows_for_people() -> None:
     ]
     assert columns([row.cells() for row in rows]).decode() == (
         "127.0.0.1:2379   n1  3.7.0  leads            12  -  ok\n"
-        "127.0.0.1:22379  n2  3.7.0  stands by        11  1  ok\n"
+        "127.0.0.1:22379  n2  3.7.0  follows          11  1  ok\n"
         "127.0.0.1:3      -   -      does not answer  -   -  refused\n"
     )
 
