@@ -7,6 +7,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.cluster.forwarding import FORWARD_PASS_ON_S
+from lessor.durable.engine import Leader
 from lessor.server.following.link import Ended
 from lessor.server.following.renewals import Line, PassedRenewals
 
@@ -31,6 +32,7 @@ class Home:
     """A follower and its link."""
 
     nonce = bytes(16)
+    leader = Leader(1, (), bytes(16), 1)
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -52,14 +54,14 @@ class Home:
     def open(self, stream: Any) -> None:
         self.streams.append(stream)
         if self.linked:
-            stream.start(self, 1)
+            stream.start(self)
 
     def close(self, stream: Any) -> None:
         self.streams.remove(stream)
 
-    def line(self, token: bytes | None, link: Any, epoch: int) -> Line:
+    def line(self, token: bytes | None, link: Any) -> Line:
         if token not in self.lines:
-            self.lines[token] = Line(self, token, link, epoch, lambda: self.end_line(token))  # type: ignore[arg-type]
+            self.lines[token] = Line(self, token, link, lambda: self.end_line(token))  # type: ignore[arg-type]
         return self.lines[token]
 
     def end_line(self, token: bytes | None) -> None:
@@ -140,7 +142,7 @@ def test_renewals_without_an_answer_go_to_the_next_leader_before_later_ones() ->
     assert two.handler.waits
     one.renew(4)
     for stream in home.streams:
-        stream.start(home, 2)  # type: ignore[arg-type]
+        stream.start(home)  # type: ignore[arg-type]
     assert home.calls[1].sent == [request(lease) for lease in (2, 4, 3)]
     for reply in (b"2", b"4", b"3"):
         home.lines[None].on_message(reply)
@@ -173,7 +175,7 @@ def test_a_refusal_is_the_answer_to_one_renewal() -> None:
     assert error is not None
     assert (error.code, error.message) == (Code.PERMISSION_DENIED, "no")
     assert two.outcome == []
-    two.handler.start(home, 1)  # type: ignore[arg-type]
+    two.handler.start(home)  # type: ignore[arg-type]
     assert home.calls[1].sent == [request(2)]
 
 

@@ -105,7 +105,6 @@ class Follower:
         self._tls_options = tls
         self._context: ssl.SSLContext | None = None
         self._link: Link | None = None
-        self._linked: Leader | None = None  # whose link that is
         self._connecting: asyncio.Task[None] | None = None
         self._challenge = b""  # that the other end of the link has to answer
         self._attempt = 0
@@ -131,7 +130,7 @@ class Follower:
 
     def _factory(self, method: Method, own: StreamFactory) -> StreamFactory:
         def made(core: Core, call: StreamCall) -> StreamHandler:
-            if self._is_here(method) and self._knows(call):
+            if method in _HERE and self._knows(call):
                 return own(core, call)
             return PassedRenewals(self, call) if method is KEEPALIVE else PassedStream(self, call)
 
@@ -150,9 +149,8 @@ class Follower:
         return self._hears_log() and link is not None and link.verified and not link.lost
 
     def serves(self, call: UnaryCall, request: Any) -> bool:
-        return not (
-            (self._is_here(call.method) or (call.method is _RANGE and request.serializable)) and self._knows(call)
-        )
+        is_here = call.method in _HERE or (call.method is _RANGE and request.serializable)
+        return not (is_here and self._knows(call))
 
     def pass_on(self, call: UnaryCall, request: Message) -> PassedOn:
         error = refusal(self, call, forwarded=call.passed_as is not None)
@@ -170,13 +168,9 @@ class Follower:
         return passed
 
     def _start(self, passed: PassedOn, link: Link) -> None:
-        assert self._linked is not None
         if passed.counter:
             self._named[passed.counter] = passed
-        passed.start(link, self._linked.epoch)
-
-    def _is_here(self, method: Method) -> bool:
-        return method in _HERE
+        passed.start(link)
 
     def _knows(self, call: Any) -> bool:
         """Whether the call's rights can be judged here."""
@@ -225,10 +219,10 @@ class Follower:
 
     def renew(self, lease_id: int, of: PassedOn) -> bool:
         link = self._ready
-        if link is None or self._linked is None:
+        if link is None:
             return False
         request = rpc_pb2.LeaseKeepAliveRequest(ID=lease_id)
-        self.line(of.call.token, link, self._linked.epoch).send([request.SerializeToString()], of)
+        self.line(of.call.token, link).send([request.SerializeToString()], of)
         return True
 
     def applied(self, epoch: int, origins: Sequence[Origin]) -> None:
@@ -248,16 +242,16 @@ class Follower:
     def open(self, stream: Passable) -> None:
         self._streams[stream] = None
         link = self._ready
-        if link is not None and self._linked is not None:
-            stream.start(link, self._linked.epoch)
+        if link is not None:
+            stream.start(link)
 
     def close(self, stream: Passable) -> None:
         self._streams.pop(stream, None)
 
-    def line(self, token: bytes | None, link: Link, epoch: int) -> Line:
+    def line(self, token: bytes | None, link: Link) -> Line:
         found = self._lines.get(token)
         if found is None:
-            found = self._lines[token] = Line(self, token, link, epoch, lambda: self._end_line(token))
+            found = self._lines[token] = Line(self, token, link, lambda: self._end_line(token))
         return found
 
     def _end_line(self, token: bytes | None) -> None:
@@ -304,7 +298,7 @@ class Follower:
         """Now and then: whom to be linked with, and what has waited for too long."""
         leader, link, now_s = self._leader(), self._link, self.now_s()
         if link is not None:
-            other = leader is not None and leader.nonce != self._nonce_linked
+            other = leader is not None and leader.nonce != link.leader.nonce
             if link.lost or other or link.h2.spent or link.silent_s > limits.LINK_SILENT_S_MAX:
                 self._link = None
                 link.close()
@@ -323,13 +317,9 @@ class Follower:
             passed.look(now_s)
         self._refuse_old(now_s - limits.NO_LEADER_S_MAX)
 
-    @property
-    def _nonce_linked(self) -> bytes:
-        return b"" if self._linked is None else self._linked.nonce
-
-    def _introduce(self, link: Link, leader: Leader) -> None:
+    def _introduce(self, link: Link) -> None:
         """Says to the leader who follows it, so that it shows who it is, and tells how far the log has come."""
-        options = self.core.options
+        leader, options = link.leader, self.core.options
         member_id, name = self.core.machine.identity.member_id, options.name
         urls = options.advertise_client_urls
         self._challenge = secrets.token_bytes(NONCE_BYTES)
@@ -346,11 +336,11 @@ class Follower:
 
     def hear(self, link: Link, message: bytes) -> None:
         """The other end says that it leads, and how far the log has come."""
-        if link is not self._link or self._linked is None:
+        if link is not self._link:
             return
         told = following_pb2.FollowResponse.FromString(message)
         if not link.verified:
-            if not is_answer(told.proof, self._linked.nonce, self._challenge):
+            if not is_answer(told.proof, link.leader.nonce, self._challenge):
                 self._fail("it is not the leader that the log names")
                 return
             link.verified = True
@@ -376,11 +366,9 @@ class Follower:
             link.close()
 
     def _start_all(self, link: Link) -> None:
-        if self._linked is None:
-            return
         for stream in [stream for stream in self._streams if stream.waits]:
             if link.ready:
-                stream.start(link, self._linked.epoch)
+                stream.start(link)
         for passed in list(self._held):
             if link.ready:
                 del self._held[passed]
@@ -400,12 +388,12 @@ class Follower:
         self._attempt += 1
         try:
             endpoint = parse_endpoint(url)
-            link = await connect(endpoint, self._tls() if endpoint.tls else None, _CONNECT_S_MAX)
+            link = await connect(endpoint, leader, self._tls() if endpoint.tls else None, _CONNECT_S_MAX)
         except (OSError, TimeoutError, ValueError) as error:
             self._fail(str(error) or type(error).__name__)
         else:
-            self._link, self._linked = link, leader
-            self._introduce(link, leader)
+            self._link = link
+            self._introduce(link)
         finally:
             self._connecting = None
 

@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol, cast
 from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.client._endpoint import Endpoint
+from lessor.durable.engine import Leader
 from lessor.server.loop.call import FORWARDED_HEADER, PassedAs
 from lessor.wire import grpc, h2
 
@@ -107,7 +108,8 @@ class LinkCall:
 class Link:
     """An asyncio.Protocol. Connect it with `connect`."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, leader: Leader) -> None:
+        self.leader = leader  # whom the log names
         self.h2 = h2.H2Client()
         self.lost = False
         self._endpoint = endpoint
@@ -221,9 +223,9 @@ class Link:
                 call.on_lost()
 
 
-async def connect(endpoint: Endpoint, context: ssl.SSLContext | None, timeout_s: float) -> Link:
-    """A link to the server at `endpoint`. Raises OSError, TimeoutError or ssl.SSLError."""
-    link = Link(endpoint)
+async def connect(endpoint: Endpoint, leader: Leader, context: ssl.SSLContext | None, timeout_s: float) -> Link:
+    """A link to the server at `endpoint`, which should be `leader`. Raises OSError, TimeoutError or ssl.SSLError."""
+    link = Link(endpoint, leader)
     loop = asyncio.get_running_loop()
 
     def made() -> asyncio.Protocol:

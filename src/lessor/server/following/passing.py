@@ -115,8 +115,8 @@ class Passable(Protocol):
         """Whether it waits for a link to begin on."""
         ...
 
-    def start(self, link: Link, epoch: int) -> None:
-        """Begins on the link to the leader of that epoch."""
+    def start(self, link: Link) -> None:
+        """Begins on the link."""
         ...
 
     def serve_here(self, own: StreamFactory) -> None:
@@ -180,13 +180,13 @@ class PassedOn:
         if on_link is not None:
             on_link.cancel() if self.open_ended else on_link.abandon()
 
-    def start(self, link: Link, epoch: int) -> None:
+    def start(self, link: Link) -> None:
         call = self.call
-        self.epoch = epoch
+        self.epoch = link.leader.epoch
         self._sent_s = self._home.now_s()
         left_s = None if call.deadline_s is None else max(call.deadline_s - call.core.turn.read_clock(), 0.0)
         self._reply = None
-        passed_as = PassedAs(self._home.nonce, self.counter, epoch)
+        passed_as = PassedAs(self._home.nonce, self.counter, self.epoch)
         self._on_link = link.start(call.method.path, self, passed_as, call.token, left_s)
         self._on_link.send([self.request.SerializeToString()], last=True)
 
@@ -333,8 +333,8 @@ class PassedStream:
         """Whether there was no link to begin on."""
         return self._on_link is None
 
-    def start(self, link: Link, epoch: int) -> None:
-        passed_as = PassedAs(self._home.nonce, 0, epoch)
+    def start(self, link: Link) -> None:
+        passed_as = PassedAs(self._home.nonce, 0, link.leader.epoch)
         self._on_link = link.start(self.call.method.path, self, passed_as, self.call.token)
         early, self._early = self._early, []
         if early:

@@ -49,7 +49,7 @@ class Renewing(Protocol):
 class Lines(Passing, Protocol):
     """The part of a Follower that renewals need."""
 
-    def line(self, token: bytes | None, link: Link, epoch: int) -> "Line":
+    def line(self, token: bytes | None, link: Link) -> "Line":
         """The stream to the leader for the renewals of callers with this token."""
         ...
 
@@ -57,7 +57,7 @@ class Lines(Passing, Protocol):
 class Line:
     """One keepalive stream to the leader. Implements link.Owner."""
 
-    def __init__(self, home: Passing, token: bytes | None, link: Link, epoch: int, on_over: Callable[[], None]) -> None:
+    def __init__(self, home: Passing, token: bytes | None, link: Link, on_over: Callable[[], None]) -> None:
         """`on_over` is called when the leader takes no more requests on it."""
         self._home = home
         self._on_over = on_over
@@ -66,7 +66,7 @@ class Line:
         # Request, when it was sent, whose it is, whether it was sent before.
         self._under_way: deque[tuple[bytes, float, Renewing, bool]] = deque()
         self._outdated = 0  # replies still to come that count no more
-        self._call = link.start(KEEPALIVE.path, self, PassedAs(home.nonce, 0, epoch), token)
+        self._call = link.start(KEEPALIVE.path, self, PassedAs(home.nonce, 0, link.leader.epoch), token)
 
     def send(self, messages: list[bytes], of: Renewing) -> None:
         now_s = self._home.now_s()
@@ -148,8 +148,8 @@ class PassedRenewals:
     def waits(self) -> bool:
         return self.line is None
 
-    def start(self, link: Link, epoch: int) -> None:
-        self.line = self._home.line(self.call.token, link, epoch)
+    def start(self, link: Link) -> None:
+        self.line = self._home.line(self.call.token, link)
         self.line.users += 1
         early, self._early = self._early, []
         self._send(early)
