@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT, cpu_s
+from tests.conformance.server_process import leads
 from tests.ports import free_port
 
 START_S_MAX = 30.0
@@ -54,21 +54,21 @@ class Group:
     """Processes that serve together. `ports`: of the members, for clients."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
         self.ports: list[int] = []
 
     def spawn(self, name: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
-        with (self._folder / f"{name}.log").open("wb") as log:
+        with (self.folder / f"{name}.log").open("wb") as log:
             self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
 
-    def etcds(self, binary: str, folder: Path) -> list[int]:
+    def etcds(self, binary: str) -> list[int]:
         """Starts an etcd of three members; returns their ports for clients."""
         ports, peers = [free_port() for _ in range(MEMBERS)], [free_port() for _ in range(MEMBERS)]
         together = ",".join(f"m{number}=http://127.0.0.1:{port}" for number, port in enumerate(peers))
         for number, (port, peer) in enumerate(zip(ports, peers, strict=True)):
             client, own = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer}"
-            flags = {"name": f"m{number}", "data-dir": str(folder / f"m{number}"), "initial-cluster": together}
+            flags = {"name": f"m{number}", "data-dir": str(self.folder / f"m{number}"), "initial-cluster": together}
             flags |= {"listen-client-urls": client, "advertise-client-urls": client, "log-level": "error"}
             flags |= {"listen-peer-urls": own, "initial-advertise-peer-urls": own}
             self.spawn(f"etcd-{number}", [binary, *(f"--{flag}={value}" for flag, value in flags.items())])
@@ -79,14 +79,10 @@ class Group:
         until_s = time.monotonic() + START_S_MAX
         while time.monotonic() < until_s:
             for port in self.ports:
-                with contextlib.suppress(OSError):
-                    asked = urllib.request.Request(f"http://127.0.0.1:{port}/v3/maintenance/status", b"{}")
-                    with urllib.request.urlopen(asked, timeout=2) as reply:
-                        status = json.load(reply)
-                    if status.get("leader", "0") == status["header"]["member_id"]:
-                        return port
+                if leads(f"http://127.0.0.1:{port}"):
+                    return port
             time.sleep(0.05)
-        raise SystemExit(f"nobody leads after {START_S_MAX:g} s: see {self._folder}")
+        raise SystemExit(f"nobody leads after {START_S_MAX:g} s: see {self.folder}")
 
     def cpu_s(self) -> float:
         return sum(cpu_s(process.pid) for process in self._processes)
@@ -98,32 +94,33 @@ class Group:
             process.wait()
 
 
-@contextlib.contextmanager
-def etcd_group(options: argparse.Namespace) -> Iterator[Group]:
-    with tempfile.TemporaryDirectory(prefix="etcd-", dir=options.directory) as folder:
-        group = Group(Path(folder))
-        try:
-            group.ports = group.etcds(options.etcd, Path(folder))
-            yield group
-        finally:
-            group.end()
+def begin_etcd(group: Group, options: argparse.Namespace) -> None:
+    group.ports = group.etcds(options.etcd)
+
+
+def begin_lessor(group: Group, options: argparse.Namespace) -> None:
+    below = ",".join(f"127.0.0.1:{port}" for port in group.etcds(options.etcd))
+    environment = {**os.environ, "PYTHONPATH": str(options.server_path)}
+    group.ports = [free_port() for _ in range(MEMBERS)]
+    for number, port in enumerate(group.ports):
+        url = f"http://127.0.0.1:{port}"
+        flags = [f"--name=n{number}", f"--data-dir={group.folder}/n{number}", f"--engine=etcd://{below}/lessor"]
+        flags += [f"--listen-client-urls={url}", f"--advertise-client-urls={url}", "--log-level=warn"]
+        group.spawn(f"lessor-{number}", [sys.executable, "-m", "lessor", "serve", *flags], environment)
+    group.wait_for_leader()
+    time.sleep(1)  # until the others have found it
+
+
+GROUPS = {"lessor": begin_lessor, "etcd": begin_etcd}
 
 
 @contextlib.contextmanager
-def lessor_group(options: argparse.Namespace) -> Iterator[Group]:
-    with tempfile.TemporaryDirectory(prefix="lessor-", dir=options.directory) as folder:
+def serving(name: str, options: argparse.Namespace) -> Iterator[Group]:
+    """A group on fresh data."""
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=options.directory) as folder:
         group = Group(Path(folder))
         try:
-            below = ",".join(f"127.0.0.1:{port}" for port in group.etcds(options.etcd, Path(folder)))
-            environment = {**os.environ, "PYTHONPATH": str(options.server_path)}
-            group.ports = [free_port() for _ in range(MEMBERS)]
-            for number, port in enumerate(group.ports):
-                url = f"http://127.0.0.1:{port}"
-                flags = [f"--name=n{number}", f"--data-dir={folder}/n{number}", f"--engine=etcd://{below}/lessor"]
-                flags += [f"--listen-client-urls={url}", f"--advertise-client-urls={url}", "--log-level=warn"]
-                group.spawn(f"lessor-{number}", [sys.executable, "-m", "lessor", "serve", *flags], environment)
-            group.wait_for_leader()
-            time.sleep(1)  # until the others have found it
+            GROUPS[name](group, options)
             yield group
         finally:
             group.end()
@@ -157,18 +154,17 @@ def main() -> None:
     parser.add_argument("--server-path", type=Path, default=ROOT / "src")
     options = parser.parse_args()
     options.server_path = options.server_path.resolve()
-    groups = {"lessor": lessor_group, "etcd": etcd_group}
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for turn in range(options.rounds):
-        for name in groups if turn % 2 == 0 else reversed(groups):
+        for name in GROUPS if turn % 2 == 0 else reversed(GROUPS):
             for measurement in MEASUREMENTS:
-                with groups[name](options) as group:
+                with serving(name, options) as group:
                     one = measure(group, measurement, options)
                 found.setdefault((measurement.text, name), []).append(one)
                 print(f"{name:>8}  {measurement.text}: {one[0]:,.0f}/s, {one[1]:.0f} us of CPU each", file=sys.stderr)
     for measurement in MEASUREMENTS:
-        rates = {name: statistics.median(rate for rate, _ in found[measurement.text, name]) for name in groups}
-        costs = {name: statistics.median(cost for _, cost in found[measurement.text, name]) for name in groups}
+        rates = {name: statistics.median(rate for rate, _ in found[measurement.text, name]) for name in GROUPS}
+        costs = {name: statistics.median(cost for _, cost in found[measurement.text, name]) for name in GROUPS}
         print(
             f"{measurement.text}: {rates['lessor']:,.0f}/s, etcd {rates['etcd']:,.0f}/s: "
             f"{rates['lessor'] / rates['etcd']:.2f} x; CPU {costs['lessor']:.0f} us, etcd {costs['etcd']:.0f} us a call"

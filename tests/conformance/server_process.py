@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server on loopback for one `with` block: what the tests ask of any, and those that are a process of their own."""
 
+import json
 import os
 import shutil
 import signal
@@ -32,6 +33,16 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) 
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.02)  # waiting for another process, not for a clock
     raise RuntimeError(f"{process.args!r} does not serve {url}:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def leads(url: str) -> bool:
+    """Whether the server answers, and says that it leads its cluster."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/v3/maintenance/status", b"{}"), timeout=2) as reply:
+            status = json.load(reply)
+    except OSError:
+        return False
+    return bool(status.get("leader") == status["header"]["member_id"])
 
 
 class AnyServer(ABC):

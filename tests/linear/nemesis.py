@@ -4,7 +4,6 @@
 A driver knows a `Nemesis` only: the endpoints of its servers, `strike`, and what the history has to know of strikes.
 """
 
-import json
 import math
 import os
 import random
@@ -12,13 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.conformance.server_process import wait_until_healthy
+from tests.conformance.server_process import leads, wait_until_healthy
 from tests.engine_flags import engine_flags
 from tests.ports import free_port
 
@@ -64,20 +62,11 @@ class Process(ABC):
     def wait_until_leading(self) -> None:
         """Returns when the server says that it leads its log."""
         until_s = time.monotonic() + START_S_MAX
-        while not self._leads():
+        while not leads(f"http://{self.endpoint}"):
             assert self._process is not None
             assert self._process.poll() is None, f"it has ended: see {self._log}"
             assert time.monotonic() < until_s, f"it does not lead: see {self._log}"
             time.sleep(0.01)
-
-    def _leads(self) -> bool:
-        asked = urllib.request.Request(f"http://{self.endpoint}/v3/maintenance/status", b"{}")
-        try:
-            with urllib.request.urlopen(asked, timeout=1) as reply:
-                status = json.load(reply)
-        except OSError:
-            return False
-        return bool(status.get("leader") == status["header"]["member_id"])
 
     def signal(self, number: int) -> None:
         assert self._process is not None
