@@ -118,9 +118,6 @@ class FaultyEngine:
     def name_dead(self, dead: Sequence[tuple[int, int]]) -> None:
         self._engine.name_dead(dead)
 
-    def lead(self, follow: Follow) -> Begun:
-        return self._write(lambda: self._engine.lead(follow))
-
     def try_to_lead(self, follow: Follow) -> Begun | None:
         return self._write(lambda: self._engine.try_to_lead(follow))
 

@@ -113,7 +113,9 @@ class Acknowledged:
 
 def scripted_load(engine: FileEngine | FaultyEngine, acknowledged: Acknowledged) -> None:
     engine.open(IDENTITY)
-    acknowledged.term = engine.lead(lambda rows, term, origins: None).term
+    begun = engine.try_to_lead(lambda rows, term, origins: None)
+    assert begun is not None
+    acknowledged.term = begun.term
     for number in range(1, LAST_BATCH + 1):
         engine.commit(scripted_batch(number))
         acknowledged.batch = number

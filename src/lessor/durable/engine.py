@@ -143,7 +143,7 @@ class Engine(Protocol):
 
     @property
     def answering(self) -> Answering | None:
-        """None when nobody else can ever commit. Otherwise to be asked from `lead` on."""
+        """None when nobody else can ever commit. Otherwise to be asked once this process leads."""
         ...
 
     @property
@@ -193,18 +193,12 @@ class Engine(Protocol):
         """All rows, streamed. Costs a read of the whole data."""
         ...
 
-    def lead(self, follow: Follow) -> Begun:
-        """Returns when this process alone may commit, in a new term that is durable. Clears the clean mark.
-
-        `follow` is called with each batch that others have committed since `load`, in order, and with its term. Waits
-        while another process leads. Raises `EngineError`.
-        """
-        ...
-
     def try_to_lead(self, follow: Follow) -> Begun | None:
-        """One step of `lead`, which reads what others have committed. None: another process leads.
+        """Begins a new term, in which this process alone may commit; None while another process leads.
 
-        To be called again within FOLLOW_S: who does not look does not learn when it may lead. Raises `EngineError`.
+        The term is durable then, and the clean mark is cleared. `follow` is called with each batch that others have
+        committed since `load`, in order, and with its term. To be called again within FOLLOW_S: who does not look does
+        not learn when it may lead. Raises `EngineError`.
         """
         ...
 
@@ -268,7 +262,7 @@ class Engine(Protocol):
         ...
 
     def stop_waiting(self) -> None:
-        """Ends, with `EngineError`, what waits for others: `lead`, and a commit to a log that does not answer.
+        """Ends, with `EngineError`, what waits for others: `open`, and a commit to a log that does not answer.
 
         May be called from any thread. Nothing is committed after it.
         """

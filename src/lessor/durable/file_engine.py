@@ -125,13 +125,11 @@ class FileEngine(EngineOnTables):
         assert self._open_log is not None, "the engine is not open"
         return self._open_log
 
-    def lead(self, follow: Follow) -> Begun:
+    def try_to_lead(self, follow: Follow) -> Begun:
         """Nobody else ever commits here, so `follow` is never called."""
         clean = self._clean
         self.begin_term(max(self._term + 1, FIRST_TERM))
         return Begun(self._term, self._clock_s, clean)
-
-    try_to_lead = lead
 
     def told(self, epoch: int, record: int) -> None:
         """Nobody else leads."""

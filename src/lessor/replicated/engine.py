@@ -11,8 +11,7 @@ Laws
   of the loop, so a loop that stands still does not beat (R8).
 
 Theory of operation. `cluster/node.py` decides, `carrying.py` carries out, `durable/` keeps the tables. `open` brings
-the tables up to the log's end. `lead` follows the log until nobody else leads, and claims. A process whose log is led
-by another one stands by in there.
+the tables up to the log's end. `try_to_lead` follows the log, one look at a time, until nobody else leads, and claims.
 
 Does not do: answering while another process leads; what keeps the log short is in snapshots.py.
 """
@@ -31,7 +30,7 @@ from lessor.cluster.node import Node
 from lessor.cluster.standing import Standing
 from lessor.cluster.tenure import Timing
 from lessor.durable import directory, opening
-from lessor.durable.engine import FIRST_TERM, FOLLOW_S, Begun, DataDirError, EngineError, Follow, Leader, LogEnd, Meta
+from lessor.durable.engine import FIRST_TERM, Begun, DataDirError, EngineError, Follow, Leader, LogEnd, Meta
 from lessor.durable.engine_on_tables import UNFOLDED_ROWS_MAX, EngineOnTables
 from lessor.durable.log import LogError
 from lessor.durable.meta_rows import LogPosition
@@ -267,11 +266,6 @@ class ReplicatedEngine(EngineOnTables):
         """What was named goes behind the records that were taken in, which are those that made it dead, or later."""
         while self._dead:
             self._upkeep.name_dead(self._dead.popleft())
-
-    def lead(self, follow: Follow) -> Begun:
-        while (begun := self.try_to_lead(follow)) is None:
-            self._sleep(FOLLOW_S)
-        return begun
 
     def try_to_lead(self, follow: Follow) -> Begun | None:
         node, hands = self._decisions, self._carrying

@@ -10,7 +10,7 @@ import pytest
 
 from lessor.cluster.tenure import Timing
 from lessor.durable import shared_record
-from lessor.durable.engine import FIRST_TERM, DataDirError, EngineError, FencedError, Loaded
+from lessor.durable.engine import FIRST_TERM, FOLLOW_S, Begun, DataDirError, EngineError, FencedError, Follow, Loaded
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import UnknownError, UnreachableError
@@ -55,11 +55,19 @@ def engine_of(folder: Path, kept: MemoryRecords, times: Times, timing: Timing = 
     )
 
 
+def lead(engine: ReplicatedEngine | FileEngine, follow: Follow = lambda rows, term, origins: None) -> Begun:
+    """Looks whether it may lead until it does, as the committer does."""
+    while (begun := engine.try_to_lead(follow)) is None:
+        assert isinstance(engine, ReplicatedEngine)
+        engine._sleep(FOLLOW_S)
+    return begun
+
+
 def started(folder: Path, kept: MemoryRecords, times: Times) -> ReplicatedEngine:
     engine = engine_of(folder, kept, times)
     engine.open(IDENTITY)
     engine.load()
-    engine.lead(lambda rows, term, origins: None)
+    lead(engine)
     return engine
 
 
@@ -85,7 +93,7 @@ def test_the_first_start_claims_and_commits(tmp_path: Path, kept: MemoryRecords,
     meta = engine.open(IDENTITY)
     assert (meta.cluster_id, meta.term, meta.batch) == (IDENTITY[0], 0, 0)
     began_s = times.now
-    begun = engine.lead(lambda rows, term, origins: None)
+    begun = lead(engine)
     assert (begun.term, begun.clock_s) == (FIRST_TERM, 0.0)
     assert times.now - began_s > TIMING.claim_s  # somebody else might have been there
     engine.commit(batch(1, events=[put(2, b"k", b"v")]))
@@ -119,7 +127,7 @@ def test_after_an_orderly_end_the_next_one_leads_at_once(tmp_path: Path, kept: M
     another = engine_of(tmp_path / "b", kept, times)
     another.open(IDENTITY)
     began_s = times.now
-    begun = another.lead(lambda rows, term, origins: None)
+    begun = lead(another)
     assert (begun.term, begun.clean) == (FIRST_TERM + 1, True)
     assert times.now == began_s
     another.close()
@@ -140,7 +148,7 @@ def test_one_stands_by_while_another_beats_and_follows_it(tmp_path: Path, kept: 
                 one.commit(batch(len(followed) + 1, events=[put(len(followed) + 2, b"k", b"%d" % len(followed))]))
 
     times.asleep = meanwhile
-    begun = two.lead(lambda rows, term, origins: followed.append(rows) if rows.events else None)
+    begun = lead(two, lambda rows, term, origins: followed.append(rows) if rows.events else None)
     assert times.now > until_s + TIMING.claim_s - TIMING.beat_s - 0.1
     assert [rows.events[0][3] for rows in followed] == [b"0", b"1", b"2", b"3", b"4"]
     assert kinds(kept).count(BEAT) > 20 / TIMING.beat_s / 2
@@ -187,7 +195,7 @@ def test_who_follows_deletes_the_rows_that_a_compaction_has_left(
         times.sleep(0.05)
     assert [row[0] for row in two.load().events] == [3, 5]
     two.name_dead([(3, 0)])  # and the last that it was told of before it leads
-    begun = two.lead(follow)
+    begun = lead(two, follow)
     two.commit(batch(4, events=[tombstone(6, b"l")]))
     rest(two)
     assert [row[0] for row in two.load().events] == [5, 6]
@@ -277,7 +285,7 @@ def test_tables_are_only_used_with_their_own_log(tmp_path: Path, kept: MemoryRec
     alone = FileEngine(tmp_path / "b", sync=False)
     alone.open(IDENTITY)
     assert [row[3] for row in alone.load().events] == [b"v"]
-    alone.lead(lambda rows, term, origins: None)
+    lead(alone)
     alone.close()
     with pytest.raises(DataDirError, match="the data of a server without --engine"):
         engine_of(tmp_path / "b", kept, times).open(IDENTITY)
@@ -337,7 +345,7 @@ def test_a_snapshot_in_the_engine_shortens_the_log_and_makes_new_copies(
     assert late.open(IDENTITY).member_id == old_id == 77
     assert somebodys.read_bytes() == b"a copy"
     assert content(late.load())[0] == there[0]
-    late.lead(lambda rows, term, origins: None)
+    lead(late)
     late.commit(batch(102, events=[put(103, b"newer", b"v")]))
     late.close()
     with pytest.raises(DataDirError, match="start with --engine"):
@@ -429,7 +437,7 @@ def test_who_stands_by_waits_as_long_as_the_leader_may_answer(
     slow = Timing(lease_s=10.0, claim_s=12.5, beat_s=2.5, link_s=6.0)
     leader = engine_of(tmp_path / "a", kept, times, slow)
     leader.open(IDENTITY)
-    leader.lead(lambda rows, term, origins: None)
+    lead(leader)
     leader.commit(batch(1, events=[put(2, b"k", b"v")]))
     answering = leader.answering
     assert answering is not None
@@ -442,7 +450,7 @@ def test_who_stands_by_waits_as_long_as_the_leader_may_answer(
         other.open(IDENTITY)
     else:
         leading_for(leader, times, 20)
-    other.lead(lambda rows, term, origins: None)
+    lead(other)
     assert not answering.may_send()
     other.close()
     leader.close()
@@ -457,7 +465,7 @@ def test_a_server_that_ends_in_order_and_starts_again_leads_at_once(
     again = engine_of(tmp_path, kept, times)
     again.open(IDENTITY)
     began_s = times.now
-    assert again.lead(lambda rows, term, origins: None).clean
+    assert lead(again).clean
     assert times.now - began_s < TIMING.claim_s
     again.close()
 
