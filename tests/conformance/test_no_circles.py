@@ -30,7 +30,7 @@ from tests.conformance.auth_peer import CHEAP, As, enable_auth
 from tests.conformance.grpc_peer import CALL_S_MAX
 from tests.conformance.lock_peer import LockPeer
 from tests.conformance.subject import Subject, server_of
-from tests.conformance.test_websocket_streams import Peer as WebSocket
+from tests.conformance.websocket_peer import WebSocketPeer
 
 GONE_S_MAX = 10.0  # connections linger for a second
 # What is made for a connection or a call.
@@ -119,10 +119,10 @@ def http_requests(subject: Subject) -> None:
 
 
 def websockets(subject: Subject) -> None:
-    with WebSocket(subject, "/v3/watch") as peer:
+    with WebSocketPeer(subject.server.address, "/v3/watch") as peer:
         peer.send('{"create_request":{"key":"aw=="}}')
         peer.result()
-    with WebSocket(subject, "/v3/lease/keepalive") as peer:
+    with WebSocketPeer(subject.server.address, "/v3/lease/keepalive") as peer:
         peer.send("}")
         peer.read()
 

@@ -2,60 +2,17 @@
 """The streaming calls of the gateway over a WebSocket: Lessor and a real etcd."""
 
 import json
-import socket
-from typing import Any
 
 import pytest
-from wsproto import ConnectionType, WSConnection, events
+from wsproto import events
 
 from tests.conformance.subject import Subject, new_lease_id
-
-
-class Peer:
-    """A WebSocket to one path of the server, for one `with` block."""
-
-    def __init__(self, subject: Subject, target: str, subprotocols: list[str] | None = None) -> None:
-        host, _, port = subject.server.address.partition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=20)
-        self._ws = WSConnection(ConnectionType.CLIENT)
-        self._events: list[Any] = []
-        self._socket.sendall(self._ws.send(events.Request(host=host, target=target, subprotocols=subprotocols or [])))
-        self.opened = self.read()
-
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def send(self, *texts: str) -> None:
-        self._socket.sendall(b"".join(self._ws.send(events.TextMessage(data=text)) for text in texts))
-
-    def event(self, event: Any) -> None:
-        self._socket.sendall(self._ws.send(event))
-
-    def read(self) -> Any:
-        """The next event; None when the server has closed the connection."""
-        while not self._events:
-            data = self._socket.recv(65_536)
-            if not data:
-                return None
-            self._ws.receive_data(data)
-            self._events += self._ws.events()
-        return self._events.pop(0)
-
-    def result(self) -> Any:
-        """The next message, which has to be a result."""
-        event = self.read()
-        assert isinstance(event, events.TextMessage), event
-        assert event.message_finished
-        assert not event.data.endswith("\n")
-        return json.loads(event.data)["result"]
+from tests.conformance.websocket_peer import WebSocketPeer
 
 
 def test_keepalive(subject: Subject) -> None:
     lease_id = subject.grant(100)
-    with Peer(subject, "/v3/lease/keepalive") as peer:
+    with WebSocketPeer(subject.server.address, "/v3/lease/keepalive") as peer:
         assert isinstance(peer.opened, events.AcceptConnection)
         peer.send(f'{{"ID":"{lease_id}"}}')
         reply = peer.result()
@@ -67,7 +24,7 @@ def test_keepalive(subject: Subject) -> None:
 
 
 def test_a_message_may_hold_several_requests_or_a_part_of_one(subject: Subject) -> None:
-    with Peer(subject, "/v3/lease/keepalive") as peer:
+    with WebSocketPeer(subject.server.address, "/v3/lease/keepalive") as peer:
         peer.send('{"ID":"7"}{"ID":"8"}', '{"ID":', '"9"}')
         assert [peer.result()["ID"] for _ in range(3)] == ["7", "8", "9"]
         peer.event(events.BytesMessage(data=b'{"ID":"10"}'))
@@ -76,7 +33,7 @@ def test_a_message_may_hold_several_requests_or_a_part_of_one(subject: Subject) 
 
 def test_watch(subject: Subject, prefix: bytes) -> None:
     key = prefix.decode()
-    with Peer(subject, "/v3/watch") as peer:
+    with WebSocketPeer(subject.server.address, "/v3/watch") as peer:
         peer.send(json.dumps({"createRequest": {"key": _b64(key)}}))
         assert peer.result()["created"] is True
         revision = subject.put(prefix, b"v")
@@ -94,13 +51,13 @@ def _b64(text: str) -> str:
 
 
 def test_pings_are_answered(subject: Subject) -> None:
-    with Peer(subject, "/v3/watch") as peer:
+    with WebSocketPeer(subject.server.address, "/v3/watch") as peer:
         peer.event(events.Ping(payload=b"there?"))
         assert peer.read() == events.Pong(payload=b"there?")
 
 
 def test_a_goodbye_is_answered_and_ends_the_connection(subject: Subject) -> None:
-    with Peer(subject, "/v3/lease/keepalive") as peer:
+    with WebSocketPeer(subject.server.address, "/v3/lease/keepalive") as peer:
         peer.send('{"ID":"7"}')
         assert peer.result()["ID"] == "7"
         peer.event(events.CloseConnection(code=1000))
@@ -111,7 +68,7 @@ def test_a_goodbye_is_answered_and_ends_the_connection(subject: Subject) -> None
 
 
 def test_a_malformed_request_ends_the_call(subject: Subject) -> None:
-    with Peer(subject, "/v3/lease/keepalive") as peer:
+    with WebSocketPeer(subject.server.address, "/v3/lease/keepalive") as peer:
         peer.send('{"ID":"x"}')
         last = peer.read()
         if subject.is_lessor:
@@ -126,7 +83,7 @@ def test_a_malformed_request_ends_the_call(subject: Subject) -> None:
 
 
 def test_a_token_may_come_as_a_subprotocol(subject: Subject) -> None:
-    with Peer(subject, "/v3/watch", ["Bearer", "QEeaTIfXTbQcSJnx.163"]) as peer:
+    with WebSocketPeer(subject.server.address, "/v3/watch", ["Bearer", "QEeaTIfXTbQcSJnx.163"]) as peer:
         assert isinstance(peer.opened, events.AcceptConnection)
         assert peer.opened.subprotocol == "Bearer"
 
@@ -134,7 +91,7 @@ def test_a_token_may_come_as_a_subprotocol(subject: Subject) -> None:
 def test_lessor_ends_a_websocket_when_its_stream_ends(subject: Subject) -> None:
     if not subject.is_lessor:
         pytest.skip("etcd answers a call with one request when the peer has said goodbye, and so never")
-    with Peer(subject, "/v3/maintenance/snapshot") as peer:
+    with WebSocketPeer(subject.server.address, "/v3/maintenance/snapshot") as peer:
         peer.send("{}")
         results = []
         while isinstance(event := peer.read(), events.TextMessage):
@@ -148,6 +105,6 @@ def test_other_paths_are_no_websockets(subject: Subject) -> None:
     # etcd opens one for any path below /v3, and says what is wrong in it; the pages are no websockets there either.
     paths = {"/health": 200, "/v3/kv/range": 501, "/v3/nope": 404} if subject.is_lessor else {"/health": 200}
     for path, status in paths.items():
-        with Peer(subject, path) as peer:
+        with WebSocketPeer(subject.server.address, path) as peer:
             assert isinstance(peer.opened, events.RejectConnection)
             assert peer.opened.status_code == status

@@ -5,7 +5,6 @@ import base64
 import contextlib
 import json
 import re
-import socket
 import sqlite3
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import grpc
 import pytest
-from wsproto import ConnectionType, WSConnection, events
+from wsproto import events
 
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import following_pb2
@@ -31,6 +30,7 @@ from lessor.server.following.follower import Follower
 from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
 from tests.conformance.grpc_peer import Failure, GrpcPeer
+from tests.conformance.websocket_peer import WebSocketPeer
 from tests.memory_log import MemoryLog, MemoryRecords
 from tests.metrics_page import fresh
 from tests.whole.test_on_a_shared_log import FAST, eventually, put
@@ -496,54 +496,23 @@ def test_keepalives_at_a_follower_over_json_are_answered_in_their_order(tmp_path
         assert leader.call(lambda: leader.server.core.metrics.renewed) == 3
 
 
-class WebSocket:
-    """One to a server, for one `with` block."""
-
-    def __init__(self, server: InProcessServer, target: str) -> None:
-        host, _, port = server.address.partition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=20)
-        self._ws = WSConnection(ConnectionType.CLIENT)
-        self._events: list[Any] = []
-        self._socket.sendall(self._ws.send(events.Request(host=host, target=target)))
-        assert isinstance(self.read(), events.AcceptConnection)
-
-    def __enter__(self) -> "WebSocket":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def send(self, asked: Any) -> None:
-        self._socket.sendall(self._ws.send(events.TextMessage(data=json.dumps(asked))))
-
-    def read(self) -> Any:
-        while not self._events:
-            data = self._socket.recv(65_536)
-            assert data, "the server has closed the connection"
-            self._ws.receive_data(data)
-            self._events += self._ws.events()
-        return self._events.pop(0)
-
-    def result(self) -> Any:
-        event = self.read()
-        assert isinstance(event, events.TextMessage), event
-        return json.loads(event.data)["result"]
-
-
 def test_a_websocket_at_a_follower(tmp_path: Path) -> None:
     with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer:
         peer.call(rpc.LeaseGrantRequest(TTL=60, ID=7))
-        with WebSocket(follower, "/v3/watch") as watch, WebSocket(follower, "/v3/lease/keepalive") as keepalive:
-            watch.send(watched(0))
+        address = follower.address
+        with WebSocketPeer(address, "/v3/watch") as watch, WebSocketPeer(address, "/v3/lease/keepalive") as keepalive:
+            assert isinstance(watch.opened, events.AcceptConnection)
+            assert isinstance(keepalive.opened, events.AcceptConnection)
+            watch.send(json.dumps(watched(0)))
             assert watch.result()["created"]
             for _ in range(3):
-                keepalive.send({"ID": 7})
+                keepalive.send('{"ID":7}')
                 assert keepalive.result()["TTL"] == "60"
             peer.call(put(b"k1", b"v", 7))
             (event,) = watch.result()["events"]
             assert (event["kv"]["key"], event["kv"]["lease"]) == (base64_of(b"k1"), "7")
             leader.kill()  # both outlive it
-            keepalive.send({"ID": 7})
+            keepalive.send('{"ID":7}')
             assert keepalive.result()["TTL"] == "60"
             assert leads(follower)
             peer.call(put(b"k2", b"v"))
