@@ -61,25 +61,25 @@ def look_over_a(version: str, *, local: bool = False, size_bytes: int = 1, quota
     class Answers:
         maintenance = cluster = property(lambda self: self)
 
-        def status(self) -> rpc.StatusResponse:
+        async def status(self) -> rpc.StatusResponse:
             header = rpc.ResponseHeader(cluster_id=1)
             return rpc.StatusResponse(header=header, version=version, dbSize=size_bytes, dbSizeQuota=quota_bytes)
 
-        def member_list(self, timeout_s: float) -> rpc.MemberListResponse:
+        async def member_list(self, timeout_s: float) -> rpc.MemberListResponse:
             return rpc.MemberListResponse(members=[rpc.Member(ID=1)])
 
-        def txn(self, *_: object, timeout_s: float) -> rpc.TxnResponse:
+        async def txn(self, *_: object, timeout_s: float) -> rpc.TxnResponse:
             reply = rpc.TxnResponse(header=rpc.ResponseHeader(cluster_id=1))
             for _step in range(2):
                 reply.responses.add().response_range.SetInParent()
             return reply
 
-        def close(self) -> None: ...
+        async def aclose(self) -> None: ...
 
-    link.client.close()
     link.client = Answers()  # type: ignore[assignment]
     link.dial = lambda hosts: Answers()  # type: ignore[method-assign,assignment,return-value]
-    return look_over(link, Keys(b"/lessor/"), local=local)
+    with closing(link):
+        return look_over(link, Keys(b"/lessor/"), local=local)
 
 
 @pytest.mark.parametrize("version", ["3.5.0", "3.5.1", "3.5.2", "3.5.1+git"])

@@ -79,14 +79,14 @@ def _states(link: EtcdLink, warnings: list[str]) -> Mapping[str, rpc.StatusRespo
     for host in link.url.endpoints:
         client = link.dial([host])
         try:
-            states[host] = client.maintenance.status()
+            states[host] = link.run(client.maintenance.status())
         except ClientError as error:
             trouble = link.trouble(error, UnreachableError)
             if isinstance(trouble, LogRefusedError):
                 raise trouble from None
             failures.append(one_line(error))
         finally:
-            client.close()
+            link.run(client.aclose())
     if not states:
         raise UnreachableError(f"no etcd answers: {'; '.join(failures)}")
     warnings += [f"an etcd does not answer: {failure}" for failure in failures]
@@ -118,7 +118,7 @@ def _of_member(host: str, state: rpc.StatusResponse, *, local: bool) -> list[str
 def _of_members(link: EtcdLink) -> list[str]:
     """A linearizable list of the members, which shows that they have a majority too."""
     try:
-        members = link.client.cluster.member_list(timeout_s=ENGINE_SLOW_CALL_S_MAX).members
+        members = link.run(link.client.cluster.member_list(timeout_s=ENGINE_SLOW_CALL_S_MAX)).members
     except ClientError as error:
         raise link.trouble(error, UnreachableError) from None
     voters = sum(not member.isLearner for member in members)

@@ -6,34 +6,69 @@ Laws
 - Every answer comes from the same etcd cluster as the first one did. After that has changed (an etcd that was restored
   from a backup has a new cluster id) every answer is refused, until the log is opened anew.
 - No lease of the etcd is used.
+
+Theory of operation. The asynchronous client runs in the thread that calls, and only while a call is under way: an
+append goes through no other thread, which saves a third of its time. Between two calls nobody reads the socket: each
+call begins with that, so that it does not begin on a connection which the etcd has closed.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors
 from lessor.base.limits import ENGINE_CONNECT_S_MAX, ENGINE_READ_S_MAX, ENGINE_SLOW_CALL_S_MAX
 from lessor.base.printable import escape_unprintable
-from lessor.client import Blame, Client, ClientError, InvalidCertificate, LoginFailed, ServerError, tls_context
+from lessor.client import (
+    AsyncClient,
+    Blame,
+    ClientClosed,
+    ClientError,
+    InvalidCertificate,
+    LoginFailed,
+    ServerError,
+    tls_context,
+)
 from lessor.durable.log import LogError
 from lessor.durable.shared_log import LogRefusedError, UnreachableError
 from lessor.engines.etcd_url import EtcdUrl
 
+T = TypeVar("T")
+
 
 class EtcdLink:
-    """One log's connection. Calls block."""
+    """One log's connection. Calls block, one at a time."""
 
     def __init__(self, url: EtcdUrl) -> None:
         """Connects nowhere. Raises LogRefusedError: the certificates."""
         self.url = url
         self.etcd_id = 0  # the etcd's own cluster id; 0: not known yet
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
         try:
             self.client = self.dial(url.endpoints)
         except (ClientError, ValueError) as error:
             raise LogRefusedError(f"the engine has an address that cannot be used: {one_line(error)}") from None
 
-    def dial(self, hosts: Sequence[str]) -> Client:
-        """A client for some of the endpoints; whoever asks for it closes it."""
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Waits for what a call of a client of this link returns, or raises its error."""
+        if self._closed:
+            work.close()
+            raise ClientClosed("the way to the engine is closed")
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop.run_until_complete(_behind_news(work))
+
+    def close(self) -> None:
+        loop = self._loop
+        if loop is not None:
+            self.run(self.client.aclose())
+            loop.close()
+        self._loop, self._closed = None, True
+
+    def dial(self, hosts: Sequence[str]) -> AsyncClient:
+        """A client for some of the endpoints, to be used with `run`; whoever asks for it closes it."""
         url = self.url
         scheme = "https" if url.tls else "http"
         context = None
@@ -42,7 +77,7 @@ class EtcdLink:
                 context = tls_context(ca_file=url.cacert or None, cert_file=url.cert or None, key_file=url.key or None)
             except InvalidCertificate as error:
                 raise LogRefusedError(f"the engine's certificates: {one_line(error)}") from None
-        return Client(
+        return AsyncClient(
             [f"{scheme}://{host}" for host in hosts],
             connect_timeout_s=ENGINE_CONNECT_S_MAX,
             timeout_s=ENGINE_READ_S_MAX,
@@ -59,7 +94,7 @@ class EtcdLink:
         timeout_s: float = ENGINE_SLOW_CALL_S_MAX,
     ) -> rpc.TxnResponse:
         """One txn. Raises ClientError as the client does, and LogRefusedError."""
-        reply = self.client.txn(compare, success, failure, timeout_s=timeout_s)
+        reply = self.run(self.client.txn(compare, success, failure, timeout_s=timeout_s))
         self._same(reply.header.cluster_id)
         return reply
 
@@ -114,6 +149,13 @@ class EtcdLink:
         if error.message == errors.REQUEST_TOO_LARGE.message:
             return "the etcd takes too small requests only: set its --max-request-bytes to 1572864 or more"
         return f"the etcd refuses: {one_line(error)}" if error.blame is Blame.CALLER else ""
+
+
+async def _behind_news(work: Coroutine[Any, Any, T]) -> T:
+    """`work`, behind what the sockets have to say: one step of the loop reads it, the next one tells the client."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return await work
 
 
 def one_line(error: Exception) -> str:

@@ -327,7 +327,7 @@ class EtcdLog:
 
     def _compact(self, revision: int) -> None:
         try:
-            self._link.client.compact(revision, timeout_s=ENGINE_SLOW_CALL_S_MAX)
+            self._link.run(self._link.client.compact(revision, timeout_s=ENGINE_SLOW_CALL_S_MAX))
         except ServerError as error:
             if error.message == errors.PERMISSION_DENIED.message:
                 text = "the engine's user may not compact the etcd: give it the role root, or say compact=never"
@@ -354,7 +354,7 @@ class EtcdLog:
         return self._of_key(newest, last) - before_bytes + first_bytes + snapshots_bytes
 
     def close(self) -> None:
-        self._link.client.close()
+        self._link.close()
 
     # --- what is in replies -----------------------------------------------------------------------------------------
 
