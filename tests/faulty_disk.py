@@ -112,8 +112,11 @@ class FaultyEngine:
     def name_successor(self, member_id: int) -> None:
         self._engine.name_successor(member_id)
 
-    def told(self, epoch: int, record: int) -> None:
-        self._engine.told(epoch, record)
+    def told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:
+        self._engine.told(epoch, record, records)
+
+    def landed(self, after: int) -> Sequence[bytes]:
+        return self._engine.landed(after)
 
     def name_dead(self, dead: Sequence[tuple[int, int]]) -> None:
         self._engine.name_dead(dead)

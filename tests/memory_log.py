@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import cast
 
 from lessor.durable.log import LogError
-from lessor.durable.shared_log import UnreachableError
+from lessor.durable.shared_log import Found, UnreachableError
 from tests.engines import memory
 
 
@@ -15,6 +15,7 @@ class MemoryRecords(memory.Store):
     def __init__(self) -> None:
         super().__init__()
         self.up = True
+        self.reads = 0
         self.before_append: Callable[[], None] = lambda: None
         self.after_append: Callable[[], None] = lambda: None
 
@@ -30,6 +31,10 @@ class MemoryLog(memory.MemoryLog):
         super()._check(error)
         if not self._kept.up:
             raise error("the memory is away")
+
+    def read(self, after: int, bytes_max: int) -> Found:
+        self._kept.reads += 1
+        return super().read(after, bytes_max)
 
     def append(self, expect: int, chain: bytes, data: bytes) -> None:
         self._kept.before_append()

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -24,6 +25,7 @@ from lessor.api.proto import following_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.base.errors import Code
+from lessor.cluster.proof import proof, reader_answer
 from lessor.durable import snapshot_file
 from lessor.replicated.engine import ReplicatedEngine
 from lessor.server.following.follower import Follower
@@ -300,6 +302,50 @@ def test_nobody_follows_who_cannot_read_the_log(tmp_path: Path) -> None:
                 )
             )
         assert all(member.member_id != 7 for member in leader.call(lambda: list(leader.server.core.followers.values())))
+
+
+def test_records_are_shown_only_to_those_who_answer_the_challenge(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, _follower), GrpcPeer(leader.address) as peer:
+        end = leader.call(lambda: leader.server.core.log_end())
+        assert end is not None
+        follow = peer.channel.stream_stream(
+            "/lessorpb.Following/Follow",
+            following_pb2.FollowRequest.SerializeToString,
+            following_pb2.FollowResponse.FromString,
+        )
+        asked = following_pb2.FollowRequest(member_id=7, name="n7", nonce=b"n" * 16, challenge=b"c")
+        asked.proof = proof(end.nonce, asked.nonce, 7, "n7", ())
+
+        def following(nonce: bytes | None) -> Iterator[following_pb2.FollowResponse]:
+            """Responses to one who answers with that nonce; None: it has only what another one has sent before."""
+            requests: SimpleQueue[following_pb2.FollowRequest] = SimpleQueue()
+            requests.put(asked)
+            responses = follow(iter(requests.get, None), timeout=10)
+            first = next(responses)
+            if nonce is not None:
+                requests.put(following_pb2.FollowRequest(answer=reader_answer(nonce, first.challenge)))
+            yield from responses
+
+        def shown(responses: Iterator[following_pb2.FollowResponse]) -> list[bytes]:
+            """In the responses up to that to the last of three puts."""
+            next(responses)
+            for _ in range(3):
+                peer.call(put(b"k", b"the value"))
+            last = leader.call(lambda: leader.server.core.log_end())
+            assert last is not None
+            found: list[bytes] = []
+            for response in responses:
+                found += response.records
+                if response.record >= last.record:
+                    break
+            return found
+
+        with pytest.raises(grpc.RpcError, match="no proof of access to the log"):
+            list(following(b"x" * 16))
+        assert shown(following(None)) == []
+        records = shown(following(end.nonce))
+        assert sum(b"the value" in record for record in records) >= 2  # the first may land before the answer is read
+        assert all(end.nonce not in record for record in records)
 
 
 def revision_of(server: InProcessServer) -> int:

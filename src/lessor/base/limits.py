@@ -237,6 +237,7 @@ CLUSTER_LEASE_S_MIN = 0.2  # a shorter one would lapse in a slow turn, or a slow
 CLUSTER_LEASE_S_MAX = 60.0
 NO_LEADER_S_MAX = 7.0  # for which a call waits for a server that leads; the time that etcd gives a request
 FOLLOWERS_TELL_S = 1.0  # between two words of a leader to a server that follows, while nothing is written
+FOLLOWER_BACKLOG_BYTES_MAX = 4_194_304  # that a server that follows has not taken; beyond it, it is shown no records
 LINK_SILENT_S_MAX = 3.0  # without a byte of the leader, after which a server that follows lets go of the link
 LINK_BACKLOG_BYTES_MAX = 16_777_216  # that wait for the leader; beyond it no call begins on the link
 LINK_RESETS_PER_STEP = 3  # streams that a link resets each 10 ms: a peer may not reset more than 400 a second

@@ -29,6 +29,19 @@ def is_answer(found: bytes, nonce: bytes, challenge: bytes) -> bool:
     return hmac.compare_digest(found, answer(nonce, challenge))
 
 
+def reader_answer(nonce: bytes, challenge: bytes) -> bytes:
+    """What a server sends to the leader whose records have `nonce`, to show that it can read the log at this moment.
+
+    `proof` does not show that: whoever got one may send it again.
+    """
+    return hmac.new(nonce, b"reads\0" + challenge, hashlib.sha256).digest()
+
+
+def is_reader_answer(found: bytes, nonce: bytes, challenge: bytes) -> bool:
+    """Whether `found` is that."""
+    return hmac.compare_digest(found, reader_answer(nonce, challenge))
+
+
 def holds(found: bytes, nonce: bytes, own_nonce: bytes, member_id: int, name: str, urls: Sequence[str]) -> bool:
     """Whether `found` is that. Takes the same time for each wrong one."""
     return hmac.compare_digest(found, proof(nonce, own_nonce, member_id, name, urls))

@@ -156,6 +156,13 @@ class Engine(Protocol):
         """How far this process has come as the leader; None when it does not lead a shared log. From any thread."""
         ...
 
+    def landed(self, after: int) -> Sequence[bytes]:
+        """This process's newest records behind number `after`, as shared_record.without_nonce; () if not all are kept.
+
+        Those with users or roles are not kept: what the log guards best goes no other way. From any thread.
+        """
+        ...
+
     @property
     def hears_log(self) -> bool:
         """Whether the log has answered when it was asked last. From any thread."""
@@ -165,9 +172,10 @@ class Engine(Protocol):
         """The process that is to lead next, when a clean batch ends the term of this one. 0: any."""
         ...
 
-    def told(self, epoch: int, record: int) -> None:
+    def told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:
         """The leader says that its record is in the log for good: `try_to_lead` takes it in. From any thread.
 
+        `records`: some up to that one, as the leader has shown them. Those that are not shown are read from the log.
         Record 0: `try_to_lead` reads the log at once.
         """
         ...

@@ -131,8 +131,11 @@ class FileEngine(EngineOnTables):
         self.begin_term(max(self._term + 1, FIRST_TERM))
         return Begun(self._term, self._clock_s, clean)
 
-    def told(self, epoch: int, record: int) -> None:
+    def told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:
         """Nobody else leads."""
+
+    def landed(self, after: int) -> Sequence[bytes]:
+        return ()
 
     def name_successor(self, member_id: int) -> None:
         """Nobody else ever leads."""

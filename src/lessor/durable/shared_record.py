@@ -45,6 +45,7 @@ KINDS: Final = ("", "claim", "batch", "beat", "release", "member")
 
 # Magic, format, kind; node, nonce, subject; how many texts and origins.
 _FRONT: Final = struct.Struct("<4sHHQ16sQII")
+_NONCE_AT: Final = struct.calcsize("<4sHHQ")
 _ORIGIN: Final = struct.Struct("<16sQ")  # nonce, counter; the reply behind it with its size
 
 
@@ -124,6 +125,16 @@ def encode(
     data = content + chain
     written = Record(number, epoch, previous, chain, rows, len(data))
     return Entry(kind, node, nonce, subject, texts, origins, written, data)
+
+
+def without_nonce(data: bytes) -> bytes:
+    """A record as it may be shown to those who know its writer, over a line that others may hear."""
+    return data[:_NONCE_AT] + data[_NONCE_AT + NONCE_BYTES :]
+
+
+def with_nonce(data: bytes, nonce: bytes) -> bytes:
+    """The record that `without_nonce` has shortened. With another nonce than its own it is none: `decode` says so."""
+    return data[:_NONCE_AT] + nonce + data[_NONCE_AT:]
 
 
 def decode(data: bytes) -> Entry | None:

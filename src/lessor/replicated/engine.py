@@ -37,7 +37,7 @@ from lessor.durable.meta_rows import LogPosition
 from lessor.durable.opening import Seen
 from lessor.durable.record import Changes
 from lessor.durable.shared_log import Info, LogRefusedError, SharedLog
-from lessor.durable.shared_record import BATCH, BEAT, NONCE_BYTES, RELEASE, Entry, Origin
+from lessor.durable.shared_record import BATCH, BEAT, NONCE_BYTES, RELEASE, Entry, Origin, without_nonce
 from lessor.durable.table_sync import Start, start_thread
 from lessor.durable.upkeep import Upkeep
 from lessor.replicated.carrying import TICK_S, BehindError, Carrying
@@ -48,6 +48,8 @@ log = logging.getLogger("lessor")
 T = TypeVar("T")
 
 OPEN_RETRY_S: Final = 1.0
+SHOWN_MAX: Final = 16  # records that are kept for those who follow: about as many as land while one of them is told
+SHOWN_BYTES_MAX: Final = 262_144  # of one of them; what is larger takes long anyway, and is read from the log
 
 
 class _NoRoom:
@@ -94,7 +96,8 @@ class ReplicatedEngine(EngineOnTables):
         self._began_s: float | None = None  # when this process began to look whether it may lead; None: not yet
         self._said = False  # that another process leads
         self._successor = 0  # who is to lead after a release; 0: whoever is first
-        self._told: deque[tuple[int, int]] = deque()  # what the leader has said since the last look
+        self._told: deque[tuple[int, int, Sequence[bytes]]] = deque()  # what the leader has said since the last look
+        self._landed: deque[tuple[int, bytes]] = deque(maxlen=SHOWN_MAX)  # this process's newest, one behind the other
         self._dead: deque[Sequence[tuple[int, int]]] = deque()  # named by another thread, for this one to delete
         self.answering: Answering | None = None
 
@@ -256,8 +259,14 @@ class ReplicatedEngine(EngineOnTables):
     def name_successor(self, member_id: int) -> None:
         self._successor = member_id
 
-    def told(self, epoch: int, record: int) -> None:
-        self._told.append((epoch, record))
+    def told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:
+        self._told.append((epoch, record, records))
+
+    def landed(self, after: int) -> Sequence[bytes]:
+        landed = tuple(self._landed)
+        if not landed or landed[0][0] > after + 1:
+            return ()
+        return [data for number, data in landed if number > after]
 
     def name_dead(self, dead: Sequence[tuple[int, int]]) -> None:
         self._dead.append(dead)
@@ -276,7 +285,10 @@ class ReplicatedEngine(EngineOnTables):
             self._began_s = self._now_s()
         hands.tick()
         while self._told:  # behind the tick: while a read is under way, the node does not claim
-            node.told(*self._told.popleft(), self._now_s())
+            epoch, record, records = self._told.popleft()
+            for data in records:
+                node.shown(data, self._now_s())
+            node.told(epoch, record, self._now_s())
         hands.carry_out()
         self._take_dead()
         if hands.lead is None:
@@ -302,6 +314,10 @@ class ReplicatedEngine(EngineOnTables):
             self._snapshots.appended(len(entry.data))
         if not own:
             self._follow(rows, entry.epoch, entry.origins)
+        elif rows.auth is None and len(entry.data) <= SHOWN_BYTES_MAX:
+            self._landed.append((entry.number, without_nonce(entry.data)))
+        else:
+            self._landed.clear()
 
     # --- write ------------------------------------------------------------------------------------------------------
 

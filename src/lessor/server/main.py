@@ -136,6 +136,7 @@ class Server:
         handlers = self.services.handlers()
         self.core = Core(self.options, machine, gate, turn, self._committer, metrics, self._tokens, handlers)
         self.core.log_end = lambda: self._engine.end
+        self.core.landed = self._engine.landed
         self.core.hand_over = self.hand_over
         self.core.on_shared_log = following or answering is not None
 
@@ -194,8 +195,8 @@ class Server:
         )
         self._committer.stand_by(self._follow, self._lead)
 
-    def _told(self, epoch: int, record: int) -> None:
-        self._engine.told(epoch, record)
+    def _told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:
+        self._engine.told(epoch, record, records)
         self._committer.look_now()
 
     def _follow(self, rows: Rows, term: int, origins: Sequence[Origin]) -> None:

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from lessor.durable import record, shared_record
 from lessor.durable.record import CHAIN_BYTES, UnknownFormatError, chain_of
-from lessor.durable.shared_record import BATCH, KINDS, NONCE_BYTES, Origin, decode, encode
+from lessor.durable.shared_record import (
+    BATCH,
+    KINDS,
+    NONCE_BYTES,
+    Origin,
+    decode,
+    encode,
+    with_nonce,
+    without_nonce,
+)
 from tests.unit.durable.engine_rows import batch, put
 from tests.unit.durable.test_record import PARTS, UINT64, chains, content, names
 
@@ -90,3 +99,15 @@ def test_garbage_with_a_right_digest_raises_nothing(data: bytes, kind: int) -> N
 def test_garbage_behind_a_front_raises_nothing(data: bytes, texts: int, of: int) -> None:
     front = struct.pack("<4sHHQ16sQII", record.MAGIC, shared_record.FORMAT, BATCH, 1, b"", 0, texts, of)
     assert decode(front + data + chain_of(front + data)) is None
+
+
+@given(st.fixed_dictionaries(PARTS), nonces, nonces)
+def test_a_record_without_its_nonce_is_made_whole_with_that_nonce_alone(
+    parts: dict[str, Any], nonce: bytes, another: bytes
+) -> None:
+    made = encode(BATCH, 7, 2, bytes(CHAIN_BYTES), 1, nonce, batch(3, **parts)).data
+    shown = without_nonce(made)
+    assert len(shown) == len(made) - NONCE_BYTES
+    assert with_nonce(shown, nonce) == made
+    if another != nonce:
+        assert decode(with_nonce(shown, another)) is None

@@ -5,19 +5,29 @@ import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lessor.cluster.tenure import Timing
 from lessor.durable import shared_record
-from lessor.durable.engine import FIRST_TERM, FOLLOW_S, Begun, DataDirError, EngineError, FencedError, Follow, Loaded
+from lessor.durable.engine import (
+    FIRST_TERM,
+    FOLLOW_S,
+    Begun,
+    DataDirError,
+    EngineError,
+    FencedError,
+    Follow,
+    Loaded,
+)
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.shared_log import UnknownError, UnreachableError
-from lessor.durable.shared_record import BATCH, BEAT, CLAIM, RELEASE
+from lessor.durable.shared_record import BATCH, BEAT, CLAIM, RELEASE, with_nonce
 from lessor.replicated import snapshots
-from lessor.replicated.engine import ReplicatedEngine
-from lessor.state.journal import Rows
+from lessor.replicated.engine import SHOWN_BYTES_MAX, SHOWN_MAX, ReplicatedEngine
+from lessor.state.journal import AuthRows, Rows
 from tests.memory_log import MemoryLog, MemoryRecords
 from tests.unit.durable.engine_rows import IDENTITY, batch, put, rest, tombstone
 
@@ -164,6 +174,66 @@ def test_one_stands_by_while_another_beats_and_follows_it(tmp_path: Path, kept: 
     assert values(two) == [b"0", b"1", b"2", b"3", b"4", b"kept"]
     two.close()
     one.close()
+
+
+def test_records_that_the_leader_shows_are_taken_in_without_a_read(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    one = started(tmp_path / "a", kept, times)
+    two = engine_of(tmp_path / "b", kept, times)
+    two.open(IDENTITY)
+    followed: list[Rows] = []
+
+    def look() -> None:
+        assert two.try_to_lead(lambda rows, term, origins: followed.append(rows)) is None
+
+    def show(after: int) -> None:
+        end = one.end
+        assert end is not None
+        shown = [with_nonce(data, end.nonce) for data in one.landed(after)]
+        two.told(end.epoch, end.record, shown)
+
+    look()
+    reads = kept.reads
+    for number in (1, 2, 3):
+        one.commit(batch(number, events=[put(number + 1, b"k", b"%d" % number)]))
+        show(number)  # behind the claim, record 1
+        look()
+    assert [rows.events[0][3] for rows in followed if rows.events] == [b"1", b"2", b"3"]
+    assert kept.reads == reads
+    one.commit(batch(4, events=[put(5, b"k", b"4")]))
+    one.commit(batch(5, events=[put(6, b"k", b"5")]))
+    show(5)  # the one before it was not shown
+    look()
+    assert [rows.events[0][3] for rows in followed if rows.events] == [b"1", b"2", b"3", b"4", b"5"]
+    assert kept.reads == reads + 1
+    two.close()
+    one.close()
+
+
+def test_large_records_and_those_with_users_are_not_shown(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    engine = started(tmp_path, kept, times)
+
+    def commit(number: int, size_bytes: int = 1, **rows: Any) -> None:
+        engine.commit(batch(number, events=[put(number + 1, b"k", bytes(size_bytes))], **rows))
+
+    commit(1)
+    assert len(engine.landed(0)) == 2
+    assert len(engine.landed(1)) == 1
+    assert engine.landed(2) == []
+    commit(2, auth=AuthRows())
+    assert engine.landed(1) == engine.landed(2) == ()
+    commit(3)
+    assert engine.landed(2) == ()
+    assert len(engine.landed(3)) == 1
+    commit(4, SHOWN_BYTES_MAX)
+    commit(5)
+    assert engine.landed(4) == ()
+    for number in range(6, 6 + SHOWN_MAX):
+        commit(number)
+    assert engine.landed(5) == ()  # too long ago
+    assert len(engine.landed(6)) == SHOWN_MAX
+    engine.close()
 
 
 def test_who_follows_deletes_the_rows_that_a_compaction_has_left(

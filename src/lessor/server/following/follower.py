@@ -30,10 +30,10 @@ from lessor.base.clock import BootClock
 from lessor.base.errors import Code, EtcdError
 from lessor.client._endpoint import parse_endpoint
 from lessor.client._tls import tls_context
-from lessor.cluster.proof import is_answer, proof
+from lessor.cluster.proof import is_answer, proof, reader_answer
 from lessor.durable.engine import FOLLOW_S, Leader
-from lessor.durable.shared_record import NONCE_BYTES, Origin
-from lessor.server.following.link import Ended, Link, connect
+from lessor.durable.shared_record import NONCE_BYTES, Origin, with_nonce
+from lessor.server.following.link import Ended, Link, LinkCall, connect
 from lessor.server.following.passing import Passable, PassedOn, PassedStream, refusal
 from lessor.server.following.renewals import KEEPALIVE, Line, PassedRenewals
 from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory, StreamHandler, UnaryCall
@@ -87,15 +87,15 @@ class Follower:
         self,
         core: Core,
         leader: Callable[[], Leader | None],
-        told: Callable[[int, int], None],
+        told: Callable[[int, int, Sequence[bytes]], None],
         hears_log: Callable[[], bool],
         tls: TlsOptions,
     ) -> None:
         """`leader` says who leads now, as far as is known.
 
-        `told` gets the epoch and the number of a record that the leader says to be in the log for good. `hears_log`:
-        whether the log answers. `tls`: this server's own. A leader with TLS must have a certificate of its
-        --trusted-ca-file, or of one that the machine trusts, and is shown this server's.
+        `told` gets the epoch and the number of a record that the leader says to be in the log for good, and the records
+        that the leader shows. `hears_log`: whether the log answers. `tls`: this server's own. A leader with TLS must
+        have a certificate of its --trusted-ca-file, or of one that the machine trusts, and is shown this server's.
         """
         self.core = core
         self.now_s: Callable[[], float] = BootClock().now_s
@@ -107,6 +107,7 @@ class Follower:
         self._link: Link | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._challenge = b""  # that the other end of the link has to answer
+        self._words: LinkCall | None = None  # the call on which it speaks
         self._attempt = 0
         self._url = ""  # that is tried, or linked with
         self._fails = 0  # in a row
@@ -311,7 +312,7 @@ class Follower:
         if ready is not None:
             self._start_all(ready)
         else:
-            self._told(0, 0)  # nobody says how far the log is, or that it was released
+            self._told(0, 0, ())  # nobody says how far the log is, or that it was released
         self._timer = asyncio.get_running_loop().call_later(FOLLOW_S if ready is not None else _ALONE_S, self._look)
         for passed in list(self._named.values()):
             passed.look(now_s)
@@ -332,7 +333,8 @@ class Follower:
             challenge=self._challenge,
         )
         passed_as = PassedAs(self.nonce, 0, leader.epoch)
-        link.start(_FOLLOW.path, _Words(self, link), passed_as).send([asked.SerializeToString()], last=True)
+        self._words = link.start(_FOLLOW.path, _Words(self, link), passed_as)
+        self._words.send([asked.SerializeToString()])
 
     def hear(self, link: Link, message: bytes) -> None:
         """The other end says that it leads, and how far the log has come."""
@@ -340,14 +342,17 @@ class Follower:
             return
         told = following_pb2.FollowResponse.FromString(message)
         if not link.verified:
-            if not is_answer(told.proof, link.leader.nonce, self._challenge):
+            nonce = link.leader.nonce
+            if not is_answer(told.proof, nonce, self._challenge) or self._words is None:
                 self._fail("it is not the leader that the log names")
                 return
             link.verified = True
+            answer = following_pb2.FollowRequest(answer=reader_answer(nonce, told.challenge))
+            self._words.send([answer.SerializeToString()])
             self._fails, self._said = 0, set()
             log.info("calls are passed on to the leader", extra={"url": self._url})
             self._start_all(link)
-        self._told(told.epoch, told.record)
+        self._told(told.epoch, told.record, [with_nonce(record, link.leader.nonce) for record in told.records])
 
     def hear_end(self, link: Link, reason: str) -> None:
         """The other end does not lead, or not any more."""

@@ -10,7 +10,7 @@ The life of a call is in call.py.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from google.protobuf.message import Message
@@ -136,6 +136,7 @@ class Core:
         self.elsewhere: Elsewhere | None = None
         self.on_shared_log = False  # whether others may commit
         self.log_end: Callable[[], LogEnd | None] = lambda: None  # the engine's
+        self.landed: Callable[[int], Sequence[bytes]] = lambda after: ()  # the engine's
         self.hand_over: Callable[[int], None] = lambda member_id: None  # lets a follower lead
         self.followers: dict[object, FollowerMember] = {}  # while this server leads, by their streams
         turn.on_committed = self._tell_followers

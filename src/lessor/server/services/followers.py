@@ -5,19 +5,25 @@ Laws
 - Who follows has shown that it can read the log (cluster/proof.py). It is a member then, for as long as its stream
   lasts.
 - The first response shows that this server is the leader that the log names. Who follows trusts no other.
-- Each follower hears of each batch when it is in the log for good, with the replies that have waited for it. What it
-  hears is a number; the batch itself it reads from the log. While nothing is written it hears the same again each
-  FOLLOWERS_TELL_S, so that it notices when the way to the leader is gone.
+- Each follower hears of each batch when it is in the log for good, with the replies that have waited for it. It hears
+  the number of the record, and gets the record too, once it has answered a challenge that nobody else can have answered
+  before. While nothing is written it hears the same again each FOLLOWERS_TELL_S, so that it notices when the way to
+  the leader is gone.
+- A record goes without the nonce of this process, which is what proofs are made with. One with users or roles does not
+  go, nor a large one, nor any while much waits for the follower: it reads from the log what it is not shown.
 """
 
 import asyncio
+import secrets
 
 from google.protobuf.message import DecodeError
 
 from lessor.api.proto import following_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
-from lessor.cluster.proof import answer, holds
+from lessor.cluster.proof import answer, holds, is_reader_answer
+from lessor.durable.engine import LogEnd
+from lessor.durable.shared_record import NONCE_BYTES
 from lessor.server.loop.call import StreamCall
 from lessor.server.loop.core import Core, FollowerMember
 
@@ -25,38 +31,57 @@ from lessor.server.loop.core import Core, FollowerMember
 class FollowStream:
     """One follower."""
 
-    __slots__ = ("_call", "_core", "_member", "_timer")
+    __slots__ = ("_call", "_challenge", "_core", "_reads", "_shown", "_timer")
 
     def __init__(self, core: Core, call: StreamCall) -> None:
         self._core = core
         self._call = call
-        self._member: FollowerMember | None = None
+        self._challenge = b""
+        self._reads = False  # it has shown just now that it can read the log
+        self._shown = 0  # number of the newest record that it was shown or told of
         self._timer: asyncio.TimerHandle | None = None
 
     def on_messages(self, messages: list[bytes]) -> None:
-        core = self._core
-        try:
-            asked = following_pb2.FollowRequest.FromString(messages[0])
-        except DecodeError:
-            raise errors.MALFORMED_IN_STREAM.error() from None
-        end = core.log_end()
-        if end is None or core.elsewhere is not None:
-            raise EtcdError(Code.FAILED_PRECONDITION, "this server does not lead a shared log")
+        for message in messages:
+            try:
+                asked = following_pb2.FollowRequest.FromString(message)
+            except DecodeError:
+                raise errors.MALFORMED_IN_STREAM.error() from None
+            end = self._core.log_end()
+            if end is None or self._core.elsewhere is not None:
+                raise EtcdError(Code.FAILED_PRECONDITION, "this server does not lead a shared log")
+            if not self._challenge:
+                self._admit(asked, end)
+            elif is_reader_answer(asked.answer, end.nonce, self._challenge):
+                self._reads = True
+            else:
+                raise _no_proof()
+
+    def _admit(self, asked: following_pb2.FollowRequest, end: LogEnd) -> None:
         if not holds(asked.proof, end.nonce, asked.nonce, asked.member_id, asked.name, asked.client_urls):
-            raise EtcdError(Code.PERMISSION_DENIED, "no proof of access to the log")
-        self._member = FollowerMember(asked.member_id, asked.name, tuple(asked.client_urls), asked.nonce, self.tell)
-        core.followers[self] = self._member
-        proof = answer(end.nonce, asked.challenge)
-        self._call.send(
-            [following_pb2.FollowResponse(epoch=end.epoch, record=end.record, proof=proof).SerializeToString()]
+            raise _no_proof()
+        self._core.followers[self] = FollowerMember(
+            asked.member_id, asked.name, tuple(asked.client_urls), asked.nonce, self.tell
+        )
+        self._challenge = secrets.token_bytes(NONCE_BYTES)
+        self._send(
+            end,
+            following_pb2.FollowResponse(proof=answer(end.nonce, asked.challenge), challenge=self._challenge),
         )
         self._tell_again()
 
     def tell(self) -> None:
-        """Says how far the log has come."""
+        """Says how far the log has come, and shows what has come."""
         end = self._core.log_end()
-        if end is not None:
-            self._call.send([following_pb2.FollowResponse(epoch=end.epoch, record=end.record).SerializeToString()])
+        if end is None:
+            return
+        shows = self._reads and self._call.backlog_bytes <= limits.FOLLOWER_BACKLOG_BYTES_MAX
+        self._send(end, following_pb2.FollowResponse(records=self._core.landed(self._shown) if shows else ()))
+
+    def _send(self, end: LogEnd, response: following_pb2.FollowResponse) -> None:
+        response.epoch, response.record = end.epoch, end.record
+        self._shown = end.record
+        self._call.send([response.SerializeToString()])
 
     def _tell_again(self) -> None:
         self.tell()
@@ -68,3 +93,7 @@ class FollowStream:
         self._core.followers.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _no_proof() -> EtcdError:
+    return EtcdError(Code.PERMISSION_DENIED, "no proof of access to the log")
