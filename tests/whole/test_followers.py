@@ -105,6 +105,43 @@ def test_a_follower_answers_as_the_leader_would(tmp_path: Path) -> None:
             assert json.load(reply)["kvs"][0]["value"] == "dg=="
 
 
+def ranges(server: InProcessServer) -> int:
+    """How many reads of keys it has answered itself."""
+    counts = server.server.core.metrics.handled
+    return server.call(lambda: sum(n.n for (of, _code), n in counts.items() if of.path == "/etcdserverpb.KV/Range"))
+
+
+def test_a_follower_answers_reads_itself_and_never_with_less_than_anybody_was_told_before(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer, GrpcPeer(leader.address) as other:
+        before = ranges(leader)
+        for number in range(200):
+            written: Any = other.call(put(b"k", b"%d" % number))
+            found: Any = peer.call(rpc.RangeRequest(key=b"k"))
+            assert found.kvs[0].value == b"%d" % number
+            assert found.header.revision >= written.header.revision
+        assert ranges(leader) == before
+        assert ranges(follower) >= 200
+
+
+@pytest.mark.parametrize("until", ["the leader answers no question", "the batch does not come"])
+def test_a_read_that_cannot_be_answered_at_the_follower_goes_to_the_leader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: str
+) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer:
+        peer.call(put(b"k", b"v"))
+        home = follower_of(follower)
+        if until == "the batch does not come":
+            answered = home._reads.answered
+            monkeypatch.setattr(home._reads, "answered", lambda number, batch: answered(number, batch + 1_000))
+        else:
+            monkeypatch.setattr(home, "ask_how_far", lambda number: home._let_go())
+        before = ranges(leader)
+        found: Any = peer.call(rpc.RangeRequest(key=b"k"))
+        assert found.kvs[0].value == b"v"
+        assert ranges(leader) == before + 1
+        assert follower.call(lambda: home._kept_bytes) == 0
+
+
 def test_a_follower_says_who_leads(tmp_path: Path) -> None:
     with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer, GrpcPeer(leader.address) as other:
         here: Any = peer.call(rpc.StatusRequest())

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class FollowRequest(_message.Message):
-    __slots__ = ("member_id", "name", "client_urls", "proof", "challenge", "nonce", "answer")
+    __slots__ = ("member_id", "name", "client_urls", "proof", "challenge", "nonce", "answer", "question")
     MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CLIENT_URLS_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class FollowRequest(_message.Message):
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
     member_id: int
     name: str
     client_urls: _containers.RepeatedScalarFieldContainer[str]
@@ -22,18 +23,23 @@ class FollowRequest(_message.Message):
     challenge: bytes
     nonce: bytes
     answer: bytes
-    def __init__(self, member_id: _Optional[int] = ..., name: _Optional[str] = ..., client_urls: _Optional[_Iterable[str]] = ..., proof: _Optional[bytes] = ..., challenge: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., answer: _Optional[bytes] = ...) -> None: ...
+    question: int
+    def __init__(self, member_id: _Optional[int] = ..., name: _Optional[str] = ..., client_urls: _Optional[_Iterable[str]] = ..., proof: _Optional[bytes] = ..., challenge: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., answer: _Optional[bytes] = ..., question: _Optional[int] = ...) -> None: ...
 
 class FollowResponse(_message.Message):
-    __slots__ = ("epoch", "record", "proof", "challenge", "records")
+    __slots__ = ("epoch", "record", "proof", "challenge", "records", "question", "batch")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     record: int
     proof: bytes
     challenge: bytes
     records: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, epoch: _Optional[int] = ..., record: _Optional[int] = ..., proof: _Optional[bytes] = ..., challenge: _Optional[bytes] = ..., records: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    question: int
+    batch: int
+    def __init__(self, epoch: _Optional[int] = ..., record: _Optional[int] = ..., proof: _Optional[bytes] = ..., challenge: _Optional[bytes] = ..., records: _Optional[_Iterable[bytes]] = ..., question: _Optional[int] = ..., batch: _Optional[int] = ...) -> None: ...

@@ -3,7 +3,8 @@
 
 Laws
 - Reads that may be old (`serializable`), watches, digests, snapshots and the status are answered here, from what the
-  log has shown. All else is passed on as it came, with its token and its deadline: the leader decides, also on rights.
+  log has shown. So are other reads, once the leader has said how far this server has to be (reads.py).
+- All else is passed on as it came, with its token and its deadline: the leader decides, also on rights.
 - While auth is on, a call is answered here only if this server knows its token; otherwise it is passed on too.
 - A call that nobody can take waits for a leader, REQUEST_S at most. Then it gets etcd's error, "no leader".
 - When this server leads, it carries out the calls that wait here.
@@ -35,6 +36,7 @@ from lessor.durable.engine import FOLLOW_S, Leader
 from lessor.durable.shared_record import NONCE_BYTES, Origin, with_nonce
 from lessor.server.following.link import Ended, Link, LinkCall, connect
 from lessor.server.following.passing import Passable, PassedOn, PassedStream, refusal
+from lessor.server.following.reads import Read, Reads
 from lessor.server.following.renewals import KEEPALIVE, Line, PassedRenewals
 from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory, StreamHandler, UnaryCall
 from lessor.server.loop.core import Core
@@ -121,6 +123,7 @@ class Follower:
         self._kept_bytes = 0  # of requests without an answer
         self._held: dict[PassedOn, None] = {}  # in the order in which they came
         self._named: dict[int, PassedOn] = {}  # those that were passed on with a counter, and have no answer yet
+        self._reads = Reads(self, lambda: core.gate.durable)
         self._streams: dict[Passable, None] = {}
         self._lines: dict[bytes | None, Line] = {}  # of this link, by token
         self._own_streams = core.stream_handlers
@@ -153,20 +156,46 @@ class Follower:
         is_here = call.method in _HERE or (call.method is _RANGE and request.serializable)
         return not (is_here and self._knows(call))
 
-    def pass_on(self, call: UnaryCall, request: Message) -> PassedOn:
+    def pass_on(self, call: UnaryCall, request: Message) -> PassedOn | Read:
+        if self._ready is not None and isinstance(request, rpc_pb2.RangeRequest) and self._knows(call):
+            self._keep(request.ByteSize())
+            return self._reads.add(call, request)
+        return self._pass_on(call, request)
+
+    def _pass_on(self, call: UnaryCall, request: Message) -> PassedOn:
         error = refusal(self, call, forwarded=call.passed_as is not None)
         if error is not None:
             raise error
         passed = PassedOn(self, call, request)
-        if self._kept_bytes + passed.size_bytes > limits.PASSED_BYTES_MAX:
-            raise EtcdError(Code.RESOURCE_EXHAUSTED, _TOO_MUCH)
-        self._kept_bytes += passed.size_bytes
+        self._keep(passed.size_bytes)
         link = self._ready
         if link is None:
             self._held[passed] = None
         else:
             self._start(passed, link)
         return passed
+
+    # --- reads.Home ---
+
+    def ask_how_far(self, number: int) -> None:
+        if self._words is not None:
+            self._words.send([following_pb2.FollowRequest(question=number).SerializeToString()])
+
+    def read_at_leader(self, read: Read) -> None:
+        try:
+            read.call.wait(self._pass_on(read.call, read.request))
+        except EtcdError as error:
+            read.call.finish(error)
+
+    def forget_read(self, read: Read) -> None:
+        self._kept_bytes -= read.size_bytes
+        read.size_bytes = 0
+
+    def _keep(self, size_bytes: int) -> None:
+        """Counts a request that waits here. Raises EtcdError when that is too much."""
+        if self._kept_bytes + size_bytes > limits.PASSED_BYTES_MAX:
+            raise EtcdError(Code.RESOURCE_EXHAUSTED, _TOO_MUCH)
+        self._kept_bytes += size_bytes
 
     def _start(self, passed: PassedOn, link: Link) -> None:
         if passed.counter:
@@ -235,6 +264,7 @@ class Follower:
         now_s = self.now_s()
         for passed in list(self._named.values()):
             passed.look(now_s)
+        self._reads.look()
         if epoch > self._epoch:
             self._epoch = epoch
             for passed in [passed for passed in self._named.values() if passed.epoch < epoch]:
@@ -278,6 +308,7 @@ class Follower:
         streams, self._streams = list(self._streams), {}
         for stream in streams:
             stream.serve_here(self._own_streams[stream.call.method])
+        self._reads.serve_all()
         held, self._held = list(self._held), {}
         for passed in list(self._named.values()):
             passed.hold_again()
@@ -301,8 +332,7 @@ class Follower:
         if link is not None:
             other = leader is not None and leader.nonce != link.leader.nonce
             if link.lost or other or link.h2.spent or link.silent_s > limits.LINK_SILENT_S_MAX:
-                self._link = None
-                link.close()
+                self._let_go()
         if leader is not None and leader.nonce != self._tried:
             self._tried, self._fails, self._try_s, self._said = leader.nonce, 0, 0.0, set()
         may_try = self._link is None and self._connecting is None and now_s >= self._try_s
@@ -316,6 +346,7 @@ class Follower:
         self._timer = asyncio.get_running_loop().call_later(FOLLOW_S if ready is not None else _ALONE_S, self._look)
         for passed in list(self._named.values()):
             passed.look(now_s)
+        self._reads.pass_on_late()
         self._refuse_old(now_s - limits.NO_LEADER_S_MAX)
 
     def _introduce(self, link: Link) -> None:
@@ -353,6 +384,8 @@ class Follower:
             log.info("calls are passed on to the leader", extra={"url": self._url})
             self._start_all(link)
         self._told(told.epoch, told.record, [with_nonce(record, link.leader.nonce) for record in told.records])
+        if told.question:
+            self._reads.answered(told.question, told.batch)
 
     def hear_end(self, link: Link, reason: str) -> None:
         """The other end does not lead, or not any more."""
@@ -366,9 +399,14 @@ class Follower:
         if self._url not in self._said:
             self._said.add(self._url)
             log.warning("cannot reach the leader", extra={"url": self._url, "reason": reason})
+        self._let_go()
+
+    def _let_go(self) -> None:
         link, self._link = self._link, None
         if link is not None:
             link.close()
+        self._words = None
+        self._reads.lose()
 
     def _start_all(self, link: Link) -> None:
         for stream in [stream for stream in self._streams if stream.waits]:

@@ -9,6 +9,8 @@ Laws
   the number of the record, and gets the record too, once it has answered a challenge that nobody else can have answered
   before. While nothing is written it hears the same again each FOLLOWERS_TELL_S, so that it notices when the way to
   the leader is gone.
+- A follower may ask how far it has to be to answer a linearizable read. The newest batch of which anybody was told is
+  the answer, and leaves like any reply: only while nobody else can have taken the lead.
 - A record goes without the nonce of this process, which is what proofs are made with. One with users or roles does not
   go, nor a large one, nor any while much waits for the follower: it reads from the log what it is not shown.
 """
@@ -52,6 +54,8 @@ class FollowStream:
                 raise EtcdError(Code.FAILED_PRECONDITION, "this server does not lead a shared log")
             if not self._challenge:
                 self._admit(asked, end)
+            elif asked.question:
+                self._send(end, following_pb2.FollowResponse(question=asked.question, batch=self._core.gate.durable))
             elif is_reader_answer(asked.answer, end.nonce, self._challenge):
                 self._reads = True
             else:
@@ -65,21 +69,20 @@ class FollowStream:
         )
         self._challenge = secrets.token_bytes(NONCE_BYTES)
         self._send(
-            end,
-            following_pb2.FollowResponse(proof=answer(end.nonce, asked.challenge), challenge=self._challenge),
+            end, following_pb2.FollowResponse(proof=answer(end.nonce, asked.challenge), challenge=self._challenge)
         )
         self._tell_again()
 
     def tell(self) -> None:
         """Says how far the log has come, and shows what has come."""
         end = self._core.log_end()
-        if end is None:
-            return
-        shows = self._reads and self._call.backlog_bytes <= limits.FOLLOWER_BACKLOG_BYTES_MAX
-        self._send(end, following_pb2.FollowResponse(records=self._core.landed(self._shown) if shows else ()))
+        if end is not None:
+            self._send(end, following_pb2.FollowResponse())
 
     def _send(self, end: LogEnd, response: following_pb2.FollowResponse) -> None:
         response.epoch, response.record = end.epoch, end.record
+        if self._reads and self._call.backlog_bytes <= limits.FOLLOWER_BACKLOG_BYTES_MAX:
+            response.records.extend(self._core.landed(self._shown))
         self._shown = end.record
         self._call.send([response.SerializeToString()])
 
