@@ -81,7 +81,7 @@ H2_CONNECTION_WINDOW_BYTES = 4_194_304  # the same for all streams of a connecti
 H2_STREAMS_MAX = 10_000  # concurrent streams of one connection; etcd leaves them unbounded
 H2_HEADER_LIST_BYTES_MAX = 65_536  # decoded header list, counted as RFC 9113 10.5.1 does
 H2_HEADER_LIST_BYTES_CEILING = 262_144  # a longer list costs the connection; up to here only its stream (HTTP 431)
-# Of Huffman code in one header block, which takes half a microsecond a byte. More is a list above its limit, since
+# Of Huffman code in one header block, which takes a fifth of a microsecond a byte. More is a list above its limit:
 # nobody codes a text that becomes longer by it.
 H2_HEADER_HUFFMAN_BYTES_MAX = 65_536
 H2_HEADS_BYTES_MAX = 33_554_432  # long header lists that the live streams of one connection keep: 500 of the longest
@@ -106,6 +106,7 @@ H2_NEEDLESS_PIECE_BYTES = 512  # and one for so many bytes of output: some peers
 H2_HEAD_WORK_FREE = 4_096  # units of decoding that a call may cost; a head of 8 KiB in Huffman code
 H2_STEP_BYTES = 32_768  # of frames that are handled before the clock is looked at: two of the largest, or
 H2_STEP_FRAME_BYTES = 128  # 200 small ones, since each counts so many bytes more: 100 calls, 1 to 5 ms
+H2_STEP_BYTES_PER_UNIT = 16  # and so many for each unit of decoding a head: of Huffman code, or for the table
 # A longer message of a unary call is read in a step of its own: up to 60 ms. A step in which compressed messages have
 # become so many bytes ends.
 H2_STEP_MESSAGE_BYTES = 131_072

@@ -41,6 +41,7 @@ _CONNECTION_WINDOW_LOW_BYTES: Final = limits.H2_CONNECTION_WINDOW_BYTES // 2
 _SEND_FRAME_BYTES_MAX: Final = limits.H2_SEND_FRAME_BYTES_MAX
 _WHOLE_HEADERS_MASK: Final = frames.FLAG_END_HEADERS | frames.FLAG_PADDED | frames.FLAG_PRIORITY
 _STEP_FRAME_BYTES: Final = limits.H2_STEP_FRAME_BYTES
+_STEP_BYTES_PER_UNIT: Final = limits.H2_STEP_BYTES_PER_UNIT
 _DRAIN_PING: Final = b"draining"
 
 
@@ -246,7 +247,11 @@ class H2Connection(H2Sender):
                     if stream.recv_window < _STREAM_WINDOW_LOW_BYTES:
                         self._grant_stream_credit(stream)
             elif kind == frames.HEADERS and flags & _WHOLE_HEADERS_MASK == frames.FLAG_END_HEADERS and not in_block:
-                head = self._decoder.head(data[payload_start:payload_end])
+                encoded = data[payload_start:payload_end]
+                head = self._decoder.heads.get(encoded)
+                if head is None:
+                    head = self._decoder.decode(encoded)
+                    left -= self._decoder.work * _STEP_BYTES_PER_UNIT
                 self._head_received(stream_id & frames.STREAM_ID_MAX, head, flags & frames.FLAG_END_STREAM, events)
             else:
                 stream_id &= frames.STREAM_ID_MAX

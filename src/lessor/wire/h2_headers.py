@@ -16,7 +16,7 @@ fields without the one that is new (one of PER_CALL_FIELDS) to a head with the s
 verdict and its route.
 
 (`hpack.Decoder` copies the rest of the block for each literal, so a block of many short literals costs quadratic time.
-The Huffman code and the static table are those of the `hpack` library.)
+The static table is that of the `hpack` library, and so is the Huffman code, which huffman.py decodes.)
 
 Not here: limits on the encoded size and the number of frames (`h2_connection.py`), the meaning of any field.
 """
@@ -25,10 +25,10 @@ import re
 from typing import Any, Final
 
 from hpack.exceptions import HPACKError
-from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
 from lessor.base import limits
+from lessor.wire import huffman
 from lessor.wire.frames import HEADER_TABLE_BYTES_DEFAULT, ConnectionFault, ErrorCode
 
 Field = tuple[bytes, bytes]
@@ -50,7 +50,9 @@ _FIELDS_CEILING: Final = limits.H2_HEADER_LIST_BYTES_CEILING // _FIELD_OVERHEAD_
 # A list of so many fields from a short block is not measured: no field is larger than the table, so the list cannot
 # exceed its limit.
 _SURELY_SHORT_FIELDS: Final = limits.H2_HEADER_LIST_BYTES_MAX // HEADER_TABLE_BYTES_DEFAULT - 2
-_HUFFMAN_BYTES_PER_UNIT: Final = 3  # of limits.H2_NEEDLESS_PER_S_MAX; Huffman code is decoded bit by bit
+# Huffman code costs a third of a unit (limits.H2_NEEDLESS_PER_S_MAX) a byte: three times its time, for it saves nobody
+# so much.
+_HUFFMAN_BYTES_PER_UNIT: Final = 3
 _INTEGER_SHIFT_MAX: Final = 28  # five bytes carry 2^32, and no number here may be as large
 
 _NAME: Final = re.compile(rb":?[^\x00-\x20A-Z:\x7f-\xff]+")
@@ -243,16 +245,16 @@ def _form_of(pseudo: dict[bytes, bytes]) -> int:
 class HeaderDecoder:
     """The receiving end of one connection's header compression.
 
-    The connection calls only `head(block)`. The caches are bounded by limits.H2_HEAD_CACHE_* and
-    limits.H2_FIELD_CACHE_*.
+    The connection calls `head(block)`; or, where each call counts, looks into `heads` and calls `decode`. The caches
+    are bounded by limits.H2_HEAD_CACHE_* and limits.H2_FIELD_CACHE_*.
     """
 
-    __slots__ = ("_dynamic", "_heads", "_kinds", "_size_bytes", "_size_bytes_max", "_templates", "_work", "unpaid")
+    __slots__ = ("_dynamic", "_kinds", "_size_bytes", "_size_bytes_max", "_templates", "heads", "unpaid", "work")
 
     def __init__(self) -> None:
         self.unpaid = 0  # units of work that no call covers: the connection charges and clears them
-        self._work = 0  # of the block that is being decoded
-        self._heads: dict[bytes, Head] = {}
+        self.work = 0  # units that the block which was decoded last has taken
+        self.heads: dict[bytes, Head] = {}  # by blocks that need no decoding any more
         self._templates: dict[tuple[Field, ...], Head] = {}  # by all fields except one of PER_CALL_FIELDS
         self._kinds: dict[Field, int] = {}  # kinds of the fields that came lately: most of a new block is known
         # Newest first; index 62 is its first entry. A list, because an empty one is small: each connection has one.
@@ -262,15 +264,18 @@ class HeaderDecoder:
 
     def head(self, block: bytes) -> Head:
         """Decodes one complete header block. Raises ConnectionFault when it cannot be decoded."""
-        head = self._heads.get(block)
-        if head is not None:
-            return head
+        head = self.heads.get(block)
+        return self.decode(block) if head is None else head
+
+    def decode(self, block: bytes) -> Head:
+        """`head` of a block that is not in `heads`."""
         try:
             fields, fresh, changed = self._decode(block)
         except (IndexError, HPACKError) as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "header block cannot be decoded") from error
         head = self._judged(block, fields, fresh, changed)
-        work = self._work + len(fields) // 2
+        self.work += len(fields) // 2
+        work = self.work
         if work > limits.H2_HEAD_WORK_FREE or head is _MALFORMED_HEAD or head is _TOO_LARGE_HEAD:
             self.unpaid += work
         else:
@@ -279,7 +284,7 @@ class HeaderDecoder:
 
     def _judged(self, block: bytes, fields: list[Field], fresh: int, changed: bool) -> Head:
         """The head of a block that has just been decoded. Remembers it if the same bytes can mean the same again."""
-        heads = self._heads
+        heads = self.heads
         if changed:
             heads.clear()
         short = len(block) <= limits.H2_HEAD_CACHE_BLOCK_BYTES_MAX
@@ -381,7 +386,7 @@ class HeaderDecoder:
             fields.append(field)
             if len(fields) > _FIELDS_CEILING:
                 raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
-        self._work = work
+        self.work = work
         return fields, fresh, changed
 
     def _enter(self, field: Field) -> None:
@@ -434,7 +439,7 @@ def _string(block: bytes, position: int, huffman_bytes_max: int) -> tuple[bytes,
     if byte & 0x80:
         if length > huffman_bytes_max:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header list too large")
-        text = bytes(decode_huffman(text))
+        text = huffman.decode(text)
     return text, end
 
 

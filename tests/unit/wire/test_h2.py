@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversations that keep to the rules: what one side says, the other one hears. Section numbers are RFC 9113's."""
 
+import hpack
 import pytest
 
 from lessor.base import limits
@@ -384,3 +385,20 @@ def test_steps_give_the_same_events_as_one_piece() -> None:
             got += stepping.receive(headers_frame(101)[20:])
             assert seen(got) == at_once
             assert stepping.take_output() == whole.take_output()
+
+
+def test_a_step_has_fewer_heads_that_take_long_to_decode() -> None:
+    def heads_of_a_step(value_bytes: int) -> int:
+        server = H2Server(step_bytes=20_000)
+        sent = frames.PREFACE + EMPTY_SETTINGS
+        for number in range(200):
+            field = hpack.NeverIndexedHeaderTuple("x", f"{number:x}" + "e" * value_bytes)
+            block = hpack.Encoder().encode([*REQUEST, field], huffman=True)
+            sent += frames.frame(
+                frames.HEADERS, frames.FLAG_END_HEADERS | frames.FLAG_END_STREAM, 1 + 2 * number, block
+            )
+        return sum(kind == HEADERS for kind, _, _ in server.receive(sent))
+
+    assert heads_of_a_step(0) > 20
+    # 600 bytes of code: a third of a unit of H2_STEP_BYTES_PER_UNIT each, beside their own size
+    assert 3 <= heads_of_a_step(960) <= 20_000 // (600 + 200 * 16) + 1

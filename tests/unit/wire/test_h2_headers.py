@@ -106,7 +106,7 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert head.get(b"token") == b"%d" % number
         timed = decoder.head(encode_headers([*CALL, (b"token", b"%d" % number), (b"grpc-timeout", b"1S")]))
         assert timed.get(b"token") == b"%d" % number
-        assert len(decoder._heads) <= 4
+        assert len(decoder.heads) <= 4
         assert len(decoder._templates) <= 4
         assert len(decoder._kinds) <= 4
 
