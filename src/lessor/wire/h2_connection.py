@@ -171,6 +171,9 @@ class H2Connection(H2Sender):
                 position = self._open(data)
             if self._opened:
                 position = self._frames(data, position, events)
+            if self._decoder.unpaid:
+                self._spend(self._decoder.unpaid)
+                self._decoder.unpaid = 0
         except ConnectionFault as fault:
             self.close(fault.code, fault.debug.encode())
             return events
@@ -198,8 +201,7 @@ class H2Connection(H2Sender):
 
     def _frames(self, data: bytes, position: int, events: list[Event]) -> int:
         """Handles the whole frames from `position` on, for as long as a step is. Returns where the rest begins."""
-        streams = self._streams
-        append = events.append
+        streams, append = self._streams, events.append
         joins_events = self._joins_events
         frame_bytes_max = limits.H2_FRAME_BYTES_MAX
         data_end = len(data)
@@ -266,9 +268,6 @@ class H2Connection(H2Sender):
                 in_block = self._block is not None
         if taken:
             self._take_connection_window(taken)
-        if self._decoder.unpaid:
-            self._spend(self._decoder.unpaid)
-            self._decoder.unpaid = 0
         return position
 
     # --- frames off the hot path --------------------------------------------------------------------------------
