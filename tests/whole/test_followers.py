@@ -142,6 +142,31 @@ def test_a_read_that_cannot_be_answered_at_the_follower_goes_to_the_leader(
         assert follower.call(lambda: home._kept_bytes) == 0
 
 
+def test_a_follower_counts_what_it_passes_on_and_is_not_ready_while_it_is_behind(tmp_path: Path) -> None:
+    with two(tmp_path) as (_leader, follower), GrpcPeer(follower.address) as peer:
+
+        def read() -> str:
+            with urllib.request.urlopen(f"{follower.client_url}/metrics", timeout=10) as page:
+                return str(page.read().decode())
+
+        def value(name: str) -> float:
+            found = re.search(rf"^{name} (\S+)$", fresh(read), re.MULTILINE)
+            assert found is not None
+            return float(found[1])
+
+        before = value("lessor_passed_on_calls_total")
+        peer.call(put(b"k", b"v"))
+        assert value("lessor_passed_on_calls_total") == before + 1
+        assert value("lessor_claims_total") == 0
+        assert value("lessor_follower_lag_seconds") == 0
+        home = follower_of(follower)
+        follower.call(lambda: home._lag.named(1_000_000, home.now_s()))  # a batch that does not come
+        eventually(lambda: value("lessor_follower_lag_seconds") > limits.FOLLOWER_LAG_S_MAX)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"{follower.client_url}/readyz", timeout=10)
+        assert value("etcd_server_has_leader") == 0
+
+
 def test_a_follower_says_who_leads(tmp_path: Path) -> None:
     with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer, GrpcPeer(leader.address) as other:
         here: Any = peer.call(rpc.StatusRequest())

@@ -244,6 +244,7 @@ LINK_BACKLOG_BYTES_MAX = 16_777_216  # that wait for the leader; beyond it no ca
 LINK_RESETS_PER_STEP = 3  # streams that a link resets each 10 ms: a peer may not reset more than 400 a second
 PASSED_BYTES_MAX = 268_435_456  # of requests that wait for the leader or its answer, all together
 PASSED_STREAM_BYTES_MAX = 1_048_576  # the same of one keepalive stream
+FOLLOWER_LAG_S_MAX = 1.0  # that a server may be behind its leader and call itself ready
 READ_INDEX_S_MAX = 0.5  # for which a read at a server that follows waits for its batch, before it is passed on
 READ_OWN_WRITE_S_MAX = 0.5  # for which the answer to a write waits until this server has its record, too
 ORIGIN_REPLY_BYTES_MAX = 65_536  # of a reply that stands in the log, so that the server that passed it on finds it

@@ -139,6 +139,7 @@ class Server:
         self.core.landed = self._engine.landed
         self.core.hand_over = self.hand_over
         self.core.on_shared_log = following or answering is not None
+        metrics.claims = int(answering is not None and not following)
 
     def _make_tokens(self) -> Tokens:
         """Raises OptionError for an --auth-token that cannot work, before any data is opened."""
@@ -216,6 +217,7 @@ class Server:
         assert follower is not None
         _promote(core.machine, begun)
         core.metrics.leader_changes += 1
+        core.metrics.claims += 1
         core.metrics.answering = self._engine.answering
         core.turn.lead(begun.clock_s, self._engine.answering)
         self._follower = None

@@ -34,6 +34,7 @@ from lessor.client._tls import tls_context
 from lessor.cluster.proof import is_answer, proof, reader_answer
 from lessor.durable.engine import FOLLOW_S, Leader
 from lessor.durable.shared_record import NONCE_BYTES, Origin, with_nonce
+from lessor.server.following.lag import Lag
 from lessor.server.following.link import Ended, Link, LinkCall, connect
 from lessor.server.following.passing import Passable, PassedOn, PassedStream, refusal
 from lessor.server.following.reads import Read, Reads
@@ -124,12 +125,14 @@ class Follower:
         self._held: dict[PassedOn, None] = {}  # in the order in which they came
         self._named: dict[int, PassedOn] = {}  # those that were passed on with a counter, and have no answer yet
         self._reads = Reads(self, lambda: core.gate.durable)
+        self._lag = Lag()
         self._streams: dict[Passable, None] = {}
         self._lines: dict[bytes | None, Line] = {}  # of this link, by token
         self._own_streams = core.stream_handlers
         self._timer: asyncio.TimerHandle | None = None
         core.follow(self, {method: self._factory(method, own) for method, own in self._own_streams.items()})
         core.metrics.reaches_leader = self._reaches_leader
+        core.metrics.lag_s = self._lag_s
         self._look()
 
     def _factory(self, method: Method, own: StreamFactory) -> StreamFactory:
@@ -148,9 +151,13 @@ class Follower:
         return 0 if leader is None else leader.member_id
 
     def _reaches_leader(self) -> bool:
-        """Whether this server hears of the log, and of its leader."""
+        """Whether this server hears of the log, and of its leader, and keeps up with it."""
         link = self._link
-        return self._hears_log() and link is not None and link.verified and not link.lost
+        linked = link is not None and link.verified and not link.lost
+        return linked and self._hears_log() and self._lag_s() <= limits.FOLLOWER_LAG_S_MAX
+
+    def _lag_s(self) -> float:
+        return self._lag.seconds(self.core.gate.durable, self.now_s())
 
     def serves(self, call: UnaryCall, request: Any) -> bool:
         is_here = call.method in _HERE or (call.method is _RANGE and request.serializable)
@@ -166,6 +173,7 @@ class Follower:
         error = refusal(self, call, forwarded=call.passed_as is not None)
         if error is not None:
             raise error
+        self.core.metrics.passed_on += 1
         passed = PassedOn(self, call, request)
         self._keep(passed.size_bytes)
         link = self._ready
@@ -271,6 +279,7 @@ class Follower:
                 passed.hold_again()
 
     def open(self, stream: Passable) -> None:
+        self.core.metrics.passed_on += 1
         self._streams[stream] = None
         link = self._ready
         if link is not None:
@@ -299,7 +308,7 @@ class Follower:
             self._connecting.cancel()
         self._leads = True
         self.core.lead()
-        self.core.metrics.reaches_leader = None
+        self.core.metrics.reaches_leader = self.core.metrics.lag_s = None
         link, self._link = self._link, None
         if link is not None:
             link.close()
@@ -344,6 +353,7 @@ class Follower:
         else:
             self._told(0, 0, ())  # nobody says how far the log is, or that it was released
         self._timer = asyncio.get_running_loop().call_later(FOLLOW_S if ready is not None else _ALONE_S, self._look)
+        self._lag_s()  # so that it remembers a batch that is not here
         for passed in list(self._named.values()):
             passed.look(now_s)
         self._reads.pass_on_late()
@@ -384,6 +394,7 @@ class Follower:
             log.info("calls are passed on to the leader", extra={"url": self._url})
             self._start_all(link)
         self._told(told.epoch, told.record, [with_nonce(record, link.leader.nonce) for record in told.records])
+        self._lag.named(told.batch, self.now_s())
         if told.question:
             self._reads.answered(told.question, told.batch)
 

@@ -131,6 +131,12 @@ class Exposition:
         has_leader = reaches_leader is None or reaches_leader()
         yield _gauge("etcd_server_has_leader", "Whether there is a leader.", has_leader)
         yield _gauge("etcd_server_is_leader", "Whether this member leads.", reaches_leader is None)
+        if metrics.lag_s is not None:
+            text = "For how long this server has been behind the one that leads."
+            yield _gauge("lessor_follower_lag_seconds", text, metrics.lag_s())
+        if metrics.answering is not None or metrics.lag_s is not None:
+            yield _counter("lessor_passed_on_calls", "Calls passed on to the server that leads.", metrics.passed_on)
+            yield _counter("lessor_claims", "How often this server has taken the lead.", metrics.claims)
         if metrics.answering is not None:
             text = "How often replies waited, because another server might have led."
             yield _counter("lessor_tenure_lapses", text, metrics.answering.lapses)

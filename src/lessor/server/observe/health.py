@@ -7,7 +7,7 @@
   /readyz/name makes one alone.
 
 On a shared log `linearizable_read` also fails while another server may lead and this one does not know of it, and on a
-server that follows, while it does not reach the one that leads.
+server that follows, while it does not reach the one that leads, or is FOLLOWER_LAG_S_MAX behind it.
 
 A disk that fails ends the server. A disk that hangs is found here: when a commit has been under way for COMMIT_S_MAX,
 the check `linearizable_read` fails, because a read could not be sure to see every acknowledged write.
@@ -48,7 +48,7 @@ def _linearizable_read(observed: Observed) -> str | None:
         return "etcdserver: no leader, as far as this server can know: the engine does not answer"
     reaches_leader = observed.metrics.reaches_leader
     if reaches_leader is not None and not reaches_leader():
-        return "etcdserver: no leader: none is known, or the one that leads does not answer"
+        return "etcdserver: no leader: none is known, or the one that leads does not answer, or this server is behind"
     waiting_s = observed.committer.waiting_s
     if waiting_s < limits.COMMIT_S_MAX:
         return None

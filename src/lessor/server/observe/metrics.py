@@ -85,6 +85,9 @@ class Metrics:
         self.snapshot_s = Histogram(_SNAPSHOT_BUCKETS_S)
         self.answering: Answering | None = None  # on a shared log
         self.reaches_leader: Callable[[], bool] | None = None  # while another server leads
+        self.lag_s: Callable[[], float] | None = None  # for how long this server has been behind that one
+        self.passed_on = 0  # calls that went to a server that leads, or waited for one
+        self.claims = 0  # how often this server took the lead
         # The leader at the start is the first. main.py adds to it: a record names a new term, or this server leads.
         self.leader_changes = 1
 

@@ -55,7 +55,7 @@ class FollowStream:
             if not self._challenge:
                 self._admit(asked, end)
             elif asked.question:
-                self._send(end, following_pb2.FollowResponse(question=asked.question, batch=self._core.gate.durable))
+                self._send(end, following_pb2.FollowResponse(question=asked.question))
             elif is_reader_answer(asked.answer, end.nonce, self._challenge):
                 self._reads = True
             else:
@@ -80,7 +80,7 @@ class FollowStream:
             self._send(end, following_pb2.FollowResponse())
 
     def _send(self, end: LogEnd, response: following_pb2.FollowResponse) -> None:
-        response.epoch, response.record = end.epoch, end.record
+        response.epoch, response.record, response.batch = end.epoch, end.record, self._core.gate.durable
         if self._reads and self._call.backlog_bytes <= limits.FOLLOWER_BACKLOG_BYTES_MAX:
             response.records.extend(self._core.landed(self._shown))
         self._shown = end.record
