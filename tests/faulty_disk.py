@@ -109,6 +109,10 @@ class FaultyEngine:
     def hears_log(self) -> bool:
         return self._engine.hears_log
 
+    @property
+    def claim_s(self) -> float:
+        return self._engine.claim_s
+
     def name_successor(self, member_id: int) -> None:
         self._engine.name_successor(member_id)
 

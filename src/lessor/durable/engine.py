@@ -168,6 +168,11 @@ class Engine(Protocol):
         """Whether the log has answered when it was asked last. From any thread."""
         ...
 
+    @property
+    def claim_s(self) -> float:
+        """For how long the process that leads is silent before another one may lead; 0.0: none other can."""
+        ...
+
     def name_successor(self, member_id: int) -> None:
         """The process that is to lead next, when a clean batch ends the term of this one. 0: any."""
         ...

@@ -44,6 +44,7 @@ class FileEngine(EngineOnTables):
     leader: Leader | None = None
     end: LogEnd | None = None
     hears_log = True
+    claim_s = 0.0
 
     def __init__(
         self,

@@ -256,6 +256,10 @@ class ReplicatedEngine(EngineOnTables):
         node = self._node
         return node is not None and node.tenure.is_linked(self._now_s())
 
+    @property
+    def claim_s(self) -> float:
+        return self._timing.claim_s
+
     def name_successor(self, member_id: int) -> None:
         self._successor = member_id
 

@@ -36,6 +36,7 @@ from lessor.server.loop.bugs import BrokenTurnError
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
 from lessor.server.loop.release import Gate
+from lessor.server.loop.token_uses import TokenUses
 from lessor.server.loop.turn import Turn
 from lessor.server.observe.disk_space import DiskSpace
 from lessor.server.observe.metrics import Metrics
@@ -43,6 +44,7 @@ from lessor.server.observe.shortages import OPEN_FILES, QUOTA
 from lessor.server.options import Listen, OptionError, Options, parse_auth_token
 from lessor.server.services.compactor import Compactor
 from lessor.server.services.passwords import Passwords
+from lessor.server.services.signed_tokens import SignedTokens
 from lessor.server.services.snapshots import Snapshots, remove_leftovers
 from lessor.server.services.table import Services
 from lessor.server.services.tokens import SimpleTokens, Tokens
@@ -85,7 +87,7 @@ class Server:
         self.follows_on = False  # it stops because another one is to lead, and a new Server is to follow that one
         self._successor = 0  # who is to lead next; 0: any follower
         self._clock = clock or MonotonicClock()
-        self._tokens = self._make_tokens()
+        self._jwt_tokens = self._make_jwt_tokens()
         self._engine = engine or _engine_of(options)
         self._committer = Committer(self._engine, self._clock)
         self._connections: set[Connection] = set()
@@ -123,32 +125,40 @@ class Server:
         turn = Turn(
             machine, gate, self._committer, self._clock, clock_s, metrics.expiry, answering, following=following
         )
+        on_shared_log = following or answering is not None
+        ttl_s = self.options.auth_token_ttl_s
+        uses = TokenUses(self._clock.now_s, ttl_s)
+        tokens = self._jwt_tokens
+        if tokens is None and on_shared_log:
+            tokens = SignedTokens(machine, turn.now_s, uses)
+        elif tokens is None:
+            tokens = SimpleTokens(self._clock, ttl_s, lambda: machine.journal.number)
         data_dir = Path(self.options.data_dir)
         remove_leftovers(data_dir)
         self.services = Services(
             self.options,
             machine,
             turn,
-            self._tokens,
+            tokens,
             Passwords(self.options.bcrypt_cost, metrics.shortages),
             Snapshots(self._engine, data_dir),
         )
         handlers = self.services.handlers()
-        self.core = Core(self.options, machine, gate, turn, self._committer, metrics, self._tokens, handlers)
+        self.core = Core(self.options, machine, gate, turn, self._committer, metrics, tokens, uses, handlers)
         self.core.log_end = lambda: self._engine.end
         self.core.landed = self._engine.landed
         self.core.hand_over = self.hand_over
-        self.core.on_shared_log = following or answering is not None
+        self.core.on_shared_log = on_shared_log
         metrics.claims = int(answering is not None and not following)
 
-    def _make_tokens(self) -> Tokens:
-        """Raises OptionError for an --auth-token that cannot work, before any data is opened."""
+    def _make_jwt_tokens(self) -> Tokens | None:
+        """None: tokens are simple ones. Raises OptionError for an --auth-token that cannot work."""
         kind, settings = parse_auth_token(self.options.auth_token)
         if kind == "jwt":
             from lessor.server.services.jwt_tokens import JwtTokens
 
             return JwtTokens(settings, wall_clock_ms)
-        return SimpleTokens(self._clock, self.options.auth_token_ttl_s, lambda: self.core.machine.journal.number)
+        return None
 
     def _open(self) -> tuple[StateMachine, Begun | None, float]:
         """In the engine's thread. Returns the term that begins here, or None while another server leads; and where the
@@ -192,7 +202,12 @@ class Server:
         """Begins to follow the server that leads."""
         core = self.core
         self._follower = Follower(
-            core, lambda: self._engine.leader, self._told, lambda: self._engine.hears_log, self.options.tls
+            core,
+            lambda: self._engine.leader,
+            self._told,
+            lambda: self._engine.hears_log,
+            self._engine.claim_s,
+            self.options.tls,
         )
         self._committer.stand_by(self._follow, self._lead)
 

@@ -28,7 +28,7 @@ from typing import Final
 from lessor.base import errors
 from lessor.base.key_range import OPEN_END, open_end
 from lessor.base.limits import AUTH_NAME_BYTES_MAX
-from lessor.state.journal import AuthRows, Journal, PermissionRow, RoleRow, UserRow
+from lessor.state.journal import TOKEN_KEY_NAME, AuthRows, Journal, PermissionRow, RoleRow, UserRow
 
 ROOT: Final = "root"  # the name of the first user, and of the role that needs no permissions
 READ: Final = 0  # authpb.Permission.Type
@@ -130,7 +130,7 @@ class Grants:
 class Auth:
     """The auth data of one server."""
 
-    __slots__ = ("_grants", "_journal", "enabled", "revision", "roles", "users")
+    __slots__ = ("_grants", "_journal", "enabled", "revision", "roles", "token_key", "users")
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -138,6 +138,7 @@ class Auth:
         self.enabled = False
         self.revision = 1
         self.users: dict[str, User] = {}
+        self.token_key = b""  # that signs simple tokens, where several servers share a log; b"": none yet
         self.roles: dict[str, tuple[PermissionRow, ...]] = {}  # in the order of keys
 
     # --- looking ------------------------------------------------------------------------------------------------
@@ -194,6 +195,11 @@ class Auth:
         if self.enabled:
             self.enabled = False
             self._changed()
+
+    def change_token_key(self, key: bytes) -> None:
+        """Tokens that were signed with an earlier key are void. The auth revision stays."""
+        self.token_key = key
+        self._journal.auth(AuthRows([(TOKEN_KEY_NAME, key, False, (), False)]))
 
     # --- users --------------------------------------------------------------------------------------------------
 
@@ -298,7 +304,9 @@ class Auth:
     def load(self, rows: AuthRows) -> None:
         """Takes in rows, in place of earlier ones of the same users and roles; writes none. Some may be deleted."""
         for name, password, no_password, user_roles, deleted in rows.users.values():
-            if deleted:
+            if name == TOKEN_KEY_NAME:
+                self.token_key = password
+            elif deleted:
                 self.users.pop(name, None)
             else:
                 self.users[name] = User(name, password, no_password, tuple(sorted(user_roles)))

@@ -16,7 +16,7 @@ Does not do: I/O, the order of commits, knowing what is durable.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from lessor.state.lease import Lease
 
@@ -30,6 +30,8 @@ AlarmRow = tuple[int, int, bool]
 OriginRow = tuple[bytes, int, bytes]
 # name, password hash (b"": none), whether the user is meant to have no password, roles, deleted
 UserRow = tuple[str, bytes, bool, tuple[str, ...], bool]
+# The key that signs tokens stands in the place of a password in this row: no user can have the name.
+TOKEN_KEY_NAME: Final = ""
 # key, range_end as in requests (b"": one key, b"\0": no upper bound), type (0 read, 1 write, 2 both)
 PermissionRow = tuple[bytes, bytes, int]
 # name, permissions, deleted

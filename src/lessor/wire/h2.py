@@ -237,6 +237,11 @@ class H2Client(H2Connection):
         """Whether no stream id is left: it takes another connection to start a request."""
         return self._next_id > frames.STREAM_ID_MAX
 
+    @property
+    def next_stream_id(self) -> int:
+        """That of the stream which the next start_request opens."""
+        return self._next_id
+
     def start_request(self, headers: list[Field] | bytes, end_stream: bool = False) -> Stream:
         """Opens a stream. `headers` are fields, pseudo-headers first, or a ready block from `encode_headers`.
 

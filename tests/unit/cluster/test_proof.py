@@ -3,7 +3,7 @@
 
 import pytest
 
-from lessor.cluster.proof import answer, holds, is_answer, proof
+from lessor.cluster.proof import answer, holds, is_answer, proof, vouch, vouched_name
 
 NONCE, OWN = bytes(range(16)), bytes(range(16, 32))
 URLS = ("http://a:1", "http://b:2")
@@ -30,3 +30,22 @@ def test_who_leads_answers_the_challenge_and_no_other() -> None:
     assert not is_answer(said, NONCE, b"another")
     assert not is_answer(said, OWN, b"challenge")
     assert not is_answer(b"", NONCE, b"challenge")
+
+
+def test_a_word_for_a_caller_holds_for_one_stream_of_one_connection_alone() -> None:
+    said = vouch(NONCE, OWN, 7, "/s/M", "ada é")
+    assert vouched_name(said, NONCE, OWN, 7, "/s/M") == "ada é"
+    assert vouched_name(said, NONCE, OWN, 9, "/s/M") is None
+    assert vouched_name(said, NONCE, OWN, 7, "/s/N") is None
+    assert vouched_name(said, NONCE, NONCE, 7, "/s/M") is None
+    assert vouched_name(said, OWN, OWN, 7, "/s/M") is None
+    for at in range(len(said)):
+        for letter in b":0fF g\xff":
+            changed = said[:at] + bytes([letter]) + said[at + 1 :]
+            assert changed == said or vouched_name(changed, NONCE, OWN, 7, "/s/M") is None
+    assert vouched_name(vouch(NONCE, OWN, 7, "/s/M", ""), NONCE, OWN, 7, "/s/M") == ""
+
+
+@pytest.mark.parametrize("found", [b"", b":", b"ada", b":616461", b"\xff:\xff", b"00" * 32 + b":616461"])
+def test_any_other_word_names_nobody(found: bytes) -> None:
+    assert vouched_name(found, NONCE, OWN, 7, "/s/M") is None

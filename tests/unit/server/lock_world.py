@@ -133,7 +133,7 @@ class LockWorld(World):
         options, unused = Options(), cast(Any, None)
         self.services = Services(options, self.machine, self.turn, unused, unused, unused)
         handlers = self.services.handlers()
-        self.core = Core(options, self.machine, self.gate, self.turn, disk, Metrics(), unused, handlers)
+        self.core = Core(options, self.machine, self.gate, self.turn, disk, Metrics(), unused, unused, handlers)
         self.held = Held()  # of a connection with several calls
 
     def begin(self, request: Message, held: Held | None = None) -> Call:

@@ -8,7 +8,7 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.cluster.forwarding import FORWARD_PASS_ON_S
 from lessor.durable.engine import Leader
-from lessor.server.following.link import Ended
+from lessor.server.following.link import NOBODY, Ended, Shown
 from lessor.server.following.renewals import Line, PassedRenewals
 
 LOST = Ended(Code.UNAVAILABLE, "lost", lost=True, reached=True)
@@ -37,19 +37,16 @@ class Home:
     def __init__(self) -> None:
         self.now = 100.0
         self.calls: list[LinkCall] = []
-        self.lines: dict[bytes | None, Line] = {}
+        self.lines: dict[Shown, Line] = {}
         self.streams: list[PassedRenewals] = []
         self.linked = True
 
     def now_s(self) -> float:
         return self.now
 
-    def start(self, path: str, owner: Any, passed_as: Any, token: bytes | None) -> LinkCall:
+    def start(self, path: str, owner: Any, passed_as: Any, caller: Any) -> LinkCall:
         self.calls.append(LinkCall())
         return self.calls[-1]
-
-    def is_named_by_certificate(self, call: Any) -> bool:
-        return False
 
     def open(self, stream: Any) -> None:
         self.streams.append(stream)
@@ -59,13 +56,13 @@ class Home:
     def close(self, stream: Any) -> None:
         self.streams.remove(stream)
 
-    def line(self, token: bytes | None, link: Any) -> Line:
-        if token not in self.lines:
-            self.lines[token] = Line(self, token, link, lambda: self.end_line(token))  # type: ignore[arg-type]
-        return self.lines[token]
+    def line(self, caller: Shown, link: Any) -> Line:
+        if caller not in self.lines:
+            self.lines[caller] = Line(self, caller, link, lambda: self.end_line(caller))  # type: ignore[arg-type]
+        return self.lines[caller]
 
-    def end_line(self, token: bytes | None) -> None:
-        line = self.lines.pop(token)
+    def end_line(self, caller: Shown) -> None:
+        line = self.lines.pop(caller)
         for stream in self.streams:
             if stream.line is line:
                 stream.leave_line()
@@ -74,9 +71,10 @@ class Home:
 class Call:
     """A client's stream."""
 
-    def __init__(self, home: Home, token: bytes | None = None) -> None:
+    def __init__(self, home: Home, token: bytes | None = None, name: str | None = None) -> None:
         self.forwarded = False
         self.token = token
+        self.peer_common_name = name
         self.backlog_bytes = 0
         self.passes_on = False
         self.replies: list[bytes] = []
@@ -110,8 +108,18 @@ def test_streams_without_a_token_share_a_line_and_each_gets_its_own_replies() ->
     assert shared.sent == [request(lease) for lease in (1, 2, 3, 4)]
     assert apart.sent == [request(5)]
     for number in range(4):
-        home.lines[None].on_message(b"%d" % number)
+        home.lines[NOBODY].on_message(b"%d" % number)
     assert (one.replies, two.replies, user.replies) == ([b"0", b"3"], [b"1", b"2"], [])
+
+
+def test_clients_with_the_same_name_in_their_certificates_share_a_line_and_others_have_their_own() -> None:
+    home = Home()
+    ada, ada_too, bob = (Call(home, name=name) for name in ("ada", "ada", "bob"))
+    ada_with_token = Call(home, b"token", "ada")
+    for lease, call in enumerate((ada, ada_too, bob, ada_with_token)):
+        call.renew(lease)
+    assert [call.sent for call in home.calls] == [[request(0), request(1)], [request(2)], [request(3)]]
+    assert set(home.lines) == {Shown(None, "ada"), Shown(None, "bob"), Shown(b"token", None)}
 
 
 def test_an_answer_that_is_too_old_is_dropped_and_the_order_stays() -> None:
@@ -120,7 +128,7 @@ def test_an_answer_that_is_too_old_is_dropped_and_the_order_stays() -> None:
     one.renew(1)
     two.renew(2)
     home.now += FORWARD_PASS_ON_S * 1.01
-    line = home.lines[None]
+    line = home.lines[NOBODY]
     line.on_message(b"old 1")
     assert home.calls[0].sent == [request(1), request(2), request(1), request(2)]
     line.on_message(b"old 2")
@@ -134,7 +142,7 @@ def test_renewals_without_an_answer_go_to_the_next_leader_before_later_ones() ->
     one, two = Call(home), Call(home)
     one.renew(1, 2)
     two.renew(3)
-    line = home.lines[None]
+    line = home.lines[NOBODY]
     line.on_message(b"1")
     home.linked = False
     line.on_ended(LOST)
@@ -145,7 +153,7 @@ def test_renewals_without_an_answer_go_to_the_next_leader_before_later_ones() ->
         stream.start(home)  # type: ignore[arg-type]
     assert home.calls[1].sent == [request(lease) for lease in (2, 4, 3)]
     for reply in (b"2", b"4", b"3"):
-        home.lines[None].on_message(reply)
+        home.lines[NOBODY].on_message(reply)
     assert (one.replies, two.replies) == ([b"1", b"2", b"4"], [b"3"])
 
 
@@ -156,8 +164,8 @@ def test_a_request_that_cannot_be_read_ends_its_own_stream_behind_the_replies() 
     two.renew(3)
     assert home.calls[0].sent == [request(1), request(3)]
     assert one.outcome == []
-    home.lines[None].on_message(b"1")
-    home.lines[None].on_message(b"3")
+    home.lines[NOBODY].on_message(b"1")
+    home.lines[NOBODY].on_message(b"3")
     assert one.replies == [b"1"]
     (error,) = one.outcome
     assert error is not None
@@ -170,7 +178,7 @@ def test_a_refusal_is_the_answer_to_one_renewal() -> None:
     one, two = Call(home, b"t"), Call(home, b"t")
     one.renew(1)
     two.renew(2)
-    home.lines[b"t"].on_ended(Ended(Code.PERMISSION_DENIED, "no", lost=False, reached=True))
+    home.lines[Shown(b"t")].on_ended(Ended(Code.PERMISSION_DENIED, "no", lost=False, reached=True))
     (error,) = one.outcome
     assert error is not None
     assert (error.code, error.message) == (Code.PERMISSION_DENIED, "no")
@@ -185,7 +193,7 @@ def test_a_stream_ends_when_its_requests_have_their_replies() -> None:
     call.renew(1)
     call.handler.on_requests_end()
     assert call.outcome == []
-    home.lines[b"t"].on_message(b"1")
+    home.lines[Shown(b"t")].on_message(b"1")
     assert call.outcome == [None]
     assert home.calls[0].over  # nobody else has this token
     assert home.lines == {}
@@ -197,7 +205,7 @@ def test_a_client_that_goes_away_takes_no_reply_of_another() -> None:
     one.renew(1)
     two.renew(2)
     one.finish()
-    home.lines[None].on_message(b"1")
-    home.lines[None].on_message(b"2")
+    home.lines[NOBODY].on_message(b"1")
+    home.lines[NOBODY].on_message(b"2")
     assert two.replies == [b"2"]
     assert not home.calls[0].over

@@ -15,7 +15,7 @@ _sym_db = _pool.SYMBOLS
 
 
 
-DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n lessor/api/proto/following.proto\x12\x08lessorpb\"\x98\x01\n\rFollowRequest\x12\x11\n\tmember_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63lient_urls\x18\x03 \x03(\t\x12\r\n\x05proof\x18\x04 \x01(\x0c\x12\x11\n\tchallenge\x18\x05 \x01(\x0c\x12\r\n\x05nonce\x18\x06 \x01(\x0c\x12\x0e\n\x06\x61nswer\x18\x07 \x01(\x0c\x12\x10\n\x08question\x18\x08 \x01(\x04\"\x83\x01\n\x0e\x46ollowResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06record\x18\x02 \x01(\x04\x12\r\n\x05proof\x18\x03 \x01(\x0c\x12\x11\n\tchallenge\x18\x04 \x01(\x0c\x12\x0f\n\x07records\x18\x05 \x03(\x0c\x12\x10\n\x08question\x18\x06 \x01(\x04\x12\r\n\x05\x62\x61tch\x18\x07 \x01(\x04\x32L\n\tFollowing\x12?\n\x06\x46ollow\x12\x17.lessorpb.FollowRequest\x1a\x18.lessorpb.FollowResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _pool.POOL.AddSerializedFile(b'\n lessor/api/proto/following.proto\x12\x08lessorpb\"\xba\x01\n\rFollowRequest\x12\x11\n\tmember_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x63lient_urls\x18\x03 \x03(\t\x12\r\n\x05proof\x18\x04 \x01(\x0c\x12\x11\n\tchallenge\x18\x05 \x01(\x0c\x12\r\n\x05nonce\x18\x06 \x01(\x0c\x12\x0e\n\x06\x61nswer\x18\x07 \x01(\x0c\x12\x10\n\x08question\x18\x08 \x01(\x04\x12 \n\x04uses\x18\t \x03(\x0b\x32\x12.lessorpb.TokenUse\"(\n\x08TokenUse\x12\x0c\n\x04mark\x18\x01 \x01(\x0c\x12\x0e\n\x06left_s\x18\x02 \x01(\x01\"\xa5\x01\n\x0e\x46ollowResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06record\x18\x02 \x01(\x04\x12\r\n\x05proof\x18\x03 \x01(\x0c\x12\x11\n\tchallenge\x18\x04 \x01(\x0c\x12\x0f\n\x07records\x18\x05 \x03(\x0c\x12\x10\n\x08question\x18\x06 \x01(\x04\x12\r\n\x05\x62\x61tch\x18\x07 \x01(\x04\x12 \n\x04uses\x18\x08 \x03(\x0b\x32\x12.lessorpb.TokenUse2L\n\tFollowing\x12?\n\x06\x46ollow\x12\x17.lessorpb.FollowRequest\x1a\x18.lessorpb.FollowResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -23,9 +23,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lessor.api.proto.following_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FOLLOWREQUEST']._serialized_start=47
-  _globals['_FOLLOWREQUEST']._serialized_end=199
-  _globals['_FOLLOWRESPONSE']._serialized_start=202
-  _globals['_FOLLOWRESPONSE']._serialized_end=333
-  _globals['_FOLLOWING']._serialized_start=335
-  _globals['_FOLLOWING']._serialized_end=411
+  _globals['_FOLLOWREQUEST']._serialized_end=233
+  _globals['_TOKENUSE']._serialized_start=235
+  _globals['_TOKENUSE']._serialized_end=275
+  _globals['_FOLLOWRESPONSE']._serialized_start=278
+  _globals['_FOLLOWRESPONSE']._serialized_end=443
+  _globals['_FOLLOWING']._serialized_start=445
+  _globals['_FOLLOWING']._serialized_end=521
 # @@protoc_insertion_point(module_scope)

@@ -5,7 +5,10 @@ Laws
 - Reads that may be old (`serializable`), watches, digests, snapshots and the status are answered here, from what the
   log has shown. So are other reads, once the leader has said how far this server has to be (reads.py).
 - All else is passed on as it came, with its token and its deadline: the leader decides, also on rights.
-- While auth is on, a call is answered here only if this server knows its token; otherwise it is passed on too.
+- While auth is on, a call is answered here only if this server knows its token or its certificate; otherwise it is
+  passed on too. With the name in a certificate goes this server's word for it.
+- A client that requires a leader does not wait for one: its calls are refused once this server has had none for
+  claim_s, and its streams end after three times that.
 - A call that nobody can take waits for a leader, REQUEST_S at most. Then it gets etcd's error, "no leader".
 - When this server leads, it carries out the calls that wait here.
 
@@ -35,8 +38,8 @@ from lessor.cluster.proof import is_answer, proof, reader_answer
 from lessor.durable.engine import FOLLOW_S, Leader
 from lessor.durable.shared_record import NONCE_BYTES, Origin, with_nonce
 from lessor.server.following.lag import Lag
-from lessor.server.following.link import Ended, Link, LinkCall, connect
-from lessor.server.following.passing import Passable, PassedOn, PassedStream, refusal
+from lessor.server.following.link import Ended, Link, LinkCall, Shown, connect
+from lessor.server.following.passing import Passable, PassedOn, PassedStream, caller_of
 from lessor.server.following.reads import Read, Reads
 from lessor.server.following.renewals import KEEPALIVE, Line, PassedRenewals
 from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory, StreamHandler, UnaryCall
@@ -92,12 +95,14 @@ class Follower:
         leader: Callable[[], Leader | None],
         told: Callable[[int, int, Sequence[bytes]], None],
         hears_log: Callable[[], bool],
+        claim_s: float,
         tls: TlsOptions,
     ) -> None:
         """`leader` says who leads now, as far as is known.
 
         `told` gets the epoch and the number of a record that the leader says to be in the log for good, and the records
-        that the leader shows. `hears_log`: whether the log answers. `tls`: this server's own. A leader with TLS must
+        that the leader shows. `hears_log`: whether the log answers. `claim_s`: for how long a leader may be
+        silent before another server leads. `tls`: this server's own. A leader with TLS must
         have a certificate of its --trusted-ca-file, or of one that the machine trusts, and is shown this server's.
         """
         self.core = core
@@ -105,6 +110,9 @@ class Follower:
         self._leader = leader
         self._told = told
         self._hears_log = hears_log
+        self._claim_s = claim_s
+        self._led_s = self._ended_s = self.now_s()  # when the leader was heard last; when streams were ended last
+        self._uses_told = 0  # serial number of the newest use of a token that the leader was told of
         self._tls_options = tls
         self._context: ssl.SSLContext | None = None
         self._link: Link | None = None
@@ -127,7 +135,7 @@ class Follower:
         self._reads = Reads(self, lambda: core.gate.durable)
         self._lag = Lag()
         self._streams: dict[Passable, None] = {}
-        self._lines: dict[bytes | None, Line] = {}  # of this link, by token
+        self._lines: dict[Shown, Line] = {}  # of this link
         self._own_streams = core.stream_handlers
         self._timer: asyncio.TimerHandle | None = None
         core.follow(self, {method: self._factory(method, own) for method, own in self._own_streams.items()})
@@ -152,14 +160,18 @@ class Follower:
 
     def _reaches_leader(self) -> bool:
         """Whether this server hears of the log, and of its leader, and keeps up with it."""
+        return self._hears_leader() and self._lag_s() <= limits.FOLLOWER_LAG_S_MAX
+
+    def _hears_leader(self) -> bool:
         link = self._link
-        linked = link is not None and link.verified and not link.lost
-        return linked and self._hears_log() and self._lag_s() <= limits.FOLLOWER_LAG_S_MAX
+        return link is not None and link.verified and not link.lost and self._hears_log()
 
     def _lag_s(self) -> float:
         return self._lag.seconds(self.core.gate.durable, self.now_s())
 
     def serves(self, call: UnaryCall, request: Any) -> bool:
+        if call.requires_leader and self.now_s() - self._led_s > self._claim_s:
+            raise errors.NO_LEADER.error()
         is_here = call.method in _HERE or (call.method is _RANGE and request.serializable)
         return not (is_here and self._knows(call))
 
@@ -170,9 +182,8 @@ class Follower:
         return self._pass_on(call, request)
 
     def _pass_on(self, call: UnaryCall, request: Message) -> PassedOn:
-        error = refusal(self, call, forwarded=call.passed_as is not None)
-        if error is not None:
-            raise error
+        if call.passed_as is not None:
+            raise errors.LEADER_CHANGED.error()  # another server takes this one for the leader
         self.core.metrics.passed_on += 1
         passed = PassedOn(self, call, request)
         self._keep(passed.size_bytes)
@@ -216,10 +227,6 @@ class Follower:
             not self.core.auth.enabled or call.method in _NEEDS_NO_CALLER or isinstance(self.core.claimed(call), Caller)
         )
 
-    def is_named_by_certificate(self, call: Any) -> bool:
-        """Whether only the certificate of its connection says who calls: the leader does not see that."""
-        return self.core.auth.enabled and call.token is None and call.peer_common_name is not None
-
     # --- calls ---
 
     @property
@@ -260,7 +267,7 @@ class Follower:
         if link is None:
             return False
         request = rpc_pb2.LeaseKeepAliveRequest(ID=lease_id)
-        self.line(of.call.token, link).send([request.SerializeToString()], of)
+        self.line(caller_of(of.call), link).send([request.SerializeToString()], of)
         return True
 
     def applied(self, epoch: int, origins: Sequence[Origin]) -> None:
@@ -288,14 +295,14 @@ class Follower:
     def close(self, stream: Passable) -> None:
         self._streams.pop(stream, None)
 
-    def line(self, token: bytes | None, link: Link) -> Line:
-        found = self._lines.get(token)
+    def line(self, caller: Shown, link: Link) -> Line:
+        found = self._lines.get(caller)
         if found is None:
-            found = self._lines[token] = Line(self, token, link, lambda: self._end_line(token))
+            found = self._lines[caller] = Line(self, caller, link, lambda: self._end_line(caller))
         return found
 
-    def _end_line(self, token: bytes | None) -> None:
-        line = self._lines.pop(token, None)
+    def _end_line(self, caller: Shown) -> None:
+        line = self._lines.pop(caller, None)
         for stream in self._streams:
             if isinstance(stream, PassedRenewals) and stream.line is line:
                 stream.leave_line()
@@ -348,8 +355,14 @@ class Follower:
         if may_try and leader is not None and leader.urls:
             self._connecting = asyncio.get_running_loop().create_task(self._connect(leader))
         ready = self._ready
+        if self._hears_leader():
+            self._led_s = now_s
+        elif now_s - self._led_s > 3 * self._claim_s and now_s - self._ended_s > self._claim_s:
+            self._ended_s = now_s
+            self._end_those_that_require_leader()
         if ready is not None:
             self._start_all(ready)
+            self._tell_uses()
         else:
             self._told(0, 0, ())  # nobody says how far the log is, or that it was released
         self._timer = asyncio.get_running_loop().call_later(FOLLOW_S if ready is not None else _ALONE_S, self._look)
@@ -358,6 +371,17 @@ class Follower:
             passed.look(now_s)
         self._reads.pass_on_late()
         self._refuse_old(now_s - limits.NO_LEADER_S_MAX)
+
+    def _end_those_that_require_leader(self) -> None:
+        for watches in list(self.core.watch_streams):
+            watches.end_for_want_of_leader()
+        for stream in [stream for stream in self._streams if stream.call.requires_leader]:
+            stream.call.finish(errors.NO_LEADER.error())
+
+    def _tell_uses(self) -> None:
+        self._uses_told, uses = self.core.token_uses.told(self._uses_told, here=True)
+        if uses and self._words is not None:
+            self._words.send([following_pb2.FollowRequest(uses=uses).SerializeToString()])
 
     def _introduce(self, link: Link) -> None:
         """Says to the leader who follows it, so that it shows who it is, and tells how far the log has come."""
@@ -387,12 +411,14 @@ class Follower:
             if not is_answer(told.proof, nonce, self._challenge) or self._words is None:
                 self._fail("it is not the leader that the log names")
                 return
-            link.verified = True
+            link.verified, link.challenge = True, told.challenge
+            self._uses_told = 0
             answer = following_pb2.FollowRequest(answer=reader_answer(nonce, told.challenge))
             self._words.send([answer.SerializeToString()])
             self._fails, self._said = 0, set()
             log.info("calls are passed on to the leader", extra={"url": self._url})
             self._start_all(link)
+        self.core.token_uses.heard(told.uses)
         self._told(told.epoch, told.record, [with_nonce(record, link.leader.nonce) for record in told.records])
         self._lag.named(told.batch, self.now_s())
         if told.question:

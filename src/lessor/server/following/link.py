@@ -15,14 +15,25 @@ The messages are passed on as bytes. What they mean, and what to do after a loss
 import asyncio
 import ssl
 from collections import deque
-from typing import NamedTuple, Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 from lessor.base import limits
 from lessor.base.errors import Code, EtcdError
 from lessor.client._endpoint import Endpoint
+from lessor.cluster.proof import vouch
 from lessor.durable.engine import Leader
-from lessor.server.loop.call import FORWARDED_HEADER, PassedAs
+from lessor.server.loop.call import CALLER_HEADER, FORWARDED_HEADER, PassedAs
 from lessor.wire import grpc, h2
+
+
+class Shown(NamedTuple):
+    """How a client shows who it is: at most one of the two."""
+
+    token: bytes | None = None
+    name: str | None = None  # in its certificate
+
+
+NOBODY: Final = Shown()
 
 
 class Ended(NamedTuple):
@@ -119,6 +130,7 @@ class Link:
         self._full = False  # the transport has called its buffer full
         self._resets: deque[h2.Stream] = deque()
         self.verified = False  # set by the owner: the other end is the leader
+        self.challenge = b""  # set by the owner: the leader's, for this connection
         self.heard_s = self._loop.time()  # when the leader sent something last
 
     @property
@@ -137,11 +149,11 @@ class Link:
         return self._loop.time() - self.heard_s
 
     def start(
-        self, path: str, owner: Owner, passed_as: PassedAs, token: bytes | None = None, timeout_s: float | None = None
+        self, path: str, owner: Owner, passed_as: PassedAs, caller: Shown = NOBODY, timeout_s: float | None = None
     ) -> LinkCall:
         """Begins a call; `ready` must hold, but for the first one.
 
-        `passed_as`: how the leader is to know it. `token`: its caller's.
+        `passed_as`: how the leader is to know it. `caller`: its client, which was checked here.
         """
         headers: list[h2.Field] = [
             (b":method", b"POST"),
@@ -152,8 +164,11 @@ class Link:
             (b"content-type", b"application/grpc"),
             (FORWARDED_HEADER, b"%s:%d:%d" % (passed_as.nonce.hex().encode(), passed_as.counter, passed_as.epoch)),
         ]
-        if token is not None:
-            headers.append((b"token", token))
+        if caller.token is not None:
+            headers.append((b"token", caller.token))
+        elif caller.name is not None:
+            said = vouch(self.leader.nonce, self.challenge, self.h2.next_stream_id, path, caller.name)
+            headers.append((CALLER_HEADER, said))
         if timeout_s is not None:
             headers.append((b"grpc-timeout", grpc.format_timeout(timeout_s)))
         call = LinkCall(self, self.h2.start_request(h2.encode_headers(headers)), owner)

@@ -11,7 +11,7 @@ Laws
 """
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from google.protobuf.message import Message
 
@@ -19,7 +19,7 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
-from lessor.server.following.link import Ended, Link, LinkCall
+from lessor.server.following.link import Ended, Link, LinkCall, Shown
 from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory, UnaryCall
 
 # Calls that change nothing: to pass them on once more does no harm.
@@ -61,7 +61,6 @@ _GRANT: Final = BY_PATH["/etcdserverpb.Lease/LeaseGrant"]
 _GRANT_PASS_ON_S: Final = 0.02  # the age up to which the answer to a grant is passed on as it is
 # These wait for another client: there is no bound to how long that takes.
 _OPEN_ENDED: Final = frozenset(BY_PATH[path] for path in ("/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"))
-_NO_NAME: Final = "etcdserver: this server does not lead, and cannot pass on the name in a certificate; ask the leader"
 SLOW: Final = "the answers of the leader are not read"
 
 
@@ -99,10 +98,6 @@ class Passing(Protocol):
         """The streaming call is over."""
         ...
 
-    def is_named_by_certificate(self, call: Any) -> bool:
-        """Whether only the certificate of its connection says who calls: the leader does not see that."""
-        ...
-
 
 class Passable(Protocol):
     """A streaming call that is passed on."""
@@ -124,11 +119,15 @@ class Passable(Protocol):
         ...
 
 
-def refusal(home: Passing, call: UnaryCall | StreamCall, *, forwarded: bool) -> EtcdError | None:
-    """Why the call cannot be passed on; None if it can. `forwarded`: another server takes this one for the leader."""
-    if forwarded:
-        return errors.LEADER_CHANGED.error()
-    return EtcdError(Code.UNAVAILABLE, _NO_NAME) if home.is_named_by_certificate(call) else None
+def caller_of(call: UnaryCall | StreamCall) -> Shown:
+    """How the call's client shows who it is, for the leader."""
+    token = call.token
+    return Shown(token, call.peer_common_name if token is None else None)
+
+
+def refusal(call: StreamCall) -> EtcdError | None:
+    """Why the call cannot be passed on, if it cannot: another server takes this one for the leader."""
+    return errors.LEADER_CHANGED.error() if call.forwarded else None
 
 
 class PassedOn:
@@ -187,7 +186,7 @@ class PassedOn:
         left_s = None if call.deadline_s is None else max(call.deadline_s - call.core.turn.read_clock(), 0.0)
         self._reply = None
         passed_as = PassedAs(self._home.nonce, self.counter, self.epoch)
-        self._on_link = link.start(call.method.path, self, passed_as, call.token, left_s)
+        self._on_link = link.start(call.method.path, self, passed_as, caller_of(call), left_s)
         self._on_link.send([self.request.SerializeToString()], last=True)
 
     def on_message(self, message: bytes) -> None:
@@ -294,7 +293,7 @@ class PassedStream:
         self._home = home
         self.call = call
         call.passes_on = True
-        self._refusal = refusal(home, call, forwarded=call.forwarded)
+        self._refusal = refusal(call)
         self.since_s = home.now_s()
         self._on_link: LinkCall | None = None
         self._early: list[bytes] = []  # requests that came before there was a link
@@ -335,7 +334,7 @@ class PassedStream:
 
     def start(self, link: Link) -> None:
         passed_as = PassedAs(self._home.nonce, 0, link.leader.epoch)
-        self._on_link = link.start(self.call.method.path, self, passed_as, self.call.token)
+        self._on_link = link.start(self.call.method.path, self, passed_as, caller_of(self.call))
         early, self._early = self._early, []
         if early:
             self.on_messages(early)

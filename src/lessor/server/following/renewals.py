@@ -2,7 +2,7 @@
 """Renewals that are passed on to the server that leads.
 
 Laws
-- Each request of a keepalive stream has one reply, in order. So all streams with one token share one stream to the
+- Each request of a keepalive stream has one reply, in order. So all streams of one caller share one stream to the
   leader, and replies are matched with requests by their places.
 - An acknowledgement is passed on within FORWARD_PASS_ON_S of its renewal, by this server's own clock. When it is older,
   the renewal is sent again, and all behind it, so that their order stays. The leader gives FORWARD_ALLOWANCE_S more
@@ -24,8 +24,8 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.cluster.forwarding import FORWARD_PASS_ON_S
-from lessor.server.following.link import Ended, Link
-from lessor.server.following.passing import SLOW, Passing, refusal
+from lessor.server.following.link import NOBODY, Ended, Link, Shown
+from lessor.server.following.passing import SLOW, Passing, caller_of, refusal
 from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory
 
 KEEPALIVE: Final = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
@@ -49,24 +49,24 @@ class Renewing(Protocol):
 class Lines(Passing, Protocol):
     """The part of a Follower that renewals need."""
 
-    def line(self, token: bytes | None, link: Link) -> "Line":
-        """The stream to the leader for the renewals of callers with this token."""
+    def line(self, caller: Shown, link: Link) -> "Line":
+        """The stream to the leader for the renewals of this caller."""
         ...
 
 
 class Line:
     """One keepalive stream to the leader. Implements link.Owner."""
 
-    def __init__(self, home: Passing, token: bytes | None, link: Link, on_over: Callable[[], None]) -> None:
+    def __init__(self, home: Passing, caller: Shown, link: Link, on_over: Callable[[], None]) -> None:
         """`on_over` is called when the leader takes no more requests on it."""
         self._home = home
         self._on_over = on_over
         self.users = 0  # streams of clients
-        self._token = token
+        self._caller = caller
         # Request, when it was sent, whose it is, whether it was sent before.
         self._under_way: deque[tuple[bytes, float, Renewing, bool]] = deque()
         self._outdated = 0  # replies still to come that count no more
-        self._call = link.start(KEEPALIVE.path, self, PassedAs(home.nonce, 0, link.leader.epoch), token)
+        self._call = link.start(KEEPALIVE.path, self, PassedAs(home.nonce, 0, link.leader.epoch), caller)
 
     def send(self, messages: list[bytes], of: Renewing) -> None:
         now_s = self._home.now_s()
@@ -105,9 +105,9 @@ class Line:
             of.take_back(request)
 
     def leave(self) -> None:
-        """A client's stream is over. A line with a token ends with its last one: the token may be used no more."""
+        """A client's stream is over. A line of somebody ends with its last one: he may be gone for good."""
         self.users -= 1
-        if not self.users and self._token is not None:
+        if not self.users and self._caller != NOBODY:
             self._call.finish()
             self._on_over()
 
@@ -139,7 +139,7 @@ class PassedRenewals:
         self._early: list[bytes] = []  # requests that wait for a line
         self._unanswered = 0  # requests on the line
         self._kept_bytes = 0  # of requests, since none was left without an answer
-        self._error = refusal(home, call, forwarded=call.forwarded)  # ends the call behind the replies to come
+        self._error = refusal(call)  # ends the call behind the replies to come
         self._ended = self._error is not None  # no more requests are taken
         if not self._ended:
             home.open(self)
@@ -149,7 +149,7 @@ class PassedRenewals:
         return self.line is None
 
     def start(self, link: Link) -> None:
-        self.line = self._home.line(self.call.token, link)
+        self.line = self._home.line(caller_of(self.call), link)
         self.line.users += 1
         early, self._early = self._early, []
         self._send(early)

@@ -102,6 +102,11 @@ class UnaryCall:
         raise NotImplementedError
 
     @property
+    def requires_leader(self) -> bool:
+        """Whether the caller wants an error rather than to wait while this server knows no leader."""
+        return False
+
+    @property
     def passed_as(self) -> PassedAs | None:
         """Not None if another server passes the call on. Raises EtcdError for a name that no server gives."""
         return None
@@ -333,6 +338,7 @@ class _Over:
 _OVER: Final = _Over()
 
 FORWARDED_HEADER: Final = b"lessor-forwarded"  # of a call that another server of the log passes on
+CALLER_HEADER: Final = b"lessor-caller"  # of such a call: the name in its client's certificate, see cluster/proof.py
 
 # The handlers of these methods check the caller's rights themselves: for each watch and each keepalive, in its turn.
 _ASK_THEMSELVES: Final = frozenset(
@@ -380,6 +386,11 @@ class StreamCall:
     def peer_address(self) -> str:
         """As Held.address."""
         raise NotImplementedError
+
+    @property
+    def requires_leader(self) -> bool:
+        """As UnaryCall.requires_leader."""
+        return False
 
     @property
     def forwarded(self) -> bool:

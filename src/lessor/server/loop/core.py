@@ -19,6 +19,7 @@ from lessor.api.methods import Method
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
+from lessor.cluster.proof import vouched_name
 from lessor.durable.engine import LogEnd
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.kept_keys import KeptKeys
@@ -26,6 +27,7 @@ from lessor.server.loop.long_reply import LongReplies
 from lessor.server.loop.pace import Pace
 from lessor.server.loop.release import Gate
 from lessor.server.loop.reply_memory import ReplyMemory
+from lessor.server.loop.token_uses import TokenUses
 from lessor.server.loop.turn import Turn
 from lessor.server.loop.unfinished import Unfinished
 from lessor.server.observe.metrics import Metrics
@@ -61,6 +63,10 @@ class KnowsTokens(Protocol):
 class WatchesProgress(Protocol):
     """A watch stream, as the timer of progress notifications and the metrics see it."""
 
+    def end_for_want_of_leader(self) -> None:
+        """This server has known no leader for long: ends the stream if its caller does not want to wait for one."""
+        ...
+
     def notify_progress(self) -> None: ...
 
     def behind(self) -> tuple[int, int]:
@@ -76,6 +82,8 @@ class FollowerMember(NamedTuple):
     urls: tuple[str, ...]  # for clients
     nonce: bytes  # by which its process names what it passes on
     tell: Callable[[], None]  # says to it how far the log has come
+    held: object  # stands for its connection
+    challenge: bytes  # that it was given on that
 
 
 class Elsewhere(Protocol):
@@ -117,6 +125,7 @@ class Core:
         committer: Committer,
         metrics: Metrics,
         tokens: KnowsTokens,
+        token_uses: TokenUses,
         handlers: Handlers,
     ) -> None:
         self.options = options
@@ -128,6 +137,7 @@ class Core:
         self.committer = committer
         self.metrics = metrics
         self.tokens = tokens
+        self.token_uses = token_uses
         self.unary_handlers = handlers.unary
         self.waiting_handlers = handlers.waiting
         self.stream_handlers = handlers.streams
@@ -176,6 +186,20 @@ class Core:
             raise errors.LEADER_CHANGED.error()
         if counter and all(member.nonce != nonce for member in self.followers.values()):
             raise errors.LEADER_CHANGED.error()
+
+    def vouched_name(self, held: object, stream_id: int, path: str, said: bytes) -> str | None:
+        """For whom a server that follows vouches, with a call on its connection `held`; None: for nobody.
+
+        `said`: the value of CALLER_HEADER.
+        """
+        end = self.log_end()
+        if end is not None:
+            for member in self.followers.values():
+                if member.held is held:
+                    name = vouched_name(said, end.nonce, member.challenge, stream_id, path)
+                    if name is not None:
+                        return name
+        return None
 
     def follow(self, elsewhere: Elsewhere, streams: dict[Method, Callable[..., Any]]) -> None:
         """Another server leads: `elsewhere` takes unary calls to it, `streams` are the handlers of streaming calls."""

@@ -33,7 +33,7 @@ from lessor.server.loop.core import Core, FollowerMember
 class FollowStream:
     """One follower."""
 
-    __slots__ = ("_call", "_challenge", "_core", "_reads", "_shown", "_timer")
+    __slots__ = ("_call", "_challenge", "_core", "_reads", "_shown", "_timer", "_uses_told")
 
     def __init__(self, core: Core, call: StreamCall) -> None:
         self._core = core
@@ -41,6 +41,7 @@ class FollowStream:
         self._challenge = b""
         self._reads = False  # it has shown just now that it can read the log
         self._shown = 0  # number of the newest record that it was shown or told of
+        self._uses_told = 0  # serial number of the newest use of a token that it was told of
         self._timer: asyncio.TimerHandle | None = None
 
     def on_messages(self, messages: list[bytes]) -> None:
@@ -56,6 +57,8 @@ class FollowStream:
                 self._admit(asked, end)
             elif asked.question:
                 self._send(end, following_pb2.FollowResponse(question=asked.question))
+            elif asked.uses and self._reads:
+                self._core.token_uses.heard(asked.uses)
             elif is_reader_answer(asked.answer, end.nonce, self._challenge):
                 self._reads = True
             else:
@@ -64,10 +67,11 @@ class FollowStream:
     def _admit(self, asked: following_pb2.FollowRequest, end: LogEnd) -> None:
         if not holds(asked.proof, end.nonce, asked.nonce, asked.member_id, asked.name, asked.client_urls):
             raise _no_proof()
-        self._core.followers[self] = FollowerMember(
-            asked.member_id, asked.name, tuple(asked.client_urls), asked.nonce, self.tell
-        )
         self._challenge = secrets.token_bytes(NONCE_BYTES)
+        urls = tuple(asked.client_urls)
+        self._core.followers[self] = FollowerMember(
+            asked.member_id, asked.name, urls, asked.nonce, self.tell, self._call.held, self._challenge
+        )
         self._send(
             end, following_pb2.FollowResponse(proof=answer(end.nonce, asked.challenge), challenge=self._challenge)
         )
@@ -87,7 +91,13 @@ class FollowStream:
         self._call.send([response.SerializeToString()])
 
     def _tell_again(self) -> None:
-        self.tell()
+        end = self._core.log_end()
+        if end is not None:
+            told = following_pb2.FollowResponse()
+            if self._reads:
+                self._uses_told, uses = self._core.token_uses.told(self._uses_told, here=False)
+                told.uses.extend(uses)
+            self._send(end, told)
         self._timer = asyncio.get_running_loop().call_later(limits.FOLLOWERS_TELL_S, self._tell_again)
 
     def on_requests_end(self) -> None: ...

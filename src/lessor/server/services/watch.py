@@ -108,6 +108,10 @@ class WatchStream:
 
     # --- what the peer asks ---
 
+    def end_for_want_of_leader(self) -> None:
+        if self._call.requires_leader:
+            self._call.finish(errors.NO_LEADER.error())
+
     def end_now(self, error: EtcdError) -> None:
         """A bug ends the call, see bugs.py."""
         self._call.finish(error)

@@ -23,7 +23,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
-from lessor.server.loop.call import FORWARDED_HEADER, PassedAs, StreamCall, UnaryCall
+from lessor.server.loop.call import CALLER_HEADER, FORWARDED_HEADER, PassedAs, StreamCall, UnaryCall
 from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.h2_output import DeferredRequest, H2Output
@@ -48,6 +48,25 @@ def is_forwarded(stream: Stream | None) -> bool:
     """Whether another server passes the call on. The certificate of its connection names no caller then."""
     head = stream.head if stream is not None else None
     return head is not None and head.get(FORWARDED_HEADER) is not None
+
+
+def _common_name(output: H2Output, stream: Stream | None, path: str) -> str | None:
+    """The name in the certificate of a call's client, which is not the one of the connection if a server passes it on.
+
+    That server has to vouch for the name.
+    """
+    if not is_forwarded(stream):
+        return output.peer_common_name
+    assert stream is not None
+    assert stream.head is not None
+    said = stream.head.get(CALLER_HEADER)
+    return None if said is None else output.core.vouched_name(output.held, stream.id, path, said)
+
+
+def requires_leader(stream: Stream | None) -> bool:
+    """Whether a call's metadata ask for a leader, as etcd's clients do."""
+    head = stream.head if stream is not None else None
+    return head is not None and head.get(b"hasleader") == b"true"
 
 
 def _passed_as(value: bytes) -> PassedAs:
@@ -93,7 +112,11 @@ class GrpcUnary(UnaryCall):
 
     @property
     def peer_common_name(self) -> str | None:
-        return None if is_forwarded(self._stream) else self._output.peer_common_name
+        return _common_name(self._output, self._stream, self.method.path)
+
+    @property
+    def requires_leader(self) -> bool:
+        return requires_leader(self._stream)
 
     @property
     def passed_as(self) -> PassedAs | None:
@@ -266,7 +289,11 @@ class GrpcStream(StreamCall):
 
     @property
     def peer_common_name(self) -> str | None:
-        return None if is_forwarded(self._stream) else self._output.peer_common_name
+        return _common_name(self._output, self._stream, self.method.path)
+
+    @property
+    def requires_leader(self) -> bool:
+        return requires_leader(self._stream)
 
     @property
     def held(self) -> Held:

@@ -200,6 +200,11 @@ def _token_of(exchange: Exchange | None) -> bytes | None:
     return token if token is not None else exchange.header(b"authorization")
 
 
+def _requires_leader(exchange: Exchange | None) -> bool:
+    """Whether a request's headers ask for a leader, as metadata in etcd's gateway."""
+    return exchange is not None and exchange.header(b"grpc-metadata-hasleader") == b"true"
+
+
 class JsonUnary(UnaryCall):
     """A unary call in JSON. A body that takes long to read has its turn, see loop/pace.py."""
 
@@ -216,6 +221,10 @@ class JsonUnary(UnaryCall):
     @property
     def token(self) -> bytes | None:
         return _token_of(self._exchange)
+
+    @property
+    def requires_leader(self) -> bool:
+        return _requires_leader(self._exchange)
 
     @property
     def peer_common_name(self) -> str | None:
@@ -370,6 +379,10 @@ class JsonStream(StreamCall):
     @property
     def token(self) -> bytes | None:
         return _token_of(self._exchange)
+
+    @property
+    def requires_leader(self) -> bool:
+        return _requires_leader(self._exchange)
 
     @property
     def peer_common_name(self) -> str | None:
