@@ -3,8 +3,10 @@
 
 import base64
 import re
+import string
 from typing import Any
 
+import pytest
 from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2 as rpc
@@ -69,6 +71,16 @@ def test_a_server_that_has_not_applied_the_key_knows_no_token() -> None:
     assert servers.following.caller(token, 1) == Caller("u", 1)
 
 
+@pytest.mark.parametrize("name", ["u", "v2", "w34"])  # the ends of base64
+def test_no_letter_of_a_token_can_be_another(name: str) -> None:
+    servers = Servers()
+    servers.apply(rpc.AuthUserAddRequest(name=name, hashedPassword=hashed("hash"))) if name != "u" else None
+    token = servers.issue(name)
+    for at, letter in enumerate(token):
+        for other in set(string.ascii_letters + string.digits + "-_+/=.\n ") - {letter}:
+            assert servers.leading.caller(token[:at] + other + token[at + 1 :], 1) is None
+
+
 def test_the_key_outlives_logins_and_no_user_shows_it() -> None:
     servers = Servers()
     token = servers.issue()
@@ -82,14 +94,22 @@ def test_the_key_outlives_logins_and_no_user_shows_it() -> None:
 def test_a_new_password_or_the_end_of_a_user_ends_its_tokens_and_no_others() -> None:
     servers = Servers()
     one, other = servers.issue("u"), servers.issue("v")
-    servers.apply(rpc.AuthUserChangePasswordRequest(name="u", hashedPassword=hashed("new")))
+    servers.apply(rpc.AuthUserChangePasswordRequest(name="u", hashedPassword=hashed("HASH OF u")))
     assert both(servers, one) == [None, None]
     one = servers.issue("u")
     servers.apply(rpc.AuthUserDeleteRequest(name="u"))
     assert both(servers, one) == [None, None]
-    servers.apply(rpc.AuthUserAddRequest(name="u", hashedPassword=hashed("anew")))
+    servers.apply(rpc.AuthUserAddRequest(name="u", hashedPassword=hashed("hash Of u")))
     assert both(servers, one) == [None, None]
     assert both(servers, other) == [Caller("v", 7)] * 2
+
+
+def test_a_user_without_a_password_that_is_deleted_is_nobody() -> None:
+    servers = Servers()
+    servers.apply(rpc.AuthUserAddRequest(name="w", options={"no_password": True}))
+    token = servers.issue("w")  # which no login does
+    servers.apply(rpc.AuthUserDeleteRequest(name="w"))
+    assert both(servers, token) == [None, None]
 
 
 def test_other_changes_of_the_auth_data_end_no_token() -> None:
