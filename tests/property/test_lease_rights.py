@@ -143,9 +143,9 @@ def test_what_is_remembered_is_what_a_look_at_every_key_says(
             for way in (ways.ask, ways.read, ways.list):
                 way("v", 1)
         rights = ways.machine.leases.rights
-        assert len(rights) <= len(LEASES) + 1
-        assert rights._records.keys() <= {lease.id for lease in ways.machine.leases}
-        for record in filter(None, (*rights._records.values(), rights._all)):
+        assert len(rights.of_leases) <= len(LEASES)
+        assert rights.of_leases.keys() <= {lease.id for lease in ways.machine.leases}
+        for record in filter(None, (*rights.of_leases.values(), rights.of_all)):
             for verdicts in filter(None, (record, record.reading)):
                 assert len(verdicts.checked.keys() | verdicts.refused.keys()) <= users_max
             assert len(record.added) <= max(added_min, len(KEYS))
@@ -174,7 +174,7 @@ def test_a_renewal_or_a_put_looks_at_no_key_twice(monkeypatch: pytest.MonkeyPatc
         assert asked(machine, "u", 1) == errors.PERMISSION_DENIED.message
     assert looks <= REFUSED + 2
     machine.apply(rpc.LeaseRevokeRequest(ID=1), 0.0)
-    assert len(machine.leases.rights) == 0
+    assert (machine.leases.rights.of_leases, machine.leases.rights.of_all) == ({}, None)
 
 
 @pytest.mark.inside
@@ -257,7 +257,7 @@ def test_keys_that_come_and_go_for_ever_take_no_memory_for_ever() -> None:
         assert asked(machine, "v", 1) is None
         machine.apply(rpc.PutRequest(key=b"x%d" % number, lease=1), 0.0)
         machine.apply(rpc.DeleteRangeRequest(key=b"x%d" % number), 0.0)
-        most = max([most, *(len(record.added) for record in machine.leases.rights._records.values())])
+        most = max([most, *(len(record.added) for record in machine.leases.rights.of_leases.values())])
     assert most <= limits.LEASE_RIGHTS_ADDED_KEYS_MIN
 
 

@@ -325,7 +325,7 @@ class World:
                 seen = watcher.sent[-1][2] if watcher.sent else watcher.start - 1
                 assert seen < watcher.lost_at - 1
         alive = sum(not watcher.over for watcher in self.asked)
-        assert self.core.metrics.watchers == len(self.machine.hub) == alive
+        assert self.core.metrics.watchers == self.machine.hub.count == alive
         kept = [watcher.request for watcher in self.asked if not watcher.over]
         assert self.core.kept_keys.total_bytes == sum(len(one.key) + len(one.range_end.strip(b"\0")) for one in kept)
 
@@ -459,9 +459,9 @@ def test_a_stream_that_goes_takes_its_watchers_along() -> None:
     for where in range(len(RANGES)):
         world.create(where, 0, [], False, False)
     world.settle()
-    assert len(world.machine.hub) == len(RANGES)
+    assert world.machine.hub.count == len(RANGES)
     world.stream.on_over()
-    assert len(world.machine.hub) == world.core.metrics.watchers == 0
+    assert world.machine.hub.count == world.core.metrics.watchers == 0
     assert world.core.watch_streams == set()
 
 

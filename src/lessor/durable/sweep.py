@@ -49,7 +49,7 @@ class Sweep:
     @property
     def due(self) -> bool:
         """Whether there is something to do."""
-        return self.rows_due or self._free
+        return bool(self._dead) or self._walk is not None or self._free
 
     @property
     def rows_due(self) -> bool:

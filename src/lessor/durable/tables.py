@@ -51,6 +51,7 @@ from lessor.state.journal import AlarmRow, EventRow, LeaseRow, Rows
 
 LOAD_ROWS: Final = 1_000  # rows fetched at once
 STOP_LOOK_STEPS: Final = 20_000  # of SQLite's machine, a millisecond or so, after which a backup looks whether to stop
+_NOT_OPEN: Final = "the tables are not open"
 
 
 class Tables:
@@ -130,7 +131,7 @@ class Tables:
 
     @property
     def _copying(self) -> WalCopy:
-        assert self._copy is not None, "the tables are not open"
+        assert self._copy is not None, _NOT_OPEN
         return self._copy
 
     def _copy_wal(self, *, wait: bool) -> bool:
@@ -181,7 +182,7 @@ class Tables:
 
     @property
     def _connection(self) -> sqlite3.Connection:
-        assert self._open is not None, "the tables are not open"
+        assert self._open is not None, _NOT_OPEN
         return self._open
 
     @contextlib.contextmanager
@@ -242,20 +243,24 @@ class Tables:
     @property
     def synced(self) -> int:
         """Up to this record the tables keep what they have."""
-        return self._syncing.synced
+        assert self._sync is not None, _NOT_OPEN
+        return self._sync.synced
 
     @property
     def changes(self) -> int:
         """Grows when the files may have another size: with each write, and with each sync that has ended."""
-        return self.writes + self._syncing.runs
+        assert self._sync is not None, _NOT_OPEN
+        return self.writes + self._sync.runs
 
     @property
     def syncing(self) -> bool:
-        return self._syncing.running
+        assert self._sync is not None, _NOT_OPEN
+        return self._sync.running
 
     @property
     def _syncing(self) -> TableSync:
-        assert self._sync is not None, "the tables are not open"
+        """For everything but the three above, which are asked around each commit: a property in a property costs."""
+        assert self._sync is not None, _NOT_OPEN
         return self._sync
 
     def _sync_error(self) -> BaseException | None:

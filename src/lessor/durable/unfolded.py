@@ -76,7 +76,8 @@ class Fold:
         self.events += [(*row, number) for row in rows.events]
         for row in rows.leases:
             self.leases[row[0]] = (*row, number)
-        self.alarms += [(alarm, number) for alarm in rows.alarms]
+        if rows.alarms:
+            self.alarms += [(alarm, number) for alarm in rows.alarms]
         if rows.auth is not None:
             self.auth.append((rows.auth, number))
         if rows.compact_revision is not None:
@@ -84,7 +85,8 @@ class Fold:
             self.compacted = number
         if rows.peer_urls is not None:
             self.meta.append(("peer_urls", " ".join(rows.peer_urls)))
-        self.dead += sorted_pieces(rows.dead)
+        if rows.dead:
+            self.dead += sorted_pieces(rows.dead)
         self.newest = record
         self.rows += rows_of(rows)
 

@@ -42,7 +42,8 @@ def varint(number: int) -> bytes:
 
 def nested(tag: bytes, payload: bytes) -> bytes:
     """A length-delimited field: `tag` is its encoded tag. Written even when the payload is empty."""
-    return tag + varint(len(payload)) + payload
+    size = len(payload)
+    return tag + (_SHORT[size] if size < 0x4000 else varint(size)) + payload  # each reply has several short ones
 
 
 def number_field(tag: bytes, number: int) -> bytes:
@@ -53,15 +54,15 @@ def number_field(tag: bytes, number: int) -> bytes:
 class HeaderEncoder:
     """Encodes the `ResponseHeader`s of one server, as field 1 of a reply."""
 
-    __slots__ = ("_identity", "_term")
+    __slots__ = ("_before", "_term")
 
     def __init__(self, cluster_id: int, member_id: int, term: int) -> None:
-        self._identity = number_field(b"\x08", cluster_id) + number_field(b"\x10", member_id)
+        self._before = number_field(b"\x08", cluster_id) + number_field(b"\x10", member_id) + b"\x18"
         self._term = number_field(b"\x20", term)
 
     def field(self, revision: int) -> bytes:
-        """The header with all four fields."""
-        return nested(b"\x0a", self._identity + number_field(b"\x18", revision) + self._term)
+        """The header with all four fields. `revision`: at least 1, as all are."""
+        return nested(b"\x0a", self._before + varint(revision) + self._term)
 
 
 def revision_header(revision: int) -> bytes:

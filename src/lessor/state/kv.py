@@ -241,7 +241,7 @@ def read_put(request: rpc_pb2.PutRequest) -> Put:
 
 def verify_put_alone(store: Store, lessor: Lessor, put: Put) -> None:
     key, _, lease_id, _, ignore_value, ignore_lease = put
-    if lease_id and lease_id not in lessor:
+    if lease_id and lessor.get(lease_id) is None:
         raise errors.LEASE_NOT_FOUND.error()
     if (ignore_value or ignore_lease) and store.get(key) is None:
         raise errors.KEY_NOT_FOUND.error()
@@ -252,7 +252,7 @@ def verify_put_in_txn(store: Store, lessor: Lessor, put: Put) -> None:
     key, _, lease_id, _, ignore_value, ignore_lease = put
     if (ignore_value or ignore_lease) and store.get(key) is None:
         raise errors.KEY_NOT_FOUND.error()
-    if lease_id and lease_id not in lessor:
+    if lease_id and lessor.get(lease_id) is None:
         raise errors.LEASE_NOT_FOUND.error()
 
 

@@ -89,31 +89,28 @@ class _Record(_Verdicts):
 class LeaseRights:
     """What is known of all leases."""
 
-    __slots__ = ("_all", "_records")
+    __slots__ = ("of_all", "of_leases")
 
     def __init__(self) -> None:
-        self._records: dict[int, _Record] = {}
-        self._all: _Record | None = None
-
-    def __len__(self) -> int:
-        """The number of records. Zero until auth is on: hanging a key on a lease costs no more."""
-        return len(self._records) + (self._all is not None)
+        # Without a record of either kind, as long as auth is off, `attached` need not be called: a key costs no more.
+        self.of_leases: dict[int, _Record] = {}  # by id
+        self.of_all: _Record | None = None
 
     def attached(self, lease: Lease, key: bytes) -> None:
         """A key was hung on the lease."""
-        record = self._records.get(lease.id)
+        record = self.of_leases.get(lease.id)
         if record is not None:
             record.added.append(key)
             if len(record.added) > max(limits.LEASE_RIGHTS_ADDED_KEYS_MIN, len(lease.keys)):
-                del self._records[lease.id]
-        record = self._all
+                del self.of_leases[lease.id]
+        record = self.of_all
         if record is not None:
             record.added.append(key)
             if len(record.added) > max(limits.LEASE_RIGHTS_ADDED_KEYS_MIN, record.size):
-                self._all = None
+                self.of_all = None
 
     def ended(self, lease: Lease) -> None:
-        self._records.pop(lease.id, None)
+        self.of_leases.pop(lease.id, None)
 
     def may_write(self, lease: Lease, user: str, revision: int, writable: Spans) -> bool:
         """Whether all keys of a live lease are in `writable`: those that the user may write at that auth revision."""
@@ -137,16 +134,16 @@ class LeaseRights:
         return known if known is not None else reading.learn(user, record.added, (keys,), readable)
 
     def _record(self, lease: Lease, revision: int) -> _Record:
-        record = self._records.get(lease.id)
+        record = self.of_leases.get(lease.id)
         if record is None or record.revision != revision:
-            record = self._records[lease.id] = _Record(revision, len(lease.keys))
+            record = self.of_leases[lease.id] = _Record(revision, len(lease.keys))
         return record
 
     def may_read_all(
         self, leases: Iterable[Lease], hanging: Container[bytes], user: str, revision: int, readable: Spans
     ) -> bool:
         """The same for all `leases`, which live. `hanging`: all keys that hang on one."""
-        record = self._all
+        record = self.of_all
         if record is not None and record.revision == revision:
             known = record.known(user, record.added, hanging, readable)
             if known is not None:
@@ -158,7 +155,7 @@ class LeaseRights:
             size = sum(map(len, sets))
             if size <= limits.LEASE_RIGHTS_READ_KEYS_MIN:
                 return readable.first_beyond(sets) is None
-            record = self._all = _Record(revision, size)
+            record = self.of_all = _Record(revision, size)
         return record.learn(user, record.added, sets, readable)
 
 

@@ -46,12 +46,13 @@ _ID_MASK: Final = (1 << 63) - 1
 class Lessor:
     """All live leases."""
 
-    __slots__ = ("_journal", "_leases", "_next_id", "_queue", "min_ttl_s", "rights")
+    __slots__ = ("_journal", "_leases", "_next_id", "_queue", "get", "min_ttl_s", "rights")
 
     def __init__(self, journal: Journal, *, min_ttl_s: int = 1, id_seed: int = 1) -> None:
         """`min_ttl_s`: shorter TTLs are raised to it, seconds. `id_seed`: the first id that the lessor chooses."""
         self._journal = journal
         self._leases: dict[int, Lease] = {}
+        self.get: Callable[[int], Lease | None] = self._leases.get  # by its id; None when no such lease lives
         self._queue = ExpiryQueue()
         self._next_id = id_seed & _ID_MASK
         self.min_ttl_s = min_ttl_s
@@ -66,9 +67,6 @@ class Lessor:
 
     def __contains__(self, lease_id: int) -> bool:
         return lease_id in self._leases
-
-    def get(self, lease_id: int) -> Lease | None:
-        return self._leases.get(lease_id)
 
     def grant(self, lease_id: int, ttl_s: int, now_s: float) -> Lease:
         """Makes a lease. `lease_id` 0: the lessor chooses a free positive id. Cost: O(log n) at worst.
@@ -178,8 +176,9 @@ class Lessor:
             keys.add(key)
         else:
             lease.keys = {key}
-        if len(self.rights):
-            self.rights.attached(lease, key)
+        rights = self.rights
+        if rights.of_leases or rights.of_all is not None:  # nothing is kept until auth is on
+            rights.attached(lease, key)
 
     def detach(self, lease_id: int, key: bytes) -> None:
         """Takes a key off its lease. Does nothing when that lease does not live. Cost: O(1)."""
@@ -217,6 +216,7 @@ class Lessor:
     def load(self, leases: Iterable[Lease]) -> None:
         """Takes all leases into an empty lessor. Cost: O(n), where n grants would cost n log n."""
         self._leases = {lease.id: lease for lease in leases}
+        self.get = self._leases.get
         self._queue.load(self._leases.values())
 
     def attach_loaded(self, pairs: Iterable[tuple[int, bytes]]) -> None:

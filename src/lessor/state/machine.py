@@ -358,7 +358,7 @@ class StateMachine:
     def _finish(self) -> None:
         """Ends a write, and hands its events to the hub."""
         changes = self.store.finish()
-        if changes and len(self.hub):
+        if changes and self.hub.count:
             self.hub.changed(changes)
 
     def _finish_long(self) -> None:

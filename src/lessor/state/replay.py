@@ -138,7 +138,7 @@ def apply(machine: StateMachine, rows: Rows) -> None:
         while end < len(events) and events[end][0] == revision:
             end += 1
         found = store.follow(events[first:end])
-        if len(hub):
+        if hub.count:
             hub.notify(revision, found, [store.previous_of(event) for event in found])
         first = end
     for row in rows.leases:

@@ -56,7 +56,7 @@ Operation = tuple[str, Any]
 class Node:
     """One txn of the tree."""
 
-    __slots__ = ("compares", "failure", "old", "size", "size_max", "succeeded", "success", "wide")
+    __slots__ = ("compares", "failure", "old", "size", "size_max", "succeeded", "success", "taken", "wide")
 
     def __init__(self, compares: list[rpc_pb2.Compare], size: int, size_max: int) -> None:
         self.compares = compares
@@ -64,13 +64,10 @@ class Node:
         self.size_max = size_max
         self.success: list[Operation] = []
         self.failure: list[Operation] = []
-        self.succeeded = False
+        self.succeeded = False  # whether the compares hold; `choose` finds out
+        self.taken: Sequence[Operation] = ()  # the branch that this chooses
         self.old = False  # whether a range on the branches taken names a revision; `verify` finds out
         self.wide = False  # whether a compare, a range or a delete of it, or of a txn in it, has a range_end
-
-    @property
-    def taken(self) -> list[Operation]:
-        return self.success if self.succeeded else self.failure
 
 
 # --- shape ------------------------------------------------------------------------------------------------------
@@ -334,10 +331,10 @@ class _Reach:
 
 def choose(store: Store, node: Node) -> None:
     """Evaluates the compares of the txn, and of the nested txns on the branches taken, against the state as it is."""
-    node.succeeded = True
+    node.succeeded, node.taken = True, node.success
     for compare in node.compares:
         if not _holds(store, compare):
-            node.succeeded = False
+            node.succeeded, node.taken = False, node.failure
             break
     for kind, request in node.taken:
         if kind == TXN:

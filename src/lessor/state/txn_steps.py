@@ -74,7 +74,7 @@ class _Reading:
 
     def _choose(self, node: txn.Node) -> Iterator[None]:
         """As `txn.choose`, in steps."""
-        node.succeeded = True
+        node.succeeded, node.taken = True, node.success
         store, revision = self._store, self._revision
         for compare in node.compares:
             found, holds = False, True
@@ -90,7 +90,7 @@ class _Reading:
             if not found:
                 holds = txn.holds_for(compare, None)
             if not holds:
-                node.succeeded = False
+                node.succeeded, node.taken = False, node.failure
                 break
         for kind, request in node.taken:
             if kind == txn.TXN:

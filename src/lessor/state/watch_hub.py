@@ -96,13 +96,13 @@ class WatchHub:
     __slots__ = (
         "_by_key",
         "_by_prefix",
-        "_count",
         "_inside",
         "_ranges",
         "_scatter",
         "_store",
         "_waiting",
         "_waiting_events",
+        "count",
         "large",
         "looked",
         "on_large",
@@ -114,7 +114,7 @@ class WatchHub:
         self._by_key: dict[bytes, dict[Watcher, None]] = {}
         self._by_prefix: dict[int, dict[bytes, dict[Watcher, None]]] = {}
         self._ranges: dict[Watcher, None] = {}
-        self._count = 0
+        self.count = 0  # of the watchers
         self.outbox: list[Publication] = []  # in the order of revisions
         self.looked = 0  # see `replay`
         self.large: LargeChanges | None = None  # see `replay`
@@ -125,9 +125,6 @@ class WatchHub:
         # Called when a large write begins to wait: `go_on` is to be called, but not from there. None: nothing waits.
         self.on_large: Callable[[], None] | None = None
 
-    def __len__(self) -> int:
-        return self._count
-
     def add(self, watcher: Watcher) -> None:
         """Takes in a watcher. One that starts in the past is `lagging` afterwards: call `replay` for it."""
         newest = self._store.revision
@@ -135,7 +132,7 @@ class WatchHub:
             watcher.next_revision = newest + 1
         watcher.lagging = watcher.next_revision <= newest
         self._place(watcher, create=True)[watcher] = None
-        self._count += 1
+        self.count += 1
         if watcher.at_once:
             self._inside[watcher] = None
 
@@ -145,7 +142,7 @@ class WatchHub:
         place = self._place(watcher, create=False)
         if place.pop(watcher, watcher) is watcher:
             return
-        self._count -= 1
+        self.count -= 1
         self._inside.pop(watcher, None)
         if not place:
             self._forget(watcher)

@@ -29,6 +29,7 @@ PREFIX_BYTES: Final = 5
 _COMPRESSED: Final = 1
 _PREFIX: Final = Struct(">BI")
 unpack_prefix: Final = _PREFIX.unpack_from  # the flag of a message, and its size
+pack_prefix: Final = _PREFIX.pack  # the same two; we set no flag, it is 0
 _GZIP_WBITS: Final = 31  # zlib's number for "only with a gzip header"
 
 CONTENT_TYPE: Final = b"application/grpc"
@@ -60,14 +61,9 @@ _CODES: Final = {b"%d" % code: code for code in Code}
 # --- messages -------------------------------------------------------------------------------------------------------
 
 
-def prefix(size: int) -> bytes:
-    """The PREFIX_BYTES before a message of `size` bytes."""
-    return _PREFIX.pack(0, size)
-
-
 def frame(payload: bytes) -> bytes:
     """A message with its prefix, as it is in a body."""
-    return _PREFIX.pack(0, len(payload)) + payload
+    return pack_prefix(0, len(payload)) + payload
 
 
 class Deframer:

@@ -180,4 +180,4 @@ class LockWorld(World):
     @property
     def idle(self) -> bool:
         """Whether nobody is kept in mind who waits or observes."""
-        return not len(self.services.lines) and not len(self.machine.hub)
+        return not len(self.services.lines) and not self.machine.hub.count

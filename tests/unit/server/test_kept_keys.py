@@ -131,7 +131,7 @@ def test_a_watch_beyond_the_bound_is_refused_as_others_are_and_a_cancel_makes_ro
     (refused,) = answers.take()
     assert (refused.created, refused.canceled, refused.watch_id) == (True, True, -1)
     assert refused.cancel_reason.startswith("etcdserver: too many requests: ")
-    assert len(world.machine.hub) == world.core.metrics.watchers == 2
+    assert world.machine.hub.count == world.core.metrics.watchers == 2
     cancel = rpc.WatchRequest(cancel_request=rpc.WatchCancelRequest(watch_id=0))
     world.stream.on_messages([cancel.SerializeToString()])
     _create(world, b"c")
@@ -153,7 +153,7 @@ def test_the_largest_keeper_loses_its_largest_watch() -> None:
     assert (lost.watch_id, lost.canceled, lost.created) == (1, True, False)
     assert "all connections" in lost.cancel_reason
     assert innocent.sizes == [10]
-    assert len(world.machine.hub) == 2
+    assert world.machine.hub.count == 2
     assert world.core.kept_keys.total_bytes == 60
 
 

@@ -151,12 +151,12 @@ def test_removed_watchers_hear_nothing_and_leave_nothing() -> None:
     watchers = [Watcher(number, *range_) for number, range_ in enumerate(RANGES * 2)]
     for watcher in watchers:
         hub.add(watcher)
-    assert len(hub) == len(watchers)
+    assert hub.count == len(watchers)
     for watcher in watchers:
         hub.remove(watcher)
         assert watcher.cancelled
         hub.remove(watcher)  # again: nothing happens
-    assert len(hub) == 0
+    assert hub.count == 0
     for key in KEYS:
         put(machine, key)
     assert hub.take_outbox() == []

@@ -270,21 +270,22 @@ class UnaryCall:
 
     def deliver(self, payload: Any) -> None:
         """The gate lets the reply or the error through."""
-        if isinstance(payload, bytes):
+        is_reply = isinstance(payload, bytes)
+        if is_reply:
             self.held.size_bytes -= len(payload)
         if self.over:
             self.held.dropped()
             return
         if self.deadline_s is not None and self._late():
             self.end_now(errors.DEADLINE_EXCEEDED.error())
-        elif isinstance(payload, EtcdError):
-            self.end_now(payload)
-        else:
+        elif is_reply:
             self.over = True
             if self._timer is not None:
                 self._timer.cancel()
             self.counts.succeeded.n += 1
             self._send(payload)
+        else:
+            self.end_now(payload)
 
     # --- inside ---
 

@@ -29,7 +29,7 @@ from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.h2_output import DeferredRequest, H2Output
 from lessor.state.txn_scan import too_many_operations
 from lessor.wire import grpc
-from lessor.wire.grpc import unpack_prefix
+from lessor.wire.grpc import pack_prefix, unpack_prefix
 from lessor.wire.h2 import Stream
 
 _PASSED_AS: Final = re.compile(rb"([0-9a-f]{32}):([0-9]{1,18}):([0-9]{1,18})")  # see PassedAs
@@ -236,18 +236,18 @@ class GrpcUnary(UnaryCall):
     # --- out ---
 
     def encode(self, reply: bytes) -> bytes:
-        return grpc.frame(reply)
+        return pack_prefix(0, len(reply)) + reply  # grpc.frame, without the call
 
     def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]:
         # Not a list to be joined: its end would be one long step. The buffer grows where it lies and is not copied.
         made = BytesIO()
-        made.write(grpc.prefix(0))
+        made.write(pack_prefix(0, 0))
         for piece in pieces:
             made.write(piece)
             yield None
         size = made.tell() - grpc.PREFIX_BYTES
         made.seek(0)
-        made.write(grpc.prefix(size))
+        made.write(pack_prefix(0, size))
         yield made.getvalue()
 
     def _send(self, payload: bytes) -> None:
@@ -424,7 +424,7 @@ class GrpcStream(StreamCall):
         if not self._started:
             self._started = True
             h2.send_headers(stream, grpc.RESPONSE_HEADERS)
-        h2.send_data(stream, grpc.prefix(len(head) + sum(map(len, chunks))) + head)
+        h2.send_data(stream, pack_prefix(0, len(head) + sum(map(len, chunks))) + head)
         for chunk in chunks:
             h2.send_data(stream, chunk)
         self.core.turn.flush_later(self._output.connection)
