@@ -22,7 +22,6 @@ from tests.ports import free_port
 
 STOP_S_MAX = 20.0
 START_S_MAX = 20.0
-EXIT_FENCED = 75  # of a Lessor that another one has taken over
 LESSOR = ("-m", "lessor")
 
 
@@ -48,12 +47,19 @@ class Process(ABC):
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
 
-    def has_ended(self) -> int:
-        """Waits until it has ended by itself; returns its exit code."""
+    @property
+    def pid(self) -> int:
         assert self._process is not None
-        code = self._process.wait(STOP_S_MAX)
+        return self._process.pid
+
+    def wait_until_taken_over(self, times: int) -> None:
+        """Returns when it has said for that many times that it was taken over: it has forgotten its calls then."""
+        until_s = time.monotonic() + STOP_S_MAX
+        while self.log_text().count("taken over: ") < times:
+            assert self.alive, f"it has ended: see {self._log}"
+            assert time.monotonic() < until_s, f"it does not step down: see {self._log}"
+            time.sleep(0.005)
         self.deaths.append(time.monotonic())
-        return code
 
     def wait_until_serving(self) -> None:
         assert self._process is not None
@@ -211,6 +217,7 @@ class StandingBy(Nemesis):
         self._leading, self._standing_by = one, two
         self._both = one, two
         self.strikes: Counter[str] = Counter()
+        self._taken_over: Counter[Process] = Counter()
 
     @property
     def endpoints(self) -> list[str]:
@@ -242,9 +249,11 @@ class StandingBy(Nemesis):
         if kind == "stop":
             time.sleep(chance.uniform(0.0, 0.5))
             struck.signal(signal.SIGCONT)
-            assert struck.has_ended() == EXIT_FENCED
+            self._taken_over[struck] += 1
+            struck.wait_until_taken_over(self._taken_over[struck])
+        else:
+            struck.spawn()
         self._leading, self._standing_by = self._standing_by, struck
-        self._standing_by.spawn()
         self._standing_by.wait_until_serving()
         self.disturbed.append((began_s, time.monotonic()))
 

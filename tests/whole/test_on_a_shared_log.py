@@ -3,7 +3,6 @@
 
 import contextlib
 import re
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,9 +18,8 @@ from lessor.base import limits
 from lessor.cluster.tenure import Timing
 from lessor.durable import shared_record
 from lessor.durable.engine import FIRST_TERM
-from lessor.durable.shared_log import UnknownError
 from lessor.replicated.engine import ReplicatedEngine
-from lessor.server.main import EXIT_DISK_FAILED, EXIT_FENCED
+from lessor.server.main import EXIT_DISK_FAILED
 from lessor.state.replay import promote
 from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
@@ -115,44 +113,6 @@ def test_nothing_leaves_while_somebody_else_may_lead_and_no_lease_ages(tmp_path:
         assert server.server.core.machine.leases.get(7) is not None
         with urllib.request.urlopen(f"{server.client_url}/metrics", timeout=10) as page:
             assert re.search(rb"^lessor_tenure_lapses_total [1-9]", page.read(), re.M)
-
-
-def test_the_one_that_was_taken_over_answers_nobody_and_ends(tmp_path: Path) -> None:
-    kept = MemoryRecords()
-    with server_on(kept, tmp_path / "a") as one, GrpcPeer(one.address) as peer:
-        peer.call(put(b"k", b"v"))
-        two = server_on(kept, tmp_path / "b")
-        starting = threading.Thread(target=two.start)
-        starting.start()
-        stuck = threading.Event()
-
-        def stall() -> None:  # the first one's thread hangs in a call of the engine
-            if threading.current_thread() is one.server._committer._thread:
-                stuck.wait(20)
-                raise UnknownError("cut")
-
-        kept.before_append = stall
-        with ThreadPoolExecutor(2) as threads:
-            starting.join(20)
-            try:
-                with GrpcPeer(two.address) as other:
-                    other.call(put(b"k", b"kept"))
-                    old = threads.submit(peer.call, rpc.RangeRequest(key=b"k"))
-                    time.sleep(0.2)  # a wrong server answers b"v" in this time
-                    lost = threads.submit(peer.call, put(b"k", b"lost"))
-                    time.sleep(0.1)
-                    assert not old.done()
-                    assert not lost.done()
-                    stuck.set()
-                    for call in (lost, old):
-                        with pytest.raises(Exception, match="UNAVAILABLE"):
-                            call.result(10)
-                    found: Any = other.call(rpc.RangeRequest(key=b"k"))
-                    assert (found.kvs[0].value, found.header.raft_term) == (b"kept", FIRST_TERM + 1)
-                eventually(lambda: one.exit_code == EXIT_FENCED)
-            finally:
-                stuck.set()
-                two.close()
 
 
 def test_a_server_whose_log_is_away_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,7 @@ Laws
 - Whatever happens, nothing that was started here is left running: the end of `run`, however it comes, ends the nodes,
   the one that leads last, and then the engine. What is still there after that is killed. When this process itself is
   killed with -9, the kernel ends them (see tether.py).
-- A node that was fenced (exit code 75) is started again. One that ended otherwise, or was killed, is not: whoever did
-  it wants to see what comes of it.
+- A node that has ended, or was killed, is not started again: whoever did it wants to see what comes of it.
 - The nodes are processes like any other's. Who leads is found by asking them.
 
 A node that a person has started again by hand is not ours: it is asked who leads, and otherwise left alone.
@@ -34,11 +33,9 @@ from lessor.durable.directory import LOCK_NAME
 if TYPE_CHECKING:
     from lessor.client import AsyncClient
 
-FENCED = 75  # the exit code of `lessor serve` after it was taken over
 START_S_MAX = 60.0  # until the engine listens, and then until a node leads; it takes two to four seconds
 ASK_S_MAX = 1.0
 LOOK_S, LOOK_SOON_S = 0.5, 0.1  # between two questions who leads: while somebody does, and while nobody does
-AGAIN_S = 1.0  # before a fenced node is started again
 STOP_S_MAX = 15.0  # a node gives up an engine that does not answer after 3 s; connections may take 5
 
 
@@ -139,20 +136,15 @@ class LocalCluster:
         return self.plan.serve_command(node.number, self.engine.url, may_lose_commits=self.engine.may_lose_commits)
 
     async def _tend(self, node: Node) -> None:
-        """Starts the node, and again when it was fenced; says it when it has ended otherwise."""
+        """Starts the node, and says it when it has ended."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
         log = self.plan.log(node.name)
-        while True:
-            since = log.stat().st_size if log.exists() else 0
-            command = tethered(self._command(node), signal.SIGKILL)
-            node.process = await self._start(node.name, command, environment)
-            code = await node.process.wait()
-            if self._leader is node:
-                self._leader, self._left_s = None, self._clock.now_s()
-            if code != FENCED:
-                break
-            self.say(f"{node.name} was taken over while it stood still (exit code {FENCED}), and is started again")
-            await tasks.sleep(AGAIN_S)
+        since = log.stat().st_size if log.exists() else 0
+        command = tethered(self._command(node), signal.SIGKILL)
+        node.process = await self._start(node.name, command, environment)
+        code = await node.process.wait()
+        if self._leader is node:
+            self._leader, self._left_s = None, self._clock.now_s()
         if not self._up:
             raise Failure(ERROR, f"{node.name} did not start: {last_words(log, since)} (more in {log})")
         others = f"{self._leader.name} leads" if self._leader else "another one will lead in a moment"

@@ -43,7 +43,10 @@ class TablesLockedError(EngineError):
 
 
 class FencedError(EngineError):
-    """Another process commits to the log now. What this one had not committed is lost, and was not acknowledged."""
+    """Another process commits to the log now. What this one had not committed is lost, and was not acknowledged.
+
+    A new engine on the same directory can go on.
+    """
 
 
 class HistoryError(EngineError):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from lessor.cluster.node import Append, Apply, Durable, Lead, Node, Read, StepDown, Stop
-from lessor.durable.engine import EngineError, FencedError, HistoryError
+from lessor.durable.engine import FencedError, HistoryError
 from lessor.durable.log import LogError
 from lessor.durable.shared_log import SharedLog, TakenError, TrimmedError
 from lessor.durable.shared_record import Entry
@@ -26,8 +26,8 @@ READ_BYTES: Final = 4 * 1024 * 1024  # of records that one read asks for
 QUIET_S: Final = 5.0  # between two log lines that say the same
 
 
-class BehindError(EngineError):
-    """The log has forgotten what comes after our tables: a snapshot has it."""
+class BehindError(FencedError):
+    """The log has forgotten what comes after our tables: a snapshot has it, which is read when the engine is opened."""
 
 
 class Carrying:

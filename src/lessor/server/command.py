@@ -154,13 +154,12 @@ def serve(context: click.Context, /, **values: Any) -> None:
         raise click.UsageError(str(error)) from None
     logs.set_up(options.log_level)
     _name_strangers(context)
-    hang_up = _HangUp()
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, for us too
-        signal.signal(signal.SIGHUP, hang_up.on_signal)
+    signals = _Signals()
+    signals.starting()
     from lessor.server.main import run
 
     try:
-        code = run(options, hang_up.install)
+        code = run(options, signals)
     except (DataDirError, EngineError, OptionError) as error:
         click.echo(f"lessor: {error}", err=True)
         code = EXIT_CANNOT_SERVE
@@ -250,13 +249,22 @@ def _listen_metrics(urls: str | None) -> tuple[Listen, ...]:
         raise OptionError(str(error).replace("--listen-client-urls", "--listen-metrics-urls")) from None
 
 
-class _HangUp:
-    """SIGHUP: the terminal has closed, or somebody asks us to read our files again, as is the custom of daemons."""
+class _Signals:
+    """SIGTERM and SIGINT end the server. While it starts they end the process at once: nothing is to be saved then.
+
+    SIGHUP: the terminal has closed, or somebody asks us to read our files again, as is the custom of daemons.
+    """
 
     def __init__(self) -> None:
         self._had_terminal = _terminal_is_there()
         self._server: Any = None  # before it has started
         self._stopping = False
+
+    def starting(self) -> None:
+        """A server starts. The loop of one before it has ended, and has given the signals back."""
+        self._server = None
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, for us too
+            signal.signal(signal.SIGHUP, self.on_signal)
 
     def install(self, loop: asyncio.AbstractEventLoop, server: Any) -> None:
         """From now on the loop takes the signals: SIGTERM and SIGINT, too."""

@@ -19,8 +19,9 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
@@ -62,11 +63,11 @@ log = logging.getLogger("lessor")
 EXIT_DISK_FAILED = 74  # sysexits.h: EX_IOERR
 EXIT_BUG = 70  # sysexits.h: EX_SOFTWARE
 EXIT_HISTORY = 65  # sysexits.h: EX_DATAERR; a new start says it again
-EXIT_FENCED = 75  # sysexits.h: EX_TEMPFAIL; a new start stands by
 EXIT_AT_ONCE = 130  # as after Ctrl-C
 
 # What is raised over rows that no Lessor has written: SQLite does not see damage within a row.
 _IMPOSSIBLE_ROWS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, MemoryError)
+BACKLOG = 4096  # connections that the kernel keeps until they are accepted
 LAST_COMMIT_S = limits.STOP_COMMIT_S_MAX
 DRAIN_S = limits.STOP_CALLS_S_MAX
 # The commit thread and the loop take turns with the interpreter; decision 0003 has the measurements.
@@ -76,23 +77,43 @@ SWITCH_INTERVAL_S = 0.0002
 GC_THRESHOLDS = (1_000, 10, 2)
 
 
+@dataclass
+class Remains:
+    """What a server leaves to the one that takes its place in the same process.
+
+    sockets: those that listen, by URL. socket_files: path and inode of each socket file that we made. step_downs: how
+    often a server of this process was taken over.
+    """
+
+    sockets: dict[str, list[socket.socket]] = field(default_factory=dict)
+    socket_files: dict[str, int] = field(default_factory=dict)
+    step_downs: int = 0
+
+
 class Server:
     """One server on one data directory. `boot`, `start`, then `stop`; each once, in that order."""
 
-    def __init__(self, options: Options, clock: Clock | None = None, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        clock: Clock | None = None,
+        engine: Engine | None = None,
+        after: Remains | None = None,
+    ) -> None:
+        """`after`: of the server of this process in whose place this one comes."""
         self.options = options
+        self.remains = after or Remains()
         self.core: Core
         self.services: Services
         self.exit_code = 0
-        self.follows_on = False  # it stops because another one is to lead, and a new Server is to follow that one
+        self.follows_on = False  # it stops because another one leads or is to, and a new Server is to follow that one
         self._successor = 0  # who is to lead next; 0: any follower
         self._clock = clock or MonotonicClock()
         self._jwt_tokens = self._make_jwt_tokens()
         self._engine = engine or _engine_of(options)
         self._committer = Committer(self._engine, self._clock)
         self._connections: set[Connection] = set()
-        self._listeners: list[asyncio.Server] = []
-        self._sockets: list[tuple[str, int]] = []  # path and inode of each socket file that we made
+        self._listeners: list[tuple[Listen, asyncio.Server]] = []
         self._follower: Follower | None = None  # while another server leads
         self._term = 0  # in which the newest batch of another one was committed
         self.handshakes: Handshakes | None = None  # None without a URL with TLS
@@ -150,6 +171,8 @@ class Server:
         self.core.hand_over = self.hand_over
         self.core.on_shared_log = on_shared_log
         metrics.claims = int(answering is not None and not following)
+        if self.core.on_shared_log:
+            metrics.step_downs = self.remains.step_downs
 
     def _make_jwt_tokens(self) -> Tokens | None:
         """None: tokens are simple ones. Raises OptionError for an --auth-token that cannot work."""
@@ -262,11 +285,21 @@ class Server:
 
     def stop_listening(self) -> None:
         """Takes no new connections; existing ones stay."""
-        for server in self._listeners:
+        self._stop_accepting()
+        self._remove_sockets()
+
+    def _stop_accepting(self) -> None:
+        for _, server in self._listeners:
             server.close()
         self._listeners.clear()
         self.addresses.clear()
-        self._remove_sockets()
+
+    def _pass_on_sockets(self) -> None:
+        """The next Server listens on the same sockets. Connections that come until then wait in the kernel."""
+        for listen, server in self._listeners:
+            kept = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
+            self.remains.sockets.setdefault(listen.url, []).extend(kept)
+        self._stop_accepting()
 
     async def _listen(
         self, loop: asyncio.AbstractEventLoop, listen: Listen, flag: str, speak: Speak, *, shows_data: bool
@@ -280,20 +313,30 @@ class Server:
             assert self.handshakes is not None
             accept = self.handshakes.secured(connection)
         accept = Door(self.core.metrics.shortages).before(self.in_front(accept))
+        servers: list[asyncio.Server] = []
         try:
-            if listen.unix_path:
+            if listen.url in self.remains.sockets:
+                for each in self.remains.sockets.pop(listen.url):
+                    if listen.unix_path:
+                        servers.append(await loop.create_unix_server(accept, sock=each))
+                    else:
+                        servers.append(await loop.create_server(accept, sock=each, backlog=BACKLOG))
+            elif listen.unix_path:
                 _refuse_served_socket(listen)
-                server = await loop.create_unix_server(accept, listen.unix_path)
-                self._sockets.append((listen.unix_path, os.stat(listen.unix_path).st_ino))
-                self.addresses.append(listen.unix_path)
+                servers.append(await loop.create_unix_server(accept, listen.unix_path))
+                self.remains.socket_files[listen.unix_path] = os.stat(listen.unix_path).st_ino
             else:
-                server = await loop.create_server(accept, listen.host, listen.port, backlog=4096)
-                self.addresses.extend(each.getsockname()[:2] for each in server.sockets)
+                servers.append(await loop.create_server(accept, listen.host, listen.port, backlog=BACKLOG))
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             advice = "stop what uses it, or listen elsewhere" if error.errno == errno.EADDRINUSE else "listen elsewhere"
             raise OptionError(f"{flag}: cannot listen on {listen.url}: {reason}; {advice}") from None
-        self._listeners.append(server)
+        for server in servers:
+            self._listeners.append((listen, server))
+            if listen.unix_path:
+                self.addresses.append(listen.unix_path)
+            else:
+                self.addresses.extend(each.getsockname()[:2] for each in server.sockets)
         traffic = "serving client traffic securely" if listen.tls else "serving client traffic"
         log.info(traffic, extra={"address": listen.url})
 
@@ -333,7 +376,10 @@ class Server:
 
         After a failed disk or a broken turn nothing is drained or saved.
         """
-        self.stop_listening()
+        if self.follows_on:
+            self._pass_on_sockets()
+        else:
+            self.stop_listening()
         if self.handshakes is not None:
             self.handshakes.close()
         if not self._committer.failed:
@@ -346,11 +392,12 @@ class Server:
             self._follower.stop()
         elif not self._committer.failed:
             await self._save()
-        for connection in list(self._connections):
-            connection.transport.abort()
+        self._break_connections()
         self.services.passwords.close()
         await self.services.snapshots.close()
         self._committer.close()
+        if not self.follows_on:  # also when a signal has come while it stopped to follow on
+            self._remove_sockets()
         log.info("stopped", extra={"exit_code": self.exit_code})
 
     def abandon(self) -> None:
@@ -365,19 +412,18 @@ class Server:
         self.stop_listening()
         if self.handshakes is not None:
             self.handshakes.close()
-        for connection in list(self._connections):
-            connection.transport.abort()
+        self._break_connections()
         self.services.passwords.close()
         self.services.snapshots.abandon()
         self._committer.close()
 
     def _remove_sockets(self) -> None:
         """Removes our socket files; a file that another server has put in the place of one stays."""
-        for path, inode in self._sockets:
+        for path, inode in self.remains.socket_files.items():
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
-        self._sockets.clear()
+        self.remains.socket_files.clear()
 
     async def _drain(self) -> None:
         self.services.lines.stop(errors.SERVER_STOPPED)
@@ -426,18 +472,49 @@ class Server:
 
     def _stop_unanswered(self, error: BaseException) -> None:
         """Memory is ahead of disk for good, or a bug has half changed it: answers nobody any more, and stops."""
+        if isinstance(error, FencedError):
+            self._step_down(error)
+            return
         where = "disk" if self._engine.answering is None and not self.core.turn.following else "the engine"
         what, self.exit_code = f"cannot write to {where}", EXIT_DISK_FAILED
         if isinstance(error, BrokenTurnError):
             what, self.exit_code = "a bug broke off a turn", EXIT_BUG
-        elif isinstance(error, FencedError):
-            what, self.exit_code = "this process leads no more", EXIT_FENCED
         elif isinstance(error, HistoryError):
             what, self.exit_code = "the log in the engine is not the one that this server knows", EXIT_HISTORY
         log.critical(f"{what}; stopping without answering", extra={"error": str(error)})
+        self._break_connections()
+        self._stopping.set()
+
+    def _break_connections(self) -> None:
         for connection in list(self._connections):
             connection.transport.abort()
+
+    def _step_down(self, error: FencedError) -> None:
+        """Another server has taken over the log, and memory has what the log has not: a new Server follows on.
+
+        Connections break at once, and no call gets an error of its own. Before it in the buffer of its connection may
+        stand replies that must never leave; and a lost connection is Unavailable to clients as well.
+        """
+        if self._stopping.is_set():  # it ends in any case, or follows on already, and has nothing more to save
+            return
+        self.note_step_down(error)
+        self._break_connections()
+        self.follows_on = True
         self._stopping.set()
+
+    def note_step_down(self, error: FencedError) -> None:
+        """Says that this server was taken over, and counts it."""
+        self.remains.step_downs += 1
+        log.warning(
+            "taken over: dropping all connections and what the log does not have, and following from now on. Calls "
+            "that were not answered here were not carried out, unless the log has them",
+            extra={
+                "reason": str(error),
+                "connections": len(self._connections),
+                "remedy": "find out why this process stood still, or did not reach the engine, for longer than "
+                "--cluster-lease",
+            },
+        )
 
     def _raise_no_space(self) -> None:
         """The data has outgrown --quota-backend-bytes."""
@@ -537,6 +614,12 @@ def _set_aside(phase: str, info: dict[str, int]) -> None:
         gc.freeze()
 
 
+def _forget_the_old() -> None:
+    """Frees the state of a server that has ended, which the collector had set aside, before another state is loaded."""
+    gc.unfreeze()
+    gc.collect()
+
+
 def _raise_file_limit() -> None:
     """Raises the soft limit of open files to the hard one: each connection is a file, and 1,024 are soon reached."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -550,27 +633,55 @@ def _raise_file_limit() -> None:
         )
 
 
-def run(options: Options, install_signals: Callable[[asyncio.AbstractEventLoop, Server], None]) -> int:
-    """Serves until asked to stop; returns the exit code. Raises DataDirError or OptionError before it serves."""
+class Signals(Protocol):
+    """Takes the signals of the process."""
+
+    def starting(self) -> None:
+        """From now on a server starts, without a loop that could take them."""
+
+    def install(self, loop: asyncio.AbstractEventLoop, server: Server) -> None:
+        """From now on the loop takes them, for that server."""
+
+
+def run(options: Options, signals: Signals) -> int:
+    """Serves until asked to stop; returns the exit code. Raises DataDirError or OptionError before it serves.
+
+    On a shared log a server that has handed the lead over, or was taken over, is followed by a new one here. All of the
+    old one is given up, with its loop, and the new one starts as a new process would: from the tables and the log. To
+    mend the old one would be quicker, but each of its parts would have to know how to forget; and a timer, a call or a
+    stream that was overlooked would show what the log does not have. The listening sockets alone pass on, so that
+    the addresses stay ours and clients wait a moment instead of being refused.
+    """
     import uvloop
 
     _raise_file_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    gc.disable()  # while the state is loaded: looking at all of it again and again would be a third of the time
+    remains = Remains()
+    while True:
+        # While the state is loaded: looking at all of it again and again would be a third of the time.
+        gc.disable()
+        server = Server(options, after=remains)
+        code = uvloop.run(_serve(server, signals))
+        if code or not server.follows_on:
+            return code
+        remains = server.remains
+        del server
+        signals.starting()  # which lets go of it, too
+        _forget_the_old()
 
-    async def main() -> int:
-        while True:
-            server = Server(options)
-            server.boot()
-            install_signals(asyncio.get_running_loop(), server)
-            try:
-                await server.start()
-            except BaseException:  # a signal during the start cancels this task
-                server.abandon()
-                raise
-            _tame_the_collector()
-            code = await server.serve()
-            if code or not server.follows_on:
-                return code
 
-    return uvloop.run(main())
+async def _serve(server: Server, signals: Signals) -> int:
+    server.boot()
+    signals.install(asyncio.get_running_loop(), server)
+    try:
+        await server.start()
+    except FencedError as error:  # it led for a moment, and stood still in its start
+        server.note_step_down(error)
+        server.abandon()
+        server.follows_on = True
+        return 0
+    except BaseException:  # a signal during the start cancels this task
+        server.abandon()
+        raise
+    _tame_the_collector()
+    return await server.serve()

@@ -140,6 +140,9 @@ class Exposition:
         if metrics.answering is not None:
             text = "How often replies waited, because another server might have led."
             yield _counter("lessor_tenure_lapses", text, metrics.answering.lapses)
+        if metrics.step_downs is not None:
+            text = "How often this process was taken over by another server while it led."
+            yield _counter("lessor_step_downs", text, metrics.step_downs)
         yield _gauge("etcd_server_is_learner", "Whether this member is a learner.", 0)
         yield _counter("etcd_server_leader_changes_seen", "Changes of leader seen.", metrics.leader_changes)
         durable = observed.gate.durable
