@@ -34,7 +34,8 @@ def servers(data_dir: Path, options: argparse.Namespace) -> tuple[Nemesis, Proce
         return OneServer(etcd), etcd
     lessor = LessorProcess(data_dir)
     if options.standby:
-        return StandingBy(lessor, LessorProcess(data_dir.with_name("other"), engine=engine_flags(data_dir))), lessor
+        other = LessorProcess(data_dir.with_name("other"), engine=engine_flags(data_dir))
+        return StandingBy(lessor, other, [options.only] if options.only else StandingBy.KINDS), lessor
     return OneServer(lessor), lessor
 
 
@@ -70,6 +71,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--etcd", type=Path, metavar="BINARY", help="try this etcd and not Lessor")
     parser.add_argument("--standby", action="store_true", help="two on one log, which LESSOR_TEST_ENGINE names")
+    parser.add_argument(
+        "--only", choices=sorted(set(StandingBy.KINDS)), help="with --standby: strikes of this kind only"
+    )
     parser.add_argument("--check", type=Path, metavar="FILE", help="check a saved history and run nothing")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind

@@ -210,10 +210,16 @@ class OneServer(Nemesis):
 
 
 class StandingBy(Nemesis):
-    """Two servers on one log: one leads, the other stands by, and takes over when the first is struck."""
+    """Two servers on one log: one leads, the other stands by, and takes over when the first is struck.
 
-    def __init__(self, one: Process, two: Process) -> None:
+    kinds: of strikes, as often as they come; each is kill, stop (SIGSTOP until it was taken over) or end (SIGTERM).
+    """
+
+    KINDS = ("kill", "kill", "stop", "end")
+
+    def __init__(self, one: Process, two: Process, kinds: Sequence[str] = KINDS) -> None:
         super().__init__()
+        self._kinds = kinds
         self._leading, self._standing_by = one, two
         self._both = one, two
         self.strikes: Counter[str] = Counter()
@@ -234,7 +240,7 @@ class StandingBy(Nemesis):
         self._standing_by.wait_until_serving()
 
     def strike(self, chance: random.Random) -> None:
-        kind = chance.choice(("kill", "kill", "stop", "end"))
+        kind = chance.choice(self._kinds)
         self.strikes[kind] += 1
         began_s = time.monotonic()
         struck = self._leading

@@ -171,8 +171,7 @@ class Server:
         self.core.hand_over = self.hand_over
         self.core.on_shared_log = on_shared_log
         metrics.claims = int(answering is not None and not following)
-        if self.core.on_shared_log:
-            metrics.step_downs = self.remains.step_downs
+        metrics.step_downs = self.remains.step_downs
 
     def _make_jwt_tokens(self) -> Tokens | None:
         """None: tokens are simple ones. Raises OptionError for an --auth-token that cannot work."""

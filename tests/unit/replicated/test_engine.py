@@ -176,6 +176,26 @@ def test_one_stands_by_while_another_beats_and_follows_it(tmp_path: Path, kept: 
     one.close()
 
 
+def test_in_the_place_of_a_fenced_one_follows_one_that_has_what_the_log_has(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    one = started(tmp_path / "a", kept, times)
+    one.commit(batch(1, events=[put(2, b"k", b"v")]))
+    nonce, member_id = one._decisions.nonce, one._decisions.node_id
+    two = started(tmp_path / "b", kept, times)
+    with pytest.raises(FencedError):
+        one.commit(batch(2, events=[put(3, b"k", b"lost")]))
+    two.commit(batch(2, events=[put(3, b"k", b"kept")]))
+    two.commit(batch(3))  # confirms what came before it
+    one.close()
+    again = engine_of(tmp_path / "a", kept, times)
+    assert again.open(IDENTITY).member_id == member_id
+    assert values(again) == [b"v", b"kept"]
+    assert again._decisions.nonce != nonce  # what it counts begins anew
+    again.close()
+    two.close()
+
+
 def test_records_that_the_leader_shows_are_taken_in_without_a_read(
     tmp_path: Path, kept: MemoryRecords, times: Times
 ) -> None:
@@ -420,6 +440,25 @@ def test_a_snapshot_in_the_engine_shortens_the_log_and_makes_new_copies(
     late.close()
     with pytest.raises(DataDirError, match="start with --engine"):
         FileEngine(tmp_path / "old").open(IDENTITY)
+
+
+@pytest.mark.usefixtures("short")
+def test_one_that_stood_still_until_the_log_has_forgotten_its_place_is_fenced_and_follows_from_the_snapshot(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    one = started(tmp_path / "a", kept, times)
+    member_id = one._decisions.node_id
+    two = started(tmp_path / "b", kept, times)
+    grow(two, times, 1, 100)
+    with pytest.raises(FencedError, match="the log begins at record"):
+        one.commit(batch(1, events=[put(2, b"k", b"lost")]))
+    one.close()
+    two.commit(batch(101))
+    again = engine_of(tmp_path / "a", kept, times)
+    assert again.open(IDENTITY).member_id == member_id
+    assert content(again.load()) == content(two.load())
+    again.close()
+    two.close()
 
 
 @pytest.mark.usefixtures("short")

@@ -137,12 +137,11 @@ class Exposition:
         if metrics.answering is not None or metrics.lag_s is not None:
             yield _counter("lessor_passed_on_calls", "Calls passed on to the server that leads.", metrics.passed_on)
             yield _counter("lessor_claims", "How often this server has taken the lead.", metrics.claims)
+            text = "How often this process was taken over by another server while it led."
+            yield _counter("lessor_step_downs", text, metrics.step_downs)
         if metrics.answering is not None:
             text = "How often replies waited, because another server might have led."
             yield _counter("lessor_tenure_lapses", text, metrics.answering.lapses)
-        if metrics.step_downs is not None:
-            text = "How often this process was taken over by another server while it led."
-            yield _counter("lessor_step_downs", text, metrics.step_downs)
         yield _gauge("etcd_server_is_learner", "Whether this member is a learner.", 0)
         yield _counter("etcd_server_leader_changes_seen", "Changes of leader seen.", metrics.leader_changes)
         durable = observed.gate.durable

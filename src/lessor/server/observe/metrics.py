@@ -90,7 +90,7 @@ class Metrics:
         self.claims = 0  # how often this server took the lead
         # The leader at the start is the first. main.py adds to it: a record names a new term, or this server leads.
         self.leader_changes = 1
-        self.step_downs: int | None = None  # of this process, before this server began; None: not on a shared log
+        self.step_downs = 0  # how often this process was taken over while it led
 
     def calls(self, method: Method, client_api_version: bytes) -> CallCounts:
         """The counts for calls of `method`. `client_api_version`: as the client names it, "unknown" without.
