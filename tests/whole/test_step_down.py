@@ -243,7 +243,7 @@ def test_a_leader_that_stood_still_follows_in_the_same_process(tmp_path: Path) -
                 server.spawn()
                 server.wait_until_serving()
             pid = one.pid
-            with Client(one.endpoint) as client, ThreadPoolExecutor(2) as threads:
+            with ThreadPoolExecutor(2) as threads, Client(one.endpoint) as client:
                 watching = threads.submit(events_until_the_end, client)
                 for times in (1, 2):
                     write(one, b"before %d" % times)
