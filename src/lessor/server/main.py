@@ -489,7 +489,7 @@ class Server:
             connection.transport.abort()
 
     def _step_down(self, error: FencedError) -> None:
-        """Another server has taken over the log, and memory has what the log has not: a new Server follows on.
+        """The log went on without this server, and memory may have what the log has not: a new Server follows on.
 
         Connections break at once, and no call gets an error of its own. Before it in the buffer of its connection may
         stand replies that must never leave; and a lost connection is Unavailable to clients as well.
@@ -502,14 +502,19 @@ class Server:
         self._stopping.set()
 
     def note_step_down(self, error: FencedError) -> None:
-        """Says that this server was taken over, and counts it."""
+        """Says that the log went on without this server, and counts it if this one led."""
+        connections = len(self._connections)
+        if self.core.turn.following:
+            text = "the log has forgotten what this server has not read: starting anew from the snapshot in the engine"
+            log.warning(text, extra={"reason": str(error), "connections": connections})
+            return
         self.remains.step_downs += 1
         log.warning(
             "taken over: dropping all connections and what the log does not have, and following from now on. Calls "
             "that were not answered here were not carried out, unless the log has them",
             extra={
                 "reason": str(error),
-                "connections": len(self._connections),
+                "connections": connections,
                 "remedy": "find out why this process stood still, or did not reach the engine, for longer than "
                 "--cluster-lease",
             },
