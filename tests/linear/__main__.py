@@ -35,7 +35,7 @@ def servers(data_dir: Path, options: argparse.Namespace) -> tuple[Nemesis, Proce
     lessor = LessorProcess(data_dir)
     if options.standby:
         other = LessorProcess(data_dir.with_name("other"), engine=engine_flags(data_dir))
-        return StandingBy(lessor, other, [options.only] if options.only else StandingBy.KINDS), lessor
+        return StandingBy(lessor, other, kinds=[options.only] if options.only else StandingBy.KINDS), lessor
     return OneServer(lessor), lessor
 
 

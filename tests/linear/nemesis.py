@@ -217,7 +217,7 @@ class StandingBy(Nemesis):
 
     KINDS = ("kill", "kill", "stop", "end")
 
-    def __init__(self, one: Process, two: Process, kinds: Sequence[str] = KINDS) -> None:
+    def __init__(self, one: Process, two: Process, *, kinds: Sequence[str] = KINDS) -> None:
         super().__init__()
         self._kinds = kinds
         self._leading, self._standing_by = one, two

@@ -22,7 +22,7 @@ import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client import Client
-from lessor.durable.engine import FIRST_TERM
+from lessor.durable.engine import FIRST_TERM, FencedError
 from lessor.durable.shared_log import UnknownError
 from lessor.replicated.engine import ReplicatedEngine
 from lessor.server import main
@@ -79,8 +79,12 @@ class InThread:
 
     def __enter__(self) -> "InThread":
         self._thread.start()
-        eventually(lambda: bool(self.servers and self.server.addresses) and not self.server.core.turn.following)
+        eventually(self._leads)
         return self
+
+    def _leads(self) -> bool:
+        server = self.servers[-1]() if self.servers else None
+        return server is not None and bool(server.addresses) and not server.core.turn.following
 
     def stop(self) -> None:
         if self._thread.is_alive():
@@ -189,6 +193,22 @@ def test_one_that_is_to_end_ends_also_when_it_is_taken_over_then(
         with taken_over(one, kept, tmp_path / "b", end):
             one._thread.join(10)
             assert (one.code, len(one.servers)) == (0, 1)
+
+
+def test_one_that_is_taken_over_while_it_starts_follows_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = MemoryRecords()
+    start = main.Server.start
+
+    async def taken_over_at_once(server: main.Server) -> None:
+        monkeypatch.setattr(main.Server, "start", start)
+        raise FencedError("another process")
+
+    monkeypatch.setattr(main.Server, "start", taken_over_at_once)
+    with process_as_before(), InThread(kept, tmp_path / "a", monkeypatch) as one, GrpcPeer(one.address) as peer:
+        peer.call(put(b"k", b"v"))
+        assert [core() is None for core in one.cores] == [True, False]
 
 
 def test_connections_that_come_while_it_starts_anew_wait_also_at_a_unix_socket(
