@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor cluster handover` and `move`: another server leads, or all data has another home."""
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,12 +13,13 @@ from lessor.cli.failure import BAD_ARGS, ERROR, Failure
 from lessor.cli.many import CLUSTER, MAINTENANCE, call, one_by_one, size_text
 from lessor.cli.options import Command, settings_of
 from lessor.cli.progress import progress
+from lessor.cli.terminal import complain
 
 if TYPE_CHECKING:
     from lessor.replicated.moving import DirectorySource, DirectoryTarget, LogSource, LogTarget
 
 LOOK_S: Final = 0.05  # between two looks whether the other one leads
-_STEPS: Final = 6  # of a move
+_STEPS: Final = 5  # of a move
 
 
 @click.command("handover", cls=Command)
@@ -85,6 +87,7 @@ def move(source: str, target: str, engine_may_lose_commits: bool) -> None:
     from lessor.replicated.moving import MoveError
     from lessor.replicated.moving import move as move_all
 
+    logging.getLogger("lessor").addHandler(_Complaints(logging.WARNING))
     try:
         homes = _source(source, engine_may_lose_commits), _target(target, engine_may_lose_commits)
         with progress("moving", _STEPS) as done:
@@ -93,12 +96,16 @@ def move(source: str, target: str, engine_may_lose_commits: bool) -> None:
         raise Failure(ERROR, str(error)) from None
     except OSError as error:
         raise Failure(ERROR, f"{error.filename or 'the move'}: {error.strerror or error}: run it again") from None
-    flag = "--engine" if "://" in target else "--data-dir"
-    text = (
-        f"moved cluster {moved.cluster_id:x}, {size_text(moved.size_bytes)}, from {homes[0].place}: "
-        f"start the servers with {flag} {homes[1].place}\n"
-    )
-    printing.write(text.encode())
+    what = f"cluster {moved.cluster_id:x}, {size_text(moved.size_bytes)}"
+    printing.write(f"moved {what}, to {homes[1].place}: start the servers on that\n".encode())
+
+
+class _Complaints(logging.Handler):
+    """Shows what the engine has to say, and that it is waited for."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        more = getattr(record, "reason", "") or getattr(record, "warning", "")
+        complain(f"{record.getMessage()}: {more}" if more else record.getMessage())
 
 
 def _source(home: str, may_lose_commits: bool) -> "DirectorySource | LogSource":

@@ -315,7 +315,7 @@ class LogSource:
     ) -> None:
         """`engine` stands in for another one in tests."""
         self.place = place
-        self._make_engine = lambda folder: engine(folder, make_log, timing)
+        self._make_engine: Callable[[Path], _SharedEngine] = lambda folder: engine(folder, make_log, timing)
         self._opened: _SharedEngine | None = None
 
     @property
