@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from lessor.base.clock import MonotonicClock
 from lessor.cli import printing
 from lessor.cli.failure import BAD_ARGS, ERROR, Failure
 from lessor.cli.many import CLUSTER, MAINTENANCE, call, one_by_one, size_text
@@ -40,13 +41,14 @@ def handover(ctx: click.Context, args: tuple[str, ...]) -> None:
     names = {member.ID: member.name for member in members.members}
     leader = members.header.member_id
     target = _chosen(names, leader, *args)
-    began_s = time.monotonic()
+    clock = MonotonicClock()
+    began_s = clock.now_s()
     call(leading[0], MAINTENANCE + "MoveLeader", rpc.MoveLeaderRequest(targetID=target))
     while True:
         state: Any = call(settings, MAINTENANCE + "Status", rpc.StatusRequest())
         if state.leader not in (0, leader):
             break
-        if time.monotonic() - began_s > settings.command_timeout_s:
+        if clock.now_s() - began_s > settings.command_timeout_s:
             raise Failure(ERROR, f"{_shown(names, target)} does not lead yet: see `lessor cluster status`")
         time.sleep(LOOK_S)
     if state.leader != target:
