@@ -76,11 +76,16 @@ def target(request: pytest.FixtureRequest, tmp_path: Path, times: Times) -> Home
     return Home(request.param, tmp_path / "new", times)
 
 
-def fill(home: Home, *, clean: bool = True) -> None:
+def leading(home: Home) -> Engine:
     engine = home.engine()
     engine.open(IDENTITY)
     engine.load()
     lead(engine)
+    return engine
+
+
+def fill(home: Home, *, clean: bool = True) -> None:
+    engine = leading(home)
     auth = AuthRows([("root", b"hash", False, ("root",), False)], [("root", (), False)], (True, 3))
     engine.commit(
         batch(1, clock_s=10.0, leases=[(7, 60, 52.5, False), (8, 100, 99.25, False)], events=[put(2, b"a", b"1")])
@@ -169,8 +174,7 @@ def test_there_and_back_again(tmp_path: Path, times: Times) -> None:
     fill(homes[0])
     for before, after in itertools.pairwise(homes):
         moved(before, after)
-        found = facts(after)
-        assert found[1:4] == facts_known(found)
+        assert facts(after)[1:3] == [5, 3]
         engine = after.engine()  # and a batch is written behind the move
         meta = engine.open(IDENTITY)
         engine.load()
@@ -178,10 +182,6 @@ def test_there_and_back_again(tmp_path: Path, times: Times) -> None:
         assert begun.term > 2
         engine.commit(batch(meta.batch + 1, clock_s=begun.clock_s, clean=True))
         engine.close()
-
-
-def facts_known(found: list[object]) -> list[object]:
-    return [5, 3, found[3]]
 
 
 class CutError(Exception):
@@ -226,11 +226,8 @@ def test_what_was_written_between_two_tries_comes_along(source: Home, target: Ho
 
     with pytest.raises(CutError):
         moved(source, target, cut)
-    engine = source.engine()
-    engine.open(IDENTITY)
-    engine.load()
-    begun = lead(engine)
-    engine.commit(batch(5, clock_s=begun.clock_s, events=[put(6, b"z", b"late")]))
+    engine = leading(source)
+    engine.commit(batch(5, clock_s=20.0, events=[put(6, b"z", b"late")]))
     kill(engine)
     moved(source, target)
     assert facts(target)[1] == 6
@@ -273,10 +270,7 @@ def test_the_source_log_gets_one_record(tmp_path: Path, times: Times) -> None:
 
 def test_a_server_that_writes_keeps_the_log(tmp_path: Path, times: Times) -> None:
     source, target = Home("log", tmp_path / "old", times), Home("directory", tmp_path / "new", times)
-    engine = source.engine()
-    engine.open(IDENTITY)
-    engine.load()
-    lead(engine)
+    engine = leading(source)
     engine.commit(batch(1, events=[put(2, b"a")]))
     times.asleep = lambda: engine.upkeep(times.now, True)
     with pytest.raises(MoveError, match="stop all servers on it first"):
@@ -303,10 +297,7 @@ def test_a_server_that_starts_during_the_move_keeps_the_log(tmp_path: Path, time
 
 def test_a_leader_that_stood_still_finds_the_seal(tmp_path: Path, times: Times) -> None:
     source, target = Home("log", tmp_path / "old", times), Home("log", tmp_path / "new", times)
-    engine = source.engine()
-    engine.open(IDENTITY)
-    engine.load()
-    lead(engine)
+    engine = leading(source)
     engine.commit(batch(1, events=[put(2, b"a")]))
     moved(source, target)
     before = len(source.records.records)
