@@ -52,6 +52,13 @@ class Process(ABC):
         assert self._process is not None
         return self._process.pid
 
+    def has_ended(self) -> int:
+        """Waits until it has ended by itself; returns its exit code."""
+        assert self._process is not None
+        code = self._process.wait(STOP_S_MAX)
+        self.deaths.append(time.monotonic())
+        return code
+
     def wait_until_taken_over(self, times: int) -> None:
         """Returns when it has said for that many times that it was taken over: it has forgotten its calls then."""
         until_s = time.monotonic() + STOP_S_MAX

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor cluster`: a cluster on this machine to try (--local), and a look at each node of any (status).
 
+The commands that change something are in cluster_move.py.
+
 Law of status: all endpoints are asked at once, so one that does not answer holds up no other, and the figures are of
 one moment.
 """
@@ -75,7 +77,7 @@ def _cluster(
 
     if ctx.invoked_subcommand is not None:
         if local is not None:
-            raise Failure(ERROR, f"--local starts a cluster, and {ctx.invoked_subcommand} looks at one: leave out one")
+            raise Failure(ERROR, f"--local starts a cluster, and {ctx.invoked_subcommand} is about one: leave out one")
     elif local is None:
         click.echo(ctx.get_help())
     else:
@@ -210,10 +212,26 @@ def _option(*names: str, **kind: Any) -> click.Option:
     return click.Option(names, **kind)
 
 
+def _handover() -> click.Command:
+    from lessor.cli.cluster_move import handover
+
+    return handover
+
+
+def _move() -> click.Command:
+    from lessor.cli.cluster_move import move
+
+    return move
+
+
 cluster = Group(
     "cluster",
-    help="Start a cluster on this machine, or look at one.",
-    loaders={"status": ("Show of each endpoint whether it leads or follows.", lambda: status)},
+    help="Start a cluster on this machine, look at one, hand one over, move its data.",
+    loaders={
+        "status": ("Show of each endpoint whether it leads or follows.", lambda: status),
+        "handover": ("Have another server lead.", _handover),
+        "move": ("Move all data to another engine or data directory.", _move),
+    },
 )
 cluster.callback = _cluster
 cluster.params[:0] = [

@@ -11,6 +11,8 @@ Laws
   Until then its writer may not know that it has landed. A read there would not show it yet, so none may show it here.
 - A claim is sent only behind the newest record taken in. When it has landed, that record is applied, and then `Lead`
   follows. So a primary begins with everything before its claim applied.
+- Behind a SEAL, or an ARRIVAL, no node claims: it stops (`Stop`) when it would. `moved` says which of them is newest.
+- A node that takes in an ARRIVAL as the next record lacks what the snapshot of that has: it stops too.
 - An answer to an append or a read counts once, and only for the try that it belongs to: each has a ticket.
 
 The order of effects is the order in which they have to be carried out. `take_effects` empties the list; look at it
@@ -43,9 +45,10 @@ from lessor.cluster.standing import FORKED, GAP, NEXT, OLD, Standing
 from lessor.cluster.tenure import CLAIMING, FOLLOWER, PRIMARY, Tenure, Timing
 from lessor.durable import shared_record
 from lessor.durable.engine import Leader
+from lessor.durable.moved import ARRIVING, AWAY, Mark
 from lessor.durable.record import Changes, UnknownFormatError
 from lessor.durable.shared_log import LANDED, LOOK, LOST, TAKEN, TRY, Found, Placing
-from lessor.durable.shared_record import BATCH, BEAT, CLAIM, RELEASE, Entry, Origin
+from lessor.durable.shared_record import ARRIVAL, BATCH, BEAT, CLAIM, RELEASE, SEAL, Entry, Origin
 from lessor.state.journal import Rows
 
 
@@ -95,9 +98,15 @@ class StepDown(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Serve nothing any more: the log and this node do not have one history. A person has to decide."""
+    """Serve nothing any more. A person has to decide, but for what is `BEHIND`."""
 
     text: str
+    why: int = 0
+
+
+FORKED_LOG: Final = 0  # the log and this node do not have one history
+MOVED: Final = 1  # nobody leads this log, now or ever
+BEHIND: Final = 2  # a snapshot has what this node lacks
 
 
 Effect = Append | Read | Apply | Durable | Lead | StepDown | Stop
@@ -122,6 +131,8 @@ class Node:
         self.stopped = ""  # why, once it has
         self.applied = standing.number  # of the records taken in, the newest that is applied
         self.leader: Leader | None = None  # who leads, perhaps this node; None: nobody, or it is not known yet
+        self.moved: Mark | None = None  # what the newest record says of a move
+        self.claims = True  # False: it follows only, and may seal
         self._urls = tuple(urls)
         self._told_s = float("-inf")  # when a record named them last
         self._lease_ms = math.ceil(timing.lease_s * 1e3)
@@ -167,7 +178,7 @@ class Node:
             if self._append_ticket == NO_TICKET and self._read_ticket == NO_TICKET:
                 self._go_on(placing, now_s)
         elif self.tenure.state == FOLLOWER and self._read_ticket == NO_TICKET:
-            if self.tenure.may_claim(now_s):
+            if self.claims and self.tenure.may_claim(now_s):
                 self._claim(now_s)
             elif self._read_again or now_s - self._read_s >= self.tenure.timing.beat_s:
                 self._read(self.standing.number - self._looks_back, now_s)
@@ -193,7 +204,27 @@ class Node:
     def beat_due(self, now_s: float, turn_ended_s: float) -> bool:
         return self.free and self.tenure.beat_due(now_s, turn_ended_s)
 
+    def confirm_newest(self) -> None:
+        """Has the newest record applied although nobody has confirmed it: for who seals directly behind it."""
+        self._confirm()
+
+    def seal(self, mark: Mark, now_s: float) -> None:
+        """Begins to append a seal, as if it were a claim: `tenure.may_claim` must hold. Once `idle`, see `moved`."""
+        standing = self.standing
+        self.tenure.claiming()
+        rows = Changes(standing.batch, standing.clock_s)
+        rows.clean = standing.released
+        self._place(self._encode(SEAL, standing.epoch + 1, rows, 0, (mark.move, mark.place), ()), now_s)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no record is in hand."""
+        return self._placing is None
+
     def _claim(self, now_s: float) -> None:
+        if self.moved is not None:
+            self._stop(self.moved.refusal, MOVED)
+            return
         standing = self.standing
         self.tenure.claiming()
         rows = Changes(standing.batch, standing.clock_s)
@@ -272,12 +303,20 @@ class Node:
             self._effects.append(Durable(entry))
         if entry.kind == RELEASE:
             self._effects.append(StepDown(released=True))
+        elif entry.kind == SEAL:
+            self.moved = _mark_of(entry)
 
     def _taken(self, others: Sequence[bytes], now_s: float, *, confirmed: bool = False) -> None:
         self._forget_placing()
         fenced = self.tenure.state != CLAIMING
         self.tenure.taken(now_s)
         if fenced:
+            first = self._decoded(others[0])
+            mark = None if first is None else _mark_of(first)
+            if mark is not None:
+                self._stop(mark.refusal, MOVED)
+            if self.stopped:
+                return
             self._effects.append(StepDown(released=False))
         self._take_all(others, now_s, confirmed=confirmed)
 
@@ -377,7 +416,9 @@ class Node:
     def _take_entry(self, entry: Entry, now_s: float, *, confirmed: bool) -> None:
         standing = self.standing
         judged = standing.judge(entry)
-        if judged == NEXT:
+        if judged == NEXT and entry.kind == ARRIVAL:
+            self._stop("the copy is older than a move of data to this log", BEHIND)
+        elif judged == NEXT:
             self._confirm()
             standing.take(entry)
             self.tenure.saw(now_s)
@@ -397,7 +438,11 @@ class Node:
 
     def _learn(self, entry: Entry, now_s: float) -> None:
         """What the newest record says of when to claim."""
-        if entry.kind == RELEASE:
+        self.moved = _mark_of(entry)
+        if self.moved is not None:
+            self.leader = None
+            self.tenure.saw_release(now_s, True)  # it finds at once that it may not claim
+        elif entry.kind == RELEASE:
             self.leader = None
             self.tenure.saw_release(now_s, entry.subject in (0, self.node_id))
         elif entry.kind in _LETTING:
@@ -418,11 +463,17 @@ class Node:
         else:
             self._read_again = True
 
-    def _stop(self, text: str) -> None:
+    def _stop(self, text: str, why: int = FORKED_LOG) -> None:
         self.stopped = text
         self.tenure.taken(0.0)
-        self._effects.append(Stop(text))
+        self._effects.append(Stop(text, why))
 
     def _ticket(self) -> int:
         self._tickets += 1
         return self._tickets
+
+
+def _mark_of(entry: Entry) -> Mark | None:
+    if entry.kind not in (SEAL, ARRIVAL) or len(entry.texts) != 2:
+        return None
+    return Mark(AWAY if entry.kind == SEAL else ARRIVING, *entry.texts)

@@ -53,6 +53,10 @@ class HistoryError(EngineError):
     """The log is not the one that this process knows: it has lost records, or has others. A person has to decide."""
 
 
+class MovedError(EngineError):
+    """The data is elsewhere now, as the one line says. For good."""
+
+
 # Gets the batch of another process, the term in which it was committed, and the requests in it that were passed on.
 Follow = Callable[[Rows, int, Sequence[Origin]], None]
 FOLLOW_S: Final = 0.05  # between two looks of a process that stands by

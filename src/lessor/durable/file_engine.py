@@ -78,11 +78,7 @@ class FileEngine(EngineOnTables):
         tables = self._tables
         # All that can be refused is found before anything is written.
         seen = opening.look(self._connector, self._path, tables.sums)
-        if seen.shared:
-            raise DataDirError(
-                f"{self._path}: follows the log of a cluster: start with --engine, or give --data-dir a directory "
-                "that `lessor snapshot restore` has made"
-            )
+        self._refuse(seen)
         log = self._log_files(seen)
         records = log.read(seen.log.record, seen.log.chain) if seen.log is not None else []
         meta, position = tables.open(seen)
@@ -101,6 +97,16 @@ class FileEngine(EngineOnTables):
         self._stand_at(position, records)
         self._batch, self._clock_s, self._term, self._clean = meta.batch, meta.clock_s, meta.term, meta.clean
         return meta._replace(not_compared=tables.sums.not_compared)
+
+    def _refuse(self, seen: Seen) -> None:
+        """Raises DataDirError for tables that are not to be served without a shared log."""
+        if seen.mark is not None:
+            raise DataDirError(f"{self._path}: {seen.mark.refusal}")
+        if seen.shared:
+            raise DataDirError(
+                f"{self._path}: follows the log of a cluster: start with --engine, or give --data-dir a directory "
+                "that `lessor snapshot restore` has made"
+            )
 
     def _log_files(self, seen: Seen) -> FileLog:
         log_id = seen.log.log_id if seen.log is not None else b""

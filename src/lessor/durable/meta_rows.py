@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from lessor.durable import directory
 from lessor.durable.engine import Meta
+from lessor.durable.moved import Mark
 from lessor.durable.record import CHAIN_BYTES
 from lessor.durable.schema import ONE_LOG_VERSION
 
@@ -104,3 +105,14 @@ def read_shared(connection: sqlite3.Connection) -> bool:
     """Whether the tables follow a log that others write to as well, and are only a copy of what is in it."""
     row = connection.execute("SELECT value FROM meta WHERE name = 'shared'").fetchone()
     return bool(row is not None and row[0])
+
+
+def read_mark(connection: sqlite3.Connection, path: Path) -> Mark | None:
+    """What a move of the data has left here; None when there was none. Raises `DataDirError`."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'moved'").fetchone()
+    if row is None:
+        return None
+    mark = Mark.read(row[0])
+    if mark is None:
+        raise directory.damaged(path, f"meta.moved is {row[0]!r}")
+    return mark

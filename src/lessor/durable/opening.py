@@ -21,6 +21,7 @@ from typing import Final
 from lessor.durable import directory, explain, meta_rows, old_log, schema
 from lessor.durable.engine import DataDirError, Meta
 from lessor.durable.meta_rows import LogPosition
+from lessor.durable.moved import Mark
 from lessor.durable.page_sums import PageSums
 from lessor.durable.record import Changes
 
@@ -70,6 +71,7 @@ class Seen:
     log: LogPosition | None = None  # None for tables of before the one log
     old: list[Changes] = field(default_factory=list)  # what the batch log of those has and they lack, ascending
     shared: bool = False  # the log is one that others write to as well
+    mark: Mark | None = None  # of a move
 
 
 @contextlib.contextmanager
@@ -145,10 +147,11 @@ def look(connector: Connector, path: Path, sums: PageSums) -> Seen:
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
         if version >= schema.ONE_LOG_VERSION:
             position = meta_rows.read_log_position(connection, path)
+            mark = meta_rows.read_mark(connection, path)
             if mode == "wal":
-                return Seen(meta, position, shared=meta_rows.read_shared(connection))
+                return Seen(meta, position, shared=meta_rows.read_shared(connection), mark=mark)
             # A file that was copied out of a data directory, whose log is elsewhere.
-            return Seen(meta, position._replace(log_id=b""))
+            return Seen(meta, position._replace(log_id=b""), mark=mark)
         salt = _old_salt(connection, path) if version == _SALTED_VERSION else b""
     if version < _UNSALTED_VERSION or mode != "wal" or (version == _SALTED_VERSION and not salt):
         return Seen(meta)

@@ -17,6 +17,10 @@ Kinds
 - RELEASE: the rows of an orderly end, with exact deadlines; its node writes nothing any more in this epoch. subject:
   the node that is to follow, or 0.
 - MEMBER: a node, `subject`, joins or leaves. texts: its name and its URLs; none when it leaves.
+- SEAL: the data has moved; nothing ever stands behind this record. Clean if the record before is a release. texts: the
+  name of the move, and where the data is now.
+- ARRIVAL: a move to this log has begun. The snapshot of this record's position has the data, and nobody may lead before
+  the next record that is none of these. texts: the name of the move, and where the data comes from.
 
 Theory of operation. A front of this file's own, then the content of record.py (whose term is the epoch), then the chain
 value, a digest of all that. One nonce per process is enough: a process never makes a second record for a number before
@@ -41,7 +45,9 @@ BATCH: Final = 2
 BEAT: Final = 3
 RELEASE: Final = 4
 MEMBER: Final = 5
-KINDS: Final = ("", "claim", "batch", "beat", "release", "member")
+SEAL: Final = 6
+ARRIVAL: Final = 7
+KINDS: Final = ("", "claim", "batch", "beat", "release", "member", "seal", "arrival")
 
 # Magic, format, kind; node, nonce, subject; how many texts and origins.
 _FRONT: Final = struct.Struct("<4sHHQ16sQII")

@@ -41,6 +41,7 @@ from lessor.durable import auth_tables, directory, explain, meta_rows, opening, 
 from lessor.durable.engine import EngineError, Loaded, Meta, TablesLockedError
 from lessor.durable.first_failure import FirstFailure
 from lessor.durable.meta_rows import LogPosition
+from lessor.durable.moved import Mark
 from lessor.durable.opening import FULL, NORMAL, PAGE_BYTES, Connector, Seen, explained
 from lessor.durable.page_sums import PageSums
 from lessor.durable.record import Record
@@ -237,6 +238,11 @@ class Tables:
         """From here on the tables are those of this member, and follow a log that others write to as well."""
         with self.writing(FULL, wait=True) as connection:
             schema.execute_rows(connection, schema.META, opening.shared_by(member_id))
+
+    def keep_mark(self, mark: Mark) -> None:
+        """From here on nobody serves the tables, as the mark says; nor does a Lessor that knows no marks."""
+        with self.writing(FULL, wait=True) as connection:
+            schema.execute_rows(connection, schema.META, [("moved", str(mark)), ("shared", 1)])
 
     # --- sync -------------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from lessor.cluster.node import Append, Apply, Durable, Lead, Node, Read, StepDown, Stop
-from lessor.durable.engine import FencedError, HistoryError
+from lessor.cluster.node import BEHIND, MOVED, Append, Apply, Durable, Lead, Node, Read, StepDown, Stop
+from lessor.durable.engine import FencedError, HistoryError, MovedError
 from lessor.durable.log import LogError
 from lessor.durable.shared_log import SharedLog, TakenError, TrimmedError
 from lessor.durable.shared_record import Entry
@@ -28,6 +28,9 @@ QUIET_S: Final = 5.0  # between two log lines that say the same
 
 class BehindError(FencedError):
     """The log has forgotten what comes after our tables: a snapshot has it, which is read when the engine is opened."""
+
+
+_ERRORS: Final = {MOVED: MovedError, BEHIND: BehindError}
 
 
 class Carrying:
@@ -79,7 +82,7 @@ class Carrying:
                             raise FencedError("another process has taken over the log")
                         self.released = True
                     case Stop():
-                        raise HistoryError(effect.text)
+                        raise _ERRORS.get(effect.why, HistoryError)(effect.text)
 
     def _append(self, append: Append) -> None:
         if self._failed_in_a_row > 1:

@@ -30,7 +30,7 @@ from lessor.cluster.node import Node
 from lessor.cluster.standing import Standing
 from lessor.cluster.tenure import Timing
 from lessor.durable import directory, opening
-from lessor.durable.engine import FIRST_TERM, Begun, DataDirError, EngineError, Follow, Leader, LogEnd, Meta
+from lessor.durable.engine import FIRST_TERM, Begun, DataDirError, EngineError, Follow, Leader, LogEnd, Meta, MovedError
 from lessor.durable.engine_on_tables import UNFOLDED_ROWS_MAX, EngineOnTables
 from lessor.durable.log import LogError
 from lessor.durable.meta_rows import LogPosition
@@ -143,6 +143,7 @@ class ReplicatedEngine(EngineOnTables):
                 tables.keep_shared(meta.member_id)
             self._begin_node(meta, position)
             self._catch_up()
+            self._refuse_moved()
             self._upkeep.flush()
             meta = tables.begin()
         except BehindError:
@@ -150,6 +151,11 @@ class ReplicatedEngine(EngineOnTables):
         except EngineError as error:
             raise DataDirError(str(error)) from None
         return meta._replace(not_compared=tables.sums.not_compared)
+
+    def _refuse_moved(self) -> None:
+        """Raises EngineError for a log that nobody leads, now or ever."""
+        if self._decisions.moved is not None:
+            raise MovedError(self._decisions.moved.refusal)
 
     def _forget_copy(self) -> None:
         self._tables.close()
@@ -175,6 +181,8 @@ class ReplicatedEngine(EngineOnTables):
     def _check_origin(self, seen: Seen, info: Info) -> None:
         """Raises DataDirError when the tables are no copy of this log."""
         meta = seen.meta
+        if seen.mark is not None:
+            raise DataDirError(f"{self._path}: {seen.mark.refusal}; for a server there, give --data-dir another one")
         if not seen.shared and (meta.batch or (seen.log is not None and seen.log.record)):
             raise DataDirError(
                 f"{self._path}: the data of a server without --engine: give --data-dir an empty directory, or start "

@@ -28,7 +28,7 @@ from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.cluster.forwarding import FORWARD_ALLOWANCE_S
 from lessor.durable import directory
-from lessor.durable.engine import Begun, Engine, EngineError, FencedError, HistoryError
+from lessor.durable.engine import Begun, Engine, EngineError, FencedError, HistoryError, MovedError
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
 from lessor.durable.shared_record import Origin
@@ -478,6 +478,8 @@ class Server:
         what, self.exit_code = f"cannot write to {where}", EXIT_DISK_FAILED
         if isinstance(error, BrokenTurnError):
             what, self.exit_code = "a bug broke off a turn", EXIT_BUG
+        elif isinstance(error, MovedError):
+            what, self.exit_code = "the data has moved", EXIT_HISTORY
         elif isinstance(error, HistoryError):
             what, self.exit_code = "the log in the engine is not the one that this server knows", EXIT_HISTORY
         log.critical(f"{what}; stopping without answering", extra={"error": str(error)})

@@ -69,14 +69,17 @@ def test_each_service_of_a_single_etcd_is_there_and_our_own() -> None:
 
 def test_streaming_kinds() -> None:
     both_ways = [method for method in METHODS if method.client_streaming and method.server_streaming]
-    assert names(both_ways) == {"/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"}
+    assert names(both_ways) == {
+        "/etcdserverpb.Watch/Watch",
+        "/etcdserverpb.Lease/LeaseKeepAlive",
+        "/lessorpb.Following/Follow",
+    }
     answers_only = [method for method in METHODS if method.server_streaming and not method.client_streaming]
     assert names(answers_only) == {
         "/etcdserverpb.Maintenance/Snapshot",
         "/v3electionpb.Election/Observe",
         f"/{HEALTH}/Watch",
         "/lessorpb.Leases/Watch",
-        "/lessorpb.Following/Follow",
     }
     assert not [method for method in METHODS if method.client_streaming and not method.server_streaming]
     assert all(method.unary != (method.client_streaming or method.server_streaming) for method in METHODS)

@@ -115,7 +115,7 @@ def test_endpoints_that_do_not_answer_are_rows_and_an_exit_code(
 
 def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     lines = {
-        "--local 3 status": "--local starts a cluster, and status looks at one: leave out one",
+        "--local 3 status": "--local starts a cluster, and status is about one: leave out one",
         "--local 0": "Invalid value for '--local': 0 is not in the range 1<=x<=64 (see 'lessor cluster --help')",
         "status -w fields": "fields not supported as output format",
     }
