@@ -149,6 +149,7 @@ class Story:
             delay_s = world.chance.uniform(0.001, 0.2) if self._far else world.chance.uniform(0.0002, 0.003)
             if not self.calm and world.likely(0.1 if self._restless else 0.03):
                 delay_s *= world.chance.choice((50, 200, 1000, 3000))
+                delay_s = min(delay_s, HARM_S + CALM_S - world.now_s)  # while leases still may be renewed
             world.after(delay_s, to.hear, what, *args)
 
     # --- harm -----------------------------------------------------------------------------------------------------
