@@ -51,8 +51,9 @@ SERVER_FLOORS = {
     "following": 3,
     "tls": 3,
     "foreign_flags": 4,
-    "main": 4,
-    "command": 5,
+    "listening": 4,
+    "main": 5,
+    "command": 6,
 }
 PURE_FLOOR_MAX = 2
 PURE_BESIDES = {"cluster"}  # decisions only: replicated/ carries them out

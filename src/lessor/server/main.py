@@ -9,13 +9,11 @@ that want a server in their own process.
 
 import asyncio
 import contextlib
-import errno
 import gc
 import hashlib
 import logging
 import os
 import resource
-import socket
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -33,6 +31,7 @@ from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
 from lessor.durable.shared_record import Origin
 from lessor.server.following.follower import Follower
+from lessor.server.listening import Listening, Sockets
 from lessor.server.loop.bugs import BrokenTurnError
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
@@ -67,7 +66,6 @@ EXIT_AT_ONCE = 130  # as after Ctrl-C
 
 # What is raised over rows that no Lessor has written: SQLite does not see damage within a row.
 _IMPOSSIBLE_ROWS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, MemoryError)
-BACKLOG = 4096  # connections that the kernel keeps until they are accepted
 LAST_COMMIT_S = limits.STOP_COMMIT_S_MAX
 DRAIN_S = limits.STOP_CALLS_S_MAX
 # The commit thread and the loop take turns with the interpreter; decision 0003 has the measurements.
@@ -81,12 +79,10 @@ GC_THRESHOLDS = (1_000, 10, 2)
 class Remains:
     """What a server leaves to the one that takes its place in the same process.
 
-    sockets: those that listen, by URL. socket_files: path and inode of each socket file that we made. step_downs: how
-    often a server of this process was taken over.
+    step_downs: how often a server of this process was taken over.
     """
 
-    sockets: dict[str, list[socket.socket]] = field(default_factory=dict)
-    socket_files: dict[str, int] = field(default_factory=dict)
+    sockets: Sockets = field(default_factory=Sockets)
     step_downs: int = 0
 
 
@@ -113,14 +109,13 @@ class Server:
         self._engine = engine or _engine_of(options)
         self._committer = Committer(self._engine, self._clock)
         self._connections: set[Connection] = set()
-        self._listeners: list[tuple[Listen, asyncio.Server]] = []
+        self._listening = Listening(self.remains.sockets)
         self._follower: Follower | None = None  # while another server leads
         self._term = 0  # in which the newest batch of another one was committed
         self.handshakes: Handshakes | None = None  # None without a URL with TLS
         # Wraps the protocol of each accepted socket. Tests put faults there.
         self.in_front: Callable[[Accept], Accept] = lambda accept: accept
         self._stopping = asyncio.Event()
-        self.addresses: list[tuple[str, int] | str] = []
 
     def boot(self) -> None:
         """Opens the data and replays it. Blocks.
@@ -274,35 +269,23 @@ class Server:
             self._stand_by()
         await self.listen()
 
+    @property
+    def addresses(self) -> list[tuple[str, int] | str]:
+        """Where it listens: host and port, or the path of a socket file."""
+        return self._listening.addresses
+
     async def listen(self) -> None:
         """Begins to listen, as `start` does, and again after `stop_listening`. Raises OptionError."""
-        loop = asyncio.get_running_loop()
         for listen in self.options.listen_client_urls:
-            await self._listen(loop, listen, "--listen-client-urls", speak_to_clients, shows_data=True)
+            await self._listen(listen, "--listen-client-urls", speak_to_clients, shows_data=True)
         for listen in self.options.listen_metrics_urls:
-            await self._listen(loop, listen, "--listen-metrics-urls", speak_to_monitors, shows_data=False)
+            await self._listen(listen, "--listen-metrics-urls", speak_to_monitors, shows_data=False)
 
     def stop_listening(self) -> None:
         """Takes no new connections; existing ones stay."""
-        self._stop_accepting()
-        self._remove_sockets()
+        self._listening.end()
 
-    def _stop_accepting(self) -> None:
-        for _, server in self._listeners:
-            server.close()
-        self._listeners.clear()
-        self.addresses.clear()
-
-    def _pass_on_sockets(self) -> None:
-        """The next Server listens on the same sockets. Connections that come until then wait in the kernel."""
-        for listen, server in self._listeners:
-            kept = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
-            self.remains.sockets.setdefault(listen.url, []).extend(kept)
-        self._stop_accepting()
-
-    async def _listen(
-        self, loop: asyncio.AbstractEventLoop, listen: Listen, flag: str, speak: Speak, *, shows_data: bool
-    ) -> None:
+    async def _listen(self, listen: Listen, flag: str, speak: Speak, *, shows_data: bool) -> None:
         def connection(peer_common_name: str | None = None) -> asyncio.Protocol:
             made = Connection(self.core, self._connections, speak, peer_common_name, shows_data=shows_data)
             return cast(asyncio.Protocol, made)
@@ -311,31 +294,7 @@ class Server:
         if listen.tls:
             assert self.handshakes is not None
             accept = self.handshakes.secured(connection)
-        accept = Door(self.core.metrics.shortages).before(self.in_front(accept))
-        servers: list[asyncio.Server] = []
-        try:
-            if listen.url in self.remains.sockets:
-                for each in self.remains.sockets.pop(listen.url):
-                    if listen.unix_path:
-                        servers.append(await loop.create_unix_server(accept, sock=each))
-                    else:
-                        servers.append(await loop.create_server(accept, sock=each, backlog=BACKLOG))
-            elif listen.unix_path:
-                _refuse_served_socket(listen)
-                servers.append(await loop.create_unix_server(accept, listen.unix_path))
-                self.remains.socket_files[listen.unix_path] = os.stat(listen.unix_path).st_ino
-            else:
-                servers.append(await loop.create_server(accept, listen.host, listen.port, backlog=BACKLOG))
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            advice = "stop what uses it, or listen elsewhere" if error.errno == errno.EADDRINUSE else "listen elsewhere"
-            raise OptionError(f"{flag}: cannot listen on {listen.url}: {reason}; {advice}") from None
-        for server in servers:
-            self._listeners.append((listen, server))
-            if listen.unix_path:
-                self.addresses.append(listen.unix_path)
-            else:
-                self.addresses.extend(each.getsockname()[:2] for each in server.sockets)
+        await self._listening.begin(listen, flag, Door(self.core.metrics.shortages).before(self.in_front(accept)))
         traffic = "serving client traffic securely" if listen.tls else "serving client traffic"
         log.info(traffic, extra={"address": listen.url})
 
@@ -376,7 +335,7 @@ class Server:
         After a failed disk or a broken turn nothing is drained or saved.
         """
         if self.follows_on:
-            self._pass_on_sockets()
+            self._listening.hand_on()
         else:
             self.stop_listening()
         if self.handshakes is not None:
@@ -396,7 +355,7 @@ class Server:
         await self.services.snapshots.close()
         self._committer.close()
         if not self.follows_on:  # also when a signal has come while it stopped to follow on
-            self._remove_sockets()
+            self._listening.remove_files()
         log.info("stopped", extra={"exit_code": self.exit_code})
 
     def abandon(self) -> None:
@@ -415,14 +374,6 @@ class Server:
         self.services.passwords.close()
         self.services.snapshots.abandon()
         self._committer.close()
-
-    def _remove_sockets(self) -> None:
-        """Removes our socket files; a file that another server has put in the place of one stays."""
-        for path, inode in self.remains.socket_files.items():
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(path).st_ino == inode:
-                    os.unlink(path)
-        self.remains.socket_files.clear()
 
     async def _drain(self) -> None:
         self.services.lines.stop(errors.SERVER_STOPPED)
@@ -584,19 +535,6 @@ def _new_identity(options: Options) -> tuple[int, int]:
     seed = uuid.uuid4().bytes + options.name.encode()
     digest = hashlib.sha256(seed).digest()
     return int.from_bytes(digest[:8], "big") | 1, int.from_bytes(digest[8:16], "big") | 1
-
-
-def _refuse_served_socket(listen: Listen) -> None:
-    """Raises OptionError if another process serves the socket file.
-
-    The loop replaces an existing socket file. That is right only for one that a killed server left behind.
-    """
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(listen.unix_path)
-        except OSError:
-            return
-    raise OptionError(f"--listen-client-urls: {listen.url} is served by another process; stop it, or listen elsewhere")
 
 
 def _tame_the_collector() -> None:
