@@ -22,6 +22,7 @@ from lessor.base.errors import Code, EtcdError
 from lessor.cluster.proof import vouched_name
 from lessor.durable.engine import LogEnd
 from lessor.server.loop.committer import Committer
+from lessor.server.loop.held import Held
 from lessor.server.loop.kept_keys import KeptKeys
 from lessor.server.loop.long_reply import LongReplies
 from lessor.server.loop.pace import Pace
@@ -82,7 +83,7 @@ class FollowerMember(NamedTuple):
     urls: tuple[str, ...]  # for clients
     nonce: bytes  # by which its process names what it passes on
     tell: Callable[[], None]  # says to it how far the log has come
-    held: object  # stands for its connection
+    held: Held  # stands for its connection
     challenge: bytes  # that it was given on that
 
 
