@@ -144,6 +144,7 @@ def taken_over(
         two.close()
 
 
+@pytest.mark.inside
 def test_what_waits_at_one_that_was_taken_over_is_not_answered_and_what_comes_then_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +181,7 @@ def test_what_waits_at_one_that_was_taken_over_is_not_answered_and_what_comes_th
             assert one.code == 0
 
 
+@pytest.mark.inside
 def test_one_that_is_to_end_ends_also_when_it_is_taken_over_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +197,7 @@ def test_one_that_is_to_end_ends_also_when_it_is_taken_over_then(
             assert (one.code, len(one.servers)) == (0, 1)
 
 
+@pytest.mark.inside
 def test_one_that_is_taken_over_while_it_starts_follows_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +214,7 @@ def test_one_that_is_taken_over_while_it_starts_follows_as_well(
         assert [core() is None for core in one.cores] == [True, False]
 
 
+@pytest.mark.inside
 def test_connections_that_come_while_it_starts_anew_wait_also_at_a_unix_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
