@@ -5,6 +5,7 @@ import base64
 import contextlib
 import json
 import re
+import socket
 import sqlite3
 import threading
 import time
@@ -677,3 +678,14 @@ def test_a_malformed_request_in_a_json_stream_is_answered_behind_the_others_as_a
         found = answers(follower)
         assert [kind for kind, _ in found] == ["ID", "error"]
         assert found == answers(leader)
+
+
+def test_sockets_that_no_other_server_of_the_process_takes_are_closed(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as peer, GrpcPeer(follower.address) as other:
+        status: Any = other.call(rpc.StatusRequest())
+        port = leader.address.rpartition(":")[2]
+        peer.call(rpc.MoveLeaderRequest(targetID=status.header.member_id))
+        eventually(lambda: leads(follower) and not leader.running)
+        assert leader.server.remains.sockets.open == {}
+        with socket.create_server(("127.0.0.1", int(port))):
+            pass  # the address is free

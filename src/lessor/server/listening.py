@@ -29,6 +29,13 @@ class Sockets:
     open: dict[str, list[socket.socket]] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
 
+    def close(self) -> None:
+        """No other server of the process listens on them."""
+        for each in self.open.values():
+            for kept in each:
+                kept.close()
+        self.open.clear()
+
 
 class Listening:
     """Of one server."""

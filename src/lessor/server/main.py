@@ -607,6 +607,7 @@ def run(options: Options, signals: Signals) -> int:
         server = Server(options, after=remains)
         code = uvloop.run(_serve(server, signals))
         if code or not server.follows_on:
+            server.remains.sockets.close()
             return code
         remains = server.remains
         del server

@@ -327,6 +327,7 @@ class InProcessServer:
             server.abandon()
         finally:
             self._let_go()
+            server.remains.sockets.close()  # one that would follow on ends here
 
     async def _stop_listening(self) -> None:
         # When a listener is closed after a connection was accepted and before it has a transport, asyncio loses the
