@@ -18,7 +18,7 @@ from lessor.server.following import link as link_module
 from lessor.testing.server import InProcessServer
 from tests.certificates import Authority, Files
 from tests.memory_log import MemoryRecords
-from tests.whole.test_followers import cut_off, is_linked, leads, server_on, two
+from tests.whole.test_followers import cut_off, follower_of, is_linked, leads, server_on, two
 from tests.whole.test_on_a_shared_log import eventually, put
 
 BY_REQUEST = {method.request: method for method in METHODS}
@@ -97,6 +97,17 @@ def test_a_token_outlives_the_server_that_gave_it(tmp_path: Path) -> None:
         renewed = ask(at_follower, rpc.LeaseKeepAliveRequest(ID=7), token)
         assert (renewed.ID, renewed.TTL) == (7, 0)
         assert ask(at_follower, old_read(b"k"), token).kvs[0].version == 2
+
+
+def test_the_leader_hears_of_many_tokens_at_once(tmp_path: Path) -> None:
+    with two_with_auth(tmp_path) as (leader, follower), channels(follower) as (channel,):
+        token = log_in(channel)
+        words = follower.call(lambda: follower_of(follower)._words)
+        marks = [number.to_bytes(16) for number in range(2_000)]
+        follower.call(lambda: list(map(follower.server.core.token_uses.used, marks)))
+        eventually(lambda: ends(leader).keys() >= set(marks))
+        assert follower.call(lambda: follower_of(follower)._words) is words  # the same stream
+        assert ask(channel, put(b"k", b"v"), token).header.revision == 2
 
 
 @pytest.mark.parametrize("used_at", ["leader", "follower"])

@@ -18,7 +18,9 @@ from lessor.api.proto.following_pb2 import TokenUse
 
 LATER: Final = 1.125  # of ttl_s: when a token ends after a use
 NEWS: Final = 0.0625  # of ttl_s: a use elsewhere that moves an end by less says nothing new
-TOLD_MAX: Final = 1_000  # uses in one message; the rest comes with the next one
+# Uses in one message; the rest comes with the next one. Their 29 bytes each stay below STRANGER_BYTES_MAX: the stream
+# on which a follower tells of them has no token.
+TOLD_MAX: Final = 500
 
 
 class TokenUses:
