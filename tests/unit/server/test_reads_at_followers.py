@@ -127,6 +127,21 @@ def test_a_call_that_is_over_is_forgotten_wherever_it_waits() -> None:
     assert run(scenario).here == ["ready"]
 
 
+def test_a_question_takes_the_place_of_none_that_is_under_way() -> None:
+    async def scenario(world: World) -> None:
+        (gone,) = world.add("gone")
+        await step()
+        gone.on_gone()
+        world.add("a")  # a step of the loop is to ask for it, and in the same one comes:
+        world.reads.answered(1, 10)
+        world.add("b")
+        await step()
+        world.reads.answered(2, 10)
+        world.reads.answered(world.asked[-1], 10)
+
+    assert run(scenario).here == ["a", "b"]
+
+
 def test_a_read_whose_batch_does_not_come_goes_to_the_leader() -> None:
     async def scenario(world: World) -> None:
         world.add("a")

@@ -95,7 +95,7 @@ class Reads:
 
     def _ask(self) -> None:
         self._asking = False
-        if self._gathered:
+        if self._gathered and not self._asked:  # an answer may have come, and led to a question, since this was due
             self._asked, self._gathered = self._gathered, {}
             self._number += 1
             self._home.ask_how_far(self._number)
