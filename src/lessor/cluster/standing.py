@@ -42,10 +42,10 @@ class Standing:
 
     def take(self, entry: Entry) -> None:
         """Takes in the next record."""
+        self.batch = entry.record.rows.number  # before the number: another thread may look, and tell of both
         self.number = entry.number
         self.chain = entry.chain
         self.epoch = entry.epoch
-        self.batch = entry.record.rows.number
         self.clock_s = entry.record.rows.clock_s
         self.released = entry.kind == RELEASE
         if entry.kind == CLAIM:

@@ -120,6 +120,7 @@ class LogEnd(NamedTuple):
 
     epoch: int  # in which it writes
     record: int  # the newest one that has landed
+    batch: int  # the newest one up to there
     nonce: bytes  # of the process
 
 

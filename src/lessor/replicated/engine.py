@@ -257,7 +257,8 @@ class ReplicatedEngine(EngineOnTables):
         node = self._node
         if node is None or not node.leads:
             return None
-        return LogEnd(node.standing.epoch, node.standing.number, node.nonce)
+        standing = node.standing
+        return LogEnd(standing.epoch, standing.number, standing.batch, node.nonce)
 
     @property
     def hears_log(self) -> bool:

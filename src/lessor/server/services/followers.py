@@ -9,8 +9,9 @@ Laws
   the number of the record, and gets the record too, once it has answered a challenge that nobody else can have answered
   before. While nothing is written it hears the same again each FOLLOWERS_TELL_S, so that it notices when the way to
   the leader is gone.
-- A follower may ask how far it has to be to answer a linearizable read. The newest batch of which anybody was told is
-  the answer, and leaves like any reply: only while nobody else can have taken the lead.
+- A follower may ask how far it has to be to answer a linearizable read. The newest batch in the log is the answer, and
+  leaves like any reply: only while nobody else can have taken the lead. The gate may not have heard of that batch yet,
+  but another follower may, and may have shown it.
 - A record goes without the nonce of this process, which is what proofs are made with. One with users or roles does not
   go, nor a large one, nor any while much waits for the follower: it reads from the log what it is not shown.
 """
@@ -84,7 +85,7 @@ class FollowStream:
             self._send(end, following_pb2.FollowResponse())
 
     def _send(self, end: LogEnd, response: following_pb2.FollowResponse) -> None:
-        response.epoch, response.record, response.batch = end.epoch, end.record, self._core.gate.durable
+        response.epoch, response.record, response.batch = end.epoch, end.record, end.batch
         if self._reads and self._call.backlog_bytes <= limits.FOLLOWER_BACKLOG_BYTES_MAX:
             response.records.extend(self._core.landed(self._shown))
         self._shown = end.record

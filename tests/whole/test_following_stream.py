@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stream on which a leader speaks to a server that follows."""
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+from lessor.api.proto import following_pb2
+from lessor.durable.shared_record import BATCH, Entry
+from lessor.server.services.followers import FollowStream
+from tests.conformance.grpc_peer import GrpcPeer
+from tests.whole.test_followers import two
+from tests.whole.test_on_a_shared_log import put
+
+
+def test_no_follower_is_asked_for_less_than_another_one_is_shown(tmp_path: Path) -> None:
+    """The leader's loop hears of a batch last: meanwhile its followers may be told, and shown, that it has landed."""
+    with two(tmp_path) as (leader, _follower), GrpcPeer(leader.address) as peer:
+        engine: Any = leader.server._engine
+        core, engine_took = leader.server.core, engine._hands._took
+        found: list[tuple[Entry, int, following_pb2.FollowResponse]] = []
+
+        def ask() -> following_pb2.FollowResponse:
+            (stream,) = core.followers
+            assert isinstance(stream, FollowStream)
+            call, stream._call = stream._call, Mock(backlog_bytes=0)
+            stream.on_messages([following_pb2.FollowRequest(question=1).SerializeToString()])
+            ((sent,),) = stream._call.send.call_args.args
+            stream._call = call
+            return following_pb2.FollowResponse.FromString(sent)
+
+        def took(entry: Entry, own: bool) -> None:
+            engine_took(entry, own)
+            if entry.kind == BATCH:
+                found.append((entry, core.gate.durable, leader.call(ask)))
+
+        engine._hands._took = took
+        peer.call(put(b"k", b"the value"))
+        ((entry, durable, answer),) = found
+        assert durable < entry.record.rows.number
+        assert answer.record == entry.number
+        assert b"the value" in answer.records[-1]
+        assert answer.batch == entry.record.rows.number
