@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import pytest
+
 from lessor.api.proto import following_pb2
+from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base import limits
 from lessor.durable.shared_record import BATCH, Entry
 from lessor.server.services.followers import FollowStream
 from tests.conformance.grpc_peer import GrpcPeer
 from tests.whole.test_followers import two
-from tests.whole.test_on_a_shared_log import put
+from tests.whole.test_on_a_shared_log import eventually, put
 
 
 def test_no_follower_is_asked_for_less_than_another_one_is_shown(tmp_path: Path) -> None:
@@ -41,3 +45,15 @@ def test_no_follower_is_asked_for_less_than_another_one_is_shown(tmp_path: Path)
         assert answer.record == entry.number
         assert b"the value" in answer.records[-1]
         assert answer.batch == entry.record.rows.number
+
+
+def test_a_stream_that_ends_alone_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LINK_SILENT_S_MAX", 1e9)  # as if other calls went on
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer:
+        for _ in range(3):
+            (stream,) = leader.call(lambda: list(leader.server.core.followers))
+            leader.call(lambda stream=stream: stream._call.finish(None))  # type: ignore[misc]
+            peer.call(put(b"k", b"v"))
+            found: Any = peer.call(rpc.RangeRequest(key=b"k"))
+            assert found.kvs[0].value == b"v"
+            eventually(lambda: bool(leader.call(lambda: leader.server.core.followers)))

@@ -176,7 +176,8 @@ class Follower:
         return not (is_here and self._knows(call))
 
     def pass_on(self, call: UnaryCall, request: Message) -> PassedOn | Read:
-        if self._ready is not None and isinstance(request, rpc_pb2.RangeRequest) and self._knows(call):
+        can_ask = self._ready is not None and self._words is not None
+        if can_ask and isinstance(request, rpc_pb2.RangeRequest) and self._knows(call):
             self._keep(request.ByteSize())
             return self._reads.add(call, request)
         return self._pass_on(call, request)
@@ -347,7 +348,8 @@ class Follower:
         leader, link, now_s = self._leader(), self._link, self.now_s()
         if link is not None:
             other = leader is not None and leader.nonce != link.leader.nonce
-            if link.lost or other or link.h2.spent or link.silent_s > limits.LINK_SILENT_S_MAX:
+            mute = self._words is None and link.ready
+            if link.lost or other or mute or link.h2.spent or link.silent_s > limits.LINK_SILENT_S_MAX:
                 self._let_go()
         if leader is not None and leader.nonce != self._tried:
             self._tried, self._fails, self._try_s, self._said = leader.nonce, 0, 0.0, set()
@@ -426,8 +428,13 @@ class Follower:
 
     def hear_end(self, link: Link, reason: str) -> None:
         """The other end does not lead, or not any more."""
-        if link is self._link and not link.verified:
+        if link is not self._link:
+            return
+        if not link.verified:
             self._fail(reason)
+        else:  # if it is leaving, it answers what is under way; otherwise `_look` lets go of the link
+            self._words = None
+            self._reads.lose()
 
     def _fail(self, reason: str) -> None:
         """There is no way to the leader at this URL. The next one is tried, and all more seldom."""
