@@ -4,6 +4,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,31 @@ def test_a_stranger_gains_nothing_from_the_words_of_a_follower(tmp_path: Path, m
         assert ask(root, put(b"b", b"w")) == NOBODY
         monkeypatch.setattr(link_module, "vouch", proof.vouch)
         assert ask(root, rpc.RangeRequest(key=b"b")).kvs[0].value == b"v"
+
+
+def test_a_name_that_comes_while_the_leader_stops_is_for_the_next_one(tmp_path: Path) -> None:
+    world = Secured(tmp_path)
+    with world.two() as (leader, follower), world.channel(follower, "ada") as ada, ThreadPoolExecutor() as pool:
+        lease_id = ask(ada, rpc.LeaseGrantRequest(TTL=60)).ID
+        core = leader.server.core
+
+        followers = leader.call(lambda: dict(core.followers))
+        stream: Any = next(iter(followers))
+
+        def drains(draining: bool) -> None:
+            core.followers = {} if draining else followers
+            stream._call._output.h2._draining = draining
+
+        def begun() -> int:
+            link: Any = follower_of(follower)._link
+            return int(follower.call(lambda: link.h2.next_stream_id))
+
+        leader.call(lambda: drains(True))
+        before = begun()
+        asked = pool.submit(ask, ada, rpc.LeaseTimeToLiveRequest(ID=lease_id))
+        eventually(lambda: begun() > before + 4)  # it was asked several times
+        leader.call(lambda: drains(False))
+        assert asked.result().ID == lease_id
 
 
 def test_the_name_in_a_certificate_counts_over_a_take_over(tmp_path: Path) -> None:

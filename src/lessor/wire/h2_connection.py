@@ -160,6 +160,11 @@ class H2Connection(H2Sender):
             self._append(frames.goaway_frame(frames.STREAM_ID_MAX, ErrorCode.NO_ERROR))
             self.send_ping(_DRAIN_PING)
 
+    @property
+    def draining(self) -> bool:
+        """Whether it ends in order: see `drain`."""
+        return self._draining
+
     # --- the loop -----------------------------------------------------------------------------------------------
 
     def _step(self, data: bytes, position: int) -> list[Event]:

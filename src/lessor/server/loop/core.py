@@ -49,7 +49,10 @@ class Credentials(Protocol):
 
     @property
     def peer_common_name(self) -> str | None:
-        """The common name in the connection's client certificate, if that was verified and may name a caller."""
+        """The common name in the connection's client certificate, if that was verified and may name a caller.
+
+        Raises EtcdError when that cannot be said any more.
+        """
         ...
 
 
@@ -239,7 +242,10 @@ class Core:
         if token is not None:
             text = token.decode("latin-1").removeprefix("Bearer ")
             return self.tokens.caller(text, self.auth.revision) or errors.INVALID_AUTH_TOKEN.error()
-        name = call.peer_common_name
+        try:
+            name = call.peer_common_name
+        except EtcdError as error:
+            return error
         return None if name is None else Caller(name, self.auth.revision)
 
     def refuse_stranger(self, call: Credentials, request: type[Message], size_bytes: int) -> None:

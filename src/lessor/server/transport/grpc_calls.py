@@ -53,14 +53,18 @@ def is_forwarded(stream: Stream | None) -> bool:
 def _common_name(output: H2Output, stream: Stream | None, path: str) -> str | None:
     """The name in the certificate of a call's client, which is not the one of the connection if a server passes it on.
 
-    That server has to vouch for the name.
+    That server has to vouch for the name. Raises EtcdError for a call that was on its way when this server has let go
+    of that one: nobody can say any more whom it is from, and the next leader can.
     """
     if not is_forwarded(stream):
         return output.peer_common_name
     assert stream is not None
     assert stream.head is not None
     said = stream.head.get(CALLER_HEADER)
-    return None if said is None else output.core.vouched_name(output.held, stream.id, path, said)
+    name = None if said is None else output.core.vouched_name(output.held, stream.id, path, said)
+    if name is None and said is not None and output.h2.draining:
+        raise errors.LEADER_CHANGED.error()
+    return name
 
 
 def requires_leader(stream: Stream | None) -> bool:
