@@ -57,3 +57,18 @@ def test_a_stream_that_ends_alone_is_begun_anew(tmp_path: Path, monkeypatch: pyt
             found: Any = peer.call(rpc.RangeRequest(key=b"k"))
             assert found.kvs[0].value == b"v"
             eventually(lambda: bool(leader.call(lambda: leader.server.core.followers)))
+
+
+def test_no_words_pile_up_for_a_follower_that_takes_none(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, _follower):
+        stream: Any = leader.call(lambda: next(iter(leader.server.core.followers)))
+
+        def told(backlog_bytes: int) -> bool:
+            call, stream._call = stream._call, Mock(backlog_bytes=backlog_bytes)
+            stream.tell()
+            sent = stream._call.send.called
+            stream._call = call
+            return bool(sent)
+
+        assert leader.call(lambda: told(limits.FOLLOWER_BACKLOG_BYTES_MAX))
+        assert not leader.call(lambda: told(limits.FOLLOWER_BACKLOG_BYTES_MAX + 1))

@@ -79,9 +79,9 @@ class FollowStream:
         self._tell_again()
 
     def tell(self) -> None:
-        """Says how far the log has come, and shows what has come."""
+        """Says how far the log has come, and shows what has come; not if much waits already."""
         end = self._core.log_end()
-        if end is not None:
+        if end is not None and self._call.backlog_bytes <= limits.FOLLOWER_BACKLOG_BYTES_MAX:
             self._send(end, following_pb2.FollowResponse())
 
     def _send(self, end: LogEnd, response: following_pb2.FollowResponse) -> None:
