@@ -320,7 +320,7 @@ def test_a_name_that_comes_while_the_leader_stops_is_for_the_next_one(tmp_path: 
         asked = pool.submit(ask, ada, rpc.LeaseTimeToLiveRequest(ID=lease_id))
         eventually(lambda: begun() > before + 4)  # it was asked several times
         leader.call(lambda: drains(False))
-        assert asked.result().ID == lease_id
+        assert lease_id == asked.result().ID
 
 
 def test_the_name_in_a_certificate_counts_over_a_take_over(tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def test_a_read_whose_batch_does_not_come_goes_to_the_leader() -> None:
         world.now += 0.001
         world.reads.pass_on_late()
         assert world.at_leader == ["a"]
+        assert not world.reads._due
         world.durable = 11
         world.reads.look()
 

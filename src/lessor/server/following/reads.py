@@ -143,6 +143,7 @@ class Reads:
             for read in late:
                 del reads[read]
             self._pass_on(late)
+        self._due = deque(each for each in self._due if each[1])  # the batch may not come for long
 
     def _pass_on(self, reads: dict[Read, None]) -> None:
         for read in reads:
