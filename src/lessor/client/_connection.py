@@ -49,6 +49,7 @@ MESSAGE_BYTES_MAX = 2_147_483_647
 # of life. etcd closes a connection whose PINGs come more often than every 5 seconds.
 PING_AFTER_S = 10.0
 PING_ANSWER_S_MAX = 5.0  # wait for that sign
+CLOSE_S_MAX = 2.0  # wait for a server to take the last bytes
 _PING = b"areyouup"
 
 # Calls that change nothing, or whose repetition changes nothing more.
@@ -106,8 +107,7 @@ class Connection(asyncio.Protocol):
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._heard = asyncio.Event()  # the server has sent something, or is gone
         self._lost_by: Exception | None = None
-        self._writable: asyncio.Event = asyncio.Event()
-        self._writable.set()
+        self.full = False  # whether the socket takes no more for now
         self.heard_at = self._loop.time()  # when the server sent something last
         self._retired = False
         self._headers: dict[tuple[Method, float | None, tuple[tuple[str, str], ...]], bytes] = {}
@@ -136,10 +136,12 @@ class Connection(asyncio.Protocol):
         self.flush()
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self.full = True
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self.full = False
+        for call in list(self.calls):
+            call.wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
@@ -153,7 +155,6 @@ class Connection(asyncio.Protocol):
         else:
             reason = "the server closed the connection" if error is None else f"connection lost ({words})"
         self._heard.set()
-        self._writable.set()
         for call in list(self.calls):
             call.end_with_connection(reason)
         if not self._closed.done():
@@ -243,15 +244,17 @@ class Connection(asyncio.Protocol):
                 raise self._lost_by
             raise ConnectionResetError(errno.ECONNRESET, "the server closed the connection")
 
-    async def writable(self) -> None:
-        """Waits until the socket takes more."""
-        await self._writable.wait()
-
     async def aclose(self) -> None:
-        """Sends GOAWAY, closes the socket and waits until it is closed. Calls that are underway fail."""
+        """Sends GOAWAY, closes the socket and waits until it is closed. Calls that are underway fail.
+
+        What a server has not taken after CLOSE_S_MAX is dropped.
+        """
         if self._transport is not None and not self.lost:
             self.h2.close(ErrorCode.NO_ERROR)
             self.flush()
+            _, waiting = await asyncio.wait([self._closed], timeout=CLOSE_S_MAX)
+            if waiting:
+                self._transport.abort()
         await self._closed
 
 
@@ -334,9 +337,8 @@ class Call(Generic[Reply]):
         self._raise_if_failed()
         self.connection.h2.send_data(self._stream, self._framed(request), last)
         self.connection.flush()
-        while self._stream.queued_bytes > SEND_BYTES_MAX and not self._over:
+        while (self._stream.queued_bytes > SEND_BYTES_MAX or self.connection.full) and not self._over:
             await self._wait()
-        await self.connection.writable()
 
     def send_now(self, requests: Iterable[Message]) -> None:
         """Sends small messages without waiting for room. Raises the ClientError that ended the call if it is over."""
@@ -400,7 +402,7 @@ class Call(Generic[Reply]):
             self._ended(*status_of(self._stream.head, self._stream.trailers))
         elif kind == h2.RESET:
             self._was_reset(self._stream.error_code)
-        self._wake()
+        self.wake()
 
     def end_with_connection(self, reason: str) -> None:
         """The connection is gone, and the call with it; `reason` for the error's text."""
@@ -493,7 +495,7 @@ class Call(Generic[Reply]):
         self._stream.owner = None  # otherwise call and stream keep each other alive
         if self._timer is not None:
             self._timer.cancel()
-        self._wake()
+        self.wake()
 
     def _raise_if_failed(self) -> None:
         if self._over and self._end is not None:
@@ -505,7 +507,8 @@ class Call(Generic[Reply]):
         self._waiters.append(waiter)
         await waiter
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Lets go on who waits, to look again."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

@@ -78,6 +78,7 @@ class PeerConnection(asyncio.Transport):
         self.calls: list[PeerCall] = []
         self.closed = False
         self.deaf = False  # the machine is gone: bytes vanish, both ways
+        self.full = False  # it takes no bytes: what was written is not all sent
         self.loop = asyncio.get_running_loop()
         self.loop.call_soon(self.flush)
 
@@ -109,10 +110,11 @@ class PeerConnection(asyncio.Transport):
             self.client.data_received(data)
 
     def close(self) -> None:
-        self.loop.call_soon(self.lose, None)
+        if not self.full:
+            self.abort()
 
     def abort(self) -> None:
-        self.close()
+        self.loop.call_soon(self.lose, None)
 
     def lose(self, error: Exception | None = None) -> None:
         if not self.closed:

@@ -473,3 +473,40 @@ def test_who_does_not_read_loses_the_call_not_the_connection() -> None:
 
     run(main())
     assert len(peer.connections) == 1
+
+
+def test_a_server_that_takes_no_bytes_holds_up_neither_a_call_beyond_its_time_nor_the_end() -> None:
+    peer = Peer(silent)
+
+    async def main() -> None:
+        channel = peer.channel()
+        with pytest.raises(CallTimeout):
+            await channel.unary(GRANT, rpc.LeaseGrantRequest(TTL=30), timeout_s=1.0)
+        call = await channel.start(GRANT, 1.0, asyncio.get_running_loop().time() + 1.0)
+        peer.connections[-1].full = True
+        peer.connections[-1].client.pause_writing()
+        await call.send(rpc.LeaseGrantRequest(TTL=30), last=True)
+        with pytest.raises(CallTimeout):
+            await call.receive()
+        await channel.aclose()
+
+    run(asyncio.wait_for(main(), 100.0))
+
+
+def test_a_request_waits_until_the_socket_takes_more() -> None:
+    peer = Peer(silent)
+
+    async def main() -> None:
+        channel = peer.channel()
+        call = await channel.start(GRANT)
+        connection = call.connection
+        connection.pause_writing()
+        sending = asyncio.ensure_future(call.send(rpc.LeaseGrantRequest(TTL=30), last=True))
+        await asyncio.sleep(10.0)
+        assert not sending.done()
+        connection.resume_writing()
+        await sending
+        call.cancel()
+        await channel.aclose()
+
+    run(asyncio.wait_for(main(), 100.0))
