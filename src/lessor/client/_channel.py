@@ -239,15 +239,19 @@ class Channel:
             name = self._server_name or endpoint.server_name
             secure = {"ssl": self._ssl, "server_hostname": name, "ssl_shutdown_timeout": SHUTDOWN_S_MAX}
         if endpoint.path:
-            _, connection = await loop.create_unix_connection(
+            transport, connection = await loop.create_unix_connection(
                 lambda: Connection(endpoint, *self._limits), endpoint.path, **secure
             )
         else:
-            _, connection = await loop.create_connection(
+            transport, connection = await loop.create_connection(
                 lambda: Connection(endpoint, *self._limits), endpoint.host, endpoint.port, **secure
             )
         if endpoint.tls:
-            await connection.heard()  # a server refuses our certificate only after the handshake
+            try:
+                await connection.heard()  # a server refuses our certificate only after the handshake
+            except BaseException:  # nobody waits any more, or it is lost
+                transport.abort()
+                raise
         return connection
 
 

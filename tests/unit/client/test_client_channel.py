@@ -3,17 +3,21 @@
 
 import asyncio
 import errno
+import ssl
+from pathlib import Path
 
 import pytest
 
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import Code
-from lessor.client import CallTimeout, ClientError, ConnectionLost, ServerError
+from lessor.client import CallTimeout, Channel, ClientError, ConnectionLost, ServerError, tls_context
 from lessor.client._connection import INBOX_BYTES_MAX
 from lessor.client._errors import ClientClosed
+from lessor.wire.frames import PREFACE
 from lessor.wire.grpc import frame, parse_timeout
 from lessor.wire.h2 import ErrorCode
+from tests.certificates import Authority
 from tests.unit.client.client_peer import Peer, PeerCall, run
 
 GRANT = BY_PATH["/etcdserverpb.Lease/LeaseGrant"]
@@ -510,3 +514,33 @@ def test_a_request_waits_until_the_socket_takes_more() -> None:
         await channel.aclose()
 
     run(asyncio.wait_for(main(), 100.0))
+
+
+def test_a_server_that_says_nothing_behind_its_handshake_is_let_go(tmp_path: Path) -> None:
+    authority = Authority("all")
+    files = authority.issue(tmp_path, "localhost")
+    speaks = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    speaks.load_cert_chain(files.certificate, files.key)
+
+    async def main() -> None:
+        begun, left = asyncio.Event(), asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readexactly(len(PREFACE))
+            begun.set()
+            await reader.read()
+            left.set()
+            writer.close()
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0, ssl=speaks)
+        port = server.sockets[0].getsockname()[1]
+        context = tls_context(ca_file=str(authority.write(tmp_path / "ca.pem")))
+        channel = Channel(f"https://127.0.0.1:{port}", connect_timeout_s=30.0, ssl=context, server_name="localhost")
+        calling = asyncio.ensure_future(channel.unary(GRANT, rpc.LeaseGrantRequest(TTL=30)))
+        await begun.wait()
+        calling.cancel()
+        await asyncio.wait_for(left.wait(), 10.0)
+        await channel.aclose()
+        server.close()
+
+    asyncio.run(main())
