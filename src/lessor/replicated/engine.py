@@ -276,7 +276,7 @@ class ReplicatedEngine(EngineOnTables):
         self._told.append((epoch, record, records))
 
     def landed(self, after: int) -> Sequence[bytes]:
-        landed = tuple(self._landed)
+        landed = self._landed.copy()  # not `tuple`, which may collect garbage halfway, and meanwhile one more lands
         if not landed or landed[0][0] > after + 1:
             return ()
         return [data for number, data in landed if number > after]

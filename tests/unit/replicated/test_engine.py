@@ -2,6 +2,7 @@
 """The engine on a shared log: one process, two of them, and a log that does not answer. All in one thread."""
 
 import contextlib
+import gc
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,31 @@ def test_in_the_place_of_a_fenced_one_follows_one_that_has_what_the_log_has(
     assert again._decisions.nonce != nonce  # what it counts begins anew
     again.close()
     two.close()
+
+
+def test_a_record_may_land_while_another_thread_looks_at_the_newest(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    engine = engine_of(tmp_path, kept, times)
+    numbers = iter(range(1, 1_000_000))
+
+    def lands(phase: str, info: object) -> None:
+        """The collector may be called wherever memory is asked for, and other threads run while it is."""
+        engine._landed.append((next(numbers), b"record"))
+
+    for _ in range(SHOWN_MAX):
+        lands("", None)
+    looks = []  # kept: otherwise no memory is asked for
+    before = gc.get_threshold()
+    gc.callbacks.append(lands)
+    try:
+        for threshold in range(1, 20):
+            gc.set_threshold(threshold)
+            looks += [engine.landed(engine._landed[0][0]) for _ in range(50)]
+    finally:
+        gc.callbacks.remove(lands)
+        gc.set_threshold(*before)
+    assert len(looks) == 19 * 50
 
 
 def test_records_that_the_leader_shows_are_taken_in_without_a_read(
