@@ -67,6 +67,11 @@ class LinkCall:
         self._deframer = grpc.Deframer(limits.LINK_MESSAGE_BYTES_MAX)
         stream.owner = self
 
+    @property
+    def queued_bytes(self) -> int:
+        """Of messages that wait until the leader takes them."""
+        return self._stream.queued_bytes
+
     def send(self, messages: list[bytes], *, last: bool = False) -> None:
         """Passes messages on; `last`: no more will come. Does nothing once the call has ended."""
         if self._owner is not None:

@@ -7,7 +7,8 @@ Laws
   not taken effect and never will: it is passed on again, or carried out here.
 - A call that was under way when the link was lost is passed on again if it changes nothing. Other calls that no record
   names have an unknown outcome, and so say their errors.
-- A streaming call ends with its link, with a code on which clients begin it anew.
+- A streaming call ends with its link, with a code on which clients begin it anew. It ends too when more than
+  PASSED_STREAM_BYTES_MAX of its requests wait for the leader: nobody may have looked at its rights yet.
 """
 
 from collections.abc import Callable
@@ -62,6 +63,7 @@ _GRANT_PASS_ON_S: Final = 0.02  # the age up to which the answer to a grant is p
 # These wait for another client: there is no bound to how long that takes.
 _OPEN_ENDED: Final = frozenset(BY_PATH[path] for path in ("/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"))
 SLOW: Final = "the answers of the leader are not read"
+_TOO_MANY: Final = "too many requests wait for the leader on this stream"
 
 
 class Passing(Protocol):
@@ -297,6 +299,7 @@ class PassedStream:
         self.since_s = home.now_s()
         self._on_link: LinkCall | None = None
         self._early: list[bytes] = []  # requests that came before there was a link
+        self._early_bytes = 0
         self._asked = False  # a request has come
         self._ended = False  # no more will come
         if self._refusal is None:
@@ -308,8 +311,13 @@ class PassedStream:
         if self._refusal is not None:
             raise self._refusal
         self._asked = True
-        if self._on_link is None:
+        if (
+            self._early_bytes if self._on_link is None else self._on_link.queued_bytes
+        ) > limits.PASSED_STREAM_BYTES_MAX:
+            self.call.finish(EtcdError(Code.RESOURCE_EXHAUSTED, _TOO_MANY))
+        elif self._on_link is None:
             self._early += messages
+            self._early_bytes += sum(map(len, messages))
         else:
             self._on_link.send(messages)
 
