@@ -63,8 +63,10 @@ class EtcdLink:
     def close(self) -> None:
         loop = self._loop
         if loop is not None:
-            self.run(self.client.aclose())
-            loop.close()
+            try:
+                self.run(self.client.aclose())
+            finally:
+                loop.close()
         self._loop, self._closed = None, True
 
     def dial(self, hosts: Sequence[str]) -> AsyncClient:

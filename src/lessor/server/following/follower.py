@@ -139,7 +139,7 @@ class Follower:
         self._own_streams = core.stream_handlers
         self._timer: asyncio.TimerHandle | None = None
         core.follow(self, {method: self._factory(method, own) for method, own in self._own_streams.items()})
-        core.metrics.reaches_leader = self._reaches_leader
+        core.metrics.reaches_leader = self._hears_leader
         core.metrics.lag_s = self._lag_s
         self._look()
 
@@ -158,11 +158,8 @@ class Follower:
         leader = self._leader()
         return 0 if leader is None else leader.member_id
 
-    def _reaches_leader(self) -> bool:
-        """Whether this server hears of the log, and of its leader, and keeps up with it."""
-        return self._hears_leader() and self._lag_s() <= limits.FOLLOWER_LAG_S_MAX
-
     def _hears_leader(self) -> bool:
+        """Whether this server hears of the log, and of its leader."""
         link = self._link
         return link is not None and link.verified and not link.lost and self._hears_log()
 

@@ -48,7 +48,10 @@ def _linearizable_read(observed: Observed) -> str | None:
         return "etcdserver: no leader, as far as this server can know: the engine does not answer"
     reaches_leader = observed.metrics.reaches_leader
     if reaches_leader is not None and not reaches_leader():
-        return "etcdserver: no leader: none is known, or the one that leads does not answer, or this server is behind"
+        return "etcdserver: no leader: none is known, or the one that leads does not answer"
+    lag_s = observed.metrics.lag_s
+    if lag_s is not None and lag_s() > limits.FOLLOWER_LAG_S_MAX:
+        return "etcdserver: this server is behind the one that leads"
     waiting_s = observed.committer.waiting_s
     if waiting_s < limits.COMMIT_S_MAX:
         return None
