@@ -27,7 +27,8 @@ from lessor.gateway.json_codec import decode, encode, encode_in_pieces
 from lessor.gateway.stream import StreamDecoder, result_frame
 
 CLASSES: list[type[Message]] = sorted(
-    {cls for method in METHODS for cls in (method.request, method.response)}, key=lambda cls: cls.DESCRIPTOR.full_name
+    {cls for method in METHODS if method.routes for cls in (method.request, method.response)},
+    key=lambda cls: cls.DESCRIPTOR.full_name,
 )
 LEVELS_MAX = 4
 
