@@ -97,16 +97,16 @@ class StepDown(NamedTuple):
     released: bool
 
 
+FORKED_LOG: Final = 0  # the log and this node do not have one history
+MOVED: Final = 1  # nobody leads this log, now or ever
+BEHIND: Final = 2  # a snapshot has what this node lacks
+
+
 class Stop(NamedTuple):
     """Serve nothing any more. A person has to decide, but for what is `BEHIND`."""
 
     text: str
-    why: int = 0
-
-
-FORKED_LOG: Final = 0  # the log and this node do not have one history
-MOVED: Final = 1  # nobody leads this log, now or ever
-BEHIND: Final = 2  # a snapshot has what this node lacks
+    why: int = FORKED_LOG
 
 
 Effect = Append | Read | Apply | Durable | Lead | StepDown | Stop

@@ -101,9 +101,9 @@ class Follower:
         """`leader` says who leads now, as far as is known.
 
         `told` gets the epoch and the number of a record that the leader says to be in the log for good, and the records
-        that the leader shows. `hears_log`: whether the log answers. `claim_s`: for how long a leader may be
-        silent before another server leads. `tls`: this server's own. A leader with TLS must
-        have a certificate of its --trusted-ca-file, or of one that the machine trusts, and is shown this server's.
+        that the leader shows. `hears_log`: whether the log answers. `claim_s`: for how long a leader may be silent
+        before another server leads. `tls`: this server's own. A leader with TLS must have a certificate of its
+        --trusted-ca-file, or of one that the machine trusts, and is shown this server's.
         """
         self.core = core
         self.now_s: Callable[[], float] = BootClock().now_s

@@ -311,9 +311,8 @@ class PassedStream:
         if self._refusal is not None:
             raise self._refusal
         self._asked = True
-        if (
-            self._early_bytes if self._on_link is None else self._on_link.queued_bytes
-        ) > limits.PASSED_STREAM_BYTES_MAX:
+        waiting_bytes = self._early_bytes if self._on_link is None else self._on_link.queued_bytes
+        if waiting_bytes > limits.PASSED_STREAM_BYTES_MAX:
             self.call.finish(EtcdError(Code.RESOURCE_EXHAUSTED, _TOO_MANY))
         elif self._on_link is None:
             self._early += messages
