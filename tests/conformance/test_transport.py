@@ -327,6 +327,30 @@ def test_a_deadline_of_no_time_has_passed(raw: RawH2) -> None:
     assert (code in (2, 4), text) == (True, "context deadline exceeded")
 
 
+def test_each_call_has_a_deadline_of_its_own(raw: RawH2) -> None:
+    """Their heads differ in nothing else, and what a server remembers of one must not decide about the next."""
+    for timeout, codes in (("20S", (0,)), ("0S", (2, 4)), ("19S", (0,)), ("0m", (2, 4)), ("18S", (0,))):
+        code, _ = raw.call(LEASE + "LeaseGrant", framed(GRANT), grpc_timeout=timeout).status
+        assert code in codes, timeout
+    assert raw.call(LEASE + "LeaseGrant", framed(GRANT)).status[0] == 0
+
+
+def test_each_stream_has_a_deadline_of_its_own(raw: RawH2) -> None:
+    """As above. The long ones are still there when a short one that was begun later has ended."""
+    body = framed(watch_of(b"k"))
+    first = raw.open(WATCH, body, end=False, grpc_timeout="51m")
+    raw.outcomes([first])
+    long = [raw.open(WATCH, body, end=False, grpc_timeout=timeout) for timeout in ("20S", "19S")]
+    short = raw.open(WATCH, body, end=False, grpc_timeout="52m")
+    ended = set()
+    while short not in ended:
+        frame = raw.read()
+        assert frame is not None
+        if frame.ends:
+            ended.add(frame.stream)
+    assert not ended & set(long)
+
+
 @pytest.mark.parametrize("path", [WATCH, LEASE + "LeaseKeepAlive"])
 def test_the_deadline_of_a_stream_ends_it(subject: Subject, raw: RawH2, path: str) -> None:
     body = framed(watch_of(b"k") if path == WATCH else KEEPALIVE)

@@ -81,14 +81,12 @@ def _passed_as(value: bytes) -> PassedAs:
 
 
 class Route:
-    """What all calls with one head have in common. Kept in the head, so that no call looks it up."""
+    """What calls have in common whose heads differ at most in PER_CALL_FIELDS. Kept in the head: no call looks it up."""
 
-    __slots__ = ("counts", "method", "parse", "timeout", "unary")
+    __slots__ = ("counts", "method", "parse", "unary")
 
-    def __init__(self, counts: CallCounts, timeout: bytes | None = None) -> None:
-        """`timeout`: the value of grpc-timeout; None if the peer names none."""
+    def __init__(self, counts: CallCounts) -> None:
         self.counts = counts
-        self.timeout = timeout
         self.method = counts.method
         self.unary = counts.method.unary
         self.parse = counts.method.request.FromString

@@ -157,8 +157,9 @@ class H2Session(H2Output):
         if isinstance(route, Route):
             if route.unary:
                 unary = stream.owner = GrpcUnary(self, stream, route)
-                if route.timeout is not None:
-                    self._limit(unary, route.timeout)
+                timeout = head.get(b"grpc-timeout")  # not the route's: it differs from call to call
+                if timeout is not None:
+                    self._limit(unary, timeout)
                 return unary
             if self._draining:
                 stopped = errors.SERVER_STOPPED.error()
@@ -167,8 +168,9 @@ class H2Session(H2Output):
                 self.end(stream, stopped, started=False)
                 return None
             stream.owner = GrpcStream(self, stream, route)
-            if route.timeout is not None:
-                self._limit(stream.owner, route.timeout)
+            timeout = head.get(b"grpc-timeout")
+            if timeout is not None:
+                self._limit(stream.owner, timeout)
         elif isinstance(route, EtcdError):
             stream.owner = REFUSED
             self.h2.send_headers(stream, grpc.trailers_only(route.code, route.message), end_stream=True)
@@ -201,7 +203,7 @@ class H2Session(H2Output):
         if method is None or not self.core.serves(method):
             return method_error(path)
         counts = self._metrics.calls(method, head.get(b"client-api-version") or b"unknown")
-        return Route(counts, head.get(b"grpc-timeout"))
+        return Route(counts)
 
     @staticmethod
     def _limit(call: GrpcUnary | GrpcStream, timeout: bytes) -> None:
