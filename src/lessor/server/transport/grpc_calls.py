@@ -81,7 +81,7 @@ def _passed_as(value: bytes) -> PassedAs:
 
 
 class Route:
-    """What calls have in common whose heads differ at most in PER_CALL_FIELDS. Kept in the head: no call looks it up."""
+    """What calls whose heads differ at most in PER_CALL_FIELDS have in common. Kept in the head: none looks it up."""
 
     __slots__ = ("counts", "method", "parse", "unary")
 
