@@ -105,7 +105,7 @@ H2_NEEDLESS_PER_PIECE = 4  # and for each piece of output: the peer opens its wi
 H2_NEEDLESS_PIECE_BYTES = 512  # and one for so many bytes of output: some peers open windows with each small read
 H2_HEAD_WORK_FREE = 4_096  # units of decoding that a call may cost; a head of 8 KiB in Huffman code
 H2_STEP_BYTES = 32_768  # of frames that are handled before the clock is looked at: two of the largest, or
-H2_STEP_FRAME_BYTES = 128  # 200 small ones, since each counts so many bytes more: 100 calls, 1 to 5 ms
+H2_STEP_FRAMES = 200  # so many small ones: 100 calls, 1 to 5 ms
 H2_STEP_BYTES_PER_UNIT = 16  # and so many for each unit of decoding a head: of Huffman code, or for the table
 # A longer message of a unary call is read in a step of its own: up to 60 ms. A step in which compressed messages have
 # become so many bytes ends.

@@ -93,12 +93,12 @@ class H2Server(H2Connection):
     ) -> None:
         """`now`: when the first bytes came, as in `receive`. `whole_requests`: whether the owner wants WHOLE events.
 
-        `step_bytes`: the owner wants steps, see `go_on`. A step handles so many bytes of frames, each of which counts
-        H2_STEP_FRAME_BYTES more, and ends with a whole frame. Long replies are sent in steps too, see `unsent`.
+        `step_bytes`: the owner wants steps, see `go_on`. A step ends behind the frame in which it has so many bytes, or
+        behind frame number H2_STEP_FRAMES. Long replies are sent in steps too, see `unsent`.
         """
         super().__init__()
         if step_bytes is not None:
-            self._step_bytes = step_bytes
+            self._step_bytes, self._step_frames = step_bytes, limits.H2_STEP_FRAMES
             self._send_step_bytes = self._step_left = limits.SEND_STEP_BYTES
         self._joins_events = whole_requests
         self._now_s = now

@@ -40,7 +40,6 @@ _STREAM_WINDOW_LOW_BYTES: Final = limits.H2_WINDOW_BYTES // 2
 _CONNECTION_WINDOW_LOW_BYTES: Final = limits.H2_CONNECTION_WINDOW_BYTES // 2
 _SEND_FRAME_BYTES_MAX: Final = limits.H2_SEND_FRAME_BYTES_MAX
 _WHOLE_HEADERS_MASK: Final = frames.FLAG_END_HEADERS | frames.FLAG_PADDED | frames.FLAG_PRIORITY
-_STEP_FRAME_BYTES: Final = limits.H2_STEP_FRAME_BYTES
 _STEP_BYTES_PER_UNIT: Final = limits.H2_STEP_BYTES_PER_UNIT
 _DRAIN_PING: Final = b"draining"
 
@@ -80,6 +79,7 @@ class H2Connection(H2Sender):
         "_rest_at",
         "_settings",
         "_step_bytes",
+        "_step_frames",
         "peer_header_list_bytes_max",
         "peer_leaving",
         "peer_streams_max",
@@ -104,7 +104,7 @@ class H2Connection(H2Sender):
         self._needed_bytes = 0  # it is not looked at again before it has so many bytes
         self._now_s = 0.0  # when bytes came last
         self.unread = False  # whole frames have been received that are not handled yet: see `go_on`
-        self._step_bytes = ALL_BYTES
+        self._step_bytes = self._step_frames = ALL_BYTES
         self._rest = b""  # with `unread`: the input, handled up to `_rest_at`
         self._rest_at = 0
         self._resets = RateLimit(limits.H2_RESETS_PER_S_MAX)
@@ -211,15 +211,16 @@ class H2Connection(H2Sender):
         frame_bytes_max = limits.H2_FRAME_BYTES_MAX
         data_end = len(data)
         taken = 0
-        left = self._step_bytes
+        step_end = position + self._step_bytes
+        last_start = min(step_end, data_end - FRAME_HEADER_BYTES)  # the last place where a frame may begin
         in_block = self._block is not None
-        while True:
-            if left <= 0:
-                self.unread = position < data_end
-                break
+        for _ in range(self._step_frames):
             payload_start = position + FRAME_HEADER_BYTES
-            if payload_start > data_end:
-                self._needed_bytes = FRAME_HEADER_BYTES
+            if position > last_start:
+                if payload_start <= data_end:
+                    self.unread = True
+                else:
+                    self._needed_bytes = FRAME_HEADER_BYTES
                 break
             length, flags, stream_id = _unpack(data, position)
             kind = length & 0xFF
@@ -231,7 +232,6 @@ class H2Connection(H2Sender):
                 self._needed_bytes = FRAME_HEADER_BYTES + length
                 break
             position = payload_end
-            left -= length + _STEP_FRAME_BYTES
             if (
                 kind == frames.DATA
                 and (stream := streams.get(stream_id)) is not None
@@ -258,7 +258,8 @@ class H2Connection(H2Sender):
                 head = self._decoder.heads.get(encoded)
                 if head is None:
                     head = self._decoder.decode(encoded)
-                    left -= self._decoder.work * _STEP_BYTES_PER_UNIT
+                    step_end -= self._decoder.work * _STEP_BYTES_PER_UNIT
+                    last_start = min(last_start, step_end)
                 self._head_received(stream_id & frames.STREAM_ID_MAX, head, flags & frames.FLAG_END_STREAM, events)
             else:
                 stream_id &= frames.STREAM_ID_MAX
@@ -271,6 +272,8 @@ class H2Connection(H2Sender):
                     self._spend(FRAME_PRICES[kind])
                     _HANDLERS[kind](self, flags, stream_id, data[payload_start:payload_end], events)
                 in_block = self._block is not None
+        else:
+            self.unread = position < data_end
         if taken:
             self._take_connection_window(taken)
         return position

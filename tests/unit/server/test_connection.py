@@ -84,7 +84,7 @@ def test_a_read_of_much_work_is_spread_over_turns_and_nothing_is_read_meanwhile(
         peer.turn.end()
         in_turns.append(ends_in(peer.transport.written))
         assert sum(in_turns) == 400
-        assert max(in_turns) <= 2 * limits.H2_STEP_BYTES // limits.H2_STEP_FRAME_BYTES
+        assert max(in_turns) <= limits.H2_STEP_FRAMES
         assert peer.transport.reading
 
     run(steps)

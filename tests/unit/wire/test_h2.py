@@ -379,12 +379,28 @@ def test_steps_give_the_same_events_as_one_piece() -> None:
             at_once = seen(whole.receive(wanted) + whole.receive(headers_frame(101)[20:]))
             got = stepping.receive(wanted[:cut])
             assert stepping.unread or step_bytes == 100_000
+            if step_bytes == 1:
+                assert len(got) <= 1
             got += stepping.receive(wanted[cut:])  # more has come before all was handled
             while stepping.unread:
                 got += stepping.go_on()
             got += stepping.receive(headers_frame(101)[20:])
             assert seen(got) == at_once
             assert stepping.take_output() == whole.take_output()
+
+
+def test_a_step_has_no_more_small_frames_than_its_limit() -> None:
+    def sent(frame_count: int) -> bytes:
+        return frames.PREFACE + EMPTY_SETTINGS + headers_frame(1) + data_frame(1, b"x") * (frame_count - 2)
+
+    server = H2Server(step_bytes=1 << 20)
+    assert len(server.receive(sent(limits.H2_STEP_FRAMES))) == limits.H2_STEP_FRAMES - 1
+    assert not server.unread
+    server = H2Server(step_bytes=1 << 20)
+    assert len(server.receive(sent(limits.H2_STEP_FRAMES + 1))) == limits.H2_STEP_FRAMES - 1
+    assert server.unread
+    assert len(server.go_on()) == 1
+    assert not server.unread
 
 
 def test_a_step_has_fewer_heads_that_take_long_to_decode() -> None:
