@@ -209,18 +209,15 @@ class H2Connection(H2Sender):
         streams, append = self._streams, events.append
         joins_events = self._joins_events
         frame_bytes_max = limits.H2_FRAME_BYTES_MAX
-        data_end = len(data)
-        taken = 0
+        data_end, taken = len(data), 0
         step_end = position + self._step_bytes
         last_start = min(step_end, data_end - FRAME_HEADER_BYTES)  # the last place where a frame may begin
         in_block = self._block is not None
         for _ in range(self._step_frames):
             payload_start = position + FRAME_HEADER_BYTES
             if position > last_start:
-                if payload_start <= data_end:
-                    self.unread = True
-                else:
-                    self._needed_bytes = FRAME_HEADER_BYTES
+                self.unread = payload_start <= data_end
+                self._needed_bytes = FRAME_HEADER_BYTES
                 break
             length, flags, stream_id = _unpack(data, position)
             kind = length & 0xFF
