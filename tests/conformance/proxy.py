@@ -20,11 +20,19 @@ class _Pair:
 
     def __init__(self) -> None:
         self.writers: list[asyncio.StreamWriter] = []
-        self.flowing = asyncio.Event()
-        self.flowing.set()
+        self.there, self.back = asyncio.Event(), asyncio.Event()  # whether bytes pass to the target, and from it
+        self.resume()
+
+    def stall(self) -> None:
+        self.there.clear()
+        self.back.clear()
+
+    def resume(self) -> None:
+        self.there.set()
+        self.back.set()
 
     def abort(self) -> None:
-        self.flowing.set()
+        self.resume()
         for writer in self.writers:
             writer.transport.abort()
 
@@ -63,11 +71,15 @@ class Proxy:
 
     def stall(self) -> None:
         """From now on nothing passes on the connections that there are; they stay open."""
-        self._each(lambda pair: pair.flowing.clear())
+        self._each(_Pair.stall)
+
+    def stall_replies(self) -> None:
+        """As `stall`, but what clients send still reaches the target."""
+        self._each(lambda pair: pair.back.clear())
 
     def resume(self) -> None:
         """What was held back passes."""
-        self._each(lambda pair: pair.flowing.set())
+        self._each(_Pair.resume)
 
     def refuse(self, refusing: bool) -> None:
         """Whether new connections are reset at once."""
@@ -101,7 +113,10 @@ class Proxy:
         try:
             target_reader, target_writer = await asyncio.open_connection(self._host, self._port)
             pair.writers.append(target_writer)
-            await asyncio.gather(_pump(self, pair, reader, target_writer), _pump(self, pair, target_reader, writer))
+            await asyncio.gather(
+                _pump(self, pair, pair.there, reader, target_writer),
+                _pump(self, pair, pair.back, target_reader, writer),
+            )
         except OSError:
             pass  # the server is away: to the client it looks like a reset
         finally:
@@ -109,12 +124,14 @@ class Proxy:
             self._pairs.discard(pair)
 
 
-async def _pump(proxy: Proxy, pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(
+    proxy: Proxy, pair: _Pair, flowing: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     try:
         while data := await reader.read(CHUNK_BYTES):
-            if not pair.flowing.is_set():
+            if not flowing.is_set():
                 proxy.held += 1
-                await pair.flowing.wait()
+                await flowing.wait()
                 proxy.held -= 1
             writer.write(data)
             await writer.drain()

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.ports import free_port
 
@@ -35,14 +35,31 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) 
     raise RuntimeError(f"{process.args!r} does not serve {url}:\n{log.read_text(errors='replace')[-3000:]}")
 
 
+def _asked(url: str, path: str, body: dict[str, str] | None = None) -> Any:
+    request = urllib.request.Request(f"{url}/v3/maintenance/{path}", json.dumps(body or {}).encode())
+    with urllib.request.urlopen(request, timeout=2) as reply:
+        return json.load(reply)
+
+
 def leads(url: str) -> bool:
     """Whether the server answers, and says that it leads its cluster."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/v3/maintenance/status", b"{}"), timeout=2) as reply:
-            status = json.load(reply)
+        status = _asked(url, "status")
     except OSError:
         return False
     return bool(status.get("leader") == status["header"]["member_id"])
+
+
+def hand_over(from_address: str, to_address: str) -> None:
+    """Has the server lead that follows; returns when it says so."""
+    target = f"http://{to_address}"
+    _asked(
+        f"http://{from_address}", "transfer-leadership", {"targetID": _asked(target, "status")["header"]["member_id"]}
+    )
+    give_up = time.monotonic() + START_S_MAX
+    while not leads(target):
+        assert time.monotonic() < give_up, "it was handed the lead, and does not lead"
+        time.sleep(0.01)
 
 
 class AnyServer(ABC):

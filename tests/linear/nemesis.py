@@ -15,14 +15,17 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from tests.conformance.server_process import leads, wait_until_healthy
+from tests.conformance.proxy import Proxy
+from tests.conformance.server_process import hand_over, leads, wait_until_healthy
 from tests.engine_flags import engine_flags
 from tests.ports import free_port
 
 STOP_S_MAX = 20.0
 START_S_MAX = 20.0
 LESSOR = ("-m", "lessor")
+TAKEN_OVER = "taken over: "  # how a line of the log begins when a server that led follows again
 
 
 class Process(ABC):
@@ -62,7 +65,7 @@ class Process(ABC):
     def wait_until_taken_over(self, times: int) -> None:
         """Returns when it has said for that many times that it was taken over: it has forgotten its calls then."""
         until_s = time.monotonic() + STOP_S_MAX
-        while self.log_text().count("taken over: ") < times:
+        while self.log_text().count(TAKEN_OVER) < times:
             assert self.alive, f"it has ended: see {self._log}"
             assert time.monotonic() < until_s, f"it does not step down: see {self._log}"
             time.sleep(0.005)
@@ -216,25 +219,41 @@ class OneServer(Nemesis):
             self.server.kill()
 
 
-class StandingBy(Nemesis):
-    """Two servers on one log: one leads, the other stands by, and takes over when the first is struck.
+class OnOneLog(Nemesis):
+    """Servers on one log: one leads, the others follow it and serve. One of them takes over when the leader is struck.
 
-    kinds: of strikes, as often as they come; each is kill, stop (SIGSTOP until it was taken over) or end (SIGTERM).
+    kinds: of strikes, from KINDS and LINK_KINDS, each as often as it stands there. `links`: the proxies between each
+    server and the log. `in_order`: the strikes go through the kinds, and chance does not choose.
     """
 
-    KINDS = ("kill", "kill", "stop", "end")
+    KINDS: ClassVar = {
+        "kill": "the leader is killed",
+        "stop": "the leader gets SIGSTOP until it was taken over, then SIGCONT",
+        "end": "the leader gets SIGTERM",
+        "hand": "the leader hands over, and follows then",
+        "follower": "one that follows is killed",
+    }
+    LINK_KINDS: ClassVar = {
+        "cut": "a server's connections to the log are reset, and refused for a while",
+        "stall": "nothing passes between a server and the log for a while",
+        "replies": "what a server sends reaches the log, and no answer comes for a while",
+    }
+    LINK_S_MAX = 4.0  # the take-over of a leader that is cut off takes 1.3 s
 
-    def __init__(self, one: Process, two: Process, *, kinds: Sequence[str] = KINDS) -> None:
+    def __init__(
+        self, *servers: Process, kinds: Sequence[str], links: Sequence[Proxy] = (), in_order: bool = False
+    ) -> None:
         super().__init__()
         self._kinds = kinds
-        self._leading, self._standing_by = one, two
-        self._both = one, two
+        self._in_order = in_order
+        self._servers = servers
+        self._links = links
+        self._leading = servers[0]
         self.strikes: Counter[str] = Counter()
-        self._taken_over: Counter[Process] = Counter()
 
     @property
     def endpoints(self) -> list[str]:
-        return [server.endpoint for server in self._both]
+        return [server.endpoint for server in self._servers]
 
     @property
     def serving(self) -> str:
@@ -243,39 +262,90 @@ class StandingBy(Nemesis):
     def start(self) -> None:
         self._leading.spawn()
         self._leading.wait_until_leading()
-        self._standing_by.spawn()
-        self._standing_by.wait_until_serving()
+        others = self._others(self._leading)
+        for server in others:
+            server.spawn()
+        for server in others:
+            server.wait_until_serving()
 
     def strike(self, chance: random.Random) -> None:
-        kind = chance.choice(self._kinds)
+        struck = self.strikes.total()
+        kind = self._kinds[struck % len(self._kinds)] if self._in_order else chance.choice(self._kinds)
         self.strikes[kind] += 1
         began_s = time.monotonic()
-        struck = self._leading
-        if kind == "kill":
-            struck.kill()
-        elif kind == "stop":  # it stands still until it has been taken over, and wakes up
-            struck.signal(signal.SIGSTOP)
+        if kind in self.LINK_KINDS:
+            self._disturb_a_link(kind, chance)
         else:
-            struck.terminate()
-            struck.deaths.append(time.monotonic())
-        self._standing_by.wait_until_leading()
-        if kind == "stop":
-            time.sleep(chance.uniform(0.0, 0.5))
-            struck.signal(signal.SIGCONT)
-            self._taken_over[struck] += 1
-            struck.wait_until_taken_over(self._taken_over[struck])
-        else:
-            struck.spawn()
-        self._leading, self._standing_by = self._standing_by, struck
-        self._standing_by.wait_until_serving()
+            self._strike_a_server(kind, chance)
+        for server in self._servers:
+            server.wait_until_serving()
         self.disturbed.append((began_s, time.monotonic()))
 
+    def _strike_a_server(self, kind: str, chance: random.Random) -> None:
+        struck = self._leading
+        others = self._others(struck)
+        if kind == "follower":
+            struck = chance.choice(others)
+            struck.kill()
+            time.sleep(chance.uniform(0.0, 1.0))
+            struck.spawn()
+        elif kind == "hand":
+            self._leading = chance.choice(others)
+            hand_over(struck.endpoint, self._leading.endpoint)
+        elif kind == "stop":  # it stands still until it has been taken over, and wakes up
+            times = struck.log_text().count(TAKEN_OVER)
+            struck.signal(signal.SIGSTOP)
+            self._leading = self._wait_for_a_leader(others)
+            time.sleep(chance.uniform(0.0, 0.5))
+            struck.signal(signal.SIGCONT)
+            struck.wait_until_taken_over(times + 1)
+        else:
+            if kind == "kill":
+                struck.kill()
+            else:
+                struck.terminate()
+                struck.deaths.append(time.monotonic())
+            self._leading = self._wait_for_a_leader(others)
+            struck.spawn()
+
+    def _disturb_a_link(self, kind: str, chance: random.Random) -> None:
+        number = self._servers.index(self._leading)
+        if chance.random() < 0.3:
+            number = chance.randrange(len(self._servers))
+        link = self._links[number]
+        if kind == "cut":
+            link.refuse(True)
+            link.cut()
+        elif kind == "stall":
+            link.stall()
+        else:
+            link.stall_replies()
+        time.sleep(chance.uniform(0.05, self.LINK_S_MAX))
+        link.refuse(False)
+        if chance.random() < 0.5:
+            link.cut()
+        link.resume()
+        self._leading = self._wait_for_a_leader(self._servers)
+
+    def _others(self, server: Process) -> list[Process]:
+        return [other for other in self._servers if other is not server]
+
+    def _wait_for_a_leader(self, servers: Sequence[Process]) -> Process:
+        """Returns the one of them that leads, when there is one."""
+        until_s = time.monotonic() + START_S_MAX
+        while True:
+            for server in servers:
+                if leads(f"http://{server.endpoint}"):
+                    return server
+            assert time.monotonic() < until_s, "none of the servers leads"
+            time.sleep(0.01)
+
     def settled_s(self, endpoint: str, called_s: float) -> float:
-        server = next(server for server in self._both if server.endpoint == endpoint)
+        server = next(server for server in self._servers if server.endpoint == endpoint)
         return next((died_s for died_s in server.deaths if died_s > called_s), math.inf)
 
     def stop(self) -> None:
-        for server in self._both:
+        for server in self._servers:
             if server.alive:
                 server.signal(signal.SIGCONT)
                 server.kill()
