@@ -9,9 +9,11 @@ import hashlib
 import os
 from pathlib import Path
 
-# Whether the servers under test follow another one, of which the tests do not know. With ENGINE.
-AT_FOLLOWERS = bool(os.environ.get("LESSOR_TEST_FOLLOWERS"))
 ENGINE = os.environ.get("LESSOR_TEST_ENGINE", "")
+# With ENGINE: whether the servers under test follow another one, of which the tests do not know.
+AT_FOLLOWERS = bool(os.environ.get("LESSOR_TEST_FOLLOWERS"))
+# With ENGINE: whether they are one of three, of which the tests do not know, and the lead goes round each second.
+HAND_OVERS = bool(os.environ.get("LESSOR_TEST_HAND_OVERS"))
 
 
 def engine_flags(data_dir: Path) -> list[str]:

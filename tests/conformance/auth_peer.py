@@ -11,10 +11,10 @@ from lessor.api.methods import METHODS, Method
 from lessor.api.proto import auth_pb2 as auth
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.grpc_peer import CALL_S_MAX, Failure
+from tests.conformance.lessor_server import ROOT_PASSWORD
 from tests.conformance.subject import Conversation, HttpReply, Subject
 
 READ, WRITE, BOTH = 0, 1, 2
-ROOT_PASSWORD = "root's"
 CHEAP = ["--bcrypt-cost=4"]  # the least there is: tests log in often
 
 DENIED = Failure(7, "etcdserver: permission denied")

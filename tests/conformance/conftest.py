@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conformance.auth_peer import CHEAP, ROOT_PASSWORD, As, enable_auth
+from tests.conformance.auth_peer import CHEAP, As, enable_auth
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.grpc_peer import GrpcPeer
-from tests.conformance.lessor_server import LessorServer
+from tests.conformance.lessor_server import ROOT_PASSWORD, LessorServer
 from tests.conformance.subject import RUNNERS, Subject, new_prefix, running
 from tests.property.strategies import TXN_OPS_MAX
 

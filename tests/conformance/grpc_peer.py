@@ -18,9 +18,8 @@ from lessor.base.errors import EtcdError
 CALL_S_MAX = 20.0
 
 # LeaseKeepAlive and Watch are streams; a request message of their kind still names them.
-_BY_REQUEST: dict[type[Message], Method] = {
-    method.request: method for method in METHODS if method.service in ("etcdserverpb.KV", "etcdserverpb.Lease")
-} | {method.request: method for method in METHODS if method.service in ("etcdserverpb.Maintenance",)}
+_SERVICES = [f"etcdserverpb.{name}" for name in ("KV", "Lease", "Cluster", "Maintenance", "Auth")]
+_BY_REQUEST: dict[type[Message], Method] = {method.request: method for method in METHODS if method.service in _SERVICES}
 _WATCH = next(method for method in METHODS if method.name == "Watch" and method.service == "etcdserverpb.Watch")
 
 

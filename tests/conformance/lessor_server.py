@@ -5,14 +5,22 @@ with LessorServer() as server:
     ...  # server.client_url is "http://127.0.0.1:PORT"
 """
 
+import contextlib
+import itertools
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
-from tests.conformance.server_process import ServerProcess
-from tests.engine_flags import AT_FOLLOWERS, engine_flags
+from tests.conformance.server_process import ServerProcess, hand_over, leads, logged_in
+from tests.engine_flags import AT_FOLLOWERS, HAND_OVERS, engine_flags
+
+HAND_OVER_S = 1.0  # between two of them
+ROOT_PASSWORD = "root's"
 
 
 class LessorServer(ServerProcess):
@@ -22,16 +30,20 @@ class LessorServer(ServerProcess):
 
     def __init__(self, flags: Sequence[str] = ()) -> None:
         super().__init__(flags)
-        self._leader: Leader | None = None
+        self._companions = ExitStack()
 
     def __enter__(self) -> Self:
-        if not AT_FOLLOWERS:
+        if not (AT_FOLLOWERS or HAND_OVERS):
             return super().__enter__()
         self.folder = Path(tempfile.mkdtemp(prefix="conformance-"))
-        self._leader = Leader(self)
         try:
-            self._leader.__enter__()
+            companions = [Companion(self) for _ in range(2 if HAND_OVERS else 1)]
+            for companion in companions:
+                self._companions.enter_context(companion)
             self.start_again()
+            if HAND_OVERS:
+                urls = [companion.client_url for companion in companions]
+                self._companions.enter_context(HandOvers([self.client_url, *urls]))
         except BaseException:
             self.stop()
             raise
@@ -39,9 +51,7 @@ class LessorServer(ServerProcess):
 
     def stop(self) -> None:
         super().stop()
-        leader, self._leader = self._leader, None
-        if leader is not None:
-            leader.stop()
+        self._companions.close()
 
     @property
     def log_name(self) -> Path:
@@ -63,13 +73,13 @@ class LessorServer(ServerProcess):
         ]
 
 
-class Leader(LessorServer):
-    """The server that leads while the one under test follows it."""
+class Companion(LessorServer):
+    """Another server on the log of the one under test. The first one leads when that starts."""
 
-    def __init__(self, follower: LessorServer) -> None:
-        super().__init__(follower.flags)
-        self._log_name = follower.log_name
-        self.min_lease_ttl_s = follower.min_lease_ttl_s
+    def __init__(self, tested: LessorServer) -> None:
+        super().__init__(tested.flags)
+        self._log_name = tested.log_name
+        self.min_lease_ttl_s = tested.min_lease_ttl_s
 
     @property
     def log_name(self) -> Path:
@@ -77,3 +87,35 @@ class Leader(LessorServer):
 
     def __enter__(self) -> Self:
         return ServerProcess.__enter__(self)
+
+
+class HandOvers:
+    """A thread that has the servers lead in turn. What fails is left out: a test may have stopped one of them."""
+
+    def __init__(self, urls: list[str]) -> None:
+        self._urls = urls
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hand-overs")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        made = 0
+        for target in itertools.cycle(self._urls):
+            if self._over.wait(HAND_OVER_S):
+                break
+            token = logged_in(target, "root", ROOT_PASSWORD)
+            with contextlib.suppress(OSError):
+                for url in self._urls:
+                    if url != target and leads(url, token):
+                        hand_over(url, target, token)
+                        made += 1
+        print(f"the lead was handed over {made} times", file=sys.stderr)

@@ -35,29 +35,37 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) 
     raise RuntimeError(f"{process.args!r} does not serve {url}:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-def _asked(url: str, path: str, body: dict[str, str] | None = None) -> Any:
-    request = urllib.request.Request(f"{url}/v3/maintenance/{path}", json.dumps(body or {}).encode())
+def _asked(url: str, path: str, body: dict[str, str] | None = None, token: str = "") -> Any:
+    request = urllib.request.Request(f"{url}/v3/{path}", json.dumps(body or {}).encode())
+    if token:
+        request.add_header("Authorization", token)
     with urllib.request.urlopen(request, timeout=2) as reply:
         return json.load(reply)
 
 
-def leads(url: str) -> bool:
+def logged_in(url: str, user: str, password: str) -> str:
+    """A token of the user; "" if there is none to be had, as while auth is off."""
+    try:
+        return str(_asked(url, "auth/authenticate", {"name": user, "password": password})["token"])
+    except OSError:
+        return ""
+
+
+def leads(url: str, token: str = "") -> bool:
     """Whether the server answers, and says that it leads its cluster."""
     try:
-        status = _asked(url, "status")
+        status = _asked(url, "maintenance/status", token=token)
     except OSError:
         return False
     return bool(status.get("leader") == status["header"]["member_id"])
 
 
-def hand_over(from_address: str, to_address: str) -> None:
-    """Has the server lead that follows; returns when it says so."""
-    target = f"http://{to_address}"
-    _asked(
-        f"http://{from_address}", "transfer-leadership", {"targetID": _asked(target, "status")["header"]["member_id"]}
-    )
+def hand_over(from_url: str, to_url: str, token: str = "") -> None:
+    """Has the server lead that follows; returns when it says so. OSError when one of them does not answer."""
+    target_id = _asked(to_url, "maintenance/status", token=token)["header"]["member_id"]
+    _asked(from_url, "maintenance/transfer-leadership", {"targetID": target_id}, token)
     give_up = time.monotonic() + START_S_MAX
-    while not leads(target):
+    while not leads(to_url, token):
         assert time.monotonic() < give_up, "it was handed the lead, and does not lead"
         time.sleep(0.01)
 

@@ -19,12 +19,12 @@ from tests.conformance.auth_peer import (
     DENIED,
     NOBODY,
     READ,
-    ROOT_PASSWORD,
     WRITE,
     As,
     new_name,
 )
 from tests.conformance.grpc_peer import Failure
+from tests.conformance.lessor_server import ROOT_PASSWORD
 from tests.conformance.subject import RUNNERS, running
 
 MANAGEMENT = Failure(3, "etcdserver: invalid auth management")

@@ -20,8 +20,9 @@ from lessor.client import (
     WatchCanceled,
     tls_context,
 )
-from tests.conformance.auth_peer import ROOT_PASSWORD, As, new_name
+from tests.conformance.auth_peer import As, new_name
 from tests.conformance.etcd_server import etcd_binary
+from tests.conformance.lessor_server import ROOT_PASSWORD
 from tests.conformance.proxy import Proxy
 from tests.conformance.server_process import ServerProcess
 from tests.conformance.subject import Subject, in_background, running, until

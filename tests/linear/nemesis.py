@@ -291,7 +291,7 @@ class OnOneLog(Nemesis):
             struck.spawn()
         elif kind == "hand":
             self._leading = chance.choice(others)
-            hand_over(struck.endpoint, self._leading.endpoint)
+            hand_over(f"http://{struck.endpoint}", f"http://{self._leading.endpoint}")
         elif kind == "stop":  # it stands still until it has been taken over, and wakes up
             times = struck.log_text().count(TAKEN_OVER)
             struck.signal(signal.SIGSTOP)

@@ -15,11 +15,11 @@ from typing import Any, Self
 
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.against_model import Difference, Party, differences_of
-from tests.conformance.auth_peer import CHEAP, ROOT_PASSWORD, As
+from tests.conformance.auth_peer import CHEAP, As
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.conformance.fuzz.steps import Now, code_of
 from tests.conformance.grpc_peer import Failure
-from tests.conformance.lessor_server import LessorServer
+from tests.conformance.lessor_server import ROOT_PASSWORD, LessorServer
 from tests.conformance.server_process import ServerProcess
 from tests.conformance.subject import NOTIFY_S, Subject, etcd_flags
 from tests.model import Model

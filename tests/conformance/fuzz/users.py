@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from lessor.api.proto import auth_pb2 as auth
 from lessor.api.proto import election_pb2, lock_pb2
 from lessor.api.proto import rpc_pb2 as rpc
-from tests.conformance.auth_peer import ROOT_PASSWORD, As
+from tests.conformance.auth_peer import As
 from tests.conformance.fuzz.pair import Side
 from tests.conformance.fuzz.steps import plain
 from tests.conformance.grpc_peer import Failure
+from tests.conformance.lessor_server import ROOT_PASSWORD
 from tests.property.strategies import (
     CURRENT,
     clashing_transactions,

@@ -9,6 +9,7 @@ from lessor.base.errors import Code, EtcdError
 from lessor.cluster.forwarding import FORWARD_PASS_ON_S
 from lessor.durable.engine import Leader
 from lessor.server.following.link import NOBODY, Ended, Shown
+from lessor.server.following.own_headers import OwnHeaders
 from lessor.server.following.renewals import Line, PassedRenewals
 
 LOST = Ended(Code.UNAVAILABLE, "lost", lost=True, reached=True)
@@ -33,6 +34,7 @@ class Home:
 
     nonce = bytes(16)
     leader = Leader(1, (), bytes(16), 1)
+    own = OwnHeaders(1).own
 
     def __init__(self) -> None:
         self.now = 100.0

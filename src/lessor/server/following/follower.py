@@ -39,6 +39,7 @@ from lessor.durable.engine import FOLLOW_S, Leader
 from lessor.durable.shared_record import NONCE_BYTES, Origin, with_nonce
 from lessor.server.following.lag import Lag
 from lessor.server.following.link import Ended, Link, LinkCall, Shown, connect
+from lessor.server.following.own_headers import OwnHeaders
 from lessor.server.following.passing import Passable, PassedOn, PassedStream, caller_of
 from lessor.server.following.reads import Read, Reads
 from lessor.server.following.renewals import KEEPALIVE, Line, PassedRenewals
@@ -107,6 +108,7 @@ class Follower:
         """
         self.core = core
         self.now_s: Callable[[], float] = BootClock().now_s
+        self.own: Callable[[bytes], bytes] = OwnHeaders(core.machine.identity.member_id).own
         self._leader = leader
         self._told = told
         self._hears_log = hears_log

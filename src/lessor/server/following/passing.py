@@ -71,6 +71,7 @@ class Passing(Protocol):
 
     nonce: bytes  # names this process to the leader
     now_s: Callable[[], float]
+    own: Callable[[bytes], bytes]  # OwnHeaders.own
 
     def next_counter(self) -> int:
         """Names a write, beside the nonce."""
@@ -192,7 +193,7 @@ class PassedOn:
         self._on_link.send([self.request.SerializeToString()], last=True)
 
     def on_message(self, message: bytes) -> None:
-        self._reply = message
+        self._reply = self._home.own(message)
 
     def on_ended(self, ended: Ended) -> None:
         self._on_link = None
@@ -264,7 +265,7 @@ class PassedOn:
             return
         self._let_go()
         self._outcome = None
-        self._answer_young(reply)
+        self._answer_young(self._home.own(reply))
 
     def hold_again(self) -> None:
         """A newer epoch has begun. Unless the leader has answered, it has not taken effect, and never will in that."""
@@ -349,7 +350,7 @@ class PassedStream:
             self.on_requests_end()
 
     def on_message(self, message: bytes) -> None:
-        self.call.send([message])
+        self.call.send([self._home.own(message)])
         if self.call.backlog_bytes > limits.CONNECTION_SEND_BYTES_MAX:
             self.call.cut_off(EtcdError(Code.RESOURCE_EXHAUSTED, SLOW))
 

@@ -85,7 +85,7 @@ class Line:
                 message = _shortened(message, math.ceil(too_old_s))
             if too_old_s <= 0 or (again and message):
                 under_way.popleft()
-                of.answered(message)
+                of.answered(self._home.own(message))
             else:
                 self._outdated = len(under_way) - 1
                 self._under_way = deque((request, now_s, each, True) for request, _, each, _ in under_way)
