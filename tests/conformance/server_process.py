@@ -61,12 +61,13 @@ def leads(url: str, token: str = "") -> bool:
 
 
 def hand_over(from_url: str, to_url: str, token: str = "") -> None:
-    """Has the server lead that follows; returns when it says so. OSError when one of them does not answer."""
+    """Has the server lead that follows; returns when it says so. OSError when one of them does not answer in time."""
     target_id = _asked(to_url, "maintenance/status", token=token)["header"]["member_id"]
     _asked(from_url, "maintenance/transfer-leadership", {"targetID": target_id}, token)
     give_up = time.monotonic() + START_S_MAX
     while not leads(to_url, token):
-        assert time.monotonic() < give_up, "it was handed the lead, and does not lead"
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"{to_url} was handed the lead, and does not lead")
         time.sleep(0.01)
 
 
