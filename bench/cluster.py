@@ -23,14 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.harness import ROOT, family_cpu_s
-from tests.conformance.server_process import leads
+from tests.conformance.server_process import leads, wait_until_healthy
 from tests.engines.postgres_server import PostgresServer
 from tests.ports import free_port
 
@@ -54,17 +54,42 @@ MEASUREMENTS = (
 
 
 class Group:
-    """Processes that serve together. `ports`: of the members, for clients."""
+    """Processes that serve together. `ports`: of the members, for clients. `below`: of the etcd below them, if any."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._begin: list[Callable[[], subprocess.Popen[bytes]]] = []
         self._databases: list[PostgresServer] = []
         self.ports: list[int] = []
+        self.below: list[int] = []
 
     def spawn(self, name: str, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+        def begin() -> subprocess.Popen[bytes]:
+            with (self.folder / f"{name}.log").open("ab") as log:
+                return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+        self._begin.append(begin)
+        self._processes.append(begin())
+
+    @property
+    def count(self) -> int:
+        """How many have been spawned."""
+        return len(self._processes)
+
+    def wait_until_serving(self) -> None:
+        """Returns when each member says that it is well."""
+        for number, port in enumerate(self.ports, self.count - MEMBERS):
+            wait_until_healthy(f"http://127.0.0.1:{port}", self._processes[number], self.folder)
+
+    def kill(self, number: int) -> None:
+        """kill -9 to the process that was spawned as that one."""
+        self._processes[number].kill()
+        self._processes[number].wait()
+
+    def begin_again(self, number: int) -> None:
+        """Starts one that was killed, on its data."""
+        self._processes[number] = self._begin[number]()
 
     def etcds(self, binary: str) -> list[int]:
         """Starts an etcd of three members; returns their ports for clients."""
@@ -88,11 +113,11 @@ class Group:
         primary.wait("EXISTS (SELECT 1 FROM pg_stat_replication WHERE sync_state = 'quorum')")
         return primary.url("lessor")
 
-    def wait_for_leader(self) -> int:
-        """The port of the member that leads."""
+    def wait_for_leader(self, ports: Sequence[int] = ()) -> int:
+        """The port of the member that leads, of all or of these."""
         until_s = time.monotonic() + START_S_MAX
         while time.monotonic() < until_s:
-            for port in self.ports:
+            for port in ports or self.ports:
                 if leads(f"http://127.0.0.1:{port}"):
                     return port
             time.sleep(0.05)
@@ -117,7 +142,8 @@ def begin_etcd(group: Group, options: argparse.Namespace) -> None:
 
 
 def begin_lessor(group: Group, options: argparse.Namespace) -> None:
-    below = ",".join(f"127.0.0.1:{port}" for port in group.etcds(options.etcd))
+    group.below = group.etcds(options.etcd)
+    below = ",".join(f"127.0.0.1:{port}" for port in group.below)
     begin_servers(group, f"etcd://{below}/lessor", options)
 
 
@@ -132,6 +158,7 @@ def begin_servers(group: Group, engine: str, options: argparse.Namespace) -> Non
         url = f"http://127.0.0.1:{port}"
         flags = [f"--name=n{number}", f"--data-dir={group.folder}/n{number}", f"--engine={engine}"]
         flags += [f"--listen-client-urls={url}", f"--advertise-client-urls={url}", "--log-level=warn"]
+        flags += options.flags
         group.spawn(f"lessor-{number}", [sys.executable, "-m", "lessor", "serve", *flags], environment)
     group.wait_for_leader()
     time.sleep(1)  # until the others have found it
@@ -181,6 +208,7 @@ def main() -> None:
     parser.add_argument("--server-path", type=Path, default=ROOT / "src")
     options = parser.parse_args()
     options.server_path = options.server_path.resolve()
+    options.flags = []
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     names = [name for name in GROUPS if options.postgres or name != "lessor on postgres"]
     for turn in range(options.rounds):
