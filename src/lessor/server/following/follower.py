@@ -41,7 +41,7 @@ from lessor.server.following.lag import Lag
 from lessor.server.following.link import Ended, Link, LinkCall, Shown, connect
 from lessor.server.following.own_headers import OwnHeaders
 from lessor.server.following.passing import Passable, PassedOn, PassedStream, caller_of
-from lessor.server.following.reads import Read, Reads
+from lessor.server.following.reads import Read, Reads, Waiter
 from lessor.server.following.renewals import KEEPALIVE, Line, PassedRenewals
 from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory, StreamHandler, UnaryCall
 from lessor.server.loop.core import Core
@@ -174,9 +174,12 @@ class Follower:
         is_here = call.method in _HERE or (call.method is _RANGE and request.serializable)
         return not (is_here and self._knows(call))
 
+    @property
+    def _can_ask(self) -> bool:
+        return self._ready is not None and self._words is not None
+
     def pass_on(self, call: UnaryCall, request: Message) -> PassedOn | Read:
-        can_ask = self._ready is not None and self._words is not None
-        if can_ask and isinstance(request, rpc_pb2.RangeRequest) and self._knows(call):
+        if self._can_ask and isinstance(request, rpc_pb2.RangeRequest) and self._knows(call):
             self._keep(request.ByteSize())
             return self._reads.add(call, request)
         return self._pass_on(call, request)
@@ -206,7 +209,7 @@ class Follower:
         except EtcdError as error:
             read.call.finish(error)
 
-    def forget_read(self, read: Read) -> None:
+    def forget_read(self, read: Waiter) -> None:
         self._kept_bytes -= read.size_bytes
         read.size_bytes = 0
 
@@ -261,6 +264,12 @@ class Follower:
 
     def has_applied(self, revision: int) -> bool:
         return self.core.machine.revision >= revision
+
+    def wait_for_all(self, passed: PassedOn) -> bool:
+        if self._can_ask:
+            self._reads.wait(passed)
+            return True
+        return False
 
     def renew(self, lease_id: int, of: PassedOn) -> bool:
         link = self._ready

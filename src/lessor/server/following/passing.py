@@ -58,11 +58,15 @@ _NAMED: Final = frozenset(
         "/v3electionpb.Election/Resign",
     )
 )
+# Named calls whose replies tell by their revision whether this server shows what they did. So it does not matter for a
+# grant: nothing is answered here from leases.
+_SHOWN_BY_REVISION: Final = _NAMED - {BY_PATH["/etcdserverpb.KV/Compact"]}
 _GRANT: Final = BY_PATH["/etcdserverpb.Lease/LeaseGrant"]
 _GRANT_PASS_ON_S: Final = 0.02  # the age up to which the answer to a grant is passed on as it is
 # These wait for another client: there is no bound to how long that takes.
 _OPEN_ENDED: Final = frozenset(BY_PATH[path] for path in ("/v3lockpb.Lock/Lock", "/v3electionpb.Election/Campaign"))
 SLOW: Final = "the answers of the leader are not read"
+_NO_REVISION: Final = 1 << 63  # is never reached
 _TOO_MANY: Final = "too many requests wait for the leader on this stream"
 
 
@@ -87,6 +91,10 @@ class Passing(Protocol):
 
     def has_applied(self, revision: int) -> bool:
         """Whether this server has that revision in memory."""
+        ...
+
+    def wait_for_all(self, passed: "PassedOn") -> bool:
+        """Has the call go on when this server has all that the leader has. False: the leader cannot be asked."""
         ...
 
     def renew(self, lease_id: int, of: "PassedOn") -> bool:
@@ -134,7 +142,7 @@ def refusal(call: StreamCall) -> EtcdError | None:
 
 
 class PassedOn:
-    """A unary call on its way to the leader. Implements call.Waiting and link.Owner."""
+    """A unary call on its way to the leader. Implements call.Waiting, link.Owner and reads.Waiter."""
 
     __slots__ = (
         "_home",
@@ -212,10 +220,22 @@ class PassedOn:
             self._answer(EtcdError(ended.code, ended.text))
         elif self._reply is None:
             self._answer(EtcdError(Code.INTERNAL, "the leader sent no reply"))
-        elif self.counter:
+        elif self.call.method in _SHOWN_BY_REVISION:
             self._answer_write(self._reply)
-        else:
+        elif self.call.method in _REPEATABLE:
             self._answer(self._reply)
+        else:
+            self._outcome, self.revision = self._reply, _NO_REVISION
+            self.since_s = self._home.now_s()
+            if not self._home.wait_for_all(self):
+                self.go_on()
+
+    def go_on(self) -> None:
+        outcome, self._outcome = self._outcome, None
+        if outcome is not None:
+            self._answer(outcome)
+
+    go_on_leading = go_on_without = go_on
 
     def _answer_write(self, reply: bytes) -> None:
         """The answer waits until a read here shows the write, as etcd's member shows its own clients their writes."""

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linearizable reads that a server which follows answers itself, by asking the leader how far it has to be.
 
+Answers to calls that the leader has carried out wait here, too, where no revision says whether this server has come as
+far: its own clients see what they have changed, as they do at a member of an etcd.
+
 Laws
 - A read is answered from what this server has, once it has every batch that anybody was told of before the read came.
   The leader names that batch in an answer to a question that was asked after the read came.
@@ -38,17 +41,39 @@ class Home(Protocol):
         """The read goes the way of all other calls."""
         ...
 
-    def forget_read(self, read: "Read") -> None:
+    def forget_read(self, read: "Waiter") -> None:
         """Nothing is kept of it any more."""
         ...
 
 
+class Waiter(Protocol):
+    """A read, or an answer, that waits for a batch."""
+
+    since_s: float
+    size_bytes: int  # of its request
+
+    def go_on(self) -> None:
+        """The batch is there."""
+        ...
+
+    def go_on_leading(self) -> None:
+        """This server leads."""
+        ...
+
+    def go_on_without(self) -> None:
+        """The batch, or the answer that names it, does not come in time."""
+        ...
+
+
 class Read:
-    """A call of Range that waits. Implements call.Waiting."""
+    """A call of Range that waits. Implements call.Waiting and Waiter."""
 
-    __slots__ = ("_reads", "call", "request", "since_s", "size_bytes")
+    __slots__ = ("_home", "_reads", "call", "request", "since_s", "size_bytes")
 
-    def __init__(self, reads: "Reads", call: UnaryCall, request: rpc_pb2.RangeRequest, since_s: float) -> None:
+    def __init__(
+        self, home: Home, reads: "Reads", call: UnaryCall, request: rpc_pb2.RangeRequest, since_s: float
+    ) -> None:
+        self._home = home
         self._reads = reads
         self.call = call
         self.request = request
@@ -62,6 +87,18 @@ class Read:
     def on_gone(self) -> None:
         self._reads.drop(self)
 
+    def go_on(self) -> None:
+        self.request.serializable = True
+        self.go_on_leading()
+
+    def go_on_leading(self) -> None:
+        self.call.wait_no_more()
+        self.call.serve(self.request)
+
+    def go_on_without(self) -> None:
+        self.call.wait_no_more()
+        self._home.read_at_leader(self)
+
 
 class Reads:
     """Those that wait, in the order in which they came: to be asked for, asked for, for their batch, to be answered."""
@@ -71,22 +108,26 @@ class Reads:
         self._home = home
         self._durable = durable
         self._number = 0  # of the newest question
-        self._gathered: dict[Read, None] = {}
-        self._asked: dict[Read, None] = {}
-        self._due: deque[tuple[int, dict[Read, None]]] = deque()
-        self._ready: dict[Read, None] = {}
+        self._gathered: dict[Waiter, None] = {}
+        self._asked: dict[Waiter, None] = {}
+        self._due: deque[tuple[int, dict[Waiter, None]]] = deque()
+        self._ready: dict[Waiter, None] = {}
         self._asking = self._answering = False  # whether a step of the loop will ask, or answer
 
     def add(self, call: UnaryCall, request: rpc_pb2.RangeRequest) -> Read:
         """Begins to wait. There has to be a link that is ready."""
-        read = Read(self, call, request, self._home.now_s())
-        self._gathered[read] = None
+        read = Read(self._home, self, call, request, self._home.now_s())
+        self.wait(read)
+        return read
+
+    def wait(self, waiter: Waiter) -> None:
+        """As `add`, for what is there already."""
+        self._gathered[waiter] = None
         if not (self._asked or self._asking):
             self._asking = True
             asyncio.get_running_loop().call_soon(self._ask)
-        return read
 
-    def drop(self, read: Read) -> None:
+    def drop(self, read: Waiter) -> None:
         """The call is over."""
         for waiting in (self._gathered, self._asked, *(reads for _, reads in self._due), self._ready):
             if read in waiting:
@@ -122,8 +163,7 @@ class Reads:
             if read in self._ready:  # an answer may end another call of its connection
                 del self._ready[read]
                 self._home.forget_read(read)
-                read.request.serializable = True
-                _serve(read)
+                read.go_on()
         self._answering = bool(self._ready)
         if self._answering:
             asyncio.get_running_loop().call_soon(self._answer_some)
@@ -145,11 +185,10 @@ class Reads:
             self._pass_on(late)
         self._due = deque(each for each in self._due if each[1])  # the batch may not come for long
 
-    def _pass_on(self, reads: dict[Read, None]) -> None:
+    def _pass_on(self, reads: dict[Waiter, None]) -> None:
         for read in reads:
             self._home.forget_read(read)
-            read.call.wait_no_more()
-            self._home.read_at_leader(read)
+            read.go_on_without()
 
     def serve_all(self) -> None:
         """This server leads: it needs to ask nobody."""
@@ -162,9 +201,4 @@ class Reads:
         self._due.clear()
         for read in waiting:
             self._home.forget_read(read)
-            _serve(read)
-
-
-def _serve(read: Read) -> None:
-    read.call.wait_no_more()
-    read.call.serve(read.request)
+            read.go_on_leading()
