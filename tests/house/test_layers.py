@@ -51,6 +51,8 @@ SERVER_FLOORS = {
     "following": 3,
     "tls": 3,
     "foreign_flags": 4,
+    "config_file": 4,
+    "supervisor": 4,
     "listening": 4,
     "main": 5,
     "command": 6,

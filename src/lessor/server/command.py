@@ -2,7 +2,8 @@
 """`lessor serve`: the command line of the server.
 
 As in etcd, each flag is also an environment variable: ETCD_ and the name of the flag in capitals. It is an error to set
-both, so that there is no doubt which one counts.
+both, so that there is no doubt which one counts. With --config-file neither counts, and a line of the log names those
+that are set. Flags of etcd's without a meaning here: foreign_flags.py.
 """
 
 import asyncio
@@ -18,9 +19,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from lessor import __version__
 from lessor.base import limits
 from lessor.durable.engine import DataDirError, EngineError
-from lessor.server import foreign_flags
+from lessor.server import config_file
+from lessor.server.foreign_flags import Foreign, is_foreign
 from lessor.server.observe import logs
 from lessor.server.options import (
     DEFAULT_CLIENT_URL,
@@ -36,6 +39,7 @@ from lessor.server.options import (
     parse_retention,
 )
 from lessor.server.tls import flags as tls_flags
+from lessor.server.version import CLUSTER_VERSION
 
 log = logging.getLogger("lessor")
 
@@ -66,14 +70,18 @@ class _Serve(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known = {opt for parameter in self.params for opt in parameter.opts}
         args = [f"-{word}" if f"-{word}".partition("=")[0] in known else word for word in args]
-        complaint = foreign_flags.complaint(args)
-        if complaint is not None:
-            raise _ForeignFlagsError(complaint)
-        return super().parse_args(ctx, args)
+        ctx.obj = foreign = Foreign()
+        return super().parse_args(ctx, foreign.take(args))
 
 
 class _ForeignFlagsError(click.ClickException):
     exit_code = 2  # as for other mistakes on a command line
+
+
+def _show_version(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"lessor version: {__version__}\nAPI version: {CLUSTER_VERSION}")
+        context.exit()
 
 
 @click.command(cls=_Serve, context_settings={"max_content_width": 120})
@@ -144,16 +152,34 @@ class _ForeignFlagsError(click.ClickException):
     help="How long one record in the engine lets this server answer; another takes over a quarter later.",
 )
 @_flag("log-level", default="info", type=click.Choice(logs.LEVELS), help="Least severe messages to log.")
+@_flag("log-format", default="json", type=click.Choice(list(logs.FORMATTERS)), help="Form of a line of the log.")
+@_flag("config-file", default="", help="Flags as a YAML file. Other flags and variables do not count then.")
+@_flag("strict-flags", **tls_flags.SWITCH, help="Refuse flags of etcd that would have no effect.")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Print the version."
+)
 @click.pass_context
 def serve(context: click.Context, /, **values: Any) -> None:
     """Serve the etcd v3 API from one data directory."""
+    foreign: Foreign = context.obj
     try:
-        _refuse_doubles(context)
-        options = build(values)
+        strict = values["strict_flags"]
+        if values["config_file"]:
+            context.obj = foreign = Foreign()
+            options = parse(foreign.take(config_file.words_of(values["config_file"])))
+        else:
+            foreign.take_variables(os.environ)
+            _refuse_doubles(context)
+            options = build(values)
     except OptionError as error:
         raise click.UsageError(str(error)) from None
-    logs.set_up(options.log_level)
-    _name_strangers(context)
+    complaint = foreign.complaint
+    if complaint is None and strict and foreign.idle:
+        complaint = f"{', '.join(foreign.idle)}: without effect; leave it out, or leave out --strict-flags"
+    if complaint is not None:
+        raise _ForeignFlagsError(complaint)
+    logs.set_up(options.log_level, options.log_format)
+    _name_strangers(context, foreign)
     signals = _Signals()
     signals.starting()
     from lessor.server.main import run
@@ -186,17 +212,34 @@ def _refuse_doubles(context: click.Context) -> None:
             raise OptionError(f"both {parameter.opts[0]} and {variable} are set; unset one of them")
 
 
-def _name_strangers(context: click.Context) -> None:
-    """Logs each ETCD_ variable that no flag has, as etcd does: its operator may believe that it protects the server."""
+def _name_strangers(context: click.Context, foreign: Foreign) -> None:
+    """Logs what is set and has no effect: its operator may believe that it protects the server.
+
+    As in etcd, there is a line for each ETCD_ variable that no flag has.
+    """
+    if foreign.idle:
+        log.warning("these flags of etcd have no effect here", extra={"flags": ", ".join(foreign.idle)})
+    if context.params["config_file"]:
+        others = [
+            parameter.opts[0]
+            for parameter in context.command.params
+            if parameter.name not in ("config_file", "strict_flags")
+            and context.get_parameter_source(parameter.name or "")
+            in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+        ]
+        if others:
+            log.warning("with --config-file these flags do not count", extra={"flags": ", ".join(others)})
+        return
     known = {getattr(parameter, "envvar", None) for parameter in context.command.params}
     for variable in sorted(os.environ):
-        if variable.startswith("ETCD_") and variable not in known:
+        if variable.startswith("ETCD_") and variable not in known and not is_foreign(variable):
             log.warning("unrecognized environment variable", extra={"environment-variable": variable})
 
 
 def build(values: dict[str, Any]) -> Options:
     """Checks the values of the flags, by their Python names, and makes Options of them. Raises OptionError."""
     listen = tuple(parse_listen_url(url.strip()) for url in values["listen_client_urls"].split(","))
+    metrics = _listen_metrics(values["listen_metrics_urls"])
     advertised = values["advertise_client_urls"]
     try:
         notify_s = parse_duration_s(values["watch_progress_notify_interval"])
@@ -219,7 +262,7 @@ def build(values: dict[str, Any]) -> Options:
         name=values["name"],
         data_dir=values["data_dir"] or f"{values['name']}.lessor",
         listen_client_urls=listen,
-        listen_metrics_urls=_listen_metrics(values["listen_metrics_urls"]),
+        listen_metrics_urls=metrics,
         advertise_client_urls=tuple(advertised.split(",")) if advertised else tuple(each.url for each in listen),
         max_txn_ops=values["max_txn_ops"],
         max_request_bytes=values["max_request_bytes"],
@@ -231,8 +274,9 @@ def build(values: dict[str, Any]) -> Options:
         grpc_keepalive=parse_grpc_keepalive(
             values["grpc_keepalive_min_time"], values["grpc_keepalive_interval"], values["grpc_keepalive_timeout"]
         ),
-        tls=tls_flags.read(values, listen),
+        tls=tls_flags.read(values, (*listen, *metrics)),
         log_level=values["log_level"],
+        log_format=values["log_format"],
         auth_token=values["auth_token"],
         auth_token_ttl_s=values["auth_token_ttl"] or limits.AUTH_TOKEN_TTL_S,
         bcrypt_cost=values["bcrypt_cost"],

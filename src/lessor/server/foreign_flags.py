@@ -1,93 +1,209 @@
 # SPDX-License-Identifier: Apache-2.0
-"""etcd's flags that have no meaning here: for each the reason, and what to do. One error names all of them at once.
+"""etcd's flags that have no meaning here: which are taken without effect, which are refused, and why.
 
-A flag without effect would be a promise that is not kept, so such a flag is refused. An environment variable of etcd's
-is named in the log instead, as etcd does with a variable that it does not know: images and units set them for many
-servers at once.
+Laws
+- A flag is taken if nothing that its operator counts on is missing without it: a start line for an etcd of one member
+  works as it is. One line of the log names all such flags. With --strict-flags they are refused like the others.
+- A flag is refused if it changes what the server promises, or wants what it does not do. One error names all of them,
+  with the reason and what to do.
+- An ETCD_ variable is judged like the flag that it stands for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple
 
-_NO_PEERS = "one server without peers; leave it out"
-_NO_RAFT = "there is no raft log; leave it out"
-_SQLITE = "the data is one SQLite file that needs no such setting; leave it out"
-_ONE_COPY = "there is no second copy to compare with; leave it out"
-_ALWAYS = "always so; leave it out"
-_LOG = "the log is JSON lines on standard error; redirect them, --log-level chooses among them"
+_TRUE, _FALSE = ("1", "t", "true"), ("0", "f", "false")
+
+
+def _any(_value: str) -> bool:
+    return True
+
+
+def _is(*values: str) -> Callable[[str], bool]:
+    return lambda value: value.lower() in values
+
+
+def _names_one_member(value: str) -> bool:
+    """Whether an --initial-cluster, NAME=URL with commas, has one name: a member may have several URLs."""
+    return len({entry.partition("=")[0].strip() for entry in value.split(",")}) == 1
+
+
+_off, _on, _empty = _is(*_FALSE), _is(*_TRUE), _is("")
+
+_NO_PEERS = "there are no peers"
+_NO_RAFT = "there is no raft log"
+_SQLITE = "the data is one SQLite file that needs no such setting"
+_ONE_COPY = "there is no second copy to compare with"
+_SLOW = "/metrics tells how long commits take"
+_ALWAYS = "always so"
+_LOG = "the log goes to standard error; redirect it"
 _TRACING = "there is no tracing; leave it out, /metrics has the figures"
+_ONE_SERVER = "this is one server; several on one log have --engine, see docs/cluster.md"
 
-# The reason, and the flags to which it applies. A name that ends in `-` stands for all names that begin with it.
-_REASONS: dict[str, tuple[str, ...]] = {
-    _NO_PEERS: (
-        *("listen-peer-urls", "initial-cluster", "initial-cluster-state", "initial-cluster-token", "discovery"),
-        *("discovery-", "peer-", "max-learners", "strict-reconfig-check", "pre-vote", "force-new-cluster", "proxy"),
-        *("proxy-", "raft-read-timeout", "raft-write-timeout", "initial-election-tick-advance"),
-        *("experimental-peer-skip-client-san-verification", "downgrade-check-time"),
-        *("experimental-downgrade-check-time", "client-cert-file", "client-key-file"),
+# By the reason: the values that do no harm, and the flags, switches (Go's booleans) apart from those that take a value.
+# A name that ends in `-` stands for all names that begin with it.
+_RULES: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
+    (
+        _NO_PEERS,
+        _any,
+        "peer-auto-tls peer-client-cert-auth peer-skip-client-san-verification strict-reconfig-check "
+        "pre-vote initial-election-tick-advance experimental-peer-skip-client-san-verification",
+        "listen-peer-urls initial-advertise-peer-urls initial-cluster-token initial-cluster-state peer- max-learners "
+        "raft-read-timeout raft-write-timeout downgrade-check-time experimental-downgrade-check-time client-cert-file "
+        "client-key-file discovery-fallback discovery-proxy discovery-dial-timeout discovery-request-timeout "
+        "discovery-keepalive-time discovery-keepalive-timeout discovery-cert discovery-key discovery-cacert "
+        "discovery-user discovery-password discovery-srv-name proxy-",
     ),
-    "one server without peers; `lessor member update` names URLs that tools may want": ("initial-advertise-peer-urls",),
-    _NO_RAFT: (
-        *("wal-dir", "snapshot-count", "max-snapshots", "max-wals", "snapshot-catchup-entries"),
-        *("experimental-snapshot-catchup-entries", "v2-deprecation", "enable-v2", "experimental-enable-v2v3"),
+    (_NO_PEERS, _any, "discovery-insecure-transport discovery-insecure-skip-tls-verify", ""),
+    (_ONE_SERVER, _names_one_member, "", "initial-cluster"),
+    (_ONE_SERVER, _empty, "", "discovery discovery-srv discovery-token discovery-endpoints"),
+    (_ONE_SERVER, _is("", "off"), "", "proxy"),
+    ("restore a snapshot instead: `lessor snapshot restore`", _off, "force-new-cluster", ""),
+    (
+        _NO_RAFT,
+        _any,
+        "",
+        "wal-dir snapshot-count max-snapshots max-wals snapshot-catchup-entries "
+        "experimental-snapshot-catchup-entries v2-deprecation",
     ),
-    "there are no elections; --min-lease-ttl sets what etcd derives from it": (
-        *("heartbeat-interval", "election-timeout"),
+    ("there is no API of version 2", _off, "enable-v2", ""),
+    ("there is no API of version 2", _empty, "", "experimental-enable-v2v3"),
+    (
+        "there are no elections; --min-lease-ttl sets what etcd derives from it",
+        _any,
+        "",
+        "heartbeat-interval election-timeout",
     ),
-    _SQLITE: (
-        *("backend-bbolt-freelist-type", "backend-batch-interval", "backend-batch-limit", "memory-mlock"),
-        *("experimental-memory-mlock", "experimental-txn-mode-write-with-shared-buffer", "compaction-batch-limit"),
-        *("experimental-compaction-batch-limit", "compaction-sleep-interval"),
-        *("experimental-compaction-sleep-interval", "experimental-stop-grpc-service-on-defrag"),
+    (
+        _SQLITE,
+        _any,
+        "memory-mlock experimental-memory-mlock experimental-txn-mode-write-with-shared-buffer "
+        "experimental-stop-grpc-service-on-defrag",
+        "backend-bbolt-freelist-type backend-batch-interval backend-batch-limit "
+        "experimental-backend-bbolt-freelist-type compaction-batch-limit experimental-compaction-batch-limit "
+        "compaction-sleep-interval "
+        "experimental-compaction-sleep-interval bootstrap-defrag-threshold-megabytes "
+        "experimental-bootstrap-defrag-threshold-megabytes",
     ),
-    "run `lessor defrag` when it suits you": (
-        *("bootstrap-defrag-threshold-megabytes", "experimental-bootstrap-defrag-threshold-megabytes"),
+    (
+        "a reply means that its write is on disk; for tests put --data-dir into memory (/dev/shm)",
+        _off,
+        "unsafe-no-fsync",
+        "",
     ),
-    "a reply means that its write is on disk; for tests put --data-dir into memory (/dev/shm)": ("unsafe-no-fsync",),
-    _ONE_COPY: (
-        *("corrupt-check-time", "experimental-corrupt-check-time", "experimental-initial-corrupt-check"),
-        *("experimental-compact-hash-check-enabled", "experimental-compact-hash-check-time"),
-        *("compact-hash-check-time",),
+    (
+        _ONE_COPY,
+        _any,
+        "experimental-initial-corrupt-check experimental-compact-hash-check-enabled",
+        "corrupt-check-time experimental-corrupt-check-time compact-hash-check-time "
+        "experimental-compact-hash-check-time",
     ),
-    "leases always keep their remaining time; leave it out": (
-        *("experimental-enable-lease-checkpoint", "experimental-enable-lease-checkpoint-persist"),
+    (
+        "leases always keep their remaining time",
+        _any,
+        "experimental-enable-lease-checkpoint experimental-enable-lease-checkpoint-persist",
+        "",
     ),
-    "what its gates are for is always so or has no place here; leave it out": ("feature-gates",),
-    "one port serves gRPC and HTTP/1.1; add the URL to --listen-client-urls": ("listen-client-http-urls",),
-    _ALWAYS: ("enable-grpc-gateway", "socket-reuse-address"),
-    "two servers cannot share the data; leave it out": ("socket-reuse-port",),
-    "pages of any origin may ask, and prove with a token who they are; narrow that in a proxy": ("cors",),
-    "any host name is served; narrow that in a proxy, or use https://": ("host-whitelist",),
-    "at most 10000 streams on a connection; leave it out": ("max-concurrent-streams",),
-    "profiles are taken from outside, with py-spy; leave it out": ("enable-pprof",),
-    "/metrics is always at the level `basic`; leave it out": ("metrics",),
-    "/metrics tells how long commits take; leave it out": (
-        *("warning-apply-duration", "experimental-warning-apply-duration", "warning-unary-request-duration"),
-        *("experimental-warning-unary-request-duration",),
+    ("the things that its gates are for are always so, or have no place here", _any, "", "feature-gates"),
+    ("one port serves gRPC and HTTP/1.1; add the URL to --listen-client-urls", _empty, "", "listen-client-http-urls"),
+    ("each port serves JSON too; leave it out", _on, "enable-grpc-gateway", ""),
+    (_ALWAYS, _any, "socket-reuse-address socket-reuse-port", ""),
+    (
+        "pages of any origin may ask, and prove with a token who they are; narrow that in a proxy",
+        _is("", "*"),
+        "",
+        "cors",
     ),
-    _LOG: ("logger", "log-outputs", "log-format", "enable-log-rotation", "log-rotation-config-json", "debug"),
-    _TRACING: (
-        *("enable-distributed-tracing", "distributed-tracing-", "experimental-enable-distributed-tracing"),
-        *("experimental-distributed-tracing-",),
+    ("any host name is served; narrow that in a proxy, or use https://", _is("", "*"), "", "host-whitelist"),
+    ("at most 10000 streams on a connection", _any, "", "max-concurrent-streams"),
+    ("profiles are taken from outside, with py-spy", _any, "enable-pprof", ""),
+    ("/metrics is always at the level `basic`", _any, "", "metrics"),
+    (
+        _SLOW,
+        _any,
+        "",
+        "warning-apply-duration experimental-warning-apply-duration warning-unary-request-duration "
+        "experimental-warning-unary-request-duration",
     ),
-    "options are flags or ETCD_ variables; write its lines as those": ("config-file",),
-    "run `lessor version`": ("version",),
+    ("the log is that of zap: `--log-format` chooses its form", _is("zap"), "", "logger"),
+    (_LOG, _is("default", "stderr"), "", "log-outputs"),
+    (_LOG, _off, "enable-log-rotation", ""),
+    (_LOG, _any, "", "log-rotation-config-json"),
+    ("write --log-level=debug", _off, "debug", ""),
+    (_TRACING, _off, "enable-distributed-tracing experimental-enable-distributed-tracing", ""),
+    (_TRACING, _any, "", "distributed-tracing- experimental-distributed-tracing-"),
+)
+
+
+class _Flag(NamedTuple):
+    why: str
+    harmless: Callable[[str], bool]
+    switch: bool
+
+
+_FLAGS: Final = {
+    name: _Flag(why, harmless, switch)
+    for why, harmless, switches, others in _RULES
+    for switch, names in ((True, switches), (False, others))
+    for name in names.split()
 }
+_PREFIXES: Final = tuple(name for name in _FLAGS if name.endswith("-"))
 
 
-def reason(name: str) -> str | None:
-    """Why this flag of etcd's is not taken. `name` is without dashes. None: it is not among them."""
-    for why, names in _REASONS.items():
-        if any(name == known or (known.endswith("-") and name.startswith(known)) for known in names):
-            return why
-    return None
+def _find(name: str) -> _Flag | None:
+    found = _FLAGS.get(name)
+    if found is None:
+        found = next((_FLAGS[prefix] for prefix in _PREFIXES if name.startswith(prefix)), None)
+    return found
 
 
-def complaint(words: Iterable[str]) -> str | None:
-    """One line about all flags of etcd's on a command line that are not taken; None when there are none."""
-    found: dict[str, list[str]] = {}
-    for word in words:
-        name = word.partition("=")[0]
-        why = reason(name.lstrip("-")) if name.startswith("-") else None
-        if why is not None and name not in found.setdefault(why, []):
-            found[why].append(name)
-    return "; ".join(f"{', '.join(names)}: {why}" for why, names in found.items()) or None
+class Foreign:
+    """The flags of etcd's in a start line that have no meaning here.
+
+    idle: names of those that are taken without effect. refused: by the reason, names of those that are not taken.
+    """
+
+    def __init__(self) -> None:
+        self.idle: list[str] = []
+        self.refused: dict[str, list[str]] = {}
+
+    def take(self, words: Iterable[str]) -> list[str]:
+        """Returns the words of a command line without these flags and their values."""
+        rest: list[str] = []
+        left = iter(words)
+        for word in left:
+            name, equals, value = word.lstrip("-").partition("=")
+            flag = _find(name) if word.startswith("-") else None
+            if flag is None:
+                rest.append(word)
+                continue
+            if not equals:
+                value = "true" if flag.switch else next(left, "")
+            self._judge(word.partition("=")[0], flag, value)
+        return rest
+
+    def take_variables(self, environment: Mapping[str, str]) -> None:
+        """The same for ETCD_ variables. An empty one is as if it was not there, as in etcd."""
+        for variable, value in sorted(environment.items()):
+            flag = _find(_name_of(variable)) if variable.startswith("ETCD_") and value else None
+            if flag is not None:
+                self._judge(variable, flag, value)
+
+    def _judge(self, shown: str, flag: _Flag, value: str) -> None:
+        names = self.idle if flag.harmless(value) else self.refused.setdefault(flag.why, [])
+        if shown not in names:
+            names.append(shown)
+
+    @property
+    def complaint(self) -> str | None:
+        """One line about all that are refused; None when there are none."""
+        return "; ".join(f"{', '.join(names)}: {why}" for why, names in self.refused.items()) or None
+
+
+def is_foreign(variable: str) -> bool:
+    """Whether this ETCD_ variable stands for such a flag."""
+    return _find(_name_of(variable)) is not None
+
+
+def _name_of(variable: str) -> str:
+    return variable.removeprefix("ETCD_").lower().replace("_", "-")

@@ -30,6 +30,7 @@ from lessor.durable.engine import Begun, Engine, EngineError, FencedError, Histo
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
 from lessor.durable.shared_record import Origin
+from lessor.server import supervisor
 from lessor.server.following.follower import Follower
 from lessor.server.listening import Listening, Sockets
 from lessor.server.loop.bugs import BrokenTurnError
@@ -301,6 +302,8 @@ class Server:
     async def serve(self) -> int:
         """Serves until `request_stop`, a failing disk or a broken turn; returns the exit code."""
         await self._stopping.wait()
+        if not self.follows_on:
+            supervisor.tell(supervisor.STOPPING)
         await self.stop()
         return self.exit_code
 
@@ -629,4 +632,14 @@ async def _serve(server: Server, signals: Signals) -> int:
         server.abandon()
         raise
     _tame_the_collector()
+    supervisor.tell(supervisor.READY)
+    _tell_that_it_lives(asyncio.get_running_loop())
     return await server.serve()
+
+
+def _tell_that_it_lives(loop: asyncio.AbstractEventLoop) -> None:
+    """As long as the loop goes round."""
+    every_s = supervisor.alive_every_s()
+    if every_s is not None:
+        supervisor.tell(supervisor.ALIVE)
+        loop.call_later(every_s, _tell_that_it_lives, loop)

@@ -71,6 +71,7 @@ class Options:
     grpc_keepalive: KeepaliveRules = field(default_factory=KeepaliveRules)
     tls: TlsOptions = field(default_factory=TlsOptions)
     log_level: str = "info"
+    log_format: str = "json"  # or "console"
     auth_token: str = "simple"  # or "jwt" and its settings, with commas
     auth_token_ttl_s: int = limits.AUTH_TOKEN_TTL_S  # of simple tokens
     bcrypt_cost: int = limits.BCRYPT_COST

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured logs: one JSON object per line on standard error, with etcd's field names.
+"""Structured logs on standard error: a JSON object per line, with etcd's field names, or the form for people to read.
 
 Laws
 - A line holds printable characters only, whatever a client has named itself: any other character is written as JSON
@@ -29,6 +29,9 @@ class JsonFormatter(logging.Formatter):
     """The fields level, ts, caller and msg, then the fields that the call passed as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
+        return _json(self._fields(record))
+
+    def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
         level = {"warning": "warn", "critical": "fatal"}.get(record.levelname.lower(), record.levelname.lower())
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {
@@ -40,7 +43,23 @@ class JsonFormatter(logging.Formatter):
         line.update((name, _cut(value)) for name, value in record.__dict__.items() if name not in _STANDARD)
         if record.exc_info:
             line["stacktrace"] = self.formatException(record.exc_info)
-        return printable(json.dumps(line, default=lambda value: _cut(str(value)), ensure_ascii=False))
+        return line
+
+
+class ConsoleFormatter(JsonFormatter):
+    """The same, with tabs between time, level, caller and message, and the other fields as JSON behind them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = self._fields(record)
+        shown = [printable(str(fields.pop(name))) for name in ("ts", "level", "caller", "msg")]
+        return "\t".join([*shown, _json(fields)] if fields else shown)
+
+
+FORMATTERS = {"json": JsonFormatter, "console": ConsoleFormatter}
+
+
+def _json(fields: dict[str, Any]) -> str:
+    return printable(json.dumps(fields, default=lambda value: _cut(str(value)), ensure_ascii=False))
 
 
 def printable(text: str) -> str:
@@ -92,10 +111,13 @@ class Sparing:
         return left_out
 
 
-def set_up(level: str) -> None:
-    """Sends the records of the `lessor` logger from `level` (one of LEVELS) upwards to standard error."""
+def set_up(level: str, form: str = "json") -> None:
+    """Sends the records of the `lessor` logger from `level` (one of LEVELS) upwards to standard error.
+
+    `form`: one of FORMATTERS.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(FORMATTERS[form]())
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]

@@ -15,16 +15,16 @@ from lessor.server.tls import ciphers
 VERSIONS = {"TLS1.2": ssl.TLSVersion.TLSv1_2, "TLS1.3": ssl.TLSVersion.TLSv1_3}
 
 # Alone, or with a value after `=`, like Go's flags.
-_SWITCH: dict[str, Any] = {"type": bool, "default": False, "is_flag": False, "flag_value": "true", "metavar": "[=BOOL]"}
+SWITCH: dict[str, Any] = {"type": bool, "default": False, "is_flag": False, "flag_value": "true", "metavar": "[=BOOL]"}
 # (name, settings for click.option)
 FLAGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("cert-file", {"default": "", "help": "Certificate (PEM, with its chain) for https:// and unixs:// URLs."}),
     ("key-file", {"default": "", "help": "Private key of the certificate (PEM)."}),
-    ("client-cert-auth", {**_SWITCH, "help": "Ask clients for a certificate, and take its common name as the user."}),
+    ("client-cert-auth", {**SWITCH, "help": "Ask clients for a certificate, and take its common name as the user."}),
     ("trusted-ca-file", {"default": "", "help": "CA certificates (PEM). Clients must have a certificate of theirs."}),
     ("client-crl-file", {"default": "", "help": "Revocation list: client certificates that are refused."}),
     ("client-cert-allowed-hostname", {"default": "", "help": "Names, with commas; a client's must have one of them."}),
-    ("auto-tls", {**_SWITCH, "help": "Serve https:// with a certificate made at the first start."}),
+    ("auto-tls", {**SWITCH, "help": "Serve https:// with a certificate made at the first start."}),
     (
         "self-signed-cert-validity",
         {"default": 1, "type": click.IntRange(1, 100), "help": "Years that such a certificate is good for."},
