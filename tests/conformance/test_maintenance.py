@@ -125,9 +125,10 @@ def test_alarms_are_raised_listed_and_taken_back(undisturbed: Subject) -> None:
     set_alarm(undisturbed, rpc.CORRUPT, member_id=77)
     assert alarms(undisturbed.do(rpc.AlarmRequest())) == sorted([(member, 1), (77, 2)])
     assert alarms(undisturbed.do(rpc.AlarmRequest(alarm=rpc.CORRUPT))) == [(77, 2)]
-    errors = set(ask(undisturbed, MAINTENANCE + "Status", rpc.StatusRequest()).errors)
-    end = "" if undisturbed.like(3, 7) else " "
-    assert errors == {f"memberID:{member} alarm:NOSPACE{end}", f"memberID:77 alarm:CORRUPT{end}"}
+    texts = ask(undisturbed, MAINTENANCE + "Status", rpc.StatusRequest()).errors
+    # Go's text of a message has one space or two, as chance had it when the program was built; up to 3.6 one at the end.
+    errors = {" ".join(text.split()) for text in texts}
+    assert errors == {f"memberID:{member} alarm:NOSPACE", "memberID:77 alarm:CORRUPT"}
     # It takes the exact member; there is no way to mean all.
     assert alarms(set_alarm(undisturbed, rpc.NOSPACE, member_id=0, active=False)) == []
     assert alarms(set_alarm(undisturbed, rpc.NOSPACE, active=False)) == [(member, 1)]
@@ -352,11 +353,11 @@ def test_downgrade_is_told_until_it_is_cancelled(alone: Subject) -> None:
     if not alone.is_lessor:
         pytest.skip("etcd would really go back, and not come forth again")
     action = rpc.DowngradeRequest.DowngradeAction
-    valid = rpc.DowngradeRequest(action=action.VALIDATE, version="3.5.0")
-    assert ask(alone, DOWNGRADE, valid).version == "3.6"
-    ask(alone, DOWNGRADE, rpc.DowngradeRequest(action=action.ENABLE, version="3.5"))
+    valid = rpc.DowngradeRequest(action=action.VALIDATE, version="3.6.0")
+    assert ask(alone, DOWNGRADE, valid).version == "3.7"
+    ask(alone, DOWNGRADE, rpc.DowngradeRequest(action=action.ENABLE, version="3.6"))
     info = ask(alone, MAINTENANCE + "Status", rpc.StatusRequest()).downgradeInfo
-    assert (info.enabled, info.targetVersion) == (True, "3.5.0")
+    assert (info.enabled, info.targetVersion) == (True, "3.6.0")
     in_progress = Failure(9, "etcdserver: cluster has a downgrade job in progress")
     assert ask(alone, DOWNGRADE, valid) == in_progress
     ask(alone, DOWNGRADE, rpc.DowngradeRequest(action=action.CANCEL))

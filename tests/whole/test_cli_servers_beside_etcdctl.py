@@ -135,7 +135,7 @@ def test_alarms_that_are_up(scene: Scene) -> None:
 def test_a_snapshot_goes_from_the_server_to_the_file_and_back(scene: Scene, tmp_path: Path) -> None:
     path = tmp_path / "saved.db"
     ours, etcdctls = scene.outcomes(f"snapshot save {path}")
-    said = (0, f"Snapshot saved at {path}\nServer version 3.6.0\n")
+    said = (0, f"Snapshot saved at {path}\nServer version 3.7.0\n")
     assert ours[:2] == etcdctls[:2] == said
     assert [file.name for file in tmp_path.iterdir()] == ["saved.db"]
     # What etcdctl saved last is a file of ours; the number of its content is that of the server's.

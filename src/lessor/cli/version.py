@@ -7,7 +7,7 @@ from lessor import __version__
 from lessor.cli import printing
 from lessor.cli.options import Command
 
-API_VERSION = "3.6"
+API_VERSION = "3.7"
 
 
 @click.command("version", cls=Command)

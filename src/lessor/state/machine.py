@@ -396,7 +396,7 @@ class StateMachine:
         put = kv.read_put(request)
         if self.corrupt or self.no_space:
             raise self._refusal()
-        kv.verify_put_alone(self.store, self.leases, put)
+        kv.verify_put(self.store, self.leases, put)
         rest = kv.do_put(self.store, put)
         self._finish()
         return self.header_field() + rest

@@ -120,13 +120,16 @@ class Event:
         return encoded
 
     def kv_bytes_without_value(self) -> bytes:
-        """The encoded mvccpb.KeyValue of a keys_only reply. Not kept."""
+        """The encoded mvccpb.KeyValue without the value. Not kept."""
+        return self.index_bytes() + number_field(b"\x30", self.lease)
+
+    def index_bytes(self) -> bytes:
+        """The same without the lease, too. Not kept."""
         return (
             nested(b"\x0a", self.key)
             + number_field(b"\x10", self.create_revision)
             + number_field(b"\x18", self.mod_revision)
             + number_field(b"\x20", self.version)
-            + number_field(b"\x30", self.lease)
         )
 
     def event_bytes(self) -> bytes:

@@ -213,6 +213,10 @@ class _Check:
 def _anybody(check: _Check, request: Message) -> None: ...
 
 
+def _with_or_without_token(check: _Check, request: Message) -> None:
+    check.caller()
+
+
 def _signed_in(check: _Check, request: Message) -> None:
     check.signed_in()
 
@@ -385,6 +389,7 @@ _RULES: Final[dict[type[Message], Callable[[_Check, Any], None]]] = {
     rpc_pb2.StatusRequest: _signed_in,
     rpc_pb2.MemberListRequest: _signed_in,
     rpc_pb2.AuthenticateRequest: _anybody,
+    rpc_pb2.AuthStatusRequest: _with_or_without_token,  # since etcd 3.7
     rpc_pb2.AuthUserGetRequest: _user_get,
     rpc_pb2.AuthRoleGetRequest: _role_get,
     lock_pb2.LockRequest: _lock,

@@ -137,7 +137,7 @@ def _pieces(
 
 
 def _shown(store: Store, request: rpc_pb2.RangeRequest, events: Sequence[Event]) -> Iterator[bytes]:
-    return encoded(store, events, kv.keys_field if request.keys_only else kv.kvs_field)
+    return encoded(store, events, kv.shown_by(request))
 
 
 def _step_versions(store: Store) -> int:

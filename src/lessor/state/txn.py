@@ -406,7 +406,7 @@ def _verify(store: Store, lessor: Lessor, node: Node, emptied_from: bytes | None
     """`emptied_from`: keys from here on are gone when the node begins: the duplicate rule does not see "\\0"."""
     for kind, request in node.taken:
         if kind == PUT:
-            kv.verify_put_in_txn(store, lessor, request)
+            kv.verify_put(store, lessor, request)
             key, _, _, _, ignore_value, ignore_lease = request
             if emptied_from is not None and key >= emptied_from and (ignore_value or ignore_lease):
                 # The key exists now, but not when the put runs. (etcd lets this pass, and then its process ends.)

@@ -287,7 +287,7 @@ def test_checks_concern_the_branch_taken_only() -> None:
         (put(b"z", lease=77), errors.LEASE_NOT_FOUND),
         (put(b"z", b"", ignore_value=True), errors.KEY_NOT_FOUND),
         (put(b"z", ignore_lease=True), errors.KEY_NOT_FOUND),
-        (put(b"z", b"", ignore_value=True, lease=77), errors.KEY_NOT_FOUND),  # the other way round than a plain put
+        (put(b"z", b"", ignore_value=True, lease=77), errors.LEASE_NOT_FOUND),
         (get(b"z", revision=99), errors.FUTURE_REVISION),
         (get(b"z", revision=4), errors.FUTURE_REVISION),  # the txn's own revision is still the future
         (get(b"z", revision=1), errors.COMPACTED),

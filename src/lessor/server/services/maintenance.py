@@ -38,7 +38,7 @@ _VERSION = re.compile(r"(\d+)\.(\d+)(?:\.\d+)?(?:-[0-9A-Za-z.-]+)?")
 
 
 def alarm_text(member_id: int, kind: int) -> str:
-    return f"memberID:{member_id} alarm:{alarm_name(kind)} "
+    return f"memberID:{member_id} alarm:{alarm_name(kind)}"
 
 
 class Downgrades:
