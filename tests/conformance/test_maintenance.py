@@ -126,7 +126,7 @@ def test_alarms_are_raised_listed_and_taken_back(undisturbed: Subject) -> None:
     assert alarms(undisturbed.do(rpc.AlarmRequest())) == sorted([(member, 1), (77, 2)])
     assert alarms(undisturbed.do(rpc.AlarmRequest(alarm=rpc.CORRUPT))) == [(77, 2)]
     texts = ask(undisturbed, MAINTENANCE + "Status", rpc.StatusRequest()).errors
-    # Go's text of a message has one space or two, as chance had it when the program was built; up to 3.6 one at the end.
+    # In Go's text of a message a space may be two, as its build had it; up to 3.6 there is one at the end.
     errors = {" ".join(text.split()) for text in texts}
     assert errors == {f"memberID:{member} alarm:NOSPACE", "memberID:77 alarm:CORRUPT"}
     # It takes the exact member; there is no way to mean all.
