@@ -6,7 +6,8 @@ Laws
   written after that. The last chunk has the header, `more` and the count; no other has them.
 - Behind a chunk nothing is kept but a place in the range. So a stream that is not read holds up no compaction, and
   keeps no versions in memory. When its revision is compacted, its next step raises COMPACTED, as in etcd.
-- A step looks at READ_STEP_KEYS keys, and as many newer versions, at most, and encodes RANGE_CHUNK_BYTES or one version.
+- A step looks at READ_STEP_KEYS keys, and as many newer versions, at most, and encodes RANGE_CHUNK_BYTES and one
+  version at most.
 
 Theory of operation. `LongRead` pins its revision, because Range is answered as soon as it is made. A stream lasts as
 long as its peer likes, so it has no pin: versions of a revision that is not compacted are found without one. How many
@@ -16,7 +17,7 @@ Only the order of keys can be made in steps without a memory of what was sent. e
 sort target without a sort order. That is answered here if one step can do it; etcd sorts chunk by chunk then, so that
 keys are missing or come twice when there is more than one.
 
-Does not do: the caller's rights, the peer's flow control, the turns of several streams (server/services/range_stream.py).
+Does not do: rights, flow control and the turns of several streams (server/services/range_stream.py).
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@
 Laws
 - A chunk is made when the peer has taken all but RANGE_BACKLOG_BYTES of those before, and the one before has passed the
   gate. So a peer that does not read costs that and a chunk, and a place in the range; it holds up no other call.
-- The chunks of all streams are made in turn with the long replies (loop/long_reply.py), one a turn. The first one, which
-  is small, is made at once, as the reply of Range is. While a long write is under way none is made.
+- The chunks of all streams are made in turn with the long replies (loop/long_reply.py), one a turn. The first one is
+  small, and made at once, as the reply of Range is. While a long write is under way none is made.
 - Chunks that no peer has taken count among the long replies. The keys of the request count among those that calls keep.
-- The caller's rights are checked at the beginning, and before a chunk when auth has changed since. etcd sends all chunks
-  then, and `revision of auth store is old` behind them.
+- The caller's rights are checked at the beginning, and before a chunk when auth has changed since. etcd sends all
+  chunks then, and ends the stream with `revision of auth store is old`, whatever has changed.
 - When the server stops, a stream goes on for as long as a unary call may.
 
 state/range_stream.py makes the chunks.
