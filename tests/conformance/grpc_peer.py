@@ -19,7 +19,11 @@ CALL_S_MAX = 20.0
 
 # LeaseKeepAlive and Watch are streams; a request message of their kind still names them.
 _SERVICES = [f"etcdserverpb.{name}" for name in ("KV", "Lease", "Cluster", "Maintenance", "Auth")]
-_BY_REQUEST: dict[type[Message], Method] = {method.request: method for method in METHODS if method.service in _SERVICES}
+_BY_REQUEST: dict[type[Message], Method] = {
+    method.request: method
+    for method in METHODS
+    if method.service in _SERVICES and method.name != "RangeStream"  # which has the request of Range
+}
 _WATCH = next(method for method in METHODS if method.name == "Watch" and method.service == "etcdserverpb.Watch")
 
 

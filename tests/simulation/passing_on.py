@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.simulation.clients import Conn, Doing
     from tests.simulation.process import Process
 
-RESPONSES: dict[type, Any] = {method.request: method.response for method in METHODS}
+RESPONSES: dict[type, Any] = {method.request: method.response for method in METHODS if method.name != "RangeStream"}
 Waiting = tuple["Conn", "Doing"]
 INDEX, RENEW, READ = "index", "renew", "read"
 

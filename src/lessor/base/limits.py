@@ -22,6 +22,11 @@ EXPIRE_PER_TURN_MAX = 250  # leases ended in one loop turn, so that many ends do
 REPLY_PARTS_MAX = 1_000  # leases, or keys of a lease, of one reply that are encoded in one loop turn: 0.5 to 3 ms
 READ_STEP_KEYS = 1_000  # keys of a long read that are looked at in one loop turn: about a millisecond
 READ_STEP_BYTES = 1_048_576  # keys and values of a long read that are encoded in one loop turn: about a millisecond
+# Of a chunk of a RangeStream, behind which another one begins; a chunk is longer by one value at most. A peer that does
+# not read keeps one of a stream.
+RANGE_CHUNK_BYTES = 131_072
+RANGE_CHUNK_KEYS_MIN = 16  # keys that are looked at for the first chunk; twice as many for the next if it is small
+RANGE_BACKLOG_BYTES = 65_536  # of chunks that the peer has not taken of a stream; beyond it the next one is not made
 LONG_REPLY_WAITING_BYTES = 4_096  # counted, beside the request, against the connection of a reply that waits its turn
 REPLY_BYTES_MAX = 536_870_912  # of one reply; a read of more has to be done in pages
 # Of long replies that are being made, and that peers have not read, over all connections.

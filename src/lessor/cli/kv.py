@@ -9,17 +9,21 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import notation, printing
+from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, BAD_FEATURE, Failure
 from lessor.cli.lease import decimal_option
 from lessor.cli.many import call
 from lessor.cli.notation import quote
-from lessor.cli.options import INT64, Command, settings_of
+from lessor.cli.options import INT64, Command, Settings, settings_of
+
+if TYPE_CHECKING:
+    from lessor.client import AsyncClient
 
 KV = "/etcdserverpb.KV/"
 DELETE_WARNING_S = 2.0  # time to stop the deletion of a range without --range
@@ -111,6 +115,7 @@ def put_request(
 @click.option("--max-create-rev", type=INT64, default=0, help="Only keys created at this revision or before.")
 @click.option("--min-mod-rev", type=INT64, default=0, help="Only keys last written at this revision or later.")
 @click.option("--max-mod-rev", type=INT64, default=0, help="Only keys last written at this revision or before.")
+@click.option("--stream", is_flag=True, help="Let the server send the keys piece by piece (not before etcd 3.7).")
 @click.pass_context
 def get(ctx: click.Context, /, args: tuple[str, ...], **flags: Any) -> None:
     """Print the key KEY, or the keys from KEY up to but not including RANGE_END."""
@@ -121,7 +126,24 @@ def get(ctx: click.Context, /, args: tuple[str, ...], **flags: Any) -> None:
         raise Failure(BAD_ARGS, "--count-only is only for `--write-out=fields`")
     if flags["print_value_only"] and settings.output_format != "simple":
         raise Failure(BAD_ARGS, "print-value-only is only for `--write-out=simple`")
-    printing.write(printer.get(call(settings, KV + "Range", request), flags["print_value_only"]))
+    reply = _streamed(settings, request) if flags["stream"] else call(settings, KV + "Range", request)
+    printing.write(printer.get(reply, flags["print_value_only"]))
+
+
+def _streamed(settings: Settings, request: rpc.RangeRequest) -> rpc.RangeResponse:
+    """The reply to `request`, by RangeStream. Its parts are all that `RangeRequest` has."""
+
+    async def question(client: "AsyncClient") -> rpc.RangeResponse:
+        reply = rpc.RangeResponse()
+        pieces = client.get_stream(
+            **{field.name: getattr(request, field.name) for field in request.DESCRIPTOR.fields},
+            timeout_s=settings.command_timeout_s,
+        )
+        async for piece in pieces:
+            reply.MergeFrom(piece)
+        return reply
+
+    return ask(settings, question)
 
 
 def get_request(args: tuple[str, ...], flags: dict[str, Any]) -> rpc.RangeRequest:

@@ -37,6 +37,7 @@ from lessor.client._watch import AsyncWatch, Follower
 _KV = "/etcdserverpb.KV/"
 _LEASE = "/etcdserverpb.Lease/"
 _RANGE = BY_PATH[_KV + "Range"]
+_RANGE_STREAM = BY_PATH[_KV + "RangeStream"]
 _PUT = BY_PATH[_KV + "Put"]
 _DELETE_RANGE = BY_PATH[_KV + "DeleteRange"]
 _TXN = BY_PATH[_KV + "Txn"]
@@ -278,6 +279,67 @@ class Calls(Caller):
             max_create_revision=max_create_revision,
         )
         return await self.ask(_RANGE, request, rpc.RangeResponse, timeout_s)
+
+    async def get_stream(
+        self,
+        key: Bytes,
+        *,
+        range_end: Bytes = b"",
+        prefix: bool = False,
+        limit: int = 0,
+        revision: int = 0,
+        sort_order: int = 0,
+        sort_target: int = 0,
+        serializable: bool = False,
+        keys_only: bool = False,
+        count_only: bool = False,
+        min_mod_revision: int = 0,
+        max_mod_revision: int = 0,
+        min_create_revision: int = 0,
+        max_create_revision: int = 0,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[rpc.RangeResponse, None]:
+        """Yields the reply of `get` in pieces, for ranges of any size: neither side has all of it in memory.
+
+        The arguments are those of `get`. All pieces show one revision. Each has the next keys; only the last one has
+        `header`, `more` and `count`, so that all pieces merged (`MergeFrom`) are the reply of `get`. The server makes
+        them while you take them. `timeout_s`: for all pieces together; None: no limit.
+
+        ServerError: as of `get`, from any piece; OutOfRange when the revision is compacted meanwhile; Unimplemented for
+        another order than that of keys, for bounds on revisions, and from an etcd before 3.7. A connection that is lost
+        underway is not made again: ConnectionLost. Begin anew after either, or go on behind the last key at the
+        revision that you have named.
+        """
+        request = range_request(
+            key,
+            range_end=range_end,
+            prefix=prefix,
+            limit=limit,
+            revision=revision,
+            sort_order=sort_order,
+            sort_target=sort_target,
+            serializable=serializable,
+            keys_only=keys_only,
+            count_only=count_only,
+            min_mod_revision=min_mod_revision,
+            max_mod_revision=max_mod_revision,
+            min_create_revision=min_create_revision,
+            max_create_revision=max_create_revision,
+        )
+        credentials = self.credentials()
+        while True:
+            token = await credentials.metadata()
+            begun = False
+            try:
+                async with self.channel.stream(_RANGE_STREAM, timeout_s=timeout_s, metadata=token) as call:
+                    await call.send(request, last=True)
+                    async for reply in call:
+                        begun = True
+                        yield cast(rpc.RangeStreamResponse, reply).range_response
+                    return
+            except ServerError as error:
+                if begun or not token_refused(error) or not credentials.renew():
+                    raise
 
     async def delete(
         self,

@@ -12,8 +12,8 @@ Laws
 The ways in
 - Most requests: `apply`, `apply_encoded`, `apply_in_pieces`. Renewals in a stream: `renew`.
 - A write of many keys is `under_way` for many steps, which the server takes: see long_write.py.
-- Requests that take many steps: `list_leases` begins a list of leases, `digest` the number of HashKV; the server takes
-  their steps.
+- Requests that take many steps: `list_leases` begins a list of leases, `digest` the number of HashKV, `stream_range` a
+  range in chunks; the server takes their steps.
 - Watches: `watch` and `unwatch` for keys, `watch_leases` and `unwatch_leases` for leases. A stream whose watcher lags
   asks the hub for history.
 - These change the state or its rows without a request: `expire`, `checkpoint` and `name_peer_urls`;
@@ -59,6 +59,7 @@ from lessor.state.long_read import LongRead, Written
 from lessor.state.long_write import LongWrite, Steps, in_order
 from lessor.state.mvcc import Store
 from lessor.state.range_steps import range_pieces
+from lessor.state.range_stream import RangeStream, check_range_stream
 from lessor.state.watch_hub import WatchHub
 from lessor.state.watcher import Watcher
 
@@ -75,7 +76,10 @@ TTL_BITS_MAX: Final = 23  # the metrics distinguish TTLs up to 2^23 s
 Reply = bytes | Iterator[bytes] | LongWrite
 Handler = Callable[[Any, float], Reply]
 
-_RESPONSES: Final[dict[type[Message], type[Message]]] = {method.request: method.response for method in METHODS}
+# RangeStream has the request of Range, and is not applied.
+_RESPONSES: Final[dict[type[Message], type[Message]]] = {
+    method.request: method.response for method in METHODS if method.client_streaming or not method.server_streaming
+}
 
 
 _IN_BETWEEN: Final = "a write is under way: nothing else may read or change keys or end leases before its last step"
@@ -280,6 +284,11 @@ class StateMachine:
         Raises FUTURE_REVISION above the newest revision, COMPACTED below the compact revision.
         """
         return KvDigest(self.store, revision)
+
+    def stream_range(self, request: rpc_pb2.RangeRequest) -> RangeStream:
+        """Begins to make the chunks of a RangeStream. Raises the EtcdError of a request that is wrong by itself."""
+        check_range_stream(request)
+        return RangeStream(self.store, request, self.header_field)
 
     def watch(self, watcher: Watcher) -> None:
         """Takes in a watcher of keys. See `WatchHub.add`."""

@@ -83,12 +83,14 @@ class H2Sender:
         "_table_update",
         "_waiting",
         "closing",
+        "drained",
         "queued_bytes",
     )
 
     def __init__(self) -> None:
         self.closing = False  # write take_output(), then close the socket; nothing else will happen
         self.queued_bytes = 0  # data of all streams that waits for the peer's windows
+        self.drained: list[Stream] = []  # streams that have asked for it: see Stream.wake_below; the owner empties it
         self._out: list[bytes | memoryview] = []
         self._append = self._out.append
         self._streams: dict[int, Stream] = {}
@@ -365,6 +367,9 @@ class H2Sender:
     def _unqueue(self, stream: Stream, size: int) -> None:
         stream.queued_bytes -= size
         self.queued_bytes -= size
+        if stream.queued_bytes <= stream.wake_below:
+            stream.wake_below = -1
+            self.drained.append(stream)
         if self.queued_bytes <= limits.CONNECTION_SEND_BYTES_MAX:
             self._grant_connection_credit()
 

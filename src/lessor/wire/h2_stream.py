@@ -67,6 +67,8 @@ class Stream:
     trailers       the peer's, when it sent some
     send_window    bytes that the peer lets us send on this stream; negative after the peer has lowered its setting
     queued_bytes   bytes that wait for the peer's windows
+    wake_below     set by the owner: when no more than so many of them wait, the stream enters `drained` of the
+                   connection, once; -1: never
     remote_ended   the peer will send no more, or the stream was reset
     local_ended    nothing more can be sent: we ended it (the end may wait in `pending`), or the stream was reset
     error_code     the code of the reset
@@ -87,6 +89,7 @@ class Stream:
         "remote_ended",
         "send_window",
         "trailers",
+        "wake_below",
     )
 
     def __init__(self, stream_id: int, head: Head | None, send_window: int, recv_window: int) -> None:
@@ -102,6 +105,7 @@ class Stream:
         self.answered = False  # we have sent HEADERS
         self.error_code = 0
         self.queued_bytes = 0
+        self.wake_below = -1
         # Data that waits for a window; never empty. With `local_ended` the last of it ends the stream ...
         self.pending: deque[bytes | memoryview] | None = None
         self.pending_trailers: bytes | None = None  # ... unless this header block does

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
-from lessor.server.following.reads import Read, Reads, Waiter
+from lessor.server.following.reads import Asking, Read, Reads
 from lessor.server.loop.call import UnaryCall
 
 
@@ -43,7 +43,7 @@ class World:
     def read_at_leader(self, read: Read) -> None:
         self.at_leader.append(cast(Call, read.call).name)
 
-    def forget_read(self, read: Waiter) -> None:
+    def forget_read(self, read: Asking) -> None:
         self.kept -= 1
 
     def add(self, *names: str) -> list[Read]:

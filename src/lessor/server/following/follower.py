@@ -3,7 +3,8 @@
 
 Laws
 - Reads that may be old (`serializable`), watches, digests, snapshots and the status are answered here, from what the
-  log has shown. So are other reads, once the leader has said how far this server has to be (reads.py).
+  log has shown. So are other reads of keys, once the leader has said how far this server has to be (reads.py,
+  range_streams.py).
 - All else is passed on as it came, with its token and its deadline: the leader decides, also on rights.
 - While auth is on, a call is answered here only if this server knows its token or its certificate; otherwise it is
   passed on too. With the name in a certificate goes this server's word for it.
@@ -41,7 +42,8 @@ from lessor.server.following.lag import Lag
 from lessor.server.following.link import Ended, Link, LinkCall, Shown, connect
 from lessor.server.following.own_headers import OwnHeaders
 from lessor.server.following.passing import Passable, PassedOn, PassedStream, caller_of
-from lessor.server.following.reads import Read, Reads, Waiter
+from lessor.server.following.range_streams import FollowedRange
+from lessor.server.following.reads import Asking, Read, Reads
 from lessor.server.following.renewals import KEEPALIVE, Line, PassedRenewals
 from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory, StreamHandler, UnaryCall
 from lessor.server.loop.core import Core
@@ -66,6 +68,7 @@ _HERE: Final = frozenset(
 )
 _NEEDS_NO_CALLER: Final = frozenset(BY_PATH[f"/grpc.health.v1.Health/{name}"] for name in ("Check", "Watch"))
 _RANGE: Final = BY_PATH["/etcdserverpb.KV/Range"]
+_RANGE_STREAM: Final = BY_PATH["/etcdserverpb.KV/RangeStream"]
 _FOLLOW: Final = BY_PATH["/lessorpb.Following/Follow"]
 _CONNECT_S_MAX: Final = 1.0
 _RETRY_S_MAX: Final = 1.0  # between two tries to reach a leader that cannot be reached
@@ -147,7 +150,9 @@ class Follower:
 
     def _factory(self, method: Method, own: StreamFactory) -> StreamFactory:
         def made(core: Core, call: StreamCall) -> StreamHandler:
-            if method in _HERE and self._knows(call):
+            if method is _RANGE_STREAM:
+                return FollowedRange(self, call, own)
+            if method in _HERE and self.knows(call):
                 return own(core, call)
             return PassedRenewals(self, call) if method is KEEPALIVE else PassedStream(self, call)
 
@@ -169,18 +174,22 @@ class Follower:
         return self._lag.seconds(self.core.gate.durable, self.now_s())
 
     def serves(self, call: UnaryCall, request: Any) -> bool:
+        self.refuse_without_leader(call)
+        is_here = call.method in _HERE or (call.method is _RANGE and request.serializable)
+        return not (is_here and self.knows(call))
+
+    def refuse_without_leader(self, call: UnaryCall | StreamCall) -> None:
+        """Raises NO_LEADER for a call that does not want to wait for a leader, if there has been none for long."""
         if call.requires_leader and self.now_s() - self._led_s > self._claim_s:
             raise errors.NO_LEADER.error()
-        is_here = call.method in _HERE or (call.method is _RANGE and request.serializable)
-        return not (is_here and self._knows(call))
 
     @property
     def _can_ask(self) -> bool:
         return self._ready is not None and self._words is not None
 
     def pass_on(self, call: UnaryCall, request: Message) -> PassedOn | Read:
-        if self._can_ask and isinstance(request, rpc_pb2.RangeRequest) and self._knows(call):
-            self._keep(request.ByteSize())
+        if self._can_ask and isinstance(request, rpc_pb2.RangeRequest) and self.knows(call):
+            self.keep(request.ByteSize())
             return self._reads.add(call, request)
         return self._pass_on(call, request)
 
@@ -189,7 +198,7 @@ class Follower:
             raise errors.LEADER_CHANGED.error()  # another server takes this one for the leader
         self.core.metrics.passed_on += 1
         passed = PassedOn(self, call, request)
-        self._keep(passed.size_bytes)
+        self.keep(passed.size_bytes)
         link = self._ready
         if link is None:
             self._held[passed] = None
@@ -209,11 +218,29 @@ class Follower:
         except EtcdError as error:
             read.call.finish(error)
 
-    def forget_read(self, read: Waiter) -> None:
+    def forget_read(self, read: Asking) -> None:
         self._kept_bytes -= read.size_bytes
         read.size_bytes = 0
 
-    def _keep(self, size_bytes: int) -> None:
+    # --- range_streams.Home ---
+
+    def ask_for(self, stream: FollowedRange) -> None:
+        self._streams[stream] = None
+        if self._ready is not None:
+            stream.start(self._ready)
+
+    def ask_again(self, stream: FollowedRange) -> bool:
+        if self._words is None:
+            return False
+        self._reads.add_asking(stream)
+        return True
+
+    def forget_range(self, stream: FollowedRange) -> None:
+        self._streams.pop(stream, None)
+        self._reads.drop(stream)
+        self.forget_read(stream)
+
+    def keep(self, size_bytes: int) -> None:
         """Counts a request that waits here. Raises EtcdError when that is too much."""
         if self._kept_bytes + size_bytes > limits.PASSED_BYTES_MAX:
             raise EtcdError(Code.RESOURCE_EXHAUSTED, _TOO_MUCH)
@@ -224,7 +251,7 @@ class Follower:
             self._named[passed.counter] = passed
         passed.start(link)
 
-    def _knows(self, call: Any) -> bool:
+    def knows(self, call: Any) -> bool:
         """Whether the call's rights can be judged here."""
         return (
             not self.core.auth.enabled or call.method in _NEEDS_NO_CALLER or isinstance(self.core.claimed(call), Caller)
@@ -267,7 +294,7 @@ class Follower:
 
     def wait_for_all(self, passed: PassedOn) -> bool:
         if self._can_ask:
-            self._reads.wait(passed)
+            self._reads.add_asking(passed)
             return True
         return False
 
@@ -473,10 +500,11 @@ class Follower:
         for passed in [passed for passed in self._held if passed.since_s < before_s]:
             self.forget(passed)
             passed.call.finish(errors.NO_LEADER.error())
-        for passed in [passed for passed in self._named.values() if passed.lost and passed.since_s < before_s]:
+        for passed in [passed for passed in self._named.values() if passed.adrift and passed.since_s < before_s]:
             passed.give_up()
-        for stream in [stream for stream in self._streams if stream.waits and stream.since_s < before_s]:
-            stream.call.finish(errors.NO_LEADER.error())
+        for stream in [stream for stream in self._streams if stream.since_s < before_s]:
+            if stream.waits or isinstance(stream, FollowedRange):
+                stream.call.finish(errors.NO_LEADER.error())
 
     async def _connect(self, leader: Leader) -> None:
         self._url = url = leader.urls[self._attempt % len(leader.urls)]

@@ -142,7 +142,7 @@ def refusal(call: StreamCall) -> EtcdError | None:
 
 
 class PassedOn:
-    """A unary call on its way to the leader. Implements call.Waiting, link.Owner and reads.Waiter."""
+    """A unary call on its way to the leader. Implements call.Waiting, link.Owner and reads.Asking."""
 
     __slots__ = (
         "_home",
@@ -150,11 +150,11 @@ class PassedOn:
         "_outcome",
         "_reply",
         "_sent_s",
+        "adrift",
         "call",
         "counter",
         "done",
         "epoch",
-        "lost",
         "request",
         "revision",
         "since_s",
@@ -169,7 +169,7 @@ class PassedOn:
         self.request = request
         self.counter = home.next_counter() if call.method in _NAMED else 0
         self.epoch = 0  # for which it was passed on last
-        self.lost = False  # its link is: the log says what became of it
+        self.adrift = False  # its link is lost: the log says what became of it
         self.done = False  # the log has it, and not its reply
         self.size_bytes = request.ByteSize()
         self.revision = 0  # of the reply that waits, see `_answer_write`
@@ -210,7 +210,7 @@ class PassedOn:
             if not ended.reached or self.call.method in _REPEATABLE:
                 self._home.hold(self)
             elif self.counter and not self.done:
-                self.lost = True
+                self.adrift = True
                 self.since_s = self._home.now_s()
             else:
                 self._answer(errors.LEADER_LOST.error())
@@ -228,14 +228,18 @@ class PassedOn:
             self._outcome, self.revision = self._reply, _NO_REVISION
             self.since_s = self._home.now_s()
             if not self._home.wait_for_all(self):
-                self.go_on()
+                self.serve()
 
-    def go_on(self) -> None:
+    # --- of an answer that waits, as reads.Asking ---
+
+    patient = False
+
+    def serve(self) -> None:
         outcome, self._outcome = self._outcome, None
         if outcome is not None:
             self._answer(outcome)
 
-    go_on_leading = go_on_without = go_on
+    lost = serve
 
     def _answer_write(self, reply: bytes) -> None:
         """The answer waits until a read here shows the write, as etcd's member shows its own clients their writes."""
@@ -280,7 +284,7 @@ class PassedOn:
         """The log has it. `reply`: b"" if the log does not have that."""
         if not reply:
             self.done = True
-            if self.lost:
+            if self.adrift:
                 self.give_up()
             return
         self._let_go()
@@ -296,7 +300,7 @@ class PassedOn:
         if self.done:
             self.give_up()
             return
-        self.lost = False
+        self.adrift = False
         self._home.hold(self)
 
     def give_up(self) -> None:

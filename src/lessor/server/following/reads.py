@@ -9,8 +9,8 @@ Laws
   The leader names that batch in an answer to a question that was asked after the read came.
 - The reads of one loop step share a question. One question is under way at a time, and the reads that come meanwhile
   share the next one.
-- A read whose question is lost with its link, or that waits for its batch for READ_INDEX_S_MAX, is passed on to the
-  leader like any other call.
+- A call of Range whose question is lost with its link, or that waits for its batch for READ_INDEX_S_MAX, is passed on
+  to the leader like any other call. A RangeStream is not: range_streams.py.
 
 Theory of operation. The leader's answer cannot be stale: its bytes leave only while nobody else can have taken the lead
 (Turn), as those of any reply. Batches are numbered over all epochs.
@@ -41,39 +41,39 @@ class Home(Protocol):
         """The read goes the way of all other calls."""
         ...
 
-    def forget_read(self, read: "Waiter") -> None:
+    def forget_read(self, read: "Asking") -> None:
         """Nothing is kept of it any more."""
         ...
 
 
-class Waiter(Protocol):
-    """A read, or an answer, that waits for a batch."""
+class Asking(Protocol):
+    """A read that waits, a call of Range or a RangeStream; or the answer to a call that the leader has carried out."""
 
-    since_s: float
-    size_bytes: int  # of its request
+    since_s: float  # since when
+    size_bytes: int
 
-    def go_on(self) -> None:
-        """The batch is there."""
+    @property
+    def patient(self) -> bool:
+        """Whether it goes on waiting when its batch does not come."""
         ...
 
-    def go_on_leading(self) -> None:
-        """This server leads."""
+    def serve(self) -> None:
+        """This server has what it has to show."""
         ...
 
-    def go_on_without(self) -> None:
-        """The batch, or the answer that names it, does not come in time."""
+    def lost(self) -> None:
+        """Its question is lost; or its batch does not come, and it is not patient."""
         ...
 
 
 class Read:
-    """A call of Range that waits. Implements call.Waiting and Waiter."""
+    """A call of Range that waits. Implements call.Waiting and Asking."""
 
-    __slots__ = ("_home", "_reads", "call", "request", "since_s", "size_bytes")
+    __slots__ = ("_reads", "call", "request", "since_s", "size_bytes")
 
-    def __init__(
-        self, home: Home, reads: "Reads", call: UnaryCall, request: rpc_pb2.RangeRequest, since_s: float
-    ) -> None:
-        self._home = home
+    patient = False
+
+    def __init__(self, reads: "Reads", call: UnaryCall, request: rpc_pb2.RangeRequest, since_s: float) -> None:
         self._reads = reads
         self.call = call
         self.request = request
@@ -87,17 +87,16 @@ class Read:
     def on_gone(self) -> None:
         self._reads.drop(self)
 
-    def go_on(self) -> None:
+    def serve(self) -> None:
+        self._reads.forget(self)
         self.request.serializable = True
-        self.go_on_leading()
-
-    def go_on_leading(self) -> None:
         self.call.wait_no_more()
         self.call.serve(self.request)
 
-    def go_on_without(self) -> None:
+    def lost(self) -> None:
+        self._reads.forget(self)
         self.call.wait_no_more()
-        self._home.read_at_leader(self)
+        self._reads.read_at_leader(self)
 
 
 class Reads:
@@ -108,26 +107,32 @@ class Reads:
         self._home = home
         self._durable = durable
         self._number = 0  # of the newest question
-        self._gathered: dict[Waiter, None] = {}
-        self._asked: dict[Waiter, None] = {}
-        self._due: deque[tuple[int, dict[Waiter, None]]] = deque()
-        self._ready: dict[Waiter, None] = {}
+        self._gathered: dict[Asking, None] = {}
+        self._asked: dict[Asking, None] = {}
+        self._due: deque[tuple[int, dict[Asking, None]]] = deque()
+        self._ready: dict[Asking, None] = {}
         self._asking = self._answering = False  # whether a step of the loop will ask, or answer
 
     def add(self, call: UnaryCall, request: rpc_pb2.RangeRequest) -> Read:
         """Begins to wait. There has to be a link that is ready."""
-        read = Read(self._home, self, call, request, self._home.now_s())
-        self.wait(read)
+        read = Read(self, call, request, self._home.now_s())
+        self.add_asking(read)
         return read
 
-    def wait(self, waiter: Waiter) -> None:
-        """As `add`, for what is there already."""
-        self._gathered[waiter] = None
+    def add_asking(self, read: Asking) -> None:
+        """The same for a read of any kind."""
+        self._gathered[read] = None
         if not (self._asked or self._asking):
             self._asking = True
             asyncio.get_running_loop().call_soon(self._ask)
 
-    def drop(self, read: Waiter) -> None:
+    def forget(self, read: Read) -> None:
+        self._home.forget_read(read)
+
+    def read_at_leader(self, read: Read) -> None:
+        self._home.read_at_leader(read)
+
+    def drop(self, read: Asking) -> None:
         """The call is over."""
         for waiting in (self._gathered, self._asked, *(reads for _, reads in self._due), self._ready):
             if read in waiting:
@@ -162,8 +167,7 @@ class Reads:
         for read in list(self._ready)[:_STEP_READS]:
             if read in self._ready:  # an answer may end another call of its connection
                 del self._ready[read]
-                self._home.forget_read(read)
-                read.go_on()
+                read.serve()
         self._answering = bool(self._ready)
         if self._answering:
             asyncio.get_running_loop().call_soon(self._answer_some)
@@ -179,16 +183,15 @@ class Reads:
         """Passes on the reads whose batch does not come. To be called now and then."""
         before_s = self._home.now_s() - limits.READ_INDEX_S_MAX
         for _, reads in self._due:
-            late = dict.fromkeys(read for read in reads if read.since_s < before_s)
+            late = dict.fromkeys(read for read in reads if read.since_s < before_s and not read.patient)
             for read in late:
                 del reads[read]
             self._pass_on(late)
         self._due = deque(each for each in self._due if each[1])  # the batch may not come for long
 
-    def _pass_on(self, reads: dict[Waiter, None]) -> None:
+    def _pass_on(self, reads: dict[Asking, None]) -> None:
         for read in reads:
-            self._home.forget_read(read)
-            read.go_on_without()
+            read.lost()
 
     def serve_all(self) -> None:
         """This server leads: it needs to ask nobody."""
@@ -200,5 +203,4 @@ class Reads:
         self._ready, self._asked, self._gathered = {}, {}, {}
         self._due.clear()
         for read in waiting:
-            self._home.forget_read(read)
-            read.go_on_leading()
+            read.serve()

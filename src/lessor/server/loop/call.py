@@ -35,6 +35,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError, Message
 
+from lessor.api.methods import BY_PATH
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
@@ -343,8 +344,15 @@ CALLER_HEADER: Final = b"lessor-caller"  # of such a call: the name in its clien
 
 # The handlers of these methods check the caller's rights themselves: for each watch and each keepalive, in its turn.
 _ASK_THEMSELVES: Final = frozenset(
-    {"/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive", "/lessorpb.Following/Follow"}
+    {
+        "/etcdserverpb.KV/RangeStream",  # behind the form of the request
+        "/etcdserverpb.Watch/Watch",
+        "/etcdserverpb.Lease/LeaseKeepAlive",
+        "/lessorpb.Following/Follow",
+    }
 )
+# Streaming calls that end soon by themselves: a server that stops lets them, as it does unary ones.
+ENDING: Final = frozenset({BY_PATH["/etcdserverpb.KV/RangeStream"]})
 
 
 class StreamCall:
@@ -405,6 +413,17 @@ class StreamCall:
 
     def wake_when_drained(self, stream: Any) -> None:
         """Passes `stream` to Turn.catch_up_later when the peer has taken some of the backlog."""
+        raise NotImplementedError
+
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        """As UnaryCall.waits_for_peer. gRPC only."""
+        raise NotImplementedError
+
+    def when_taken(self, left_bytes: int, go_on: Callable[[], None]) -> bool:
+        """Whether more than `left_bytes` of this call's replies wait for the peer's windows. gRPC only.
+
+        If so `go_on` is called once, when they do so no more, unless the call has ended by then.
+        """
         raise NotImplementedError
 
     def _send(self, replies: list[bytes]) -> None:

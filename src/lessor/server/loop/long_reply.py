@@ -12,6 +12,7 @@ Laws
 - The code that makes the pieces answers for their content. Here the pieces are only bytes. The call encodes them, as
   JSON for instance, in the same steps.
 - A call whose peer went away is dropped, and its place with it.
+- A stream of chunks (`Stepped`) has one step when its turn comes, and stands last on its connection for the next one.
 - When the turn of a read comes, of keys, leases or a digest, it waits if its peer has not taken the replies to earlier
   calls, and what is behind it on its connection waits too. Then the caller's rights are checked anew, since they may
   have changed or auth may be on now. A write has taken effect: it is answered in any case.
@@ -51,6 +52,31 @@ class Answered(Protocol):
     def encode_pieces(self, pieces: Iterator[bytes]) -> Iterator[bytes | None]: ...
 
     def finish_encoded(self, payload: Any) -> None: ...
+
+
+class Stepped(Protocol):
+    """What stands in the line of a connection: a long reply, or a stream that has a chunk to make."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for this any more."""
+        ...
+
+    @property
+    def made_bytes(self) -> int: ...
+
+    @property
+    def may_be_refused(self) -> bool: ...
+
+    def refuse(self, error: EtcdError) -> None: ...
+
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        """Whether this is not to have its turn now: see UnaryCall.waits_for_peer."""
+        ...
+
+    def step(self) -> bool:
+        """Takes the next step; returns whether the next turn of the connection is for this again. Does not raise."""
+        ...
 
 
 class LongReply:
@@ -159,9 +185,9 @@ class LongReplies:
     def __init__(self, memory: ReplyMemory) -> None:
         self._memory = memory
         # The replies of each connection that has any, oldest first: the first one may have begun.
-        self._lines: dict[Counted, deque[LongReply]] = {}
+        self._lines: dict[Counted, deque[Stepped]] = {}
         # Those of connections whose peer has to take replies first.
-        self._parked: dict[Counted, deque[LongReply]] = {}
+        self._parked: dict[Counted, deque[Stepped]] = {}
         # Those connections by address. The next to have a turn is the first of its address, and that the first of all.
         self._addresses: OrderedDict[str, deque[Counted]] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
@@ -179,15 +205,26 @@ class LongReplies:
         kept. None: there is nothing to check.
         """
         reply = LongReply(call, pieces, request, self._memory)
-        held = call.held
-        line = self._lines.get(held) or self._parked.get(held)
-        if line is None:
-            self._enter(held, deque((reply,)))
-        else:
-            line.append(reply)
+        self.stand_last(call.held, reply)
         return reply
 
-    def _enter(self, held: Counted, line: deque[LongReply]) -> None:
+    def stand_last(self, held: Counted, stepped: Stepped) -> None:
+        """Has a step taken when the turn of its connection has come, behind all that stands there already."""
+        line = self._lines.get(held) or self._parked.get(held)
+        if line is None:
+            self._enter(held, deque((stepped,)))
+        else:
+            line.append(stepped)
+
+    def sent_chunk(self, held: Counted, size_bytes: int) -> None:
+        """A chunk of a stream is on its way to the peer: counts it among the long replies. O(1)."""
+        self._memory.sent_chunk(held, size_bytes)
+
+    def keep_bound(self) -> None:
+        """To be called when a chunk was sent that was not made here: see ReplyMemory.keep_bound."""
+        self._memory.keep_bound(self._lines)
+
+    def _enter(self, held: Counted, line: deque[Stepped]) -> None:
         """The connection takes turns with the others."""
         self._lines[held] = line
         self._addresses.setdefault(held.address, deque()).append(held)

@@ -8,6 +8,7 @@ Laws
   TOO_MANY_REQUESTS.
 - The reply to a write is never refused, since the write has taken effect. It counts when it has been made.
 - Replies of less than READ_STEP_BYTES do not count: CONNECTION_SEND_BYTES_MAX bounds them, connection by connection.
+  Chunks of a RangeStream count, whatever their size.
 
 Theory of operation. Bytes that are made are counted as they are made. Bytes that are not read lie in the protocol and
 in the socket's buffer. They are counted anew only when the sum may be too large. Then the connections that have read
@@ -73,8 +74,13 @@ class ReplyMemory:
 
     def sent(self, held: Counted, size_bytes: int) -> None:
         """A reply has been made, and is on its way to the peer."""
+        if size_bytes >= limits.READ_STEP_BYTES:
+            self.sent_chunk(held, size_bytes)
+
+    def sent_chunk(self, held: Counted, size_bytes: int) -> None:
+        """The same for a chunk of a reply. O(1)."""
         reader = held.reader
-        if size_bytes >= limits.READ_STEP_BYTES and reader is not None:
+        if reader is not None:
             if not reader.unread_bytes:
                 self._readers.pop(reader, None)
             self._readers[reader] = held

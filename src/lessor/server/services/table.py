@@ -27,6 +27,7 @@ from lessor.server.services.followers import FollowStream
 from lessor.server.services.keepalive import Renewals
 from lessor.server.services.locks import Locks
 from lessor.server.services.passwords import Passwords
+from lessor.server.services.range_stream import RangeStreamCall
 from lessor.server.services.snapshot import SnapshotStream
 from lessor.server.services.snapshots import Snapshots
 from lessor.server.services.tokens import Tokens
@@ -167,6 +168,7 @@ class Services:
 
     def _streams(self) -> dict[str, StreamFactory]:
         return {
+            "/etcdserverpb.KV/RangeStream": RangeStreamCall,
             "/etcdserverpb.Lease/LeaseKeepAlive": self._renewals.open,
             "/etcdserverpb.Watch/Watch": self._watches.open,
             "/etcdserverpb.Maintenance/Snapshot": self._open_snapshot,

@@ -272,7 +272,7 @@ class GrpcStream(StreamCall):
     If only the server streams there is exactly one request, which the handler gets when the peer has ended its side.
     """
 
-    __slots__ = ("_deframer", "_ended", "_kept_back", "_only", "_output", "_started", "_stream")
+    __slots__ = ("_deframer", "_ended", "_kept_back", "_only", "_output", "_started", "_stream", "_when_taken")
 
     def __init__(self, output: H2Output, stream: Stream, route: Route) -> None:
         self._output = output
@@ -281,6 +281,7 @@ class GrpcStream(StreamCall):
         self._started = False
         self._kept_back: list[bytes] = []  # requests that came in one piece, and wait for the next steps
         self._ended = False  # behind those, the peer has ended its side
+        self._when_taken: Callable[[], None] | None = None
         self._only: bytes | None = None  # the request of a call that takes one, kept until the peer has ended its side
         StreamCall.__init__(self, output.core, route.counts)
         output.streaming.add(self)
@@ -315,6 +316,23 @@ class GrpcStream(StreamCall):
 
     def wake_when_drained(self, stream: Any) -> None:
         self._output.waiting_for_drain.add(stream)
+
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        return self._output.waits_for_peer(go_on)
+
+    def when_taken(self, left_bytes: int, go_on: Callable[[], None]) -> bool:
+        stream = self._stream
+        if stream is None or stream.queued_bytes <= left_bytes:
+            return False
+        stream.wake_below = left_bytes
+        self._when_taken = go_on
+        return True
+
+    def taken(self) -> None:
+        """The peer has taken so much that the next reply can be made: see `when_taken`."""
+        go_on, self._when_taken = self._when_taken, None
+        if go_on is not None and not self.over:
+            go_on()
 
     # --- in ---
 
@@ -408,7 +426,8 @@ class GrpcStream(StreamCall):
             if self._only is None:
                 self.end_in_order(errors.NO_REQUEST.error())
                 return
-            self.take([self._only])
+            only, self._only = self._only, None
+            self.take([only])
         self.requests_end()
 
     # --- out ---
@@ -444,6 +463,7 @@ class GrpcStream(StreamCall):
 
     def _let_go(self) -> None:
         self._stream = None
+        self._when_taken = None
         self._output.streaming.discard(self)
 
 

@@ -180,8 +180,14 @@ class H2Output:
 
     @property
     def overfull(self) -> bool:
-        """Whether too much waits for the peer without the long replies that are not made, and what these keep."""
-        return self.unread_bytes - self.held.unmade_bytes > limits.CONNECTION_SEND_BYTES_MAX
+        """Whether too much waits for the peer without the long replies that are not made, and what these keep.
+
+        Also while its socket is full: then its windows bound nothing.
+        """
+        return (
+            self.unread_bytes - self.held.unmade_bytes > limits.CONNECTION_SEND_BYTES_MAX
+            or self.connection.transport.get_write_buffer_size() > limits.CONNECTION_BACKLOG_BYTES_MAX
+        )
 
     @property
     def unread_bytes(self) -> int:

@@ -9,8 +9,8 @@ Laws
   then are taken in the next steps, in order. So are those before a fault that ends the connection, or before its last
   call. They are dropped only with the socket.
 - The method that a head calls is looked up once per header block and remembered in the head.
-- While the server stops, new streaming calls are refused: they would have no end. Unary calls that still come are
-  served.
+- While the server stops, new streaming calls are refused: they would have no end, but for those in ENDING. These and
+  unary calls that still come are served.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.gateway import routes
 from lessor.gateway.routes import Headers
-from lessor.server.loop.call import Waiting
+from lessor.server.loop.call import ENDING, Waiting
 from lessor.server.transport.connection import Connection
 from lessor.server.transport.grpc_calls import GrpcStream, GrpcUnary, Route, method_error
 from lessor.server.transport.h2_output import REFUSED, H2Output
@@ -101,6 +101,8 @@ class H2Session(H2Output):
             self._take_several(events)
         if self.waiting_for_drain:
             self.wake_drained()
+        if self.h2.drained:
+            self._wake_streams()
 
     def _take_several(self, events: list[h2.Event]) -> None:
         gathered: list[bytes] = []  # a client's burst on one stream is taken as one piece
@@ -161,7 +163,7 @@ class H2Session(H2Output):
                 if timeout is not None:
                     self._limit(unary, timeout)
                 return unary
-            if self._draining:
+            if self._draining and route.method not in ENDING:
                 stopped = errors.SERVER_STOPPED.error()
                 route.counts.begin()
                 route.counts.end(stopped.code)
@@ -221,12 +223,22 @@ class H2Session(H2Output):
         if self.h2.unsent or self.room_bytes < 0:
             self.core.turn.flush_later(self.connection)
 
+    def _wake_streams(self) -> None:
+        """Peers have taken what waited for them: the next chunks of these streams can be made."""
+        drained = self.h2.drained[:]
+        self.h2.drained.clear()
+        for stream in drained:
+            if isinstance(stream.owner, GrpcStream):
+                stream.owner.taken()
+
     def take_output(self) -> bytes:
         self._unflushed_bytes = 0
         if self.h2.queued_bytes and self.h2.unsent:
             self._send_more()
         output = self.h2.take_output()
         self._metrics.grpc_sent_bytes += len(output)
+        if self.h2.drained:
+            self._wake_streams()
         if self.deferred is not None:
             self.deferred.look()
         return output
@@ -252,7 +264,8 @@ class H2Session(H2Output):
     def drain(self, error: EtcdError) -> None:
         self._draining = True
         for call in list(self.streaming):
-            call.finish(error)
+            if call.method not in ENDING:
+                call.finish(error)
         self.h2.drain()
 
     def hold_up(self, exchange: "H2Exchange", waits: bool) -> None:
