@@ -6,6 +6,7 @@ The numbers themselves differ, so what is compared is which of them are the same
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ class Hashes:
 
     def at(self, revision: int) -> Seen:
         """(letter, compact_revision, hash_revision), or "compacted" or "future"."""
-        reply = self.subject.call(rpc.HashKVRequest(revision=revision))
+        reply: Any = self.subject.call(rpc.HashKVRequest(revision=revision))
         if isinstance(reply, Failure):
             return {COMPACTED: "compacted", FUTURE: "future"}[reply]
         letter = self._letters.setdefault(reply.hash, chr(ord("A") + len(self._letters)))
