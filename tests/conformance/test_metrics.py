@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2 as rpc
 from tests.conformance.subject import OURS, RUNNERS, Subject, running
@@ -40,6 +41,39 @@ NAMES = {
 }
 Figures = dict[str, float]
 
+# What the queries of etcd's dashboards and alerts, and those of Kubernetes', ask a single member for.
+ASKED_FOR = {
+    *("etcd_server_has_leader", "etcd_server_leader_changes_seen_total", "etcd_server_quota_backend_bytes"),
+    *(f"etcd_server_proposals_{name}" for name in ("committed_total", "applied_total", "pending", "failed_total")),
+    *("grpc_server_started_total", "grpc_server_handled_total", "process_resident_memory_bytes"),
+    *("etcd_mvcc_db_total_size_in_bytes", "etcd_mvcc_db_total_size_in_use_in_bytes"),
+    *(f"etcd_disk_{name}_duration_seconds_bucket" for name in ("wal_fsync", "backend_commit")),
+    *("etcd_network_client_grpc_received_bytes_total", "etcd_network_client_grpc_sent_bytes_total"),
+    *("process_open_fds", "process_max_fds", "os_fd_used", "os_fd_limit", "etcd_server_version"),
+    "etcd_debugging_mvcc_keys_total",
+}
+# Families of etcd 3.7.3 that have no meaning here: docs/compatibility.md says why.
+LEFT_OUT = re.compile(
+    "|".join(
+        (
+            "go_.*",
+            "promhttp_.*",
+            "process_(network_.*|virtual_memory_max_bytes)",
+            "etcd_grpc_proxy_.*",
+            "etcd_network_(known_peers|active_peers|peer_.*)",
+            "etcd_(debugging_)?snap_.*",
+            "etcd_server_(snapshot_apply_.*|heartbeat_.*|learner_.*|.*read_indexes_.*|slow_apply_.*|apply_duration_.*)",
+            "etcd_server_(go_version|feature_enabled)",
+            "etcd_debugging_store_.*",
+            "etcd_debugging_disk_backend_commit_.*",
+            "etcd_debugging_mvcc_(db|index)_compaction_(last|pause_.*|total_duration_.*)",
+            "etcd_debugging_server_watch_send_loop_.*",
+            "etcd_disk_wal_write_.*",
+            "etcd_mvcc_hash_.*",
+        )
+    )
+)
+
 
 @pytest.fixture(scope="module", params=RUNNERS)
 def alone(request: pytest.FixtureRequest) -> Iterator[Subject]:
@@ -47,10 +81,19 @@ def alone(request: pytest.FixtureRequest) -> Iterator[Subject]:
         yield server
 
 
+def page_of(subject: Subject) -> str:
+    return fresh(lambda: subject.request("GET", "/metrics").body.decode())
+
+
+def names_of(page: str) -> set[str]:
+    """The names of all families."""
+    return set(re.findall(r"^# TYPE (\w+) \w+$", page, re.MULTILINE))
+
+
 def figures(subject: Subject) -> Figures:
     """Each sample by its name, labels included, in a fixed order and form."""
     found: Figures = {}
-    for line in fresh(lambda: subject.request("GET", "/metrics").body.decode()).splitlines():
+    for line in page_of(subject).splitlines():
         sample = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
         if sample:
             labels = ",".join(sorted(re.findall(r'\w+="[^"]*"', sample[2] or "")))
@@ -82,6 +125,57 @@ def test_every_name_is_there(alone: Subject) -> None:
     if alone.is_lessor:
         assert names >= {"lessor_leases", "lessor_lease_expiry_lateness_seconds_bucket", "lessor_connections"}
         assert names >= {"lessor_limit_reached_total", "lessor_disk_free_bytes"}
+
+
+def test_what_dashboards_ask_for_is_there(alone: Subject) -> None:
+    alone.put(b"one")
+    alone.get(b"one")
+    names = {name.partition("{")[0] for name in figures(alone)}
+    # etcd 3.6 and later have these, and 3.4 and earlier that.
+    newer = {"etcd_server_request_duration_seconds_bucket", "etcd_server_range_duration_seconds_bucket"}
+    assert names >= ASKED_FOR | (newer if alone.is_lessor or alone.like(3, 7) else set())
+    assert ("etcd_debugging_mvcc_db_total_size_in_bytes" in names) == alone.is_lessor
+
+
+@pytest.mark.etcd
+def test_each_family_of_etcd_is_there_or_left_out_for_a_reason() -> None:
+    with running("etcd") as etcd, running("in-process") as lessor:
+        if not etcd.like(3, 7):
+            pytest.skip("the list is that of 3.7")
+        for subject in (etcd, lessor):
+            subject.put(b"one")
+            subject.get(b"one")
+        missing = names_of(page_of(etcd)) - names_of(page_of(lessor))
+        assert [name for name in sorted(missing) if not LEFT_OUT.fullmatch(name)] == []
+        assert [name for name in names_of(page_of(lessor)) if LEFT_OUT.fullmatch(name)] == []
+
+
+def test_whole_numbers_have_no_fraction(alone: Subject) -> None:
+    alone.put(b"whole")
+    page = page_of(alone)
+    assert re.search(r"^etcd_mvcc_put_total \d+$", page, re.MULTILINE)
+    assert re.search(r'^etcd_debugging_lease_ttl_total_bucket\{le="\+Inf"\} \d+$', page, re.MULTILINE)
+    assert re.search(r"^etcd_debugging_mvcc_watcher_total \d+$", page, re.MULTILINE)
+    assert re.findall(r"^.* \d+\.0$", page, re.MULTILINE) == []
+
+
+def test_each_family_has_its_kind_once_and_its_samples_behind_it(alone: Subject) -> None:
+    alone.call(rpc.PutRequest())
+    family = kind = ""
+    seen = set()
+    for line in page_of(alone).splitlines():
+        if line.startswith("# HELP "):
+            family = line.split(" ")[2]
+            assert family not in seen
+            seen.add(family)
+        elif line.startswith("# TYPE "):
+            _, _, named, kind = line.split(" ")
+            assert named == family
+        else:
+            name = re.split(r"[{ ]", line)[0]
+            ends = ("_bucket", "_sum", "_count") if kind in ("histogram", "summary") else ("",)
+            assert name in {family + end for end in ends} | ({family} if kind == "summary" else set()), line
+    assert len(seen) > 50
 
 
 def let_one_end(subject: Subject) -> None:
@@ -163,6 +257,67 @@ def test_watches(alone: Subject) -> None:
         gone = figures(alone)
 
 
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_each_method_has_its_series_with_each_code_from_the_start(kind: str) -> None:
+    with running(kind) as subject:
+        first = figures(subject)
+    codes = (
+        *("OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists"),
+        *("PermissionDenied", "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented"),
+        *("Internal", "Unavailable", "DataLoss", "Unauthenticated"),
+    )
+    for service, method, form in (
+        ("etcdserverpb.KV", "Put", "unary"),
+        ("etcdserverpb.Watch", "Watch", "bidi_stream"),
+        ("etcdserverpb.Maintenance", "Snapshot", "server_stream"),
+        ("etcdserverpb.Auth", "RoleGrantPermission", "unary"),
+        ("v3electionpb.Election", "Observe", "server_stream"),
+        ("grpc.health.v1.Health", "Check", "unary"),
+    ):
+        labels = f'grpc_method="{method}",grpc_service="{service}",grpc_type="{form}"'
+        if f"grpc_server_started_total{{{labels}}}" not in first and not subject.is_lessor:
+            continue  # 3.5 registers some services behind the interceptor
+        for name in ("started", "msg_received", "msg_sent"):
+            assert first[f"grpc_server_{name}_total{{{labels}}}"] == 0
+        for code in codes:
+            assert first[f'grpc_server_handled_total{{grpc_code="{code}",{labels}}}'] == 0
+    handled = [name for name in first if name.startswith("grpc_server_handled_total{")]
+    started = [name for name in first if name.startswith("grpc_server_started_total{")]
+    assert len(handled) == len(codes) * len(started) > 500
+
+
+def test_how_long_requests_took(alone: Subject) -> None:
+    if not alone.like(3, 7) and not alone.is_lessor:
+        pytest.skip("new in 3.7")
+    read = rpc.RequestOp(request_range=rpc.RangeRequest(key=b"d"))
+    put = rpc.RequestOp(request_put=rpc.PutRequest(key=b"d"))
+    inner = rpc.RequestOp(request_txn=rpc.TxnRequest(success=[read]))
+    each: list[tuple[str, bool, Message]] = [
+        ("Put", True, rpc.PutRequest(key=b"d")),
+        ("Range", True, rpc.RangeRequest(key=b"d")),
+        ("Range", False, rpc.RangeRequest(key=b"d", revision=1 << 40)),
+        ("DeleteRange", True, rpc.DeleteRangeRequest(key=b"d")),
+        ("Txn", True, rpc.TxnRequest(success=[read], failure=[put])),
+        ("Txn", True, rpc.TxnRequest(success=[inner])),
+        ("ReadonlyTxn", True, rpc.TxnRequest(success=[read, read])),
+        ("LeaseGrant", True, rpc.LeaseGrantRequest(TTL=600)),
+        ("Compaction", True, rpc.CompactionRequest(revision=alone.revision)),
+    ]
+    kinds = ("Put", "Range", "DeleteRange", "Txn", "ReadonlyTxn", "LeaseGrant", "Compaction")
+    for kind, fine, request in each:
+        expected = {
+            f'etcd_server_request_duration_seconds_{end}{{{labels}success="{ok}",type="{name}"}}': float(
+                (name, ok) == (kind, str(fine).lower())
+            )
+            for name in kinds
+            for ok in ("true", "false")
+            for end, labels in (("count", ""), ("bucket", 'le="+Inf",'))
+        }
+        moved(alone, lambda request=request: alone.call(request), expected)  # type: ignore[misc]
+    ranges = 'etcd_server_range_duration_seconds_count{success="true"}'
+    moved(alone, lambda: alone.get(b"d"), {ranges: 1})
+
+
 def test_calls(alone: Subject) -> None:
     labels = 'grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"'
     moved(
@@ -228,6 +383,6 @@ def test_metrics_urls_serve_the_pages_alone(kind: str) -> None:
         subject.server.client_url = f"http://{metrics}"  # where `request` goes; gRPC is connected already
         for path in ("/metrics", "/health", "/livez", "/readyz", "/readyz/data_corruption"):
             assert subject.request("GET", path).status == 200
-        assert b"\netcd_mvcc_put_total 1.0\n" in subject.request("GET", "/metrics").body
+        assert b"\netcd_mvcc_put_total 1\n" in subject.request("GET", "/metrics").body
         for verb, path in (("GET", "/version"), ("POST", "/v3/kv/range"), ("GET", "/v3/watch"), ("GET", "/")):
             assert subject.request(verb, path).status == 404

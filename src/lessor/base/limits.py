@@ -38,6 +38,7 @@ TXN_WRITE_KEYS_MAX = 100_000
 WRITE_STEP_KEYS = 1_000
 QUEUED_CALLS_PER_STEP = 100  # that have waited for such a write and are served in one loop turn: 2 to 5 ms
 SWEEP_EVENTS_MAX = 500  # events that a sweep handles in one loop turn: 0.1 to 2 ms
+SWEEP_BYTES_MAX = 1_048_576  # of values that it takes out of memory meanwhile, and one value more: 1 ms of CRC
 
 SEND_RETRY_S = 0.01  # until bytes that may not leave are looked at again; see `Turn._hold_data`
 
@@ -225,6 +226,7 @@ WATCH_LARGE_BYTES = 67_108_864  # of such encodings, kept for other watchers tha
 # An event's encoding is kept for the next reply or watcher up to this size: a value of 1 KiB and its key. For larger
 # ones the copies would be most of the memory, and making them again costs little beside sending them.
 EVENT_ENCODING_KEPT_BYTES_MAX = 1_152
+COMPACTIONS_KEPT = 10  # whose revisions HashKV answers for as before them; as many as etcd keeps
 DIGEST_STEP_KEYS = 500  # keys of a HashKV taken in at once, or their versions, or 1 MiB of values: about a millisecond
 SNAPSHOTS_MAX = 4  # snapshot streams at a time; each takes the data's size on disk
 SNAPSHOT_READ_S_MAX = 60.0  # for each half MiB of a snapshot that its reader takes: 9 KB/s; a slower one is cut off

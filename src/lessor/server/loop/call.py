@@ -41,7 +41,7 @@ from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.core import Core
 from lessor.server.loop.held import Held
-from lessor.server.observe.metrics import CallCounts
+from lessor.server.observe.metrics import CallCounts, Durations
 from lessor.state.long_read import Written
 from lessor.state.long_write import LongWrite, Outcome
 
@@ -76,7 +76,7 @@ class PassedAs(NamedTuple):
 class UnaryCall:
     """A call that takes one reply."""
 
-    __slots__ = ("_timer", "core", "counts", "deadline_s", "held", "method", "over", "waiting")
+    __slots__ = ("_began_s", "_timer", "_took", "core", "counts", "deadline_s", "held", "method", "over", "waiting")
 
     def __init__(self, core: Core, counts: CallCounts, held: Held) -> None:
         self.core = core
@@ -87,6 +87,8 @@ class UnaryCall:
         self.waiting: Waiting | None = None  # set while the reply is still to come
         self.over = False
         self._timer: asyncio.TimerHandle | None = None
+        self._began_s = 0.0  # when `serve` was called, on `Turn.read_clock`
+        self._took: Durations | None = None  # where the duration is counted; None until `serve`, and for other methods
         counts.started.n += 1
         counts.requests.n += 1
 
@@ -152,6 +154,11 @@ class UnaryCall:
             self.end_now(errors.DEADLINE_EXCEEDED.error())
             return
         core = self.core
+        counts = self.counts
+        took = counts.took
+        if took is not None:
+            self._took = counts.readonly if counts.readonly is not None and _only_reads(request) else took
+            self._began_s = core.turn.read_clock()
         payload: bytes | EtcdError
         try:
             passed_as: PassedAs | None = None
@@ -254,9 +261,13 @@ class UnaryCall:
     def finish_encoded(self, payload: bytes | EtcdError) -> None:
         """`finish` with the bytes that `encode` made, or with an error."""
         self.waiting = None
+        turn = self.core.turn
+        ranges = self.counts.ranges
+        if ranges is not None and self._took is not None:
+            made_s = turn.read_clock() - self._began_s
+            (ranges.fine if isinstance(payload, bytes) else ranges.failed).observe(made_s)
         if isinstance(payload, bytes):
             self.held.size_bytes += len(payload)
-        turn = self.core.turn
         turn.after_everything(self, payload)
         if not turn.scheduled:
             turn.schedule()
@@ -284,6 +295,8 @@ class UnaryCall:
             if self._timer is not None:
                 self._timer.cancel()
             self.counts.succeeded.n += 1
+            if self._took is not None:
+                self._took.fine.observe(self.core.turn.read_clock() - self._began_s)
             self._send(payload)
         else:
             self.end_now(payload)
@@ -305,10 +318,21 @@ class UnaryCall:
         self.over = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._took is not None:
+            self._took.failed.observe(self.core.turn.read_clock() - self._began_s)
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
             waiting.on_gone()
         return True
+
+
+def _only_reads(request: Any) -> bool:
+    """Whether a txn has ranges alone, as etcd's metrics see it: a txn in it counts as a write."""
+    for branch in (request.success, request.failure):
+        for op in branch:
+            if not op.HasField("request_range"):
+                return False
+    return True
 
 
 class StreamHandler(Protocol):

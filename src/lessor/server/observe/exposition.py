@@ -4,30 +4,31 @@
 Laws
 - A name of etcd's is used only for a figure with the same meaning, so that dashboards for etcd are right. The figures
   of raft and of Go's runtime have no meaning here and are left out.
-- Prometheus objects are made only for a request. The cost grows with the distinct (method, code) pairs and with the
-  watch streams, not with keys, leases or watchers that are up to date.
+- The text is made only for a request. The cost grows with the distinct (method, code) pairs and with the watch
+  streams, not with keys, leases or watchers that are up to date.
 
 A batch becomes durable by one commit with one fsync, so its duration has two names. etcd's dashboards look for
 `etcd_disk_wal_fsync_duration_seconds` and for `etcd_disk_backend_commit_duration_seconds`.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry
 from prometheus_client.process_collector import ProcessCollector
 
-from lessor.api.methods import BY_PATH, METHODS, Method
-from lessor.base.errors import Code
+from lessor.server.observe.call_families import CallFamilies
+from lessor.server.observe.families import Family, labels
 from lessor.server.observe.health import CHECKS, alarm_name
 from lessor.server.observe.histogram import Histogram
 from lessor.server.observe.observed import Observed
 from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 from lessor.state.machine import TTL_BITS_MAX
 
-# The streams whose errors are counted, with the names that etcd gives them.
-_STREAMS = {"/etcdserverpb.Lease/LeaseKeepAlive": "lease-keepalive", "/etcdserverpb.Watch/Watch": "watch"}
+# What etcd shows of its process under two names.
+_TWICE = {
+    "process_open_fds": ("os_fd_used", "Open files and sockets."),
+    "process_max_fds": ("os_fd_limit", "The limit of open files and sockets."),
+}
 
 
 class Exposition:
@@ -36,56 +37,71 @@ class Exposition:
     def __init__(self, observed: Observed) -> None:
         self._observed = observed
         self._pages_made = 0
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        self._calls: CallFamilies | None = None  # made with the first page, when the server knows its handlers
+        self._process = ProcessCollector(registry=CollectorRegistry())
 
     def text(self) -> bytes:
         self._pages_made += 1
-        return generate_latest(self._registry)
+        lines: list[str] = []
+        for family in self._families():
+            lines += family.lines
+        if self._calls is None:
+            self._calls = CallFamilies(self._observed)
+        for some in self._calls.lines():
+            lines += some
+        lines.append("")
+        return "\n".join(lines).encode()
 
-    def collect(self) -> Iterator[Metric]:
+    def _families(self) -> Iterator[Family]:
         yield from self._lease_metrics()
         yield from self._store_metrics()
         yield from self._watch_metrics()
         yield from self._disk_metrics()
         yield from self._server_metrics()
         yield from self._health_metrics()
-        yield from self._call_metrics()
+        yield from self._process_metrics()
 
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: no other collector has these names, so the registry need not collect to learn them."""
-        yield from ()
+    def _process_metrics(self) -> Iterator[Family]:
+        """Nothing where there is no /proc."""
+        for metric in self._process.collect():
+            for sample in metric.samples:
+                yield _single(metric.type, sample.name, metric.documentation, sample.value)
+                if sample.name in _TWICE:
+                    yield _gauge(*_TWICE[sample.name], sample.value)
 
-    def _lease_metrics(self) -> Iterator[Metric]:
+    def _lease_metrics(self) -> Iterator[Family]:
         metrics, machine = self._observed.metrics, self._observed.machine
         granted = machine.granted
         revoked = metrics.expired + machine.revoked
         yield _gauge("lessor_leases", "Leases that live now.", len(machine.leases))
-        yield _counter("etcd_debugging_lease_granted", "Leases granted.", sum(granted))
-        yield _counter("etcd_debugging_lease_revoked", "Leases ended, by revoke or expiry.", revoked)
-        yield _counter("etcd_debugging_lease_renewed", "Keepalives answered.", metrics.renewed)
-        yield _counter("etcd_debugging_server_lease_expired", "Leases ended by their deadline.", metrics.expired)
-        buckets, total = [], 0
+        yield _counter("etcd_debugging_lease_granted_total", "Leases granted.", sum(granted))
+        yield _counter("etcd_debugging_lease_revoked_total", "Leases ended, by revoke or expiry.", revoked)
+        yield _counter("etcd_debugging_lease_renewed_total", "Keepalives answered.", metrics.renewed)
+        yield _counter("etcd_debugging_server_lease_expired_total", "Leases ended by their deadline.", metrics.expired)
+        buckets: list[tuple[str, int]] = []
+        total = 0
         for bits, count in enumerate(granted):
             total += count
-            buckets.append((f"{1 << bits}" if bits <= TTL_BITS_MAX else "+Inf", float(total)))
-        name = "etcd_debugging_lease_ttl_total"
-        yield HistogramMetricFamily(name, "TTLs granted, in seconds.", buckets, machine.granted_ttl_s)
+            buckets.append((f"{1 << bits}" if bits <= TTL_BITS_MAX else "+Inf", total))
+        granted_ttls = Family("histogram", "etcd_debugging_lease_ttl_total", "TTLs granted, in seconds.")
+        granted_ttls.add_buckets("", buckets, machine.granted_ttl_s)
+        yield granted_ttls
         text = "How long after its deadline a lease ended."
         yield _histogram("lessor_lease_expiry_lateness_seconds", text, metrics.lateness)
 
-    def _store_metrics(self) -> Iterator[Metric]:
+    def _store_metrics(self) -> Iterator[Family]:
         metrics, machine, committer = self._observed.metrics, self._observed.machine, self._observed.committer
         store = machine.store
-        yield _counter("etcd_mvcc_range", "Ranges carried out, alone or in a txn.", store.ranges)
-        yield _counter("etcd_mvcc_put", "Puts carried out, alone or in a txn.", store.puts)
+        yield _counter("etcd_mvcc_range_total", "Ranges carried out, alone or in a txn.", store.ranges)
+        yield _counter("etcd_mvcc_put_total", "Puts carried out, alone or in a txn.", store.puts)
         yield _counter(
-            "etcd_mvcc_delete", "Deletes carried out, and keys deleted by the end of a lease.", store.deletes
+            "etcd_mvcc_delete_total", "Deletes carried out, and keys deleted by the end of a lease.", store.deletes
         )
-        yield _counter("etcd_mvcc_txn", "Txns of more than one operation, ends of leases included.", machine.txns)
+        yield _counter("etcd_mvcc_txn_total", "Txns of more than one operation, ends of leases included.", machine.txns)
         yield _gauge("etcd_mvcc_db_total_size_in_bytes", "Size of the data on disk.", committer.size_bytes)
         yield _gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "The part that holds data.", committer.in_use_bytes)
+        name = "etcd_debugging_mvcc_db_total_size_in_bytes"
+        yield _gauge(name, "The same, by its name in etcd 3.3, which dashboards still ask for.", committer.size_bytes)
         reading = metrics.snapshots
         yield _gauge("etcd_mvcc_db_open_read_transactions", "Snapshots under way.", reading)
         yield _gauge("etcd_debugging_mvcc_keys_total", "Keys.", len(store))
@@ -94,10 +110,10 @@ class Exposition:
         yield _gauge("etcd_debugging_auth_revision", "Revision of users and roles.", machine.auth.revision)
         name = "etcd_debugging_mvcc_total_put_size_in_bytes"
         yield _gauge(name, "Bytes of the keys and values put since the start.", store.put_bytes)
-        name = "etcd_debugging_mvcc_db_compaction_keys"
+        name = "etcd_debugging_mvcc_db_compaction_keys_total"
         yield _counter(name, "Versions of keys that compactions made superfluous.", committer.compacted_rows)
 
-    def _watch_metrics(self) -> Iterator[Metric]:
+    def _watch_metrics(self) -> Iterator[Family]:
         metrics, streams = self._observed.metrics, self._observed.watch_streams
         slow = pending = 0
         for stream in streams:
@@ -109,9 +125,9 @@ class Exposition:
         yield _gauge("etcd_debugging_mvcc_slow_watcher_total", "Watchers that catch up from history.", slow)
         name = "etcd_debugging_mvcc_pending_events_total"
         yield _gauge(name, "Revisions that slow watchers have not been told of, added up.", pending)
-        yield _counter("etcd_debugging_mvcc_events", "Events sent to watchers.", metrics.events)
+        yield _counter("etcd_debugging_mvcc_events_total", "Events sent to watchers.", metrics.events)
 
-    def _disk_metrics(self) -> Iterator[Metric]:
+    def _disk_metrics(self) -> Iterator[Family]:
         committer, metrics = self._observed.committer, self._observed.metrics
         text = "How long batches took to become durable."
         yield _histogram("etcd_disk_backend_commit_duration_seconds", text, committer.commit_s)
@@ -124,7 +140,7 @@ class Exposition:
         rows = self._observed.machine.journal.row_count
         yield _gauge("lessor_open_batch_rows", "Rows that wait for the next commit.", rows)
 
-    def _server_metrics(self) -> Iterator[Metric]:
+    def _server_metrics(self) -> Iterator[Family]:
         observed, metrics = self._observed, self._observed.metrics
         member_id = f"{observed.machine.identity.member_id:x}"
         reaches_leader = metrics.reaches_leader
@@ -135,120 +151,86 @@ class Exposition:
             text = "For how long this server has been behind the one that leads."
             yield _gauge("lessor_follower_lag_seconds", text, metrics.lag_s())
         if metrics.answering is not None or metrics.lag_s is not None:
-            yield _counter("lessor_passed_on_calls", "Calls passed on to the server that leads.", metrics.passed_on)
-            yield _counter("lessor_claims", "How often this server has taken the lead.", metrics.claims)
+            yield _counter(
+                "lessor_passed_on_calls_total", "Calls passed on to the server that leads.", metrics.passed_on
+            )
+            yield _counter("lessor_claims_total", "How often this server has taken the lead.", metrics.claims)
             text = "How often this process was taken over by another server while it led."
-            yield _counter("lessor_step_downs", text, metrics.step_downs)
+            yield _counter("lessor_step_downs_total", text, metrics.step_downs)
         if metrics.answering is not None:
             text = "How often replies waited, because another server might have led."
-            yield _counter("lessor_tenure_lapses", text, metrics.answering.lapses)
+            yield _counter("lessor_tenure_lapses_total", text, metrics.answering.lapses)
         yield _gauge("etcd_server_is_learner", "Whether this member is a learner.", 0)
-        yield _counter("etcd_server_leader_changes_seen", "Changes of leader seen.", metrics.leader_changes)
+        yield _counter("etcd_server_leader_changes_seen_total", "Changes of leader seen.", metrics.leader_changes)
         durable = observed.gate.durable
         yield _gauge("etcd_server_proposals_committed_total", "The newest batch handed to the disk.", durable)
         yield _gauge("etcd_server_proposals_applied_total", "The newest batch that is durable.", durable)
         yield _gauge(
             "etcd_server_proposals_pending", "Replies and events that wait for the disk.", observed.gate.waiting
         )
-        yield _counter("etcd_server_proposals_failed", "Batches that could not be written.", observed.committer.failed)
+        yield _counter(
+            "etcd_server_proposals_failed_total", "Batches that could not be written.", observed.committer.failed
+        )
         yield _gauge("etcd_server_quota_backend_bytes", "The quota.", observed.options.quota_backend_bytes)
-        yield _labelled("etcd_server_version", "The etcd version served.", {"server_version": ETCD_VERSION})
-        yield _labelled("etcd_cluster_version", "The cluster version served.", {"cluster_version": CLUSTER_VERSION})
-        yield _labelled("etcd_server_id", "This member.", {"server_id": member_id})
-        labels = ["server_id", "alarm_type"]
-        alarms = GaugeMetricFamily("etcd_debugging_server_alarms", "Alarms that are up.", labels=labels)
+        yield _labelled("etcd_server_version", "The etcd version served.", "server_version", ETCD_VERSION)
+        yield _labelled("etcd_cluster_version", "The cluster version served.", "cluster_version", CLUSTER_VERSION)
+        yield _labelled("etcd_server_id", "This member.", "server_id", member_id)
+        alarms = Family("gauge", "etcd_debugging_server_alarms", "Alarms that are up.")
         for member, kind in sorted(observed.machine.alarms):
-            alarms.add_metric([f"{member:x}", alarm_name(kind)], 1)
+            alarms.add(labels([("alarm_type", alarm_name(kind)), ("server_id", f"{member:x}")]), 1)
         yield alarms
         yield _gauge("lessor_connections", "Client connections.", metrics.connections)
         # A page is given again for a moment (pages.py). Whoever compares two can tell by this whether they are one.
-        yield _counter("lessor_metrics_pages_made", "Pages of metrics that were made, this one too.", self._pages_made)
-        reached = CounterMetricFamily("lessor_limit_reached", "How often a limit was reached.", labels=["limit"])
+        yield _counter(
+            "lessor_metrics_pages_made_total", "Pages of metrics that were made, this one too.", self._pages_made
+        )
+        reached = Family("counter", "lessor_limit_reached_total", "How often a limit was reached.")
         for shortage, count in metrics.shortages.counts.items():
-            reached.add_metric([shortage.name], count)
+            reached.add(labels([("limit", shortage.name)]), count)
         yield reached
-        name = "etcd_network_client_grpc_received_bytes"
+        name = "etcd_network_client_grpc_received_bytes_total"
         yield _counter(name, "Bytes received from gRPC clients.", metrics.grpc_received_bytes)
-        yield _counter("etcd_network_client_grpc_sent_bytes", "Bytes sent to gRPC clients.", metrics.grpc_sent_bytes)
+        yield _counter(
+            "etcd_network_client_grpc_sent_bytes_total", "Bytes sent to gRPC clients.", metrics.grpc_sent_bytes
+        )
 
-    def _health_metrics(self) -> Iterator[Metric]:
+    def _health_metrics(self) -> Iterator[Family]:
         metrics = self._observed.metrics
-        # They are counters, but etcd's names have no _total, and the library would add it to a counter's name.
-        yield _gauge("etcd_server_health_success", "Health checks passed.", metrics.health_success)
-        yield _gauge("etcd_server_health_failures", "Health checks failed.", metrics.health_failures)
-        now = GaugeMetricFamily("etcd_server_healthcheck", "What each check says.", labels=["type", "name"])
+        yield _counter("etcd_server_health_success", "Health checks passed.", metrics.health_success)
+        yield _counter("etcd_server_health_failures", "Health checks failed.", metrics.health_failures)
+        now = Family("gauge", "etcd_server_healthcheck", "What each check says.")
         for page, checks in CHECKS.items():
             for name, check in checks.items():
-                now.add_metric([page, name], check(self._observed) is None)
+                now.add(labels([("name", name), ("type", page)]), check(self._observed) is None)
         yield now
-        labels = ["type", "name", "status"]
-        total = CounterMetricFamily("etcd_server_healthchecks", "Checks made.", labels=labels)
+        total = Family("counter", "etcd_server_healthchecks_total", "Checks made.")
         for (page, name, passed), count in metrics.checks.items():
-            total.add_metric([page, name, "success" if passed else "error"], count)
+            status = "success" if passed else "error"
+            total.add(labels([("name", name), ("status", status), ("type", page)]), count)
         yield total
 
-    def _call_metrics(self) -> Iterator[Metric]:
-        observed, metrics = self._observed, self._observed.metrics
-        labels = ["grpc_type", "grpc_service", "grpc_method"]
-        started = CounterMetricFamily("grpc_server_started", "Calls begun.", labels=labels)
-        handled = CounterMetricFamily("grpc_server_handled", "Calls ended.", labels=[*labels, "grpc_code"])
-        received = CounterMetricFamily("grpc_server_msg_received", "Messages received.", labels=labels)
-        sent = CounterMetricFamily("grpc_server_msg_sent", "Messages sent.", labels=labels)
-        ended: Counter[Method] = Counter()
-        for (method, _), count in metrics.handled.items():
-            ended[method] += count.n
-        for method in METHODS:
-            if not observed.serves(method):
-                continue
-            named = [_kind(method), method.service, method.name]
-            started.add_metric(named, metrics.started[method].n)
-            received.add_metric(named, metrics.started[method].n if method.unary else metrics.received[method])
-            sent.add_metric(named, ended[method] if method.unary else metrics.sent[method])
-        for (method, code), count in metrics.handled.items():
-            handled.add_metric([_kind(method), method.service, method.name, _go_name(code)], count.n)
-        yield from (started, handled, received, sent)
-        labels = ["type", "client_api_version"]
-        requests = CounterMetricFamily(
-            "etcd_server_client_requests", "Calls by the version of the client.", labels=labels
-        )
-        for (unary, version), count in metrics.requests.items():
-            requests.add_metric(["unary" if unary else "stream", version.decode()], count.n)
-        yield requests
-        name = "etcd_network_server_stream_failures"
-        failures = CounterMetricFamily(name, "Streams that ended with an error.", labels=["API", "Type"])
-        for path, stream in _STREAMS.items():
-            fine = (Code.OK, Code.CANCELED)
-            counts = [
-                count.n for (of, code), count in metrics.handled.items() if of is BY_PATH[path] and code not in fine
-            ]
-            failures.add_metric([stream, "receive"], sum(counts))
-        yield failures
+
+def _gauge(name: str, text: str, value: float) -> Family:
+    return _single("gauge", name, text, value)
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value)
+def _counter(name: str, text: str, value: float) -> Family:
+    return _single("counter", name, text, value)
 
 
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(name, text, value)
-
-
-def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
-    return HistogramMetricFamily(name, text, histogram.buckets(), histogram.sum)
-
-
-def _labelled(name: str, text: str, labels: dict[str, str]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=list(labels))
-    family.add_metric(list(labels.values()), 1)
+def _single(kind: str, name: str, text: str, value: float) -> Family:
+    family = Family(kind, name, text)
+    family.add("", value)
     return family
 
 
-def _kind(method: Method) -> str:
-    if method.unary:
-        return "unary"
-    return "bidi_stream" if method.client_streaming else "server_stream"
+def _histogram(name: str, text: str, histogram: Histogram) -> Family:
+    family = Family("histogram", name, text)
+    family.add_histogram("", histogram)
+    return family
 
 
-def _go_name(code: Code) -> str:
-    """OK, InvalidArgument, ...: a code as grpc-go spells it, and so etcd's dashboards."""
-    return "OK" if code is Code.OK else code.name.title().replace("_", "")
+def _labelled(name: str, text: str, label: str, value: str) -> Family:
+    family = Family("gauge", name, text)
+    family.add(labels([(label, value)]), 1)
+    return family

@@ -26,12 +26,12 @@ class Histogram:
     def count(self) -> int:
         return sum(self._counts)
 
-    def buckets(self) -> list[tuple[str, float]]:
+    def buckets(self) -> list[tuple[str, int]]:
         """Each upper bound as Prometheus spells it, and the number of values that are not above it."""
         buckets, total = [], 0
         for bound, count in zip([*map(_bound, self._bounds), "+Inf"], list(self._counts), strict=True):
             total += count
-            buckets.append((bound, float(total)))
+            buckets.append((bound, total))
         return buckets
 
 

@@ -2,17 +2,18 @@
 """The server's counters. To count is to add to a plain integer, on the hot path too. exposition.py shows them."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from lessor.api.methods import Method
 from lessor.base import limits
 from lessor.base.errors import Code
 from lessor.durable.engine import Answering
-from lessor.server.observe.histogram import Histogram
+from lessor.server.observe.histogram import DISK_BUCKETS_S, Histogram
 from lessor.server.observe.shortages import Shortages
 
 _LATENESS_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_RANGE_BUCKETS_S = tuple(0.0001 * 2**power for power in range(20))
 _SNAPSHOT_BUCKETS_S = tuple(0.01 * 2**power for power in range(17))
 
 
@@ -36,10 +37,42 @@ class Counts(dict[K, Count], Generic[K]):
         return count
 
 
+class Durations:
+    """How long requests of one kind took, by their outcome."""
+
+    __slots__ = ("failed", "fine")
+
+    def __init__(self, buckets_s: Sequence[float]) -> None:
+        self.fine = Histogram(buckets_s)
+        self.failed = Histogram(buckets_s)
+
+
+# The methods whose duration is shown, under the names that etcd gives their requests.
+_TIMED = {
+    "/etcdserverpb.KV/Range": "Range",
+    "/etcdserverpb.KV/Put": "Put",
+    "/etcdserverpb.KV/DeleteRange": "DeleteRange",
+    "/etcdserverpb.KV/Txn": "Txn",
+    "/etcdserverpb.KV/Compact": "Compaction",
+    "/etcdserverpb.Lease/LeaseGrant": "LeaseGrant",
+    "/etcdserverpb.Lease/LeaseRevoke": "LeaseRevoke",
+    "/etcdserverpb.Maintenance/Alarm": "Alarm",
+    **{f"/etcdserverpb.Auth/{name}": name for name in ("Authenticate", "AuthEnable", "AuthDisable", "AuthStatus")},
+    **{
+        f"/etcdserverpb.Auth/{name}": f"Auth{name}"
+        for name in (
+            *("UserAdd", "UserDelete", "UserChangePassword", "UserGrantRole", "UserRevokeRole", "UserGet", "UserList"),
+            *("RoleAdd", "RoleDelete", "RoleGrantPermission", "RoleRevokePermission", "RoleGet", "RoleList"),
+        )
+    },
+}
+_READONLY_TXN = "ReadonlyTxn"
+
+
 class CallCounts:
     """Where the calls of one method by clients of one API version are counted. Kept, so that no call looks it up."""
 
-    __slots__ = ("_metrics", "method", "requests", "started", "succeeded")
+    __slots__ = ("_metrics", "method", "ranges", "readonly", "requests", "started", "succeeded", "took")
 
     def __init__(self, metrics: "Metrics", method: Method, requests: Count) -> None:
         self.method = method
@@ -47,6 +80,10 @@ class CallCounts:
         self.started = metrics.started[method]
         self.requests = requests
         self.succeeded = metrics.handled[method, Code.OK]
+        name = _TIMED.get(method.path)
+        self.took = metrics.durations[name] if name is not None else None
+        self.readonly = metrics.durations[_READONLY_TXN] if name == "Txn" else None  # for a txn that only reads
+        self.ranges = metrics.ranges if name == "Range" else None
 
     def begin(self) -> None:
         """A call has begun."""
@@ -66,6 +103,8 @@ class Metrics:
         self.handled: Counts[tuple[Method, Code]] = Counts()
         self.received: Counter[Method] = Counter()  # messages of streaming calls; each unary call has one
         self.sent: Counter[Method] = Counter()
+        self.durations = {name: Durations(DISK_BUCKETS_S) for name in sorted((*_TIMED.values(), _READONLY_TXN))}
+        self.ranges = Durations(_RANGE_BUCKETS_S)  # of Range alone: until the reply is made
         self.requests: Counts[tuple[bool, bytes]] = Counts()  # by whether they are unary, and the client's API version
         self._calls: dict[tuple[Method, bytes], CallCounts] = {}
         self.renewed = 0  # keepalive requests answered, those for missing leases included
