@@ -212,6 +212,22 @@ def test_standbys_that_are_taken_out_of_the_settings_meanwhile_are_missed(
     assert all_records(other) == [record("first", ZEROS)]
 
 
+def test_commits_that_somebody_sets_to_wait_for_nothing_wait_on(
+    postgres: PostgresServer, make: Callable[..., PostgresLog]
+) -> None:
+    """A reload of the settings reaches sessions that last; ours was looked at before."""
+    log = make()
+    log.open(1)
+    with standby_missing(postgres):
+        postgres.configure(synchronous_commit="off")
+        try:
+            under = Under(log, 0, ZEROS, record("first", ZEROS))
+            one_waits(postgres, STANDBY)
+        finally:
+            postgres.configure(synchronous_commit=None)
+    assert under.end() is None
+
+
 def test_a_session_has_no_time_limit_but_its_own(postgres: PostgresServer, make: Callable[..., PostgresLog]) -> None:
     """A statement that is ended by one would leave a commit that is visible and not safe."""
     postgres.configure(statement_timeout="1s", idle_session_timeout="1s")

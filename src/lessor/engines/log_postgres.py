@@ -296,7 +296,8 @@ class PostgresLog:
                 raise UnreachableError(refusal.text)
             raise LogRefusedError(refusal.text)
         # Who waits for a lock is to hear of it before the answer is given up: nobody waits at the server for nothing.
-        session.look(sql.settings({**checks.SETTINGS, "lock_timeout": str(int(self._answer_s * 750))}))
+        own = {"lock_timeout": str(int(self._answer_s * 750)), "synchronous_commit": facts.synchronous_commit}
+        session.look(sql.settings({**checks.SETTINGS, **own}))
         self._meet(session)
         if self._cluster_id:
             found = session.ask("HEAD").rows

@@ -3,7 +3,8 @@
 
 Laws
 - Asked of every connection before anything else is. What an operator can set wrong later, while the connection lasts,
-  is looked at in each statement too (postgres_sql.py): the standbys, and the process that serves us.
+  is looked at in each statement too (postgres_sql.py): the standbys, and the process that serves us. How a commit
+  waits, `synchronous_commit`, is set for the session to what was found good, so that nobody changes it meanwhile.
 - A refusal is one line, and says what to set.
 - A server that has been replaced is told by its timeline: each promotion of a standby begins a new one. One with a
   lower number than was seen before shows an old log, however alive it is.
