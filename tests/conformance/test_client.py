@@ -53,6 +53,51 @@ def test_what_is_put_is_got_until_it_is_deleted(client: Client, prefix: bytes) -
         client.get(prefix, prefix=True, range_end=b"x")
 
 
+def test_a_range_in_pieces(subject: Subject, client: Client, prefix: bytes) -> None:
+    for number in range(30):
+        client.put(prefix + b"%02d" % number, b"v" * number)
+    if not (subject.is_lessor or subject.like(3, 7)):
+        with pytest.raises(ServerError) as caught:
+            list(client.get_stream(prefix, prefix=True))
+        assert caught.value.code == Code.UNIMPLEMENTED
+        return
+    pieces = list(client.get_stream(prefix, prefix=True, limit=25))
+    assert [kv.key for piece in pieces for kv in piece.kvs] == [prefix + b"%02d" % number for number in range(25)]
+    assert [piece.count for piece in pieces] == [0] * (len(pieces) - 1) + [30]
+    assert pieces[-1].more
+    reply = rpc.RangeResponse()
+    for piece in client.get_stream(prefix, range_end=prefix_end(prefix), revision=client.get(prefix).header.revision):
+        reply.MergeFrom(piece)
+    assert reply == client.get(prefix, prefix=True)
+    for refused, code in (
+        (client.get_stream(prefix, revision=1 << 40), Code.OUT_OF_RANGE),
+        (client.get_stream(prefix, sort_order=2), Code.UNIMPLEMENTED),
+    ):
+        with pytest.raises(ServerError) as caught:
+            list(refused)
+        assert caught.value.code == code
+
+
+def test_a_range_in_pieces_is_left_in_the_middle(subject: Subject, prefix: bytes) -> None:
+    if not (subject.is_lessor or subject.like(3, 7)):
+        pytest.skip("an etcd of before RangeStream")
+
+    async def main() -> None:
+        async with AsyncClient(subject.server.address) as client:
+            for number in range(30):
+                await client.put(prefix + b"%02d" % number, bytes(500_000))
+            pieces = client.get_stream(prefix, prefix=True)
+            assert (await anext(pieces)).kvs
+            await client.delete(prefix, prefix=True)
+            await pieces.aclose()
+            with pytest.raises(CallTimeout):
+                async for _ in client.get_stream(b"\0", range_end=b"\0", timeout_s=1e-9):
+                    pass
+            assert [piece.count async for piece in client.get_stream(prefix, prefix=True)] == [0]
+
+    asyncio.run(main())
+
+
 def test_a_txn_in_words(client: Client, prefix: bytes) -> None:
     seat = prefix + b"seat"
     for name, won in (("ann", True), ("bob", False)):

@@ -120,7 +120,7 @@ def test_the_chunks_joined_are_the_reply_of_range(streaming: Subject, prefix: by
     assert not isinstance(chunks, Failure)
     for chunk in chunks[:-1]:
         assert chunk.kvs
-        assert not (chunk.HasField("header") or chunk.more or chunk.count)
+        assert (chunk.HasField("header"), chunk.more, chunk.count) == (False, False, 0)
     if len(chunks) > 1:
         assert chunks[-1].kvs
 
@@ -249,6 +249,6 @@ def test_it_needs_the_rights_of_range(streaming_root: As, prefix: bytes) -> None
         assert range_stream(subject, request) == NOBODY
         assert range_stream(subject, rpc.RangeRequest(key=b"\0", range_end=b"\0", serializable=old), reader) == DENIED
     # What is wrong by itself is found before that.
-    assert range_stream(subject, rpc.RangeRequest(key=prefix, sort_order=2), writer) == NO_ORDER
+    assert range_stream(subject, rpc.RangeRequest(key=prefix, sort_order=rpc.RangeRequest.DESCEND), writer) == NO_ORDER
     assert range_stream(subject, rpc.RangeRequest(), writer) == NO_KEY
     assert range_stream(subject, rpc.RangeRequest(key=prefix, revision=1 << 40), writer) == DENIED

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """RangeStream at a server that follows: answered there, and never with less than anybody was told before."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,8 @@ def test_an_old_one_needs_no_leader_and_others_wait_for_one(tmp_path: Path, monk
         old = stream(peer, OLD)
         assert isinstance(old, rpc.RangeResponse)
         assert old.count == 1
-        assert stream(peer, rpc.RangeRequest(key=b"k", sort_order=2)).code == 12  # type: ignore[union-attr]
+        descending = rpc.RangeRequest(key=b"k", sort_order=rpc.RangeRequest.DESCEND)
+        assert stream(peer, descending) == Failure(12, "RangeStream does not support custom sort orders")
         monkeypatch.setattr(limits, "NO_LEADER_S_MAX", 0.2)
         assert stream(peer, ALL) == Failure(14, "etcdserver: no leader")
         eventually(lambda: follower.call(lambda: follower_of(follower)._kept_bytes) == 0)
@@ -127,21 +127,21 @@ def test_the_rights_of_a_caller_are_judged_there(tmp_path: Path) -> None:
             rpc.AuthUserAddRequest(name="ada", password="p"),
             rpc.AuthRoleAddRequest(name="root"),
             rpc.AuthRoleAddRequest(name="reader"),
-            rpc.AuthRoleGrantPermissionRequest(name="reader", perm={"key": b"k", "range_end": b"l"}),  # type: ignore[arg-type]
+            rpc.AuthRoleGrantPermissionRequest(name="reader", perm={"key": b"k", "range_end": b"l"}),
             rpc.AuthUserGrantRoleRequest(user="root", role="root"),
             rpc.AuthUserGrantRoleRequest(user="ada", role="reader"),
             rpc.AuthEnableRequest(),
         ):
             other.call(request)
         token = other.call(rpc.AuthenticateRequest(name="ada", password="p")).token  # type: ignore[union-attr]
-        for request in (ALL, OLD):
-            found = stream(peer, request, token=token)
+        for asked in (ALL, OLD):
+            found = stream(peer, asked, token=token)
             assert isinstance(found, rpc.RangeResponse)
             assert found.count == 1
-            request = rpc.RangeRequest(key=b"other", serializable=request.serializable)
-            assert stream(peer, request, token=token) == Failure(7, "etcdserver: permission denied")
-            assert stream(peer, request) == Failure(3, "etcdserver: user name is empty")
-            assert stream(peer, request, token="no token") == Failure(16, "etcdserver: invalid auth token")
+            other_key = rpc.RangeRequest(key=b"other", serializable=asked.serializable)
+            assert stream(peer, other_key, token=token) == Failure(7, "etcdserver: permission denied")
+            assert stream(peer, asked) == Failure(3, "etcdserver: user name is empty")
+            assert stream(peer, asked, token="no token") == Failure(16, "etcdserver: invalid auth token")
         assert streams(leader) == 0
 
 

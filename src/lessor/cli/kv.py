@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base.errors import Code, EtcdError
 from lessor.cli import notation, printing
 from lessor.cli.asking import ask
-from lessor.cli.failure import BAD_ARGS, BAD_FEATURE, Failure
+from lessor.cli.failure import BAD_ARGS, BAD_FEATURE, ERROR, Failure
 from lessor.cli.lease import decimal_option
 from lessor.cli.many import call
 from lessor.cli.notation import quote
@@ -131,16 +132,20 @@ def get(ctx: click.Context, /, args: tuple[str, ...], **flags: Any) -> None:
 
 
 def _streamed(settings: Settings, request: rpc.RangeRequest) -> rpc.RangeResponse:
-    """The reply to `request`, by RangeStream. Its parts are all that `RangeRequest` has."""
+    """The reply to `request`, by RangeStream. The arguments of `get_stream` are called as the fields are."""
+    from lessor.client import ServerError
 
     async def question(client: "AsyncClient") -> rpc.RangeResponse:
         reply = rpc.RangeResponse()
-        pieces = client.get_stream(
-            **{field.name: getattr(request, field.name) for field in request.DESCRIPTOR.fields},
-            timeout_s=settings.command_timeout_s,
-        )
-        async for piece in pieces:
-            reply.MergeFrom(piece)
+        arguments = {field.name: getattr(request, field.name) for field in request.DESCRIPTOR.fields}
+        try:
+            async for piece in client.get_stream(**arguments, timeout_s=settings.command_timeout_s):
+                reply.MergeFrom(piece)
+        except ServerError as error:
+            if error.code != Code.UNIMPLEMENTED:
+                raise
+            # What etcdctl does not know as an error of etcd's it prints as Go's gRPC does.
+            raise Failure(ERROR, EtcdError(error.code, error.message).go_text) from None
         return reply
 
     return ask(settings, question)

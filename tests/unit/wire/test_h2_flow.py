@@ -47,6 +47,23 @@ def sizes_of(server: H2Server) -> list[int]:
 # --- what we send ---------------------------------------------------------------------------------------------------
 
 
+def test_a_stream_says_once_that_its_peer_has_taken_enough() -> None:
+    server = raw_server((WINDOW, 10))
+    stream, other = asked(server), asked(server, 3)
+    for each in (stream, other):
+        server.send_data(each, b"0123456789abcdef")
+    stream.wake_below = 4
+    server.receive(frames.window_update_frame(1, 1))
+    server.receive(frames.window_update_frame(3, 6))
+    assert server.drained == []
+    server.receive(frames.window_update_frame(1, 1))
+    server.receive(frames.window_update_frame(1, 1))
+    assert server.drained == [stream]
+    server.drained.clear()
+    server.receive(frames.window_update_frame(1, 10))
+    assert (server.drained, stream.queued_bytes, stream.wake_below) == ([], 0, -1)
+
+
 def test_data_waits_for_the_streams_window() -> None:
     server = raw_server((WINDOW, 10))
     stream = asked(server)
