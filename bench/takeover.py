@@ -72,35 +72,22 @@ def timed_put(port: int) -> Callable[[], float]:
     return acknowledged_s
 
 
-def kills(group: Group, rounds: int) -> str:
-    first = group.count - MEMBERS  # the members were spawned last
+def kills(group: Group, rounds: int, *, below: bool) -> str:
+    """Of the leader, or of the leader of the etcd below it. A put is made at a member that lives."""
+    first = 0 if below else group.count - MEMBERS  # the members were spawned last
+    ports = group.below if below else group.ports
     waited = []
     for _ in range(rounds):
-        leader = group.wait_for_leader()
-        others = [port for port in group.ports if port != leader]
-        acknowledged_s = timed_put(others[0])
-        number = first + group.ports.index(leader)
+        leader, struck = group.wait_for_leader(), group.wait_for_leader(ports)
+        acknowledged_s = timed_put(leader if below else next(port for port in ports if port != leader))
+        number = first + ports.index(struck)
         began_s = time.monotonic()
         group.kill(number)
         waited.append(acknowledged_s() - began_s)
         group.begin_again(number)
         group.wait_until_serving()
         time.sleep(QUIET_S)
-    return f"KILL: {rounds} times: {spread(waited)}"
-
-
-def kills_below(group: Group, rounds: int) -> str:
-    waited = []
-    for _ in range(rounds):
-        acknowledged_s = timed_put(group.wait_for_leader())
-        number = group.below.index(group.wait_for_leader(group.below))
-        began_s = time.monotonic()
-        group.kill(number)
-        waited.append(acknowledged_s() - began_s)
-        group.begin_again(number)
-        group.wait_until_serving()
-        time.sleep(QUIET_S)
-    return f"BELOW: {rounds} times: {spread(waited)}"
+    return f"{'BELOW' if below else 'KILL'}: {rounds} times: {spread(waited)}"
 
 
 @contextmanager
@@ -188,9 +175,9 @@ def main() -> None:
         with serving(name, options) as group:
             print(f"{name}: {lags(group)}", flush=True)
             print(f"{name}: {hand_overs(group, options.rounds)}", flush=True)
-            print(f"{name}: {kills(group, options.rounds)}", flush=True)
+            print(f"{name}: {kills(group, options.rounds, below=False)}", flush=True)
             if group.below:
-                print(f"{name}: {kills_below(group, options.rounds)}", flush=True)
+                print(f"{name}: {kills(group, options.rounds, below=True)}", flush=True)
 
 
 if __name__ == "__main__":
