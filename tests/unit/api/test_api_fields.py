@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares our protobuf messages with the published field tables of the etcd v3 API (release 3.6).
+"""Compares our protobuf messages with the published field tables of the etcd v3 API (release 3.6,
+and RangeStream of 3.7).
 
 `api_fields.txt` states the tables; a field number that differs from them is a client that reads garbage. Both
 directions are checked: nothing of the tables is missing here, and nothing is here that the tables do not have. The

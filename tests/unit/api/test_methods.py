@@ -45,8 +45,9 @@ def test_routes_that_etcd_does_not_have() -> None:
         assert route not in BY_ROUTE
 
 
-def test_every_rpc_for_clients_but_health_has_a_route() -> None:
+def test_every_rpc_for_clients_but_health_and_range_stream_has_a_route() -> None:
     assert names([method for method in METHODS if not method.routes]) == {
+        "/etcdserverpb.KV/RangeStream",
         f"/{HEALTH}/Check",
         f"/{HEALTH}/Watch",
         "/lessorpb.Following/Follow",
@@ -76,6 +77,7 @@ def test_streaming_kinds() -> None:
     }
     answers_only = [method for method in METHODS if method.server_streaming and not method.client_streaming]
     assert names(answers_only) == {
+        "/etcdserverpb.KV/RangeStream",
         "/etcdserverpb.Maintenance/Snapshot",
         "/v3electionpb.Election/Observe",
         f"/{HEALTH}/Watch",

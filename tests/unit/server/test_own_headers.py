@@ -41,4 +41,9 @@ def test_the_header_is_the_first_field_of_every_reply() -> None:
         fields: Any = method.response.DESCRIPTOR.fields_by_number
         if 1 not in fields or fields[1].message_type is not rpc.ResponseHeader.DESCRIPTOR:
             others.add(f"{method.service}/{method.name}")
-    assert others == {"grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch", "lessorpb.Following/Follow"}
+    assert others == {
+        "etcdserverpb.KV/RangeStream",
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        "lessorpb.Following/Follow",
+    }
