@@ -76,6 +76,22 @@ def test_what_was_acknowledged_is_there_at_the_next_process_also_elsewhere(tmp_p
         assert 55 < lease.TTL <= 60
 
 
+def test_a_copy_whose_damage_shows_while_it_is_loaded_is_made_anew(tmp_path: Path) -> None:
+    kept = MemoryRecords()
+    with server_on(kept, tmp_path) as server, GrpcPeer(server.address) as peer:
+        for number in range(300):
+            peer.call(put(b"k%03d" % number, bytes(500)))
+    (tmp_path / "lessor.db-sums").unlink()  # nothing is compared, as on a backup
+    tables = bytearray((tmp_path / "lessor.db").read_bytes())
+    middle = len(tables) // 2 // 4096 * 4096
+    tables[middle : middle + 8 * 4096] = bytes(8 * 4096)
+    (tmp_path / "lessor.db").write_bytes(tables)
+    with server_on(kept, tmp_path) as server, GrpcPeer(server.address) as peer:
+        found: Any = peer.call(rpc.RangeRequest(key=b"k", range_end=b"l"))
+        assert [kv.value for kv in found.kvs] == [bytes(500)] * 300
+    assert (tmp_path / "damaged" / "lessor.db").read_bytes() == tables
+
+
 def test_nothing_leaves_while_somebody_else_may_lead_and_no_lease_ages(tmp_path: Path) -> None:
     kept = MemoryRecords()
     monitors = f"http://127.0.0.1:{free_port()}"

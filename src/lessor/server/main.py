@@ -26,7 +26,7 @@ from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.cluster.forwarding import FORWARD_ALLOWANCE_S
 from lessor.durable import directory
-from lessor.durable.engine import Begun, Engine, EngineError, FencedError, HistoryError, MovedError
+from lessor.durable.engine import Begun, DamagedError, Engine, EngineError, FencedError, HistoryError, Meta, MovedError
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
 from lessor.durable.shared_record import Origin
@@ -185,16 +185,10 @@ class Server:
         if meta.not_compared:
             log.info("the pages of the tables were not compared with their sums", extra={"reason": meta.not_compared})
         try:
-            machine = restore(
-                Identity(meta.cluster_id, meta.member_id, meta.term),
-                self._engine.load(),
-                min_lease_ttl_s=self.options.min_lease_ttl_s,
-                max_txn_ops=self.options.max_txn_ops,
-                lease_id_seed=(meta.member_id & 0xFFFF) << 48 | (wall_clock_ms() & 0xFFFFFFFFFF) << 8,
-            )
-        except _IMPOSSIBLE_ROWS as error:
-            database = Path(self.options.data_dir) / directory.DATABASE_NAME
-            raise directory.damaged(database, f"rows that cannot be, {error!r}") from error
+            machine = self._restored(meta)
+        except DamagedError as error:
+            meta = self._engine.make_anew(error)
+            machine = self._restored(meta)
         followed = False
 
         def follow(rows: Rows, term: int, _origins: Sequence[Origin]) -> None:
@@ -212,6 +206,20 @@ class Server:
         else:
             machine.lead(begun.term)
         return machine, begun, begun.clock_s
+
+    def _restored(self, meta: Meta) -> StateMachine:
+        """What the tables hold. Raises DataDirError."""
+        try:
+            return restore(
+                Identity(meta.cluster_id, meta.member_id, meta.term),
+                self._engine.load(),
+                min_lease_ttl_s=self.options.min_lease_ttl_s,
+                max_txn_ops=self.options.max_txn_ops,
+                lease_id_seed=(meta.member_id & 0xFFFF) << 48 | (wall_clock_ms() & 0xFFFFFFFFFF) << 8,
+            )
+        except _IMPOSSIBLE_ROWS as error:
+            database = Path(self.options.data_dir) / directory.DATABASE_NAME
+            raise directory.damaged(database, f"rows that cannot be, {error!r}") from error
 
     # --- on a shared log ---
 

@@ -3,6 +3,7 @@
 
 import contextlib
 import gc
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from lessor.durable.engine import (
     FIRST_TERM,
     FOLLOW_S,
     Begun,
+    DamagedError,
     DataDirError,
     EngineError,
     FencedError,
@@ -405,6 +407,56 @@ def test_tables_are_only_used_with_their_own_log(tmp_path: Path, kept: MemoryRec
     alone.close()
     with pytest.raises(DataDirError, match="the data of a server without --engine"):
         engine_of(tmp_path / "b", kept, times).open(IDENTITY)
+
+
+def _zero_the_head(path: Path) -> None:
+    path.write_bytes(bytes(200) + path.read_bytes()[200:])
+
+
+def _flip_in_each_page(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for at in range(2_000, len(data), 4_096):
+        data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        _zero_the_head,
+        _flip_in_each_page,
+        lambda path: os.truncate(path, 0),
+        lambda path: os.truncate(path, 8_192),
+        lambda path: path.rename(path.with_name("lessor.db-wal")),
+    ],
+)
+def test_a_damaged_copy_is_made_anew_and_stays_for_who_wants_to_look(
+    tmp_path: Path, kept: MemoryRecords, times: Times, harm: Callable[[Path], object]
+) -> None:
+    engine = started(tmp_path, kept, times)
+    for number in range(1, 40):
+        engine.commit(batch(number, events=[put(number + 1, b"k%d" % number, bytes(500))]))
+    there = content(engine.load())
+    engine.close()
+    for _ in range(2):
+        harm(tmp_path / "lessor.db")
+        name = "lessor.db" if (tmp_path / "lessor.db").exists() else "lessor.db-wal"
+        harmed = (tmp_path / name).read_bytes()
+        again = started(tmp_path, kept, times)
+        assert content(again.load()) == there
+        again.close()
+        assert (tmp_path / "damaged" / name).read_bytes() == harmed
+
+
+def test_what_may_be_the_only_data_is_never_set_aside(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
+    alone = FileEngine(tmp_path, sync=False)
+    alone.open(IDENTITY)
+    alone.close()
+    _zero_the_head(tmp_path / "lessor.db")
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    with pytest.raises(DamagedError, match="does not start as an SQLite database does"):
+        engine_of(tmp_path, kept, times).open(IDENTITY)
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
 
 
 def test_a_log_that_has_lost_records_is_noticed(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
