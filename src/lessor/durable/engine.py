@@ -46,6 +46,10 @@ class TablesLockedError(EngineError):
     """The tables cannot be written at this moment; nothing was done. Trying again is safe, and may succeed."""
 
 
+class GivenUpError(EngineError):
+    """Nobody waits for the engine any more: the server ends. What was not committed yet never is."""
+
+
 class FencedError(EngineError):
     """Another process commits to the log now. What this one had not committed is lost, and was not acknowledged.
 

@@ -38,6 +38,7 @@ from lessor.durable.engine import (
     DataDirError,
     EngineError,
     Follow,
+    GivenUpError,
     Leader,
     LogEnd,
     Meta,
@@ -268,10 +269,10 @@ class ReplicatedEngine(EngineOnTables):
         self._given_up.set()
 
     def _sleep(self, seconds: float) -> None:
-        """Raises EngineError when nobody wants to wait any more."""
+        """Raises GivenUpError when nobody wants to wait any more."""
         self._sleep_s(seconds)
         if self._given_up.is_set():
-            raise EngineError("the engine does not answer, and nobody waits for it any more")
+            raise GivenUpError("the engine does not answer, and nobody waits for it any more")
 
     # --- lead -------------------------------------------------------------------------------------------------------
 
@@ -331,7 +332,7 @@ class ReplicatedEngine(EngineOnTables):
         node, hands = self._decisions, self._carrying
         self._follow = follow
         if self._given_up.is_set():
-            raise EngineError("nobody waits to lead any more")
+            raise GivenUpError("nobody waits to lead any more")
         if self._began_s is None:
             self._began_s = self._now_s()
         hands.tick()

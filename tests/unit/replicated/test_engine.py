@@ -25,10 +25,12 @@ from lessor.durable.engine import (
     Loaded,
 )
 from lessor.durable.file_engine import FileEngine
+from lessor.durable.log import LogError
 from lessor.durable.record import CHAIN_BYTES
-from lessor.durable.shared_log import UnknownError, UnreachableError
+from lessor.durable.shared_log import LogRefusedError, UnknownError, UnreachableError
 from lessor.durable.shared_record import BATCH, BEAT, CLAIM, RELEASE, with_nonce
 from lessor.replicated import snapshots
+from lessor.replicated.carrying import QUIET_S
 from lessor.replicated.engine import SHOWN_BYTES_MAX, SHOWN_MAX, ReplicatedEngine
 from lessor.state.journal import AuthRows, Rows
 from tests.memory_log import MemoryLog, MemoryRecords
@@ -340,6 +342,28 @@ def test_a_commit_of_unknown_outcome_is_made_once(tmp_path: Path, kept: MemoryRe
         engine.commit(batch(number, events=[put(number + 1, b"k", b"%d" % number)]))
     assert kinds(kept) == [CLAIM, *[BATCH] * 10]
     assert values(engine) == [b"%d" % number for number in range(1, 11)]
+    engine.close()
+
+
+def test_an_engine_that_refuses_is_told_from_one_that_does_not_answer(
+    tmp_path: Path, kept: MemoryRecords, times: Times, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = started(tmp_path, kept, times)
+    errors: list[LogError] = [LogRefusedError("name a standby"), UnreachableError("nobody is there")]
+
+    def trouble() -> None:
+        if errors:
+            times.now += QUIET_S  # more often it says nothing
+            raise errors.pop(0)
+
+    kept.before_append = trouble
+    engine.commit(batch(1, events=[put(2, b"k", b"v")]))
+    said = [(each.levelname, each.message, each.__dict__["reason"]) for each in caplog.records if "reason" in vars(each)]
+    assert said == [
+        ("ERROR", "the engine cannot be used as it is; waiting until somebody has acted", "name a standby"),
+        ("WARNING", "the engine does not answer; waiting for it", "nobody is there"),
+    ]
+    assert values(engine) == [b"v"]
     engine.close()
 
 
