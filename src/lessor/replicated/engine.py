@@ -37,8 +37,10 @@ from lessor.durable.engine import (
     DamagedError,
     DataDirError,
     EngineError,
+    FencedError,
     Follow,
     GivenUpError,
+    HistoryError,
     Leader,
     LogEnd,
     Meta,
@@ -108,6 +110,7 @@ class ReplicatedEngine(EngineOnTables):
         self._hands: Carrying | None = None
         self._follow: Follow = lambda rows, term, origins: None
         self._began_s: float | None = None  # when this process began to look whether it may lead; None: not yet
+        self._over = ""  # why this process commits nothing any more, once it is so
         self._said = False  # that another process leads
         self._successor = 0  # who is to lead after a release; 0: whoever is first
         self._told: deque[tuple[int, int, Sequence[bytes]]] = deque()  # what the leader has said since the last look
@@ -174,6 +177,8 @@ class ReplicatedEngine(EngineOnTables):
             meta = tables.begin()
         except BehindError:
             raise
+        except HistoryError as error:
+            raise DataDirError(f"{self._path}: {error}") from None
         except EngineError as error:
             raise DataDirError(str(error)) from None
         return meta._replace(not_compared=tables.sums.not_compared)
@@ -230,7 +235,8 @@ class ReplicatedEngine(EngineOnTables):
         if meta.cluster_id != info.cluster_id:
             raise DataDirError(
                 f"{self._path}: a copy of the log of cluster {meta.cluster_id:016x}, but the engine has that of "
-                f"{info.cluster_id:016x}: give --data-dir an empty directory, or --engine the other log"
+                f"{info.cluster_id:016x}: give --data-dir another directory, or --engine the other log. If the engine "
+                "has lost its log, keep this copy: docs/cluster.md says how to go on from it"
             )
 
     def _begin_node(self, meta: Meta, position: LogPosition) -> None:
@@ -382,6 +388,8 @@ class ReplicatedEngine(EngineOnTables):
     def _append(self, kind: int, rows: Rows, origins: Sequence[Origin] = ()) -> None:
         """Returns when the record has landed. Raises FencedError, EngineError."""
         self._failure.refuse_after()
+        if self._over:
+            raise EngineError(f"no write after a failed one: {self._over}")
         node, hands = self._decisions, self._carrying
         try:
             node.submit(kind, rows, self._now_s(), origins, self._successor if kind == RELEASE else 0)
@@ -389,6 +397,9 @@ class ReplicatedEngine(EngineOnTables):
             while not (node.free or hands.released):
                 self._sleep(TICK_S)
                 hands.tick()
+        except (FencedError, HistoryError, MovedError, GivenUpError) as error:
+            self._over = str(error)  # the tables are as good as before: closing brings in what the log had
+            raise
         except BaseException as error:
             self._failure.reason = str(error)
             raise

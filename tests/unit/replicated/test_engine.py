@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lessor.cluster.tenure import Timing
-from lessor.durable import shared_record
+from lessor.durable import shared_record, snapshot_file
 from lessor.durable.engine import (
     FIRST_TERM,
     FOLLOW_S,
@@ -22,6 +22,7 @@ from lessor.durable.engine import (
     EngineError,
     FencedError,
     Follow,
+    HistoryError,
     Loaded,
 )
 from lessor.durable.file_engine import FileEngine
@@ -490,8 +491,28 @@ def test_a_log_that_has_lost_records_is_noticed(tmp_path: Path, kept: MemoryReco
     engine.close()
     del kept.records[-2:]
     kept.chain = kept.records[-1][-CHAIN_BYTES:]
-    with pytest.raises(DataDirError, match="the log ends at record 4, and this node knows record 6"):
+    with pytest.raises(DataDirError, match=r"lessor\.db: the log ends at record 4, and this node knows record 6"):
         engine_of(tmp_path, kept, times).open(IDENTITY)
+
+
+def test_the_copy_has_all_that_a_log_has_lost_and_can_be_gone_on_from(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    engine = started(tmp_path / "copy", kept, times)
+    for number in range(1, 6):
+        engine.commit(batch(number, events=[put(number + 1, b"k%d" % number, b"v")]))
+    del kept.records[-3:]
+    kept.chain = kept.records[-1][-CHAIN_BYTES:]
+    with pytest.raises(HistoryError, match="the log has lost record 6, which this node knows"):
+        engine.commit(batch(6, events=[put(7, b"k6", b"v")]))
+    with pytest.raises(EngineError, match="no write after a failed one"):
+        engine.commit(batch(6, events=[put(7, b"k6", b"v")]))
+    engine.close()  # before it the tables were behind
+    snapshot_file.restore(tmp_path / "copy" / "lessor.db", tmp_path / "saved", skip_checksum=True)
+    alone = FileEngine(tmp_path / "saved", sync=False)
+    assert alone.open(IDENTITY).cluster_id == IDENTITY[0]
+    assert [row[2] for row in alone.load().events] == [b"k1", b"k2", b"k3", b"k4", b"k5"]
+    alone.close()
 
 
 @pytest.fixture
