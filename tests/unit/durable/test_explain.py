@@ -19,9 +19,9 @@ def test_a_damaged_schema_is_told_on_one_line(tmp_path: Path) -> None:
         connection.commit()
     path.write_bytes(path.read_bytes().replace(b"a TEXT,", b"[ TEXT,"))
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        with pytest.raises(DamagedError, match=r"lessor\.db: damaged \(malformed database schema") as raised:
-            with explained(path):
-                connection.execute("SELECT * FROM one")
+        damaged = pytest.raises(DamagedError, match=r"lessor\.db: damaged \(malformed database schema")
+        with damaged as raised, explained(path):
+            connection.execute("SELECT * FROM one")
         assert str(raised.value).isprintable()
 
 
