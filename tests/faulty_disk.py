@@ -27,7 +27,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lessor.durable import directory
-from lessor.durable.engine import Answering, Begun, Engine, EngineError, Follow, Leader, Loaded, LogEnd, Meta, Sizes
+from lessor.durable.engine import (
+    Answering,
+    Begun,
+    DamagedError,
+    Engine,
+    EngineError,
+    Follow,
+    Leader,
+    Loaded,
+    LogEnd,
+    Meta,
+    Sizes,
+)
 from lessor.durable.file_log import Disk
 from lessor.durable.sectors import SECTOR_BYTES
 from lessor.state.journal import Batch
@@ -148,6 +160,9 @@ class FaultyEngine:
 
     def stop_backups(self) -> None:
         self._engine.stop_backups()
+
+    def make_anew(self, error: DamagedError) -> Meta:
+        return self._engine.make_anew(error)
 
     def stop_waiting(self) -> None:
         self._engine.stop_waiting()

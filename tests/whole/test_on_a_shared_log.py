@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server on a log that others may write to: what its clients see while the log is away, and after a take-over."""
 
+import asyncio
 import contextlib
 import re
 import time
@@ -17,9 +18,11 @@ from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.cluster.tenure import Timing
 from lessor.durable import shared_record
-from lessor.durable.engine import FIRST_TERM
+from lessor.durable.engine import FIRST_TERM, Begun, EngineError, Follow
 from lessor.replicated.engine import ReplicatedEngine
-from lessor.server.main import EXIT_DISK_FAILED
+from lessor.server.command import parse
+from lessor.server.main import EXIT_DISK_FAILED, Server
+from lessor.server.options import OptionError
 from lessor.state.replay import promote
 from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
@@ -76,6 +79,22 @@ def test_what_was_acknowledged_is_there_at_the_next_process_also_elsewhere(tmp_p
         assert 55 < lease.TTL <= 60
 
 
+def test_a_copy_whose_damage_shows_while_it_is_loaded_is_made_anew(tmp_path: Path) -> None:
+    kept = MemoryRecords()
+    with server_on(kept, tmp_path) as server, GrpcPeer(server.address) as peer:
+        for number in range(300):
+            peer.call(put(b"k%03d" % number, bytes(500)))
+    (tmp_path / "lessor.db-sums").unlink()  # nothing is compared, as on a backup
+    tables = bytearray((tmp_path / "lessor.db").read_bytes())
+    middle = len(tables) // 2 // 4096 * 4096
+    tables[middle : middle + 8 * 4096] = bytes(8 * 4096)
+    (tmp_path / "lessor.db").write_bytes(tables)
+    with server_on(kept, tmp_path) as server, GrpcPeer(server.address) as peer:
+        found: Any = peer.call(rpc.RangeRequest(key=b"k", range_end=b"l"))
+        assert [kv.value for kv in found.kvs] == [bytes(500)] * 300
+    assert (tmp_path / "damaged" / "lessor.db").read_bytes() == tables
+
+
 def test_nothing_leaves_while_somebody_else_may_lead_and_no_lease_ages(tmp_path: Path) -> None:
     kept = MemoryRecords()
     monitors = f"http://127.0.0.1:{free_port()}"
@@ -128,6 +147,52 @@ def test_a_server_whose_log_is_away_can_be_stopped(tmp_path: Path, monkeypatch: 
     with server_on(kept, tmp_path) as server, GrpcPeer(server.address) as peer:
         found: Any = peer.call(rpc.RangeRequest(key=b"k"))
         assert found.kvs[0].value == b"v"
+
+
+def test_a_full_disk_is_not_laid_to_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(engine: ReplicatedEngine, now_s: float, idle: bool) -> float | None:
+        raise EngineError("lessor.db: the disk is full")
+
+    with server_on(MemoryRecords(), tmp_path) as server:
+        monkeypatch.setattr(ReplicatedEngine, "upkeep", full)
+        eventually(lambda: server.exit_code == EXIT_DISK_FAILED)
+    assert [each.message for each in caplog.records if each.levelname == "CRITICAL"] == [
+        "cannot write to disk; stopping without answering"
+    ]
+
+
+class _LateLook(ReplicatedEngine):
+    """Looks whether it may lead at its start, and then not before it is given up."""
+
+    looked = False
+
+    def try_to_lead(self, follow: Follow) -> Begun | None:
+        if self.looked:
+            self._given_up.wait(10)
+        self.looked = True
+        return super().try_to_lead(follow)
+
+
+def test_an_address_in_use_is_the_only_complaint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = MemoryRecords()
+    with server_on(kept, tmp_path / "a") as leader:
+        eventually(lambda: claims(kept) == 1)
+        caplog.clear()
+        options = parse([f"--data-dir={tmp_path / 'b'}", f"--listen-client-urls={leader.client_url}"])
+        server = Server(options, engine=_LateLook(tmp_path / "b", lambda: MemoryLog(kept), FAST, sync=False))
+        server.boot()
+
+        async def start() -> None:
+            try:
+                await server.start()
+            finally:
+                server.abandon()
+
+        with pytest.raises(OptionError, match="Address already in use"):
+            asyncio.run(start())
+    assert [each.message for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")] == []
 
 
 def test_a_server_that_needs_long_to_begin_keeps_the_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,10 @@ class Channel:
                 reasons.append(f"{endpoint.text}: no connection within {self._connect_timeout_s:g} s")
             except OSError as error:
                 taken = taken or (isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError))
-                reasons.append(f"{endpoint.text}: {_reason(error)}")
+                closed = "the connection was closed"  # some errors of asyncio say nothing
+                if endpoint.tls:
+                    closed += " in the TLS handshake; perhaps the server speaks without TLS"
+                reasons.append(f"{endpoint.text}: {_reason(error) or closed}")
             else:
                 self._first = index
                 return connection

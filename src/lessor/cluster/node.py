@@ -109,6 +109,12 @@ class Stop(NamedTuple):
     why: int = FORKED_LOG
 
 
+# For people. The copies are what is left of the lost records.
+_KEEP: Final = (
+    ": bring back the engine that has it. Keep the data directories: when the engine has lost records, docs/cluster.md "
+    "says how to go on from one of them"
+)
+
 Effect = Append | Read | Apply | Durable | Lead | StepDown | Stop
 
 NO_TICKET: Final = 0
@@ -285,7 +291,7 @@ class Node:
             self._taken(placing.others, now_s, confirmed=confirmed)
         else:
             assert placing.next == LOST
-            self._stop(f"the log has lost record {placing.expect}, which this node knows")
+            self._stop(f"the log has lost record {placing.expect}, which this node knows{_KEEP}")
 
     def _landed(self, placing: Placing, now_s: float) -> None:
         entry = self._placed
@@ -344,7 +350,7 @@ class Node:
             self._go_on(placing, now_s)
         elif found.last < self._read_at:
             # Not `standing`: another node may have shown us records since this read began.
-            self._stop(f"the log ends at record {found.last}, and this node knows record {self._read_at}")
+            self._stop(f"the log ends at record {found.last}, and this node knows record {self._read_at}{_KEEP}")
         else:
             self._take_all(found.records, now_s)
             self._looks_back = False
@@ -434,7 +440,9 @@ class Node:
         elif judged == GAP:
             self._read_more(now_s)
         elif judged == FORKED:
-            self._stop(f"record {entry.number} does not go on from record {standing.number} as this node knows it")
+            self._stop(
+                f"record {entry.number} does not go on from record {standing.number} as this node knows it{_KEEP}"
+            )
 
     def _learn(self, entry: Entry, now_s: float) -> None:
         """What the newest record says of when to claim."""

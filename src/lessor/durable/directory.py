@@ -13,10 +13,11 @@ It does not read tables; that is tables.py.
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 
 from lessor.durable import file_kind
-from lessor.durable.engine import DataDirError
+from lessor.durable.engine import DamagedError, DataDirError
 from lessor.durable.schema import APPLICATION_ID
 
 DATABASE_NAME = "lessor.db"
@@ -24,9 +25,11 @@ LOG_NAMES = ("lessor.log.0", "lessor.log.1")  # see file_log.py
 LOG_ID_BYTES = 16
 GIVEN_UP = b"lost"  # what a person writes into a file of the log to go without it
 LOCK_NAME = "lessor.lock"
+SET_ASIDE = "damaged"  # the folder of tables that were made anew from a shared log
+TABLE_SUFFIXES = ("-wal", "-shm", "-journal", "-sums", ".new", "")
 # Every file that the server, or SQLite for it, opens by its name.
 FILE_NAMES = (
-    *(DATABASE_NAME + suffix for suffix in ("", "-wal", "-shm", "-journal", "-sums", ".new")),
+    *(DATABASE_NAME + suffix for suffix in TABLE_SUFFIXES),
     *(name + suffix for name in LOG_NAMES for suffix in ("", ".new")),
     LOCK_NAME,
 )
@@ -117,7 +120,7 @@ def exists(database: Path) -> bool:
         for name in (database.name + "-wal", *LOG_NAMES):
             log = database.with_name(name)
             if log.exists() and log.stat().st_size > 0:
-                raise DataDirError(
+                raise DamagedError(
                     f"{database}: missing, but its log {name} is there: put the file back, or restore a backup into "
                     "an empty directory"
                 ) from None
@@ -132,6 +135,24 @@ def exists(database: Path) -> bool:
     return True
 
 
+def has_own_log(data_dir: Path) -> bool:
+    """Whether the directory may be that of a server whose log stands nowhere else."""
+    return any((data_dir / name).exists() and (data_dir / name).stat().st_size > 0 for name in LOG_NAMES)
+
+
+def set_aside(database: Path) -> Path:
+    """Moves the tables into a folder beside them, in the place of what was there before. Returns the folder."""
+    folder = database.with_name(SET_ASIDE)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    # The file itself last: what SQLite finds beside a new one, it takes for a part of that.
+    for suffix in TABLE_SUFFIXES:
+        path = database.with_name(database.name + suffix)
+        if path.exists():
+            os.replace(path, folder / path.name)
+    return folder
+
+
 def log_missing(path: Path) -> DataDirError:
     return DataDirError(
         f"{path}: missing, and the newest writes may be in it alone: put the file back, or write the word "
@@ -139,8 +160,8 @@ def log_missing(path: Path) -> DataDirError:
     )
 
 
-def damaged(path: Path, what: str) -> DataDirError:
-    return DataDirError(f"{path}: damaged ({what}): keep a copy of the directory, then restore a backup")
+def damaged(path: Path, what: str) -> DamagedError:
+    return DamagedError(f"{path}: damaged ({what}): keep a copy of the directory, then restore a backup")
 
 
 def sync_directory(directory: Path) -> None:

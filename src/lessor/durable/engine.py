@@ -34,12 +34,20 @@ class DataDirError(Exception):
     """
 
 
+class DamagedError(DataDirError):
+    """What is in the directory is not as it was written. A copy of a log can be made anew."""
+
+
 class EngineError(Exception):
     """A write failed. The message is one line. What the disk holds is unknown until the next boot."""
 
 
 class TablesLockedError(EngineError):
     """The tables cannot be written at this moment; nothing was done. Trying again is safe, and may succeed."""
+
+
+class GivenUpError(EngineError):
+    """Nobody waits for the engine any more: the server ends. What was not committed yet never is."""
 
 
 class FencedError(EngineError):
@@ -280,6 +288,12 @@ class Engine(Protocol):
 
     def stop_backups(self) -> None:
         """Ends backups under way, and those still to come, with `EngineError`, soon. May be called from any thread."""
+        ...
+
+    def make_anew(self, error: DamagedError) -> Meta:
+        """What was loaded since `open` was damaged: makes the data of the directory anew, as `open` does, or raises
+        `error`: there is no other place that has the data.
+        """
         ...
 
     def stop_waiting(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from lessor.durable import directory, explain
-from lessor.durable.engine import DataDirError, EngineError, Loaded, Meta, Sizes, TablesLockedError
+from lessor.durable.engine import DamagedError, DataDirError, EngineError, Loaded, Meta, Sizes, TablesLockedError
 from lessor.durable.first_failure import FirstFailure
 from lessor.durable.opening import Connect, Connector
 from lessor.durable.table_sync import Start, start_thread
@@ -67,6 +67,9 @@ class EngineOnTables:
     def load(self) -> Loaded:
         self.flush()
         return self._tables.load()
+
+    def make_anew(self, error: DamagedError) -> Meta:
+        raise error
 
     @property
     def _upkeep(self) -> Upkeep:

@@ -8,6 +8,7 @@ import errno
 import sqlite3
 from pathlib import Path
 
+from lessor.base.printable import escape_unprintable
 from lessor.durable import directory
 
 _FULL = "the disk is full: free some space, then start again"
@@ -29,6 +30,19 @@ def locked(path: Path) -> str:
     return f"{path}: locked by another program: end the sqlite3 shell or backup that writes to it, then start again"
 
 
+def one_line(text: str) -> str:
+    """SQLite quotes the statement that made a table, and a damaged one may have any character."""
+    return escape_unprintable(" ".join(text.split()), lambda char: f"\\x{ord(char):02x}")[:200]
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether SQLite has met a file that is not as it was written. All that we ask of a whole one it can do."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if not code:  # not SQLite's own: a text that is no UTF-8
+        return isinstance(error, sqlite3.OperationalError)
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
+
 def sqlite_error(error: sqlite3.Error, path: Path) -> str:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest the detail
     name = getattr(error, "sqlite_errorname", type(error).__name__)
@@ -38,10 +52,8 @@ def sqlite_error(error: sqlite3.Error, path: Path) -> str:
         return f"{path}: {_FAILED.format(name)}"
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return locked(path)
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return str(directory.damaged(path, str(error)))
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return f"{path}: {_NO_RIGHT.format(error)}"
-    if code == sqlite3.SQLITE_ERROR:
-        return str(directory.damaged(path, str(error)))
-    return f"{path}: {error} ({name})"
+    if is_damage(error):
+        return str(directory.damaged(path, one_line(str(error))))
+    return f"{path}: {one_line(str(error))} ({name})"

@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Final
 
 from lessor.durable import directory
-from lessor.durable.engine import DataDirError
+from lessor.durable.engine import DamagedError
 from lessor.durable.sqlite_files import SALTS_BYTES, Frame, SqliteFiles, newest
 
 MAGIC: Final = b"lessor sums\n".ljust(16, b"\0")
@@ -153,7 +153,7 @@ class PageSums:
         wrong = self._differing(sums, frames)
         if wrong:
             more = f" and {len(wrong) - 1} more are not as they were" if wrong[1:] else " is not as it was"
-            raise DataDirError(
+            raise DamagedError(
                 f"{directory.damaged(self._database, f'page {wrong[0]}{more} written')}; if another program was meant "
                 f"to change the file, remove {self._path.name}"
             )

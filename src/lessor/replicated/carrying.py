@@ -16,7 +16,7 @@ from typing import Final
 from lessor.cluster.node import BEHIND, MOVED, Append, Apply, Durable, Lead, Node, Read, StepDown, Stop
 from lessor.durable.engine import FencedError, HistoryError, MovedError
 from lessor.durable.log import LogError
-from lessor.durable.shared_log import SharedLog, TakenError, TrimmedError
+from lessor.durable.shared_log import LogRefusedError, SharedLog, TakenError, TrimmedError
 from lessor.durable.shared_record import Entry
 
 log = logging.getLogger("lessor")
@@ -119,10 +119,11 @@ class Carrying:
             self._silent_since_s = now_s
         if now_s - self._said_s >= QUIET_S:
             self._said_s = now_s
-            silent_s = round(now_s - self._silent_since_s, 1)
-            log.warning(
-                "the engine does not answer; waiting for it", extra={"silent_s": silent_s, "reason": str(error)}
-            )
+            said = {"silent_s": round(now_s - self._silent_since_s, 1), "reason": str(error)}
+            if isinstance(error, LogRefusedError):
+                log.error("the engine cannot be used as it is; waiting until somebody has acted", extra=said)
+            else:
+                log.warning("the engine does not answer; waiting for it", extra=said)
 
     def _answered(self) -> None:
         if self._silent_since_s is not None:

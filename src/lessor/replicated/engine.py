@@ -4,7 +4,8 @@
 Laws
 - `commit` returns when the log has the record for good. Its outcome is never guessed: while the log does not answer,
   `commit` waits.
-- The tables only follow the log, and have nothing that it lacks. They can be deleted, and are made anew.
+- The tables only follow the log, and have nothing that it lacks. They can be deleted, and are made anew; so are damaged
+  ones, which stay in a folder beside the new ones.
 - This process commits only in a term that it has claimed in the log, directly behind everything that it has taken in.
   When another process has claimed after it, nothing of this one lands any more: FencedError, for good.
 - A primary that has nothing to commit appends a beat now and then, in `upkeep`. The committer calls that from a timer
@@ -30,7 +31,21 @@ from lessor.cluster.node import Node
 from lessor.cluster.standing import Standing
 from lessor.cluster.tenure import Timing
 from lessor.durable import directory, opening
-from lessor.durable.engine import FIRST_TERM, Begun, DataDirError, EngineError, Follow, Leader, LogEnd, Meta, MovedError
+from lessor.durable.engine import (
+    FIRST_TERM,
+    Begun,
+    DamagedError,
+    DataDirError,
+    EngineError,
+    FencedError,
+    Follow,
+    GivenUpError,
+    HistoryError,
+    Leader,
+    LogEnd,
+    Meta,
+    MovedError,
+)
 from lessor.durable.engine_on_tables import UNFOLDED_ROWS_MAX, EngineOnTables
 from lessor.durable.log import LogError
 from lessor.durable.meta_rows import LogPosition
@@ -90,10 +105,12 @@ class ReplicatedEngine(EngineOnTables):
         self._wall_s = (wall_clock or WallClock()).now_s
         self._given_up = threading.Event()
         self._sleep_s = sleep or self._given_up.wait
+        self._info: Info | None = None  # once the log is open
         self._node: Node | None = None
         self._hands: Carrying | None = None
         self._follow: Follow = lambda rows, term, origins: None
         self._began_s: float | None = None  # when this process began to look whether it may lead; None: not yet
+        self._over = ""  # why this process commits nothing any more, once it is so
         self._said = False  # that another process leads
         self._successor = 0  # who is to lead after a release; 0: whoever is first
         self._told: deque[tuple[int, int, Sequence[bytes]]] = deque()  # what the leader has said since the last look
@@ -110,14 +127,26 @@ class ReplicatedEngine(EngineOnTables):
         info = self._patiently(lambda: self._shared.open(new_identity[0]))
         for warning in info.warnings:
             log.warning("the engine", extra={"warning": warning})
+        self._info = info
         member_id = new_identity[1]
-        if directory.exists(self._path):
-            try:
+        try:
+            if directory.exists(self._path):
                 return self._open_copy(info)
-            except BehindError as error:
-                log.info("the copy of the log is too old; making it anew", extra={"reason": str(error)})
-                member_id = self._decisions.node_id
-                self._forget_copy()
+        except BehindError as error:
+            log.info("the copy of the log is too old; making it anew", extra={"reason": str(error)})
+            member_id = self._decisions.node_id
+            self._forget_copy()
+        except DamagedError as error:
+            self._set_aside(error)
+        return self._make_copy(info, member_id)
+
+    def make_anew(self, error: DamagedError) -> Meta:
+        assert self._info is not None, "the engine is not open"
+        member_id = self._decisions.node_id
+        self._set_aside(error)
+        return self._make_copy(self._info, member_id)
+
+    def _make_copy(self, info: Info, member_id: int) -> Meta:
         while True:
             if not self._patiently(lambda: fetch(self._shared, self._connector, self._path, member_id)):
                 opening.create(self._connector, self._path, (info.cluster_id, member_id))
@@ -148,6 +177,8 @@ class ReplicatedEngine(EngineOnTables):
             meta = tables.begin()
         except BehindError:
             raise
+        except HistoryError as error:
+            raise DataDirError(f"{self._path}: {error}") from None
         except EngineError as error:
             raise DataDirError(str(error)) from None
         return meta._replace(not_compared=tables.sums.not_compared)
@@ -157,10 +188,23 @@ class ReplicatedEngine(EngineOnTables):
         if self._decisions.moved is not None:
             raise MovedError(self._decisions.moved.refusal)
 
+    def _set_aside(self, error: DamagedError) -> None:
+        """Raises `error` when the directory may have what no log has."""
+        if directory.has_own_log(self._dir):
+            raise error
+        self._tables.close()
+        folder = directory.set_aside(self._path)
+        self._begin_anew()
+        remedy = "if this comes again, check the disk and the memory. The folder can be deleted"
+        log.warning(
+            "the copy of the log is damaged; making it anew",
+            extra={"reason": str(error), "set_aside": str(folder), "remedy": remedy},
+        )
+
     def _forget_copy(self) -> None:
         self._tables.close()
-        # The file itself last: what SQLite finds beside a new one, it takes for a part of that.
-        for suffix in ("-wal", "-shm", "-journal", "-sums", ".new", ""):
+        # The file itself last, as in directory.set_aside.
+        for suffix in directory.TABLE_SUFFIXES:
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         self._begin_anew()
 
@@ -191,7 +235,8 @@ class ReplicatedEngine(EngineOnTables):
         if meta.cluster_id != info.cluster_id:
             raise DataDirError(
                 f"{self._path}: a copy of the log of cluster {meta.cluster_id:016x}, but the engine has that of "
-                f"{info.cluster_id:016x}: give --data-dir an empty directory, or --engine the other log"
+                f"{info.cluster_id:016x}: give --data-dir another directory, or --engine the other log. If the engine "
+                "has lost its log, keep this copy: docs/cluster.md says how to go on from it"
             )
 
     def _begin_node(self, meta: Meta, position: LogPosition) -> None:
@@ -230,10 +275,10 @@ class ReplicatedEngine(EngineOnTables):
         self._given_up.set()
 
     def _sleep(self, seconds: float) -> None:
-        """Raises EngineError when nobody wants to wait any more."""
+        """Raises GivenUpError when nobody wants to wait any more."""
         self._sleep_s(seconds)
         if self._given_up.is_set():
-            raise EngineError("the engine does not answer, and nobody waits for it any more")
+            raise GivenUpError("the engine does not answer, and nobody waits for it any more")
 
     # --- lead -------------------------------------------------------------------------------------------------------
 
@@ -293,7 +338,7 @@ class ReplicatedEngine(EngineOnTables):
         node, hands = self._decisions, self._carrying
         self._follow = follow
         if self._given_up.is_set():
-            raise EngineError("nobody waits to lead any more")
+            raise GivenUpError("nobody waits to lead any more")
         if self._began_s is None:
             self._began_s = self._now_s()
         hands.tick()
@@ -343,6 +388,8 @@ class ReplicatedEngine(EngineOnTables):
     def _append(self, kind: int, rows: Rows, origins: Sequence[Origin] = ()) -> None:
         """Returns when the record has landed. Raises FencedError, EngineError."""
         self._failure.refuse_after()
+        if self._over:
+            raise EngineError(f"no write after a failed one: {self._over}")
         node, hands = self._decisions, self._carrying
         try:
             node.submit(kind, rows, self._now_s(), origins, self._successor if kind == RELEASE else 0)
@@ -350,6 +397,9 @@ class ReplicatedEngine(EngineOnTables):
             while not (node.free or hands.released):
                 self._sleep(TICK_S)
                 hands.tick()
+        except (FencedError, HistoryError, MovedError, GivenUpError) as error:
+            self._over = str(error)  # the tables are as good as before: closing brings in what the log had
+            raise
         except BaseException as error:
             self._failure.reason = str(error)
             raise

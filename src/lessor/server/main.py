@@ -26,7 +26,17 @@ from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.cluster.forwarding import FORWARD_ALLOWANCE_S
 from lessor.durable import directory
-from lessor.durable.engine import Begun, Engine, EngineError, FencedError, HistoryError, MovedError
+from lessor.durable.engine import (
+    Begun,
+    DamagedError,
+    Engine,
+    EngineError,
+    FencedError,
+    GivenUpError,
+    HistoryError,
+    Meta,
+    MovedError,
+)
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
 from lessor.durable.shared_record import Origin
@@ -112,6 +122,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._listening = Listening(self.remains.sockets)
         self._follower: Follower | None = None  # while another server leads
+        self._abandoned = False
         self._term = 0  # in which the newest batch of another one was committed
         self.handshakes: Handshakes | None = None  # None without a URL with TLS
         # Wraps the protocol of each accepted socket. Tests put faults there.
@@ -186,16 +197,10 @@ class Server:
         if meta.not_compared:
             log.info("the pages of the tables were not compared with their sums", extra={"reason": meta.not_compared})
         try:
-            machine = restore(
-                Identity(meta.cluster_id, meta.member_id, meta.term),
-                self._engine.load(),
-                min_lease_ttl_s=self.options.min_lease_ttl_s,
-                max_txn_ops=self.options.max_txn_ops,
-                lease_id_seed=(meta.member_id & 0xFFFF) << 48 | (wall_clock_ms() & 0xFFFFFFFFFF) << 8,
-            )
-        except _IMPOSSIBLE_ROWS as error:
-            database = Path(self.options.data_dir) / directory.DATABASE_NAME
-            raise directory.damaged(database, f"rows that cannot be, {error!r}") from error
+            machine = self._restored(meta)
+        except DamagedError as error:
+            meta = self._engine.make_anew(error)
+            machine = self._restored(meta)
         followed = False
 
         def follow(rows: Rows, term: int, _origins: Sequence[Origin]) -> None:
@@ -213,6 +218,20 @@ class Server:
         else:
             machine.lead(begun.term)
         return machine, begun, begun.clock_s
+
+    def _restored(self, meta: Meta) -> StateMachine:
+        """What the tables hold. Raises DataDirError."""
+        try:
+            return restore(
+                Identity(meta.cluster_id, meta.member_id, meta.term),
+                self._engine.load(),
+                min_lease_ttl_s=self.options.min_lease_ttl_s,
+                max_txn_ops=self.options.max_txn_ops,
+                lease_id_seed=(meta.member_id & 0xFFFF) << 48 | (wall_clock_ms() & 0xFFFFFFFFFF) << 8,
+            )
+        except _IMPOSSIBLE_ROWS as error:
+            database = Path(self.options.data_dir) / directory.DATABASE_NAME
+            raise directory.damaged(database, f"rows that cannot be, {error!r}") from error
 
     # --- on a shared log ---
 
@@ -366,6 +385,7 @@ class Server:
 
         A batch that is on its way to the disk gets there; calls that wait for it are never answered.
         """
+        self._abandoned = True
         self.core.turn.halt()
         if self._follower is not None:
             self._follower.stop()
@@ -428,9 +448,15 @@ class Server:
         if isinstance(error, FencedError):
             self._step_down(error)
             return
-        where = "disk" if self._engine.answering is None and not self.core.turn.following else "the engine"
-        what, self.exit_code = f"cannot write to {where}", EXIT_DISK_FAILED
-        if isinstance(error, BrokenTurnError):
+        if self._abandoned:
+            return
+        # The engine on a shared log waits for that; what fails it is the disk of its copy.
+        what, self.exit_code = "cannot write to disk", EXIT_DISK_FAILED
+        if isinstance(error, GivenUpError):
+            what = "cannot write to the engine"
+        elif isinstance(error, _NotAppliedError):
+            what = "cannot take in what the leader has written"
+        elif isinstance(error, BrokenTurnError):
             what, self.exit_code = "a bug broke off a turn", EXIT_BUG
         elif isinstance(error, MovedError):
             what, self.exit_code = "the data has moved", EXIT_HISTORY
@@ -497,6 +523,10 @@ class Server:
         loop.call_later(self.options.watch_progress_notify_interval_s, self._notify_progress, loop)
 
 
+class _NotAppliedError(EngineError):
+    """Rows of another server that cannot be, here."""
+
+
 def _apply(machine: StateMachine, rows: Rows, term: int) -> None:
     """Takes in what another server has committed in `term`. Raises EngineError for rows that do not apply."""
     try:
@@ -504,7 +534,7 @@ def _apply(machine: StateMachine, rows: Rows, term: int) -> None:
             machine.lead(term)
         apply(machine, rows)
     except _IMPOSSIBLE_ROWS as error:
-        raise EngineError(
+        raise _NotAppliedError(
             f"batch {rows.number} of another server does not apply here, {error!r}: run one version on all, and report "
             "this if you do"
         ) from error

@@ -254,6 +254,34 @@ def test_endpoints_are_tried_in_order_and_the_one_that_worked_first_next_time() 
     run(main())
 
 
+def test_an_error_that_says_nothing_is_told_in_words() -> None:
+    """asyncio's, when the other end takes the beginning of a TLS handshake for something else."""
+    peer = Peer(granted)
+    peer.refuse = lambda endpoint: ConnectionResetError()
+
+    async def main() -> None:
+        channel = peer.channel("a:1")
+        with pytest.raises(ConnectionLost, match=r"cannot connect to a:1: the connection was closed$"):
+            await channel.unary(GRANT, rpc.LeaseGrantRequest(), timeout_s=30)
+        await channel.aclose()
+
+    run(main())
+
+    async def plain() -> None:
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1)
+            writer.close()
+
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        channel = Channel(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", connect_timeout_s=30.0)
+        with pytest.raises(ConnectionLost, match="closed in the TLS handshake; perhaps the server speaks without TLS"):
+            await channel.unary(GRANT, rpc.LeaseGrantRequest(), timeout_s=30)
+        await channel.aclose()
+        server.close()
+
+    asyncio.run(plain())
+
+
 def test_when_no_endpoint_answers_the_error_names_each_with_its_reason() -> None:
     peer = Peer(granted)
     peer.refuse = lambda endpoint: refused() if endpoint == "a:1" else TimeoutError()

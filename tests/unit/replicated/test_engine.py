@@ -23,10 +23,11 @@ from lessor.durable.engine import (
     Loaded,
 )
 from lessor.durable.file_engine import FileEngine
-from lessor.durable.record import CHAIN_BYTES
-from lessor.durable.shared_log import UnknownError, UnreachableError
+from lessor.durable.log import LogError
+from lessor.durable.shared_log import LogRefusedError, UnknownError, UnreachableError
 from lessor.durable.shared_record import BATCH, BEAT, CLAIM, RELEASE, with_nonce
 from lessor.replicated import snapshots
+from lessor.replicated.carrying import QUIET_S
 from lessor.replicated.engine import SHOWN_BYTES_MAX, SHOWN_MAX, ReplicatedEngine
 from lessor.state.journal import AuthRows, Rows
 from tests.memory_log import MemoryLog, MemoryRecords
@@ -341,6 +342,30 @@ def test_a_commit_of_unknown_outcome_is_made_once(tmp_path: Path, kept: MemoryRe
     engine.close()
 
 
+def test_an_engine_that_refuses_is_told_from_one_that_does_not_answer(
+    tmp_path: Path, kept: MemoryRecords, times: Times, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = started(tmp_path, kept, times)
+    errors: list[LogError] = [LogRefusedError("name a standby"), UnreachableError("nobody is there")]
+
+    def trouble() -> None:
+        if errors:
+            times.now += QUIET_S  # more often it says nothing
+            raise errors.pop(0)
+
+    kept.before_append = trouble
+    engine.commit(batch(1, events=[put(2, b"k", b"v")]))
+    said = [
+        (each.levelname, each.message, each.__dict__["reason"]) for each in caplog.records if "reason" in vars(each)
+    ]
+    assert said == [
+        ("ERROR", "the engine cannot be used as it is; waiting until somebody has acted", "name a standby"),
+        ("WARNING", "the engine does not answer; waiting for it", "nobody is there"),
+    ]
+    assert values(engine) == [b"v"]
+    engine.close()
+
+
 def test_a_commit_waits_for_a_log_that_is_away_and_nothing_may_be_answered(
     tmp_path: Path, kept: MemoryRecords, times: Times
 ) -> None:
@@ -381,41 +406,6 @@ def test_the_clock_of_a_leader_that_nobody_asks_goes_on_with_its_beats(
     assert answering.served_s() - before_s == pytest.approx(times.now - began_s)
     assert answering.stood_s == 0
     engine.close()
-
-
-def test_tables_are_only_used_with_their_own_log(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
-    engine = started(tmp_path / "a", kept, times)
-    engine.commit(batch(1, events=[put(2, b"k", b"v")]))
-    engine.flush()
-    engine.backup(tmp_path / "backup")
-    engine.close()
-    with pytest.raises(DataDirError, match="start with --engine"):
-        FileEngine(tmp_path / "a").open(IDENTITY)
-    other = MemoryRecords()
-    other.cluster_id = 7
-    with pytest.raises(DataDirError, match="a copy of the log of cluster"):
-        engine_of(tmp_path / "a", other, times).open(IDENTITY)
-    # A backup of it is nobody's copy.
-    (tmp_path / "b").mkdir()
-    (tmp_path / "backup").rename(tmp_path / "b" / "lessor.db")
-    alone = FileEngine(tmp_path / "b", sync=False)
-    alone.open(IDENTITY)
-    assert [row[3] for row in alone.load().events] == [b"v"]
-    lead(alone)
-    alone.close()
-    with pytest.raises(DataDirError, match="the data of a server without --engine"):
-        engine_of(tmp_path / "b", kept, times).open(IDENTITY)
-
-
-def test_a_log_that_has_lost_records_is_noticed(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
-    engine = started(tmp_path, kept, times)
-    for number in range(1, 6):
-        engine.commit(batch(number, events=[put(number + 1, b"k", b"v")]))
-    engine.close()
-    del kept.records[-2:]
-    kept.chain = kept.records[-1][-CHAIN_BYTES:]
-    with pytest.raises(DataDirError, match="the log ends at record 4, and this node knows record 6"):
-        engine_of(tmp_path, kept, times).open(IDENTITY)
 
 
 @pytest.fixture

@@ -512,8 +512,10 @@ class Follower:
         try:
             endpoint = parse_endpoint(url)
             link = await connect(endpoint, leader, self._tls() if endpoint.tls else None, _CONNECT_S_MAX)
-        except (OSError, TimeoutError, ValueError) as error:
-            self._fail(str(error) or type(error).__name__)
+        except TimeoutError:
+            self._fail(f"no connection within {_CONNECT_S_MAX:g} s")
+        except (OSError, ValueError) as error:
+            self._fail(str(error) or "the connection was closed")
         else:
             self._link = link
             self._introduce(link)

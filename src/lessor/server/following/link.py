@@ -199,7 +199,7 @@ class Link:
 
     def _flush(self) -> None:
         self._flushing = False
-        if self._transport is None or self.lost:
+        if self._transport is None or self._transport.is_closing() or self.lost:
             return
         if self.h2.has_output:
             self._transport.write(self.h2.take_output())
