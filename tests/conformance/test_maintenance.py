@@ -125,9 +125,9 @@ def test_alarms_are_raised_listed_and_taken_back(undisturbed: Subject) -> None:
     set_alarm(undisturbed, rpc.CORRUPT, member_id=77)
     assert alarms(undisturbed.do(rpc.AlarmRequest())) == sorted([(member, 1), (77, 2)])
     assert alarms(undisturbed.do(rpc.AlarmRequest(alarm=rpc.CORRUPT))) == [(77, 2)]
-    errors = set(ask(undisturbed, MAINTENANCE + "Status", rpc.StatusRequest()).errors)
-    end = "" if undisturbed.like(3, 7) else " "
-    assert errors == {f"memberID:{member} alarm:NOSPACE{end}", f"memberID:77 alarm:CORRUPT{end}"}
+    status = ask(undisturbed, MAINTENANCE + "Status", rpc.StatusRequest())
+    errors = {" ".join(error.split()) for error in status.errors}  # some builds of etcd put one space more
+    assert errors == {f"memberID:{member} alarm:NOSPACE", "memberID:77 alarm:CORRUPT"}
     # It takes the exact member; there is no way to mean all.
     assert alarms(set_alarm(undisturbed, rpc.NOSPACE, member_id=0, active=False)) == []
     assert alarms(set_alarm(undisturbed, rpc.NOSPACE, active=False)) == [(member, 1)]

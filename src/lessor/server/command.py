@@ -94,7 +94,12 @@ class _ForeignFlagsError(click.ClickException):
     type=click.IntRange(min=1),
     help="Size allowed for a write request.",
 )
-@_flag("quota-backend-bytes", default=0, type=int, help="Data size that raises the NOSPACE alarm; 0 means 2 GiB.")
+@_flag(
+    "quota-backend-bytes",
+    default=0,
+    type=int,
+    help="Data size at which writes are refused (alarm NOSPACE); 0 means 2 GiB.",
+)
 @_flag(
     "auto-compaction-mode",
     default="periodic",
