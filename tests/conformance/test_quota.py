@@ -107,7 +107,8 @@ def test_an_alarm_that_is_disarmed_without_making_room_comes_back_with_the_next_
     # Nothing but a request that does not fit raises it.
     small.delete(b"none")
     small.delete(b"fill")
-    small.do(rpc.TxnRequest(success=[rpc.RequestOp(request_range=rpc.RangeRequest(key=b"fill"))]))
+    if small.like(3, 6):  # 3.5 refuses any txn beyond the quota
+        small.do(rpc.TxnRequest(success=[rpc.RequestOp(request_range=rpc.RangeRequest(key=b"fill"))]))
     small.stub("etcdserverpb.Maintenance/Defragment")(rpc.DefragmentRequest())
     assert alarms(small) == []
     assert small.request("GET", "/health").status == 200
@@ -174,7 +175,8 @@ def test_beyond_the_quota_what_adds_nothing_goes_on(kind: str) -> None:
         for alarmed in (False, True):
             subject.do(rpc.RangeRequest(key=b"a"))
             subject.do(rpc.DeleteRangeRequest(key=b"a"))
-            subject.do(rpc.TxnRequest(success=[delete]))
+            if subject.like(3, 6):
+                subject.do(rpc.TxnRequest(success=[delete]))
             subject.do(rpc.LeaseLeasesRequest())
             subject.do(rpc.LeaseKeepAliveRequest(ID=5))
             assert subject.call(rpc.LeaseRevokeRequest(ID=5)) == Failure(5, "etcdserver: requested lease not found")
