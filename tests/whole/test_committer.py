@@ -163,9 +163,10 @@ def test_a_stopped_backup_fails_and_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_data_that_is_over_the_quota_at_the_start_raises_the_alarm_before_the_first_write(tmp_path: Path) -> None:
+def test_data_that_is_over_the_quota_at_the_start_raises_the_alarm_with_the_first_write(tmp_path: Path) -> None:
     async def story(address: str) -> None:
         async with AsyncClient(address) as client:
+            assert not (await client.maintenance.status()).errors
             with pytest.raises(ServerError, match="database space exceeded"):
                 await client.put("one too many")
 

@@ -102,7 +102,12 @@ def _show_version(context: click.Context, _parameter: click.Parameter, asked: bo
     type=click.IntRange(min=1),
     help="Size allowed for a write request.",
 )
-@_flag("quota-backend-bytes", default=0, type=int, help="Data size that raises the NOSPACE alarm; 0 means 2 GiB.")
+@_flag(
+    "quota-backend-bytes",
+    default=0,
+    type=int,
+    help="Data size at which writes are refused (alarm NOSPACE); 0 means 2 GiB.",
+)
 @_flag(
     "auto-compaction-mode",
     default="periodic",

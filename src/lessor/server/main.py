@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
-from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
 from lessor.cluster.forwarding import FORWARD_ALLOWANCE_S
@@ -201,6 +200,7 @@ class Server:
         except DamagedError as error:
             meta = self._engine.make_anew(error)
             machine = self._restored(meta)
+        machine.set_quota(self.options.quota_backend_bytes, self.options.max_request_bytes)
         followed = False
 
         def follow(rows: Rows, term: int, _origins: Sequence[Origin]) -> None:
@@ -279,8 +279,7 @@ class Server:
         """Begins to serve. Raises OptionError when it cannot listen on an address."""
         loop = asyncio.get_running_loop()
         turn = self.core.turn
-        self._committer.quota_bytes = self.options.quota_backend_bytes
-        self._committer.on_oversize = self._raise_no_space
+        self.core.machine.on_no_space = self._no_space
         turn.start(loop, self._stop_unanswered)
         self._notify_progress(loop)
         Compactor(self.core, self.options).start(loop)
@@ -502,20 +501,9 @@ class Server:
             },
         )
 
-    def _raise_no_space(self) -> None:
-        """The data has outgrown --quota-backend-bytes."""
-        core = self.core
-        identity = core.machine.identity
-        space = (identity.member_id, rpc_pb2.NOSPACE)
-        if core.turn.following:
-            return
-        if space not in core.machine.alarms and not self._committer.failed:
-            core.metrics.shortages.reached(QUOTA, self.options.quota_backend_bytes)
-            raised = rpc_pb2.AlarmRequest(
-                action=rpc_pb2.AlarmRequest.ACTIVATE, memberID=identity.member_id, alarm=rpc_pb2.NOSPACE
-            )
-            core.machine.apply(raised, core.turn.now_s())
-            core.turn.schedule()
+    def _no_space(self) -> None:
+        """A request did not fit into --quota-backend-bytes: the alarm is up now."""
+        self.core.metrics.shortages.reached(QUOTA, self.options.quota_backend_bytes)
 
     def _notify_progress(self, loop: asyncio.AbstractEventLoop) -> None:
         for stream in list(self.core.watch_streams):

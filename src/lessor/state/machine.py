@@ -2,7 +2,8 @@
 """The state machine: every request about the data comes in here, and takes effect as a whole.
 
 Laws
-- `apply` does all of a request, or raises `EtcdError` and has changed nothing, neither in memory nor in the journal.
+- `apply` does all of a request, or raises `EtcdError` and has changed nothing, neither in memory nor in the journal,
+  but that a request which does not fit into the quota raises the NOSPACE alarm. Nothing else does that by itself.
 - A request takes effect at the instant of the call; its rows are in the journal's open batch when the call returns.
   The server decides when the reply leaves.
 - The end of a lease deletes its keys in one revision, in key order, in the same write. Without keys no revision moves.
@@ -58,6 +59,7 @@ from lessor.state.leases import Lessor
 from lessor.state.long_read import LongRead, Written
 from lessor.state.long_write import LongWrite, Steps, in_order
 from lessor.state.mvcc import Store
+from lessor.state.quota import EMPTY_BYTES, LEASE_BYTES, PUT_COST, UNLIMITED, put_cost, txn_cost
 from lessor.state.range_steps import range_pieces
 from lessor.state.range_stream import RangeStream, check_range_stream
 from lessor.state.watch_hub import WatchHub
@@ -107,6 +109,8 @@ class StateMachine:
         "_header_revision",
         "_max_txn_ops",
         "_meanwhile",
+        "_quota_bytes",
+        "_quota_near",
         "_served",
         "alarms",
         "auth",
@@ -120,6 +124,7 @@ class StateMachine:
         "lease_events",
         "leases",
         "no_space",
+        "on_no_space",
         "peer_urls",
         "renew",
         "revoked",
@@ -156,6 +161,8 @@ class StateMachine:
         self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the raised ones; only requests change it
         self.no_space = False  # whether a NOSPACE alarm is raised
         self.corrupt = False  # whether a CORRUPT alarm is raised
+        self._quota_bytes = self._quota_near = UNLIMITED  # from the second on a txn may be too large
+        self.on_no_space: Callable[[], None] | None = None  # called when a request has raised the alarm
         self.peer_urls: tuple[str, ...] = ()  # those that the member was given; only name_peer_urls changes them
         # For the metrics: txns of several operations; leases revoked; leases granted, by the bits of their TTL less 1.
         self.txns = 0
@@ -362,6 +369,28 @@ class StateMachine:
         self._header_encoder = HeaderEncoder(*self.identity)
         self._header_revision = 0
 
+    # --- the quota ----------------------------------------------------------------------------------------------
+
+    def set_quota(self, quota_bytes: int, request_bytes_max: int) -> None:
+        """Bounds what may be counted. `request_bytes_max`: no request is longer."""
+        self._quota_bytes = quota_bytes
+        self._quota_near = quota_bytes - request_bytes_max - PUT_COST * self._max_txn_ops * limits.TXN_OPS_IN_ALL
+
+    @property
+    def counted_bytes(self) -> int:
+        """What the data counts for the quota. O(1)."""
+        return EMPTY_BYTES + self.store.stored_bytes + LEASE_BYTES * len(self.leases)
+
+    def _exceeds_quota(self, cost: int) -> bool:
+        return cost > 0 and self.counted_bytes + cost >= self._quota_bytes
+
+    def _beyond_quota(self) -> errors.EtcdError:
+        """Raises the alarm, and returns the error of the request that does not fit."""
+        self._set_alarm(self.identity.member_id, _ALARM_NO_SPACE, active=True)
+        if self.on_no_space is not None:
+            self.on_no_space()
+        return errors.NO_SPACE.error()
+
     # --- KV -----------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
@@ -405,6 +434,8 @@ class StateMachine:
         put = kv.read_put(request)
         if self.corrupt or self.no_space:
             raise self._refusal()
+        if self._exceeds_quota(put_cost(put[0], put[1])):
+            raise self._beyond_quota()
         kv.verify_put(self.store, self.leases, put)
         rest = kv.do_put(self.store, put)
         self._finish()
@@ -436,6 +467,8 @@ class StateMachine:
             raise errors.CORRUPT.error()
         if self.no_space and txn.has_put(node):
             raise errors.NO_SPACE.error()
+        if self.counted_bytes >= self._quota_near and self._exceeds_quota(txn_cost(node)):
+            raise self._beyond_quota()
         store = self.store
         if txn.is_long(store, node):
             if txn.may_write(node):
@@ -490,6 +523,8 @@ class StateMachine:
     def _grant(self, request: rpc_pb2.LeaseGrantRequest, now_s: float) -> bytes:
         if self.corrupt or self.no_space:
             raise self._refusal()
+        if self._exceeds_quota(LEASE_BYTES):
+            raise self._beyond_quota()
         lease = self.leases.grant(request.ID, request.TTL, now_s)
         self.granted[min((lease.ttl_s - 1).bit_length(), TTL_BITS_MAX + 1)] += 1
         self.granted_ttl_s += lease.ttl_s

@@ -59,6 +59,15 @@ _DELETE: Final = b"\x08\x01"  # mvccpb.Event.type
 _NUMBERS: Final = Struct("<qqqqqq").pack
 _ODD: Final = 0x9E37_79B1
 _NEVER: Final = 1 << 63  # above all revisions
+_ENTRY_BYTES: Final = 56
+_SHARE_BYTES_MAX: Final = 512
+
+
+def stored_bytes(size: int) -> int:
+    """What a version counts for the quota. `size`: of its key and value, in bytes. See quota.py."""
+    entry = size + _ENTRY_BYTES
+    share = entry >> 3  # of the pages: what they leave free, and the pages above them
+    return entry + (share if share < _SHARE_BYTES_MAX else _SHARE_BYTES_MAX)
 
 
 class Event:
@@ -184,6 +193,7 @@ class Store:
         "puts",
         "ranges",
         "revision",
+        "stored_bytes",
         "unswept",
         "version_bytes_max",
     )
@@ -206,6 +216,7 @@ class Store:
         # For the metrics: how often each was carried out, alone, in a txn or by the end of a lease.
         self.ranges = self.puts = self.deletes = 0
         self.put_bytes = 0  # of keys and values
+        self.stored_bytes = 0  # of all retained versions: what they count for the quota
         self.revision = FIRST_REVISION
         self.compact_revision = NOTHING_COMPACTED
         self.compactions = Compactions()  # what the last of them have taken out of memory
@@ -250,6 +261,7 @@ class Store:
         event = Event(key, value, create_revision, revision, sub, version, lease_id, previous)
         size = len(key) + len(value)
         self.put_bytes += size
+        self.stored_bytes += stored_bytes(size)
         if size > self.version_bytes_max:
             self.version_bytes_max = size
         self._live[key] = event
@@ -283,6 +295,7 @@ class Store:
         previous = self._live.pop(key)
         key = previous.key
         self._gone[key] = event = Event(key, None, 0, revision, sub, 0, 0, previous)
+        self.stored_bytes += stored_bytes(len(key))
         self._log.append(event)
         self._journal.event((revision, sub, key, None, 0, 0, 0))
         if previous.lease:
@@ -460,6 +473,7 @@ class Store:
 
     def _died(self, version: Event, followed_at: int) -> None:
         """A version goes out of memory; `followed_at`: the revision of the next one of its key."""
+        self.stored_bytes -= stored_bytes(version.size_bytes)
         counting = self.compactions.counting(version.mod_revision, version.value is not None, followed_at)
         if counting:
             number = version.number()
@@ -585,6 +599,7 @@ class Store:
                 live[key] = event
                 if len(key) + len(value) > self.version_bytes_max:
                     self.version_bytes_max = len(key) + len(value)
+            self.stored_bytes += stored_bytes(event.size_bytes)
             log.append(event)
         self._live_keys = KeyIndex(live)
         self._gone_keys = KeyIndex(gone)
@@ -638,6 +653,7 @@ class Store:
                     lessor.detach(lease_before, key)
                 if lease_id and lease_id in lessor:
                     lessor.attach(lease_id, key)
+            self.stored_bytes += stored_bytes(event.size_bytes)
             self._log.append(event)
             found.append(event)
             self.revision = revision

@@ -361,15 +361,3 @@ def test_a_close_leaves_everything_in_the_tables(tmp_path: Path) -> None:
     bench.commit(1)
     bench.committer.close()
     assert bench.engine.diary == ["commit 1", "fold"]
-
-
-def test_the_quota_is_looked_at_after_each_commit(bench: Bench) -> None:
-    seen: list[int] = []
-    bench.committer.quota_bytes = bench.committer.size_bytes + 100_000
-    bench.committer.on_oversize = lambda: seen.append(1)
-    bench.commit(1)
-    assert seen == []
-    bench.committer.commit(batch(2, events=[put(2, b"key", b"v" * 200_000)]))
-    bench.loop.run_one()
-    bench.rest()
-    assert seen == [1]

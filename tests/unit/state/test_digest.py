@@ -11,7 +11,7 @@ from lessor.base.revision import NOTHING_COMPACTED
 from lessor.state.digest import KvDigest, hash_kv
 from lessor.state.journal import EventRow, Journal
 from lessor.state.leases import Lessor
-from lessor.state.mvcc import Event, Store
+from lessor.state.mvcc import Event, Store, stored_bytes
 
 KEYS = (b"a", b"b", b"c")
 # A write: each key is put, deleted, or deleted and put. Or a compaction, so far from the newest revision.
@@ -62,6 +62,17 @@ class Whole:
             % 2**32
         )
 
+    def retained(self) -> list[Event]:
+        """After the last compaction and its sweep."""
+        compacted = self.store.compact_revision
+        newest = {event.key: event for event in self.events if event.mod_revision <= compacted}
+        return [
+            event
+            for event in self.events
+            if event.mod_revision > compacted
+            or (event is newest[event.key] and (event.value is not None or event.mod_revision == compacted))
+        ]
+
     def compact(self, back: int) -> None:
         store = self.store
         revision = store.revision - back
@@ -70,6 +81,7 @@ class Whole:
             store.compact(revision)
 
     def check(self, store: Store) -> None:
+        assert store.stored_bytes == sum(stored_bytes(event.size_bytes) for event in self.retained())
         remembered = sorted(self.hashes)[-limits.COMPACTIONS_KEPT :]
         for revision in range(1, store.revision + 1):
             if revision in remembered:
@@ -103,6 +115,10 @@ def test_a_hash_is_the_sum_of_what_counts(plan: list[dict[bytes, str] | int], sw
     while store.unswept:
         store.sweep(sweep)
     whole.check(store)
+    loaded = new_store()
+    rows = [row for written in whole.rows for row in written]
+    loaded.load(rows, store.compact_revision)
+    assert loaded.stored_bytes == store.stored_bytes
 
 
 @settings(max_examples=50)

@@ -157,7 +157,11 @@ class UnaryCall:
         counts = self.counts
         took = counts.took
         if took is not None:
-            self._took = counts.readonly if counts.readonly is not None and _only_reads(request) else took
+            self._took = (
+                counts.readonly
+                if counts.readonly is not None and only_reads(request, core.machine.max_txn_ops)
+                else took
+            )
             self._began_s = core.turn.read_clock()
         payload: bytes | EtcdError
         try:
@@ -326,9 +330,14 @@ class UnaryCall:
         return True
 
 
-def _only_reads(request: Any) -> bool:
-    """Whether a txn has ranges alone, as etcd's metrics see it: a txn in it counts as a write."""
+def only_reads(request: Any, ops_max: int) -> bool:
+    """Whether a txn has ranges alone, as etcd's metrics see it: a txn in it counts as a write.
+
+    One with more than `ops_max` operations in a branch is refused, however many more, so they are not looked at.
+    """
     for branch in (request.success, request.failure):
+        if len(branch) > ops_max:
+            return False
         for op in branch:
             if not op.HasField("request_range"):
                 return False

@@ -49,8 +49,6 @@ class Committer:
         self.in_flight: Batch | None = None
         self.failed = False
         self._sizes = Sizes(0, 0)
-        self.quota_bytes: int | None = None  # above this size, `on_oversize` is called
-        self.on_oversize: Callable[[], None] = lambda: None
         # For the metrics. Written by the engine's thread, read by the loop's: a figure may be a batch old.
         self.commit_s = Histogram(DISK_BUCKETS_S)
         self.defragment_s = Histogram(DISK_BUCKETS_S)
@@ -153,7 +151,7 @@ class Committer:
 
     @property
     def size_bytes(self) -> int:
-        """What the data takes, for quota and metrics; a figure may be a batch old."""
+        """What the data takes, for the metrics; a figure may be a batch old."""
         return self._sizes.total_bytes
 
     @property
@@ -303,9 +301,7 @@ class Committer:
             self._loop.call_soon_threadsafe(callback)
 
     def _look_at_sizes(self) -> None:
-        before, self._sizes = self._sizes, self._engine.sizes()
-        if self.quota_bytes is not None and self.size_bytes > self.quota_bytes and self._sizes != before:
-            self._tell_loop(self.on_oversize)
+        self._sizes = self._engine.sizes()
 
     def _defragment(self) -> None:
         began_s = self._clock.now_s()

@@ -172,6 +172,7 @@ class Exposition:
             "etcd_server_proposals_failed_total", "Batches that could not be written.", observed.committer.failed
         )
         yield _gauge("etcd_server_quota_backend_bytes", "The quota.", observed.options.quota_backend_bytes)
+        yield _gauge("lessor_quota_counted_bytes", "What counts for the quota.", observed.machine.counted_bytes)
         yield _labelled("etcd_server_version", "The etcd version served.", "server_version", ETCD_VERSION)
         yield _labelled("etcd_cluster_version", "The cluster version served.", "cluster_version", CLUSTER_VERSION)
         yield _labelled("etcd_server_id", "This member.", "server_id", member_id)

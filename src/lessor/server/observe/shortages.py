@@ -91,7 +91,7 @@ DISK_SPACE = Shortage(
 QUOTA = Shortage(
     "quota_backend_bytes",
     "database space exceeded",  # etcd's words
-    "compact, defragment, then disarm the alarm; or raise --quota-backend-bytes",
+    "compact, then disarm the alarm; or raise --quota-backend-bytes",
     level=logging.ERROR,
 )
 
