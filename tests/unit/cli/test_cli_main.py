@@ -290,7 +290,7 @@ def test_a_server_starts_without_what_it_may_never_need() -> None:
 def test_python_m_lessor_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "lessor", "version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("lessor version: ")
-    assert done.stdout.endswith("\nAPI version: 3.6\n")
+    assert done.stdout.endswith("\nAPI version: 3.7\n")
 
 
 @pytest.mark.parametrize(
