@@ -103,6 +103,14 @@ def test_one_waits_for_its_batch_and_is_dropped_with_its_peer(tmp_path: Path, mo
         answered = home._reads.answered
         monkeypatch.setattr(home._reads, "answered", lambda number, batch: answered(number, batch + 5))
         monkeypatch.setattr(limits, "READ_INDEX_S_MAX", 0.0)  # calls of Range are passed on at once
+        asked: list[int] = []
+        ask = home.ask_how_far
+
+        def ask_how_far(number: int) -> None:
+            asked.append(number)
+            ask(number)
+
+        monkeypatch.setattr(home, "ask_how_far", ask_how_far)
         found: list[Any] = []
         reading = in_background(lambda: found.append(stream(peer, ALL)))
         eventually(lambda: follower.call(lambda: bool(home._reads._due)))
@@ -110,11 +118,21 @@ def test_one_waits_for_its_batch_and_is_dropped_with_its_peer(tmp_path: Path, mo
         eventually(lambda: follower.call(lambda: len(home._streams)) == 2)
         call.cancel()
         eventually(lambda: follower.call(lambda: len(home._streams)) == 1)
+        looks: list[bool] = []
+        look = home._reads.pass_on_late
+
+        def pass_on_late() -> None:
+            looks.append(True)
+            look()
+
+        monkeypatch.setattr(home._reads, "pass_on_late", pass_on_late)
+        eventually(lambda: len(looks) > 3)
         assert not found
         for number in range(8):
             other.call(put(b"k%d" % number, b"v"))
         reading.join(CALL_S_MAX)
         assert found[0].count > 1
+        assert len(asked) == 2
         eventually(lambda: follower.call(lambda: (home._kept_bytes, len(home._streams))) == (0, 0))
 
 

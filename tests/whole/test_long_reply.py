@@ -166,6 +166,51 @@ def test_a_short_reply_waits_for_few_steps_of_long_ones(address: str, others: in
     asyncio.run(main())
 
 
+class Endless:
+    """A stream whose peer takes all chunks at once. Implements long_reply.Stepped."""
+
+    made_bytes = 0
+    may_be_refused = False
+
+    def __init__(self, core: Core, held: Held) -> None:
+        self._replies, self._held = core.long_replies, held
+        self.gone = False
+        self.steps = 0
+        self._replies.stand_last(held, self)
+
+    def refuse(self, error: errors.EtcdError) -> None: ...
+
+    def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
+        return False
+
+    def step(self) -> bool:
+        self.steps += 1
+        self._replies.stand_last(self._held, self)
+        return False
+
+
+def test_a_stream_has_one_step_and_then_stands_behind_the_replies_and_streams_of_its_connection() -> None:
+    async def main() -> None:
+        world = filled()
+        held = Held("one")
+        streams = [Endless(world.core, held) for _ in range(5)]
+        with steps_of(2):
+            short = world.begin(ALL, held=held)
+            await answered(short, 20)
+            assert [stream.steps for stream in streams] == [1] * 5
+            for _ in range(15):
+                await asyncio.sleep(0)
+        assert all(3 <= stream.steps <= 4 for stream in streams)
+        for stream in streams:
+            stream.gone = True
+            stream.step = lambda: False  # type: ignore[method-assign]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert world.core.long_replies.idle
+
+    asyncio.run(main())
+
+
 def test_a_call_that_waits_counts_against_its_connection() -> None:
     async def main() -> None:
         world = filled()

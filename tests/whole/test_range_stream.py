@@ -16,7 +16,7 @@ from tests.conformance.grpc_peer import GrpcPeer
 from tests.conformance.raw_h2 import DATA, GOAWAY, RawH2, framed
 from tests.conformance.subject import in_background
 from tests.in_process import in_process
-from tests.whole.test_untaken import core_of, read, taken, unread_bytes, until
+from tests.whole.test_untaken import core_of, read, taken, turns, unread_bytes, until
 
 pytestmark = pytest.mark.inside
 
@@ -128,6 +128,28 @@ def test_streams_that_nobody_reads_hold_up_neither_other_calls_nor_a_compaction(
         peer.call(rpc.CompactionRequest(revision=written.header.revision))
         until(server, lambda: server.call(lambda: core_of(server).machine.store.unswept == 0))
         assert server.call(lambda: core_of(server).machine.store.key_count_ever(b"k", b"l")) == 0
+
+
+def test_wide_windows_of_a_peer_that_does_not_read_its_socket_let_no_more_be_made(
+    server: InProcessServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socket_bytes = 300_000
+    monkeypatch.setattr(limits, "CONNECTION_BACKLOG_BYTES_MAX", socket_bytes)
+    with RawH2(server.address, window=(1 << 31) - 1) as connection:
+        connection.give_window(0, 1 << 30)
+        opened = [connection.open(STREAM, ALL) for _ in range(10)]  # 30 MB, more than the sockets take
+
+        def waits() -> bool:
+            return bool(core_of(server).long_replies._parked)
+
+        until(server, lambda: server.call(waits))
+        turns(server)
+        kept = server.call(lambda: max(one.unread_bytes for one in server.server._connections))
+        assert socket_bytes < kept <= socket_bytes + CHUNK_BYTES + len(VALUE) + 1_000
+        found = connection.outcomes(opened)
+        assert {outcome.status for outcome in found.values()} == {(0, "")}
+        assert len({outcome.data for outcome in found.values()}) == 1
+        assert joined(found[opened[0]].data).count == KEYS
 
 
 def test_a_stream_whose_revision_was_compacted_ends_with_that(server: InProcessServer) -> None:

@@ -502,6 +502,7 @@ class StreamCall:
         self.passes_on = False
         self.end_behind = None
         self._handler = make(self.core, self)
+        self.core.metrics.received[self.method] -= len(messages)  # `take` counts them once more
         if messages:
             self.take(messages)
         if ended:
