@@ -2,6 +2,7 @@
 """What a node does with what it hears of the shared log: decisions only. Other code carries them out.
 
 Laws
+- A log that lacks a record is an alarm too: one that was taken in, or one of which its writer has said that it landed.
 - A record is taken in once, in order, and only behind the one that it names (standing.py). Anything else is read from
   the log, or is an alarm: a history that does not go on from ours stops the node for good (`Stop`).
 - At most one append is under way, and its outcome is settled before anything else is appended (`Placing`).
@@ -149,10 +150,11 @@ class Node:
         self._placed: Entry | None = None  # what `_placing` is about
         self._append_ticket = NO_TICKET  # of the append whose answer counts
         self._read_ticket = NO_TICKET
-        self._read_at = 0  # the position of `standing` when that read was asked for
+        self._read_at = 0  # of the records that were known to be in the log when that read was asked for, the newest
         self._read_s = float("-inf")
         self._read_again = False  # there is more to read
         self._told = (0, 0)  # epoch and number of a record that its writer says to have landed
+        self._told_number = 0  # of such records in any epoch, the newest
         # The newest record that we know is looked at once more: it says how long its node may answer, or that it has
         # released, and that the log still has it.
         self._looks_back = standing.number > 0
@@ -334,7 +336,7 @@ class Node:
 
     def _read(self, after: int, now_s: float) -> None:
         self._read_ticket = self._ticket()
-        self._read_at = self.standing.number
+        self._read_at = max(self.standing.number, self._told_number)
         self._read_s = now_s
         self._read_again = False
         self._effects.append(Read(self._read_ticket, after))
@@ -349,7 +351,7 @@ class Node:
             placing.found(found)
             self._go_on(placing, now_s)
         elif found.last < self._read_at:
-            # Not `standing`: another node may have shown us records since this read began.
+            # Not what is known now: another node may have shown us, or told us of, records since this read began.
             self._stop(f"the log ends at record {found.last}, and this node knows record {self._read_at}{_KEEP}")
         else:
             self._take_all(found.records, now_s)
@@ -390,6 +392,7 @@ class Node:
         Number 0: nothing is said, and the log is read at once.
         """
         self._told = max(self._told, (epoch, number))
+        self._told_number = max(self._told_number, number)
         if self.stopped or self._placing is not None or self.tenure.state != FOLLOWER:
             return
         if number > self.standing.number or not number:

@@ -120,10 +120,9 @@ def exists(database: Path) -> bool:
         for name in (database.name + "-wal", *LOG_NAMES):
             log = database.with_name(name)
             if log.exists() and log.stat().st_size > 0:
-                raise DamagedError(
-                    f"{database}: missing, but its log {name} is there: put the file back, or restore a backup into "
-                    "an empty directory"
-                ) from None
+                what = f"{database}: missing, but its log {name} is there"
+                remedy = "put the file back, or restore a backup into an empty directory"
+                raise DamagedError(f"{what}: {remedy}", what) from None
         return False
     except OSError as error:
         raise cannot_use(database, error) from None
@@ -161,7 +160,8 @@ def log_missing(path: Path) -> DataDirError:
 
 
 def damaged(path: Path, what: str) -> DamagedError:
-    return DamagedError(f"{path}: damaged ({what}): keep a copy of the directory, then restore a backup")
+    text = f"{path}: damaged ({what})"
+    return DamagedError(f"{text}: keep a copy of the directory, then restore a backup", text)
 
 
 def sync_directory(directory: Path) -> None:

@@ -35,7 +35,14 @@ class DataDirError(Exception):
 
 
 class DamagedError(DataDirError):
-    """What is in the directory is not as it was written. A copy of a log can be made anew."""
+    """What is in the directory is not as it was written. A copy of a log can be made anew.
+
+    `what`: the part of the message that says what is wrong.
+    """
+
+    def __init__(self, text: str, what: str) -> None:
+        super().__init__(text)
+        self.what = what
 
 
 class EngineError(Exception):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lessor.base.printable import escape_unprintable
 from lessor.durable import directory
+from lessor.durable.engine import DamagedError
 
 _FULL = "the disk is full: free some space, then start again"
 _FAILED = "the disk failed to read or write ({}): check the disk and the system log, then start again"
@@ -43,6 +44,10 @@ def is_damage(error: sqlite3.Error) -> bool:
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
+def damage(error: sqlite3.Error, path: Path) -> DamagedError:
+    return directory.damaged(path, one_line(str(error)))
+
+
 def sqlite_error(error: sqlite3.Error, path: Path) -> str:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest the detail
     name = getattr(error, "sqlite_errorname", type(error).__name__)
@@ -55,5 +60,5 @@ def sqlite_error(error: sqlite3.Error, path: Path) -> str:
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return f"{path}: {_NO_RIGHT.format(error)}"
     if is_damage(error):
-        return str(directory.damaged(path, one_line(str(error))))
+        return str(damage(error, path))
     return f"{path}: {one_line(str(error))} ({name})"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from lessor.durable import directory, explain, meta_rows, old_log, schema
-from lessor.durable.engine import DamagedError, DataDirError, Meta
+from lessor.durable.engine import DataDirError, Meta
 from lessor.durable.meta_rows import LogPosition
 from lessor.durable.moved import Mark
 from lessor.durable.page_sums import PageSums
@@ -80,8 +80,9 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        kind = DamagedError if explain.is_damage(error) else DataDirError
-        raise kind(explain.sqlite_error(error, path)) from error
+        if explain.is_damage(error):
+            raise explain.damage(error, path) from error
+        raise DataDirError(explain.sqlite_error(error, path)) from error
 
 
 def create(connector: Connector, path: Path, identity: tuple[int, int]) -> None:

@@ -153,10 +153,9 @@ class PageSums:
         wrong = self._differing(sums, frames)
         if wrong:
             more = f" and {len(wrong) - 1} more are not as they were" if wrong[1:] else " is not as it was"
-            raise DamagedError(
-                f"{directory.damaged(self._database, f'page {wrong[0]}{more} written')}; if another program was meant "
-                f"to change the file, remove {self._path.name}"
-            )
+            damaged = directory.damaged(self._database, f"page {wrong[0]}{more} written")
+            remedy = f"if another program was meant to change the file, remove {self._path.name}"
+            raise DamagedError(f"{damaged}; {remedy}", damaged.what)
         self._sums = sums
 
     def _frames_since(self, sums: Sums) -> Sequence[Frame] | None:

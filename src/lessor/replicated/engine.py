@@ -198,7 +198,7 @@ class ReplicatedEngine(EngineOnTables):
         remedy = "if this comes again, check the disk and the memory. The folder can be deleted"
         log.warning(
             "the copy of the log is damaged; making it anew",
-            extra={"reason": str(error), "set_aside": str(folder), "remedy": remedy},
+            extra={"reason": error.what, "set_aside": str(folder), "remedy": remedy},
         )
 
     def _forget_copy(self) -> None:

@@ -252,6 +252,41 @@ def test_a_record_that_was_shown_while_a_read_was_under_way_is_no_loss() -> None
     assert not driver.node.stopped
 
 
+def test_a_log_without_a_record_that_its_writer_says_to_have_landed_stops_the_node() -> None:
+    """The node stood still while it came, and the engine has lost it since: it must not lead what is left."""
+    driver = Driver()
+    for kind in (CLAIM, BATCH):
+        driver.log.add(kind)
+    driver.read()
+    driver.node.told(1, 4, driver.now_s)
+    (read,) = driver.take()
+    assert isinstance(read, Read)
+    driver.node.read_ok(read.ticket, Found([], 2), driver.now_s)
+    (stop,) = driver.take()
+    assert isinstance(stop, Stop)
+    assert stop.text.startswith("the log ends at record 2, and this node knows record 4")
+    driver.now_s += 10
+    driver.node.tick(driver.now_s)
+    assert driver.take() == []
+
+
+def test_a_record_that_landed_while_a_read_was_under_way_is_no_loss() -> None:
+    driver = Driver()
+    for kind in (CLAIM, BATCH):
+        driver.log.add(kind)
+    driver.read()
+    driver.now_s += 1
+    driver.node.tick(driver.now_s)
+    (read,) = driver.take()
+    assert isinstance(read, Read)
+    driver.node.told(1, 3, driver.now_s)
+    driver.node.read_ok(read.ticket, Found([], 2), driver.now_s)
+    driver.log.add(BATCH)
+    assert driver.take(Stop) == []
+    driver.read()
+    assert (driver.node.stopped, driver.node.applied) == ("", 3)
+
+
 def test_another_history_stops_the_node() -> None:
     driver = Driver()
     driver.log.add(CLAIM)

@@ -74,7 +74,11 @@ def _flip_in_each_page(path: Path) -> None:
     ],
 )
 def test_a_damaged_copy_is_made_anew_and_stays_for_who_wants_to_look(
-    tmp_path: Path, kept: MemoryRecords, times: Times, harm: Callable[[Path], object]
+    tmp_path: Path,
+    kept: MemoryRecords,
+    times: Times,
+    harm: Callable[[Path], object],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = started(tmp_path, kept, times)
     for number in range(1, 40):
@@ -89,6 +93,7 @@ def test_a_damaged_copy_is_made_anew_and_stays_for_who_wants_to_look(
         assert content(again.load()) == there
         again.close()
         assert (tmp_path / "damaged" / name).read_bytes() == harmed
+    assert "restore a backup" not in " ".join(str(vars(each)) for each in caplog.records)
 
 
 def test_what_may_be_the_only_data_is_never_set_aside(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
