@@ -138,7 +138,10 @@ class Accepted:
         core = SimpleNamespace(
             turn=self.turn,
             options=SimpleNamespace(
-                message_bytes_max=1_000_000, json_values_max=10_000, grpc_keepalive=KeepaliveRules()
+                message_bytes_max=1_000_000,
+                json_values_max=10_000,
+                max_txn_ops=limits.TXN_OPS_MAX,
+                grpc_keepalive=KeepaliveRules(),
             ),
             metrics=Metrics(),
             auth=SimpleNamespace(enabled=False),

@@ -137,13 +137,14 @@ def test_calls_that_do_little_are_one_step(form: Callable[[int], bytes]) -> None
     steps(test, limits.H2_STEP_S / CALLS)
 
 
-def test_a_call_alone_does_not_look_at_the_clock_behind_it() -> None:
+def test_a_call_alone_looks_at_the_clock_for_its_duration_and_not_behind_it() -> None:
+    """Once as its bytes come, once as it begins, once as its reply leaves; several calls look in between too."""
+
     def test(world: World) -> None:
         world.turn.step_s = 1.0
         before_s = world.turn.time_s
         world.session.receive(whole(0))
         assert world.asked == [b"0"]
-        # Once when the bytes come, and twice for the time that the call takes; not to see whether the step is over.
         assert world.turn.time_s - before_s == 3.0
 
     steps(test, 0.0)

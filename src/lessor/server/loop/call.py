@@ -159,7 +159,7 @@ class UnaryCall:
         if took is not None:
             self._took = (
                 counts.readonly
-                if counts.readonly is not None and only_reads(request, core.machine.max_txn_ops)
+                if counts.readonly is not None and only_reads(request, core.options.max_txn_ops)
                 else took
             )
             self._began_s = core.turn.read_clock()
