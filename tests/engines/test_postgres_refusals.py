@@ -281,6 +281,19 @@ def test_a_log_that_was_put_in_the_place_of_ours_is_refused(
         log.read(0, 1)
 
 
+def test_tables_that_somebody_dropped_are_missed(
+    postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str
+) -> None:
+    log = make()
+    log.open(1)
+    made = filled(log, 2)
+    chain = made[-1][-CHAIN_BYTES:]
+    postgres.sql(f"DROP SCHEMA {schema} CASCADE")
+    for call in (lambda: log.read(0, 1), lambda: log.append(2, chain, record("third", chain))):
+        with pytest.raises(LogRefusedError, match=r"the tables of the log are gone .*: restore the database"):
+            call()
+
+
 @pytest.mark.parametrize("gone", [1, 2, 3])
 def test_a_record_that_somebody_deleted_is_damage_and_no_gap(
     postgres: PostgresServer, make: Callable[..., PostgresLog], schema: str, gone: int

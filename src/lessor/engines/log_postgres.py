@@ -51,6 +51,7 @@ _INT8: Final = struct.Struct(">q")
 _INT4: Final = struct.Struct(">i")
 _BEHIND_ALL: Final = 2**62  # a position
 _READ_ONLY: Final = "25006"  # SQLSTATE: a primary that became a standby under us
+_GONE: Final = ("42P01", "3F000")  # a table, or the schema
 _POOLED: Final = ("26000", "42P05")  # a prepared statement that another process has, or has not
 # What goes on until a person acts: rights, missing tables, what a server cannot do, limits of its program.
 _LASTING: Final = ("42", "3F", "0A", "28", "3D", "54")
@@ -225,6 +226,8 @@ class PostgresLog:
         if error.code in _POOLED:
             self._leave()
             return self._refused(POOLER)
+        if error.code in _GONE:
+            return self._refused(f"the tables of the log are gone ({error}): restore the database")
         return self._refused(str(error)) if error.code.startswith(_LASTING) else None
 
     def _refused(self, text: str) -> LogRefusedError:
