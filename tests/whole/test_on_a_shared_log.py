@@ -4,6 +4,8 @@
 import asyncio
 import contextlib
 import re
+import select
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -95,6 +97,37 @@ def test_a_copy_whose_damage_shows_while_it_is_loaded_is_made_anew(tmp_path: Pat
     assert (tmp_path / "damaged" / "lessor.db").read_bytes() == tables
 
 
+def test_a_connection_that_has_asked_for_data_gets_no_page_either_while_somebody_else_may_lead(tmp_path: Path) -> None:
+    kept = MemoryRecords()
+    body = b'{"key":"aw=="}'
+    post = b"POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    get = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with server_on(kept, tmp_path) as server, GrpcPeer(server.address) as peer, back_at_the_end(kept):
+        peer.call(put(b"k", b"v"))
+        host, _, port = server.address.partition(":")
+        with contextlib.ExitStack() as stack:
+            page, data, both, after = (
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=10)) for _ in range(4)
+            )
+            after.sendall(post)
+            assert b"200 OK" in after.recv(1000)
+            answering = server.server.core.turn._answering
+            assert answering is not None
+            kept.up = False
+            eventually(lambda: not server.call(answering.may_send))
+            data.sendall(post)
+            both.sendall(get + post)
+            after.sendall(get)
+            sent = server.server.core.metrics.handled
+            eventually(lambda: sum(n.n for (of, _), n in sent.items() if of.path == "/etcdserverpb.KV/Range") == 3)
+            page.sendall(get)  # handled behind them, and its reply leaves alone
+            assert b"200 OK" in page.recv(1000)
+            assert select.select([data, both, after], [], [], 0)[0] == []
+            kept.up = True
+            for each in (data, both, after):
+                assert b"200 OK" in each.recv(1000)
+
+
 def test_nothing_leaves_while_somebody_else_may_lead_and_no_lease_ages(tmp_path: Path) -> None:
     kept = MemoryRecords()
     monitors = f"http://127.0.0.1:{free_port()}"
@@ -121,9 +154,12 @@ def test_nothing_leaves_while_somebody_else_may_lead_and_no_lease_ages(tmp_path:
         time.sleep(3)  # longer than the lease lives
         assert not any(call.done() for call in asked)
         assert server.call(turn.now_s) == clock_s
-        with pytest.raises(urllib.error.HTTPError, match="503") as unready:
-            urllib.request.urlopen(f"{monitors}/readyz", timeout=10)
-        assert "linearizable_read failed: etcdserver: no leader" in unready.value.read().decode()
+        for url in (monitors, server.client_url):
+            with urllib.request.urlopen(f"{url}/livez", timeout=10) as page:
+                assert page.status == 200
+            with pytest.raises(urllib.error.HTTPError, match="503") as unready:
+                urllib.request.urlopen(f"{url}/readyz", timeout=10)
+            assert "linearizable_read failed: etcdserver: no leader" in unready.value.read().decode()
         kept.up = True
         found, renewed, written = (call.result(10) for call in asked)
         assert [kv.value for kv in found.kvs] == [b"v"]

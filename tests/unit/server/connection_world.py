@@ -71,6 +71,10 @@ class Turn:
         self.step_s = 0.0  # how long a look at the clock takes
         self.scheduled = False
 
+    def shows_no_data(self, connection: Connection) -> None: ...
+
+    def shows_data(self, connection: Connection) -> None: ...
+
     def now_s(self) -> float:
         self.time_s += self.step_s
         return self.time_s

@@ -268,8 +268,12 @@ class Turn:
         self.caught_up(connection)
 
     def shows_no_data(self, connection: Flushable) -> None:
-        """The connection gets pages for monitors only: they leave also while another server may lead."""
+        """The connection has got pages for monitors only: they leave also while another server may lead."""
         self._without_data.add(connection)
+
+    def shows_data(self, connection: Flushable) -> None:
+        """From now on the connection gets other replies as well. To be called before one of them is made."""
+        self._without_data.discard(connection)
 
     def share_s(self, connection: Flushable) -> float:
         """For how long the connection may handle bytes in this turn, in seconds; others wait as well."""

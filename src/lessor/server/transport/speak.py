@@ -13,8 +13,22 @@ _NO_PAGE = routes.page(404, "404 page not found")
 
 
 def speak_to_clients(connection: Connection, kind: str) -> Session:
-    """For --listen-client-urls: all calls of the API, and the pages."""
-    return H2Session(connection) if kind == "h2" else H1Session(connection, answer, websockets=True)
+    """For --listen-client-urls: all calls of the API, and the pages.
+
+    The pages on an HTTP/1.1 connection that has asked for nothing else leave while another server may lead: a probe
+    must not take a server for dead whose engine is away.
+    """
+    if kind == "h2":
+        return H2Session(connection)
+    turn = connection.core.turn
+
+    def serve(core: Core, exchange: Exchange) -> Body:
+        if not core.pages.has(exchange.path):
+            turn.shows_data(connection)
+        return answer(core, exchange)
+
+    turn.shows_no_data(connection)
+    return H1Session(connection, serve, websockets=True)
 
 
 def speak_to_monitors(connection: Connection, kind: str) -> Session:
