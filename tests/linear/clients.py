@@ -33,7 +33,8 @@ REFUSALS = {3, 5, 6, 9, 11}
 _METHODS = {
     method.request: method
     for method in METHODS
-    if method.name != "RangeStream" and method.service in ("etcdserverpb.KV", "etcdserverpb.Lease", "etcdserverpb.Watch")
+    if method.name != "RangeStream"
+    and method.service in ("etcdserverpb.KV", "etcdserverpb.Lease", "etcdserverpb.Watch")
 }
 _ROUTES: dict[type, str] = {
     rpc.RangeRequest: "kv/range",
