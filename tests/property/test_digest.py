@@ -62,7 +62,8 @@ def test_a_replayed_copy_has_the_same_number_at_every_revision(writes: list[tupl
         batches.append(machine.journal.seal(0.0))
     copy = restore(IDENTITY, Rows(batches))
     assert copy.revision == machine.revision
-    for revision in range(max(machine.compact_revision, 1), machine.revision + 1):
+    # At the compact revision a copy has forgotten the digest of before the compaction, as in etcd.
+    for revision in range(max(machine.compact_revision + 1, 1), machine.revision + 1):
         assert hash_kv(copy.store, revision) == hash_kv(machine.store, revision)
 
 
