@@ -146,9 +146,7 @@ class Model:
     def _put(self, request: rpc.PutRequest, now: float) -> rpc.PutResponse:
         _check_put(request)
         self._check_space()
-        # A plain put asks for the lease first, a put in a transaction for the key first.
-        self._check_put_lease(request)
-        self._check_put_key(request)
+        self._check_put_state(request)
         return self._write(lambda draft: draft.put(request))
 
     def _delete_range(self, request: rpc.DeleteRangeRequest, now: float) -> rpc.DeleteRangeResponse:
@@ -163,8 +161,7 @@ class Model:
             self._check_space()
         for op in self._operations_taken(request):
             if op.HasField("request_put"):
-                self._check_put_key(op.request_put)
-                self._check_put_lease(op.request_put)
+                self._check_put_state(op.request_put)
             elif op.HasField("request_range") and op.request_range.revision != 0:
                 self._check_revision(op.request_range.revision)
         return self._write(lambda draft: self._run(request, draft))
@@ -232,11 +229,9 @@ class Model:
         if revision < self.compact_revision:
             raise errors.COMPACTED.error()
 
-    def _check_put_lease(self, put: rpc.PutRequest) -> None:
+    def _check_put_state(self, put: rpc.PutRequest) -> None:
         if put.lease != 0 and put.lease not in self.leases:
             raise errors.LEASE_NOT_FOUND.error()
-
-    def _check_put_key(self, put: rpc.PutRequest) -> None:
         if (put.ignore_value or put.ignore_lease) and put.key not in self.keys:
             raise errors.KEY_NOT_FOUND.error()
 
@@ -347,6 +342,8 @@ class Draft:
         if request.keys_only:
             for kv in reply.kvs:
                 kv.ClearField("value")
+                if request.sort_target != rpc.RangeRequest.VALUE:  # read from the index, which has no leases
+                    kv.ClearField("lease")
         return reply
 
     def put(self, request: rpc.PutRequest) -> rpc.PutResponse:

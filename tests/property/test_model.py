@@ -178,7 +178,7 @@ def test_ignored_parts_stay() -> None:
         (put(b"a", ignore_lease=True, lease=9), Code.INVALID_ARGUMENT, "etcdserver: lease is provided"),
         (put(b"z", ignore_value=True), Code.INVALID_ARGUMENT, "etcdserver: key not found"),
         (put(b"z", ignore_value=True, lease=9), Code.NOT_FOUND, "etcdserver: requested lease not found"),
-        (txn(put(b"z", ignore_value=True, lease=9)), Code.INVALID_ARGUMENT, "etcdserver: key not found"),
+        (txn(put(b"z", ignore_value=True, lease=9)), Code.NOT_FOUND, "etcdserver: requested lease not found"),
     ],
 )
 def test_faulty_puts(request_: Any, code: Code, text: str) -> None:
