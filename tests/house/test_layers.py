@@ -42,7 +42,6 @@ FLOORS = {
     "testing": 7,
 }
 SERVER_FLOORS = {
-    "version": 0,
     "options": 0,
     "observe": 1,
     "loop": 2,
@@ -315,7 +314,7 @@ BROKEN = [
     (server_floors, "lessor/server/transport/a.py", "from .. import tls", 1),
     (server_floors, "lessor/server/loop/deep/a.py", "from ...services import table", 1),
     (server_floors, "lessor/server/services/a.py", "if TYPE_CHECKING:\n    from lessor.server.main import Server", 2),
-    (server_floors, "lessor/server/options.py", "from lessor.server import version", 1),
+    (server_floors, "lessor/server/listening.py", "from lessor.server import supervisor", 1),
     (server_floors, "lessor/server/main.py", "from lessor.server import command", 1),
     (server_floors, "lessor/server/observe/__init__.py", "from lessor.server import loop", 1),
     (server_floors, "lessor/server/__init__.py", "from lessor.server.main import Server", 1),
@@ -423,7 +422,7 @@ SOUND = [
     ("lessor/cli/tasks.py", "import asyncio"),
     (
         "lessor/server/services/a.py",
-        "from lessor.server import version\nfrom lessor.server.loop import core\nfrom . import watch",
+        "from lessor.server import options\nfrom lessor.server.loop import core\nfrom . import watch",
     ),
     (
         "lessor/server/main.py",

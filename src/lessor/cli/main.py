@@ -175,7 +175,7 @@ def _version_command() -> click.Command:
 
 def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
     if asked and not ctx.resilient_parsing:
-        from lessor.cli.version import text
+        from lessor.api.version import text
 
         click.echo(text(), nl=False)
         ctx.exit()

@@ -3,11 +3,9 @@
 
 import click
 
-from lessor import __version__
+from lessor.api.version import text
 from lessor.cli import printing
 from lessor.cli.options import Command
-
-API_VERSION = "3.7"
 
 
 @click.command("version", cls=Command)
@@ -15,7 +13,3 @@ API_VERSION = "3.7"
 def version(args: tuple[str, ...]) -> None:
     """Print the version of lessor."""
     printing.write(text().encode())
-
-
-def text() -> str:
-    return f"lessor version: {__version__}\nAPI version: {API_VERSION}\n"

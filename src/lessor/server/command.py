@@ -19,7 +19,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lessor import __version__
+from lessor.api import version
 from lessor.base import limits
 from lessor.durable.engine import DataDirError, EngineError
 from lessor.server import config_file
@@ -39,7 +39,6 @@ from lessor.server.options import (
     parse_retention,
 )
 from lessor.server.tls import flags as tls_flags
-from lessor.server.version import CLUSTER_VERSION
 
 log = logging.getLogger("lessor")
 
@@ -80,7 +79,7 @@ class _ForeignFlagsError(click.ClickException):
 
 def _show_version(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
     if asked:
-        click.echo(f"lessor version: {__version__}\nAPI version: {CLUSTER_VERSION}")
+        click.echo(version.text(), nl=False)
         context.exit()
 
 
@@ -168,9 +167,8 @@ def serve(context: click.Context, /, **values: Any) -> None:
     """Serve the etcd v3 API from one data directory."""
     foreign: Foreign = context.obj
     try:
-        strict = values["strict_flags"]
         if values["config_file"]:
-            context.obj = foreign = Foreign()
+            foreign = Foreign()
             options = parse(foreign.take(config_file.words_of(values["config_file"])))
         else:
             foreign.take_variables(os.environ)
@@ -179,7 +177,7 @@ def serve(context: click.Context, /, **values: Any) -> None:
     except OptionError as error:
         raise click.UsageError(str(error)) from None
     complaint = foreign.complaint
-    if complaint is None and strict and foreign.idle:
+    if complaint is None and values["strict_flags"] and foreign.idle:
         complaint = f"{', '.join(foreign.idle)}: without effect; leave it out, or leave out --strict-flags"
     if complaint is not None:
         raise _ForeignFlagsError(complaint)

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry
 from prometheus_client.process_collector import ProcessCollector
 
+from lessor.api.version import CLUSTER_VERSION, ETCD_VERSION
 from lessor.server.observe.call_families import CallFamilies
 from lessor.server.observe.families import Family, labels
 from lessor.server.observe.health import CHECKS, alarm_name
 from lessor.server.observe.histogram import Histogram
 from lessor.server.observe.observed import Observed
-from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 from lessor.state.machine import TTL_BITS_MAX
 
 # What etcd shows of its process under two names.

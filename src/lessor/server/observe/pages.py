@@ -10,11 +10,11 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lessor.api.version import CLUSTER_VERSION, ETCD_VERSION
 from lessor.base import limits
 from lessor.gateway.routes import CORS_HEADERS, Answer, page, wrong_verb
 from lessor.server.observe import debug_vars, health
 from lessor.server.observe.observed import Observed
-from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 
 if TYPE_CHECKING:
     from lessor.server.observe.exposition import Exposition

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from google.protobuf.message import Message
 
 from lessor.api.proto import rpc_pb2
+from lessor.api.version import CLUSTER_VERSION, ETCD_VERSION
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.durable.engine import EngineError
@@ -26,7 +27,6 @@ from lessor.server.loop.call import UnaryCall, Waiting
 from lessor.server.loop.core import Core
 from lessor.server.observe.health import alarm_name
 from lessor.server.services.later import Later
-from lessor.server.version import CLUSTER_VERSION, ETCD_VERSION
 from lessor.state.digest import KvDigest
 
 log = logging.getLogger("lessor")

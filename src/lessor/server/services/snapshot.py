@@ -25,6 +25,7 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from lessor.api.proto import rpc_pb2
+from lessor.api.version import ETCD_VERSION
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.durable.engine import EngineError
@@ -33,7 +34,6 @@ from lessor.server.loop.call import StreamCall
 from lessor.server.loop.core import Core
 from lessor.server.observe.shortages import SNAPSHOTS, Shortages
 from lessor.server.services.snapshots import NAME, Snapshots, copy
-from lessor.server.version import ETCD_VERSION
 
 log = logging.getLogger("lessor")
 
