@@ -69,15 +69,16 @@ class Asking(Protocol):
 class Read:
     """A call of Range that waits. Implements call.Waiting and Asking."""
 
-    __slots__ = ("_reads", "call", "request", "since_s", "size_bytes")
+    __slots__ = ("_home", "_reads", "call", "request", "since_s", "size_bytes")
 
     patient = False
 
-    def __init__(self, reads: "Reads", call: UnaryCall, request: rpc_pb2.RangeRequest, since_s: float) -> None:
+    def __init__(self, home: Home, reads: "Reads", call: UnaryCall, request: rpc_pb2.RangeRequest) -> None:
+        self._home = home
         self._reads = reads
         self.call = call
         self.request = request
-        self.since_s = since_s
+        self.since_s = home.now_s()
         self.size_bytes = request.ByteSize()
 
     @property
@@ -88,15 +89,15 @@ class Read:
         self._reads.drop(self)
 
     def serve(self) -> None:
-        self._reads.forget(self)
+        self._home.forget_read(self)
         self.request.serializable = True
         self.call.wait_no_more()
         self.call.serve(self.request)
 
     def lost(self) -> None:
-        self._reads.forget(self)
+        self._home.forget_read(self)
         self.call.wait_no_more()
-        self._reads.read_at_leader(self)
+        self._home.read_at_leader(self)
 
 
 class Reads:
@@ -115,7 +116,7 @@ class Reads:
 
     def add(self, call: UnaryCall, request: rpc_pb2.RangeRequest) -> Read:
         """Begins to wait. There has to be a link that is ready."""
-        read = Read(self, call, request, self._home.now_s())
+        read = Read(self._home, self, call, request)
         self.add_asking(read)
         return read
 
@@ -125,12 +126,6 @@ class Reads:
         if not (self._asked or self._asking):
             self._asking = True
             asyncio.get_running_loop().call_soon(self._ask)
-
-    def forget(self, read: Read) -> None:
-        self._home.forget_read(read)
-
-    def read_at_leader(self, read: Read) -> None:
-        self._home.read_at_leader(read)
 
     def drop(self, read: Asking) -> None:
         """The call is over."""
