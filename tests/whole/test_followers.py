@@ -124,6 +124,15 @@ def test_a_follower_answers_reads_itself_and_never_with_less_than_anybody_was_to
         assert ranges(follower) >= 200
 
 
+def leave_behind(home: Follower, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the follower never know that it is far enough."""
+    if how == "the batch does not come":
+        answered = home._reads.answered
+        monkeypatch.setattr(home._reads, "answered", lambda number, batch: answered(number, batch + 1_000))
+    else:
+        monkeypatch.setattr(home, "ask_how_far", lambda number: home._let_go())
+
+
 @pytest.mark.parametrize("until", ["the leader answers no question", "the batch does not come"])
 def test_a_read_that_cannot_be_answered_at_the_follower_goes_to_the_leader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: str
@@ -131,11 +140,7 @@ def test_a_read_that_cannot_be_answered_at_the_follower_goes_to_the_leader(
     with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as peer:
         peer.call(put(b"k", b"v"))
         home = follower_of(follower)
-        if until == "the batch does not come":
-            answered = home._reads.answered
-            monkeypatch.setattr(home._reads, "answered", lambda number, batch: answered(number, batch + 1_000))
-        else:
-            monkeypatch.setattr(home, "ask_how_far", lambda number: home._let_go())
+        leave_behind(home, until, monkeypatch)
         before = ranges(leader)
         found: Any = peer.call(rpc.RangeRequest(key=b"k"))
         assert found.kvs[0].value == b"v"

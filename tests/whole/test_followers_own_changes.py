@@ -14,7 +14,7 @@ from lessor.base import limits
 from lessor.durable.shared_record import BATCH, Entry
 from lessor.testing.server import InProcessServer
 from tests.conformance.grpc_peer import Failure, GrpcPeer
-from tests.whole.test_followers import follower_of, two
+from tests.whole.test_followers import follower_of, leave_behind, two
 from tests.whole.test_on_a_shared_log import eventually, put
 
 COMPACTED = Failure(11, "etcdserver: mvcc: required revision has been compacted")
@@ -91,10 +91,6 @@ def test_it_is_answered_all_the_same_when_the_follower_stays_behind(
 ) -> None:
     with two(tmp_path) as (_leader, follower), GrpcPeer(follower.address) as peer:
         home = follower_of(follower)
-        if until == "the batch does not come":
-            answered = home._reads.answered
-            monkeypatch.setattr(home._reads, "answered", lambda number, batch: answered(number, batch + 1_000))
-        else:
-            monkeypatch.setattr(home, "ask_how_far", lambda number: home._let_go())
+        leave_behind(home, until, monkeypatch)
         assert not isinstance(peer.call(rpc.AuthRoleAddRequest(name="r")), Failure)
         assert follower.call(lambda: home._kept_bytes) == 0

@@ -18,16 +18,6 @@ from tests.unit.durable.engine_rows import IDENTITY, batch, put
 from tests.unit.replicated.test_engine import Times, content, engine_of, lead, started
 
 
-@pytest.fixture
-def kept() -> MemoryRecords:
-    return MemoryRecords()
-
-
-@pytest.fixture
-def times() -> Times:
-    return Times()
-
-
 def test_tables_are_only_used_with_their_own_log(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
     engine = started(tmp_path / "a", kept, times)
     engine.commit(batch(1, events=[put(2, b"k", b"v")]))

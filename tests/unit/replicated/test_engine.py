@@ -51,16 +51,6 @@ class Times:
         self.asleep()
 
 
-@pytest.fixture
-def kept() -> MemoryRecords:
-    return MemoryRecords()
-
-
-@pytest.fixture
-def times() -> Times:
-    return Times()
-
-
 def engine_of(folder: Path, kept: MemoryRecords, times: Times, timing: Timing = TIMING) -> ReplicatedEngine:
     return ReplicatedEngine(
         folder, lambda: MemoryLog(kept), timing, clock=times, wall_clock=times, sleep=times.sleep, sync=False

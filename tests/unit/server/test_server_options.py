@@ -1,43 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of the server: etcd's names and values, one line for each mistake."""
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from lessor.base import limits
-from lessor.server import command, main
+from lessor.server import command
 from lessor.server.options import OptionError, Options, parse_duration_s, parse_listen_url, parse_retention
 
-
-@pytest.fixture(autouse=True)
-def logger_as_before() -> Iterator[None]:
-    """`lessor serve` sets up the process's logger; other tests in this process want it as it was."""
-    logger = logging.getLogger("lessor")
-    before = logger.handlers, logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate, _ = before
-    logger.setLevel(before[2])
+pytestmark = pytest.mark.usefixtures("logger_as_before")
 
 
 @pytest.fixture
-def options_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Options]:
-    """Runs `lessor serve` with the given words and environment up to the point where a server would be made."""
+def options_of(start: Callable[..., Any]) -> Callable[..., Options]:
+    """The options that `lessor serve` makes of these words and variables."""
 
     def run(*words: str, **environment: str) -> Options:
-        seen: list[Options] = []
-
-        def serve(options: Options, _install_signals: Any) -> int:
-            seen.append(options)
-            return 0
-
-        monkeypatch.setattr(main, "run", serve)
-        result = CliRunner().invoke(command.serve, list(words), env=environment)
+        result, options = start(list(words), environment)
         assert result.exit_code == 0, result.output
-        return seen[0]
+        found: Options = options
+        return found
 
     return run
 

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start lines of etcds of one member serve as they are; what would change a promise is refused."""
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from lessor.server import command, main
-from lessor.server.options import Options
+pytestmark = pytest.mark.usefixtures("logger_as_before")
 
 IDLE = "these flags of etcd have no effect here"
 # What people start: kubeadm's manifest, a container as the etcd documentation runs it, a unit with an environment file
@@ -50,33 +47,6 @@ BITNAMI = {
     "ETCD_LOG_LEVEL": "info",
     "ETCD_FORCE_NEW_CLUSTER": "",
 }
-
-
-@pytest.fixture(autouse=True)
-def logger_as_before() -> Iterator[None]:
-    logger = logging.getLogger("lessor")
-    before = logger.handlers, logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate, _ = before
-    logger.setLevel(before[2])
-
-
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, Options | None]]:
-    """`lessor serve` with these words and variables, up to the point where a server would be made."""
-
-    def run(words: list[str], environment: dict[str, str] | None = None) -> tuple[Result, Options | None]:
-        seen: list[Options] = []
-
-        def serve(options: Options, _signals: Any) -> int:
-            seen.append(options)
-            return 0
-
-        monkeypatch.setattr(main, "run", serve)
-        result = CliRunner().invoke(command.serve, words, env=environment or {})
-        return result, seen[0] if seen else None
-
-    return run
 
 
 @pytest.mark.parametrize("words", [KUBEADM, CONTAINER, ONE_NODE])
