@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
@@ -40,7 +40,6 @@ from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
 from lessor.durable.shared_record import Origin
 from lessor.server import supervisor
-from lessor.server.following.follower import Follower
 from lessor.server.listening import Listening, Sockets
 from lessor.server.loop.bugs import BrokenTurnError
 from lessor.server.loop.committer import Committer
@@ -66,6 +65,9 @@ from lessor.server.transport.speak import speak_to_clients, speak_to_monitors
 from lessor.state.journal import Rows
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import apply, promote, restore
+
+if TYPE_CHECKING:
+    from lessor.server.following.follower import Follower
 
 log = logging.getLogger("lessor")
 
@@ -237,6 +239,9 @@ class Server:
 
     def _stand_by(self) -> None:
         """Begins to follow the server that leads."""
+        # Not at the top: with the client behind it, it would make each start longer by a half.
+        from lessor.server.following.follower import Follower
+
         core = self.core
         self._follower = Follower(
             core,
