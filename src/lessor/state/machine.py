@@ -161,7 +161,7 @@ class StateMachine:
         self.alarms: set[tuple[int, int]] = set()  # (member_id, alarm type) of the raised ones; only requests change it
         self.no_space = False  # whether a NOSPACE alarm is raised
         self.corrupt = False  # whether a CORRUPT alarm is raised
-        self._quota_bytes = self._quota_near = UNLIMITED  # from the second on a txn may be too large
+        self._quota_bytes = self._quota_near = UNLIMITED  # from the second on a write may be too large
         self.on_no_space: Callable[[], None] | None = None  # called when a request has raised the alarm
         self.peer_urls: tuple[str, ...] = ()  # those that the member was given; only name_peer_urls changes them
         # For the metrics: txns of several operations; leases revoked; leases granted, by the bits of their TTL less 1.
@@ -434,7 +434,7 @@ class StateMachine:
         put = kv.read_put(request)
         if self.corrupt or self.no_space:
             raise self._refusal()
-        if self._exceeds_quota(put_cost(put[0], put[1])):
+        if self.counted_bytes >= self._quota_near and self._exceeds_quota(put_cost(put[0], put[1])):
             raise self._beyond_quota()
         kv.verify_put(self.store, self.leases, put)
         rest = kv.do_put(self.store, put)

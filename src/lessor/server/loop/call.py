@@ -150,19 +150,18 @@ class UnaryCall:
 
     def serve(self, request: Message) -> None:
         """Carries the request out. The answer leaves once no crash can take the outcome back."""
-        if self.deadline_s is not None and self._late():
-            self.end_now(errors.DEADLINE_EXCEEDED.error())
-            return
         core = self.core
         counts = self.counts
         took = counts.took
-        if took is not None:
-            self._took = (
-                counts.readonly
-                if counts.readonly is not None and only_reads(request, core.options.max_txn_ops)
-                else took
-            )
-            self._began_s = core.turn.read_clock()
+        if took is not None or self.deadline_s is not None:
+            now_s = core.turn.read_clock()  # once for both: most calls are short, and two looks are a part of them
+            if self.deadline_s is not None and now_s >= self.deadline_s:
+                self.end_now(errors.DEADLINE_EXCEEDED.error())
+                return
+            if counts.readonly is not None and only_reads(request, core.options.max_txn_ops):
+                took = counts.readonly
+            self._took = took
+            self._began_s = now_s
         payload: bytes | EtcdError
         try:
             passed_as: PassedAs | None = None
@@ -292,24 +291,22 @@ class UnaryCall:
         if self.over:
             self.held.dropped()
             return
-        if self.deadline_s is not None and self._late():
+        took = self._took
+        now_s = self.core.turn.read_clock() if took is not None or self.deadline_s is not None else 0.0
+        if self.deadline_s is not None and now_s >= self.deadline_s:
             self.end_now(errors.DEADLINE_EXCEEDED.error())
         elif is_reply:
             self.over = True
             if self._timer is not None:
                 self._timer.cancel()
             self.counts.succeeded.n += 1
-            if self._took is not None:
-                self._took.fine.observe(self.core.turn.read_clock() - self._began_s)
+            if took is not None:
+                took.fine.observe(now_s - self._began_s)
             self._send(payload)
         else:
             self.end_now(payload)
 
     # --- inside ---
-
-    def _late(self) -> bool:
-        """Whether the deadline has come."""
-        return self.deadline_s is not None and self.core.turn.read_clock() >= self.deadline_s
 
     def _out_of_time(self) -> None:
         if self.waiting is not None:  # otherwise the reply is at the gate, and `deliver` checks the deadline
