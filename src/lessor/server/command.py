@@ -166,23 +166,27 @@ def _show_version(context: click.Context, _parameter: click.Parameter, asked: bo
 def serve(context: click.Context, /, **values: Any) -> None:
     """Serve the etcd v3 API from one data directory."""
     foreign: Foreign = context.obj
+    foreign.take_variables(os.environ)
+    overridden: list[str] = []
+    strict = values["strict_flags"]
     try:
         if values["config_file"]:
-            foreign = Foreign()
-            options = parse(foreign.take(config_file.words_of(values["config_file"])))
+            overridden, foreign = foreign.names, Foreign()
+            words = foreign.take(config_file.words_of(values["config_file"]))
+            strict = strict or "--strict-flags=true" in words
+            options = parse(words)
         else:
-            foreign.take_variables(os.environ)
             _refuse_doubles(context)
             options = build(values)
     except OptionError as error:
         raise click.UsageError(str(error)) from None
     complaint = foreign.complaint
-    if complaint is None and values["strict_flags"] and foreign.idle:
+    if complaint is None and strict and foreign.idle:
         complaint = f"{', '.join(foreign.idle)}: without effect; leave it out, or leave out --strict-flags"
     if complaint is not None:
         raise _ForeignFlagsError(complaint)
     logs.set_up(options.log_level, options.log_format)
-    _name_strangers(context, foreign)
+    _name_strangers(context, foreign, overridden)
     signals = _Signals()
     signals.starting()
     from lessor.server.main import run
@@ -215,10 +219,10 @@ def _refuse_doubles(context: click.Context) -> None:
             raise OptionError(f"both {parameter.opts[0]} and {variable} are set; unset one of them")
 
 
-def _name_strangers(context: click.Context, foreign: Foreign) -> None:
+def _name_strangers(context: click.Context, foreign: Foreign, overridden: list[str]) -> None:
     """Logs what is set and has no effect: its operator may believe that it protects the server.
 
-    As in etcd, there is a line for each ETCD_ variable that no flag has.
+    As in etcd, there is a line for each ETCD_ variable that no flag has. `overridden`: flags of etcd beside a file.
     """
     if foreign.idle:
         log.warning("these flags of etcd have no effect here", extra={"flags": ", ".join(foreign.idle)})
@@ -230,6 +234,7 @@ def _name_strangers(context: click.Context, foreign: Foreign) -> None:
             and context.get_parameter_source(parameter.name or "")
             in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
         ]
+        others += overridden
         if others:
             log.warning("with --config-file these flags do not count", extra={"flags": ", ".join(others)})
         return

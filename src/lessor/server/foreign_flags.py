@@ -195,6 +195,11 @@ class Foreign:
             names.append(shown)
 
     @property
+    def names(self) -> list[str]:
+        """Those that were given, whatever becomes of them."""
+        return [*self.idle, *(name for names in self.refused.values() for name in names)]
+
+    @property
     def complaint(self) -> str | None:
         """One line about all that are refused; None when there are none."""
         return "; ".join(f"{', '.join(names)}: {why}" for why, names in self.refused.items()) or None

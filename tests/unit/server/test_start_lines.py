@@ -187,6 +187,28 @@ def test_a_config_file(start: Callable[..., Any], tmp_path: Path) -> None:
     assert '"flags": "--name, --data-dir"' in others
 
 
+def test_flags_of_etcd_beside_a_config_file_do_not_count_and_are_named(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "c.yml"
+    file.write_text("name: n1")
+    words = ["--config-file", str(file), "--unsafe-no-fsync", "--snapshot-count=5"]
+    result, options = start(words, {"ETCD_FORCE_NEW_CLUSTER": "true"})
+    assert (result.exit_code, options.name) == (0, "n1")
+    (line,) = result.output.splitlines()
+    assert "do not count" in line
+    for name in ("--unsafe-no-fsync", "--snapshot-count", "ETCD_FORCE_NEW_CLUSTER"):
+        assert name in line
+
+
+def test_strict_flags_in_a_config_file(start: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "c.yml"
+    file.write_text("strict-flags: true\nsnapshot-count: 5\n")
+    result, options = start(["--config-file", str(file)])
+    assert (result.exit_code, options) == (2, None)
+    assert "snapshot-count: without effect" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
