@@ -16,8 +16,7 @@ from typing import Final
 
 from lessor.base import limits
 
-# Prices of frames, by type, in units; see limits.H2_NEEDLESS_PER_S_MAX. Frames that a call consists of have none, nor
-# have those that a RateLimit counts.
+# Prices of frames, by type, in units; see limits.H2_NEEDLESS_PER_S_MAX. Frames that a call consists of have none.
 FRAME_PRICES: Final = (
     0,  # DATA
     0,  # HEADERS
