@@ -25,6 +25,7 @@ from lessor.durable.engine import DataDirError, EngineError
 from lessor.server import config_file
 from lessor.server.foreign_flags import Foreign, is_foreign
 from lessor.server.observe import logs
+from lessor.server.observe.log_outputs import DEFAULT_ROTATION, parse_log_outputs
 from lessor.server.options import (
     DEFAULT_CLIENT_URL,
     Listen,
@@ -157,6 +158,13 @@ def _show_version(context: click.Context, _parameter: click.Parameter, asked: bo
 )
 @_flag("log-level", default="info", type=click.Choice(logs.LEVELS), help="Least severe messages to log.")
 @_flag("log-format", default="json", type=click.Choice(list(logs.FORMATTERS)), help="Form of a line of the log.")
+@_flag("log-outputs", default="default", help="Where the log goes: default, stderr, stdout, or files, with commas.")
+@_flag("enable-log-rotation", **tls_flags.SWITCH, help="Put the one file of --log-outputs aside when it is large.")
+@_flag(
+    "log-rotation-config-json",
+    default=DEFAULT_ROTATION,
+    help="When: maxsize in MiB; how many files are kept: maxbackups, 0 for all.",
+)
 @_flag("config-file", default="", help="Flags as a YAML file. Other flags and variables do not count then.")
 @_flag("strict-flags", **tls_flags.SWITCH, help="Refuse flags of etcd that would have no effect.")
 @click.option(
@@ -185,7 +193,10 @@ def serve(context: click.Context, /, **values: Any) -> None:
         complaint = f"{', '.join(foreign.idle)}: without effect; leave it out, or leave out --strict-flags"
     if complaint is not None:
         raise _ForeignFlagsError(complaint)
-    logs.set_up(options.log_level, options.log_format)
+    try:
+        logs.set_up(options.log_level, options.log_format, options.log_outputs)
+    except OptionError as error:
+        raise click.UsageError(str(error)) from None
     _name_strangers(context, foreign, overridden)
     signals = _Signals()
     signals.starting()
@@ -285,6 +296,9 @@ def build(values: dict[str, Any]) -> Options:
         tls=tls_flags.read(values, (*listen, *metrics)),
         log_level=values["log_level"],
         log_format=values["log_format"],
+        log_outputs=parse_log_outputs(
+            values["log_outputs"], values["enable_log_rotation"], values["log_rotation_config_json"]
+        ),
         auth_token=values["auth_token"],
         auth_token_ttl_s=values["auth_token_ttl"] or limits.AUTH_TOKEN_TTL_S,
         bcrypt_cost=values["bcrypt_cost"],

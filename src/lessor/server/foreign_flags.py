@@ -36,7 +36,6 @@ _SQLITE = "the data is one SQLite file that needs no such setting"
 _ONE_COPY = "there is no second copy to compare with"
 _SLOW = "/metrics tells how long commits take"
 _ALWAYS = "always so"
-_LOG = "the log goes to standard error; redirect it"
 _TRACING = "there is no tracing; leave it out, /metrics has the figures"
 _ONE_SERVER = "this is one server; several on one log have --engine, see docs/cluster.md"
 
@@ -126,9 +125,6 @@ _RULES: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
         "experimental-warning-unary-request-duration",
     ),
     ("the log is that of zap: `--log-format` chooses its form", _is("zap"), "", "logger"),
-    (_LOG, _is("default", "stderr"), "", "log-outputs"),
-    (_LOG, _off, "enable-log-rotation", ""),
-    (_LOG, _any, "", "log-rotation-config-json"),
     ("write --log-level=debug", _off, "debug", ""),
     (_TRACING, _off, "enable-distributed-tracing experimental-enable-distributed-tracing", ""),
     (_TRACING, _any, "", "distributed-tracing- experimental-distributed-tracing-"),

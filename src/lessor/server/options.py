@@ -7,6 +7,7 @@
 import re
 import ssl
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from lessor.base import limits
@@ -52,6 +53,24 @@ class TlsOptions:
         return self.client_cert_auth or bool(self.trusted_ca_file)
 
 
+class LogRotation(NamedTuple):
+    """When a file of the log is put aside, as NAME.1, and how many of these are kept."""
+
+    size_bytes: int
+    files: int
+
+
+class LogOutputs(NamedTuple):
+    """Where the log goes. `streams`: stderr, stdout; `rotation`: that of the one file."""
+
+    streams: tuple[str, ...] = ("stderr",)
+    files: tuple[str, ...] = ()
+    rotation: LogRotation | None = None
+
+
+LOG_TO_STDERR = LogOutputs()
+
+
 @dataclass(frozen=True)
 class Options:
     """All that can be set. Units are in the names."""
@@ -72,6 +91,7 @@ class Options:
     tls: TlsOptions = field(default_factory=TlsOptions)
     log_level: str = "info"
     log_format: str = "json"  # or "console"
+    log_outputs: LogOutputs = LOG_TO_STDERR
     auth_token: str = "simple"  # or "jwt" and its settings, with commas
     auth_token_ttl_s: int = limits.AUTH_TOKEN_TTL_S  # of simple tokens
     bcrypt_cost: int = limits.BCRYPT_COST

@@ -84,7 +84,6 @@ def test_environments_of_one_member(start: Callable[..., Any], environment: dict
         (["--enable-v2"], "--enable-v2: there is no API of version 2"),
         (["--cors=https://a"], "--cors: pages of any origin may ask"),
         (["--enable-grpc-gateway=false"], "--enable-grpc-gateway: each port serves JSON too"),
-        (["--log-outputs=stdout"], "--log-outputs: the log goes to standard error"),
         (["--enable-distributed-tracing"], "there is no tracing"),
         (["--wal-dir=/w", "--proxy=on", "--unsafe-no-fsync"], "/dev/shm)"),
     ],

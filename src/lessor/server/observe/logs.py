@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured logs on standard error: a JSON object per line, with etcd's field names, or the form for people to read.
+"""Structured logs: a JSON object per line, with etcd's field names, or the form for people to read.
 
 Laws
 - A line holds printable characters only, whatever a client has named itself: any other character is written as JSON
@@ -18,6 +18,8 @@ from typing import Any
 from lessor.base import limits
 from lessor.base.clock import Clock, MonotonicClock
 from lessor.base.printable import escape_unprintable
+from lessor.server.observe.log_outputs import handlers
+from lessor.server.options import LOG_TO_STDERR, LogOutputs
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 LEVELS = ("debug", "info", "warn", "error", "panic", "fatal")
@@ -111,16 +113,17 @@ class Sparing:
         return left_out
 
 
-def set_up(level: str, form: str = "json") -> None:
-    """Sends the records of the `lessor` logger from `level` (one of LEVELS) upwards to standard error.
+def set_up(level: str, form: str = "json", outputs: LogOutputs = LOG_TO_STDERR) -> None:
+    """Sends the records of the `lessor` logger from `level` (one of LEVELS) upwards to the outputs.
 
-    `form`: one of FORMATTERS.
+    `form`: one of FORMATTERS. Raises OptionError for a file that cannot be opened.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(FORMATTERS[form]())
+    made = handlers(outputs)
+    for handler in made:
+        handler.setFormatter(FORMATTERS[form]())
     for name in _LOGGERS:
         logger = logging.getLogger(name)
-        logger.handlers = [handler]
+        logger.handlers = list(made)
         logger.propagate = False
     least = {"warn": "WARNING", "panic": "CRITICAL", "fatal": "CRITICAL"}.get(level, level.upper())
     logging.getLogger("lessor").setLevel(least)
