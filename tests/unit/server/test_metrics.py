@@ -60,3 +60,17 @@ def test_a_histogram_adds_up_and_ends_with_all() -> None:
         'h_sum{a="b"} 10.5',
         'h_count{a="b"} 3',
     ]
+
+
+def test_a_value_that_is_added_in_place_counts_as_one_that_is_observed() -> None:
+    observed, in_place = Histogram((0.001, 0.01)), Histogram((0.001, 0.01))
+    for value in (0.0005, 0.001, 0.005, 7.0):
+        observed.observe(value)
+        if value <= in_place.first:
+            in_place.least += 1
+            in_place.sum += value
+        else:
+            in_place.observe(value)
+    assert in_place.least == 2
+    assert (in_place.buckets(), in_place.count, in_place.sum) == (observed.buckets(), observed.count, observed.sum)
+    assert observed.buckets() == [("0.001", 2), ("0.01", 3), ("+Inf", 4)]

@@ -268,7 +268,12 @@ class UnaryCall:
         ranges = self.counts.ranges
         if ranges is not None and self._took is not None:
             made_s = turn.read_clock() - self._began_s
-            (ranges.fine if isinstance(payload, bytes) else ranges.failed).observe(made_s)
+            histogram = ranges.fine if isinstance(payload, bytes) else ranges.failed
+            if made_s <= histogram.first:
+                histogram.least += 1
+                histogram.sum += made_s
+            else:
+                histogram.observe(made_s)
         if isinstance(payload, bytes):
             self.held.size_bytes += len(payload)
         turn.after_everything(self, payload)
@@ -301,7 +306,13 @@ class UnaryCall:
                 self._timer.cancel()
             self.counts.succeeded.n += 1
             if took is not None:
-                took.fine.observe(now_s - self._began_s)
+                took_s = now_s - self._began_s
+                fine = took.fine
+                if took_s <= fine.first:
+                    fine.least += 1
+                    fine.sum += took_s
+                else:
+                    fine.observe(took_s)
             self._send(payload)
         else:
             self.end_now(payload)
