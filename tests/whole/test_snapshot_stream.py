@@ -17,7 +17,7 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.client import AsyncClient, ServerError, run
-from lessor.durable import tables
+from lessor.durable import view
 from lessor.durable.engine import EngineError
 from lessor.durable.file_engine import FileEngine
 from lessor.server.services import snapshot
@@ -149,7 +149,7 @@ def test_a_peer_that_goes_away_takes_the_copy_along(tmp_path: Path, kind: str) -
 
 
 def test_the_copy_for_a_peer_that_goes_away_is_not_finished(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(tables, "STOP_LOOK_STEPS", 10)
+    monkeypatch.setattr(view, "STOP_LOOK_STEPS", 10)
     engine = SlowEngine(tmp_path)
     with in_process(tmp_path, engine=engine) as server:
         host, _, port = server.address.partition(":")
