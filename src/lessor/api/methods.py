@@ -15,12 +15,6 @@ from google.protobuf.message import Message
 
 from lessor.api.proto import election_pb2, following_pb2, health_pb2, leases_pb2, lock_pb2, rpc_pb2
 
-# Names the form of the file in the metadata of a call of Maintenance/Snapshot. An etcd does not know it.
-SNAPSHOT_FORMAT_FIELD = "lessor-snapshot-format"
-ETCD_FORMAT = "etcd"  # without the field, too
-LESSOR_FORMAT = "lessor"
-SNAPSHOT_FORMATS = (ETCD_FORMAT, LESSOR_FORMAT)
-
 # By "<Service>/<Method>": routes below the /v3 prefix, first the one to show to people.
 _ROUTES: dict[str, tuple[str, ...]] = {
     "KV/Range": ("/kv/range",),

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lessor snapshot`: save, status, restore. `save` is etcdctl's, the other two work on files as etcdutl's do.
 
+`save` asks for Lessor's own form, from which the very same server comes back, and takes etcd's from a server that is no
+Lessor. `--format` insists on one of them.
+
 A snapshot is saved under another name first. It gets its own name when it is whole: its checksum is right, and the disk
 has it.
 """
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from lessor.base import snapshot_forms
 from lessor.cli import printing
 from lessor.cli.asking import ask
 from lessor.cli.failure import BAD_ARGS, ERROR, INTERRUPTED, Failure
@@ -27,12 +31,23 @@ if TYPE_CHECKING:
 
 file_argument = click.argument("args", nargs=-1, metavar="FILE")
 CHECKSUM_BYTES = 32
+_SQLITE = b"SQLite format 3\0"  # what a file of Lessor's own form begins with
+_OTHER_FORM = {  # by what the server has sent
+    snapshot_forms.ETCD: "the server is no Lessor and has etcd's form only: leave --format out, or take --format etcd",
+    snapshot_forms.LESSOR: "the server is a Lessor that has its own form only: upgrade it, or take --format lessor",
+}
 
 
 @click.command("save", cls=Command)
 @file_argument
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(snapshot_forms.FORMS),
+    help="For `lessor snapshot restore` (lessor) or `etcdutl snapshot restore` (etcd).  [default: lessor]",
+)
 @click.pass_context
-def save(ctx: click.Context, args: tuple[str, ...]) -> None:
+def save(ctx: click.Context, args: tuple[str, ...], form: str | None) -> None:
     """Save a copy of a server's data to a file."""
     from lessor.durable.file_kind import irregular
 
@@ -56,7 +71,7 @@ def save(ctx: click.Context, args: tuple[str, ...]) -> None:
     try:
         with file:
             part.chmod(0o600)  # values may be secrets
-            version = ask(settings, lambda client: _receive(client, file))
+            version = ask(settings, lambda client: _receive(client, file, form))
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, args[0])
@@ -67,12 +82,18 @@ def save(ctx: click.Context, args: tuple[str, ...]) -> None:
     printing.write(f"Snapshot saved at {args[0]}\nServer version {version}\n".encode())
 
 
-async def _receive(client: "AsyncClient", file: BinaryIO) -> str:
-    """Writes what the server sends; returns the version of its data. Failure when the checksum does not match."""
+async def _receive(client: "AsyncClient", file: BinaryIO, form: str | None) -> str:
+    """Writes what the server sends; returns the version of its data.
+
+    Failure when the checksum does not match, or it is not of the form. None: any form, Lessor's own if there is one.
+    """
     digest = hashlib.sha256()
     tail, version = b"", ""
-    async with aclosing(client.snapshot()) as replies:
+    async with aclosing(client.snapshot(form=form or snapshot_forms.LESSOR)) as replies:
         first = await anext(replies)
+        sent = snapshot_forms.LESSOR if first.blob.startswith(_SQLITE) else snapshot_forms.ETCD
+        if form not in (None, sent):
+            raise Failure(BAD_ARGS, _OTHER_FORM[sent])
         with progress("saving", first.remaining_bytes + len(first.blob)) as done:
             reply: rpc.SnapshotResponse | None = first
             while reply is not None:

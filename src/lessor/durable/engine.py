@@ -303,7 +303,7 @@ class Engine(Protocol):
         ...
 
     def stop_backups(self) -> None:
-        """Ends backups and views under way, and those still to come, with `EngineError`, soon. May be called from any thread."""
+        """Ends backups and views under way, and those still to come, with `EngineError`, soon. From any thread."""
         ...
 
     def make_anew(self, error: DamagedError) -> Meta:

@@ -29,9 +29,7 @@ from lessor.state.journal import AlarmRow, EventRow
 
 STOP_LOOK_STEPS: Final = 20_000  # of SQLite's machine, a millisecond or so, after which a reader looks whether to stop
 
-_EVENTS: Final = (
-    "SELECT revision, sub, key, value, create_revision, version, lease FROM event ORDER BY revision, sub"
-)
+_EVENTS: Final = "SELECT revision, sub, key, value, create_revision, version, lease FROM event ORDER BY revision, sub"
 _DEAD: Final = (
     "SELECT revision, sub FROM ("
     "SELECT revision, sub, value IS NULL AS gone, lead(1, 1, 0) OVER (PARTITION BY key ORDER BY revision, sub) AS older"

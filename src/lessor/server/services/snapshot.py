@@ -12,8 +12,9 @@ Laws
   with SNAPSHOT_NOT_READ, and the log says so. When all places are taken, a new call gets the place of the peer that has
   made no progress for longest, if that is SNAPSHOT_YIELD_S. Time in which the server stood still does not count.
 
-The file is etcd's: its `etcdutl snapshot restore` takes it. A caller who names SNAPSHOT_FORMAT_FIELD in the call's metadata gets
-the tables themselves, SQLite's file, from which `lessor snapshot restore` makes the very same server.
+The file is etcd's: its `etcdutl snapshot restore` takes it. A caller who asks for Lessor's own form in the
+call's metadata (base/snapshot_forms.py) gets the tables themselves, SQLite's file, from which `lessor snapshot restore`
+makes the very same server.
 
 A stream is the file in pieces of PIECE_BYTES. Each has the number of bytes that follow it. The last piece is the
 SHA-256 of the file, which `remaining_bytes` does not count.
@@ -28,10 +29,9 @@ from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
 
-from lessor.api.methods import ETCD_FORMAT, LESSOR_FORMAT, SNAPSHOT_FORMAT_FIELD, SNAPSHOT_FORMATS
 from lessor.api.proto import rpc_pb2
 from lessor.api.version import ETCD_VERSION
-from lessor.base import errors, limits
+from lessor.base import errors, limits, snapshot_forms
 from lessor.base.errors import Code, EtcdError
 from lessor.durable.engine import EngineError
 from lessor.server.loop.bugs import as_answer
@@ -58,7 +58,7 @@ class SnapshotStream:
         self._core = core
         self._snapshots = snapshots
         self._call = call
-        self._format = (call.metadata(SNAPSHOT_FORMAT_FIELD.encode()) or b"").decode("latin-1") or ETCD_FORMAT
+        self._format = (call.metadata(snapshot_forms.FIELD.encode()) or b"").decode("latin-1") or snapshot_forms.ETCD
         self._begun = False
         self._over = False
         self.stalled_s = 0.0  # how long the peer has not taken what waits for it; 0 while the server is at work
@@ -88,9 +88,9 @@ class SnapshotStream:
         if self._begun:
             return
         self._begun = True
-        if self._format not in SNAPSHOT_FORMATS:
-            known = ", ".join(SNAPSHOT_FORMATS)
-            raise EtcdError(Code.INVALID_ARGUMENT, f"{SNAPSHOT_FORMAT_FIELD}: not a format of snapshots: {known} are")
+        if self._format not in snapshot_forms.FORMS:
+            known = ", ".join(snapshot_forms.FORMS)
+            raise EtcdError(Code.INVALID_ARGUMENT, f"{snapshot_forms.FIELD}: not a format of snapshots: {known} are")
         snapshots, metrics = self._snapshots, self._core.metrics
         if metrics.snapshots >= limits.SNAPSHOTS_MAX:
             _make_room(snapshots, metrics.shortages)
@@ -125,7 +125,7 @@ class SnapshotStream:
     def _copying(self, snapshots: Snapshots) -> Callable[[], BinaryIO]:
         """What makes the file, in a thread."""
         engine, folder = snapshots.engine, snapshots.data_dir
-        if self._format == LESSOR_FORMAT:
+        if self._format == snapshot_forms.LESSOR:
             path = folder / NAME.format(uuid.uuid4().hex)
             return partial(copy, engine, path, lambda: self._over)
         core = self._core
