@@ -127,8 +127,7 @@ class Tree:
         while True:
             branch = self._branches[level]
             if level == len(self._branches) - 1:
-                only = branch.only()
-                return branch.write() if only is None else only
+                return branch.write()
             first, number = branch.first, branch.write()
             self._branches[level + 1].add(first, number)
             self._go_up(level + 1)
@@ -165,13 +164,12 @@ class Tree:
 
 
 class _Branch:
-    """The unfinished page of one level. It never has a single child, but when its level has no other page."""
+    """The unfinished page of one level. In the end every page has two children at least."""
 
     def __init__(self, writer: FileWriter) -> None:
         self._writer = writer
         self._children: list[tuple[bytes, int]] = []
         self._size = HEADER_BYTES
-        self._written = False
 
     @property
     def full(self) -> bool:
@@ -182,10 +180,6 @@ class _Branch:
     def first(self) -> bytes:
         return self._children[0][0]
 
-    def only(self) -> int | None:
-        """The child, if the level has only one."""
-        return self._children[0][1] if len(self._children) == 1 and not self._written else None
-
     def add(self, key: bytes, number: int) -> None:
         self._children.append((key, number))
         self._size += BRANCH_ELEMENT.size + len(key)
@@ -195,7 +189,6 @@ class _Branch:
         kept = self._children[-2:]
         del self._children[-2:]
         first, number = self.first, self.write()
-        self._written = True
         self._children, self._size = [], HEADER_BYTES
         for key, child in kept:
             self.add(key, child)
