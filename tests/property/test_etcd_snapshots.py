@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A snapshot of any history, in etcd's form, says what an etcd would have in its file: read back by a reader of its own.
+"""A snapshot of any history, in etcd's form, says what an etcd would have in its file. Read by a reader of its own.
 
 What is expected comes from a book that keeps every change for ever, and from the definition of a compaction.
 """

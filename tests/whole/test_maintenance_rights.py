@@ -81,8 +81,8 @@ def test_a_snapshot_holds_everything_and_is_roots_alone(tmp_path: Path) -> None:
     with in_process(tmp_path, "--bcrypt-cost=4") as server:
         run(set_up(server.address))
         for user, text in ((None, "user name is empty"), ("guest", "permission denied")):
-            with pytest.raises(ServerError, match=text):
-                for form in ("etcd", "lessor"):
+            for form in ("etcd", "lessor"):
+                with pytest.raises(ServerError, match=text):
                     run(snapshot(server.address, user, form))
         assert run(snapshot(server.address, "root", "lessor")).startswith(b"SQLite format 3")
         assert run(snapshot(server.address, "root", "etcd"))[16:20] == MAGIC.to_bytes(4, "little")

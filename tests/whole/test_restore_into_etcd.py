@@ -66,7 +66,7 @@ class Restored(EtcdServer):
 
 
 async def history(address: str) -> None:
-    """Keys put, put again, deleted, put on leases, in one txn; a compaction in the middle of it; values of all sizes."""
+    """Keys put, put again, deleted, put on leases, in one txn; a compaction in the middle; values of all sizes."""
     async with AsyncClient(address) as client:
         for lease_id, ttl_s in ((LEASE, 600), (LONG_LEASE, 5_000)):
             await client.call("/etcdserverpb.Lease/LeaseGrant", rpc.LeaseGrantRequest(ID=lease_id, TTL=ttl_s))
