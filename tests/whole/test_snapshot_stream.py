@@ -6,6 +6,8 @@ import json
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ import pytest
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
+from lessor.base.errors import Code
 from lessor.client import AsyncClient, ServerError, run
 from lessor.durable import view
 from lessor.durable.engine import EngineError, Loaded
@@ -98,6 +101,19 @@ def test_a_snapshot_is_whole_and_leaves_nothing(tmp_path: Path, form: str) -> No
         assert data[-32:] == hashlib.sha256(data[:-32]).digest()
         assert data.count(BIG[:3000]) >= 2
         eventually(lambda: idle(server, tmp_path))
+
+
+def test_another_form_is_refused_with_the_names_of_those_there_are(tmp_path: Path) -> None:
+    text = "lessor-snapshot-format: not a format of snapshots: lessor, etcd are"
+    with in_process(tmp_path) as server:
+        with pytest.raises(ServerError, match=f"^{text}$") as caught:
+            run(save(server.address, "tar"))
+        assert caught.value.code is Code.INVALID_ARGUMENT
+        headers = {"Grpc-Metadata-Lessor-Snapshot-Format": "tar"}
+        request = urllib.request.Request(f"{server.client_url}/v3/maintenance/snapshot", b"{}", headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=10)
+        assert json.loads(refused.value.read())["message"] == text
 
 
 @both_forms
