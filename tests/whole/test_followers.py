@@ -22,17 +22,14 @@ import pytest
 from wsproto import events
 
 from lessor.api.methods import BY_PATH
-from lessor.api.proto import following_pb2, mvcc_pb2
+from lessor.api.proto import following_pb2
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.base import limits, snapshot_forms
-from lessor.base.errors import Code
+from lessor.base import limits
 from lessor.cluster.proof import proof, reader_answer
-from lessor.durable import snapshot_file
 from lessor.replicated.engine import ReplicatedEngine
 from lessor.server.following.follower import Follower
 from lessor.testing.server import InProcessServer
 from lessor.testing.virtual_clock import VirtualClock
-from tests import bolt
 from tests.conformance.grpc_peer import Failure, GrpcPeer
 from tests.conformance.websocket_peer import WebSocketPeer
 from tests.memory_log import MemoryLog, MemoryRecords
@@ -538,41 +535,6 @@ def posted(server: InProcessServer, path: str, asked: Any, headers: dict[str, st
 
 def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-@pytest.mark.parametrize("protocol", ["gRPC", "JSON"])
-def test_a_follower_gives_a_snapshot_of_what_the_leader_has_written(tmp_path: Path, protocol: str) -> None:
-    with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as other, GrpcPeer(follower.address) as peer:
-        for number in range(20):
-            written: Any = other.call(put(b"k%d" % number, b"v"))
-        eventually(lambda: revision_of(follower) == written.header.revision)
-        if protocol == "gRPC":
-            stub = peer.channel.unary_stream(
-                "/etcdserverpb.Maintenance/Snapshot", None, rpc.SnapshotResponse.FromString
-            )
-            blobs = [reply.blob for reply in stub(b"", timeout=20)]
-            ours = [
-                reply.blob for reply in stub(b"", timeout=20, metadata=((snapshot_forms.FIELD, snapshot_forms.LESSOR),))
-            ]
-        else:
-            blobs, ours = (
-                [
-                    base64.b64decode(line["result"].get("blob", ""))
-                    for line in posted(follower, "/v3/maintenance/snapshot", {}, headers)
-                ]
-                for headers in ({}, {f"Grpc-Metadata-{snapshot_forms.FIELD}": snapshot_forms.LESSOR})
-            )
-        assert follower.call(lambda: follower.server.core.metrics.handled[SNAPSHOT, Code.OK].n) == 2
-        assert leader.call(lambda: leader.server.core.metrics.started[SNAPSHOT].n) == 0  # answered here
-    expected = [b"k%d" % number for number in range(20)]
-    rows = bolt.buckets(b"".join(blobs)[:-32])[b"key"]
-    assert [mvcc_pb2.KeyValue.FromString(value).key for _, value in rows] == expected
-    saved = tmp_path / "saved.db"
-    saved.write_bytes(b"".join(ours))
-    snapshot_file.check(saved)
-    with contextlib.closing(sqlite3.connect(saved)) as tables:
-        keys = [key for (key,) in tables.execute("SELECT key FROM event ORDER BY revision")]
-    assert keys == expected
 
 
 def test_digests_at_a_follower_are_those_of_the_leader_in_both_protocols(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ async def goes_on(address: str) -> None:
 
 async def set_up_auth(address: str) -> None:
     permission = auth_pb2.Permission(key=b"k", range_end=b"l")
-    permission.permType = auth_pb2.Permission.READWRITE  # type: ignore[assignment]
+    permission.permType = auth_pb2.Permission.READWRITE
     nobody = auth_pb2.UserAddOptions(no_password=True)
     async with AsyncClient(address) as client:
         await client.put(b"k", b"1")

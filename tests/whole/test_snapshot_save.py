@@ -51,6 +51,18 @@ def test_lessors_own_form_unless_etcds_is_asked_for(tmp_path: Path) -> None:
             assert path.read_bytes().startswith(SQLITE) is not etcds
 
 
+def test_the_same_server_comes_back_from_lessors_own_form(tmp_path: Path) -> None:
+    with in_process(tmp_path / "data") as server:
+        run(put(server.address))
+        identity = server.call(lambda: server.server.core.machine.identity.cluster_id)
+        assert save(server.address, tmp_path / "saved.db").returncode == 0
+    for words in (("status",), ("restore", "--data-dir", str(tmp_path / "new"))):
+        command = [sys.executable, "-m", "lessor", "snapshot", *words, str(tmp_path / "saved.db")]
+        subprocess.run(command, capture_output=True, check=True)
+    with in_process(tmp_path / "new") as server:
+        assert server.call(lambda: server.server.core.machine.identity.cluster_id) == identity
+
+
 def test_from_an_etcd_its_own_form_comes(etcd: EtcdServer, tmp_path: Path) -> None:
     for flags in ((), ("--format", "etcd")):
         path = tmp_path / "saved.db"
