@@ -16,7 +16,7 @@ one at once.
 A crash may spoil the meta that was written last; the other one is the state before it, whole. So that one counts then,
 as bbolt has it, and `one_meta` says so.
 
-Does not do: opening files, SHA-256, the meaning of keys and values (backend.py); the list of free pages is not looked
+Does not do: opening files, SHA-256, the meaning of keys and values (content.py); the list of free pages is not looked
 at, because nothing depends on it.
 """
 

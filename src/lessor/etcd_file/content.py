@@ -16,6 +16,7 @@ there. It is no change of a key, and is left out: the revision is that of the co
 Does not do: pages (reader.py); raft's log, in which the newest changes of a crashed etcd may be alone; members.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -27,6 +28,7 @@ from lessor.base.revision import FIRST_REVISION, NOTHING_COMPACTED
 from lessor.etcd_file import layout
 from lessor.etcd_file.reader import BoltFile, EtcdFileError, Pair
 
+_VERSION: Final = re.compile(rb"(\d{1,4})\.(\d{1,4})\.[\w.+-]{1,64}", re.ASCII)
 NEWEST_KNOWN: Final = (3, 7)  # etcd's version, whose buckets and rows are known
 _COUNT_MAX: Final = 2**62  # of revisions, indexes, terms: far from where sums leave 64 bits
 _ROW: Final = layout.REVISION_KEY.size
@@ -60,7 +62,7 @@ class SavedRole(NamedTuple):
     permissions: tuple[tuple[bytes, bytes, int], ...]  # key, range_end, type; as in requests
 
 
-class Backend:
+class Content:
     """The content of one file. Raises EtcdFileError wherever something is read."""
 
     def __init__(self, file: BoltFile) -> None:
@@ -167,10 +169,10 @@ def _version(value: bytes) -> str:
     """A version as text. Raises for one that is newer than those whose form is known; b"" is none."""
     if not value:
         return ""
-    major, minor, *_ = [*value.split(b"."), b"", b""]
-    if not (value.isascii() and value.decode().isprintable() and major.isdigit() and minor.isdigit()):
+    parts = _VERSION.fullmatch(value)
+    if parts is None:
         raise EtcdFileError("a version in bucket `meta` or `cluster` is none")
-    if (int(major), int(minor)) > NEWEST_KNOWN:
+    if (int(parts[1]), int(parts[2])) > NEWEST_KNOWN:
         known = ".".join(map(str, NEWEST_KNOWN))
         raise EtcdFileError(
             f"written by etcd {value.decode()}, and up to {known} is known: take it from there with `etcdutl migrate "
