@@ -96,7 +96,7 @@ def saved(server: EtcdServer, path: Path) -> Path:
     etcdctl = (etcd_binary() or Path()).with_name("etcdctl")
     if etcdctl.exists():
         user = f"--user={ROOT}:{ROOT_PASSWORD}"
-        command = [etcdctl, "--endpoints", server.address, user, "snapshot", "save", path]
+        command = [str(etcdctl), "--endpoints", server.address, user, "snapshot", "save", str(path)]
         subprocess.run(command, capture_output=True, check=True, timeout=60)
     else:
         lessor(

@@ -30,7 +30,7 @@ from lessor.durable.engine import DataDirError
 from lessor.durable.opening import Connector
 from lessor.durable.snapshot_file import CHECKSUM_BYTES, Progress, digest_of
 from lessor.etcd_file import layout
-from lessor.etcd_file.content import Content
+from lessor.etcd_file.content import Content, NewerEtcdError
 from lessor.etcd_file.crc32c import Crc32c
 from lessor.etcd_file.reader import BoltFile, EtcdFileError, ReadAt
 from lessor.state.journal import AuthRows
@@ -109,6 +109,8 @@ def _opened(path: Path, *, needs_checksum: bool, skip_checksum: bool, progress: 
                 _check(path, file, data_bytes, has_checksum, needs_checksum)
             read_at = _reading(file.fileno(), progress)
             yield _File(lambda: BoltFile(read_at, data_bytes), has_checksum)
+    except NewerEtcdError as error:
+        raise DataDirError(f"{path}: {error}") from None
     except EtcdFileError as error:
         raise DataDirError(f"{path}: a data file of etcd that cannot be read ({error}): take another copy") from None
     except OSError as error:

@@ -38,11 +38,17 @@ def check(path: Path, *, skip_checksum: bool = False) -> int:
     try:
         kind = file_kind.irregular(path, follow=True)
         if kind:
-            raise DataDirError(f"{path}: {kind}, not a file: name a file that `lessor snapshot save` has made")
+            raise DataDirError(f"{path}: {kind}, not a file: {_what_to_name(path)}")
         with path.open("rb") as file:
             return _check(path, file, skip_checksum)
     except OSError as error:
         raise DataDirError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _what_to_name(path: Path) -> str:
+    if (path / directory.ETCD_DATABASE).is_file():
+        return f"of that etcd, when it is stopped, name {path / directory.ETCD_DATABASE}, with --skip-hash-check"
+    return "name a file that `lessor snapshot save` or `etcdctl snapshot save` has made"
 
 
 def _check(path: Path, file: BinaryIO, skip_checksum: bool) -> int:

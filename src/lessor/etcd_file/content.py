@@ -62,6 +62,10 @@ class SavedRole(NamedTuple):
     permissions: tuple[tuple[bytes, bytes, int], ...]  # key, range_end, type; as in requests
 
 
+class NewerEtcdError(EtcdFileError):
+    """The file is of an etcd whose rows may mean something else. The message says what to do."""
+
+
 class Content:
     """The content of one file. Raises EtcdFileError wherever something is read."""
 
@@ -75,6 +79,7 @@ class Content:
         meta = dict(self._rows(layout.META_BUCKET))
         cluster = dict(self._rows(layout.CLUSTER))
         self.storage_version = _version(meta.get(layout.STORAGE_VERSION, b""))  # "" before 3.6
+        _refuse_newer(self.storage_version)
         self.cluster_version = _version(cluster.get(layout.CLUSTER_VERSION, b""))  # "" in a cluster that is just begun
         self.index = _number(meta.get(layout.CONSISTENT_INDEX), layout.META_BUCKET)  # of raft; 0 when there is none
         self.term = _number(meta.get(layout.TERM), layout.META_BUCKET)  # of raft; 0 before 3.5
@@ -86,7 +91,10 @@ class Content:
         self.users = [_user(*row) for row in self._rows(layout.AUTH_USERS)]
         self.roles = [_role(*row) for row in self._rows(layout.AUTH_ROLES)]
         auth = dict(self._rows(layout.AUTH))
-        self.auth_enabled = auth.get(layout.AUTH_ENABLED) == layout.AUTH_ON
+        switch = auth.get(layout.AUTH_ENABLED, layout.AUTH_OFF)
+        if switch not in (layout.AUTH_ON, layout.AUTH_OFF):
+            raise EtcdFileError("the switch in bucket `auth` is neither on nor off")
+        self.auth_enabled = switch == layout.AUTH_ON
         self.auth_revision = max(1, _number(auth.get(layout.AUTH_REVISION), layout.AUTH))
         self.alarms = sorted({_alarm(key) for key, _ in self._rows(layout.ALARM)})  # types; one may be of many members
 
@@ -166,19 +174,21 @@ def _number(value: bytes | None, bucket: bytes) -> int:
 
 
 def _version(value: bytes) -> str:
-    """A version as text. Raises for one that is newer than those whose form is known; b"" is none."""
-    if not value:
-        return ""
-    parts = _VERSION.fullmatch(value)
-    if parts is None:
+    """A version as text; b"" is none."""
+    if value and not _VERSION.fullmatch(value):
         raise EtcdFileError("a version in bucket `meta` or `cluster` is none")
-    if (int(parts[1]), int(parts[2])) > NEWEST_KNOWN:
+    return value.decode()
+
+
+def _refuse_newer(version: str) -> None:
+    """Raises for a version that is newer than those whose form is known."""
+    parts = _VERSION.fullmatch(version.encode())
+    if parts is not None and (int(parts[1]), int(parts[2])) > NEWEST_KNOWN:
         known = ".".join(map(str, NEWEST_KNOWN))
-        raise EtcdFileError(
-            f"written by etcd {value.decode()}, and up to {known} is known: take it from there with `etcdutl migrate "
+        raise NewerEtcdError(
+            f"written by etcd {version}, and up to {known} is known: take it from there with `etcdutl migrate "
             f"--target-version {known}`"
         )
-    return value.decode()
 
 
 def _name(key: bytes, name: bytes, bucket: bytes) -> str:

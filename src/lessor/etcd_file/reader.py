@@ -9,9 +9,9 @@ Laws
 - Memory holds one page at a time of each level, and one value. A long page is read piece by piece.
 
 Theory of operation. bbolt writes what is in a page without gaps: the elements, and behind them their keys and values in
-the same order. The reader insists on that, on the order of the keys over the whole bucket, and on each branch key being
-no greater than its child's first key. So a changed number of elements, position, size or page is found, though not each
-one at once.
+the same order. The reader insists on that, on the order of the keys over the whole bucket, on each branch key being no
+greater than its child's first key, and on there being no empty page. So a changed number of elements, position, size or
+page is found, though not each one at once.
 
 A crash may spoil the meta that was written last; the other one is the state before it, whole. So that one counts then,
 as bbolt has it, and `one_meta` says so.
@@ -124,6 +124,8 @@ class BoltFile:
             raise EtcdFileError(f"its pages have {page_bytes} bytes")
         if pages * page_bytes > self._size:
             raise EtcdFileError(f"it has {self._size} bytes of {pages * page_bytes}: it was cut short")
+        if self._size % page_bytes:
+            raise EtcdFileError(f"it has {self._size} bytes, and pages of {page_bytes}: it was cut short")
         if not _FIRST_PAGE <= root < pages:
             raise EtcdFileError(f"its root is page {root} of {pages}")
 
@@ -158,11 +160,15 @@ class BoltFile:
             raise EtcdFileError("a bucket within a page is no leaf")
         page = _Page(0, BUCKET.size, len(value), flags, count)
         last: bytes | None = None
+        end = BUCKET.size + PAGE_HEADER.size
         for element in _leaf(page, lambda start, size: value[start : start + size]):
             if last is not None and element[0] <= last:
                 raise EtcdFileError("the keys of a bucket within a page are out of order")
             last = element[0]
+            end += LEAF_ELEMENT.size + len(last) + len(element[1])
             yield element
+        if end != len(value):
+            raise EtcdFileError("a bucket within a page has more bytes than rows")
 
     # --- trees ------------------------------------------------------------------------------------------------------
 
@@ -182,7 +188,7 @@ class BoltFile:
                     raise EtcdFileError(f"its tree has more than {_LEVELS_MAX} levels")
                 levels.append(iter(_children(page, read, least)))
                 continue
-            if not page.elements and number != root:
+            if not page.elements:  # an empty bucket has no page of its own
                 raise EtcdFileError(f"page {number} is empty")
             for element in _leaf(page, read):
                 key = element[0]
