@@ -11,69 +11,31 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lessor.client import AsyncClient, ServerError, run
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
-from tests.conformance.server_process import ServerProcess
 from tests.etcd_data import REVISIONS, ROOT, ROOT_PASSWORD, fill, fill_again
 from tests.etcd_files import NAMES, expected, unpacked
 from tests.observed import observe, remaining, watch_from
+from tests.restored_server import RestoredServer, comparable, lessor
 
 pytestmark = pytest.mark.slow
 
 AUTH = (ROOT, ROOT_PASSWORD)
 
 
-class RestoredServer(ServerProcess):
-    """A Lessor on a data directory that `lessor snapshot restore` makes first."""
-
-    min_lease_ttl_s = 2
-    ready_page = "version"
-
-    def __init__(self, path: Path, *flags: str) -> None:
-        super().__init__()
-        self._path = path
-        self._flags = flags
-        self.said = ""
-
-    def __enter__(self) -> "RestoredServer":
-        self.folder = Path(tempfile.mkdtemp(prefix="restored-"))
-        try:
-            command = ["snapshot", "restore", str(self._path), "--data-dir", str(self.data_dir), *self._flags]
-            self.said = lessor(*command)
-            self.start_again()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def command(self) -> list[str]:
-        urls = [f"--listen-client-urls={self.client_url}", f"--advertise-client-urls={self.client_url}"]
-        return [sys.executable, "-m", "lessor", "serve", f"--data-dir={self.data_dir}", *urls]
-
-
-def lessor(*args: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "lessor", *args], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def comparable(seen: dict[str, Any]) -> dict[str, Any]:
-    """Without what etcd 3.6 and newer show of role root, which may do everything without a permission of its own."""
-    seen["auth"]["roles"].pop("root", None)
-    return seen
+def restored(path: Path, *flags: str) -> RestoredServer:
+    return RestoredServer("snapshot", "restore", str(path), *flags)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_clients_see_what_they_saw_of_that_etcd(name: str, tmp_path: Path) -> None:
     path = unpacked(name, tmp_path)
-    with RestoredServer(path) as server:
+    with restored(path) as server:
         seen = run(observe(server.address, REVISIONS, *AUTH))
         left = run(remaining(server.address, *AUTH))
     assert comparable(seen) == comparable(expected(name)["seen"])
@@ -115,7 +77,7 @@ def test_an_etcd_of_now_is_restored_and_goes_on(tmp_path: Path) -> None:
         # The same changes there and, below, here.
         run(fill_again(etcd.address))
         after = run(observe(etcd.address, [*REVISIONS, before["revision"]], *AUTH))
-    with RestoredServer(path) as server:
+    with restored(path) as server:
         assert comparable(run(observe(server.address, REVISIONS, *AUTH))) == comparable(before)
         with pytest.raises(ServerError, match="authentication failed"):
             run(observe(server.address, [0], ROOT, "wrong"))
@@ -152,7 +114,7 @@ def test_the_file_of_an_etcd_that_was_stopped_or_killed(tmp_path: Path, kill: bo
         os.kill(etcd.pid, signal.SIGKILL if kill else signal.SIGTERM)
         etcd.wait()
         copy = Path(shutil.copy(path, tmp_path / "db"))
-    with RestoredServer(copy, "--skip-hash-check") as server:
+    with restored(copy, "--skip-hash-check") as server:
         assert comparable(run(observe(server.address, REVISIONS, *AUTH))) == comparable(before)
     assert "the file has no checksum" in server.said
 
@@ -166,7 +128,7 @@ async def commit_pages(address: str) -> None:
 def test_bumped_and_marked_compacted(tmp_path: Path) -> None:
     path = unpacked(NAMES[-1], tmp_path)
     seen = expected(NAMES[-1])["seen"]
-    with RestoredServer(path, "--bump-revision=1000", "--mark-compacted") as server:
+    with restored(path, "--bump-revision=1000", "--mark-compacted") as server:
         after = run(observe(server.address, [0], *AUTH))
         old = run(watch_from(server.address, seen["revision"], *AUTH))
     newest = seen["revision"] + 1000
