@@ -12,6 +12,7 @@ from lessor.durable import etcd_snapshot, new_directory, schema, snapshot_file
 from lessor.durable.engine import DataDirError
 from lessor.durable.file_engine import FileEngine
 from lessor.etcd_file import layout
+from lessor.etcd_file.content import Content, SavedLease
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
 from tests.etcd_files import NAMES, content, expected, unpacked
@@ -212,3 +213,12 @@ def test_a_bumped_revision_of_our_own_snapshot(tmp_path: Path) -> None:
     new_directory.bump_revision(path, 7)
     machine, _ = served(tmp_path / "one")
     assert (machine.revision, machine.store.compact_revision) == (newest + 14, newest + 14)
+
+
+def test_the_time_that_a_lease_had_left(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of its last checkpoint; by default etcd notes none, and none of the files has one."""
+    found = [SavedLease(7, 600, 5), SavedLease(8, 3600, 3600)]
+    monkeypatch.setattr(Content, "leases", lambda self: iter(found))
+    etcd_snapshot.restore(saved, tmp_path / "new")
+    machine, clock_s = served(tmp_path / "new")
+    assert {lease.id: lease.deadline_s - clock_s for lease in machine.leases} == {7: 5.0, 8: 3600.0}
