@@ -71,11 +71,15 @@ class Pages:
         leaf = self.header(page)[1] == layout.LEAF_PAGE
         return (layout.LEAF_ELEMENT if leaf else layout.BRANCH_ELEMENT).unpack_from(self.data, at)
 
+    def key_at(self, page: int, index: int) -> int:
+        """Where the key of an element begins in the file."""
+        leaf = self.header(page)[1] == layout.LEAF_PAGE
+        return page * PAGE + layout.PAGE_HEADER.size + 16 * index + self.element(page, index)[1 if leaf else 0]
+
     def bucket_at(self, name: bytes) -> tuple[int, int]:
         """Its number in the page of the root bucket, and where its value begins in the file."""
         for index in range(self.header(self.root)[2]):
-            _, pos, key_bytes, _ = self.element(self.root, index)
-            start = self.root * PAGE + layout.PAGE_HEADER.size + 16 * index + pos
+            start, key_bytes = self.key_at(self.root, index), self.element(self.root, index)[2]
             if self.data[start : start + key_bytes] == name:
                 return index, start + key_bytes
         raise KeyError(name)

@@ -48,6 +48,19 @@ def swap_children(pages: Pages) -> None:
     pages.set_element(top(pages), 1, child=first)
 
 
+def raise_branch_key(pages: Pages) -> None:
+    """Above the first key of its child, and below the next one."""
+    at = pages.key_at(top(pages), 1)
+    assert pages.data[at + 16] < 255
+    pages.data[at + 16] += 1  # of 17 bytes, the last ones number the changes of a revision
+
+
+def repeat_key(pages: Pages, page: int) -> None:
+    """Its second key is its first one again."""
+    first, second = pages.key_at(page, 0), pages.key_at(page, 1)
+    pages.data[second : second + 17] = pages.data[first : first + 17]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_whole_file(name: str) -> None:
     reading = Reading(WHOLE[name])
@@ -112,6 +125,9 @@ WRONG: list[tuple[str, Change]] = [
     ("used twice", lambda p: p.set_element(top(p), 0, child=p.root)),
     ("used twice", lambda p: p.set_element(top(p), 0, child=p.element(top(p), 1)[2])),
     ("out of order", swap_children),
+    ("out of order", raise_branch_key),
+    ("out of order", lambda p: repeat_key(p, top(p))),
+    ("out of order", lambda p: repeat_key(p, first_leaf(p))),
     ("has the number", lambda p: p.set_element(top(p), 0, child=long_leaf(p) + 1)),
     ("lies elsewhere", lambda p: p.set_element(top(p), 0, pos=1)),
     ("lies elsewhere", lambda p: p.set_element(top(p), 0, pos=2**32 - 1)),
@@ -183,7 +199,7 @@ def test_one_damaged_meta_leaves_the_other(bad: int) -> None:
 
 def test_the_meta_with_the_newer_transaction_counts() -> None:
     for newer in (0, 1):
-        data = changed(FILE, lambda pages, newer=newer: pages.set_meta(1 - newer, root=2, transaction=1))  # type: ignore[misc]
+        data = changed(FILE, lambda pages, newer=newer: pages.set_meta(1 - newer, root=1, transaction=1))  # type: ignore[misc]
         assert Reading(data).changes == Reading(FILE).changes
 
 
