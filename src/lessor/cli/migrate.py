@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lessor.client import AsyncClient
     from lessor.durable.etcd_copy import EtcdCopy, LiveLease
     from lessor.durable.etcd_snapshot import Restored
+    from lessor.state.journal import AuthRows
 
 REPORT_S: Final = 30.0
 LOOK_S: Final = 0.02  # between two looks whether the newest revision has come
@@ -100,22 +101,29 @@ class _Migration:
         self._client = client
         self._part = part
         self._once = once
+        self._auth_revision = 0
+        self._auth: AuthRows | None = None  # None: as when the copy began
 
     async def run(self) -> list[str]:
         """Returns what there is to say when the directory has its name."""
-        from lessor.cli.tasks import first_of, signals
+        from lessor.cli.tasks import first_of, signals, sleep
         from lessor.durable.etcd_copy import EtcdCopy
 
         with ExitStack() as open_:
             stop = open_.enter_context(signals(signal.SIGINT, signal.SIGTERM))
 
+            interrupted = Failure(CTRL_C, "interrupted before the copy was made: nothing is left of it")
+
             async def stopped() -> None:
                 await stop.wait()
-                raise Failure(CTRL_C, "interrupted before the copy was made: nothing is left of it")
+                raise interrupted
 
-            auth_revision = (await self._client.auth.status()).authRevision
+            self._auth_revision = await self._revision_of_auth()
             await first_of(self._save(), stopped())
             restored = self._restore()
+            await sleep(0)  # a signal that came meanwhile is seen now
+            if stop.is_set():
+                raise interrupted
             _say(*about_etcd(restored))
             copy = EtcdCopy(self._part, restored.revision)
             open_.callback(copy.close)
@@ -123,13 +131,7 @@ class _Migration:
                 stop.set()
             else:
                 _say("following: stop the writers of the etcd, then end this with Ctrl-C or SIGTERM")
-            lines = await first_of(self._finish(copy, stop), self._follow(copy), self._report(copy))
-            if (await self._client.auth.status()).authRevision != auth_revision:
-                lines.append(
-                    "users or roles were changed meanwhile, and are here as they were when the copy began: "
-                    "change them here too, or run it again"
-                )
-            return lines
+            return await first_of(self._finish(copy, stop), self._follow(copy), self._report(copy))
 
     async def _save(self) -> None:
         with _file_of(self._part).open("xb") as file:
@@ -179,17 +181,33 @@ class _Migration:
         for _ in range(ROUNDS_MAX):
             await self._reach(copy, revision)
             alarms = {alarm.alarm for alarm in (await self._client.maintenance.alarms()).alarms}
-            compact_revision = await self._compact_revision(copy)
+            compact_revision = await self._compact_revision(revision)
+            await self._renew_auth()
             leases = await self._leases()
             before, revision = revision, await self._revision()
             moved_on = not before == revision == copy.revision
             if not moved_on:
                 break
-        copy.finish(leases, sorted(alarms), compact_revision)
+        copy.finish(leases, sorted(alarms), compact_revision, self._auth)
         lines = [f"copied: revision {copy.revision}, changes since the copy {copy.changes}, leases {len(leases)}"]
         if moved_on:
             lines.append(f"the etcd is still written to: what came after revision {copy.revision} is not here")
         return lines
+
+    async def _renew_auth(self) -> None:
+        """Users and roles, if they were changed. A watch does not tell of them; passwords are in a snapshot alone."""
+        from lessor.durable import etcd_snapshot
+
+        revision = await self._revision_of_auth()
+        if revision == self._auth_revision:
+            return
+        await self._save()
+        path = _file_of(self._part)
+        self._auth, self._auth_revision = etcd_snapshot.auth_of(path), revision
+        path.unlink()
+
+    async def _revision_of_auth(self) -> int:
+        return (await self._client.auth.status()).authRevision
 
     async def _revision(self) -> int:
         """The newest, as a majority of the etcd's members knows it."""
@@ -229,12 +247,27 @@ class _Migration:
                 done(len(ids[first : first + AT_ONCE]))
         return found
 
-    async def _compact_revision(self, copy: "EtcdCopy") -> int:
-        """A watch from the first revision is told; -1 when it begins, because nothing was compacted."""
-        from lessor.client import FROM_KEY
-
-        if copy.revision == FIRST_REVISION:  # it would never hear of anything
+    async def _compact_revision(self, newest: int) -> int:
+        """The oldest revision that can be read, by halving: no reply names it. -1 when nothing was compacted."""
+        if await self._is_there(FIRST_REVISION):
             return NOTHING_COMPACTED
-        async for response in self._client.watch(b"\0", range_end=FROM_KEY, start_revision=1, progress_notify=False):
-            return response.compact_revision if response.canceled else NOTHING_COMPACTED
-        raise AssertionError("the watch has ended")
+        gone, there = FIRST_REVISION, newest
+        while there - gone > 1:
+            middle = (gone + there) // 2
+            if await self._is_there(middle):
+                there = middle
+            else:
+                gone = middle
+        return there
+
+    async def _is_there(self, revision: int) -> bool:
+        from lessor.base.errors import Code
+        from lessor.client import ServerError
+
+        try:
+            await self._client.get(b"\0", count_only=True, revision=revision)
+        except ServerError as error:
+            if error.code != Code.OUT_OF_RANGE:
+                raise
+            return False
+        return True

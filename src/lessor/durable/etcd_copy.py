@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.durable.file_engine import FileEngine
-from lessor.state.journal import AlarmRow, Batch, EventRow, LeaseRow
+from lessor.state.journal import AlarmRow, AuthRows, Batch, EventRow, LeaseRow
 
 _FLUSH_ROWS: Final = 10_000  # that may wait in memory for the tables
 
@@ -45,6 +45,7 @@ class EtcdCopy:
         self._number = meta.batch
         loaded = self._engine.load()
         self._old_leases = {row[0]: row for row in loaded.leases}
+        self._old_auth = loaded.auth
         self._old_alarms = {kind for _, kind, _ in loaded.alarms}
         self._engine.begin_term(meta.term + 1)
 
@@ -70,8 +71,17 @@ class EtcdCopy:
             self._engine.flush()
             self._unflushed = 0
 
-    def finish(self, leases: Sequence[LiveLease], alarms: Sequence[int], compact_revision: int) -> None:
-        """Leases, alarms (types) and the compact revision as the etcd has them now. From here on it can be served."""
+    def finish(
+        self,
+        leases: Sequence[LiveLease],
+        alarms: Sequence[int],
+        compact_revision: int,
+        auth: AuthRows | None = None,
+    ) -> None:
+        """Leases, alarms (types) and the compact revision as the etcd has them now. From here on it can be served.
+
+        `auth`: all users and roles, and the switch; None when they are those of the file.
+        """
         self._finished = True
         live = {lease.id for lease in leases}
         ended = [
@@ -83,7 +93,13 @@ class EtcdCopy:
             alarms=[(self._member_id, kind, kind in alarms) for kind in sorted(self._old_alarms | set(alarms))],
             compact_revision=compact_revision if compact_revision > self._compact_revision else None,
             clean=True,
+            auth=self._with_deletions(auth) if auth is not None else None,
         )
+
+    def _with_deletions(self, auth: AuthRows) -> AuthRows:
+        gone = [(*row[:4], True) for name, row in self._old_auth.users.items() if name not in auth.users]
+        gone_roles = [(*row[:2], True) for name, row in self._old_auth.roles.items() if name not in auth.roles]
+        return AuthRows([*auth.users.values(), *gone], [*auth.roles.values(), *gone_roles], auth.switch)
 
     def _commit(
         self,
@@ -93,6 +109,7 @@ class EtcdCopy:
         alarms: Sequence[AlarmRow] = (),
         compact_revision: int | None = None,
         clean: bool = False,
+        auth: AuthRows | None = None,
     ) -> None:
         self._number += 1
         batch = Batch(
@@ -105,6 +122,7 @@ class EtcdCopy:
             dead=[],
             leases_touched=[],
             clean=clean,
+            auth=auth,
         )
         self._engine.commit(batch)
 

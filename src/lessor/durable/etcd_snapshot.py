@@ -164,6 +164,12 @@ def _hash_of(file: BoltFile) -> int:
     return hash_.value
 
 
+def auth_of(path: Path) -> AuthRows:
+    """All users and roles of a snapshot, and the switch. Raises DataDirError. Cost: a read of the file."""
+    with _opened(path, needs_checksum=True, skip_checksum=False, progress=None) as (read, _):
+        return _auth_of(Content(read()))
+
+
 def restore(
     path: Path,
     data_dir: Path,

@@ -10,6 +10,7 @@ from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.durable import etcd_copy, etcd_snapshot
 from lessor.durable.etcd_copy import EtcdCopy, LiveLease
 from lessor.durable.file_engine import FileEngine
+from lessor.state.journal import AuthRows
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
 from tests.etcd_files import NAMES, expected, unpacked
@@ -76,6 +77,22 @@ def test_the_end(copy: EtcdCopy, tmp_path: Path) -> None:
     assert machine.store.compact_revision == NEWEST - 1
 
 
+def test_users_and_roles_anew(copy: EtcdCopy, tmp_path: Path) -> None:
+    before = expected(NAMES[0])["seen"]["auth"]
+    assert {"by-certificate", "Łukasz", "root"} == before["users"].keys()
+    users = [("root", b"new hash", False, ("root",), False), ("newcomer", b"hash", False, ("reader",), False)]
+    roles = [("root", (), False), ("reader", ((b"k", b"", 1),), False)]
+    copy.finish([], [], -1, AuthRows(users, roles, (False, 99)))
+    copy.close()
+    auth = served(tmp_path)[0].auth
+    assert {name: (user.password, user.roles) for name, user in auth.users.items()} == {
+        "root": (b"new hash", ("root",)),
+        "newcomer": (b"hash", ("reader",)),
+    }
+    assert dict(auth.roles) == {"root": (), "reader": ((b"k", b"", 1),)}
+    assert (auth.enabled, auth.revision) == (False, 99)
+
+
 def test_an_older_compaction_changes_nothing(copy: EtcdCopy, tmp_path: Path) -> None:
     copy.finish([], [1, 2], 5)
     copy.close()
@@ -88,10 +105,14 @@ def test_memory_is_given_to_the_tables_now_and_then(
     copy: EtcdCopy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(etcd_copy, "_FLUSH_ROWS", 3)
-    flushed = []
-    engine = copy._engine
-    flush = engine.flush
-    monkeypatch.setattr(engine, "flush", lambda: (flushed.append(copy.changes), flush()))
+    flushed: list[int] = []
+    flush = copy._engine.flush
+
+    def counted() -> None:
+        flushed.append(copy.changes)
+        flush()
+
+    monkeypatch.setattr(copy._engine, "flush", counted)
     for revision in range(NEWEST + 1, NEWEST + 9):
         copy.apply([put(b"k", revision)])
     assert flushed == [3, 6]
