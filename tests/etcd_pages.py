@@ -113,3 +113,26 @@ def changed(data: bytes, change: Callable[[Pages], object]) -> bytes:
     pages = Pages(data)
     change(pages)
     return bytes(pages.data)
+
+
+def small_file(page_bytes: int, buckets: dict[bytes, dict[bytes, bytes]]) -> bytes:
+    """A file with pages of that size, whose buckets all lie in the page of the root bucket."""
+
+    def leaf(rows: dict[bytes, bytes], flags: int, page: int) -> bytes:
+        at = layout.LEAF_ELEMENT.size * len(rows)
+        elements, content = b"", b""
+        for index, (key, value) in enumerate(sorted(rows.items())):
+            position = at + len(content) - layout.LEAF_ELEMENT.size * index
+            elements += layout.LEAF_ELEMENT.pack(flags, position, len(key), len(value))
+            content += key + value
+        return layout.PAGE_HEADER.pack(page, layout.LEAF_PAGE, len(rows), 0) + elements + content
+
+    inline = {name: layout.BUCKET.pack(0, 0) + leaf(rows, 0, 0) for name, rows in buckets.items()}
+    pages = []
+    for page in (0, 1):
+        meta = layout.META.pack(layout.MAGIC, layout.VERSION, page_bytes, 0, 2, 0, layout.NO_FREELIST, 3, page, 0)
+        checksum = layout.fnv64a(meta[: layout.META_CHECKED_BYTES]).to_bytes(8, "little")
+        header = layout.PAGE_HEADER.pack(page, layout.META_PAGE, 0, 0)
+        pages.append(header + meta[: layout.META_CHECKED_BYTES] + checksum)
+    pages.append(leaf(inline, layout.BUCKET_ELEMENT, 2))
+    return b"".join(page.ljust(page_bytes, b"\0") for page in pages)

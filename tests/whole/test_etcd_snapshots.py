@@ -125,6 +125,16 @@ async def commit_pages(address: str) -> None:
         await client.maintenance.defragment()
 
 
+@pytest.mark.parametrize("flags", [["--bump-revision=5"], ["--mark-compacted"], ["--bump-revision=-1"]])
+def test_one_flag_without_the_other(flags: list[str], tmp_path: Path) -> None:
+    path = unpacked(NAMES[0], tmp_path)
+    line = [sys.executable, "-m", "lessor", "snapshot", "restore", str(path), "--data-dir", str(tmp_path / "new")]
+    done = subprocess.run([*line, *flags], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
 def test_bumped_and_marked_compacted(tmp_path: Path) -> None:
     path = unpacked(NAMES[-1], tmp_path)
     seen = expected(NAMES[-1])["seen"]

@@ -216,7 +216,7 @@ def about_etcd(restored: "Restored") -> list[str]:
         f"from {version}, as of revision {restored.revision}{history}: changes of keys {restored.changes}, "
         f"leases {restored.leases}, users {restored.users}, roles {restored.roles}, "
         f"auth {'on' if restored.auth_enabled else 'off'}",
-        f"left out: the cluster of {restored.members} members; the new one has one member, and ids of its own",
+        f"left out: the cluster and its members ({restored.members}); the new one has one, and ids of its own",
     ]
     lines += [f"left out: bucket {name[:32]!r}"[:80] for name in restored.unknown_buckets]
     if restored.alarms:

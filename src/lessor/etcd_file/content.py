@@ -30,7 +30,7 @@ from lessor.etcd_file.reader import BoltFile, EtcdFileError, Pair
 
 _VERSION: Final = re.compile(rb"(\d{1,4})\.(\d{1,4})\.[\w.+-]{1,64}", re.ASCII)
 NEWEST_KNOWN: Final = (3, 7)  # etcd's version, whose buckets and rows are known
-_COUNT_MAX: Final = 2**62  # of revisions, indexes, terms: far from where sums leave 64 bits
+_COUNT_MAX: Final = 2**61  # of revisions, indexes, terms: the half of what a data directory takes
 _ROW: Final = layout.REVISION_KEY.size
 _TOMBSTONE_ROW: Final = _ROW + len(layout.TOMBSTONE)
 

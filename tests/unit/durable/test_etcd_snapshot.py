@@ -76,6 +76,21 @@ def test_what_was_carried_over(saved: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir() if path.name.endswith(".new")] == []
 
 
+def test_a_compaction_that_was_under_way_is_finished(saved: Path, tmp_path: Path) -> None:
+    """The file says that it was scheduled, and has all the rows that it was to delete."""
+    data = saved.read_bytes()[: -layout.CHECKSUM_BYTES]
+    row = b"scheduledCompactRev" + (60).to_bytes(8, "big")
+    assert row in data
+    saved.write_bytes(with_checksum(data.replace(row, row[:-8] + (75).to_bytes(8, "big"))))
+    assert etcd_snapshot.restore(saved, tmp_path / "new").compact_revision == 75
+    machine, _ = served(tmp_path / "new")
+    assert machine.store.compact_revision == 75
+    found = machine.store.range_at(b"\0", b"\0", 75)
+    assert [[event.key.decode("latin-1"), event.mod_revision] for event in found] == [
+        [pair[0], pair[3]] for pair in expected(NAME)["seen"]["keys"]["75"]
+    ]
+
+
 def test_two_restores_are_two_clusters(saved: Path, tmp_path: Path) -> None:
     ids = set()
     for name in ("one", "two"):

@@ -9,7 +9,7 @@ import pytest
 from lessor.etcd_file import layout, reader
 from lessor.etcd_file.reader import BoltFile, EtcdFileError
 from tests.etcd_files import NAMES, content, expected
-from tests.etcd_pages import PAGE, Pages, Reading, changed
+from tests.etcd_pages import PAGE, Pages, Reading, changed, small_file
 
 WHOLE = {name: content(name)[: -layout.CHECKSUM_BYTES] for name in NAMES}
 FILE = WHOLE["v3.7"]  # its bucket `key` has three levels
@@ -201,6 +201,19 @@ def test_the_meta_with_the_newer_transaction_counts() -> None:
     for newer in (0, 1):
         data = changed(FILE, lambda pages, newer=newer: pages.set_meta(1 - newer, root=1, transaction=1))  # type: ignore[misc]
         assert Reading(data).changes == Reading(FILE).changes
+
+
+@pytest.mark.parametrize("page_bytes", [1_024, 4_096, 16_384, 65_536])
+def test_pages_of_other_sizes(page_bytes: int) -> None:
+    """As bbolt has them on machines whose own pages have that size."""
+    meta = {b"consistent_index": bytes(7) + b"\x05"}
+    data = small_file(page_bytes, {b"key": {}, b"meta": meta, b"members": {b"1f": b"{}"}})
+    for spoilt in (False, True):
+        if spoilt:
+            data = bytes(page_bytes) + data[page_bytes:]  # the size stands in the other meta
+        content = Reading(data).content
+        assert (content.index, content.member_count, content.file.one_meta) == (5, 1, spoilt)
+        assert content.file.size_bytes == 3 * page_bytes
 
 
 def test_cut_short_anywhere() -> None:
