@@ -15,7 +15,8 @@ from typing import Any
 
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.client import FROM_KEY, AsyncClient
+from lessor.base.errors import Code
+from lessor.client import FROM_KEY, AsyncClient, ServerError
 
 EVENTS_S_MAX = 60.0
 
@@ -78,13 +79,19 @@ async def _events(client: AsyncClient, first: int, newest: int) -> list[list[Any
 
 async def _auth(client: AsyncClient) -> dict[str, Any]:
     auth = client.auth
-    status = await auth.status()
+    try:
+        status: rpc.AuthStatusResponse | None = await auth.status()
+    except ServerError as error:
+        if error.code != Code.UNIMPLEMENTED:
+            raise
+        status = None  # an etcd before 3.5
     roles = {}
     for name in (await auth.role_list()).roles:
         granted = (await auth.role_get(name)).perm
         roles[name] = [[one.permType, _text(one.key), _text(one.range_end)] for one in granted]
     users = {name: list((await auth.user_get(name)).roles) for name in (await auth.user_list()).users}
-    return {"enabled": status.enabled, "revision": status.authRevision, "users": users, "roles": roles}
+    state = {"enabled": status.enabled, "revision": status.authRevision} if status is not None else {}
+    return state | {"users": users, "roles": roles}
 
 
 def _pair(kv: mvcc.KeyValue) -> list[Any]:

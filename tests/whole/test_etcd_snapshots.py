@@ -38,7 +38,11 @@ def test_clients_see_what_they_saw_of_that_etcd(name: str, tmp_path: Path) -> No
     with restored(path) as server:
         seen = run(observe(server.address, REVISIONS, *AUTH))
         left = run(remaining(server.address, *AUTH))
-    assert comparable(seen) == comparable(expected(name)["seen"])
+    before = expected(name)["seen"]
+    if "enabled" not in before["auth"]:  # 3.4 does not tell, and its users could log in
+        assert seen["auth"].pop("enabled")
+        assert seen["auth"].pop("revision") > 1
+    assert comparable(seen) == comparable(before)
     # The file has no time for them but the full one, which counts from the start of the server.
     for id_, (granted_s, _) in seen["leases"].items():
         assert granted_s - 60 < left[id_] <= granted_s

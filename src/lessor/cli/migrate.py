@@ -101,7 +101,7 @@ class _Migration:
         self._client = client
         self._part = part
         self._once = once
-        self._auth_revision = 0
+        self._auth_revision: int | None = None
         self._auth: AuthRows | None = None  # None: as when the copy began
 
     async def run(self) -> list[str]:
@@ -199,15 +199,24 @@ class _Migration:
         from lessor.durable import etcd_snapshot
 
         revision = await self._revision_of_auth()
-        if revision == self._auth_revision:
+        if self._once or (revision is not None and revision == self._auth_revision):
             return
         await self._save()
         path = _file_of(self._part)
         self._auth, self._auth_revision = etcd_snapshot.auth_of(path), revision
         path.unlink()
 
-    async def _revision_of_auth(self) -> int:
-        return (await self._client.auth.status()).authRevision
+    async def _revision_of_auth(self) -> int | None:
+        """None for an etcd before 3.5, which does not tell."""
+        from lessor.base.errors import Code
+        from lessor.client import ServerError
+
+        try:
+            return (await self._client.auth.status()).authRevision
+        except ServerError as error:
+            if error.code != Code.UNIMPLEMENTED:
+                raise
+            return None
 
     async def _revision(self) -> int:
         """The newest, as a majority of the etcd's members knows it."""

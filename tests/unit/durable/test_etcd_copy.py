@@ -13,14 +13,15 @@ from lessor.durable.file_engine import FileEngine
 from lessor.state.journal import AuthRows
 from lessor.state.machine import Identity, StateMachine
 from lessor.state.replay import restore
-from tests.etcd_files import NAMES, expected, unpacked
+from tests.etcd_files import expected, unpacked
 
-NEWEST = int(expected(NAMES[0])["seen"]["revision"])
+NAME = "v3.5"
+NEWEST = int(expected(NAME)["seen"]["revision"])
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Iterator[EtcdCopy]:
-    etcd_snapshot.restore(unpacked(NAMES[0], tmp_path), tmp_path / "new")
+    etcd_snapshot.restore(unpacked(NAME, tmp_path), tmp_path / "new")
     one = EtcdCopy(tmp_path / "new", NEWEST)
     yield one
     one.close()
@@ -78,7 +79,7 @@ def test_the_end(copy: EtcdCopy, tmp_path: Path) -> None:
 
 
 def test_users_and_roles_anew(copy: EtcdCopy, tmp_path: Path) -> None:
-    before = expected(NAMES[0])["seen"]["auth"]
+    before = expected(NAME)["seen"]["auth"]
     assert {"by-certificate", "Łukasz", "root"} == before["users"].keys()
     users = [("root", b"new hash", False, ("root",), False), ("newcomer", b"hash", False, ("reader",), False)]
     roles = [("root", (), False), ("reader", ((b"k", b"", 1),), False)]
@@ -97,7 +98,7 @@ def test_an_older_compaction_changes_nothing(copy: EtcdCopy, tmp_path: Path) -> 
     copy.finish([], [1, 2], 5)
     copy.close()
     machine, _, _ = served(tmp_path)
-    assert machine.store.compact_revision == expected(NAMES[0])["seen"]["compact_revision"]
+    assert machine.store.compact_revision == expected(NAME)["seen"]["compact_revision"]
     assert sorted(kind for _, kind in machine.alarms) == [1, 2]
 
 
