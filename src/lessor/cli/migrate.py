@@ -56,6 +56,7 @@ def migrate(ctx: click.Context, source: str, data_dir: str, once: bool) -> None:
 
     Then stop its writers, end this command, and start Lessor on the directory.
     """
+    from lessor.durable import directory
     from lessor.durable.engine import DataDirError, EngineError
 
     settings = dataclasses.replace(settings_of(ctx), endpoints=(source,))
@@ -67,6 +68,7 @@ def migrate(ctx: click.Context, source: str, data_dir: str, once: bool) -> None:
         with _cleared(part):
             lines = ask(settings, lambda client: _Migration(client, part, once).run())
             os.replace(part, target)
+            directory.sync_directory(part.parent)
     except (DataDirError, EngineError) as error:
         raise Failure(ERROR, str(error)) from None
     except OSError as error:
@@ -77,8 +79,9 @@ def migrate(ctx: click.Context, source: str, data_dir: str, once: bool) -> None:
 @contextmanager
 def _cleared(part: Path) -> Iterator[None]:
     """Leaves nothing of that name behind, nor finds anything."""
-    if part.exists():
-        raise Failure(ERROR, f"{part}: left by a migration that was killed, or is under way: delete it")
+    for left in (part, _file_of(part)):
+        if left.exists():
+            raise Failure(ERROR, f"{left}: of a migration that is under way, or was killed: delete it then")
     try:
         yield
     finally:
@@ -111,7 +114,6 @@ class _Migration:
 
         with ExitStack() as open_:
             stop = open_.enter_context(signals(signal.SIGINT, signal.SIGTERM))
-
             interrupted = Failure(CTRL_C, "interrupted before the copy was made: nothing is left of it")
 
             async def stopped() -> None:
