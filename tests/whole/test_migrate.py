@@ -14,7 +14,7 @@ from lessor.client import AsyncClient, run
 from tests.conformance.etcd_server import EtcdServer, etcd_binary
 from tests.etcd_data import REVISIONS, ROOT, ROOT_PASSWORD, fill, fill_again
 from tests.observed import observe, remaining
-from tests.restored_server import RestoredServer, comparable, lessor
+from tests.restored_server import RestoredServer, check_same, lessor
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 
@@ -70,7 +70,7 @@ def test_a_copy(etcd: EtcdServer) -> None:
     before = run(observe(etcd.address, REVISIONS, *AUTH))
     left = run(remaining(etcd.address, *AUTH))
     with RestoredServer(*command(etcd, "--once")) as server:
-        assert comparable(run(observe(server.address, REVISIONS, *AUTH))) == comparable(before)
+        check_same(run(observe(server.address, REVISIONS, *AUTH)), before)
         now = run(remaining(server.address, *AUTH))
         # What the directory was made with: no more than it had been, but for the second that is rounded up.
         assert all(now[id_] <= left[id_] + 1 for id_ in left)
@@ -92,7 +92,7 @@ def test_it_follows_until_it_is_told_to_end(etcd: EtcdServer, tmp_path: Path) ->
     with Served(tmp_path / "new") as server:
         seen = run(observe(server.address, [0], *AUTH))
         now = run(remaining(server.address, *AUTH))
-    assert comparable(seen) == comparable(newest)
+    check_same(seen, newest)
     assert now.keys() == left.keys()
     assert all(left[id_] - 30 <= now[id_] <= left[id_] + 31 for id_ in left)
 
