@@ -23,6 +23,7 @@ import os
 import random
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,6 +158,9 @@ class FaultyEngine:
 
     def backup(self, path: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
         self._engine.backup(path, unwanted)
+
+    def view(self, unwanted: Callable[[], bool] = lambda: False) -> AbstractContextManager[Loaded]:
+        return self._engine.view(unwanted)
 
     def stop_backups(self) -> None:
         self._engine.stop_backups()

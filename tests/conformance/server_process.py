@@ -22,12 +22,12 @@ START_S_MAX = 30.0  # an etcd alone waits one to two seconds for its election; t
 STOP_S_MAX = 10.0
 
 
-def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Returns once GET /health answers 200; RuntimeError with the end of the log when that does not come."""
+def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path, page: str = "health") -> None:
+    """Returns once GET of the page answers 200; RuntimeError with the end of the log when that does not come."""
     give_up = time.monotonic() + START_S_MAX
     while time.monotonic() < give_up and process.poll() is None:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:
+            with urllib.request.urlopen(f"{url}/{page}", timeout=5) as reply:
                 if reply.status == 200:
                     return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
@@ -125,6 +125,8 @@ class ServerProcess(AnyServer):
     environment reaches the process: they would be options.
     """
 
+    ready_page = "health"  # answered when it serves; "version" is, too, while an alarm is up
+
     def __init__(self, flags: Sequence[str] = ()) -> None:
         super().__init__(flags, f"http://127.0.0.1:{free_port()}")
         self.folder = Path()
@@ -168,7 +170,7 @@ class ServerProcess(AnyServer):
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "LESSOR_"))}
         with log.open("ab") as output:
             self._process = subprocess.Popen(self.command(), stdout=output, stderr=output, env=environment)
-        wait_until_healthy(self.client_url, self._process, log)
+        wait_until_healthy(self.client_url, self._process, log, self.ready_page)
 
     def request_stop(self) -> None:
         assert self._process is not None

@@ -9,7 +9,6 @@ purpose, the line stands in a test of its own, which names both answers.
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -356,22 +355,16 @@ def test_snapshots(pair: Pair) -> None:
     pair.well("put a 1")
     assert pair.well("snapshot save {dir}/saved.db").startswith("Snapshot saved at DIR/saved.db\n")
     pair.same("snapshot save")
-    # What is in it is each server's own: ours reads ours, etcd's reads etcd's.
-    saved = f"{pair.lessor.names['dir']}/saved.db"
-    assert lessor("snapshot", "status", saved).returncode == 0
-    for tool in ("etcdctl", "etcdutl"):
-        binary = etcdctl_binary().with_name(tool)
-        if binary.exists():
-            done = subprocess.run([binary, "snapshot", "status", saved], capture_output=True, text=True, check=False)
-            assert done.returncode != 0 or "USAGE" in done.stdout  # etcdctl 3.6 does it no more
-    restored = Path(pair.lessor.names["dir"]) / "restored"
-    assert lessor("snapshot", "restore", saved, f"--data-dir={restored}").returncode == 0
-    assert "Error: data-dir" in lessor("snapshot", "restore", saved, f"--data-dir={restored}").stderr
-
-
-def lessor(*words: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "lessor", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    # etcd's own tools read what they have saved of Lessor.
+    for each in pair:
+        saved = f"{each.names['dir']}/saved.db"
+        for tool in ("etcdctl", "etcdutl"):
+            binary = etcdctl_binary().with_name(tool)
+            if binary.exists():
+                done = subprocess.run(
+                    [binary, "snapshot", "status", saved], capture_output=True, text=True, check=False
+                )
+                assert done.returncode == 0 or "unknown command" in done.stderr  # etcdctl 3.6 does it no more
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["to etcd", "from etcd"])

@@ -32,6 +32,7 @@ FLOORS = {
     "state": 2,
     "wire": 2,
     "gateway": 2,
+    "etcd_file": 2,
     "durable": 3,
     "client": 3,
     "cluster": 4,

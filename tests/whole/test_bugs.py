@@ -65,7 +65,7 @@ def broken(*_arguments: Any, **_named: Any) -> Any:
         (WATCH, CREATE, watch.WatchStream, "deliver"),
         (LEASE + "LeaseKeepAlive", rpc_pb2.LeaseKeepAliveRequest(ID=1), keepalive, "_parse"),
         (OBSERVE, election_pb2.LeaderRequest(name=b"n"), elections, "prefix_of"),
-        (MAINTENANCE + "Snapshot", rpc_pb2.SnapshotRequest(), snapshot, "copy"),
+        (MAINTENANCE + "Snapshot", rpc_pb2.SnapshotRequest(), snapshot, "etcd_copy"),
         (LEASES + "Watch", leases_pb2.LeaseWatchRequest(), LeaseWatch, "_begin"),
         (LEASES + "Watch", leases_pb2.LeaseWatchRequest(), LeaseWatch, "deliver"),
     ],
@@ -124,7 +124,7 @@ def test_a_call_that_cannot_be_let_go_of_does_not_keep_others_from_it(
         ("/v3/maintenance/hash", {}, KvDigest, "step"),
         ("/v3/watch", {"create_request": {"key": "aw=="}}, watch, "watch_range"),
         ("/v3/watch", {"create_request": {"key": "aw=="}}, json_codec, "decode"),
-        ("/v3/maintenance/snapshot", {}, snapshot, "copy"),
+        ("/v3/maintenance/snapshot", {}, snapshot, "etcd_copy"),
     ],
 )
 def test_in_json_too(

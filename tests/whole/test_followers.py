@@ -25,9 +25,7 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import following_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
-from lessor.base.errors import Code
 from lessor.cluster.proof import proof, reader_answer
-from lessor.durable import snapshot_file
 from lessor.replicated.engine import ReplicatedEngine
 from lessor.server.following.follower import Follower
 from lessor.testing.server import InProcessServer
@@ -527,9 +525,9 @@ def test_a_call_that_was_passed_on_for_another_epoch_does_nothing(tmp_path: Path
 # --- snapshots, digests and streams, in both protocols ----------------------------------------------------------------
 
 
-def posted(server: InProcessServer, path: str, asked: Any) -> Any:
+def posted(server: InProcessServer, path: str, asked: Any, headers: dict[str, str] | None = None) -> Any:
     """The answers to one JSON request, line by line as they come."""
-    request = urllib.request.Request(f"{server.client_url}{path}", json.dumps(asked).encode())
+    request = urllib.request.Request(f"{server.client_url}{path}", json.dumps(asked).encode(), headers or {})
     with urllib.request.urlopen(request, timeout=20) as reply:
         for line in reply:
             yield json.loads(line)
@@ -537,32 +535,6 @@ def posted(server: InProcessServer, path: str, asked: Any) -> Any:
 
 def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-@pytest.mark.parametrize("protocol", ["gRPC", "JSON"])
-def test_a_follower_gives_a_snapshot_of_what_the_leader_has_written(tmp_path: Path, protocol: str) -> None:
-    with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as other, GrpcPeer(follower.address) as peer:
-        for number in range(20):
-            written: Any = other.call(put(b"k%d" % number, b"v"))
-        eventually(lambda: revision_of(follower) == written.header.revision)
-        if protocol == "gRPC":
-            stub = peer.channel.unary_stream(
-                "/etcdserverpb.Maintenance/Snapshot", None, rpc.SnapshotResponse.FromString
-            )
-            blobs = [reply.blob for reply in stub(b"", timeout=20)]
-        else:
-            blobs = [
-                base64.b64decode(line["result"].get("blob", ""))
-                for line in posted(follower, "/v3/maintenance/snapshot", {})
-            ]
-        assert follower.call(lambda: follower.server.core.metrics.handled[SNAPSHOT, Code.OK].n) == 1
-        assert leader.call(lambda: leader.server.core.metrics.started[SNAPSHOT].n) == 0  # answered here
-    saved = tmp_path / "saved.db"
-    saved.write_bytes(b"".join(blobs))
-    snapshot_file.check(saved)
-    with contextlib.closing(sqlite3.connect(saved)) as tables:
-        keys = [key for (key,) in tables.execute("SELECT key FROM event ORDER BY revision")]
-    assert keys == [b"k%d" % number for number in range(20)]
 
 
 def test_digests_at_a_follower_are_those_of_the_leader_in_both_protocols(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client import AsyncClient, ServerError, run
+from lessor.etcd_file.layout import MAGIC
 from tests.in_process import in_process
 
 MAINTENANCE, CLUSTER, AUTH = "/etcdserverpb.Maintenance/", "/etcdserverpb.Cluster/", "/etcdserverpb.Auth/"
@@ -54,10 +55,10 @@ async def answer_to(address: str, path: str, request: Any, user: str | None) -> 
     return ""
 
 
-async def snapshot(address: str, user: str | None) -> bytes:
+async def snapshot(address: str, user: str | None, form: str) -> bytes:
     login = {"user": user, "password": "p"} if user else {}
     async with AsyncClient(address, **login) as client:  # type: ignore[arg-type]
-        return b"".join([reply.blob async for reply in client.snapshot()])
+        return b"".join([reply.blob async for reply in client.snapshot(form=form)])
 
 
 @pytest.mark.slow
@@ -80,9 +81,11 @@ def test_a_snapshot_holds_everything_and_is_roots_alone(tmp_path: Path) -> None:
     with in_process(tmp_path, "--bcrypt-cost=4") as server:
         run(set_up(server.address))
         for user, text in ((None, "user name is empty"), ("guest", "permission denied")):
-            with pytest.raises(ServerError, match=text):
-                run(snapshot(server.address, user))
-        assert run(snapshot(server.address, "root")).startswith(b"SQLite format 3")
+            for form in ("etcd", "lessor"):
+                with pytest.raises(ServerError, match=text):
+                    run(snapshot(server.address, user, form))
+        assert run(snapshot(server.address, "root", "lessor")).startswith(b"SQLite format 3")
+        assert run(snapshot(server.address, "root", "etcd"))[16:20] == MAGIC.to_bytes(4, "little")
         # An empty body is an empty request, and no way around.
         for body in ("", "{}"):
             connection = http.client.HTTPConnection(server.address, timeout=10)

@@ -6,8 +6,11 @@ import json
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ import pytest
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
+from lessor.base.errors import Code
 from lessor.client import AsyncClient, ServerError, run
-from lessor.durable import tables
-from lessor.durable.engine import EngineError
+from lessor.durable import view
+from lessor.durable.engine import EngineError, Loaded
 from lessor.durable.file_engine import FileEngine
 from lessor.server.services import snapshot
 from lessor.testing.server import InProcessServer
@@ -28,6 +32,8 @@ from tests.in_process import in_process
 SNAPSHOT = BY_PATH["/etcdserverpb.Maintenance/Snapshot"]
 BIG = b"x" * 1_000_000
 
+both_forms = pytest.mark.parametrize("form", ["etcd", "lessor"])
+
 
 async def fill(address: str, values: int) -> None:
     async with AsyncClient(address) as client:
@@ -35,9 +41,9 @@ async def fill(address: str, values: int) -> None:
             await client.put(b"big%d" % index, BIG)
 
 
-async def save(address: str) -> bytes:
+async def save(address: str, form: str = "etcd") -> bytes:
     async with AsyncClient(address) as client:
-        return b"".join([reply.blob async for reply in client.snapshot()])
+        return b"".join([reply.blob async for reply in client.snapshot(form=form)])
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -66,29 +72,57 @@ class SlowEngine(FileEngine):
         self.finished = 0
 
     def backup(self, path: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
+        self._wait()
+        super().backup(path, unwanted)
+        self._end()
+
+    @contextmanager
+    def view(self, unwanted: Callable[[], bool] = lambda: False) -> Iterator[Loaded]:
+        self._wait()
+        with super().view(unwanted) as loaded:
+            yield loaded
+        self._end()
+
+    def _wait(self) -> None:
         self.begun.release()
         assert self.may_go_on.wait(10)
-        super().backup(path, unwanted)
+
+    def _end(self) -> None:
         self.finished += 1
         if self.problem is not None:
             raise self.problem
 
 
-def test_a_snapshot_is_whole_and_leaves_nothing(tmp_path: Path) -> None:
+@both_forms
+def test_a_snapshot_is_whole_and_leaves_nothing(tmp_path: Path, form: str) -> None:
     with in_process(tmp_path) as server:
         run(fill(server.address, 2))
-        data = run(save(server.address))
+        data = run(save(server.address, form))
         assert data[-32:] == hashlib.sha256(data[:-32]).digest()
         assert data.count(BIG[:3000]) >= 2
         eventually(lambda: idle(server, tmp_path))
 
 
-def test_calls_are_served_while_a_copy_is_made_and_are_not_in_it(tmp_path: Path) -> None:
+def test_another_form_is_refused_with_the_names_of_those_there_are(tmp_path: Path) -> None:
+    text = "lessor-snapshot-format: not a format of snapshots: lessor, etcd are"
+    with in_process(tmp_path) as server:
+        with pytest.raises(ServerError, match=f"^{text}$") as caught:
+            run(save(server.address, "tar"))
+        assert caught.value.code is Code.INVALID_ARGUMENT
+        headers = {"Grpc-Metadata-Lessor-Snapshot-Format": "tar"}
+        request = urllib.request.Request(f"{server.client_url}/v3/maintenance/snapshot", b"{}", headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=10)
+        assert json.loads(refused.value.read())["message"] == text
+
+
+@both_forms
+def test_calls_are_served_while_a_copy_is_made_and_are_not_in_it(tmp_path: Path, form: str) -> None:
     engine = SlowEngine(tmp_path)
     with in_process(tmp_path, engine=engine) as server:
         run(fill(server.address, 1))
         found: list[bytes] = []
-        saver = threading.Thread(target=lambda: found.append(run(save(server.address))))
+        saver = threading.Thread(target=lambda: found.append(run(save(server.address, form))))
         saver.start()
         assert engine.begun.acquire(timeout=10)
         run(fill(server.address, 1))  # answered although the copy is under way
@@ -149,7 +183,7 @@ def test_a_peer_that_goes_away_takes_the_copy_along(tmp_path: Path, kind: str) -
 
 
 def test_the_copy_for_a_peer_that_goes_away_is_not_finished(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(tables, "STOP_LOOK_STEPS", 10)
+    monkeypatch.setattr(view, "STOP_LOOK_STEPS", 10)
     engine = SlowEngine(tmp_path)
     with in_process(tmp_path, engine=engine) as server:
         host, _, port = server.address.partition(":")
@@ -162,16 +196,17 @@ def test_the_copy_for_a_peer_that_goes_away_is_not_finished(tmp_path: Path, monk
         assert engine.finished == 0
 
 
-def test_a_copy_that_fails_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+@both_forms
+def test_a_copy_that_fails_is_told_and_leaves_nothing(tmp_path: Path, form: str) -> None:
     engine = SlowEngine(tmp_path)
     engine.may_go_on.set()
     engine.problem = EngineError("the disk is full")
     with in_process(tmp_path, engine=engine) as server:
         with pytest.raises(ServerError, match="the disk is full"):
-            run(save(server.address))
+            run(save(server.address, form))
         eventually(lambda: idle(server, tmp_path))
         engine.problem = None
-        assert run(save(server.address))
+        assert run(save(server.address, form))
 
 
 def test_there_is_a_bound_on_snapshots_at_a_time(tmp_path: Path) -> None:

@@ -131,6 +131,12 @@ def _endpoint() -> click.Command:
     return endpoint
 
 
+def _migrate() -> click.Command:
+    from lessor.cli.migrate import migrate
+
+    return migrate
+
+
 def _member() -> click.Command:
     from lessor.cli.member import member
 
@@ -205,6 +211,7 @@ cli = Group(
         "downgrade": ("Prepare a cluster for the version before.", _downgrade),
         "endpoint": ("Look at each endpoint.", _endpoint),
         "member": ("List and change the members of the cluster.", _member),
+        "migrate": ("Make a data directory out of a running etcd, and follow it.", _migrate),
         "move-leader": ("Hand the leadership to another member.", _move_leader),
         "snapshot": ("Save, check and restore a copy of the data.", _snapshot),
         "top": ("Show leases by the time that they have left, live.", _top),

@@ -19,6 +19,7 @@ from typing import cast
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.base import snapshot_forms
 from lessor.base.errors import LEASE_NOT_FOUND
 from lessor.client._caller import DEFAULT, HAS_LEADER, Backoff, Caller, Timeout, passing
 from lessor.client._errors import ConnectionLost, ServerError
@@ -437,17 +438,20 @@ class Calls(Caller):
 
     # --- maintenance --------------------------------------------------------------------------------------------
 
-    async def snapshot(self) -> AsyncGenerator[rpc.SnapshotResponse, None]:
+    async def snapshot(self, *, form: str = "etcd") -> AsyncGenerator[rpc.SnapshotResponse, None]:
         """A copy of the server's data as a file, in pieces; the last one is the SHA-256 of those before it.
+
+        `form`: "etcd" for the file of an etcd, "lessor" for Lessor's own, which a server that is no Lessor does not
+        have: it sends etcd's. A Lessor without etcd's form sends its own. Raises ServerError for another form.
 
         There is no time limit. A connection that is lost underway is not made again. Where auth is on, only root may.
         """
         credentials = self.credentials()
         while True:
-            token = await credentials.metadata()
+            metadata = [*await credentials.metadata(), (snapshot_forms.FIELD, form)]
             begun = False
             try:
-                async with self.channel.stream(_SNAPSHOT, metadata=token) as call:
+                async with self.channel.stream(_SNAPSHOT, metadata=metadata) as call:
                     await call.send(rpc.SnapshotRequest(), last=True)
                     async for reply in call:
                         begun = True

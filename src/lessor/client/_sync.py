@@ -976,12 +976,15 @@ class Client(Facade[AsyncClient]):
             ),
         )
 
-    def snapshot(self) -> Stream[rpc.SnapshotResponse]:
+    def snapshot(self, *, form: str = "etcd") -> Stream[rpc.SnapshotResponse]:
         """A copy of the server's data as a file, in pieces; the last one is the SHA-256 of those before it.
+
+        `form`: "etcd" for the file of an etcd, "lessor" for Lessor's own, which a server that is no Lessor does not
+        have: it sends etcd's. A Lessor without etcd's form sends its own. Raises ServerError for another form.
 
         There is no time limit. A connection that is lost underway is not made again. Where auth is on, only root may.
         """
-        return Stream(self._portal, self._inner.snapshot())
+        return Stream(self._portal, self._inner.snapshot(form=form))
 
     def call(self, method: str | Method, request: Message, *, timeout_s: Timeout = DEFAULT) -> Message:
         """Any unary call: `method` as "/etcdserverpb.Maintenance/Status" or out of the table of methods.

@@ -25,6 +25,7 @@ LOG_NAMES = ("lessor.log.0", "lessor.log.1")  # see file_log.py
 LOG_ID_BYTES = 16
 GIVEN_UP = b"lost"  # what a person writes into a file of the log to go without it
 LOCK_NAME = "lessor.lock"
+ETCD_DATABASE = Path("member", "snap", "db")  # in an etcd's data directory
 SET_ASIDE = "damaged"  # the folder of tables that were made anew from a shared log
 TABLE_SUFFIXES = ("-wal", "-shm", "-journal", "-sums", ".new", "")
 # Every file that the server, or SQLite for it, opens by its name.
@@ -75,7 +76,8 @@ def refuse_etcd(data_dir: Path, database: Path) -> None:
     """Raises DataDirError for an etcd's data directory: starting empty beside its data would look like their loss."""
     if (data_dir / "member").is_dir() and not database.exists():
         raise DataDirError(
-            f"{data_dir}: holds the data of an etcd, which Lessor cannot read: give --data-dir another path"
+            f"{data_dir}: holds the data of an etcd: make a directory of it with `lessor snapshot restore "
+            f"{data_dir / ETCD_DATABASE} --skip-hash-check --data-dir ANOTHER`, and serve that one"
         )
 
 

@@ -17,6 +17,7 @@ It does not: read clocks, retry, log, or run on the event loop. Every call block
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -293,8 +294,16 @@ class Engine(Protocol):
         """
         ...
 
+    def view(self, unwanted: Callable[[], bool] = lambda: False) -> AbstractContextManager[Loaded]:
+        """The rows in the tables as of one instant, for one `with` block. From any thread, while serving.
+
+        They are those that `backup` would write, without dead ones. Leases are in the order of their ids as unsigned
+        numbers. `unwanted` is as there. Raises EngineError, also while the rows are read; the engine goes on.
+        """
+        ...
+
     def stop_backups(self) -> None:
-        """Ends backups under way, and those still to come, with `EngineError`, soon. May be called from any thread."""
+        """Ends backups and views under way, and those still to come, with `EngineError`, soon. From any thread."""
         ...
 
     def make_anew(self, error: DamagedError) -> Meta:

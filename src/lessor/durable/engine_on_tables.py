@@ -104,6 +104,9 @@ class EngineOnTables:
     def backup(self, path: Path, unwanted: Callable[[], bool] = lambda: False) -> None:
         self._tables.backup(path, unwanted)
 
+    def view(self, unwanted: Callable[[], bool] = lambda: False) -> contextlib.AbstractContextManager[Loaded]:
+        return self._tables.view(unwanted)
+
     def stop_backups(self) -> None:
         self._tables.stop_backups()
 

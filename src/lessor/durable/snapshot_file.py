@@ -3,8 +3,7 @@
 
 Laws
 - A snapshot is read, never written: nothing is created beside it.
-- A restore makes a new data directory or none: it refuses one that holds anything, and what it writes has its name only
-  when it is whole and on disk.
+- A restore makes a new data directory or none: see new_directory.py.
 - Nothing is believed that the checksum does not vouch for, unless the caller waives it: a file copied out of a data
   directory has none.
 
@@ -15,13 +14,12 @@ time that they had left then. What a file that was copied out of a data director
 import contextlib
 import hashlib
 import os
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lessor.durable import directory, explain, file_kind
+from lessor.durable import directory, file_kind, new_directory
 from lessor.durable.engine import DataDirError, Loaded
 from lessor.durable.opening import PAGE_BYTES
 from lessor.durable.tables import Tables
@@ -40,11 +38,17 @@ def check(path: Path, *, skip_checksum: bool = False) -> int:
     try:
         kind = file_kind.irregular(path, follow=True)
         if kind:
-            raise DataDirError(f"{path}: {kind}, not a file: name a file that `lessor snapshot save` has made")
+            raise DataDirError(f"{path}: {kind}, not a file: {_what_to_name(path)}")
         with path.open("rb") as file:
             return _check(path, file, skip_checksum)
     except OSError as error:
         raise DataDirError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _what_to_name(path: Path) -> str:
+    if (path / directory.ETCD_DATABASE).is_file():
+        return f"of that etcd, when it is stopped, name {path / directory.ETCD_DATABASE}, with --skip-hash-check"
+    return "name a file that `lessor snapshot save` or `etcdctl snapshot save` has made"
 
 
 def _check(path: Path, file: BinaryIO, skip_checksum: bool) -> int:
@@ -58,14 +62,14 @@ def _check(path: Path, file: BinaryIO, skip_checksum: bool) -> int:
                 f"{path}: no checksum at its end: cut short, or copied from a data directory: take another copy, or "
                 "--skip-hash-check if you know where it comes from"
             )
-        if _copy(file, None, data_bytes) != file.read(CHECKSUM_BYTES):
+        if digest_of(file, data_bytes) != file.read(CHECKSUM_BYTES):
             raise DataDirError(f"{path}: its checksum does not match: changed or damaged since it was saved")
     if data_bytes % PAGE_BYTES or not directory.exists(path):
         raise directory.damaged(path, "not a whole database")
     return data_bytes
 
 
-def _copy(source: BinaryIO, target: BinaryIO | None, size: int, progress: Progress | None = None) -> bytes:
+def digest_of(source: BinaryIO, size: int, target: BinaryIO | None = None, progress: Progress | None = None) -> bytes:
     """Reads `size` bytes, writes them to `target` if there is one, and returns their SHA-256."""
     digest = hashlib.sha256()
     while size > 0 and (data := source.read(min(size, _READ_BYTES))):
@@ -88,37 +92,28 @@ def opened(path: Path) -> Iterator[Loaded]:
         tables.close()
 
 
-def restore(path: Path, data_dir: Path, *, skip_checksum: bool = False, progress: Progress | None = None) -> None:
+def restore(
+    path: Path,
+    data_dir: Path,
+    *,
+    skip_checksum: bool = False,
+    bump_revision: int = 0,
+    progress: Progress | None = None,
+) -> None:
     """Makes a data directory out of a snapshot. Raises DataDirError, and leaves nothing behind then.
 
-    `progress` is told of each piece that was written, in bytes.
+    `bump_revision`: see `new_directory.bump_revision`; 0 leaves the history as it is. `progress` is told of each piece
+    that was written, in bytes.
     """
     data_bytes = check(path, skip_checksum=skip_checksum)
     Tables.reading(path).close()  # refuses what a newer version wrote
-    made = not data_dir.exists()
-    try:
-        if not made and (not data_dir.is_dir() or any(data_dir.iterdir())):
-            raise DataDirError(
-                f'data-dir "{data_dir}" not empty or could not be read: name a directory that is not there'
-            )
-        directory.prepare(data_dir)
-        part = data_dir / (directory.DATABASE_NAME + ".new")
+    with new_directory.making(data_dir) as part:
         with path.open("rb") as source, part.open("xb") as target:
             part.chmod(0o600)  # values may be secrets
-            _copy(source, target, data_bytes, progress)
+            digest_of(source, data_bytes, target, progress)
         _leave_log(part)
-        with part.open("rb") as target:
-            os.fsync(target.fileno())
-        os.replace(part, data_dir / directory.DATABASE_NAME)
-        directory.sync_directory(data_dir)
-    except (OSError, sqlite3.Error) as error:
-        if made:
-            shutil.rmtree(data_dir, ignore_errors=True)
-        if isinstance(error, sqlite3.Error):
-            raise DataDirError(explain.sqlite_error(error, path)) from None
-        raise DataDirError(
-            f"{data_dir}: {error.strerror or error}: name a directory where this user may write"
-        ) from None
+        if bump_revision:
+            new_directory.bump_revision(part, bump_revision)
 
 
 def _leave_log(database: Path) -> None:

@@ -37,7 +37,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from lessor.durable import auth_tables, directory, explain, meta_rows, opening, schema
+from lessor.durable import auth_tables, directory, explain, meta_rows, opening, schema, view
 from lessor.durable.engine import EngineError, Loaded, Meta, TablesLockedError
 from lessor.durable.first_failure import FirstFailure
 from lessor.durable.meta_rows import LogPosition
@@ -51,12 +51,11 @@ from lessor.durable.wal_copy import COUNT_SYNC, WalCopy
 from lessor.state.journal import AlarmRow, EventRow, LeaseRow, Rows
 
 LOAD_ROWS: Final = 1_000  # rows fetched at once
-STOP_LOOK_STEPS: Final = 20_000  # of SQLite's machine, a millisecond or so, after which a backup looks whether to stop
 _NOT_OPEN: Final = "the tables are not open"
 
 
 class Tables:
-    """The file `path`. All calls come from one thread, but for `backup` and `stop_backups`."""
+    """The file `path`. All calls come from one thread, but for `backup`, `view` and `stop_backups`."""
 
     def __init__(
         self,
@@ -347,7 +346,7 @@ class Tables:
                 raise EngineError(f"{path}: exists already: name another file, or move it away")
             part.unlink(missing_ok=True)
             with contextlib.closing(self._connector.open(self._path, "ro")) as source:
-                source.set_progress_handler(lambda: int(self._no_backups or unwanted()), STOP_LOOK_STEPS)
+                source.set_progress_handler(lambda: int(self._no_backups or unwanted()), view.STOP_LOOK_STEPS)
                 source.execute("VACUUM INTO ?", (str(part),))
             # The copy has no log: whatever files lie where it is put, they are not its own.
             with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy:
@@ -363,6 +362,10 @@ class Tables:
             raise EngineError(f"{path}: {error.strerror}: name a file where this user may write") from error
         finally:
             part.unlink(missing_ok=True)
+
+    def view(self, unwanted: Callable[[], bool]) -> contextlib.AbstractContextManager[Loaded]:
+        """What is folded, as of one instant. From any thread; see Engine.view."""
+        return view.opened(self._connector, self._path, lambda: self._no_backups or unwanted())
 
     def stop_backups(self) -> None:
         self._no_backups = True

@@ -442,6 +442,10 @@ class StreamCall:
         """As UnaryCall.requires_leader."""
         return False
 
+    def metadata(self, name: bytes) -> bytes | None:
+        """The value of a metadata field, named in lower case; None without it, and once the call has ended."""
+        raise NotImplementedError
+
     @property
     def forwarded(self) -> bool:
         """Whether another server of the log passes it on, and its answers after that."""

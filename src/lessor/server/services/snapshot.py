@@ -5,13 +5,16 @@ Laws
 - All writes that were acknowledged before the call came are in the copy.
 - The copy is never whole in memory: READ_BYTES of it are read at a time, and sent when no more than BACKLOG_BYTES wait
   for the peer.
-- The copy's file has a name only while it is written. Then it is an open file without a name, which vanishes with its
-  reader, however the reader ends. A file that a killed server left behind is removed at the next start.
+- The copy is an open file without a name, which vanishes with its reader, however the reader ends (snapshots.py).
 - At most SNAPSHOTS_MAX are made at a time: each takes the data's size on disk.
 - The copy for a peer that has gone away is not finished: its place is free soon.
 - A peer that reads too slowly gives its place up: for each READ_BYTES it has SNAPSHOT_READ_S_MAX. Then the stream ends
   with SNAPSHOT_NOT_READ, and the log says so. When all places are taken, a new call gets the place of the peer that has
   made no progress for longest, if that is SNAPSHOT_YIELD_S. Time in which the server stood still does not count.
+
+The file is etcd's: its `etcdutl snapshot restore` takes it. A caller who asks for Lessor's own form in the
+call's metadata (base/snapshot_forms.py) gets the tables themselves, SQLite's file, from which `lessor snapshot restore`
+makes the very same server.
 
 A stream is the file in pieces of PIECE_BYTES. Each has the number of bytes that follow it. The last piece is the
 SHA-256 of the file, which `remaining_bytes` does not count.
@@ -21,19 +24,21 @@ import asyncio
 import hashlib
 import logging
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import BinaryIO
 
 from lessor.api.proto import rpc_pb2
 from lessor.api.version import ETCD_VERSION
-from lessor.base import errors, limits
+from lessor.base import errors, limits, snapshot_forms
 from lessor.base.errors import Code, EtcdError
 from lessor.durable.engine import EngineError
 from lessor.server.loop.bugs import as_answer
 from lessor.server.loop.call import StreamCall
 from lessor.server.loop.core import Core
 from lessor.server.observe.shortages import SNAPSHOTS, Shortages
-from lessor.server.services.snapshots import NAME, Snapshots, copy
+from lessor.server.services.snapshots import NAME, Living, Snapshots, copy, etcd_copy
 
 log = logging.getLogger("lessor")
 
@@ -53,6 +58,7 @@ class SnapshotStream:
         self._core = core
         self._snapshots = snapshots
         self._call = call
+        self._format = (call.metadata(snapshot_forms.FIELD.encode()) or b"").decode("latin-1") or snapshot_forms.ETCD
         self._begun = False
         self._over = False
         self.stalled_s = 0.0  # how long the peer has not taken what waits for it; 0 while the server is at work
@@ -82,6 +88,9 @@ class SnapshotStream:
         if self._begun:
             return
         self._begun = True
+        if self._format not in snapshot_forms.FORMS:
+            known = ", ".join(snapshot_forms.FORMS)
+            raise EtcdError(Code.INVALID_ARGUMENT, f"{snapshot_forms.FIELD}: not a format of snapshots: {known} are")
         snapshots, metrics = self._snapshots, self._core.metrics
         if metrics.snapshots >= limits.SNAPSHOTS_MAX:
             _make_room(snapshots, metrics.shortages)
@@ -95,11 +104,9 @@ class SnapshotStream:
         loop = asyncio.get_running_loop()
         error: EtcdError | None = None
         began_s = self._core.turn.now_s()
-        path = snapshots.data_dir / NAME.format(uuid.uuid4().hex)
         try:
             await self._core.committer.flush()
-            copying = loop.run_in_executor(snapshots.threads, copy, snapshots.engine, path, lambda: self._over)
-            with await copying as file:
+            with await loop.run_in_executor(snapshots.threads, self._copying(snapshots)) as file:
                 await self._send_file(loop, snapshots, file)
             self._core.metrics.snapshot_s.observe(self._core.turn.now_s() - began_s)
         except (EngineError, OSError) as problem:
@@ -114,6 +121,16 @@ class SnapshotStream:
             snapshots.streams.discard(self)
         if not self._over:
             self._call.finish(error)
+
+    def _copying(self, snapshots: Snapshots) -> Callable[[], BinaryIO]:
+        """What makes the file, in a thread."""
+        engine, folder = snapshots.engine, snapshots.data_dir
+        if self._format == snapshot_forms.LESSOR:
+            path = folder / NAME.format(uuid.uuid4().hex)
+            return partial(copy, engine, path, lambda: self._over)
+        core = self._core
+        living = None if core.turn.following else Living(core.machine.leases.get, core.turn.now_s())
+        return partial(etcd_copy, engine, folder, lambda: self._over, living)
 
     async def _send_file(self, loop: asyncio.AbstractEventLoop, snapshots: Snapshots, file: BinaryIO) -> None:
         left_bytes = file.seek(0, 2)

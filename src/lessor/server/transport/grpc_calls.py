@@ -294,6 +294,10 @@ class GrpcStream(StreamCall):
     def peer_common_name(self) -> str | None:
         return _common_name(self._output, self._stream, self.method.path)
 
+    def metadata(self, name: bytes) -> bytes | None:
+        head = self._stream.head if self._stream is not None else None
+        return None if head is None else head.get(name)
+
     @property
     def requires_leader(self) -> bool:
         return requires_leader(self._stream)

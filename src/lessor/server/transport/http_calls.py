@@ -380,6 +380,9 @@ class JsonStream(StreamCall):
     def token(self) -> bytes | None:
         return _token_of(self._exchange)
 
+    def metadata(self, name: bytes) -> bytes | None:
+        return None if self._exchange is None else self._exchange.header(b"grpc-metadata-" + name)
+
     @property
     def requires_leader(self) -> bool:
         return _requires_leader(self._exchange)
