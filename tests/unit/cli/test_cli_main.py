@@ -187,7 +187,7 @@ def failing(error: BaseException) -> Any:
         (ServerError(Code.NOT_FOUND, "etcdserver: no"), "lease timetolive 1", 2, "etcdserver: no"),
         (ServerError(Code.NOT_FOUND, "etcdserver: no"), "lease keep-alive 1 --once", 2, "etcdserver: no"),
         (ServerError(Code.NOT_FOUND, "etcdserver: no"), "put k v", 1, "etcdserver: no"),
-        (ServerError(Code.UNKNOWN, "two\nlines"), "get k", 1, "two lines"),
+        (ServerError(Code.UNKNOWN, "two\nlines"), "get k", 1, "rpc error: code = Unknown desc = two lines"),
         (
             ConnectionLost("cannot connect to a:1: no", endpoint="a:1"),
             "del k",
