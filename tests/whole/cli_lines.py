@@ -290,7 +290,7 @@ class Meeting:
 
     def outcomes(self, line: Line, speak: Speaker) -> dict[str, Outcome]:
         """What comes of a line in each format; the scene is set for it."""
-        outcomes = {}
+        outcomes: dict[str, Outcome] = {}
         for output_format in FORMATS:
             if not outcomes or not line.reads:
                 self.scene(line).set()

@@ -53,16 +53,13 @@ def facts() -> tuple[Tree, dict[str, dict[str, Outcome]]]:
     """The tree, and by line and format the outcome."""
     known = json.loads(FILE.read_text())
     tree = {name: [(short, flag, alone) for short, flag, alone in flags] for name, flags in known["tree"].items()}
-    lines = {
-        line: {each: (code, out, err) for each, (code, out, err) in unpacked(outcomes).items()}
-        for line, outcomes in known["lines"].items()
-    }
+    lines: dict[str, dict[str, Outcome]] = {}
+    for line, outcomes in known["lines"].items():
+        lines[line] = {}
+        for each in FORMATS:
+            code, out, err = outcomes.get(each) or outcomes["*"]  # "*": the formats that are not named
+            lines[line][each] = code, out, err
     return tree, lines
-
-
-def unpacked(outcomes: dict[str, list[object]]) -> dict[str, list[object]]:
-    """By format; "*" stands for those that are not named."""
-    return {each: outcomes.get(each) or outcomes["*"] for each in FORMATS}
 
 
 def packed(outcomes: dict[str, Outcome]) -> dict[str, Outcome]:

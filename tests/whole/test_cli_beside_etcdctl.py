@@ -240,7 +240,7 @@ def test_protobuf_of_leases(scene: Scene) -> None:
     scene.set()
     environment = scene.environment()
     line = ["lease", "timetolive", "4d2", "--keys", "-w", "protobuf"]
-    theirs = subprocess.run([scene.etcdctl, *line], capture_output=True, env=environment, check=True).stdout
+    theirs = subprocess.run([str(scene.etcdctl), *line], capture_output=True, env=environment, check=True).stdout
     ours = subprocess.run([*OURS, *line], capture_output=True, env=environment, check=True).stdout
     reply = rpc.LeaseTimeToLiveResponse.FromString(ours)
     assert reply.header == rpc.ResponseHeader.FromString(theirs)
@@ -407,7 +407,7 @@ def test_nobody_there(scene: Scene) -> None:
     line = ["--endpoints", "127.0.0.1:1", "--command-timeout", "100ms", "--dial-timeout", "100ms"]
     environment = {name: value for name, value in scene.environment().items() if name != "ETCDCTL_ENDPOINTS"}
     done = subprocess.run(
-        [scene.etcdctl, *line, "get", "a"], capture_output=True, text=True, env=environment, timeout=30
+        [str(scene.etcdctl), *line, "get", "a"], capture_output=True, text=True, env=environment, timeout=30
     )
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Error: context deadline exceeded")
     for command, code in ((["get", "a"], 1), (["lease", "list"], 2), (["watch", "a"], 1)):

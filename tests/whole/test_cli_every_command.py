@@ -62,23 +62,27 @@ WITHOUT = {
     "auth disable": (),
 }
 # By line and format: what ours does instead, and why.
-Difference = Callable[[Outcome], Outcome]
+Difference = Callable[[Outcome, str], Outcome]
 
 
-def _unknown_consistency(theirs: Outcome) -> Outcome:
+def _unknown_consistency(theirs: Outcome, _format: str) -> Outcome:
     """etcdctl names the flag's default instead of what was said."""
     return theirs[0], theirs[1], theirs[2].replace('"l"', '"x"')
 
 
-def _the_reply(_theirs: Outcome) -> Outcome:
+def _without_environment(_theirs: Outcome, output_format: str) -> Outcome:
+    """A flag beside the variable for the same setting, ETCDCTL_ENDPOINTS, is an error in etcdctl."""
+    return SAID["get a"][output_format]
+
+
+def _the_reply(_theirs: Outcome, _format: str) -> Outcome:
     """etcdctl cannot print this reply, and says so after the lease was revoked."""
     return 0, "(bytes)", ""
 
 
 _BOTH = "get a --endpoints {address} --dial-timeout 1s --command-timeout 4s"
 OTHERWISE: dict[tuple[str, str], Difference] = {
-    # A flag beside the variable for the same setting, ETCDCTL_ENDPOINTS, is an error in etcdctl.
-    **{(_BOTH, each): lambda _, each=each: SAID["get a"][each] for each in FORMATS},
+    **{(_BOTH, each): _without_environment for each in FORMATS},
     **{("member list --consistency x", each): _unknown_consistency for each in FORMATS},
     ("lease revoke 4d2", "protobuf"): _the_reply,
 }
@@ -91,7 +95,8 @@ def expected(line: Line, output_format: str) -> Outcome:
     refused = bool(names) and output_format in WITHOUT[max(names, key=len)]
     if refused and theirs[0] != 128 and not line.own:  # a wrong command line is reported before the format
         return 4, "", f"Error: {output_format} not supported as output format\n"
-    return OTHERWISE.get((line.text, output_format), lambda same: same)(theirs)
+    change = OTHERWISE.get((line.text, output_format))
+    return theirs if change is None else change(theirs, output_format)
 
 
 # --- the trees ---
