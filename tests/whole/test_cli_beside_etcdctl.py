@@ -83,7 +83,7 @@ class Scene:
             text,
         )
         text = re.sub(r"progress notify: \d+", "progress notify: R", text)
-        text = re.sub(r'(remaining\(|"ttl":|"TTL" : )(99\d|1000|60|61)(?!\d)', r"\1T", text)
+        text = re.sub(r'(remaining\(|"ttl":|"TTL" : )(9\d\d|1000|60|61)(?!\d)', r"\1T", text)
         text = re.sub(r'"(ID|id)"( ?: ?)(\d{17,})', r'"\1"\2I', text)
         text = re.sub(r'"ID" : [0-9a-f]{16}(?=\n"TTL" : (T|61)\n$)', '"ID" : I', text)
         return GRANTED.sub("I", text)
