@@ -229,7 +229,7 @@ FLOODS: dict[str, Flood] = {
     "range streams that are reset": Flood(
         WIDE,
         _on_new_streams(lambda stream_id: _range_stream(stream_id) + frames.rst_stream_frame(stream_id, 8), 1),
-        False,
+        True,
     ),
     "range streams without a window": Flood(
         frames.PREFACE + frames.settings_frame([(frames.SETTINGS_INITIAL_WINDOW_SIZE, 0)]),
