@@ -6,7 +6,7 @@ import hpack
 from lessor.api.proto import rpc_pb2
 from lessor.wire import frames, grpc
 from lessor.wire.h2 import H2Client
-from tests.attack.floods import FLOODS, KEEPALIVE, OPEN, WATCH, block, data, headers
+from tests.attack.floods import FLOODS, KEEPALIVE, NARROW, OPEN, RANGE_STREAM, WATCH, block, data, headers
 
 _PUT = rpc_pb2.PutRequest(key=b"k", value=b"v" * 50)
 _RANGE = rpc_pb2.RangeRequest(key=b"a", range_end=b"z")
@@ -61,6 +61,40 @@ def _streams() -> list[bytes]:
     return [*pieces, frames.rst_stream_frame(watch.id, 8), frames.goaway_frame(0, 0)]
 
 
+def _range_streams() -> list[bytes]:
+    """Ranges in chunks that wait for a window: keys are written meanwhile, history goes, one stream is given up."""
+    put, compact = block("/etcdserverpb.KV/Put"), block("/etcdserverpb.KV/Compact")
+    requests = [
+        rpc_pb2.RangeRequest(key=b"large", range_end=b"largf"),
+        rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0", limit=3),
+        rpc_pb2.RangeRequest(key=b"large", range_end=b"largf", revision=2),
+        rpc_pb2.RangeRequest(key=b"large", range_end=b"\0", keys_only=True),
+        rpc_pb2.RangeRequest(key=b"large", range_end=b"\0", count_only=True),
+        rpc_pb2.RangeRequest(key=b"large", range_end=b"\0", sort_order=rpc_pb2.RangeRequest.DESCEND),
+    ]
+
+    def call(stream_id: int, packed: bytes, message: bytes) -> list[bytes]:
+        framed = grpc.frame(message)
+        parts = [framed[at : at + 16_384] for at in range(0, len(framed), 16_384)]
+        last = data(stream_id, parts[-1], end=True)
+        return [headers(stream_id, packed), *(data(stream_id, part) for part in parts[:-1]), last]
+
+    def writes(first_id: int, letter: bytes) -> list[bytes]:
+        pieces = []
+        for number in range(6):
+            request = rpc_pb2.PutRequest(key=b"large%d" % number, value=letter * 50_000)
+            pieces += call(first_id + 2 * number, put, request.SerializeToString())
+        return pieces
+
+    pieces = [NARROW, *writes(1, b"a")]
+    for number, request in enumerate(requests):
+        pieces += call(21 + 2 * number, RANGE_STREAM, request.SerializeToString())
+    pieces += [frames.window_update_frame(0, 100_000), frames.window_update_frame(21, 20_000), *writes(41, b"b")]
+    pieces += call(61, compact, rpc_pb2.CompactionRequest(revision=5).SerializeToString())
+    pieces += [frames.rst_stream_frame(25, 8), frames.window_update_frame(0, 1_000_000)]
+    return [*pieces, *(frames.window_update_frame(stream_id, 400_000) for stream_id in (21, 23, 27))]
+
+
 def _unusual() -> list[bytes]:
     """Padding, priority, a header block in pieces, an error, a call over HTTP/2 that is not gRPC's."""
     call = block("/etcdserverpb.KV/Range")
@@ -110,6 +144,7 @@ def _websocket() -> list[bytes]:
 CONVERSATIONS: list[list[bytes]] = [
     _library(),
     _streams(),
+    _range_streams(),
     _unusual(),
     _http1(),
     _websocket(),

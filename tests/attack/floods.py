@@ -42,6 +42,7 @@ def block(path: str, *more: tuple[bytes, bytes]) -> bytes:
 WATCH = block("/etcdserverpb.Watch/Watch")
 KEEPALIVE = block("/etcdserverpb.Lease/LeaseKeepAlive")
 RANGE = block("/etcdserverpb.KV/Range")
+RANGE_STREAM = block("/etcdserverpb.KV/RangeStream")
 OPEN = frames.PREFACE + frames.settings_frame([(frames.SETTINGS_INITIAL_WINDOW_SIZE, frames.WINDOW_BYTES_MAX)])
 
 
@@ -102,6 +103,12 @@ def _huffman(stream_id: int) -> bytes:
 def _churn(stream_id: int) -> bytes:
     """A request for no method, all of whose fields enter the dynamic table."""
     return headers(stream_id, block("/no") + b"\x40\x01x\x02ab" * 150, end=True)
+
+
+def _range_stream(stream_id: int) -> bytes:
+    """All keys, in chunks."""
+    request = rpc_pb2.RangeRequest(key=b"\0", range_end=b"\0")
+    return headers(stream_id, RANGE_STREAM) + data(stream_id, grpc.frame(request.SerializeToString()), end=True)
 
 
 def _compressed(stream_id: int) -> bytes:
@@ -216,6 +223,17 @@ FLOODS: dict[str, Flood] = {
             ),
             1,
         ),
+        False,
+    ),
+    "range streams": Flood(WIDE, _on_new_streams(_range_stream, 1), False),
+    "range streams that are reset": Flood(
+        WIDE,
+        _on_new_streams(lambda stream_id: _range_stream(stream_id) + frames.rst_stream_frame(stream_id, 8), 1),
+        True,
+    ),
+    "range streams without a window": Flood(
+        frames.PREFACE + frames.settings_frame([(frames.SETTINGS_INITIAL_WINDOW_SIZE, 0)]),
+        _on_new_streams(_range_stream, 1),
         False,
     ),
     "compressed ranges": Flood(WIDE, _on_new_streams(_compressed, 1), False),

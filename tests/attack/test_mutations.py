@@ -35,11 +35,13 @@ def test_the_fuzzer_can_fail() -> None:
 @pytest.mark.slow
 def test_an_unmutated_conversation_is_served() -> None:
     with LessorServer() as server, Innocent(server.address) as innocent:
-        for conversation in CONVERSATIONS[:5]:
+        for conversation in CONVERSATIONS[:6]:
             attacker = Attacker(server.address)
             for piece in conversation:
                 assert attacker.send(piece)
-            attacker.read(0.2)
+            for _ in range(25):  # the machine may be busy
+                if not attacker.tail:
+                    attacker.read(0.2)
             assert attacker.tail
             attacker.close()
             innocent.work()

@@ -71,7 +71,7 @@ _TABLE = re.compile(r"^(\+[-+]+\+\n)(\|.*\|\n)\1((?:\|.*\|\n)*)\1", re.MULTILINE
 
 
 def as_3_7(printed: str) -> str:
-    """What etcdctl 3.6 prints, and the command `lessor` with it, as etcdctl 3.7 prints it.
+    """What etcdctl 3.6 prints, as etcdctl 3.7 prints it and the command `lessor` with it.
 
     A watch's JSON has one field more, always empty, and no list where a cancelled watch has no events; an alarm's line
     has lost its last space; tables have lines for rules.

@@ -169,6 +169,7 @@ class World:
         self.watches = Watches(self.turn)
         self.stream = self.watches.open(cast(Core, self.core), cast(Any, self.peer))
         self.log: list[Sent] = []
+        self.in_fragments = 0  # the watcher whose next response must be the next one of all
         self.compacted_in: dict[int, int] = {}  # revision: the batch with the compaction
         self.watchers: dict[int, Expected] = {}
         self.asked: list[Expected] = []
@@ -183,6 +184,8 @@ class World:
     def _on_response(self, response: rpc.WatchResponse) -> None:
         revision = response.header.revision
         assert revision <= self.turn.durable_revision, "shown what a crash would take back"
+        assert self.in_fragments in (0, response.watch_id), "something came between two fragments"
+        self.in_fragments = response.watch_id if response.fragment else 0
         if response.watch_id == -1:
             self._on_progress(revision)
             return
@@ -199,7 +202,7 @@ class World:
             watcher.lost_at = response.compact_revision
             if watcher.lost_at:
                 assert self.compacted_in[watcher.lost_at] <= self.gate.durable, "the compaction may be taken back"
-        elif not response.events:
+        elif not response.events and not watcher.pieces:
             assert watcher.created
             assert watcher.given_up or watcher.sent == self.expected(watcher, revision), "it overtook events"
         else:

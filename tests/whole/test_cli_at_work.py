@@ -61,7 +61,10 @@ def leases(server: LessorServer) -> list[int]:
 def test_the_largest_messages(asked: LessorServer, capfd: pytest.CaptureFixture[str]) -> None:
     """One byte of field number and one of length for each field: a request of 4 + 1 + 4 bytes."""
     assert main.run(["put", "k", "1234", "--max-request-bytes", "8"]) == 1
-    assert capfd.readouterr().err == "Error: trying to send message larger than max (9 vs. 8)\n"
+    assert (
+        capfd.readouterr().err
+        == "Error: rpc error: code = ResourceExhausted desc = trying to send message larger than max (9 vs. 8)\n"
+    )
     assert main.run(["get", "k"]) == 0
     assert main.run(["put", "k", "1234", "--max-request-bytes", "9"]) == 0
     assert capfd.readouterr().out == "OK\n"

@@ -157,7 +157,7 @@ GUARDED = [
 def compare(scene: Scene, line: list[str], *, again: bool = True, stdin: bytes = b"secret word\n") -> None:
     if again:
         scene.set()
-    theirs = scene.outcome([str(scene.etcdctl)], line, stdin)
+    theirs = scene.theirs(line, stdin)
     if again:
         scene.set()
     assert scene.ours(line, stdin) == theirs

@@ -88,6 +88,11 @@ def calls(server: InProcessServer) -> Iterator[Calls]:
 # --- leases and the clock ---
 
 
+def test_the_hash_of_nothing_is_a_hash(calls: Calls) -> None:
+    """etcd's own tests take 0 for no answer."""
+    assert calls("Maintenance/Hash", rpc.HashRequest()).hash != 0
+
+
 @pytest.mark.parametrize("ttl_s", [1, 60, 3600, 1_000_000])
 def test_a_lease_ends_with_the_jump_that_reaches_its_ttl(server: InProcessServer, calls: Calls, ttl_s: int) -> None:
     lease_id = calls.grant(ttl_s, b"k")

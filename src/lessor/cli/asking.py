@@ -8,6 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from lessor.base.errors import EtcdError
 from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, ERROR, Failure
 from lessor.cli.options import Settings
 
@@ -62,6 +63,9 @@ def client_of(settings: Settings) -> "AsyncClient":
     """A client with these settings. To be used within `ask`, which turns its errors into a Failure."""
     from lessor.client import AsyncClient
 
+    if 0 < settings.max_recv_bytes < settings.max_request_bytes:
+        limits = f"recv limit ({settings.max_recv_bytes} bytes)", f"send limit ({settings.max_request_bytes} bytes)"
+        raise Failure(BAD_CONNECTION, f"gRPC message {limits[0]} must be greater than {limits[1]}")
     return AsyncClient(
         settings.endpoints,
         connect_timeout_s=settings.dial_timeout_s,
@@ -70,6 +74,7 @@ def client_of(settings: Settings) -> "AsyncClient":
         server_name=settings.server_name,
         user=settings.user,
         password=settings.password,
+        token=settings.token,
         request_bytes_max=max(settings.max_request_bytes, 0) or None,
         reply_bytes_max=max(settings.max_recv_bytes, 0) or None,
         ping_after_s=max(settings.keepalive_time_s, PING_AFTER_S_MIN) if settings.keepalive_time_s > 0 else NEVER_S,
@@ -93,7 +98,9 @@ def words(error: "ClientError") -> str:
     from lessor.client import CallTimeout, ConnectionLost, ServerError
 
     if isinstance(error, ServerError):
-        return error.message
+        # What etcdctl does not know as an error of etcd's it prints as Go's gRPC does.
+        known = error.message.startswith("etcdserver: ")
+        return error.message if known else EtcdError(error.code, error.message).go_text
     if isinstance(error, CallTimeout):
         # etcdctl's words first: scripts look for them.
         maybe = "it may have taken effect; " if error.outcome_unknown else ""

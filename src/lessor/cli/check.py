@@ -164,7 +164,7 @@ def _clean_up(settings: Settings, prefix: bytes, compact: bool, defrag: bool) ->
 def perf(ctx: click.Context, load: str, prefix: str, auto_compact: bool, auto_defrag: bool, duration: float) -> None:
     """Write at a steady rate, and see whether the server keeps up and how evenly it answers."""
     chosen, settings, raw = _load(load), settings_of(ctx), os.fsencode(prefix)
-    printing.choose(settings.output_format)
+    printing.choose(settings.output_format, table=True)
     results = Results()
     ask(settings, lambda client: _refuse_keys(client, raw, "'etcdctl del --prefix {}'"))
     try:
@@ -255,7 +255,7 @@ def datascale(ctx: click.Context, load: str, prefix: str, auto_compact: bool, au
     The first endpoint is the one that is looked at.
     """
     chosen, settings, raw = _load(load), settings_of(ctx), os.fsencode(prefix)
-    printing.choose(settings.output_format)
+    printing.choose(settings.output_format, table=True)
     results = Results()
     ask(settings, lambda client: _refuse_keys(client, raw, "etcdctl del --prefix {}"))
     before = _memory_bytes(settings, "before")

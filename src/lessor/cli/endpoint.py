@@ -115,7 +115,8 @@ def status(ctx: click.Context, args: tuple[str, ...], cluster: bool) -> None:
     every = one_by_one(settings, cluster)
     replies, complaint = _ask_all(every, lambda one: call(one, MAINTENANCE + "Status", rpc.StatusRequest()), "status")
     if output == "json":
-        printing.write(_json([{"Endpoint": endpoint, "Status": plain(reply)} for endpoint, reply in replies]))
+        data = [{"Endpoint": endpoint, "Status": plain(reply)} for endpoint, reply in replies]
+        printing.write(_json(data or None))
     elif output == "fields":
         printing.write(b"".join(_status_fields(endpoint, reply, settings.hexadecimal) for endpoint, reply in replies))
     elif output == "table":
@@ -147,7 +148,9 @@ def hashkv(ctx: click.Context, args: tuple[str, ...], cluster: bool, rev: int) -
     replies, complaint = _ask_all(every, lambda one: call(one, MAINTENANCE + "HashKV", request), "hash")
     rows = [[endpoint, str(reply.hash), str(reply.hash_revision)] for endpoint, reply in replies]
     if output == "json":
-        printing.write(_json([{"Endpoint": endpoint, "HashKV": plain(reply)} for endpoint, reply in replies]))
+        # Of no endpoint at all etcdctl prints no list.
+        data = [{"Endpoint": endpoint, "HashKV": plain(reply)} for endpoint, reply in replies]
+        printing.write(_json(data or None))
     elif output == "fields":
         for endpoint, reply in replies:
             own = (

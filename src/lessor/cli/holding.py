@@ -114,8 +114,9 @@ def lock(ctx: click.Context, args: tuple[str, ...], ttl: int) -> None:
     if not args:
         raise Failure(BAD_ARGS, "lock takes a lock name argument and an optional command to execute")
     settings = settings_of(ctx)
-    printer = printing.choose(settings.output_format, hexadecimal=settings.hexadecimal)
     name, command = os.fsencode(args[0]), list(args[1:])
+    # With a command to run there is nothing to print.
+    printer = printing.choose(settings.output_format, hexadecimal=settings.hexadecimal, table=bool(command))
 
     async def hold(client: "AsyncClient") -> None:
         async with holding(client, ttl, "session expired") as held:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.base.errors import Code, EtcdError
 from lessor.cli import notation, printing
 from lessor.cli.asking import ask
-from lessor.cli.failure import BAD_ARGS, BAD_FEATURE, ERROR, Failure
+from lessor.cli.failure import BAD_ARGS, BAD_FEATURE, Failure
 from lessor.cli.lease import decimal_option
 from lessor.cli.many import call
 from lessor.cli.notation import quote
@@ -122,30 +121,23 @@ def get(ctx: click.Context, /, args: tuple[str, ...], **flags: Any) -> None:
     """Print the key KEY, or the keys from KEY up to but not including RANGE_END."""
     request = get_request(args, flags)
     settings = settings_of(ctx)
-    printer = printing.choose(settings.output_format, hexadecimal=settings.hexadecimal)
     if flags["count_only"] and settings.output_format != "fields":
         raise Failure(BAD_ARGS, "--count-only is only for `--write-out=fields`")
     if flags["print_value_only"] and settings.output_format != "simple":
         raise Failure(BAD_ARGS, "print-value-only is only for `--write-out=simple`")
+    printer = printing.choose(settings.output_format, hexadecimal=settings.hexadecimal)
     reply = _streamed(settings, request) if flags["stream"] else call(settings, KV + "Range", request)
     printing.write(printer.get(reply, flags["print_value_only"]))
 
 
 def _streamed(settings: Settings, request: rpc.RangeRequest) -> rpc.RangeResponse:
     """The reply to `request`, by RangeStream. The arguments of `get_stream` are called as the fields are."""
-    from lessor.client import ServerError
 
     async def question(client: "AsyncClient") -> rpc.RangeResponse:
         reply = rpc.RangeResponse()
         arguments = {field.name: getattr(request, field.name) for field in request.DESCRIPTOR.fields}
-        try:
-            async for piece in client.get_stream(**arguments, timeout_s=settings.command_timeout_s):
-                reply.MergeFrom(piece)
-        except ServerError as error:
-            if error.code != Code.UNIMPLEMENTED:
-                raise
-            # What etcdctl does not know as an error of etcd's it prints as Go's gRPC does.
-            raise Failure(ERROR, EtcdError(error.code, error.message).go_text) from None
+        async for piece in client.get_stream(**arguments, timeout_s=settings.command_timeout_s):
+            reply.MergeFrom(piece)
         return reply
 
     return ask(settings, question)

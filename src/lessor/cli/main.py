@@ -167,6 +167,12 @@ def _help() -> click.Command:
     return help_
 
 
+def _options() -> click.Command:
+    from lessor.cli.help import options
+
+    return options
+
+
 def _top() -> click.Command:
     from lessor.cli.top import top
 
@@ -220,6 +226,7 @@ cli = Group(
             _completion,
         ),
         "help": ("Explain a command.", _help),
+        "options": ("Show the flags of all commands.", _options),
         "version": ("Print the version.", _version_command),
     },
 )

@@ -15,6 +15,7 @@ from lessor.cli.print_json import line, plain
 from lessor.cli.terminal import complain
 
 FORMATS = ("simple", "json", "fields", "protobuf")
+WITHOUT_FIELDS = ("simple", "json", "protobuf")
 
 
 def _none(args: tuple[str, ...], command: str) -> None:
@@ -38,13 +39,14 @@ def _write_alarms(settings: Settings, reply: Any) -> None:
     elif output == "protobuf":
         printing.write(reply.SerializeToString())
     elif output == "fields":
-        # An answer that was put together from several replies has no header.
-        lines = [*header_lines(reply.header, settings.hexadecimal)] if reply.HasField("header") else []
+        # An answer that was put together from several replies has no header: its fields are 0.
+        lines = [*header_lines(reply.header, settings.hexadecimal)]
         for alarm in reply.alarms:
-            lines += [f'"MemberID" : {alarm.memberID}', f'"AlarmType" : {_alarm_name(alarm.alarm)}', ""]
+            member = f"{alarm.memberID:x}" if settings.hexadecimal else str(alarm.memberID)
+            lines += [f'"MemberID" : {member}', f'"AlarmType" : {_alarm_name(alarm.alarm)}', ""]
         printing.write("".join(text + "\n" for text in lines).encode())
     else:
-        lines = [f"memberID:{alarm.memberID} alarm:{_alarm_name(alarm.alarm)} \n" for alarm in reply.alarms]
+        lines = [f"memberID:{alarm.memberID} alarm:{_alarm_name(alarm.alarm)}\n" for alarm in reply.alarms]
         printing.write("".join(lines).encode())
 
 
@@ -145,6 +147,18 @@ def compaction(ctx: click.Context, args: tuple[str, ...], physical: bool) -> Non
 # --- the cluster's version and leader -----------------------------------------------------------------------------
 
 
+def _write(settings: Settings, reply: Any, sentence: str) -> None:
+    """The reply in the format of the settings; the simple one is `sentence`."""
+    output = settings.output_format
+    printing.write(
+        line(plain(reply))
+        if output == "json"
+        else reply.SerializeToString()
+        if output == "protobuf"
+        else sentence.encode()
+    )
+
+
 @click.command("move-leader", cls=Command)
 @click.argument("args", nargs=-1, metavar="MEMBER_ID")
 @click.pass_context
@@ -159,14 +173,12 @@ def move_leader(ctx: click.Context, args: tuple[str, ...]) -> None:
     except ValueError as error:
         raise Failure(BAD_ARGS, str(error)) from None
     settings = settings_of(ctx)
-    output = check_format(settings, *FORMATS, "table")
+    check_format(settings, *WITHOUT_FIELDS)
     for one in one_by_one(settings, False):
         reply = call(one, MAINTENANCE + "Status", rpc.StatusRequest())
         if reply.leader == reply.header.member_id:
             moved = call(one, MAINTENANCE + "MoveLeader", rpc.MoveLeaderRequest(targetID=target))
-            text = line(plain(moved)) if output == "json" else b""
-            said = f"Leadership transferred from {reply.leader:x} to {target:x}\n".encode()
-            printing.write(text or said)
+            _write(settings, moved, f"Leadership transferred from {reply.leader:x} to {target:x}\n")
             return
     raise Failure(BAD_ARGS, f"no leader endpoint given at [{' '.join(settings.endpoints)}]")
 
@@ -177,11 +189,10 @@ def _downgrade(ctx: click.Context, args: tuple[str, ...], action: str) -> None:
     if action != "cancel" and len(args) != 1:
         raise Failure(BAD_ARGS, "TARGET_VERSION not provided" if not args else "too many arguments")
     settings = settings_of(ctx)
-    output = check_format(settings, *FORMATS, "table")
+    check_format(settings, *WITHOUT_FIELDS)
     request = rpc.DowngradeRequest(action=action.upper(), version=args[0] if args else "")
     reply = call(settings, MAINTENANCE + "Downgrade", request)
-    said = f"Downgrade {action} success, cluster version {reply.version}\n".encode()
-    printing.write(line(plain(reply)) if output == "json" else said)
+    _write(settings, reply, f"Downgrade {action} success, cluster version {reply.version}\n")
 
 
 @click.command("validate", cls=Command)

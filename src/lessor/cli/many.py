@@ -4,7 +4,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from lessor.cli.asking import ask
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
     from lessor.client import AsyncClient
 
-_CELL_WIDTH = 30  # longer cells of a table go on in the next line
 CLUSTER = "/etcdserverpb.Cluster/"
 MAINTENANCE = "/etcdserverpb.Maintenance/"
 
@@ -68,31 +66,20 @@ def took_text(duration_s: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".") + unit
 
 
-def _cell_lines(cell: str) -> list[str]:
-    """A long cell in lines as wide as a column may be; a space at its end stays, as in etcdctl."""
-    if len(cell) <= _CELL_WIDTH:
-        return [cell]
-    lines = wrap(cell, _CELL_WIDTH)
-    if cell.endswith(" "):
-        lines[-1] += " "
-    return [line.rjust(_CELL_WIDTH) for line in lines]
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
     """A table with borders: titles in capitals and centred, cells at the right."""
     titles = [title.upper() for title in header]
-    cells = [[_cell_lines(cell) for cell in row] for row in rows]
-    widths = [
-        max([len(title), *(len(line) for row in cells for line in row[column])]) for column, title in enumerate(titles)
-    ]
-    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
+    cells = [[cell.strip() for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    top, rule, bottom = (
+        ends[0] + ends[1].join("─" * (width + 2) for width in widths) + ends[2] for ends in ("┌┬┐", "├┼┤", "└┴┘")
+    )
     centred = [
         " " * ((width - len(title)) // 2) + title + " " * ((width - len(title) + 1) // 2)
         for title, width in zip(titles, widths, strict=True)
     ]
-    lines = [rule, f"| {' | '.join(centred)} |", rule]
-    for row in cells:
-        for index in range(max(map(len, row))):
-            shown = [lines_of[index] if index < len(lines_of) else "" for lines_of in row]
-            lines.append("| " + " | ".join(cell.rjust(width) for cell, width in zip(shown, widths, strict=True)) + " |")
-    return "".join(line + "\n" for line in [*lines, rule]).encode()
+    right = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    lines = [top, *(f"│ {' │ '.join(row)} │" for row in (centred, *right)), bottom]
+    if rows:
+        lines.insert(2, rule)
+    return "".join(line + "\n" for line in lines).encode()

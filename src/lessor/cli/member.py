@@ -4,13 +4,14 @@
 etcdctl refuses a format that a reply does not have only after it has made the change; here it is refused before.
 """
 
+import os
 from typing import Any
 
 import click
 
 from lessor.cli import notation, printing
 from lessor.cli.endpoint import any_arguments
-from lessor.cli.failure import BAD_ARGS, Failure
+from lessor.cli.failure import BAD_ARGS, BAD_FEATURE, Failure
 from lessor.cli.many import CLUSTER, call, check_format, table
 from lessor.cli.notation import quote
 from lessor.cli.options import Command, Group, Settings, settings_of
@@ -57,12 +58,14 @@ def _write(settings: Settings, reply: Any, sentence: str) -> None:
 
 @click.command("list", cls=Command)
 @any_arguments
-@click.option("--consistency", default="l", type=click.Choice(["l", "s"]), help="Linearizable (l) or serializable (s).")
+@click.option("--consistency", default="l", help="l for linearizable, s for serializable.")
 @click.pass_context
 def list_(ctx: click.Context, args: tuple[str, ...], consistency: str) -> None:
     """List the members."""
     from lessor.api.proto import rpc_pb2 as rpc
 
+    if consistency not in ("l", "s"):
+        raise Failure(BAD_FEATURE, f"unknown consistency flag {quote(os.fsencode(consistency))}")
     settings = settings_of(ctx)
     output = check_format(settings, "simple", "json", "fields", "table", "protobuf")
     reply = call(settings, CLUSTER + "MemberList", rpc.MemberListRequest(linearizable=consistency == "l"))

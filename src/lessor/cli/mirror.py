@@ -68,7 +68,7 @@ def make_mirror(ctx: click.Context, /, args: tuple[str, ...], rev: int, max_txn_
         raise Failure(BAD_ARGS, "make-mirror takes one destination argument")
     user, password = credentials(flags["dest_user"], flags["dest_password"], "Destination Password: ")
     settings = settings_of(ctx)
-    printing.choose(settings.output_format)
+    printing.choose(settings.output_format, table=True)
     if flags["no_dest_prefix"] and flags["dest_prefix"]:
         text = "`--dest-prefix` and `--no-dest-prefix` cannot be set at the same time, choose one"
         raise Failure(BAD_ARGS, text)

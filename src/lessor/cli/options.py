@@ -46,6 +46,7 @@ class Settings:
     insecure_transport: bool = True
     user: str = ""
     password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
     max_request_bytes: int = 0  # 0 and below: no limit of ours
     max_recv_bytes: int = 0
     keepalive_time_s: float = 2.0
@@ -71,7 +72,9 @@ class Globals:
 
     def _read(self) -> Settings:
         endpoints, server_name = self._servers()
-        user, password = credentials(self._value("user", str, ""), self._value("password", str, ""), "Password: ")
+        token = self._value("auth_jwt_token", str, "")
+        user, password = self._value("user", str, ""), self._value("password", str, "")
+        user, password = ("", "") if token else credentials(user, password, "Password: ")
         return Settings(
             endpoints=endpoints,
             server_name=server_name,
@@ -87,6 +90,7 @@ class Globals:
             insecure_transport=self._value("insecure_transport", notation.boolean, True),
             user=user,
             password=password,
+            token=token,
             max_request_bytes=self._value("max_request_bytes", _decimal, 0),
             max_recv_bytes=self._value("max_recv_bytes", _decimal, 0),
             keepalive_time_s=self._value("keepalive_time", notation.duration_s, 2.0),
@@ -242,6 +246,7 @@ def _global_options() -> list[click.Parameter]:
         option("--hex", is_flag=True, help="Print byte strings, and the ids of the fields format, in hexadecimal."),
         option("--user", metavar="NAME[:PASSWORD]", help="Log in as this user (asks for a password that is missing)."),
         option("--password", metavar="PASSWORD", help="The user's password; --user is the name alone then."),
+        option("--auth-jwt-token", metavar="TOKEN", help="A JWT to call with, in the place of --user and --password."),
         option("--max-request-bytes", type=INT64, help="The largest request to send (default 0: the server decides)."),
         option("--max-recv-bytes", type=INT64, help="The largest reply to take (default 0: any)."),
         option("--debug", is_flag=True, help="Print the settings, and the whole story of an internal error."),
@@ -298,16 +303,19 @@ class Command(click.Command):
             return super().parse_args(ctx, rewritten(args, self.get_params(ctx), ctx))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        own: list[tuple[str, str]] = []
-        common: list[tuple[str, str]] = []
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                (own if param.name in (*self.own_params, "help") else common).append(record)
-        for title, records in (("Options", own), ("Options of all commands", common)):
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
+        self._write_options(ctx, formatter, "Options", own=True)
+        self.format_common_options(ctx, formatter)
+
+    def format_common_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the flags for all commands."""
+        self._write_options(ctx, formatter, "Options of all commands", own=False)
+
+    def _write_options(self, ctx: click.Context, formatter: click.HelpFormatter, title: str, *, own: bool) -> None:
+        params = [param for param in self.get_params(ctx) if (param.name in (*self.own_params, "help")) is own]
+        records = [record for record in (param.get_help_record(ctx) for param in params) if record is not None]
+        if records:
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def read_own(command: click.Command, args: list[str]) -> dict[str, Any]:

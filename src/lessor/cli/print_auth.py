@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from google.protobuf.message import Message
 
 from lessor.api.proto import auth_pb2 as auth
+from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import print_json
 from lessor.cli.failure import BAD_FEATURE, Failure
 from lessor.cli.notation import quote
@@ -41,7 +42,12 @@ def show(settings: Settings, reply: Message, simple: bytes, fields: Iterable[str
     return "".join(f"{line}\n" for line in (*header, *fields)).encode()
 
 
-def permission_lines(role: bytes, permissions: Iterable[auth.Permission]) -> bytes:
+def role_text(settings: Settings, role: str, reply: rpc.AuthRoleGetResponse) -> bytes:
+    """What a role may do, in the format of the settings."""
+    return show(settings, reply, _permission_lines(role.encode(), reply.perm), _permission_fields(reply.perm))
+
+
+def _permission_lines(role: bytes, permissions: Iterable[auth.Permission]) -> bytes:
     """The simple format of a role: the keys that it may read, the keys that it may write."""
     permissions = list(permissions)
     lines = [b"Role " + word(role)]
@@ -65,7 +71,7 @@ def _range(key: bytes, range_end: bytes) -> bytes:
     return shown + b" (prefix %s)" % key if prefix else shown
 
 
-def permission_fields(permissions: Iterable[auth.Permission]) -> list[str]:
+def _permission_fields(permissions: Iterable[auth.Permission]) -> list[str]:
     lines = []
     for one in permissions:
         # etcdctl's accident: two spaces here, one elsewhere.

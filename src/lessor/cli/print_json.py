@@ -55,13 +55,19 @@ class JsonPrinter:
         return line(
             {
                 "Header": plain(reply.header),
-                # A watch that never began has neither; Go prints the difference between no list and an empty one.
-                "Events": [plain(event) for event in reply.events] if reply.HasField("header") else None,
+                # Go prints the difference between no list and an empty one.
+                "Events": None if _eventless(reply) else [plain(event) for event in reply.events],
                 "CompactRevision": reply.compact_revision,
                 "Canceled": reply.canceled,
                 "Created": reply.created,
+                "CancelReason": "",  # etcdctl has the field and never fills it
             }
         )
+
+
+def _eventless(reply: rpc.WatchResponse) -> bool:
+    """Whether this is the end of a watch."""
+    return reply.canceled and not reply.events
 
 
 def plain(message: Message) -> dict[str, Any]:

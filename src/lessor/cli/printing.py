@@ -53,13 +53,15 @@ class ProtobufPrinter:
         return reply.SerializeToString()
 
 
-def choose(output_format: str, *, hexadecimal: bool = False, decimal: bool = False) -> Printer:
+def choose(output_format: str, *, hexadecimal: bool = False, decimal: bool = False, table: bool = False) -> Printer:
     """The printer of that name. Failure for an unknown name, and for `table`, which these replies do not have.
+
+    `table`: it is taken, as a command that prints sentences only does; the printer is the simple one.
 
     `hexadecimal` is --hex, for byte strings of the simple format and ids of the fields format. `decimal` is --decimal,
     for lease ids that would be hexadecimal.
     """
-    if output_format == "simple":
+    if output_format == "simple" or (table and output_format == "table"):
         from lessor.cli.print_simple import SimplePrinter
 
         return SimplePrinter(hexadecimal=hexadecimal, decimal=decimal, terminal=sys.stdout.isatty())

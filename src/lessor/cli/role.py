@@ -11,7 +11,7 @@ from lessor.cli.auth import auth_call, change, only
 from lessor.cli.failure import BAD_ARGS, Failure
 from lessor.cli.notation import quote
 from lessor.cli.options import Command, Group, settings_of
-from lessor.cli.print_auth import check_format, permission_fields, permission_lines, show
+from lessor.cli.print_auth import check_format, role_text, show
 from lessor.cli.terminal import word_text
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def get(ctx: click.Context, args: tuple[str, ...]) -> None:
     settings = settings_of(ctx)
     check_format(settings)
     reply = cast("rpc.AuthRoleGetResponse", auth_call(settings, "RoleGet", rpc_pb2.AuthRoleGetRequest(role=args[0])))
-    simple = permission_lines(args[0].encode(), reply.perm)
-    printing.write(show(settings, reply, simple, permission_fields(reply.perm)))
+    printing.write(role_text(settings, args[0], reply))
 
 
 @click.command("list", cls=Command)

@@ -15,8 +15,8 @@ from lessor.cli import printing
 from lessor.cli.asking import ask
 from lessor.cli.auth import AUTH, auth_call, change, only
 from lessor.cli.failure import BAD_ARGS, Failure
-from lessor.cli.options import Command, Group, settings_of
-from lessor.cli.print_auth import check_format, permission_lines, show
+from lessor.cli.options import Command, Group, Settings, settings_of
+from lessor.cli.print_auth import check_format, role_text, show
 from lessor.cli.terminal import word_text
 
 if TYPE_CHECKING:
@@ -99,23 +99,24 @@ def get(ctx: click.Context, args: tuple[str, ...], detail: bool) -> None:
     only(args, 1, "user get command requires user name as its argument")
     name = args[0]
     settings = settings_of(ctx)
-    check_format(settings, fields=False)
+    check_format(settings, fields=detail)
     if detail:
-        printing.write(ask(settings, lambda client: _detail(client, name)))
+        printing.write(ask(settings, lambda client: _detail(client, settings, name)))
         return
     reply = cast("rpc.AuthUserGetResponse", auth_call(settings, "UserGet", rpc_pb2.AuthUserGetRequest(name=name)))
     roles = "".join(f" {word_text(role)}" for role in reply.roles)
     printing.write(show(settings, reply, f"User: {word_text(name)}\nRoles:{roles}\n".encode()))
 
 
-async def _detail(client: "AsyncClient", name: str) -> bytes:
+async def _detail(client: "AsyncClient", settings: Settings, name: str) -> bytes:
+    """The user's name, and each role as `role get` prints it: as in etcdctl, whatever the format."""
     from lessor.api.proto import rpc_pb2
 
     text = f"User: {word_text(name)}\n".encode()
     user: Any = await client.call(f"{AUTH}UserGet", rpc_pb2.AuthUserGetRequest(name=name))
     for role in user.roles:
         reply: Any = await client.call(f"{AUTH}RoleGet", rpc_pb2.AuthRoleGetRequest(role=role))
-        text += b"\n" + permission_lines(role.encode(), reply.perm)
+        text += b"\n" + role_text(settings, role, reply)
     return text
 
 

@@ -44,6 +44,7 @@ class AsyncClient(Calls):
     server_name        the name that the servers' certificates must have; "": the endpoint's host
     user, password     the user, where the service wants one; logs in at the first call, and again when its token is
                        refused
+    token              a token that was got elsewhere, a JWT for one; calls carry it, and nobody logs in
     request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
     ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers may
                        close the connection when this is less than 5 s
@@ -62,6 +63,7 @@ class AsyncClient(Calls):
         server_name: str = "",
         user: str = "",
         password: str = "",
+        token: str = "",
         request_bytes_max: int | None = None,
         reply_bytes_max: int | None = None,
         ping_after_s: float = PING_AFTER_S,
@@ -77,7 +79,7 @@ class AsyncClient(Calls):
             ping_after_s=ping_after_s,
             ping_answer_s_max=ping_answer_s_max,
         )
-        super().__init__(channel, timeout_s, Login(user, password))
+        super().__init__(channel, timeout_s, Login(user, password, token))
         self._keeper = Keeper(self)
 
     async def __aenter__(self) -> "AsyncClient":

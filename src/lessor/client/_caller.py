@@ -77,7 +77,7 @@ class Caller:
         try:
             return await attempt(token)
         except ServerError as error:
-            if self._login.anonymous or not token_refused(error):
+            if self._login.final or not token_refused(error):
                 raise
             self._login.forget(token)
         return await attempt(await self._login.token(self.channel, timeout_s))
@@ -134,7 +134,7 @@ class Credentials:
 
     def renew(self) -> bool:
         """After a refusal: whether there is a point in another attempt, with another token."""
-        if self._caller._login.anonymous or self._renewed:
+        if self._caller._login.final or self._renewed:
             return False
         self._caller._login.forget(self._token)
         self._renewed = True

@@ -35,22 +35,24 @@ def watch_refused(response: rpc.WatchResponse) -> bool:
 
 
 class Login:
-    """One user at one service. Without a name there is no user, and calls carry no token."""
+    """One user at one service. Without a name there is no user, and calls carry `given`, or no token."""
 
-    def __init__(self, user: str, password: str) -> None:
-        self._user = user
+    def __init__(self, user: str, password: str, given: str = "") -> None:
+        self._user = "" if given else user
         self._password = password
+        self._given: Token = (("token", given),) if given else ()
         self._token: Token | None = None
         self._logging_in = asyncio.Lock()
 
     @property
-    def anonymous(self) -> bool:
+    def final(self) -> bool:
+        """Whether no other token can be got: nobody logs in."""
         return not self._user
 
     async def token(self, channel: Channel, timeout_s: float | None) -> Token:
         """The metadata that calls carry. Raises LoginFailed, or as any call."""
-        if self.anonymous:
-            return ()
+        if self.final:
+            return self._given
         async with self._logging_in:
             if self._token is None:
                 request = rpc.AuthenticateRequest(name=self._user, password=self._password)

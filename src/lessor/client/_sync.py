@@ -554,6 +554,7 @@ class Client(Facade[AsyncClient]):
     server_name        the name that the servers' certificates must have; "": the endpoint's host
     user, password     the user, where the service wants one; logs in at the first call, and again when its token is
                        refused
+    token              a token that was got elsewhere, a JWT for one; calls carry it, and nobody logs in
     request_bytes_max, reply_bytes_max  the largest messages to send and to take; None: no limit but the server's
     ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers may
                        close the connection when this is less than 5 s
@@ -572,6 +573,7 @@ class Client(Facade[AsyncClient]):
         server_name: str = "",
         user: str = "",
         password: str = "",
+        token: str = "",
         request_bytes_max: int | None = None,
         reply_bytes_max: int | None = None,
         ping_after_s: float = PING_AFTER_S,
@@ -585,6 +587,7 @@ class Client(Facade[AsyncClient]):
             server_name=server_name,
             user=user,
             password=password,
+            token=token,
             request_bytes_max=request_bytes_max,
             reply_bytes_max=reply_bytes_max,
             ping_after_s=ping_after_s,

@@ -4,7 +4,8 @@
 Laws
 - No event is lost and none comes twice: after a lost connection the watch begins behind the last revision that was
   handed over whole. Where the server has no history any more, it is an error and not a gap.
-- What the server cut into fragments is put together first, so that the events of one revision stay together.
+- Of what the server cut into fragments the events of one revision are put together first. Revisions that are whole are
+  handed over before the last fragment is there: a response of history may have a thousand revisions.
 - Giving up a wait loses nothing: what has arrived is kept for the next call.
 - Nothing runs between two calls; what arrives meanwhile waits in the connection (up to INBOX_BYTES_MAX, after which the
   call is begun anew from history).
@@ -39,7 +40,7 @@ class Follower:
         self._credentials = caller.credentials()
         self._backoff = Backoff()
         self._call: Call[Message] | None = None
-        self._whole: rpc.WatchResponse | None = None
+        self._part: rpc.WatchResponse | None = None  # what has come of a revision of which a fragment may follow
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def next(self) -> rpc.WatchResponse:
@@ -77,7 +78,7 @@ class Follower:
 
     def close(self) -> None:
         """Ends the call; `next` would begin another."""
-        self._whole = None
+        self._part = None
         if self._call is not None:
             self._caller.watching.discard(self._call)
             self._call.cancel()
@@ -99,14 +100,18 @@ class Follower:
             call.send_now([rpc.WatchRequest(create_request=self.create)])
         while True:
             response = cast(rpc.WatchResponse | None, await self._call.receive())
-            if response is not None and self._whole is not None:
-                self._whole.events.extend(response.events)
-                self._whole.fragment = response.fragment
-                response = self._whole
-            if response is None or not response.fragment:
-                self._whole = None
+            if response is None:
+                self._part = None
+                return None
+            if self._part is not None:
+                self._part.events.extend(response.events)
+                self._part.fragment = response.fragment
+                response, self._part = self._part, None
+            if response.fragment:
+                self._part = _split_last_revision(response)
+            if response.events or not response.fragment:
+                response.fragment = False
                 return response
-            self._whole = response
 
     def _leave(self, error: ClientError) -> None:
         if isinstance(error, ServerError) and self._call is not None and passing(error):
@@ -170,6 +175,17 @@ class AsyncWatch(AsyncBatches[mvcc.Event]):
             raise self._end
         self._revision = max(self._revision, self._follower.create.start_revision - 1)
         return response.events
+
+
+def _split_last_revision(response: rpc.WatchResponse) -> rpc.WatchResponse:
+    """Takes the events of the last revision out of a response; returns them as one."""
+    events = response.events
+    first = len(events)
+    while first and events[first - 1].kv.mod_revision == events[-1].kv.mod_revision:
+        first -= 1
+    part = rpc.WatchResponse(header=response.header, watch_id=response.watch_id, events=events[first:])
+    del events[first:]
+    return part
 
 
 def _seen_until(response: rpc.WatchResponse) -> int:

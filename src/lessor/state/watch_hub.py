@@ -105,6 +105,7 @@ class WatchHub:
         "count",
         "large",
         "looked",
+        "more",
         "on_large",
         "outbox",
     )
@@ -118,6 +119,7 @@ class WatchHub:
         self.outbox: list[Publication] = []  # in the order of revisions
         self.looked = 0  # see `replay`
         self.large: LargeChanges | None = None  # see `replay`
+        self.more = False  # see `replay`
         self._inside: dict[Watcher, None] = {}  # those `at_once`, which are in the tables too
         self._waiting: deque[_Write] = deque()  # a large write, and those after it
         self._waiting_events = 0  # of all of these
@@ -370,6 +372,7 @@ class WatchHub:
 
         Advances `watcher.next_revision`, and clears `watcher.lagging` when that passes the newest revision. It may
         return nothing while the watcher still lags, because a call looks at a bounded part of the history: call again.
+        `more` says whether another matching revision up to `upto_revision` is known to follow.
         Raises CompactedError when the next revision is below the compact revision.
         Cost: the events returned when the watcher covers few keys, else the part of the log that was looked at. After
         the call, `looked` is the number of events that it has looked at.
@@ -381,22 +384,25 @@ class WatchHub:
         upto_revision = min(upto_revision, store.revision)
         self.looked = 0
         self.large = None
+        self.more = False
         previous_of = store.previous_of if watcher.prev_kv else None
         events = self._from_versions(watcher, first, upto_revision)
         bounds = _Bounds(revisions_max, bytes_max, events_max)
         if events is not None:
-            changes, following = _first_revisions(events, upto_revision + 1, previous_of, bounds)
+            limit = upto_revision + 1
+            changes, following = _first_revisions(events, limit, previous_of, bounds)
         else:
-            stretch, following = self._stretch(first, upto_revision)
+            stretch, limit = self._stretch(first, upto_revision)
             if len(stretch) > _SCAN_EVENTS_MAX and events_max < _ALL:
                 return self._set_large(watcher, stretch[0].mod_revision)
             left = iter(stretch)
             covers, wants = watcher.covers, watcher.wants
             matching = (event for event in left if covers(event.key) and wants(event))
-            changes, following = _first_revisions(matching, following, previous_of, bounds)
+            changes, following = _first_revisions(matching, limit, previous_of, bounds)
             self.looked += len(stretch) - length_hint(left)
         if following == _LARGE:
             return self._set_large(watcher, changes[0][0].mod_revision)
+        self.more = following < limit
         watcher.next_revision = max(first, following)
         watcher.lagging = watcher.next_revision <= store.revision
         return changes

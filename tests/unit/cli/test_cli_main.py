@@ -51,6 +51,15 @@ def test_defaults() -> None:
     assert settings_from("probe") == Settings(("127.0.0.1:2379",), 2.0, 5.0, "simple", False, False)
 
 
+def test_a_token_takes_the_place_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then no password is asked for either."""
+    settings = settings_from("probe", "--auth-jwt-token", "t", "--user", "ann")
+    assert (settings.token, settings.user, settings.password) == ("t", "", "")
+    monkeypatch.setenv("ETCDCTL_AUTH_JWT_TOKEN", "e")
+    assert settings_from("probe").token == "e"
+    assert "secret" not in repr(settings_from("probe", "--auth-jwt-token", "secret"))  # --debug prints it
+
+
 def test_flags_stand_before_or_after_the_command_and_the_last_one_wins() -> None:
     assert settings_from("-w", "json", "probe").output_format == "json"
     assert settings_from("probe", "-w=fields").output_format == "fields"
@@ -187,7 +196,7 @@ def failing(error: BaseException) -> Any:
         (ServerError(Code.NOT_FOUND, "etcdserver: no"), "lease timetolive 1", 2, "etcdserver: no"),
         (ServerError(Code.NOT_FOUND, "etcdserver: no"), "lease keep-alive 1 --once", 2, "etcdserver: no"),
         (ServerError(Code.NOT_FOUND, "etcdserver: no"), "put k v", 1, "etcdserver: no"),
-        (ServerError(Code.UNKNOWN, "two\nlines"), "get k", 1, "two lines"),
+        (ServerError(Code.UNKNOWN, "two\nlines"), "get k", 1, "rpc error: code = Unknown desc = two lines"),
         (
             ConnectionLost("cannot connect to a:1: no", endpoint="a:1"),
             "del k",

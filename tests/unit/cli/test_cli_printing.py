@@ -216,7 +216,7 @@ def test_watch(simple: Printer, fields: Printer, as_json: Printer) -> None:
     assert as_json.watch(reply) == (
         b'{"Header":{' + JSON_HEADER + b'},"Events":[{"kv":' + shown + b'},{"type":1,"kv":'
         b'{"key":"d2EvMw==","mod_revision":23},"prev_kv":' + shown + b"}],"
-        b'"CompactRevision":0,"Canceled":false,"Created":false}\n'
+        b'"CompactRevision":0,"Canceled":false,"Created":false,"CancelReason":""}\n'
     )
     assert fields.watch(rpc.WatchResponse(header=HEADER, events=[deleted])) == FIELDS_HEADER + (
         b'"Type" : DELETE\n"PrevKey" : "wa/3"\n"PrevCreateRevision" : 22\n"PrevModRevision" : 22\n'
@@ -230,11 +230,11 @@ def test_a_watch_that_ended(fields: Printer, as_json: Printer) -> None:
     compacted = rpc.WatchResponse(header=header, canceled=True, compact_revision=20)
     assert as_json.watch(compacted) == (
         b'{"Header":{"cluster_id":14841639068965178418,"member_id":10276657743932975437,"raft_term":2},'
-        b'"Events":[],"CompactRevision":20,"Canceled":true,"Created":false}\n'
+        b'"Events":null,"CompactRevision":20,"Canceled":true,"Created":false,"CancelReason":""}\n'
     )
     assert fields.watch(compacted) == FIELDS_HEADER.replace(b'"Revision" : 45\n', b"")
     assert as_json.watch(rpc.WatchResponse(canceled=True)) == (
-        b'{"Header":{},"Events":null,"CompactRevision":0,"Canceled":true,"Created":false}\n'
+        b'{"Header":{},"Events":null,"CompactRevision":0,"Canceled":true,"Created":false,"CancelReason":""}\n'
     )
 
 

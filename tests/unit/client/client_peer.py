@@ -135,10 +135,9 @@ class Peer:
     def channel(self, endpoints: str = "127.0.0.1:1", **options: float) -> Channel:
         return _MemoryChannel(self, endpoints, **options)
 
-    def client(
-        self, endpoints: str = "127.0.0.1:1", timeout_s: float | None = 5.0, user: str = "", password: str = ""
-    ) -> AsyncClient:
-        client = AsyncClient(endpoints, timeout_s=timeout_s, user=user, password=password)
+    def client(self, endpoints: str = "127.0.0.1:1", timeout_s: float | None = 5.0, **credentials: str) -> AsyncClient:
+        """`credentials`: user, password, token."""
+        client = AsyncClient(endpoints, timeout_s=timeout_s, **credentials)  # type: ignore[arg-type]
         client.channel = self.channel(endpoints)
         return client
 

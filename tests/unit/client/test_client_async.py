@@ -290,8 +290,19 @@ def test_fragments_are_put_together() -> None:
         call.reply(response(6, put_event(6)))
         call.reply(response(7, put_event(7)))
 
-    whole = response(6, put_event(5), put_event(6), put_event(6))
-    assert watching(Peer(answer), 2) == [whole, response(7, put_event(7))]
+    # A revision is handed over when it is whole: history may come in a response of very many fragments.
+    whole = response(6, put_event(6), put_event(6))
+    assert watching(Peer(answer), 3) == [response(6, put_event(5)), whole, response(7, put_event(7))]
+
+
+def test_an_empty_last_fragment_ends_a_response() -> None:
+    def answer(call: PeerCall, message: rpc.WatchRequest) -> None:
+        call.reply(response(4, created=True))
+        call.reply(response(6, put_event(5), fragment=True))
+        call.reply(response(6))
+        call.reply(response(7))
+
+    assert watching(Peer(answer), 2) == [response(6, put_event(5)), response(7)]
 
 
 def test_a_watch_goes_on_where_it_was_when_the_connection_is_lost() -> None:

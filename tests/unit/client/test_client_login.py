@@ -93,6 +93,24 @@ def test_it_logs_in_again_when_the_token_is_refused(refusal: ErrorText) -> None:
     assert guard.logins == 3
 
 
+def test_a_token_of_the_callers_own_is_shown_and_nobody_logs_in() -> None:
+    guard = Guard()
+    guard.newest = 7
+
+    async def main() -> None:
+        async with Peer(guard).client(user="ann", password="secret", token="7") as client:
+            await client.get("k")
+            assert (await client.keep_alive_once(1)).TTL == 30
+            assert not (await anext(client.watch("k"))).canceled
+            guard.newest = 8
+            with pytest.raises(ServerError, match="invalid auth token"):
+                await client.get("k")
+            assert (await anext(client.watch("k"))).canceled
+
+    run(main())
+    assert guard.logins == 0
+
+
 def test_a_token_that_is_never_good_is_not_tried_for_ever() -> None:
     guard = Guard()
     log_in = guard._log_in

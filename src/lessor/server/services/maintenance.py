@@ -111,14 +111,14 @@ def _hash_kv(core: Core, digest: KvDigest) -> Iterator[bytes]:
 
 
 def hash_all(core: Core, call: UnaryCall, request: rpc_pb2.HashRequest) -> Waiting:
-    """Hash: the digest of the present keys and their history."""
+    """Hash: the digest of the present keys and their history. Never 0, as in etcd, where a file is never empty."""
     return core.long_replies.begin(call, _hash_all(core), request)
 
 
 def _hash_all(core: Core) -> Iterator[bytes]:
     digest = core.machine.digest()
     yield from _steps(digest)
-    yield rpc_pb2.HashResponse(header=core.machine.header(), hash=digest.value).SerializeToString()
+    yield rpc_pb2.HashResponse(header=core.machine.header(), hash=digest.value or 1).SerializeToString()
 
 
 # --- space --------------------------------------------------------------------------------------------------------

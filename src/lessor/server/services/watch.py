@@ -3,7 +3,7 @@
 
 Laws
 - A watcher's first response is its `created`. Its events follow in revision order, each exactly once. The events of one
-  revision are in one response, unless the watcher asked for fragments.
+  revision are in one response, unless the watcher asked for fragments (watch_fragments.py).
 - Only durable revisions are sent: publications, and history that is not durable yet, pass the gate.
 - A peer that does not read costs bounded memory. When its backlog passes CONNECTION_BACKLOG_BYTES_MAX its watchers
   *lag*: they get no publications, and once the peer has read, they catch up from history. A watcher is either live
@@ -33,6 +33,7 @@ from lessor.server.loop.call import StreamCall
 from lessor.server.loop.core import Core
 from lessor.server.loop.pace import Pace
 from lessor.server.loop.turn import Turn
+from lessor.server.services.watch_fragments import FRAGMENT, Chain, WayOut
 from lessor.server.services.watch_large import LargePlaces, LargeWrites
 from lessor.state.encode import number_field
 from lessor.state.watch_changes import Changes, LargeChanges
@@ -40,7 +41,6 @@ from lessor.state.watch_hub import CompactedError
 from lessor.state.watcher import Watcher, range_is_empty, watch_range
 
 _WATCH_ID_TAG = b"\x10"  # field 2, a number
-_FRAGMENT = b"\x38\x01"  # field 7, true
 # A piece counts for at least so much, and for as much as the events that were looked at for it, whatever was found.
 _PIECE_COST_BYTES_MIN = 65_536
 
@@ -86,6 +86,7 @@ class WatchStream:
     def __init__(self, core: Core, call: StreamCall, watches: Watches) -> None:
         self._core = core
         self._call = call
+        self._out = WayOut(call)
         self.held = call.held
         self._watchers: dict[int, Watcher] = {}
         self._behind: set[Watcher] = set()  # those that are sent history
@@ -285,10 +286,10 @@ class WatchStream:
         if isinstance(payload, _Progress):
             # If a watcher has lagged since, its peer may not have been sent the events up to that revision.
             if payload.falls == self._falls and (payload.watcher is None or not payload.watcher.cancelled):
-                self._call.send([payload.response])
+                self._out.send([payload.response])
             return
         response, begins = payload
-        self._call.send([response])
+        self._out.send([response])
         if begins is not None and begins.lagging and not begins.cancelled:
             self._fall_behind(begins)
 
@@ -318,7 +319,7 @@ class WatchStream:
 
     def _send_events(self, responses: list[bytes], events: int) -> None:
         self._core.metrics.events += events
-        self._call.send(responses)
+        self._out.send(responses)
 
     def _deliver_tail(self, tail: _Tail) -> None:
         watcher = tail.watcher
@@ -365,7 +366,8 @@ class WatchStream:
             return _PIECE_COST_BYTES_MIN, False
         if self._large:
             return self._take_large_share()
-        watcher = next(iter(self._ready))
+        chained = self._out.watcher
+        watcher = chained if chained is not None and chained in self._ready else next(iter(self._ready))
         del self._ready[watcher]
         cost_bytes = 0
         try:
@@ -385,11 +387,16 @@ class WatchStream:
     def _send_history(self, watcher: Watcher) -> int:
         """One piece of history: durable revisions at once, the few newer ones through the gate. Returns bytes sent."""
         machine, durable = self._core.machine, self._core.turn.durable_revision
-        upto = durable if watcher.next_revision <= durable else machine.revision
+        chain = self._out.chain_of(watcher)
+        if chain is not None:
+            upto, revisions_max = chain.upto_revision, chain.revisions_left
+        else:
+            upto = durable if watcher.next_revision <= durable else machine.revision
+            revisions_max = limits.WATCH_REPLAY_REVISIONS_MAX
         history = machine.hub.replay(
             watcher,
             upto,
-            limits.WATCH_REPLAY_REVISIONS_MAX,
+            revisions_max,
             limits.WATCH_REPLAY_BYTES_MAX,
             limits.WATCH_REPLAY_EVENTS_MAX,
         )
@@ -403,7 +410,15 @@ class WatchStream:
             return 0
         # No response that has to come before this one is at the gate: neither `created` nor earlier history.
         responses = self._responses(watcher, changes)
-        self._send_events(responses, len(history))
+        following = None
+        if watcher.fragment and machine.hub.more:
+            revisions_left = revisions_max - len({event.mod_revision for event, _ in history})
+            if revisions_left:
+                head = self._head(watcher, upto)
+                following = Chain(watcher, upto, revisions_left, head)
+                responses[-1] = head + FRAGMENT + responses[-1][len(head) :]
+        self._core.metrics.events += len(history)
+        self._out.send_piece(watcher, responses, following)
         return max(sum(map(len, responses)), len(history) * limits.WATCH_SENT_BYTES)
 
     # --- large revisions ---
@@ -445,6 +460,7 @@ class WatchStream:
     def _end_large(self, watcher: Watcher) -> None:
         if self._under_way is not None and self._under_way[0] is watcher:
             self._under_way = None
+            self._out.give_up()
         if self._large.pop(watcher, None) is not None and not self._large:
             self._places.leave(self, has_more=False)
 
@@ -467,9 +483,7 @@ class WatchStream:
         if changes.count:
             head = self._head(watcher, changes.revision)
             groups = changes.fragments(self._response_bytes_max) if watcher.fragment else [changes.chunks]
-            for group in groups[:-1]:
-                yield from self._call.send_long(head + _FRAGMENT, group)
-            yield from self._call.send_long(head, groups[-1])
+            yield from self._out.send_revision(watcher, head, groups)
 
     def _make_large(self) -> int:
         """The next step of the response under way. Returns its cost."""
@@ -501,7 +515,7 @@ class WatchStream:
         if not watcher.fragment or len(fields) < size_max:
             return [head + fields]
         pieces = _split(changes.each_field(), size_max)
-        return [*(head + _FRAGMENT + piece for piece in pieces[:-1]), head + pieces[-1]]
+        return [*(head + FRAGMENT + piece for piece in pieces[:-1]), head + pieces[-1]]
 
     @property
     def _response_bytes_max(self) -> int:
