@@ -118,6 +118,14 @@ class FaultyEngine:
         return self._engine.end
 
     @property
+    def released(self) -> LogEnd | None:
+        return self._engine.released
+
+    @property
+    def look_again_s(self) -> float:
+        return self._engine.look_again_s
+
+    @property
     def hears_log(self) -> bool:
         return self._engine.hears_log
 

@@ -54,7 +54,7 @@ def leads(server: InProcessServer) -> bool:
 
 
 def follower_of(server: InProcessServer) -> Follower:
-    found = server.server._follower
+    found = server.server.role.follower
     assert found is not None
     return found
 

@@ -33,7 +33,7 @@ after each call.
 | | anything else | StepDown, Apply |
 | the log ends before what we know | | Stop |
 | tick | silence is over | Append of a claim |
-| | a follower that read long ago | Read |
+| | a follower that read long ago, or that knows of a release of just now | Read |
 
 Does not do: reading clocks, I/O, rows (the machine's), gates. `now_s` is of the node's own clock.
 """
@@ -170,6 +170,10 @@ class Node:
         """Whether this node is the primary, as far as it knows; `tenure.valid` says whether it may say so."""
         return self.tenure.state == PRIMARY and not self.stopped
 
+    def awaits_claim(self, now_s: float) -> bool:
+        """Whether the newest record is a release of just now, so that the next one is near: look again soon."""
+        return self.standing.released and self.tenure.awaits_claim(now_s)
+
     @property
     def free(self) -> bool:
         """Whether a primary may submit a record."""
@@ -188,7 +192,7 @@ class Node:
         elif self.tenure.state == FOLLOWER and self._read_ticket == NO_TICKET:
             if self.claims and self.tenure.may_claim(now_s):
                 self._claim(now_s)
-            elif self._read_again or now_s - self._read_s >= self.tenure.timing.beat_s:
+            elif self._read_again or now_s - self._read_s >= self.tenure.timing.beat_s or self.awaits_claim(now_s):
                 self._read(self.standing.number - self._looks_back, now_s)
 
     # --- a primary writes -----------------------------------------------------------------------------------------
@@ -202,6 +206,7 @@ class Node:
         assert self.free, "one record at a time, and only a primary's"
         if kind == RELEASE:
             self.tenure.releasing()
+            self.leader = None
         elif kind in _LETTING:
             subject = self._lease_ms
         texts: tuple[str, ...] = ()

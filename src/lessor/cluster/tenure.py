@@ -56,6 +56,9 @@ from lessor.cluster.served_clock import NEVER_S, NO_DOUBT, Doubt, ServedClock
 # How many times as fast one node's clock may run as another's.
 RATES_MAX: Final = 1.25
 
+# Within which the claim of a successor follows a release, if all is well. Who waits for it looks more often meanwhile.
+CLAIM_FOLLOWS_S: Final = 0.3
+
 FOLLOWER: Final = "follower"
 CLAIMING: Final = "claiming"
 PRIMARY: Final = "primary"
@@ -126,6 +129,11 @@ class Tenure:
         """The engine has not answered: the link to it is down."""
         self._answered_s = NEVER_S
 
+    def awaits_claim(self, now_s: float) -> bool:
+        """Whether a follower whose newest record is a release has heard that just now: a claim follows at once."""
+        silent_since_s = self._silent_since_s
+        return self.state == FOLLOWER and silent_since_s is not None and now_s - silent_since_s < CLAIM_FOLLOWS_S
+
     def is_linked(self, now_s: float) -> bool:
         """Whether the link to the engine is up, as far as a follower knows."""
         return now_s - self._answered_s <= self.timing.link_s
@@ -148,6 +156,11 @@ class Tenure:
     def valid(self, now_s: float) -> bool:
         """Whether a primary's bytes may leave at this instant."""
         return self.state == PRIMARY and now_s < self.until_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a primary's tenure has ended, or is about to: it has released, or was fenced."""
+        return self.state != PRIMARY
 
     @property
     def until_s(self) -> float:

@@ -75,6 +75,7 @@ class MovedError(EngineError):
 # Gets the batch of another process, the term in which it was committed, and the requests in it that were passed on.
 Follow = Callable[[Rows, int, Sequence[Origin]], None]
 FOLLOW_S: Final = 0.05  # between two looks of a process that stands by
+FOLLOW_SOON_S: Final = 0.003  # the same, when another process is about to lead
 
 
 class Sizes(NamedTuple):
@@ -179,6 +180,19 @@ class Engine(Protocol):
         """How far this process has come as the leader; None when it does not lead a shared log. From any thread."""
         ...
 
+    @property
+    def released(self) -> LogEnd | None:
+        """How far this process had come when a clean batch ended its term; None unless that was its last act so.
+
+        From any thread.
+        """
+        ...
+
+    @property
+    def look_again_s(self) -> float:
+        """Seconds until `try_to_lead` is to be called again: FOLLOW_S, or less when another process leads soon."""
+        ...
+
     def landed(self, after: int) -> Sequence[bytes]:
         """This process's newest records behind number `after`, as shared_record.without_nonce; () if not all are kept.
 
@@ -241,7 +255,8 @@ class Engine(Protocol):
     def commit(self, batch: Batch) -> None:
         """Makes one batch durable, whole. Its number is above the last one's. Raises `EngineError`.
 
-        A clean batch is the last one of an orderly stop.
+        A clean batch is the last one of an orderly stop. On a shared log it ends the term of this process, and
+        `try_to_lead` may be called again, with rows that go on from it.
         """
         ...
 

@@ -57,6 +57,11 @@ class Carrying:
         self._silent_since_s: float | None = None  # since when the engine does not answer
         self._said_s = float("-inf")
 
+    def stand_by(self) -> None:
+        """The node has released, and follows from here on."""
+        self.lead = None
+        self.released = False
+
     def tick(self) -> None:
         self._node.tick(self._now_s())
         self.carry_out()

@@ -3,8 +3,8 @@
 
 Laws
 - Reads that may be old (`serializable`), watches, digests, snapshots and the status are answered here, from what the
-  log has shown. So are other reads of keys, once the leader has said how far this server has to be (reads.py,
-  range_streams.py).
+  log has shown. So are other reads of keys, and observers of elections, once the leader has said how far this server
+  has to be (reads.py, followed_streams.py).
 - All else is passed on as it came, with its token and its deadline: the leader decides, also on rights.
 - While auth is on, a call is answered here only if this server knows its token or its certificate; otherwise it is
   passed on too. With the name in a certificate goes this server's word for it.
@@ -38,11 +38,11 @@ from lessor.client._tls import tls_context
 from lessor.cluster.proof import is_answer, proof, reader_answer
 from lessor.durable.engine import FOLLOW_S, Leader
 from lessor.durable.shared_record import NONCE_BYTES, Origin, with_nonce
+from lessor.server.following.followed_streams import Followed, FollowedObserve, FollowedRange
 from lessor.server.following.lag import Lag
 from lessor.server.following.link import Ended, Link, LinkCall, Shown, connect
 from lessor.server.following.own_headers import OwnHeaders
 from lessor.server.following.passing import Passable, PassedOn, PassedStream, caller_of
-from lessor.server.following.range_streams import FollowedRange
 from lessor.server.following.reads import Asking, Read, Reads
 from lessor.server.following.renewals import KEEPALIVE, Line, PassedRenewals
 from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory, StreamHandler, UnaryCall
@@ -68,12 +68,19 @@ _HERE: Final = frozenset(
 )
 _NEEDS_NO_CALLER: Final = frozenset(BY_PATH[f"/grpc.health.v1.Health/{name}"] for name in ("Check", "Watch"))
 _RANGE: Final = BY_PATH["/etcdserverpb.KV/Range"]
-_RANGE_STREAM: Final = BY_PATH["/etcdserverpb.KV/RangeStream"]
+_FOLLOWED: Final[dict[Method, type[Followed]]] = {
+    BY_PATH["/etcdserverpb.KV/RangeStream"]: FollowedRange,
+    BY_PATH["/v3electionpb.Election/Observe"]: FollowedObserve,
+}
 _FOLLOW: Final = BY_PATH["/lessorpb.Following/Follow"]
 _CONNECT_S_MAX: Final = 1.0
 _RETRY_S_MAX: Final = 1.0  # between two tries to reach a leader that cannot be reached
 _TOO_MUCH: Final = "too many requests wait for the leader"
 _ALONE_S: Final = 0.01  # between two looks of a server that has no link to a leader
+
+
+def _tenure(leader: Leader) -> tuple[bytes, int]:
+    return leader.nonce, leader.epoch
 
 
 class _Words:
@@ -127,7 +134,7 @@ class Follower:
         self._attempt = 0
         self._url = ""  # that is tried, or linked with
         self._fails = 0  # in a row
-        self._tried = b""  # nonce of the leader that is tried
+        self._tried = (b"", 0)  # the tenure of the leader that is tried
         self._try_s = 0.0  # when to try again
         self._said: set[str] = set()  # URLs of which the log says that they lead nowhere
         self.nonce = secrets.token_bytes(NONCE_BYTES)
@@ -140,6 +147,7 @@ class Follower:
         self._reads = Reads(self, lambda: core.gate.durable)
         self._lag = Lag()
         self._streams: dict[Passable, None] = {}
+        self._begun: dict[StreamCall, None] = {}  # answered here, which require a leader
         self._lines: dict[Shown, Line] = {}  # of this link
         self._own_streams = core.stream_handlers
         self._timer: asyncio.TimerHandle | None = None
@@ -150,8 +158,9 @@ class Follower:
 
     def _factory(self, method: Method, own: StreamFactory) -> StreamFactory:
         def made(core: Core, call: StreamCall) -> StreamHandler:
-            if method is _RANGE_STREAM:
-                return FollowedRange(self, call, own)
+            followed = _FOLLOWED.get(method)
+            if followed is not None:
+                return followed(self, call, own)
             if method in _HERE and self.knows(call):
                 return own(core, call)
             return PassedRenewals(self, call) if method is KEEPALIVE else PassedStream(self, call)
@@ -222,23 +231,27 @@ class Follower:
         self._kept_bytes -= read.size_bytes
         read.size_bytes = 0
 
-    # --- range_streams.Home ---
+    # --- followed_streams.Home ---
 
-    def ask_for(self, stream: FollowedRange) -> None:
+    def ask_for(self, stream: Followed) -> None:
         self._streams[stream] = None
         if self._ready is not None:
             stream.start(self._ready)
 
-    def ask_again(self, stream: FollowedRange) -> bool:
+    def ask_again(self, stream: Followed) -> bool:
         if self._words is None:
             return False
         self._reads.add_asking(stream)
         return True
 
-    def forget_range(self, stream: FollowedRange) -> None:
+    def forget_followed(self, stream: Followed) -> None:
         self._streams.pop(stream, None)
         self._reads.drop(stream)
         self.forget_read(stream)
+
+    def has_begun(self, call: StreamCall) -> None:
+        if call.requires_leader:
+            self._begun = {each: None for each in self._begun if not each.over} | {call: None}
 
     def keep(self, size_bytes: int) -> None:
         """Counts a request that waits here. Raises EtcdError when that is too much."""
@@ -378,16 +391,23 @@ class Follower:
 
     # --- the link ---
 
+    def on_looked(self) -> None:
+        """The log was looked at: perhaps it names a leader now."""
+        leader = self._leader()
+        if leader is not None and leader.urls and _tenure(leader) != self._tried and self._timer is not None:
+            self._timer.cancel()
+            self._look()
+
     def _look(self) -> None:
-        """Now and then: whom to be linked with, and what has waited for too long."""
+        """Now and then, and when the log names another leader: whom to be linked with, and what has waited too long."""
         leader, link, now_s = self._leader(), self._link, self.now_s()
         if link is not None:
-            other = leader is not None and leader.nonce != link.leader.nonce
+            other = leader is not None and _tenure(leader) != _tenure(link.leader)
             mute = self._words is None and link.ready
             if link.lost or other or mute or link.h2.spent or link.silent_s > limits.LINK_SILENT_S_MAX:
                 self._let_go()
-        if leader is not None and leader.nonce != self._tried:
-            self._tried, self._fails, self._try_s, self._said = leader.nonce, 0, 0.0, set()
+        if leader is not None and _tenure(leader) != self._tried:
+            self._tried, self._fails, self._try_s, self._said = _tenure(leader), 0, 0.0, set()
         may_try = self._link is None and self._connecting is None and now_s >= self._try_s
         if may_try and leader is not None and leader.urls:
             self._connecting = asyncio.get_running_loop().create_task(self._connect(leader))
@@ -412,8 +432,9 @@ class Follower:
     def _end_those_that_require_leader(self) -> None:
         for watches in list(self.core.watch_streams):
             watches.end_for_want_of_leader()
-        for stream in [stream for stream in self._streams if stream.call.requires_leader]:
-            stream.call.finish(errors.NO_LEADER.error())
+        begun, self._begun = self._begun, {}
+        for call in [*begun, *(stream.call for stream in self._streams if stream.call.requires_leader)]:
+            call.finish(errors.NO_LEADER.error())
 
     def _tell_uses(self) -> None:
         self._uses_told, uses = self.core.token_uses.told(self._uses_told, here=True)
@@ -503,7 +524,7 @@ class Follower:
         for passed in [passed for passed in self._named.values() if passed.adrift and passed.since_s < before_s]:
             passed.give_up()
         for stream in [stream for stream in self._streams if stream.since_s < before_s]:
-            if stream.waits or isinstance(stream, FollowedRange):
+            if stream.waits or isinstance(stream, Followed):
                 stream.call.finish(errors.NO_LEADER.error())
 
     async def _connect(self, leader: Leader) -> None:

@@ -516,6 +516,16 @@ class StreamCall:
         if ended:
             self.requests_end(without_any=not messages)
 
+    def pass_on(self, make: "StreamFactory") -> None:
+        """Another server is to lead: the handler that `make` makes takes the requests from here on.
+
+        What the one before has answered, or has at the gate, leaves before that.
+        """
+        if not (self.over or self.ending):
+            before, self._handler = self._handler, _OVER
+            before.on_over()
+            self._handler = make(self.core, self)
+
     def requests_end(self, *, without_any: bool = False) -> None:
         """The peer sends no more. `without_any`: it has sent no request; the call goes on as after an empty one."""
         if self.over or self.ending:

@@ -62,8 +62,15 @@ class Elections:
         leader = election_pb2.LeaderKey(name=name, key=key, rev=create_revision, lease=lease_id)
         # The header is that of the candidacy, not of the victory: as in etcd.
         reply = election_pb2.CampaignResponse(header=txn.header, leader=leader).SerializeToString()
+
+        def again() -> election_pb2.CampaignRequest:
+            # With the value that the key has: the request would set any other one.
+            candidate = lines.machine.store.get(key)
+            value = b"" if candidate is None else candidate.value or b""
+            return election_pb2.CampaignRequest(name=name, lease=lease_id, value=value)
+
         return lines.contend(
-            call, prefix_of(name), key, create_revision, at_once=reply, won=lambda: reply, lost=NOT_LEADER
+            call, prefix_of(name), key, create_revision, at_once=reply, won=lambda: reply, lost=NOT_LEADER, again=again
         )
 
     def proclaim(self, _core: Core, request: election_pb2.ProclaimRequest) -> bytes:

@@ -8,6 +8,7 @@ Laws
   the line, which costs O(keys below the prefix).
 - When a waiting call goes away its key is deleted, in a write of its own, unless another call waits on that key too.
 - Answers pass the gate like all others: they leave with the batch that made them true.
+- When another server is to lead, calls that wait begin anew there, with their leases. Their keys keep their places.
 
 Theory of operation. A `WaitingLine` watches its prefix. It sees a change in the step of the change itself, not when the
 change is durable, so its list of keys is always that of the memory. Keys are created at ever greater revisions, so a
@@ -61,7 +62,18 @@ class Claim:
 
     open_ended = True
 
-    __slots__ = ("_call", "_kept_bytes", "_lines", "_lost", "_won", "create_revision", "held", "key", "prefix")
+    __slots__ = (
+        "_again",
+        "_call",
+        "_kept_bytes",
+        "_lines",
+        "_lost",
+        "_won",
+        "create_revision",
+        "held",
+        "key",
+        "prefix",
+    )
 
     def __init__(
         self,
@@ -72,6 +84,7 @@ class Claim:
         create_revision: int,
         won: Callable[[], bytes],
         lost: errors.ErrorText,
+        again: Callable[[], Message],
     ) -> None:
         self._lines = lines
         self._call = call
@@ -80,6 +93,7 @@ class Claim:
         self.create_revision = create_revision
         self._won = won  # makes the reply
         self._lost = lost
+        self._again = again  # makes the request by which the call takes its place again
         self.held = call.held
         self._kept_bytes = 0
 
@@ -110,6 +124,12 @@ class Claim:
         if event is None or event.create_revision != self.create_revision:
             raise self._lost.error()
         return self._won()
+
+    def serve_again(self) -> None:
+        """The call begins anew, wherever it is served now."""
+        self.uncount()
+        self._call.wait_no_more()
+        self._call.serve(self._again())
 
     def finish(self, outcome: bytes | EtcdError) -> None:
         self.uncount()
@@ -198,11 +218,15 @@ class WaitingLine:
 
     def dismiss(self, error: EtcdError) -> None:
         """Ends all waiting calls with the error."""
+        for claim in self.take_claims():
+            claim.finish(error)
+
+    def take_claims(self) -> list[Claim]:
+        """All waiting calls, which wait here no more."""
         claims = [claim for claims in self._claims.values() for claim in claims]
         self._claims.clear()
-        for claim in claims:
-            claim.finish(error)
         self._lines.close_unused(self)
+        return claims
 
     def _show_leader(self) -> None:
         leader = self.leader()
@@ -275,9 +299,11 @@ class WaitingLines:
         at_once: bytes,
         won: Callable[[], bytes],
         lost: errors.ErrorText,
+        again: Callable[[], Message],
     ) -> Waiting | None:
         """Answers with `at_once` if the key is first. Otherwise the call waits, and is answered with `won()` or `lost`.
 
+        `again` makes the request by which the call finds its key again, at whatever server.
         Raises SERVER_STOPPED if the call would have to wait while the server stops. The key keeps its place then.
         """
         if not self._has_older(prefix, create_revision):
@@ -285,7 +311,7 @@ class WaitingLines:
             return None
         if self._stopped is not None:
             raise errors.SERVER_STOPPED.error()
-        claim = Claim(self, call, prefix, key, create_revision, won, lost)
+        claim = Claim(self, call, prefix, key, create_revision, won, lost, again)
         self._open(prefix).add(claim)
         try:
             claim.count()
@@ -314,6 +340,12 @@ class WaitingLines:
         self._stopped = error.error()
         for line in list(self._lines.values()):
             line.dismiss(error.error())
+
+    def pass_on(self) -> None:
+        """Another server is to lead, and takes calls already: those that wait here begin anew there."""
+        for line in list(self._lines.values()):
+            for claim in line.take_claims():
+                claim.serve_again()
 
     # --- leaders ---
 
