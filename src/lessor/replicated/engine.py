@@ -356,7 +356,8 @@ class ReplicatedEngine(EngineOnTables):
                     node.shown(data, self._now_s())
                 node.told(epoch, record, self._now_s())
             hands.carry_out()
-            hands.tick()  # a release may have been among the records
+            if node.tenure.may_claim(self._now_s()):  # a release was among the records
+                hands.tick()
         self._take_dead()
         if hands.lead is None:
             now_s = self._now_s()
