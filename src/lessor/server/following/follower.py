@@ -94,7 +94,7 @@ class _Words:
         self._follower.hear(self._link, message)
 
     def on_ended(self, ended: Ended) -> None:
-        self._follower.hear_end(self._link, ended.text)
+        self._follower.hear_end(self._link, ended)
 
 
 class Follower:
@@ -135,6 +135,7 @@ class Follower:
         self._url = ""  # that is tried, or linked with
         self._fails = 0  # in a row
         self._tried = (b"", 0)  # the tenure of the leader that is tried
+        self._over = (b"", 0)  # a tenure of which the leader has said that it is over
         self._try_s = 0.0  # when to try again
         self._said: set[str] = set()  # URLs of which the log says that they lead nowhere
         self.nonce = secrets.token_bytes(NONCE_BYTES)
@@ -275,7 +276,7 @@ class Follower:
     @property
     def _ready(self) -> Link | None:
         link = self._link
-        return link if link is not None and link.ready else None
+        return link if link is not None and link.ready and self._words is not None else None
 
     def next_counter(self) -> int:
         self._counter += 1
@@ -401,6 +402,8 @@ class Follower:
     def _look(self) -> None:
         """Now and then, and when the log names another leader: whom to be linked with, and what has waited too long."""
         leader, link, now_s = self._leader(), self._link, self.now_s()
+        if leader is not None and _tenure(leader) == self._over:
+            leader = None  # the log will say so
         if link is not None:
             other = leader is not None and _tenure(leader) != _tenure(link.leader)
             mute = self._words is None and link.ready
@@ -482,13 +485,15 @@ class Follower:
         if told.question:
             self._reads.answered(told.question, told.batch)
 
-    def hear_end(self, link: Link, reason: str) -> None:
+    def hear_end(self, link: Link, ended: Ended) -> None:
         """The other end does not lead, or not any more."""
         if link is not self._link:
             return
         if not link.verified:
-            self._fail(reason)
+            self._fail(ended.text)
         else:  # if it is leaving, it answers what is under way; otherwise `_look` lets go of the link
+            if ended.text == errors.LEADER_CHANGED.message:
+                self._over = _tenure(link.leader)
             self._words = None
             self._reads.lose()
 

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server that hands the lead over goes on as a follower: what is open there sees a pause, and no error."""
+
+import contextlib
+import queue
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from lessor.api.methods import BY_PATH
+from lessor.api.proto import election_pb2, leases_pb2, lock_pb2
+from lessor.api.proto import rpc_pb2 as rpc
+from lessor.testing.server import InProcessServer
+from tests.conformance.grpc_peer import GrpcPeer
+from tests.memory_log import MemoryRecords
+from tests.whole.test_followers import is_linked, leads, server_on
+from tests.whole.test_move_leader import member_id
+from tests.whole.test_on_a_shared_log import eventually, put
+
+LOCK = BY_PATH["/v3lockpb.Lock/Lock"]
+UNLOCK = BY_PATH["/v3lockpb.Lock/Unlock"]
+CAMPAIGN = BY_PATH["/v3electionpb.Election/Campaign"]
+RESIGN = BY_PATH["/v3electionpb.Election/Resign"]
+OBSERVE = BY_PATH["/v3electionpb.Election/Observe"]
+KEEPALIVE = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
+WATCH = BY_PATH["/etcdserverpb.Watch/Watch"]
+LEASE_WATCH = BY_PATH["/lessorpb.Leases/Watch"]
+WAIT_S = 20.0
+
+
+class Group:
+    """Three servers on one log in memory; the first leads at the start."""
+
+    def __init__(self, servers: list[InProcessServer]) -> None:
+        self.servers = servers
+        self.peers = [GrpcPeer(server.address) for server in servers]
+
+    def hand_over(self, before: int, after: int) -> None:
+        """Returns when all three know it."""
+        self.peers[before].call(rpc.MoveLeaderRequest(targetID=member_id(self.peers[after])))
+        others = [server for server in self.servers if server is not self.servers[after]]
+        eventually(lambda: leads(self.servers[after]) and not any(leads(server) for server in others))
+        eventually(lambda: all(is_linked(server) for server in others))
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Group]:
+    kept = MemoryRecords()
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for name in ("a", "b", "c"):
+            servers.append(stack.enter_context(server_on(kept, tmp_path / name)))
+            eventually(lambda: leads(servers[0]))
+        eventually(lambda: all(is_linked(server) for server in servers[1:]))
+        made = Group(servers)
+        for peer in made.peers:
+            stack.enter_context(peer)
+        yield made
+
+
+class Stream:
+    """A streaming call; requests are sent when they are given."""
+
+    def __init__(self, peer: GrpcPeer, method: Any) -> None:
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._replies = peer._stub(method)(iter(self._requests.get, None), timeout=2 * WAIT_S)
+
+    def send(self, request: Any) -> None:
+        self._requests.put(request)
+
+    def next(self) -> Any:
+        return next(self._replies)
+
+    def end(self) -> None:
+        self._requests.put(None)
+        self._replies.cancel()
+
+
+def call(peer: GrpcPeer, method: Any, request: Any) -> Any:
+    return peer._stub(method)(request, timeout=2 * WAIT_S)
+
+
+@contextlib.contextmanager
+def stream(peer: GrpcPeer, method: Any, *requests: Any) -> Iterator[Stream]:
+    opened = Stream(peer, method)
+    for request in requests:
+        opened.send(request)
+    if not method.client_streaming:
+        opened.send(None)
+    try:
+        yield opened
+    finally:
+        opened.end()
+
+
+def watch_of(key: bytes) -> rpc.WatchRequest:
+    return rpc.WatchRequest(create_request=rpc.WatchCreateRequest(key=key))
+
+
+def test_a_watch_goes_on_at_the_server_that_has_handed_over_and_misses_and_repeats_nothing(group: Group) -> None:
+    first, second, third = group.peers
+    with stream(first, WATCH, watch_of(b"k")) as watch:
+        assert watch.next().created
+        for number, writer in enumerate((first, first, second, third)):
+            writer.call(put(b"k", b"%d" % number))
+            if number == 1:
+                group.hand_over(0, 1)
+        group.hand_over(1, 0)
+        first.call(put(b"k", b"4"))
+        seen: list[bytes] = []
+        while len(seen) < 5:
+            seen += [event.kv.value for event in watch.next().events]
+        assert seen == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_renewals_go_on_on_the_stream_that_was_open(group: Group) -> None:
+    first = group.peers[0]
+    first.call(rpc.LeaseGrantRequest(ID=7, TTL=60))
+    with stream(first, KEEPALIVE) as renewals:
+        for turn in range(4):
+            renewals.send(rpc.LeaseKeepAliveRequest(ID=7))
+            assert renewals.next().TTL == 60
+            group.hand_over(turn % 2, 1 - turn % 2)
+        first.call(rpc.LeaseRevokeRequest(ID=7))
+        renewals.send(rpc.LeaseKeepAliveRequest(ID=7))
+        assert renewals.next().TTL == 0
+
+
+def test_a_renewal_that_waits_for_the_next_leader_is_answered_by_it(group: Group) -> None:
+    first = group.peers[0]
+    first.call(rpc.LeaseGrantRequest(ID=7, TTL=60))
+    with stream(first, KEEPALIVE) as renewals, ThreadPoolExecutor() as pool:
+        renewals.send(rpc.LeaseKeepAliveRequest(ID=7))
+        assert renewals.next().TTL == 60
+        moving = pool.submit(group.hand_over, 0, 1)
+        answered = 0
+        while not moving.done():
+            renewals.send(rpc.LeaseKeepAliveRequest(ID=7))
+            assert renewals.next().TTL == 60
+            answered += 1
+        moving.result()
+        assert answered
+
+
+@pytest.mark.parametrize("with_lease", [True, False])
+def test_a_lock_that_waits_at_the_server_that_hands_over_is_given_in_its_turn(group: Group, with_lease: bool) -> None:
+    first, second, _ = group.peers
+    for lease_id in (1, 2, 3):
+        first.call(rpc.LeaseGrantRequest(ID=lease_id, TTL=60))
+    holder = call(first, LOCK, lock_pb2.LockRequest(name=b"l", lease=1))
+    with ThreadPoolExecutor() as pool:
+        asked = lock_pb2.LockRequest(name=b"l", lease=2 if with_lease else 0)
+        waiting = pool.submit(call, first, LOCK, asked)
+        eventually(lambda: keys_below(second, b"l/") == 2)
+        last = pool.submit(call, second, LOCK, lock_pb2.LockRequest(name=b"l", lease=3))
+        eventually(lambda: keys_below(second, b"l/") == 3)
+        group.hand_over(0, 1)
+        group.hand_over(1, 2)
+        assert not waiting.done() and not last.done()
+        assert keys_below(second, b"l/") == 3  # each has its one place
+        call(second, UNLOCK, lock_pb2.UnlockRequest(key=holder.key))
+        won = waiting.result(WAIT_S)
+        assert not last.done()
+        call(first, UNLOCK, lock_pb2.UnlockRequest(key=won.key))
+        assert last.result(WAIT_S).key == b"l/3"
+
+
+def keys_below(peer: GrpcPeer, prefix: bytes) -> int:
+    found: Any = peer.call(rpc.RangeRequest(key=prefix, range_end=prefix[:-1] + b"0", count_only=True))
+    return int(found.count)
+
+
+def test_a_candidate_that_waits_there_leads_in_its_turn_with_the_value_that_it_proclaimed_last(group: Group) -> None:
+    first, second, third = group.peers
+    for lease_id in (1, 2):
+        first.call(rpc.LeaseGrantRequest(ID=lease_id, TTL=60))
+    leader = call(first, CAMPAIGN, election_pb2.CampaignRequest(name=b"e", lease=1, value=b"one")).leader
+    with ThreadPoolExecutor() as pool, stream(third, OBSERVE, election_pb2.LeaderRequest(name=b"e")) as observer:
+        assert observer.next().kv.value == b"one"
+        waiting = pool.submit(call, first, CAMPAIGN, election_pb2.CampaignRequest(name=b"e", lease=2, value=b"two"))
+        eventually(lambda: keys_below(second, b"e/") == 2)
+        first.call(put(b"e/2", b"changed", 2))
+        group.hand_over(0, 1)
+        assert not waiting.done()
+        call(third, RESIGN, election_pb2.ResignRequest(leader=leader))
+        assert waiting.result(WAIT_S).leader.key == b"e/2"
+        assert observer.next().kv.value == b"changed"
+
+
+def test_observers_go_on_at_each_server_over_hand_overs(group: Group) -> None:
+    first = group.peers[0]
+    first.call(rpc.LeaseGrantRequest(ID=1, TTL=60))
+    call(first, CAMPAIGN, election_pb2.CampaignRequest(name=b"e", lease=1, value=b"0"))
+    asked = election_pb2.LeaderRequest(name=b"e")
+    with contextlib.ExitStack() as stack:
+        observers = [stack.enter_context(stream(peer, OBSERVE, asked)) for peer in group.peers]
+        assert [observer.next().kv.value for observer in observers] == [b"0"] * 3
+        for turn in range(3):
+            group.hand_over(turn % 3, (turn + 1) % 3)
+            value = b"%d" % (turn + 1)
+            call(first, CAMPAIGN, election_pb2.CampaignRequest(name=b"e", lease=1, value=value))
+            assert [observer.next().kv.value for observer in observers] == [value] * 3
+
+
+def test_lease_events_end_with_an_error_behind_those_until_then(group: Group) -> None:
+    first = group.peers[0]
+    with stream(first, LEASE_WATCH, leases_pb2.LeaseWatchRequest()) as watch:
+        assert watch.next().created
+        first.call(rpc.LeaseGrantRequest(ID=7, TTL=60))
+        group.hand_over(0, 1)
+        assert [event.ID for event in watch.next().events] == [7]
+        with pytest.raises(grpc.RpcError, match="etcdserver: leader changed"):
+            watch.next()
+
+
+def test_leases_have_their_exact_time_and_end_after_hand_overs_to_and_fro(group: Group) -> None:
+    first, second, _ = group.peers
+    first.call(rpc.LeaseGrantRequest(ID=7, TTL=3))
+    first.call(rpc.LeaseGrantRequest(ID=8, TTL=60))
+    first.call(put(b"k", b"v", 7))
+    group.hand_over(0, 1)
+    second.call(rpc.LeaseRevokeRequest(ID=8))
+    second.call(rpc.LeaseGrantRequest(ID=9, TTL=4))
+    group.hand_over(1, 0)
+    left: Any = first.call(rpc.LeaseTimeToLiveRequest(ID=8))
+    assert left.TTL == -1
+    eventually(lambda: keys_below(second, b"k") == 0)
+    eventually(lambda: len(first.call(rpc.LeaseLeasesRequest()).leases) == 0)  # type: ignore[union-attr]
+
+
+def test_a_server_that_stops_lets_another_one_lead_first_and_answers_what_is_under_way(group: Group) -> None:
+    first, second, _ = group.peers
+    written: list[int] = []
+
+    def write() -> None:
+        with contextlib.suppress(grpc.RpcError):  # once it has stopped
+            while True:
+                reply: Any = first.call(put(b"k", b"v"))
+                written.append(reply.header.revision)
+
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(write)
+        eventually(lambda: len(written) > 5)
+        group.servers[0].stop()
+        writing.result(WAIT_S)
+    eventually(lambda: leads(group.servers[1]) or leads(group.servers[2]))
+    found: Any = second.call(rpc.RangeRequest(key=b"k"))
+    assert written == list(range(written[0], written[0] + len(written)))
+    assert found.kvs[0].mod_revision == written[-1]
