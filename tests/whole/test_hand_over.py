@@ -160,7 +160,8 @@ def test_a_lock_that_waits_at_the_server_that_hands_over_is_given_in_its_turn(gr
         eventually(lambda: keys_below(second, b"l/") == 3)
         group.hand_over(0, 1)
         group.hand_over(1, 2)
-        assert not waiting.done() and not last.done()
+        assert not waiting.done()
+        assert not last.done()
         assert keys_below(second, b"l/") == 3  # each has its one place
         call(second, UNLOCK, lock_pb2.UnlockRequest(key=holder.key))
         won = waiting.result(WAIT_S)

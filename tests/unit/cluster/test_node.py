@@ -3,7 +3,7 @@
 
 from lessor.cluster.node import TELL_URLS_S, Append, Apply, Durable, Effect, Lead, Node, Read, StepDown, Stop
 from lessor.cluster.standing import Standing
-from lessor.cluster.tenure import Timing
+from lessor.cluster.tenure import CLAIM_FOLLOWS_S, Timing
 from lessor.durable import shared_record
 from lessor.durable.engine import Leader
 from lessor.durable.record import CHAIN_BYTES, Changes
@@ -227,6 +227,54 @@ def test_a_release_ends_a_tenure_in_order() -> None:
     durable, down = driver.take()
     assert isinstance(durable, Durable)
     assert down == StepDown(released=True)
+    assert driver.node.leader is None
+
+
+def test_who_has_released_follows_and_leads_again() -> None:
+    driver = Driver()
+    driver.lead()
+    before = driver.submit(RELEASE)
+    driver.node.append_ok(before.ticket, driver.now_s)
+    driver.take()
+    standing = driver.node.standing
+    claim = shared_record.encode(
+        CLAIM, standing.number + 1, standing.epoch + 1, standing.chain, 2, ANOTHERS, Changes(standing.batch, 50.0),
+        texts=("http://a",),
+    )  # fmt: skip
+    driver.node.shown(claim.data, driver.now_s)
+    assert len(driver.take(Apply)) == 1
+    assert driver.node.leader == Leader(2, ("http://a",), ANOTHERS, 2)
+    release = shared_record.encode(
+        RELEASE, standing.number + 1, 2, standing.chain, 2, ANOTHERS, Changes(standing.batch + 1, 51.0), subject=1
+    )
+    driver.node.shown(release.data, driver.now_s)
+    driver.take()
+    driver.node.tick(driver.now_s)
+    (append,) = driver.take(Append)
+    assert isinstance(append, Append)
+    driver.node.append_ok(append.ticket, driver.now_s)
+    (lead,) = driver.take(Lead)
+    assert isinstance(lead, Lead)
+    assert (lead.entry.epoch, lead.clock_s, lead.clean) == (3, 51.0, True)
+    assert driver.node.free
+
+
+def test_behind_a_release_each_look_reads_for_a_moment() -> None:
+    driver = Driver()
+    driver.log.add(CLAIM)
+    driver.log.add(RELEASE, subject=3)
+    driver.read()
+    since_s, read_s = driver.now_s, []
+    for _ in range(100):
+        driver.now_s += 0.01
+        driver.node.tick(driver.now_s)
+        for read in driver.take(Read):
+            assert isinstance(read, Read)
+            read_s.append(driver.now_s - since_s)
+            driver.node.read_ok(read.ticket, Found([], 2), driver.now_s)
+    soon_s = [at_s for at_s in read_s if at_s < CLAIM_FOLLOWS_S]
+    assert len(soon_s) > 25
+    assert len(read_s) - len(soon_s) <= (1.0 - CLAIM_FOLLOWS_S) / Timing().beat_s + 1
 
 
 def test_a_log_that_has_lost_records_stops_the_node() -> None:
