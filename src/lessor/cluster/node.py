@@ -49,7 +49,7 @@ from lessor.durable.engine import Leader
 from lessor.durable.moved import ARRIVING, AWAY, Mark
 from lessor.durable.record import Changes, UnknownFormatError
 from lessor.durable.shared_log import LANDED, LOOK, LOST, TAKEN, TRY, Found, Placing
-from lessor.durable.shared_record import ARRIVAL, BATCH, BEAT, CLAIM, RELEASE, SEAL, Entry, Origin
+from lessor.durable.shared_record import ARRIVAL, BATCH, BEAT, CLAIM, GOES_ON, RELEASE, SEAL, Entry, Origin
 from lessor.state.journal import Rows
 
 
@@ -87,6 +87,7 @@ class Lead(NamedTuple):
     entry: Entry
     clock_s: float
     clean: bool  # whether the record before the claim was a release
+    goes_on: bool  # whether it was one of a node that has kept the connections of its clients
 
 
 class StepDown(NamedTuple):
@@ -197,8 +198,17 @@ class Node:
 
     # --- a primary writes -----------------------------------------------------------------------------------------
 
-    def submit(self, kind: int, rows: Rows, now_s: float, origins: Sequence[Origin] = (), subject: int = 0) -> None:
-        """Begins to append a record; `free` must be true.
+    def submit(
+        self,
+        kind: int,
+        rows: Rows,
+        now_s: float,
+        origins: Sequence[Origin] = (),
+        subject: int = 0,
+        *,
+        goes_on: bool = False,
+    ) -> None:
+        """Begins to append a record; `free` must be true. `goes_on`: of a release, whether this node keeps its clients.
 
         A beat has no rows. Its data clock is the present one only if no row waits to be saved, otherwise the saved one:
         decision 0004 has the reason.
@@ -209,7 +219,7 @@ class Node:
             self.leader = None
         elif kind in _LETTING:
             subject = self._lease_ms
-        texts: tuple[str, ...] = ()
+        texts: tuple[str, ...] = (GOES_ON,) if goes_on else ()
         if kind in _LETTING and now_s - self._told_s >= TELL_URLS_S:
             texts, self._told_s = self._urls, now_s
         self._place(self._encode(kind, self.standing.epoch, rows, subject, texts, origins), now_s)
@@ -305,13 +315,13 @@ class Node:
         assert entry is not None
         self._forget_placing()
         self._confirm()
-        before = self.standing.released
+        released, goes_on = self.standing.released, self.standing.goes_on
         self.standing.take(entry)
         self.applied = entry.number
         self.tenure.landed(placing.since_s, now_s)
         if entry.kind == CLAIM:
             self.leader = Leader(self.node_id, self._urls, self.nonce, self.standing.epoch)
-            self._effects.append(Lead(entry, entry.record.rows.clock_s, before))
+            self._effects.append(Lead(entry, entry.record.rows.clock_s, released, goes_on))
         else:
             self._effects.append(Durable(entry))
         if entry.kind == RELEASE:

@@ -14,7 +14,7 @@ Laws
 - R4: nothing leaves a primary unless `valid` holds at that instant. What may not leave waits.
 - R5: a clock that may have stood still is not believed: after `distrust` nothing is valid until a record has landed
   that was sent later.
-- R6: what a new primary gives its leases is in state/replay.py (`promote`).
+- R6: what a new primary gives its leases is in state/replay.py (`promote`): less when no client has lost a connection.
 - R8: a node whose loop has stood still for `lease_s` sends no beat: one that cannot serve must not keep the others off.
 
 Why no two nodes are valid at one time: let p be the last record of the old primary before the claim, sent at s. The

@@ -120,6 +120,7 @@ class Begun(NamedTuple):
     term: int
     clock_s: float  # where the data clock goes on
     clean: bool  # whether the deadlines in the rows are exact
+    goes_on: bool = False  # whether the process before has kept its clients, as a follower
 
 
 class Leader(NamedTuple):
@@ -210,8 +211,11 @@ class Engine(Protocol):
         """For how long the process that leads is silent before another one may lead; 0.0: none other can."""
         ...
 
-    def name_successor(self, member_id: int) -> None:
-        """The process that is to lead next, when a clean batch ends the term of this one. 0: any."""
+    def name_successor(self, member_id: int, *, goes_on: bool) -> None:
+        """The process that is to lead next, when a clean batch ends the term of this one. 0: any.
+
+        `goes_on`: whether this one follows then, with its clients.
+        """
         ...
 
     def told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:

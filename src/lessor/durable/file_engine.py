@@ -157,7 +157,7 @@ class FileEngine(EngineOnTables):
     def landed(self, after: int) -> Sequence[bytes]:
         return ()
 
-    def name_successor(self, member_id: int) -> None:
+    def name_successor(self, member_id: int, *, goes_on: bool) -> None:
         """Nobody else ever leads."""
 
     def name_dead(self, dead: Sequence[tuple[int, int]]) -> None:

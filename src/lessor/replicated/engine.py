@@ -117,6 +117,7 @@ class ReplicatedEngine(EngineOnTables):
         self._over = ""  # why this process commits nothing any more, once it is so
         self._said = False  # that another process leads
         self._successor = 0  # who is to lead after a release; 0: whoever is first
+        self._goes_on = False  # whether this process follows then
         self._told: deque[tuple[int, int, Sequence[bytes]]] = deque()  # what the leader has said since the last look
         self._landed: deque[tuple[int, bytes]] = deque(maxlen=SHOWN_MAX)  # this process's newest, one behind the other
         self._dead: deque[Sequence[tuple[int, int]]] = deque()  # named by another thread, for this one to delete
@@ -321,8 +322,8 @@ class ReplicatedEngine(EngineOnTables):
     def claim_s(self) -> float:
         return self._timing.claim_s
 
-    def name_successor(self, member_id: int) -> None:
-        self._successor = member_id
+    def name_successor(self, member_id: int, *, goes_on: bool) -> None:
+        self._successor, self._goes_on = member_id, goes_on
 
     def told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:
         self._told.append((epoch, record, records))
@@ -375,7 +376,7 @@ class ReplicatedEngine(EngineOnTables):
             self._snapshots.begin_anew()
         self.released = None
         self.answering = Answering(node.tenure, self._now_s, self._wall_s)
-        return Begun(entry.epoch, hands.lead.clock_s, hands.lead.clean)
+        return Begun(entry.epoch, hands.lead.clock_s, hands.lead.clean, hands.lead.goes_on)
 
     def _took(self, entry: Entry, own: bool) -> None:
         rows = entry.record.rows
@@ -409,7 +410,10 @@ class ReplicatedEngine(EngineOnTables):
             raise EngineError(f"no write after a failed one: {self._over}")
         node, hands = self._decisions, self._carrying
         try:
-            node.submit(kind, rows, self._now_s(), origins, self._successor if kind == RELEASE else 0)
+            if kind == RELEASE:
+                node.submit(kind, rows, self._now_s(), origins, self._successor, goes_on=self._goes_on)
+            else:
+                node.submit(kind, rows, self._now_s(), origins)
             hands.carry_out()
             while not (node.free or hands.released):
                 self._sleep(TICK_S)
@@ -430,7 +434,8 @@ class ReplicatedEngine(EngineOnTables):
         self._carrying.stand_by()
         if self._snapshots is not None:
             self._snapshots.stand_by()
-        self._began_s, self._said, self._successor = None, False, 0
+        self._began_s, self._said = None, False
+        self._successor, self._goes_on = 0, False
 
     def defragment(self) -> None:
         self._take_dead()

@@ -348,7 +348,7 @@ class Server:
     async def _hand_over(self) -> None:
         """Lets another server lead first: then calls that are under way here are answered by that one."""
         giving_up = asyncio.get_running_loop().call_later(limits.STOP_ENGINE_S_MAX, self._engine.stop_waiting)
-        await asyncio.wait([self.role.hand_over()], timeout=LAST_COMMIT_S)
+        await asyncio.wait([self.role.hand_over(goes_on=False)], timeout=LAST_COMMIT_S)
         giving_up.cancel()
 
     async def _drain(self) -> None:

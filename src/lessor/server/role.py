@@ -128,10 +128,11 @@ class Role:
         """Whether this server leads, and another one follows it."""
         return self._leaving is not None or (self.follower is None and bool(self._core.followers))
 
-    def hand_over(self, member_id: int = 0) -> "asyncio.Future[None]":
+    def hand_over(self, member_id: int = 0, *, goes_on: bool = True) -> "asyncio.Future[None]":
         """Lets the follower with that id lead; 0: the first one. Done when this server follows, or cannot.
 
-        To be called while `can_hand_over`. A second call while the first is under way changes nothing.
+        `goes_on`: whether its clients can stay. To be called while `can_hand_over`.
+        A second call while the first is under way changes nothing.
         """
         if self._leaving is None:
             self._leaving = asyncio.get_running_loop().create_future()
@@ -139,7 +140,7 @@ class Role:
             followers = self._core.followers.values()
             successor = member_id or next((member.member_id for member in followers), 0)
             log.info("handing over the log", extra={"to": f"{successor:016x}"})
-            self._engine.name_successor(successor)
+            self._engine.name_successor(successor, goes_on=goes_on)
             self._begin_to_pass_on()
             self._services.pass_on(self._core)
             self._core.turn.leave(self._begin_release)
@@ -194,4 +195,11 @@ def apply_rows(machine: StateMachine, rows: Rows, term: int) -> None:
 
 def promote_machine(machine: StateMachine, begun: Begun) -> None:
     """The machine begins a term after batches of others."""
-    promote(machine, begun.term, begun.clock_s, clean=begun.clean, passed_on_s=FORWARD_ALLOWANCE_S)
+    promote(
+        machine,
+        begun.term,
+        begun.clock_s,
+        clean=begun.clean,
+        passed_on_s=FORWARD_ALLOWANCE_S,
+        goes_on=begun.goes_on,
+    )
