@@ -3,6 +3,7 @@
 
 import contextlib
 import queue
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import election_pb2, leases_pb2, lock_pb2
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.api.version import CLUSTER_VERSION
+from lessor.server.main import EXIT_HISTORY
 from lessor.testing.server import InProcessServer
 from tests.conformance.grpc_peer import GrpcPeer
 from tests.memory_log import MemoryRecords
@@ -30,12 +33,14 @@ KEEPALIVE = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
 WATCH = BY_PATH["/etcdserverpb.Watch/Watch"]
 LEASE_WATCH = BY_PATH["/lessorpb.Leases/Watch"]
 WAIT_S = 20.0
+PREVIOUS = f"{CLUSTER_VERSION.split('.')[0]}.{int(CLUSTER_VERSION.split('.')[1]) - 1}"
 
 
 class Group:
     """Three servers on one log in memory; the first leads at the start."""
 
-    def __init__(self, servers: list[InProcessServer]) -> None:
+    def __init__(self, kept: MemoryRecords, servers: list[InProcessServer]) -> None:
+        self.kept = kept
         self.servers = servers
         self.peers = [GrpcPeer(server.address) for server in servers]
 
@@ -56,7 +61,7 @@ def group(tmp_path: Path) -> Iterator[Group]:
             servers.append(stack.enter_context(server_on(kept, tmp_path / name)))
             eventually(lambda: leads(servers[0]))
         eventually(lambda: all(is_linked(server) for server in servers[1:]))
-        made = Group(servers)
+        made = Group(kept, servers)
         for peer in made.peers:
             stack.enter_context(peer)
         yield made
@@ -252,3 +257,58 @@ def test_a_server_that_stops_lets_another_one_lead_first_and_answers_what_is_und
     found: Any = second.call(rpc.RangeRequest(key=b"k"))
     assert written == list(range(written[0], written[0] + len(written)))
     assert found.kvs[0].mod_revision == written[-1]
+
+
+def downgrade_at(peer: GrpcPeer) -> str:
+    status: Any = peer.call(rpc.StatusRequest())
+    return str(status.downgradeInfo.targetVersion)
+
+
+def test_an_enabled_downgrade_is_known_at_each_server_and_outlives_hand_overs(group: Group) -> None:
+    first, second, third = group.peers
+    enable = rpc.DowngradeRequest(action=rpc.DowngradeRequest.ENABLE, version=PREVIOUS)
+    second.call(enable)
+    eventually(lambda: [downgrade_at(peer) for peer in group.peers] == [f"{PREVIOUS}.0"] * 3)
+    group.hand_over(0, 2)
+    assert downgrade_at(third) == f"{PREVIOUS}.0"
+    first.call(rpc.DowngradeRequest(action=rpc.DowngradeRequest.CANCEL))
+    eventually(lambda: [downgrade_at(peer) for peer in group.peers] == [""] * 3)
+
+
+def test_puts_and_deletes_are_counted_at_each_server(group: Group) -> None:
+    first, second, _ = group.peers
+    before = counted(group)
+    for writer in (first, second):
+        writer.call(put(b"k", b"v"))
+        writer.call(put(b"l", b"v"))
+        writer.call(rpc.DeleteRangeRequest(key=b"k"))
+        puts = [rpc.RequestOp(request_put=rpc.PutRequest(key=key)) for key in (b"m", b"n")]
+        writer.call(rpc.TxnRequest(success=puts))
+    eventually(lambda: [plus(one, (8, 2, 2)) for one in before] == counted(group))
+
+
+def counted(group: Group) -> list[tuple[int, int, int]]:
+    def counts(server: InProcessServer) -> tuple[int, int, int]:
+        machine = server.server.core.machine
+        return machine.store.puts, machine.store.deletes, machine.txns
+
+    return [server.call(lambda server=server: counts(server)) for server in group.servers]  # type: ignore[misc]
+
+
+def plus(counts: tuple[int, int, int], more: tuple[int, int, int]) -> tuple[int, int, int]:
+    return counts[0] + more[0], counts[1] + more[1], counts[2] + more[2]
+
+
+@pytest.mark.parametrize("of", [0, 1])  # the one that leads, and one that follows
+def test_a_server_on_a_copy_of_a_directory_ends_with_a_line_that_says_so(
+    group: Group, tmp_path: Path, caplog: pytest.LogCaptureFixture, of: int
+) -> None:
+    """The other one, which was there before, goes on."""
+    shutil.copytree(tmp_path / "ab"[of], tmp_path / "copy")
+    with server_on(group.kept, tmp_path / "copy") as copy:
+        eventually(lambda: not copy.running)
+        assert copy.server.exit_code == EXIT_HISTORY
+    (line,) = [record for record in caplog.records if "two servers have one member id" in record.message]
+    assert "Start this one with an empty directory" in line.error  # type: ignore[attr-defined]
+    eventually(lambda: all(is_linked(server) for server in group.servers[1:]))
+    group.peers[of].call(put(b"k", b"v"))

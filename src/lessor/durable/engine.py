@@ -68,6 +68,10 @@ class HistoryError(EngineError):
     """The log is not the one that this process knows: it has lost records, or has others. A person has to decide."""
 
 
+class TwinError(EngineError):
+    """Another process with the member id of this one is alive: a data directory was copied. A person has to act."""
+
+
 class MovedError(EngineError):
     """The data is elsewhere now, as the one line says. For good."""
 
@@ -75,7 +79,7 @@ class MovedError(EngineError):
 # Gets the batch of another process, the term in which it was committed, and the requests in it that were passed on.
 Follow = Callable[[Rows, int, Sequence[Origin]], None]
 FOLLOW_S: Final = 0.05  # between two looks of a process that stands by
-FOLLOW_SOON_S: Final = 0.003  # the same, when another process is about to lead
+FOLLOW_SOON_S: Final = 0.005  # the same, when another process is about to lead
 
 
 class Sizes(NamedTuple):

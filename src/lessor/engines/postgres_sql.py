@@ -71,7 +71,7 @@ SELECT to_regnamespace('{schema}') IS NOT NULL, to_regclass('{schema}.head') IS 
 """
 _HEAD: Final = "SELECT format::text, cluster_id::text FROM {schema}.head"
 
-# What an operator can set while a connection lasts: the names of the standbys, what is written to disk, and whole pages.
+# What an operator can set while a connection lasts: the standbys, what is written to disk, and whole pages.
 _STATE: Final = (
     "concat_ws(',', CASE WHEN current_setting('synchronous_standby_names') <> '' THEN 'standbys' END, "
     "CASE WHEN current_setting('fsync') = 'on' THEN 'fsync' END, "

@@ -34,6 +34,7 @@ from lessor.durable.engine import (
     HistoryError,
     Meta,
     MovedError,
+    TwinError,
 )
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
@@ -412,6 +413,8 @@ class Server:
             what = "cannot take in what the leader has written"
         elif isinstance(error, BrokenTurnError):
             what, self.exit_code = "a bug broke off a turn", EXIT_BUG
+        elif isinstance(error, TwinError):
+            what, self.exit_code = "two servers have one member id", EXIT_HISTORY
         elif isinstance(error, MovedError):
             what, self.exit_code = "the data has moved", EXIT_HISTORY
         elif isinstance(error, HistoryError):

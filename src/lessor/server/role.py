@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lessor.cluster.forwarding import FORWARD_ALLOWANCE_S
-from lessor.durable.engine import Begun, Engine, EngineError
+from lessor.durable.engine import Begun, Engine, EngineError, TwinError
 from lessor.durable.shared_record import Origin
 from lessor.server.loop.committer import Committer
 from lessor.server.loop.core import Core
@@ -61,7 +61,7 @@ class Role:
         tls: TlsOptions,
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        """`on_failure` is called when a release cannot be written: memory is ahead of the log for good."""
+        """`on_failure` is called when this server has to stop: memory is ahead of the log, or it has a twin."""
         self.follower: Follower | None = None  # while another server leads, or is to
         self._core = core
         self._engine = engine
@@ -86,9 +86,23 @@ class Role:
 
         engine = self._engine
         self.follower = Follower(
-            self._core, lambda: engine.leader, self._told, lambda: engine.hears_log, engine.claim_s, self._tls
+            self._core,
+            lambda: engine.leader,
+            self._told,
+            lambda: engine.hears_log,
+            engine.claim_s,
+            self._tls,
+            self._on_twin,
         )
         self._committer.on_looked = self.follower.on_looked
+
+    def _on_twin(self, text: str) -> None:
+        self._on_failure(
+            TwinError(
+                f"{text}: --data-dir {self._core.options.data_dir} is a copy of that server's. Start this one with an "
+                "empty directory: it is made anew from the engine"
+            )
+        )
 
     def _told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:
         self._engine.told(epoch, record, records)

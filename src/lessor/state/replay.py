@@ -127,6 +127,8 @@ def _remaining_s(saved_s: float, at_most_s: float, clean: bool, least_s: float =
 def apply(machine: StateMachine, rows: Rows) -> None:
     """Brings the next batch of another node into a machine that makes none itself. Watchers get its events.
 
+    What the metrics count is what rows tell of: puts, deleted keys, and txns that have put one of several keys.
+
     After a compaction the store has to be swept as ever. What is dead then, no record names and no batch of this
     machine: the journal gives it out (`take_dead`), for the engine to delete. Cost: O(1) a row.
     """
@@ -140,6 +142,7 @@ def apply(machine: StateMachine, rows: Rows) -> None:
         while end < len(events) and events[end][0] == revision:
             end += 1
         found = store.follow(events[first:end])
+        machine.txns += end - first > 1 and any(event.value is not None for event in found)
         if hub.count:
             hub.notify(revision, found, [store.previous_of(event) for event in found])
         first = end

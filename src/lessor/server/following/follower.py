@@ -108,13 +108,15 @@ class Follower:
         hears_log: Callable[[], bool],
         claim_s: float,
         tls: TlsOptions,
+        on_twin: Callable[[str], None],
     ) -> None:
         """`leader` says who leads now, as far as is known.
 
         `told` gets the epoch and the number of a record that the leader says to be in the log for good, and the records
         that the leader shows. `hears_log`: whether the log answers. `claim_s`: for how long a leader may be silent
         before another server leads. `tls`: this server's own. A leader with TLS must have a certificate of its
-        --trusted-ca-file, or of one that the machine trusts, and is shown this server's.
+        --trusted-ca-file, or of one that the machine trusts, and is shown this server's. `on_twin`: called when the
+        leader says that another process has this server's member id.
         """
         self.core = core
         self.now_s: Callable[[], float] = BootClock().now_s
@@ -126,6 +128,7 @@ class Follower:
         self._led_s = self._ended_s = self.now_s()  # when the leader was heard last; when streams were ended last
         self._uses_told = 0  # serial number of the newest use of a token that the leader was told of
         self._tls_options = tls
+        self._on_twin = on_twin
         self._context: ssl.SSLContext | None = None
         self._link: Link | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -480,6 +483,8 @@ class Follower:
             log.info("calls are passed on to the leader", extra={"url": self._url})
             self._start_all(link)
         self.core.token_uses.heard(told.uses)
+        if told.HasField("downgrade"):
+            self.core.downgrade = told.downgrade
         self._told(told.epoch, told.record, [with_nonce(record, link.leader.nonce) for record in told.records])
         self._lag.named(told.batch, self.now_s())
         if told.question:
@@ -491,6 +496,8 @@ class Follower:
             return
         if not link.verified:
             self._fail(ended.text)
+        elif ended.code == Code.ALREADY_EXISTS:
+            self._on_twin(ended.text)
         else:  # if it is leaving, it answers what is under way; otherwise `_look` lets go of the link
             if ended.text == errors.LEADER_CHANGED.message:
                 self._over = _tenure(link.leader)

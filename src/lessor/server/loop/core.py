@@ -86,7 +86,8 @@ class FollowerMember(NamedTuple):
     urls: tuple[str, ...]  # for clients
     nonce: bytes  # by which its process names what it passes on
     tell: Callable[[], None]  # says to it how far the log has come
-    part: Callable[[LogEnd], None]  # says to it that this server has released the log, and ends the stream
+    part: Callable[[LogEnd | None], None]  # says to it that this server has released the log, and ends the stream
+    refuse: Callable[[int], None]  # says to it that another process with its id is alive, and ends the stream
     held: Held  # stands for its connection
     challenge: bytes  # that it was given on that
 
@@ -153,9 +154,13 @@ class Core:
         self.log_end: Callable[[], LogEnd | None] = lambda: None  # the engine's
         self.landed: Callable[[int], Sequence[bytes]] = lambda after: ()  # the engine's
         self.hand_over: Callable[[int], Any] = lambda member_id: None  # lets a follower lead
+        self.replaced: dict[int, bytes] = {}  # by member id: the process whose place among them another one has taken
         self.when_leading: dict[
             object, Callable[[], None]
         ] = {}  # called, and forgotten, when this server begins to lead
+        self.downgrade = (
+            ""  # the version to which a downgrade is enabled; each server of a log hears it from the leader
+        )
         self.followers: dict[object, FollowerMember] = {}  # while this server leads, by their streams
         turn.on_committed = self._tell_followers
         turn.long_writes.on_busy = self._hold_calls

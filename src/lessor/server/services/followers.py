@@ -7,6 +7,8 @@ Laws
 - The first response shows that this server is the leader that the log names. Who follows trusts no other.
 - A server that has claimed the log and does not lead yet is asked early: the first request waits for it, LEADS_SOON_S.
 - When this server releases the log, each follower hears that on its stream, with the record, and the stream ends.
+- A process with the member id of another one that runs is told so: its data directory is a copy. Of two that follow,
+  the older one is replaced at first, since mostly it is gone. When it comes back, the newer one is told.
 - Each follower hears of each batch when it is in the log for good, with the replies that have waited for it. It hears
   the number of the record, and gets the record too, once it has answered a challenge that nobody else can have answered
   before. While nothing is written it hears the same again each FOLLOWERS_TELL_S, so that it notices when the way to
@@ -92,14 +94,44 @@ class FollowStream:
         if not holds(asked.proof, end.nonce, asked.nonce, asked.member_id, asked.name, asked.client_urls):
             raise _no_proof()
         self._challenge = secrets.token_bytes(NONCE_BYTES)
-        urls = tuple(asked.client_urls)
-        self._core.followers[self] = FollowerMember(
-            asked.member_id, asked.name, urls, asked.nonce, self.tell, self.part, self._call.held, self._challenge
-        )
         self._send(
             end, following_pb2.FollowResponse(proof=answer(end.nonce, asked.challenge), challenge=self._challenge)
         )
+        if asked.member_id == self._core.machine.identity.member_id:
+            self.refuse(asked.member_id)
+            return
+        self._look_for_twins(asked)
+        urls = tuple(asked.client_urls)
+        self._core.followers[self] = FollowerMember(
+            asked.member_id,
+            asked.name,
+            urls,
+            asked.nonce,
+            self.tell,
+            self.part,
+            self.refuse,
+            self._call.held,
+            self._challenge,
+        )
         self._tell_again()
+
+    def _look_for_twins(self, asked: following_pb2.FollowRequest) -> None:
+        """A process that is replaced by another one of its id, and comes back, is alive, and so is the other one."""
+        core = self._core
+        for stream, other in list(core.followers.items()):
+            if other.member_id != asked.member_id or stream is self:
+                continue
+            if other.nonce != asked.nonce and core.replaced.get(asked.member_id) == asked.nonce:
+                other.refuse(asked.member_id)
+                continue
+            if other.nonce != asked.nonce:
+                core.replaced[asked.member_id] = other.nonce
+            other.part(None)
+
+    def refuse(self, member_id: int) -> None:
+        """Another process with the member id of this follower is alive."""
+        text = f"the member id {member_id:016x} is that of another server on this log, which runs"
+        self._call.finish(EtcdError(Code.ALREADY_EXISTS, text))
 
     def tell(self) -> None:
         """Says how far the log has come, and shows what has come; not if much waits already."""
@@ -107,13 +139,16 @@ class FollowStream:
         if end is not None and self._call.backlog_bytes <= limits.FOLLOWER_BACKLOG_BYTES_MAX:
             self._send(end, following_pb2.FollowResponse())
 
-    def part(self, end: LogEnd) -> None:
-        """This server has released the log, with the record that `end` names."""
-        self._send(end, following_pb2.FollowResponse())
-        self._call.finish(errors.LEADER_CHANGED.error())
+    def part(self, end: LogEnd | None) -> None:
+        """This server has released the log, with the record that `end` names; None: another stream takes the place."""
+        if end is not None:
+            self._send(end, following_pb2.FollowResponse())
+        self._call.finish(errors.LEADER_CHANGED.error() if end is not None else _REPLACED.error())
 
     def _send(self, end: LogEnd, response: following_pb2.FollowResponse) -> None:
         response.epoch, response.record, response.batch = end.epoch, end.record, end.batch
+        if self._reads:
+            response.downgrade = self._core.downgrade
         if self._reads and self._call.backlog_bytes <= limits.FOLLOWER_BACKLOG_BYTES_MAX:
             response.records.extend(self._core.landed(self._shown))
         self._shown = end.record
@@ -136,6 +171,9 @@ class FollowStream:
         self._core.when_leading.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
+
+
+_REPLACED: Final = errors.ErrorText(Code.ABORTED, "another process with this member id follows")
 
 
 def _not_leading() -> EtcdError:
