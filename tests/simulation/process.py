@@ -188,7 +188,7 @@ class Process:
 
     def was_read(self, ticket: int, found: Found | None) -> None:
         if found is None:
-            self.node.read_failed(ticket)
+            self.node.read_failed(ticket, self.clock.now_s())
         else:
             self.node.read_ok(ticket, found, self.clock.now_s())
 

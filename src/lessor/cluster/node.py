@@ -120,6 +120,10 @@ _KEEP: Final = (
 Effect = Append | Read | Apply | Durable | Lead | StepDown | Stop
 
 NO_TICKET: Final = 0
+# Of a read that failed: how many times as long the next one waits, while the primary is heard. And for how long it is.
+RESTS: Final = 9
+REST_S_MAX: Final = 10.0
+HEARD_S: Final = 2.0
 # Beside its claim, which others may never read, a primary names its URLs in a record this often.
 TELL_URLS_S: Final = 1.0
 _LETTING: Final = (CLAIM, BATCH, BEAT)  # records that let their node answer; they say for how long
@@ -154,6 +158,8 @@ class Node:
         self._read_at = 0  # of the records that were known to be in the log when that read was asked for, the newest
         self._read_s = float("-inf")
         self._read_again = False  # there is more to read
+        self._rests_until_s = float("-inf")
+        self._heard_s = float("-inf")  # when the primary has said something last
         self._told = (0, 0)  # epoch and number of a record that its writer says to have landed
         self._told_number = 0  # of such records in any epoch, the newest
         # The newest record that we know is looked at once more: it says how long its node may answer, or that it has
@@ -193,8 +199,17 @@ class Node:
         elif self.tenure.state == FOLLOWER and self._read_ticket == NO_TICKET:
             if self.claims and self.tenure.may_claim(now_s):
                 self._claim(now_s)
+            elif self._rests(now_s):
+                return
             elif self._read_again or now_s - self._read_s >= self.tenure.timing.beat_s or self.awaits_claim(now_s):
                 self._read(self.standing.number - self._looks_back, now_s)
+
+    def _rests(self, now_s: float) -> bool:
+        """Whether to leave an engine alone that has not answered, while the primary shows what it appends.
+
+        Who waits for the engine takes in nothing meanwhile, and this node has clients that wait for their writes.
+        """
+        return now_s < self._rests_until_s and now_s - self._heard_s < HEARD_S
 
     # --- a primary writes -----------------------------------------------------------------------------------------
 
@@ -374,9 +389,10 @@ class Node:
             if found.last > self.standing.number and not self.stopped:
                 self._read_more(now_s)
 
-    def read_failed(self, ticket: int) -> None:
+    def read_failed(self, ticket: int, now_s: float) -> None:
         if ticket == self._read_ticket:
             self._read_ticket = NO_TICKET
+            self._rests_until_s = now_s + min(RESTS * (now_s - self._read_s), REST_S_MAX)
             self.tenure.unanswered()
 
     def shown(self, data: bytes, now_s: float) -> None:
@@ -406,6 +422,8 @@ class Node:
 
         Number 0: nothing is said, and the log is read at once.
         """
+        if number:
+            self._heard_s = now_s
         self._told = max(self._told, (epoch, number))
         self._told_number = max(self._told_number, number)
         if self.stopped or self._placing is not None or self.tenure.state != FOLLOWER:

@@ -112,7 +112,7 @@ class Carrying:
             raise BehindError(str(error)) from error
         except LogError as error:
             self._say(error)
-            self._node.read_failed(read.ticket)
+            self._node.read_failed(read.ticket, self._now_s())
         else:
             self._answered()
             self.has_read = True

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node's decisions, one by one. All of them together: tests/simulation."""
 
-from lessor.cluster.node import TELL_URLS_S, Append, Apply, Durable, Effect, Lead, Node, Read, StepDown, Stop
+from lessor.cluster.node import HEARD_S, TELL_URLS_S, Append, Apply, Durable, Effect, Lead, Node, Read, StepDown, Stop
 from lessor.cluster.standing import Standing
 from lessor.cluster.tenure import CLAIM_FOLLOWS_S, Timing
 from lessor.durable import shared_record
@@ -187,7 +187,7 @@ def test_an_unknown_batch_is_looked_for_and_tried_again_with_the_same_bytes() ->
     driver.node.append_unknown(append.ticket, driver.now_s)
     (read,) = driver.take()
     assert isinstance(read, Read)
-    driver.node.read_failed(read.ticket)
+    driver.node.read_failed(read.ticket, driver.now_s)
     assert driver.take() == []
     driver.node.tick(driver.now_s + 0.1)
     (read,) = driver.take()
@@ -257,6 +257,32 @@ def test_who_has_released_follows_and_leads_again() -> None:
     assert isinstance(lead, Lead)
     assert (lead.entry.epoch, lead.clock_s, lead.clean) == (3, 51.0, True)
     assert driver.node.free
+
+
+def test_an_engine_that_does_not_answer_is_left_alone_while_the_primary_is_heard() -> None:
+    driver = Driver()
+    driver.log.add(CLAIM)
+    driver.read()
+
+    def reads(seconds: float, told: bool) -> int:
+        found = 0
+        for _ in range(round(seconds / 0.25)):
+            driver.now_s += 0.25
+            if told:
+                driver.node.told(1, 1, driver.now_s)
+            driver.node.tick(driver.now_s)
+            for read in driver.take(Read):
+                assert isinstance(read, Read)
+                found += 1
+                driver.now_s += 1.0  # for so long it is waited for
+                if told:
+                    driver.node.told(1, 1, driver.now_s)
+                driver.node.read_failed(read.ticket, driver.now_s)
+        return found
+
+    assert reads(20.0, told=True) <= 3
+    driver.now_s += HEARD_S
+    assert reads(2.0, told=False) >= 6  # the primary is silent too: whether the engine answers is all that counts
 
 
 def test_behind_a_release_each_look_reads_for_a_moment() -> None:
@@ -393,7 +419,7 @@ def test_what_a_writer_said_in_an_older_epoch_is_not_taken_for_another_record() 
     driver.log.add(CLAIM)
     driver.node.told(1, 2, driver.now_s)
     driver.take()
-    driver.node.read_failed(1)
+    driver.node.read_failed(1, driver.now_s)
     driver.log.add(CLAIM, epoch=2)
     (apply,) = driver.read()
     assert isinstance(apply, Apply)
