@@ -175,6 +175,37 @@ def test_a_lock_that_waits_at_the_server_that_hands_over_is_given_in_its_turn(gr
         assert last.result(WAIT_S).key == b"l/3"
 
 
+def test_a_lock_whose_client_goes_away_while_another_server_leads_gives_up_its_place(group: Group) -> None:
+    first, second, _ = group.peers
+    for lease_id in (1, 2):
+        first.call(rpc.LeaseGrantRequest(ID=lease_id, TTL=60))
+    call(first, LOCK, lock_pb2.LockRequest(name=b"l", lease=1))
+    waiting = first._stub(LOCK).future(lock_pb2.LockRequest(name=b"l", lease=2))  # type: ignore[attr-defined]
+    eventually(lambda: keys_below(second, b"l/") == 2)
+    group.hand_over(0, 1)
+    waiting.cancel()
+    eventually(lambda: keys_below(second, b"l/") == 1)
+
+
+@pytest.mark.parametrize("at", [0, 2])  # the server that hands over, and one that has passed the call on to it
+def test_a_value_that_was_proclaimed_meanwhile_is_not_taken_back(group: Group, at: int) -> None:
+    peer, second = group.peers[at], group.peers[1]
+    for lease_id in (1, 2):
+        peer.call(rpc.LeaseGrantRequest(ID=lease_id, TTL=60))
+    call(peer, CAMPAIGN, election_pb2.CampaignRequest(name=b"e", lease=1, value=b"one"))
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(call, peer, CAMPAIGN, election_pb2.CampaignRequest(name=b"e", lease=2, value=b"two"))
+        eventually(lambda: keys_below(second, b"e/") == 2)
+        second.call(put(b"e/2", b"changed", 2))
+        group.hand_over(0, 1)
+        again: Any = call(peer, CAMPAIGN, election_pb2.CampaignRequest(name=b"e", lease=1, value=b"one"))
+        assert again.leader.key == b"e/1"  # behind the call that waits, on the same link
+        found: Any = second.call(rpc.RangeRequest(key=b"e/2"))
+        assert found.kvs[0].value == b"changed"
+        second.call(rpc.LeaseRevokeRequest(ID=1))
+        assert waiting.result(WAIT_S).leader.key == b"e/2"
+
+
 def keys_below(peer: GrpcPeer, prefix: bytes) -> int:
     found: Any = peer.call(rpc.RangeRequest(key=prefix, range_end=prefix[:-1] + b"0", count_only=True))
     return int(found.count)

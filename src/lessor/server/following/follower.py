@@ -67,6 +67,7 @@ _HERE: Final = frozenset(
     )
 )
 _NEEDS_NO_CALLER: Final = frozenset(BY_PATH[f"/grpc.health.v1.Health/{name}"] for name in ("Check", "Watch"))
+_TXN: Final = BY_PATH["/etcdserverpb.KV/Txn"]
 _RANGE: Final = BY_PATH["/etcdserverpb.KV/Range"]
 _FOLLOWED: Final[dict[Method, type[Followed]]] = {
     BY_PATH["/etcdserverpb.KV/RangeStream"]: FollowedRange,
@@ -95,6 +96,14 @@ class _Words:
 
     def on_ended(self, ended: Ended) -> None:
         self._follower.hear_end(self._link, ended)
+
+
+class _Nobody:
+    """Does not wait for an answer. Implements link.Owner."""
+
+    def on_message(self, message: bytes) -> None: ...
+
+    def on_ended(self, ended: Ended) -> None: ...
 
 
 class Follower:
@@ -218,6 +227,13 @@ class Follower:
         else:
             self._start(passed, link)
         return passed
+
+    def leave_behind(self, call: UnaryCall, request: Message) -> None:
+        link = self._ready
+        if link is not None:
+            passed_as = PassedAs(self.nonce, 0, link.leader.epoch)
+            left = link.start(_TXN.path, _Nobody(), passed_as, caller_of(call))
+            left.send([request.SerializeToString()], last=True)
 
     # --- reads.Home ---
 

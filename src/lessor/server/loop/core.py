@@ -104,6 +104,10 @@ class Elsewhere(Protocol):
         """Whether the request goes there. Then nothing about it is decided here, nor the rights of its caller."""
         ...
 
+    def leave_behind(self, call: Any, request: Message) -> None:
+        """Has the leader carry out a txn of a call whose client has gone, if it can be reached now."""
+        ...
+
     def pass_on(self, call: Any, request: Message) -> Any:
         """Hands it over: a WaitingHandler of call.py. The call has ended when this returns None."""
         ...

@@ -53,7 +53,7 @@ class Elections:
         if not txn.succeeded:
             candidate = txn.responses[0].response_range.kvs[0]
             create_revision = candidate.create_revision
-            if candidate.value != value:
+            if candidate.value != value and not call.passed_again:  # it has proclaimed its value before
                 try:
                     _proclaim(lines, key, create_revision, value, lease_id)
                 except EtcdError:
@@ -63,14 +63,8 @@ class Elections:
         # The header is that of the candidacy, not of the victory: as in etcd.
         reply = election_pb2.CampaignResponse(header=txn.header, leader=leader).SerializeToString()
 
-        def again() -> election_pb2.CampaignRequest:
-            # With the value that the key has: the request would set any other one.
-            candidate = lines.machine.store.get(key)
-            value = b"" if candidate is None else candidate.value or b""
-            return election_pb2.CampaignRequest(name=name, lease=lease_id, value=value)
-
         return lines.contend(
-            call, prefix_of(name), key, create_revision, at_once=reply, won=lambda: reply, lost=NOT_LEADER, again=again
+            call, prefix_of(name), key, create_revision, at_once=reply, won=lambda: reply, lost=NOT_LEADER
         )
 
     def proclaim(self, _core: Core, request: election_pb2.ProclaimRequest) -> bytes:

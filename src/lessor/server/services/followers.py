@@ -6,6 +6,7 @@ Laws
   lasts.
 - The first response shows that this server is the leader that the log names. Who follows trusts no other.
 - A server that has claimed the log and does not lead yet is asked early: the first request waits for it, LEADS_SOON_S.
+- While this server hands over, it answers questions until it has released the log: nobody else can lead before that.
 - When this server releases the log, each follower hears that on its stream, with the record, and the stream ends.
 - A process with the member id of another one that runs is told so: its data directory is a copy. Of two that follow,
   the older one is replaced at first, since mostly it is gone. When it comes back, the newer one is told.
@@ -64,7 +65,9 @@ class FollowStream:
             except DecodeError:
                 raise errors.MALFORMED_IN_STREAM.error() from None
             end = self._core.log_end()
-            if end is None or self._core.elsewhere is not None:
+            if end is None:
+                if self._challenge:
+                    return  # the release has landed, and its follower is told of that in a moment
                 raise _not_leading()
             if not self._challenge:
                 self._admit(asked, end)

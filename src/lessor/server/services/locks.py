@@ -45,7 +45,6 @@ class Locks:
             at_once=lock_pb2.LockResponse(header=txn.header, key=key).SerializeToString(),
             won=lambda: lock_pb2.LockResponse(header=lines.machine.header(), key=key).SerializeToString(),
             lost=SESSION_EXPIRED,
-            again=lambda: lock_pb2.LockRequest(name=name, lease=lease_id),
         )
 
     def unlock(self, _core: Core, request: lock_pb2.UnlockRequest) -> bytes:

@@ -8,7 +8,8 @@ Laws
   the line, which costs O(keys below the prefix).
 - When a waiting call goes away its key is deleted, in a write of its own, unless another call waits on that key too.
 - Answers pass the gate like all others: they leave with the batch that made them true.
-- When another server is to lead, calls that wait begin anew there, with their leases. Their keys keep their places.
+- Calls that wait when another server is to lead wait on here: the log brings the changes. Those that another server has
+  passed on begin anew there, where their keys have kept their places.
 
 Theory of operation. A `WaitingLine` watches its prefix. It sees a change in the step of the change itself, not when the
 change is durable, so its list of keys is always that of the memory. Keys are created at ever greater revisions, so a
@@ -63,7 +64,6 @@ class Claim:
     open_ended = True
 
     __slots__ = (
-        "_again",
         "_call",
         "_kept_bytes",
         "_lines",
@@ -84,7 +84,6 @@ class Claim:
         create_revision: int,
         won: Callable[[], bytes],
         lost: errors.ErrorText,
-        again: Callable[[], Message],
     ) -> None:
         self._lines = lines
         self._call = call
@@ -93,7 +92,6 @@ class Claim:
         self.create_revision = create_revision
         self._won = won  # makes the reply
         self._lost = lost
-        self._again = again  # makes the request by which the call takes its place again
         self.held = call.held
         self._kept_bytes = 0
 
@@ -125,11 +123,16 @@ class Claim:
             raise self._lost.error()
         return self._won()
 
-    def serve_again(self) -> None:
-        """The call begins anew, wherever it is served now."""
-        self.uncount()
-        self._call.wait_no_more()
-        self._call.serve(self._again())
+    @property
+    def forwarded(self) -> bool:
+        return self._call.passed_as is not None
+
+    def delete_elsewhere(self, request: Message) -> bool:
+        """Has the server that leads carry out the request, if another one does."""
+        elsewhere = self._call.core.elsewhere
+        if elsewhere is not None:
+            elsewhere.leave_behind(self._call, request)
+        return elsewhere is not None
 
     def finish(self, outcome: bytes | EtcdError) -> None:
         self.uncount()
@@ -218,15 +221,18 @@ class WaitingLine:
 
     def dismiss(self, error: EtcdError) -> None:
         """Ends all waiting calls with the error."""
-        for claim in self.take_claims():
-            claim.finish(error)
-
-    def take_claims(self) -> list[Claim]:
-        """All waiting calls, which wait here no more."""
         claims = [claim for claims in self._claims.values() for claim in claims]
         self._claims.clear()
+        for claim in claims:
+            claim.finish(error)
         self._lines.close_unused(self)
-        return claims
+
+    def dismiss_forwarded(self, error: EtcdError) -> None:
+        """Ends the waiting calls that another server has passed on."""
+        for claim in [claim for claims in self._claims.values() for claim in claims if claim.forwarded]:
+            self.remove(claim)
+            claim.finish(error)
+        self._lines.close_unused(self)
 
     def _show_leader(self) -> None:
         leader = self.leader()
@@ -285,8 +291,7 @@ class WaitingLines:
 
     def delete_if_created_at(self, key: bytes, create_revision: int) -> Any:
         """Deletes a key unless it is a later one of the same name. Returns the reply of the txn."""
-        delete = rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=key))
-        return self.apply(rpc_pb2.TxnRequest(compare=[created_at(key, create_revision)], success=[delete]))
+        return self.apply(_delete_if_created_at(key, create_revision))
 
     # --- waiting ---
 
@@ -299,11 +304,9 @@ class WaitingLines:
         at_once: bytes,
         won: Callable[[], bytes],
         lost: errors.ErrorText,
-        again: Callable[[], Message],
     ) -> Waiting | None:
         """Answers with `at_once` if the key is first. Otherwise the call waits, and is answered with `won()` or `lost`.
 
-        `again` makes the request by which the call finds its key again, at whatever server.
         Raises SERVER_STOPPED if the call would have to wait while the server stops. The key keeps its place then.
         """
         if not self._has_older(prefix, create_revision):
@@ -311,7 +314,7 @@ class WaitingLines:
             return None
         if self._stopped is not None:
             raise errors.SERVER_STOPPED.error()
-        claim = Claim(self, call, prefix, key, create_revision, won, lost, again)
+        claim = Claim(self, call, prefix, key, create_revision, won, lost)
         self._open(prefix).add(claim)
         try:
             claim.count()
@@ -331,7 +334,7 @@ class WaitingLines:
         line = self._lines[claim.prefix]
         last = line.remove(claim)
         self.close_unused(line)
-        if last:
+        if last and not claim.delete_elsewhere(_delete_if_created_at(claim.key, claim.create_revision)):
             delete = partial(self.delete_if_created_at, claim.key, claim.create_revision)
             self._turn.long_writes.after(delete)
 
@@ -342,10 +345,9 @@ class WaitingLines:
             line.dismiss(error.error())
 
     def pass_on(self) -> None:
-        """Another server is to lead, and takes calls already: those that wait here begin anew there."""
+        """Another server is to lead: calls that a third one has passed on are for that one."""
         for line in list(self._lines.values()):
-            for claim in line.take_claims():
-                claim.serve_again()
+            line.dismiss_forwarded(errors.LEADER_CHANGED.error())
 
     # --- leaders ---
 
@@ -386,6 +388,11 @@ class WaitingLines:
             del self._lines[line.prefix]
             self.machine.unwatch(line.watcher)
             del line.watcher  # it refers to the line: neither must keep the other alive
+
+
+def _delete_if_created_at(key: bytes, create_revision: int) -> rpc_pb2.TxnRequest:
+    delete = rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=key))
+    return rpc_pb2.TxnRequest(compare=[created_at(key, create_revision)], success=[delete])
 
 
 def created_at(key: bytes, create_revision: int) -> rpc_pb2.Compare:
