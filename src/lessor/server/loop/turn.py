@@ -621,7 +621,7 @@ class Turn:
 
     def _set_timer(self) -> None:
         deadline_s = self.machine.next_deadline()
-        if deadline_s is None or self.following:
+        if deadline_s is None or self._halted or self._leaving is not None:  # no lease ends, and no clock is saved
             return
         save_s = self._clock_saved_s + self.clock_save_s if self._committer.free else _NEVER_S
         timer_s = self._expiry.turn_ended(deadline_s, save_s, self._ending_began_s)
