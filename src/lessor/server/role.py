@@ -3,12 +3,12 @@
 
 Laws
 - A server follows what others write until the engine says that it leads. What waits here is carried out here then.
-- It hands the lead over in this order. Calls are passed on from now on, and wait for the next leader; waiting locks and
-  keepalive streams too. What was applied becomes durable and is sent, while this server still may. Then the release is
+- It hands the lead over in this order. Calls are passed on from now on, and wait for the next leader; keepalive streams
+  too. What was applied becomes durable and is sent, while this server still may. Then the release is
   written: exact deadlines, and who is to lead. Its followers are told. From then on this server follows.
 - Nothing is forgotten on that way: what a leader has in memory when all of it is durable is what the log has. So
-  connections, watches and observers go on. A leader that was taken over is ahead of the log instead, and a new Server
-  takes its place (main.py).
+  connections, watches, observers and locks that wait go on. A leader that was taken over is ahead of the log instead,
+  and a new Server takes its place (main.py).
 - A release of unknown outcome is settled below `commit`. Calls wait meanwhile, as they do for any commit.
 
 | from | event | next | what is done |

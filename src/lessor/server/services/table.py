@@ -109,9 +109,9 @@ class Services:
         self._watches = Watches(turn)
 
     def pass_on(self, core: Core) -> None:
-        """Another server is to lead, and `core` passes calls on to it already: so do those that wait or stream here.
+        """Another server is to lead, and `core` passes calls on to it already: so do keepalive streams here.
 
-        Watches, observers of elections and long replies go on as they are: what they show, the log will bring.
+        Watches, locks and elections, and long replies go on as they are: what they show, the log will bring.
         """
         self.lines.pass_on()
         self._renewals.pass_on(core.stream_handlers[BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]])
