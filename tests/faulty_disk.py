@@ -119,6 +119,14 @@ class FaultyEngine:
         return self._engine.end
 
     @property
+    def released(self) -> LogEnd | None:
+        return self._engine.released
+
+    @property
+    def look_again_s(self) -> float:
+        return self._engine.look_again_s
+
+    @property
     def hears_log(self) -> bool:
         return self._engine.hears_log
 
@@ -126,8 +134,8 @@ class FaultyEngine:
     def claim_s(self) -> float:
         return self._engine.claim_s
 
-    def name_successor(self, member_id: int) -> None:
-        self._engine.name_successor(member_id)
+    def name_successor(self, member_id: int, *, goes_on: bool) -> None:
+        self._engine.name_successor(member_id, goes_on=goes_on)
 
     def told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:
         self._engine.told(epoch, record, records)

@@ -212,6 +212,29 @@ def test_standbys_that_are_taken_out_of_the_settings_meanwhile_are_missed(
     assert all_records(other) == [record("first", ZEROS)]
 
 
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [("fsync", "fsync is off, so a power cut loses the log"), ("full_page_writes", "full_page_writes is off")],
+)
+def test_what_is_written_to_disk_is_looked_at_in_each_statement(
+    postgres: PostgresServer, make: Callable[..., PostgresLog], setting: str, text: str
+) -> None:
+    """A reload of the settings reaches sessions that last."""
+    log, first = make(), record("first", ZEROS)
+    log.open(1)
+    postgres.configure(**{setting: "off"})
+    try:
+        with pytest.raises(LogRefusedError, match=text):
+            log.append(0, ZEROS, first)
+        with pytest.raises(LogRefusedError, match=text):
+            log.read(0, 1)
+    finally:
+        postgres.configure(**{setting: None})
+    assert all_records(log) == []
+    log.append(0, ZEROS, first)
+    assert all_records(log) == [first]
+
+
 def test_commits_that_somebody_sets_to_wait_for_nothing_wait_on(
     postgres: PostgresServer, make: Callable[..., PostgresLog]
 ) -> None:

@@ -46,7 +46,7 @@ from lessor.durable import directory, file_log, upkeep
 from lessor.durable.engine import DataDirError
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.sectors import SECTOR_BYTES, head_of
-from lessor.server.main import _IMPOSSIBLE_ROWS as IMPOSSIBLE_ROWS
+from lessor.server.role import IMPOSSIBLE_ROWS
 from lessor.state.journal import AlarmRow, AuthRows, Batch, EventRow, LeaseRow
 from lessor.state.machine import Identity
 from lessor.state.replay import restore

@@ -54,6 +54,7 @@ SERVER_FLOORS = {
     "config_file": 4,
     "supervisor": 4,
     "listening": 4,
+    "role": 4,
     "main": 5,
     "command": 6,
 }

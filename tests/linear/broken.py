@@ -91,7 +91,7 @@ class _LateCall:
 
 def late_acknowledgements() -> None:
     """The reply to a renewal leaves long after its TTL has begun to count."""
-    put(Renewals, "open", lambda self, core, call: KeepAlive(core, _LateCall(call), self.remembered))  # type: ignore[arg-type]
+    put(Renewals, "open", lambda self, core, call: KeepAlive(core, _LateCall(call), self))  # type: ignore[arg-type]
 
 
 def dropped_events() -> None:

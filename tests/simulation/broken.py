@@ -175,7 +175,7 @@ class NoDistrust(Rules):
 class NoGrace(Rules):
     """R6: a new primary ends leases by the deadlines in the rows."""
 
-    def promote(self, machine: StateMachine, epoch: int, clock_s: float, clean: bool) -> None:
+    def promote(self, machine: StateMachine, epoch: int, clock_s: float, clean: bool, goes_on: bool = False) -> None:
         machine.lead(epoch)
         machine.leases.promote(_saved)
 

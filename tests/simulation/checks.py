@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.durable import shared_record
-from lessor.durable.shared_record import CLAIM, Entry
+from lessor.durable.shared_record import CLAIM, GOES_ON, RELEASE, Entry
 from lessor.state.journal import EventRow
-from lessor.state.replay import RECONNECT_GRACE_S
+from lessor.state.replay import HAND_OVER_GRACE_S, RECONNECT_GRACE_S
 from tests.simulation.passing_on import ToPeer
 from tests.simulation.world import Broken
 
@@ -45,6 +45,7 @@ class Checks:
         self.newest: Entry | None = None
         self._claim: Entry | None = None
         self._claimed_s = 0.0
+        self._grace_s = RECONNECT_GRACE_S  # in which that primary ends no older lease
         self.takeovers = 0
         self.revision = 1  # the newest in the log
         self.revisions = [1]  # the newest as of each position
@@ -79,6 +80,8 @@ class Checks:
             if claim is not None and entry.epoch <= claim.epoch:
                 raise Broken(f"I1: {entry} after {claim}")
             self._claim, self._claimed_s = entry, now_s
+            goes_on = newest is not None and newest.kind == RELEASE and GOES_ON in newest.texts
+            self._grace_s = HAND_OVER_GRACE_S if goes_on else RECONNECT_GRACE_S
             self.takeovers += 1
         elif claim is None or (entry.epoch, entry.node, entry.nonce) != (claim.epoch, claim.node, claim.nonce):
             raise Broken(f"I1: {entry} behind {claim}")
@@ -110,7 +113,7 @@ class Checks:
             return
         fastest = self._story.fastest
         older = self._claim is not None and self.granted.get(lease_id, 0) < self._claim.number
-        if older and (now_s - self._claimed_s) * fastest < RECONNECT_GRACE_S - SLIGHTLY_S:
+        if older and (now_s - self._claimed_s) * fastest < self._grace_s - SLIGHTLY_S:
             raise Broken(f"I5: lease {lease_id} ends {now_s - self._claimed_s:.3f} s after a claim")
         left_s, ttl_s = self._promises.get(lease_id, (0.0, 0))
         early_s = ttl_s - (now_s - left_s) * fastest

@@ -188,7 +188,7 @@ class Process:
 
     def was_read(self, ticket: int, found: Found | None) -> None:
         if found is None:
-            self.node.read_failed(ticket)
+            self.node.read_failed(ticket, self.clock.now_s())
         else:
             self.node.read_ok(ticket, found, self.clock.now_s())
 
@@ -260,7 +260,7 @@ class Process:
     def _lead(self, lead: Lead) -> None:
         self._take_down(lead.entry)
         self.world.note(self, "leads in epoch", lead.entry.epoch, "from record", lead.entry.number)
-        self.story.rules.promote(self.machine, lead.entry.epoch, lead.clock_s, lead.clean)
+        self.story.rules.promote(self.machine, lead.entry.epoch, lead.clock_s, lead.clean, lead.goes_on)
         answering = Answering(self.node.tenure, self.clock.now_s, self.clock.wall_s)
         self.served = lambda: lead.clock_s + answering.served_s()
         self._clock_saved_s = self._opened_s = lead.clock_s
@@ -455,7 +455,7 @@ class Process:
         self._submitted_s = data_s
         batch = journal.seal(clock_s)
         self._in_hand, self._doing = self._doing, []
-        node.submit(kind, batch, now_s, leading.take_origins())
+        node.submit(kind, batch, now_s, leading.take_origins(), goes_on=kind == RELEASE)
 
     def release(self) -> None:
         """Begins an orderly hand-over: once everything is durable and sent."""

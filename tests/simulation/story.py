@@ -65,8 +65,8 @@ class Rules:
     def process(self, *args: Any) -> Process:
         return Process(*args)
 
-    def promote(self, machine: StateMachine, epoch: int, clock_s: float, clean: bool) -> None:
-        replay.promote(machine, epoch, clock_s, clean=clean, passed_on_s=self.allowance_s)
+    def promote(self, machine: StateMachine, epoch: int, clock_s: float, clean: bool, goes_on: bool = False) -> None:
+        replay.promote(machine, epoch, clock_s, clean=clean, passed_on_s=self.allowance_s, goes_on=goes_on)
 
     def fence(self, process: Process) -> None:
         process.be_fenced()

@@ -26,6 +26,7 @@ from lessor.api.proto import following_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import limits
 from lessor.cluster.proof import proof, reader_answer
+from lessor.durable.engine import FencedError
 from lessor.replicated.engine import ReplicatedEngine
 from lessor.server.following.follower import Follower
 from lessor.testing.server import InProcessServer
@@ -52,7 +53,7 @@ def leads(server: InProcessServer) -> bool:
 
 
 def follower_of(server: InProcessServer) -> Follower:
-    found = server.server._follower
+    found = server.server.role.follower
     assert found is not None
     return found
 
@@ -658,10 +659,9 @@ def test_a_malformed_request_in_a_json_stream_is_answered_behind_the_others_as_a
 
 
 def test_sockets_that_no_other_server_of_the_process_takes_are_closed(tmp_path: Path) -> None:
-    with two(tmp_path) as (leader, follower), GrpcPeer(leader.address) as peer, GrpcPeer(follower.address) as other:
-        status: Any = other.call(rpc.StatusRequest())
+    with two(tmp_path) as (leader, follower):
         port = leader.address.rpartition(":")[2]
-        peer.call(rpc.MoveLeaderRequest(targetID=status.header.member_id))
+        leader.call(lambda: leader.server._stop_unanswered(FencedError("another process has taken over the log")))
         eventually(lambda: leads(follower) and not leader.running)
         assert leader.server.remains.sockets.open == {}
         with socket.create_server(("127.0.0.1", int(port))):

@@ -139,7 +139,7 @@ def test_a_server_that_cannot_begin_to_lead_ends(tmp_path: Path, monkeypatch: py
         def fails(*args: Any, **named: Any) -> None:
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr("lessor.server.main.promote", fails)
+        monkeypatch.setattr("lessor.server.role.promote", fails)
         leader.stop()
         eventually(lambda: not follower.running)
         assert follower.exit_code in (EXIT_BUG, EXIT_DISK_FAILED)

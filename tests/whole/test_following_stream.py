@@ -73,3 +73,16 @@ def test_no_words_pile_up_for_a_follower_that_takes_none(tmp_path: Path) -> None
 
         assert leader.call(lambda: told(limits.FOLLOWER_BACKLOG_BYTES_MAX))
         assert not leader.call(lambda: told(limits.FOLLOWER_BACKLOG_BYTES_MAX + 1))
+
+
+def test_a_leader_that_hands_over_answers_questions_until_it_has_released(tmp_path: Path) -> None:
+    with two(tmp_path) as (leader, follower), GrpcPeer(follower.address) as reader:
+        core = leader.server.core
+        before = leader.call(lambda: list(core.followers))
+        leader.call(lambda: setattr(core, "elsewhere", Mock()))
+        try:
+            found: Any = reader.call(rpc.RangeRequest(key=b"k"))
+            assert found.count == 0
+            assert leader.call(lambda: list(core.followers)) == before
+        finally:
+            leader.call(lambda: setattr(core, "elsewhere", None))

@@ -239,10 +239,10 @@ def test_a_server_that_needs_long_to_begin_keeps_the_lead(tmp_path: Path, monkey
         time.sleep(3 * FAST.claim_s)
         promote(*args, **named)
 
-    monkeypatch.setattr("lessor.server.main.promote", slowly)
+    monkeypatch.setattr("lessor.server.role.promote", slowly)
     with server_on(kept, tmp_path / "a") as one:
         eventually(lambda: claims(kept) == 1)
-        monkeypatch.setattr("lessor.server.main.promote", promote)
+        monkeypatch.setattr("lessor.server.role.promote", promote)
         with server_on(kept, tmp_path / "b"):
             with GrpcPeer(one.address) as peer:
                 peer.call(put(b"k", b"v"))

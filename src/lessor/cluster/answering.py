@@ -33,7 +33,7 @@ class Answering:
         self._lapsed_s = tenure.lapsed_s
         self._served_s = 0.0  # the newest reading
         self._may_send = True
-        self.lapses = 0  # how often bytes had to wait
+        self.lapses = 0  # how often bytes had to wait, but for the end of the tenure
 
     def may_send(self) -> bool:
         """Whether bytes may leave at this instant. Reads two clocks."""
@@ -42,7 +42,7 @@ class Answering:
             self._watch.believe(now_s, wall_s)
             self._tenure.distrust(now_s)
         may = self._tenure.valid(now_s)
-        if self._may_send and not may:
+        if self._may_send and not may and not self._tenure.is_over:
             self.lapses += 1
         self._may_send = may
         return may

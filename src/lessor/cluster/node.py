@@ -33,7 +33,7 @@ after each call.
 | | anything else | StepDown, Apply |
 | the log ends before what we know | | Stop |
 | tick | silence is over | Append of a claim |
-| | a follower that read long ago | Read |
+| | a follower that read long ago, or that knows of a release of just now | Read |
 
 Does not do: reading clocks, I/O, rows (the machine's), gates. `now_s` is of the node's own clock.
 """
@@ -49,7 +49,7 @@ from lessor.durable.engine import Leader
 from lessor.durable.moved import ARRIVING, AWAY, Mark
 from lessor.durable.record import Changes, UnknownFormatError
 from lessor.durable.shared_log import LANDED, LOOK, LOST, TAKEN, TRY, Found, Placing
-from lessor.durable.shared_record import ARRIVAL, BATCH, BEAT, CLAIM, RELEASE, SEAL, Entry, Origin
+from lessor.durable.shared_record import ARRIVAL, BATCH, BEAT, CLAIM, GOES_ON, RELEASE, SEAL, Entry, Origin
 from lessor.state.journal import Rows
 
 
@@ -87,6 +87,7 @@ class Lead(NamedTuple):
     entry: Entry
     clock_s: float
     clean: bool  # whether the record before the claim was a release
+    goes_on: bool  # whether it was one of a node that has kept the connections of its clients
 
 
 class StepDown(NamedTuple):
@@ -119,6 +120,10 @@ _KEEP: Final = (
 Effect = Append | Read | Apply | Durable | Lead | StepDown | Stop
 
 NO_TICKET: Final = 0
+# Of a read that failed: how many times as long the next one waits, while the primary is heard. And for how long it is.
+RESTS: Final = 9
+REST_S_MAX: Final = 10.0
+HEARD_S: Final = 2.0
 # Beside its claim, which others may never read, a primary names its URLs in a record this often.
 TELL_URLS_S: Final = 1.0
 _LETTING: Final = (CLAIM, BATCH, BEAT)  # records that let their node answer; they say for how long
@@ -153,6 +158,8 @@ class Node:
         self._read_at = 0  # of the records that were known to be in the log when that read was asked for, the newest
         self._read_s = float("-inf")
         self._read_again = False  # there is more to read
+        self._rests_until_s = float("-inf")
+        self._heard_s = float("-inf")  # when the primary has said something last
         self._told = (0, 0)  # epoch and number of a record that its writer says to have landed
         self._told_number = 0  # of such records in any epoch, the newest
         # The newest record that we know is looked at once more: it says how long its node may answer, or that it has
@@ -169,6 +176,10 @@ class Node:
     def leads(self) -> bool:
         """Whether this node is the primary, as far as it knows; `tenure.valid` says whether it may say so."""
         return self.tenure.state == PRIMARY and not self.stopped
+
+    def awaits_claim(self, now_s: float) -> bool:
+        """Whether the newest record is a release of just now, so that the next one is near: look again soon."""
+        return self.standing.released and self.tenure.awaits_claim(now_s)
 
     @property
     def free(self) -> bool:
@@ -188,13 +199,31 @@ class Node:
         elif self.tenure.state == FOLLOWER and self._read_ticket == NO_TICKET:
             if self.claims and self.tenure.may_claim(now_s):
                 self._claim(now_s)
-            elif self._read_again or now_s - self._read_s >= self.tenure.timing.beat_s:
+            elif self._rests(now_s):
+                return
+            elif self._read_again or now_s - self._read_s >= self.tenure.timing.beat_s or self.awaits_claim(now_s):
                 self._read(self.standing.number - self._looks_back, now_s)
+
+    def _rests(self, now_s: float) -> bool:
+        """Whether to leave an engine alone that has not answered, while the primary shows what it appends.
+
+        Who waits for the engine takes in nothing meanwhile, and this node has clients that wait for their writes.
+        """
+        return now_s < self._rests_until_s and now_s - self._heard_s < HEARD_S
 
     # --- a primary writes -----------------------------------------------------------------------------------------
 
-    def submit(self, kind: int, rows: Rows, now_s: float, origins: Sequence[Origin] = (), subject: int = 0) -> None:
-        """Begins to append a record; `free` must be true.
+    def submit(
+        self,
+        kind: int,
+        rows: Rows,
+        now_s: float,
+        origins: Sequence[Origin] = (),
+        subject: int = 0,
+        *,
+        goes_on: bool = False,
+    ) -> None:
+        """Begins to append a record; `free` must be true. `goes_on`: of a release, whether this node keeps its clients.
 
         A beat has no rows. Its data clock is the present one only if no row waits to be saved, otherwise the saved one:
         decision 0004 has the reason.
@@ -202,9 +231,10 @@ class Node:
         assert self.free, "one record at a time, and only a primary's"
         if kind == RELEASE:
             self.tenure.releasing()
+            self.leader = None
         elif kind in _LETTING:
             subject = self._lease_ms
-        texts: tuple[str, ...] = ()
+        texts: tuple[str, ...] = (GOES_ON,) if goes_on else ()
         if kind in _LETTING and now_s - self._told_s >= TELL_URLS_S:
             texts, self._told_s = self._urls, now_s
         self._place(self._encode(kind, self.standing.epoch, rows, subject, texts, origins), now_s)
@@ -300,13 +330,13 @@ class Node:
         assert entry is not None
         self._forget_placing()
         self._confirm()
-        before = self.standing.released
+        released, goes_on = self.standing.released, self.standing.goes_on
         self.standing.take(entry)
         self.applied = entry.number
         self.tenure.landed(placing.since_s, now_s)
         if entry.kind == CLAIM:
             self.leader = Leader(self.node_id, self._urls, self.nonce, self.standing.epoch)
-            self._effects.append(Lead(entry, entry.record.rows.clock_s, before))
+            self._effects.append(Lead(entry, entry.record.rows.clock_s, released, goes_on))
         else:
             self._effects.append(Durable(entry))
         if entry.kind == RELEASE:
@@ -359,9 +389,10 @@ class Node:
             if found.last > self.standing.number and not self.stopped:
                 self._read_more(now_s)
 
-    def read_failed(self, ticket: int) -> None:
+    def read_failed(self, ticket: int, now_s: float) -> None:
         if ticket == self._read_ticket:
             self._read_ticket = NO_TICKET
+            self._rests_until_s = now_s + min(RESTS * (now_s - self._read_s), REST_S_MAX)
             self.tenure.unanswered()
 
     def shown(self, data: bytes, now_s: float) -> None:
@@ -391,6 +422,8 @@ class Node:
 
         Number 0: nothing is said, and the log is read at once.
         """
+        if number:
+            self._heard_s = now_s
         self._told = max(self._told, (epoch, number))
         self._told_number = max(self._told_number, number)
         if self.stopped or self._placing is not None or self.tenure.state != FOLLOWER:

@@ -11,7 +11,7 @@ Does not do: reading, applying, deciding what follows.
 from typing import Final
 
 from lessor.durable.record import CHAIN_BYTES
-from lessor.durable.shared_record import CLAIM, RELEASE, Entry
+from lessor.durable.shared_record import CLAIM, GOES_ON, RELEASE, Entry
 
 NEXT: Final = 0  # it follows
 OLD: Final = 1  # it was taken in before, or is older
@@ -22,7 +22,7 @@ FORKED: Final = 3  # it belongs to another history
 class Standing:
     """The newest record that a process has taken in."""
 
-    __slots__ = ("batch", "chain", "clock_s", "epoch", "number", "primary", "released")
+    __slots__ = ("batch", "chain", "clock_s", "epoch", "goes_on", "number", "primary", "released")
 
     def __init__(self) -> None:
         self.number = 0
@@ -32,6 +32,7 @@ class Standing:
         self.clock_s = 0.0  # the data clock
         self.primary = b""  # nonce of the process whose claim is the newest; b"" when it has released, or there is none
         self.released = False  # whether the record is a release: all deadlines are exact
+        self.goes_on = False  # whether it is one whose node goes on as a follower, with its clients
 
     def judge(self, entry: Entry) -> int:
         if entry.number > self.number + 1:
@@ -48,6 +49,7 @@ class Standing:
         self.epoch = entry.epoch
         self.clock_s = entry.record.rows.clock_s
         self.released = entry.kind == RELEASE
+        self.goes_on = entry.kind == RELEASE and GOES_ON in entry.texts
         if entry.kind == CLAIM:
             self.primary = entry.nonce
         elif entry.kind == RELEASE:

@@ -14,7 +14,7 @@ Laws
 - R4: nothing leaves a primary unless `valid` holds at that instant. What may not leave waits.
 - R5: a clock that may have stood still is not believed: after `distrust` nothing is valid until a record has landed
   that was sent later.
-- R6: what a new primary gives its leases is in state/replay.py (`promote`).
+- R6: what a new primary gives its leases is in state/replay.py (`promote`): less when no client has lost a connection.
 - R8: a node whose loop has stood still for `lease_s` sends no beat: one that cannot serve must not keep the others off.
 
 Why no two nodes are valid at one time: let p be the last record of the old primary before the claim, sent at s. The
@@ -55,6 +55,9 @@ from lessor.cluster.served_clock import NEVER_S, NO_DOUBT, Doubt, ServedClock
 
 # How many times as fast one node's clock may run as another's.
 RATES_MAX: Final = 1.25
+
+# Within which the claim of a successor follows a release, if all is well. Who waits for it looks more often meanwhile.
+CLAIM_FOLLOWS_S: Final = 0.3
 
 FOLLOWER: Final = "follower"
 CLAIMING: Final = "claiming"
@@ -126,6 +129,11 @@ class Tenure:
         """The engine has not answered: the link to it is down."""
         self._answered_s = NEVER_S
 
+    def awaits_claim(self, now_s: float) -> bool:
+        """Whether a follower whose newest record is a release has heard that just now: a claim follows at once."""
+        silent_since_s = self._silent_since_s
+        return self.state == FOLLOWER and silent_since_s is not None and now_s - silent_since_s < CLAIM_FOLLOWS_S
+
     def is_linked(self, now_s: float) -> bool:
         """Whether the link to the engine is up, as far as a follower knows."""
         return now_s - self._answered_s <= self.timing.link_s
@@ -148,6 +156,11 @@ class Tenure:
     def valid(self, now_s: float) -> bool:
         """Whether a primary's bytes may leave at this instant."""
         return self.state == PRIMARY and now_s < self.until_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a primary's tenure has ended, or is about to: it has released, or was fenced."""
+        return self.state != PRIMARY
 
     @property
     def until_s(self) -> float:

@@ -69,6 +69,10 @@ class HistoryError(EngineError):
     """The log is not the one that this process knows: it has lost records, or has others. A person has to decide."""
 
 
+class TwinError(EngineError):
+    """Another process with the member id of this one is alive: a data directory was copied. A person has to act."""
+
+
 class MovedError(EngineError):
     """The data is elsewhere now, as the one line says. For good."""
 
@@ -76,6 +80,7 @@ class MovedError(EngineError):
 # Gets the batch of another process, the term in which it was committed, and the requests in it that were passed on.
 Follow = Callable[[Rows, int, Sequence[Origin]], None]
 FOLLOW_S: Final = 0.05  # between two looks of a process that stands by
+FOLLOW_SOON_S: Final = 0.005  # the same, when another process is about to lead
 
 
 class Sizes(NamedTuple):
@@ -120,6 +125,7 @@ class Begun(NamedTuple):
     term: int
     clock_s: float  # where the data clock goes on
     clean: bool  # whether the deadlines in the rows are exact
+    goes_on: bool = False  # whether the process before has kept its clients, as a follower
 
 
 class Leader(NamedTuple):
@@ -180,6 +186,19 @@ class Engine(Protocol):
         """How far this process has come as the leader; None when it does not lead a shared log. From any thread."""
         ...
 
+    @property
+    def released(self) -> LogEnd | None:
+        """How far this process had come when a clean batch ended its term; None unless that was its last act so.
+
+        From any thread.
+        """
+        ...
+
+    @property
+    def look_again_s(self) -> float:
+        """Seconds until `try_to_lead` is to be called again: FOLLOW_S, or less when another process leads soon."""
+        ...
+
     def landed(self, after: int) -> Sequence[bytes]:
         """This process's newest records behind number `after`, as shared_record.without_nonce; () if not all are kept.
 
@@ -197,8 +216,11 @@ class Engine(Protocol):
         """For how long the process that leads is silent before another one may lead; 0.0: none other can."""
         ...
 
-    def name_successor(self, member_id: int) -> None:
-        """The process that is to lead next, when a clean batch ends the term of this one. 0: any."""
+    def name_successor(self, member_id: int, *, goes_on: bool) -> None:
+        """The process that is to lead next, when a clean batch ends the term of this one. 0: any.
+
+        `goes_on`: whether this one follows then, with its clients.
+        """
         ...
 
     def told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:
@@ -242,7 +264,8 @@ class Engine(Protocol):
     def commit(self, batch: Batch) -> None:
         """Makes one batch durable, whole. Its number is above the last one's. Raises `EngineError`.
 
-        A clean batch is the last one of an orderly stop.
+        A clean batch is the last one of an orderly stop. On a shared log it ends the term of this process, and
+        `try_to_lead` may be called again, with rows that go on from it.
         """
         ...
 

@@ -21,7 +21,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lessor.durable import directory, opening, record
-from lessor.durable.engine import FIRST_TERM, Answering, Begun, DataDirError, EngineError, Follow, Leader, LogEnd, Meta
+from lessor.durable.engine import (
+    FIRST_TERM,
+    FOLLOW_S,
+    Answering,
+    Begun,
+    DataDirError,
+    EngineError,
+    Follow,
+    Leader,
+    LogEnd,
+    Meta,
+)
 from lessor.durable.engine_on_tables import UNFOLDED_ROWS_MAX, EngineOnTables
 from lessor.durable.file_log import Disk, FileLog
 from lessor.durable.log import Log, LogFullError
@@ -43,6 +54,8 @@ class FileEngine(EngineOnTables):
     answering: Answering | None = None
     leader: Leader | None = None
     end: LogEnd | None = None
+    released: LogEnd | None = None
+    look_again_s = FOLLOW_S
     hears_log = True
     claim_s = 0.0
 
@@ -144,7 +157,7 @@ class FileEngine(EngineOnTables):
     def landed(self, after: int) -> Sequence[bytes]:
         return ()
 
-    def name_successor(self, member_id: int) -> None:
+    def name_successor(self, member_id: int, *, goes_on: bool) -> None:
         """Nobody else ever leads."""
 
     def name_dead(self, dead: Sequence[tuple[int, int]]) -> None:

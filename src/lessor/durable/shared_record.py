@@ -15,7 +15,8 @@ Kinds
 - BEAT: no rows. The node is there, and so far has the data clock come.
   In these three, `subject` is for how many milliseconds the record lets its node answer; 0: not said.
 - RELEASE: the rows of an orderly end, with exact deadlines; its node writes nothing any more in this epoch. subject:
-  the node that is to follow, or 0.
+  the node that is to follow, or 0. texts: GOES_ON if the node goes on as a follower, with the connections of its
+  clients; else none.
 - MEMBER: a node, `subject`, joins or leaves. texts: its name and its URLs; none when it leaves.
 - SEAL: the data has moved; nothing ever stands behind this record. Clean if the record before is a release. texts: the
   name of the move, and where the data is now.
@@ -44,6 +45,7 @@ CLAIM: Final = 1
 BATCH: Final = 2
 BEAT: Final = 3
 RELEASE: Final = 4
+GOES_ON: Final = "goes on"
 MEMBER: Final = 5
 SEAL: Final = 6
 ARRIVAL: Final = 7

@@ -211,13 +211,14 @@ class PostgresLog:
 
         If not, it has appended nothing.
         """
-        backend, standbys = row[:2]
+        backend, state = row[:2]
         if backend != self._backend:
             self._leave()
             raise self._refused(POOLER)
-        if standbys == b"\0" and self._strict == b"\1":
+        text = checks.changed(state.decode(), strict=self._strict == b"\1")
+        if text:
             self._leave()
-            raise self._refused(checks.NO_STANDBY)
+            raise self._refused(text)
 
     def _judged(self, error: ServerError) -> LogRefusedError | None:
         if error.code == _READ_ONLY:

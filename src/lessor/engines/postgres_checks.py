@@ -3,8 +3,9 @@
 
 Laws
 - Asked of every connection before anything else is. What an operator can set wrong later, while the connection lasts,
-  is looked at in each statement too (postgres_sql.py): the standbys, and the process that serves us. How a commit
-  waits, `synchronous_commit`, is set for the session to what was found good, so that nobody changes it meanwhile.
+  is looked at in each statement too (postgres_sql.py): the standbys, fsync, whole pages, and the process that serves
+  us. How a commit waits, `synchronous_commit`, is set for the session to what was found good, so that nobody changes it
+  meanwhile.
 - A refusal is one line, and says what to set.
 - A server that has been replaced is told by its timeline: each promotion of a standby begins a new one. One with a
   lower number than was seen before shows an old log, however alive it is.
@@ -56,6 +57,9 @@ NO_STANDBY: Final = (
     f"there (ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (NAME, NAME)'), or start with {MAY_LOSE}"
 )
 
+NO_FSYNC: Final = "fsync is off, so a power cut loses the log: set fsync = on"
+NO_WHOLE_PAGES: Final = "full_page_writes is off, so a power cut may tear pages: set full_page_writes = on"
+
 
 class Facts(NamedTuple):
     """What `FACTS` answers."""
@@ -103,9 +107,9 @@ def refusal(facts: Facts, *, may_lose_commits: bool) -> Refusal | None:
     if facts.read_only:
         return Refusal("transactions are read-only here: set default_transaction_read_only = off", True)
     if facts.fsync != "on":
-        return Refusal("fsync is off, so a power cut loses the log: set fsync = on", False)
+        return Refusal(NO_FSYNC, False)
     if facts.full_page_writes != "on":
-        return Refusal("full_page_writes is off, so a power cut may tear pages: set full_page_writes = on", False)
+        return Refusal(NO_WHOLE_PAGES, False)
     if facts.synchronous_commit not in ("on", "remote_apply"):
         return Refusal(
             f"synchronous_commit is {facts.synchronous_commit} for the user {facts.user}, so a commit returns before "
@@ -134,6 +138,19 @@ def warnings(facts: Facts, told_backend: int) -> tuple[str, ...]:
 def waits_for_standbys(facts: Facts, *, may_lose_commits: bool) -> bool:
     """Whether every statement is to make sure that a standby is still named."""
     return not (facts.service or may_lose_commits)
+
+
+def changed(state: str, *, strict: bool) -> str:
+    """Why a server must not be used any more whose settings have been changed since the connection was made, or "".
+
+    `state`: what a statement has found, as postgres_sql.py puts it. `strict`: whether a standby has to be named.
+    """
+    found = state.split(",")
+    if "fsync" not in found:
+        return NO_FSYNC
+    if "pages" not in found:
+        return NO_WHOLE_PAGES
+    return NO_STANDBY if strict and "standbys" not in found else ""
 
 
 def replaced(seen: Identity, found: Identity) -> str:

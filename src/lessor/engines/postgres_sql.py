@@ -71,23 +71,30 @@ SELECT to_regnamespace('{schema}') IS NOT NULL, to_regclass('{schema}.head') IS 
 """
 _HEAD: Final = "SELECT format::text, cluster_id::text FROM {schema}.head"
 
+# What an operator can set while a connection lasts: the standbys, what is written to disk, and whole pages.
+_STATE: Final = (
+    "concat_ws(',', CASE WHEN current_setting('synchronous_standby_names') <> '' THEN 'standbys' END, "
+    "CASE WHEN current_setting('fsync') = 'on' THEN 'fsync' END, "
+    "CASE WHEN current_setting('full_page_writes') = 'on' THEN 'pages' END)"
+)
 # $1 position, $2 chain value: of the record before. $3 the record, $4 its chain value. $5 pid, $6 strict.
 _APPEND: Final = """
 WITH before AS MATERIALIZED (
     SELECT total_bytes FROM {schema}.log
     WHERE position = $1::int8 AND chain = $2::bytea AND pg_backend_pid() = $5::int4
       AND (current_setting('synchronous_standby_names') <> '' OR NOT $6::bool)
+      AND current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on'
     FOR KEY SHARE
 ), added AS (
     INSERT INTO {schema}.log
     SELECT $1::int8 + 1, $4::bytea, total_bytes + octet_length($3::bytea), $3::bytea FROM before
     ON CONFLICT DO NOTHING RETURNING 1
 )
-SELECT pg_backend_pid(), current_setting('synchronous_standby_names') <> '', (SELECT count(*) FROM added)
+SELECT pg_backend_pid(), {state}, (SELECT count(*) FROM added)
 """
 # $1 position, $2 bytes. At least one row; its position is -1 where there is no record.
 _READ: Final = """
-SELECT pg_backend_pid(), current_setting('synchronous_standby_names') <> '', newest.position, head.first,
+SELECT pg_backend_pid(), {state}, newest.position, head.first,
        coalesce(found.position, -1), coalesce(found.record, '')
 FROM (SELECT position FROM {schema}.log ORDER BY position DESC LIMIT 1) AS newest
 CROSS JOIN {schema}.head LEFT JOIN LATERAL (
@@ -100,7 +107,7 @@ CROSS JOIN {schema}.head LEFT JOIN LATERAL (
 ) AS found ON true ORDER BY found.position
 """
 _SURE: Final = """
-SELECT pg_backend_pid(), current_setting('synchronous_standby_names') <> '',
+SELECT pg_backend_pid(), {state},
        pg_logical_emit_message(true, 'lessor', ''::text)::text
 FROM pg_advisory_xact_lock(hashtextextended('lessor read {schema}', 0)) AS alone
 """
@@ -181,7 +188,7 @@ def statements(schema: str) -> dict[str, str]:
     }
     found = {}
     for name, text in _PREPARED.items():
-        for mark, value in {"{schema}": schema, **numbers.get(name, {})}.items():
+        for mark, value in {"{schema}": schema, "{state}": _STATE, **numbers.get(name, {})}.items():
             text = text.replace(mark, value)
         found[name] = text
     return found

@@ -57,6 +57,11 @@ class Carrying:
         self._silent_since_s: float | None = None  # since when the engine does not answer
         self._said_s = float("-inf")
 
+    def stand_by(self) -> None:
+        """The node has released, and follows from here on."""
+        self.lead = None
+        self.released = False
+
     def tick(self) -> None:
         self._node.tick(self._now_s())
         self.carry_out()
@@ -107,7 +112,7 @@ class Carrying:
             raise BehindError(str(error)) from error
         except LogError as error:
             self._say(error)
-            self._node.read_failed(read.ticket)
+            self._node.read_failed(read.ticket, self._now_s())
         else:
             self._answered()
             self.has_read = True

@@ -8,6 +8,8 @@ Laws
   ones, which stay in a folder beside the new ones.
 - This process commits only in a term that it has claimed in the log, directly behind everything that it has taken in.
   When another process has claimed after it, nothing of this one lands any more: FencedError, for good.
+- A clean batch ends the term. From then on this process follows the log as one that has just been opened, and may claim
+  again. What it had in memory is what the log has.
 - A primary that has nothing to commit appends a beat now and then, in `upkeep`. The committer calls that from a timer
   of the loop, so a loop that stands still does not beat (R8).
 
@@ -33,6 +35,8 @@ from lessor.cluster.tenure import Timing
 from lessor.durable import directory, opening
 from lessor.durable.engine import (
     FIRST_TERM,
+    FOLLOW_S,
+    FOLLOW_SOON_S,
     Begun,
     DamagedError,
     DataDirError,
@@ -52,7 +56,7 @@ from lessor.durable.meta_rows import LogPosition
 from lessor.durable.opening import Seen
 from lessor.durable.record import Changes
 from lessor.durable.shared_log import Info, LogRefusedError, SharedLog
-from lessor.durable.shared_record import BATCH, BEAT, NONCE_BYTES, RELEASE, Entry, Origin, without_nonce
+from lessor.durable.shared_record import BATCH, BEAT, CLAIM, NONCE_BYTES, RELEASE, Entry, Origin, without_nonce
 from lessor.durable.table_sync import Start, start_thread
 from lessor.durable.upkeep import Upkeep
 from lessor.replicated.carrying import TICK_S, BehindError, Carrying
@@ -98,7 +102,7 @@ class ReplicatedEngine(EngineOnTables):
         super().__init__(data_dir, start=start, sync=sync)
         self._make_log = make_log
         self._shared = make_log()
-        self._snapshots: Snapshots | None = None  # once this process leads
+        self._snapshots: Snapshots | None = None  # once this process has led
         self._timing = timing or Timing()
         self._urls = urls
         self._now_s = (clock or BootClock()).now_s
@@ -113,10 +117,12 @@ class ReplicatedEngine(EngineOnTables):
         self._over = ""  # why this process commits nothing any more, once it is so
         self._said = False  # that another process leads
         self._successor = 0  # who is to lead after a release; 0: whoever is first
+        self._goes_on = False  # whether this process follows then
         self._told: deque[tuple[int, int, Sequence[bytes]]] = deque()  # what the leader has said since the last look
         self._landed: deque[tuple[int, bytes]] = deque(maxlen=SHOWN_MAX)  # this process's newest, one behind the other
         self._dead: deque[Sequence[tuple[int, int]]] = deque()  # named by another thread, for this one to delete
         self.answering: Answering | None = None
+        self.released: LogEnd | None = None
 
     # --- open -------------------------------------------------------------------------------------------------------
 
@@ -300,10 +306,12 @@ class ReplicatedEngine(EngineOnTables):
     @property
     def end(self) -> LogEnd | None:
         node = self._node
-        if node is None or not node.leads:
-            return None
-        standing = node.standing
-        return LogEnd(standing.epoch, standing.number, standing.batch, node.nonce)
+        return None if node is None or not node.leads else _end_of(node)
+
+    @property
+    def look_again_s(self) -> float:
+        node = self._node
+        return FOLLOW_SOON_S if node is not None and node.awaits_claim(self._now_s()) else FOLLOW_S
 
     @property
     def hears_log(self) -> bool:
@@ -314,8 +322,8 @@ class ReplicatedEngine(EngineOnTables):
     def claim_s(self) -> float:
         return self._timing.claim_s
 
-    def name_successor(self, member_id: int) -> None:
-        self._successor = member_id
+    def name_successor(self, member_id: int, *, goes_on: bool) -> None:
+        self._successor, self._goes_on = member_id, goes_on
 
     def told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:
         self._told.append((epoch, record, records))
@@ -342,12 +350,15 @@ class ReplicatedEngine(EngineOnTables):
         if self._began_s is None:
             self._began_s = self._now_s()
         hands.tick()
-        while self._told:  # behind the tick: while a read is under way, the node does not claim
-            epoch, record, records = self._told.popleft()
-            for data in records:
-                node.shown(data, self._now_s())
-            node.told(epoch, record, self._now_s())
-        hands.carry_out()
+        if self._told:
+            while self._told:  # behind the tick: while a read is under way, the node does not claim
+                epoch, record, records = self._told.popleft()
+                for data in records:
+                    node.shown(data, self._now_s())
+                node.told(epoch, record, self._now_s())
+            hands.carry_out()
+            if node.tenure.may_claim(self._now_s()):  # a release was among the records
+                hands.tick()
         self._take_dead()
         if hands.lead is None:
             now_s = self._now_s()
@@ -359,20 +370,27 @@ class ReplicatedEngine(EngineOnTables):
             return None
         entry = hands.lead.entry
         log.info("leading the log", extra={"epoch": entry.epoch, "record": entry.number})
-        self._snapshots = Snapshots(self._dir, self._make_log, self._tables.backup)
+        if self._snapshots is None:
+            self._snapshots = Snapshots(self._dir, self._make_log, self._tables.backup)
+        else:
+            self._snapshots.begin_anew()
+        self.released = None
         self.answering = Answering(node.tenure, self._now_s, self._wall_s)
-        return Begun(entry.epoch, hands.lead.clock_s, hands.lead.clean)
+        return Begun(entry.epoch, hands.lead.clock_s, hands.lead.clean, hands.lead.goes_on)
 
     def _took(self, entry: Entry, own: bool) -> None:
         rows = entry.record.rows
         if self._upkeep.unfolded.rows >= UNFOLDED_ROWS_MAX:
             self._for_good(self._upkeep.flush)
         self._upkeep.committed(entry.record)
-        if self._snapshots is not None:
-            self._snapshots.appended(len(entry.data))
         if not own:
             self._follow(rows, entry.epoch, entry.origins)
-        elif rows.auth is None and len(entry.data) <= SHOWN_BYTES_MAX:
+            return
+        if self._snapshots is not None:
+            self._snapshots.appended(len(entry.data))
+        if entry.kind == CLAIM:
+            self._landed.clear()  # those of an earlier term
+        if rows.auth is None and len(entry.data) <= SHOWN_BYTES_MAX:
             self._landed.append((entry.number, without_nonce(entry.data)))
         else:
             self._landed.clear()
@@ -392,7 +410,10 @@ class ReplicatedEngine(EngineOnTables):
             raise EngineError(f"no write after a failed one: {self._over}")
         node, hands = self._decisions, self._carrying
         try:
-            node.submit(kind, rows, self._now_s(), origins, self._successor if kind == RELEASE else 0)
+            if kind == RELEASE:
+                node.submit(kind, rows, self._now_s(), origins, self._successor, goes_on=self._goes_on)
+            else:
+                node.submit(kind, rows, self._now_s(), origins)
             hands.carry_out()
             while not (node.free or hands.released):
                 self._sleep(TICK_S)
@@ -403,6 +424,18 @@ class ReplicatedEngine(EngineOnTables):
         except BaseException as error:
             self._failure.reason = str(error)
             raise
+        if hands.released:
+            self._stand_by(node)
+
+    def _stand_by(self, node: Node) -> None:
+        """The term has ended in order."""
+        self.released = _end_of(node)
+        self.answering = None
+        self._carrying.stand_by()
+        if self._snapshots is not None:
+            self._snapshots.stand_by()
+        self._began_s, self._said = None, False
+        self._successor, self._goes_on = 0, False
 
     def defragment(self) -> None:
         self._take_dead()
@@ -421,3 +454,8 @@ class ReplicatedEngine(EngineOnTables):
             self._append(BEAT, Changes(node.standing.batch, node.standing.clock_s))
         beat_s = now_s + self._timing.beat_s
         return beat_s if next_s is None else min(next_s, beat_s)
+
+
+def _end_of(node: Node) -> LogEnd:
+    standing = node.standing
+    return LogEnd(standing.epoch, standing.number, standing.batch, node.nonce)

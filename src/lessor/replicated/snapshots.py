@@ -76,6 +76,15 @@ class Snapshots:
         self._thread = threading.Thread(target=self._run, name="snapshot to engine", daemon=True)
         self._thread.start()
 
+    def stand_by(self) -> None:
+        """Ends a snapshot that is under way, without waiting for that: another process leads."""
+        self._closed = True
+
+    def begin_anew(self) -> None:
+        """This process leads again."""
+        self._closed = False
+        self._bytes, self._due_s = 0, None
+
     def close(self) -> None:
         """Ends a snapshot that is under way, soon."""
         self._closed = True

@@ -19,11 +19,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
 from lessor.base import errors, limits
 from lessor.base.clock import Clock, MonotonicClock, wall_clock_ms
-from lessor.cluster.forwarding import FORWARD_ALLOWANCE_S
 from lessor.durable import directory
 from lessor.durable.engine import (
     Begun,
@@ -35,6 +34,7 @@ from lessor.durable.engine import (
     HistoryError,
     Meta,
     MovedError,
+    TwinError,
 )
 from lessor.durable.file_engine import FileEngine
 from lessor.durable.shared_log import LogRefusedError
@@ -51,6 +51,7 @@ from lessor.server.observe.disk_space import DiskSpace
 from lessor.server.observe.metrics import Metrics
 from lessor.server.observe.shortages import OPEN_FILES, QUOTA
 from lessor.server.options import Listen, OptionError, Options, parse_auth_token
+from lessor.server.role import IMPOSSIBLE_ROWS, NotAppliedError, Role, apply_rows, promote_machine
 from lessor.server.services.compactor import Compactor
 from lessor.server.services.passwords import Passwords
 from lessor.server.services.signed_tokens import SignedTokens
@@ -64,10 +65,7 @@ from lessor.server.transport.door import Accept, Door, files_for_clients, files_
 from lessor.server.transport.speak import speak_to_clients, speak_to_monitors
 from lessor.state.journal import Rows
 from lessor.state.machine import Identity, StateMachine
-from lessor.state.replay import apply, promote, restore
-
-if TYPE_CHECKING:
-    from lessor.server.following.follower import Follower
+from lessor.state.replay import restore
 
 log = logging.getLogger("lessor")
 
@@ -76,8 +74,6 @@ EXIT_BUG = 70  # sysexits.h: EX_SOFTWARE
 EXIT_HISTORY = 65  # sysexits.h: EX_DATAERR; a new start says it again
 EXIT_AT_ONCE = 130  # as after Ctrl-C
 
-# What is raised over rows that no Lessor has written: SQLite does not see damage within a row.
-_IMPOSSIBLE_ROWS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, MemoryError)
 LAST_COMMIT_S = limits.STOP_COMMIT_S_MAX
 DRAIN_S = limits.STOP_CALLS_S_MAX
 # The commit thread and the loop take turns with the interpreter; decision 0003 has the measurements.
@@ -113,18 +109,16 @@ class Server:
         self.remains = after or Remains()
         self.core: Core
         self.services: Services
+        self.role: Role
         self.exit_code = 0
-        self.follows_on = False  # it stops because another one leads or is to, and a new Server is to follow that one
-        self._successor = 0  # who is to lead next; 0: any follower
+        self.follows_on = False  # it stops because it was taken over, and a new Server is to follow who leads
         self._clock = clock or MonotonicClock()
         self._jwt_tokens = self._make_jwt_tokens()
         self._engine = engine or _engine_of(options)
         self._committer = Committer(self._engine, self._clock)
         self._connections: set[Connection] = set()
         self._listening = Listening(self.remains.sockets)
-        self._follower: Follower | None = None  # while another server leads
         self._abandoned = False
-        self._term = 0  # in which the newest batch of another one was committed
         self.handshakes: Handshakes | None = None  # None without a URL with TLS
         # Wraps the protocol of each accepted socket. Tests put faults there.
         self.in_front: Callable[[Accept], Accept] = lambda accept: accept
@@ -176,7 +170,10 @@ class Server:
         self.core = Core(self.options, machine, gate, turn, self._committer, metrics, tokens, uses, handlers)
         self.core.log_end = lambda: self._engine.end
         self.core.landed = self._engine.landed
-        self.core.hand_over = self.hand_over
+        self.role = Role(
+            self.core, self._engine, self._committer, self.services, self.options.tls, self._stop_unanswered
+        )
+        self.core.hand_over = self.role.hand_over
         self.core.on_shared_log = on_shared_log
         metrics.claims = int(answering is not None and not following)
         metrics.step_downs = self.remains.step_downs
@@ -208,7 +205,7 @@ class Server:
         def follow(rows: Rows, term: int, _origins: Sequence[Origin]) -> None:
             nonlocal followed
             followed = True
-            _apply(machine, rows, term)
+            apply_rows(machine, rows, term)
             while machine.store.unswept:
                 machine.store.sweep(limits.SWEEP_EVENTS_MAX)
 
@@ -216,7 +213,7 @@ class Server:
         if begun is None:
             return machine, None, meta.clock_s
         if followed:
-            _promote(machine, begun)
+            promote_machine(machine, begun)
         else:
             machine.lead(begun.term)
         return machine, begun, begun.clock_s
@@ -231,54 +228,9 @@ class Server:
                 max_txn_ops=self.options.max_txn_ops,
                 lease_id_seed=(meta.member_id & 0xFFFF) << 48 | (wall_clock_ms() & 0xFFFFFFFFFF) << 8,
             )
-        except _IMPOSSIBLE_ROWS as error:
+        except IMPOSSIBLE_ROWS as error:
             database = Path(self.options.data_dir) / directory.DATABASE_NAME
             raise directory.damaged(database, f"rows that cannot be, {error!r}") from error
-
-    # --- on a shared log ---
-
-    def _stand_by(self) -> None:
-        """Begins to follow the server that leads."""
-        # Not at the top: with the client behind it, it would make each start longer by a half.
-        from lessor.server.following.follower import Follower
-
-        core = self.core
-        self._follower = Follower(
-            core,
-            lambda: self._engine.leader,
-            self._told,
-            lambda: self._engine.hears_log,
-            self._engine.claim_s,
-            self.options.tls,
-        )
-        self._committer.stand_by(self._follow, self._lead)
-
-    def _told(self, epoch: int, record: int, records: Sequence[bytes] = ()) -> None:
-        self._engine.told(epoch, record, records)
-        self._committer.look_now()
-
-    def _follow(self, rows: Rows, term: int, origins: Sequence[Origin]) -> None:
-        machine = self.core.machine
-        self.core.turn.follow(lambda: _apply(machine, rows, term), rows.number)
-        dead = machine.journal.take_dead()  # of this record, and of those before it, as far as the turns have swept
-        if dead:
-            self._engine.name_dead(dead)
-        if self._follower is not None:
-            self._follower.applied(term, origins)
-        if term != self._term:
-            self._term = term
-            self.core.metrics.leader_changes += 1
-
-    def _lead(self, begun: Begun) -> None:
-        core, follower = self.core, self._follower
-        assert follower is not None
-        _promote(core.machine, begun)
-        core.metrics.leader_changes += 1
-        core.metrics.claims += 1
-        core.metrics.answering = self._engine.answering
-        core.turn.lead(begun.clock_s, self._engine.answering)
-        self._follower = None
-        follower.lead()
 
     async def start(self) -> None:
         """Begins to serve. Raises OptionError when it cannot listen on an address."""
@@ -290,7 +242,7 @@ class Server:
         Compactor(self.core, self.options).start(loop)
         DiskSpace(self.options.data_dir, self.core.metrics).start(loop)
         if turn.following:
-            self._stand_by()
+            self.role.stand_by()
         await self.listen()
 
     @property
@@ -348,13 +300,6 @@ class Server:
             os._exit(EXIT_AT_ONCE)
         self._stopping.set()
 
-    def hand_over(self, member_id: int) -> None:
-        """Ends the term of this server in order, for a follower that is to lead, once what was asked is answered."""
-        log.info("handing over the log", extra={"to": f"{member_id:016x}"})
-        self._successor = member_id
-        self.follows_on = True
-        asyncio.get_running_loop().call_soon(self._stopping.set)
-
     async def stop(self) -> None:
         """Drains the connections, saves each lease's remaining time, closes the data.
 
@@ -368,12 +313,11 @@ class Server:
             self.handshakes.close()
         if not self._committer.failed:
             log.info("stopping", extra={"connections": len(self._connections)})
-            # Two that claim at one time take longer than one. The streams of the followers end with the others.
-            following = next(iter(self.core.followers.values()), None)
-            self._engine.name_successor(self._successor or (0 if following is None else following.member_id))
+            if self.role.can_hand_over:
+                await self._hand_over()
             await self._drain()
-        if self._follower is not None:
-            self._follower.stop()
+        if self.role.follower is not None:
+            self.role.follower.stop()
         elif not self._committer.failed:
             await self._save()
         self._break_connections()
@@ -391,8 +335,8 @@ class Server:
         """
         self._abandoned = True
         self.core.turn.halt()
-        if self._follower is not None:
-            self._follower.stop()
+        if self.role.follower is not None:
+            self.role.follower.stop()
         self._engine.stop_waiting()
         self.stop_listening()
         if self.handshakes is not None:
@@ -401,6 +345,12 @@ class Server:
         self.services.passwords.close()
         self.services.snapshots.abandon()
         self._committer.close()
+
+    async def _hand_over(self) -> None:
+        """Lets another server lead first: then calls that are under way here are answered by that one."""
+        giving_up = asyncio.get_running_loop().call_later(limits.STOP_ENGINE_S_MAX, self._engine.stop_waiting)
+        await asyncio.wait([self.role.hand_over(goes_on=False)], timeout=LAST_COMMIT_S)
+        giving_up.cancel()
 
     async def _drain(self) -> None:
         self.services.lines.stop(errors.SERVER_STOPPED)
@@ -449,6 +399,7 @@ class Server:
 
     def _stop_unanswered(self, error: BaseException) -> None:
         """Memory is ahead of disk for good, or a bug has half changed it: answers nobody any more, and stops."""
+        self.role.settle()
         if isinstance(error, FencedError):
             self._step_down(error)
             return
@@ -458,10 +409,12 @@ class Server:
         what, self.exit_code = "cannot write to disk", EXIT_DISK_FAILED
         if isinstance(error, GivenUpError):
             what = "cannot write to the engine"
-        elif isinstance(error, _NotAppliedError):
+        elif isinstance(error, NotAppliedError):
             what = "cannot take in what the leader has written"
         elif isinstance(error, BrokenTurnError):
             what, self.exit_code = "a bug broke off a turn", EXIT_BUG
+        elif isinstance(error, TwinError):
+            what, self.exit_code = "two servers have one member id", EXIT_HISTORY
         elif isinstance(error, MovedError):
             what, self.exit_code = "the data has moved", EXIT_HISTORY
         elif isinstance(error, HistoryError):
@@ -514,28 +467,6 @@ class Server:
         for stream in list(self.core.watch_streams):
             stream.notify_progress()
         loop.call_later(self.options.watch_progress_notify_interval_s, self._notify_progress, loop)
-
-
-class _NotAppliedError(EngineError):
-    """Rows of another server that cannot be, here."""
-
-
-def _apply(machine: StateMachine, rows: Rows, term: int) -> None:
-    """Takes in what another server has committed in `term`. Raises EngineError for rows that do not apply."""
-    try:
-        if term != machine.identity.term:
-            machine.lead(term)
-        apply(machine, rows)
-    except _IMPOSSIBLE_ROWS as error:
-        raise _NotAppliedError(
-            f"batch {rows.number} of another server does not apply here, {error!r}: run one version on all, and report "
-            "this if you do"
-        ) from error
-
-
-def _promote(machine: StateMachine, begun: Begun) -> None:
-    """The machine begins a term after batches of others."""
-    promote(machine, begun.term, begun.clock_s, clean=begun.clean, passed_on_s=FORWARD_ALLOWANCE_S)
 
 
 def _engine_of(options: Options) -> Engine:
@@ -616,11 +547,12 @@ class Signals(Protocol):
 def run(options: Options, signals: Signals) -> int:
     """Serves until asked to stop; returns the exit code. Raises DataDirError or OptionError before it serves.
 
-    On a shared log a server that has handed the lead over, or was taken over, is followed by a new one here. All of the
-    old one is given up, with its loop, and the new one starts as a new process would: from the tables and the log. To
-    mend the old one would be quicker, but each of its parts would have to know how to forget; and a timer, a call or a
-    stream that was overlooked would show what the log does not have. The listening sockets alone pass on, so that
-    the addresses stay ours and clients wait a moment instead of being refused.
+    On a shared log a server that was taken over is followed by a new one here. All of the old one is given up, with its
+    loop, and the new one starts as a new process would: from the tables and the log. To mend the old one would be
+    quicker, but its memory is ahead of the log, and each of its parts would have to know how to forget; and a timer, a
+    call or a stream that was overlooked would show what the log does not have. The listening sockets alone pass on, so
+    that the addresses stay ours and clients wait a moment instead of being refused. (A server that hands the lead over
+    has nothing to forget, and goes on: role.py.)
     """
     import uvloop
 

@@ -254,6 +254,10 @@ class Lessor:
             lease.ended = True
             lease.keys = NO_KEYS
 
+    def stand_by(self) -> None:
+        """The rows have every deadline, and another node leads: nothing is due here until `promote`."""
+        self._queue = ExpiryQueue()
+
     def promote(self, deadline_of: Callable[[Lease], float]) -> None:
         """Gives every lease the deadline that `deadline_of` says; from here on leases are due. Cost: O(n)."""
         for lease in self._leases.values():

@@ -371,6 +371,10 @@ class StateMachine:
 
     # --- the quota ----------------------------------------------------------------------------------------------
 
+    def stand_by(self) -> None:
+        """This node has led, and has saved all of it (`checkpoint`): from here on it applies the batches of others."""
+        self.leases.stand_by()
+
     def set_quota(self, quota_bytes: int, request_bytes_max: int) -> None:
         """Bounds what may be counted. `request_bytes_max`: no request is longer."""
         self._quota_bytes = quota_bytes

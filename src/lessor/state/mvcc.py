@@ -654,6 +654,10 @@ class Store:
                 if lease_id and lease_id in lessor:
                     lessor.attach(lease_id, key)
             self.stored_bytes += stored_bytes(event.size_bytes)
+            if value is None:
+                self.deletes += 1
+            else:
+                self.puts += 1
             self._log.append(event)
             found.append(event)
             self.revision = revision

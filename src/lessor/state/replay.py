@@ -19,8 +19,9 @@ min(118 - 104.1 + 1, 10) = 10 from a clock that goes on at 104.1: due at 114.1, 
 
 A node that follows applies each batch whole: live leases first, then the events, revision by revision, then the leases
 that have ended. Deadlines are only kept, as the rows have them, until `promote` makes them count by the rules of a
-boot. That differs in one thing. An acknowledgement that another node passed on may have left a little after the claim,
-so the full TTL at most is raised by `passed_on_s`.
+boot. That differs in two things. An acknowledgement that another node passed on may have left a little after the claim,
+so the full TTL at most is raised by `passed_on_s`. And a primary that hands over and goes on as a follower keeps the
+connections of its clients: they need no time to come back, only some for renewals that wait for the next primary.
 
 Does not do: reading rows from anywhere; lease events of a follower, whose rows do not say how a lease has ended.
 """
@@ -37,6 +38,7 @@ from lessor.state.lease import Lease
 from lessor.state.machine import Identity, StateMachine
 
 RECONNECT_GRACE_S: Final = 2.0  # the least that a lease has left at boot
+HAND_OVER_GRACE_S: Final = 0.5  # and when no client has lost its connection
 
 
 class LoadedMeta(Protocol):
@@ -112,11 +114,11 @@ def _live_leases(rows: Iterable[LeaseRow], meta: LoadedMeta, min_ttl_s: int) -> 
         yield Lease(lease_id, ttl_s, deadline_s, saved_deadline_s, batch)
 
 
-def _remaining_s(saved_s: float, at_most_s: float, clean: bool) -> float:
+def _remaining_s(saved_s: float, at_most_s: float, clean: bool, least_s: float = RECONNECT_GRACE_S) -> float:
     """What remains of a lease whose saved deadline is `saved_s` after the saved clock."""
     if not clean:
         saved_s = min(saved_s + limits.CLOCK_SAVE_S, at_most_s)
-    return max(saved_s, RECONNECT_GRACE_S)
+    return max(saved_s, least_s)
 
 
 # --- following another node ------------------------------------------------------------------------------------------
@@ -124,6 +126,8 @@ def _remaining_s(saved_s: float, at_most_s: float, clean: bool) -> float:
 
 def apply(machine: StateMachine, rows: Rows) -> None:
     """Brings the next batch of another node into a machine that makes none itself. Watchers get its events.
+
+    What the metrics count is what rows tell of: puts, deleted keys, and txns that have put one of several keys.
 
     After a compaction the store has to be swept as ever. What is dead then, no record names and no batch of this
     machine: the journal gives it out (`take_dead`), for the engine to delete. Cost: O(1) a row.
@@ -138,6 +142,7 @@ def apply(machine: StateMachine, rows: Rows) -> None:
         while end < len(events) and events[end][0] == revision:
             end += 1
         found = store.follow(events[first:end])
+        machine.txns += end - first > 1 and any(event.value is not None for event in found)
         if hub.count:
             hub.notify(revision, found, [store.previous_of(event) for event in found])
         first = end
@@ -155,15 +160,19 @@ def apply(machine: StateMachine, rows: Rows) -> None:
     machine.journal.follow(rows.number)
 
 
-def promote(machine: StateMachine, term: int, clock_s: float, *, clean: bool, passed_on_s: float) -> None:
+def promote(
+    machine: StateMachine, term: int, clock_s: float, *, clean: bool, passed_on_s: float, goes_on: bool = False
+) -> None:
     """Makes the machine of a follower that of a primary. Its data clock goes on at `clock_s`, the saved one.
 
     clean: whether the deadlines in the rows are exact, after an orderly end of the primary before. passed_on_s: how
-    much later than the primary's its acknowledgements may have left another node. Cost: O(n) for n leases.
+    much later than the primary's its acknowledgements may have left another node. goes_on: whether that primary follows
+    now, with its clients. Cost: O(n) for n leases.
     """
     machine.lead(term)
-    machine.leases.promote(partial(_promoted_deadline_s, clock_s, clean, passed_on_s))
+    least_s = HAND_OVER_GRACE_S if goes_on else RECONNECT_GRACE_S
+    machine.leases.promote(partial(_promoted_deadline_s, clock_s, clean, passed_on_s, least_s))
 
 
-def _promoted_deadline_s(clock_s: float, clean: bool, passed_on_s: float, lease: Lease) -> float:
-    return clock_s + _remaining_s(lease.saved_deadline_s - clock_s, lease.ttl_s + passed_on_s, clean)
+def _promoted_deadline_s(clock_s: float, clean: bool, passed_on_s: float, least_s: float, lease: Lease) -> float:
+    return clock_s + _remaining_s(lease.saved_deadline_s - clock_s, lease.ttl_s + passed_on_s, clean, least_s)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node's decisions, one by one. All of them together: tests/simulation."""
 
-from lessor.cluster.node import TELL_URLS_S, Append, Apply, Durable, Effect, Lead, Node, Read, StepDown, Stop
+from lessor.cluster.node import HEARD_S, TELL_URLS_S, Append, Apply, Durable, Effect, Lead, Node, Read, StepDown, Stop
 from lessor.cluster.standing import Standing
-from lessor.cluster.tenure import Timing
+from lessor.cluster.tenure import CLAIM_FOLLOWS_S, Timing
 from lessor.durable import shared_record
 from lessor.durable.engine import Leader
 from lessor.durable.record import CHAIN_BYTES, Changes
@@ -187,7 +187,7 @@ def test_an_unknown_batch_is_looked_for_and_tried_again_with_the_same_bytes() ->
     driver.node.append_unknown(append.ticket, driver.now_s)
     (read,) = driver.take()
     assert isinstance(read, Read)
-    driver.node.read_failed(read.ticket)
+    driver.node.read_failed(read.ticket, driver.now_s)
     assert driver.take() == []
     driver.node.tick(driver.now_s + 0.1)
     (read,) = driver.take()
@@ -227,6 +227,80 @@ def test_a_release_ends_a_tenure_in_order() -> None:
     durable, down = driver.take()
     assert isinstance(durable, Durable)
     assert down == StepDown(released=True)
+    assert driver.node.leader is None
+
+
+def test_who_has_released_follows_and_leads_again() -> None:
+    driver = Driver()
+    driver.lead()
+    before = driver.submit(RELEASE)
+    driver.node.append_ok(before.ticket, driver.now_s)
+    driver.take()
+    standing = driver.node.standing
+    claim = shared_record.encode(
+        CLAIM, standing.number + 1, standing.epoch + 1, standing.chain, 2, ANOTHERS, Changes(standing.batch, 50.0),
+        texts=("http://a",),
+    )  # fmt: skip
+    driver.node.shown(claim.data, driver.now_s)
+    assert len(driver.take(Apply)) == 1
+    assert driver.node.leader == Leader(2, ("http://a",), ANOTHERS, 2)
+    release = shared_record.encode(
+        RELEASE, standing.number + 1, 2, standing.chain, 2, ANOTHERS, Changes(standing.batch + 1, 51.0), subject=1
+    )
+    driver.node.shown(release.data, driver.now_s)
+    driver.take()
+    driver.node.tick(driver.now_s)
+    (append,) = driver.take(Append)
+    assert isinstance(append, Append)
+    driver.node.append_ok(append.ticket, driver.now_s)
+    (lead,) = driver.take(Lead)
+    assert isinstance(lead, Lead)
+    assert (lead.entry.epoch, lead.clock_s, lead.clean) == (3, 51.0, True)
+    assert driver.node.free
+
+
+def test_an_engine_that_does_not_answer_is_left_alone_while_the_primary_is_heard() -> None:
+    driver = Driver()
+    driver.log.add(CLAIM)
+    driver.read()
+
+    def reads(seconds: float, told: bool) -> int:
+        found = 0
+        for _ in range(round(seconds / 0.25)):
+            driver.now_s += 0.25
+            if told:
+                driver.node.told(1, 1, driver.now_s)
+            driver.node.tick(driver.now_s)
+            for read in driver.take(Read):
+                assert isinstance(read, Read)
+                found += 1
+                driver.now_s += 1.0  # for so long it is waited for
+                if told:
+                    driver.node.told(1, 1, driver.now_s)
+                driver.node.read_failed(read.ticket, driver.now_s)
+        return found
+
+    assert reads(20.0, told=True) <= 3
+    driver.now_s += HEARD_S
+    assert reads(2.0, told=False) >= 6  # the primary is silent too: whether the engine answers is all that counts
+
+
+def test_behind_a_release_each_look_reads_for_a_moment() -> None:
+    driver = Driver()
+    driver.log.add(CLAIM)
+    driver.log.add(RELEASE, subject=3)
+    driver.read()
+    since_s, read_s = driver.now_s, []
+    for _ in range(100):
+        driver.now_s += 0.01
+        driver.node.tick(driver.now_s)
+        for read in driver.take(Read):
+            assert isinstance(read, Read)
+            read_s.append(driver.now_s - since_s)
+            driver.node.read_ok(read.ticket, Found([], 2), driver.now_s)
+    soon_s = [at_s for at_s in read_s if at_s < CLAIM_FOLLOWS_S]
+    assert len(soon_s) > 25
+    assert len(read_s) - len(soon_s) <= (1.0 - CLAIM_FOLLOWS_S) / Timing().beat_s + 1
 
 
 def test_a_log_that_has_lost_records_stops_the_node() -> None:
@@ -345,7 +419,7 @@ def test_what_a_writer_said_in_an_older_epoch_is_not_taken_for_another_record() 
     driver.log.add(CLAIM)
     driver.node.told(1, 2, driver.now_s)
     driver.take()
-    driver.node.read_failed(1)
+    driver.node.read_failed(1, driver.now_s)
     driver.log.add(CLAIM, epoch=2)
     (apply,) = driver.read()
     assert isinstance(apply, Apply)

@@ -15,6 +15,7 @@ from lessor.durable import shared_record
 from lessor.durable.engine import (
     FIRST_TERM,
     FOLLOW_S,
+    FOLLOW_SOON_S,
     Begun,
     DataDirError,
     EngineError,
@@ -246,6 +247,51 @@ def test_records_that_the_leader_shows_are_taken_in_without_a_read(
     assert kept.reads == reads + 1
     two.close()
     one.close()
+
+
+def test_who_ends_its_term_in_order_follows_with_the_same_tables_and_leads_again(
+    tmp_path: Path, kept: MemoryRecords, times: Times
+) -> None:
+    one = started(tmp_path / "a", kept, times)
+    two = engine_of(tmp_path / "b", kept, times)
+    meta = two.open((IDENTITY[0], 99))
+    two.load()
+    followed: list[Rows] = []
+
+    def follow(rows: Rows, _term: int, _origins: Any) -> None:
+        followed.append(rows)
+
+    assert two.try_to_lead(follow) is None
+    one.commit(batch(1, events=[put(2, b"k", b"1")]))
+    one.name_successor(meta.member_id, goes_on=True)
+    one.commit(batch(2, clean=True))
+    end = one.released
+    assert end is not None
+    assert (end.record, end.batch, one.end, one.answering, one.leader) == (3, 2, None, None, None)
+    assert two.look_again_s == FOLLOW_S
+    two.told(end.epoch, end.record, [with_nonce(data, end.nonce) for data in one.landed(0)])
+    begun = two.try_to_lead(follow)  # in the look in which it hears of it
+    assert begun == Begun(FIRST_TERM + 1, batch(2).clock_s, clean=True, goes_on=True)
+    assert [rows.number for rows in followed] == [0, 1, 2]
+    followed.clear()
+    assert one.look_again_s == FOLLOW_SOON_S
+    assert one.try_to_lead(follow) is None
+    leader = one.leader
+    assert leader is not None
+    assert (leader.member_id, leader.epoch, one.look_again_s) == (meta.member_id, begun.term, FOLLOW_S)
+    two.commit(batch(3, events=[put(3, b"k", b"3")]))
+    two.name_successor(0, goes_on=False)
+    two.commit(batch(4, clean=True))
+    again = lead(one, follow)
+    assert (again.term, again.clean, again.goes_on, one.released) == (begun.term + 1, True, False, None)
+    assert [rows.number for rows in followed] == [2, 3, 4]  # the claim repeats the number of the batch before it
+    assert len(one.landed(0)) == 0  # those of its first term are none of this one's
+    one.commit(batch(5, events=[put(4, b"k", b"5")]))
+    one.flush()
+    assert values(one)[-1] == b"5"
+    one.close()
+    two.close()
+    assert kinds(kept)[:7] == [CLAIM, BATCH, RELEASE, CLAIM, BATCH, RELEASE, CLAIM]
 
 
 def test_large_records_and_those_with_users_are_not_shown(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:

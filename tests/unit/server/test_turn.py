@@ -12,7 +12,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import limits
 from lessor.server.loop.expiry import MARGIN_S, SLOW_COMMIT_S, STALL_S
 from lessor.state.machine import Identity, StateMachine
-from lessor.state.replay import RECONNECT_GRACE_S, apply
+from lessor.state.replay import RECONNECT_GRACE_S, apply, promote
 from lessor.state.watch_changes import Changes
 from lessor.state.watcher import Watcher
 from tests.unit.server.turn_world import Peer, World, once
@@ -463,6 +463,56 @@ def test_while_it_follows_the_turn_sweeps_what_a_long_read_has_kept() -> None:
     assert not store.unswept
     assert sorted(world.machine.journal.take_dead()) == [(revision, 0) for revision in range(2, 6)]
     assert (world.disk.batches, world.failures) == ([], [])
+
+
+def test_a_turn_that_is_to_leave_does_so_when_all_is_durable_and_sent() -> None:
+    world, peer, left = World(), Peer(), []
+    world.grant(2, 7)
+    world.settle()
+    world.call(rpc_pb2.PutRequest(key=b"a"), peer)
+    world.loop.settle()  # one batch is under way
+    world.call(rpc_pb2.PutRequest(key=b"b"), peer)
+    world.turn.leave(lambda: left.append((len(peer.got), peer.flushed)))
+    world.turn.flush_later(peer)
+    world.loop.settle()
+    world.loop.now_s += 10.0  # the lease is due, and does not end any more
+    for _ in range(2):
+        assert left == []
+        world.disk.succeed()
+        world.turn.flush_later(peer)
+        world.loop.settle()
+    assert left == [(2, 2)]
+    assert (len(world.disk.batches), world.expired, world.turn.halted) == (3, [], True)
+
+
+def test_a_turn_that_follows_on_ends_no_lease_until_it_leads_again() -> None:
+    world, other = World(), StateMachine(Identity(1, 2, 3))
+    world.grant(2, 7)
+    world.settle()
+    apply(other, world.disk.batches[0])
+    world.turn.leave(lambda: None)
+    world.settle()
+    now_s = world.turn.now_s()
+    world.machine.checkpoint(now_s)
+    release = world.machine.journal.seal(now_s)
+    world.machine.stand_by()
+    world.turn.follow_on(release.number)
+    assert world.turn.now_s() == now_s
+    world.pass_time(60.0)
+    apply(other, release)
+    other.apply(rpc_pb2.PutRequest(key=b"a"), 0.0)
+    world.turn.follow(lambda: apply(world.machine, other.journal.seal(3.0)), release.number + 1)
+    world.settle()
+    assert (world.expired, world.turn.durable_revision, world.gate.durable) == ([], 2, release.number + 1)
+    promote(world.machine, 4, 3.0, clean=True, passed_on_s=0.0)
+    world.turn.lead(3.0, None)
+    world.pass_time(RECONNECT_GRACE_S - 0.1)
+    assert world.expired == []
+    world.pass_time(0.2)
+    assert [ended for ended, _ in world.expired] == [1]
+    world.call(rpc_pb2.PutRequest(key=b"b"), peer := Peer())
+    world.settle()
+    assert len(peer.got) == 1
 
 
 def swept_beside_leases() -> World:

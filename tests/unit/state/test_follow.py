@@ -108,6 +108,41 @@ def test_restoring_some_and_applying_the_rest_is_restoring_all(steps: list[Any])
     assert answers(follower, pair.now) == answers(restored, pair.now)
 
 
+class HandingOver(Pair):
+    """Two machines: the one that was written to follows the other one from then on, and to and fro."""
+
+    def hand_over(self) -> None:
+        assert self.follower is not None
+        self.machine.checkpoint(self.now)
+        self.seal()
+        self.machine.stand_by()
+        assert self.machine.next_deadline() is None  # a follower ends no lease
+        self.machine, self.follower = self.follower, self.machine
+        replay.promote(self.machine, IDENTITY.term, self.now, clean=True, passed_on_s=0.0)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(st.lists(REQUESTS, min_size=10, max_size=60), st.integers(1, 12))
+def test_machines_that_lead_in_turn_have_what_a_restart_from_all_rows_has(steps: list[Any], every: int) -> None:
+    pair = HandingOver()
+    pair.follow()
+    for number, step in enumerate(steps):
+        pair.step(step)
+        if number % every == every - 1:
+            pair.hand_over()
+    pair.hand_over()
+    machine, follower, restored = pair.machine, pair.follower, restore(IDENTITY, pair.rows)
+    assert follower is not None
+    assert answers(follower, pair.now) == answers(restored, pair.now) == answers(machine, pair.now)
+    assert follower.journal.number == restored.journal.number == machine.journal.number
+    assert deadlines(machine) == deadlines(restored)
+    assert machine.next_deadline() == restored.next_deadline()
+    for each in (machine, restored):
+        each.expire(pair.now + 100.0, 1_000)
+    assert answers(machine, pair.now) == answers(restored, pair.now)
+
+
 class Copy:
     """A machine that follows, and its own tables: records bring no dead rows, so it names those that it finds."""
 

@@ -37,7 +37,7 @@ class TokenUse(_message.Message):
     def __init__(self, mark: _Optional[bytes] = ..., left_s: _Optional[float] = ...) -> None: ...
 
 class FollowResponse(_message.Message):
-    __slots__ = ("epoch", "record", "proof", "challenge", "records", "question", "batch", "uses")
+    __slots__ = ("epoch", "record", "proof", "challenge", "records", "question", "batch", "uses", "downgrade")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class FollowResponse(_message.Message):
     QUESTION_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     USES_FIELD_NUMBER: _ClassVar[int]
+    DOWNGRADE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     record: int
     proof: bytes
@@ -54,4 +55,5 @@ class FollowResponse(_message.Message):
     question: int
     batch: int
     uses: _containers.RepeatedCompositeFieldContainer[TokenUse]
-    def __init__(self, epoch: _Optional[int] = ..., record: _Optional[int] = ..., proof: _Optional[bytes] = ..., challenge: _Optional[bytes] = ..., records: _Optional[_Iterable[bytes]] = ..., question: _Optional[int] = ..., batch: _Optional[int] = ..., uses: _Optional[_Iterable[_Union[TokenUse, _Mapping]]] = ...) -> None: ...
+    downgrade: str
+    def __init__(self, epoch: _Optional[int] = ..., record: _Optional[int] = ..., proof: _Optional[bytes] = ..., challenge: _Optional[bytes] = ..., records: _Optional[_Iterable[bytes]] = ..., question: _Optional[int] = ..., batch: _Optional[int] = ..., uses: _Optional[_Iterable[_Union[TokenUse, _Mapping]]] = ..., downgrade: _Optional[str] = ...) -> None: ...

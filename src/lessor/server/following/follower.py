@@ -3,8 +3,8 @@
 
 Laws
 - Reads that may be old (`serializable`), watches, digests, snapshots and the status are answered here, from what the
-  log has shown. So are other reads of keys, once the leader has said how far this server has to be (reads.py,
-  range_streams.py).
+  log has shown. So are other reads of keys, and observers of elections, once the leader has said how far this server
+  has to be (reads.py, followed_streams.py).
 - All else is passed on as it came, with its token and its deadline: the leader decides, also on rights.
 - While auth is on, a call is answered here only if this server knows its token or its certificate; otherwise it is
   passed on too. With the name in a certificate goes this server's word for it.
@@ -38,11 +38,11 @@ from lessor.client._tls import tls_context
 from lessor.cluster.proof import is_answer, proof, reader_answer
 from lessor.durable.engine import FOLLOW_S, Leader
 from lessor.durable.shared_record import NONCE_BYTES, Origin, with_nonce
+from lessor.server.following.followed_streams import Followed, FollowedObserve, FollowedRange
 from lessor.server.following.lag import Lag
 from lessor.server.following.link import Ended, Link, LinkCall, Shown, connect
 from lessor.server.following.own_headers import OwnHeaders
 from lessor.server.following.passing import Passable, PassedOn, PassedStream, caller_of
-from lessor.server.following.range_streams import FollowedRange
 from lessor.server.following.reads import Asking, Read, Reads
 from lessor.server.following.renewals import KEEPALIVE, Line, PassedRenewals
 from lessor.server.loop.call import PassedAs, StreamCall, StreamFactory, StreamHandler, UnaryCall
@@ -67,13 +67,21 @@ _HERE: Final = frozenset(
     )
 )
 _NEEDS_NO_CALLER: Final = frozenset(BY_PATH[f"/grpc.health.v1.Health/{name}"] for name in ("Check", "Watch"))
+_TXN: Final = BY_PATH["/etcdserverpb.KV/Txn"]
 _RANGE: Final = BY_PATH["/etcdserverpb.KV/Range"]
-_RANGE_STREAM: Final = BY_PATH["/etcdserverpb.KV/RangeStream"]
+_FOLLOWED: Final[dict[Method, type[Followed]]] = {
+    BY_PATH["/etcdserverpb.KV/RangeStream"]: FollowedRange,
+    BY_PATH["/v3electionpb.Election/Observe"]: FollowedObserve,
+}
 _FOLLOW: Final = BY_PATH["/lessorpb.Following/Follow"]
 _CONNECT_S_MAX: Final = 1.0
 _RETRY_S_MAX: Final = 1.0  # between two tries to reach a leader that cannot be reached
 _TOO_MUCH: Final = "too many requests wait for the leader"
 _ALONE_S: Final = 0.01  # between two looks of a server that has no link to a leader
+
+
+def _tenure(leader: Leader) -> tuple[bytes, int]:
+    return leader.nonce, leader.epoch
 
 
 class _Words:
@@ -87,7 +95,15 @@ class _Words:
         self._follower.hear(self._link, message)
 
     def on_ended(self, ended: Ended) -> None:
-        self._follower.hear_end(self._link, ended.text)
+        self._follower.hear_end(self._link, ended)
+
+
+class _Nobody:
+    """Does not wait for an answer. Implements link.Owner."""
+
+    def on_message(self, message: bytes) -> None: ...
+
+    def on_ended(self, ended: Ended) -> None: ...
 
 
 class Follower:
@@ -101,13 +117,15 @@ class Follower:
         hears_log: Callable[[], bool],
         claim_s: float,
         tls: TlsOptions,
+        on_twin: Callable[[str], None],
     ) -> None:
         """`leader` says who leads now, as far as is known.
 
         `told` gets the epoch and the number of a record that the leader says to be in the log for good, and the records
         that the leader shows. `hears_log`: whether the log answers. `claim_s`: for how long a leader may be silent
         before another server leads. `tls`: this server's own. A leader with TLS must have a certificate of its
-        --trusted-ca-file, or of one that the machine trusts, and is shown this server's.
+        --trusted-ca-file, or of one that the machine trusts, and is shown this server's. `on_twin`: called when the
+        leader says that another process has this server's member id.
         """
         self.core = core
         self.now_s: Callable[[], float] = BootClock().now_s
@@ -119,6 +137,7 @@ class Follower:
         self._led_s = self._ended_s = self.now_s()  # when the leader was heard last; when streams were ended last
         self._uses_told = 0  # serial number of the newest use of a token that the leader was told of
         self._tls_options = tls
+        self._on_twin = on_twin
         self._context: ssl.SSLContext | None = None
         self._link: Link | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -127,7 +146,8 @@ class Follower:
         self._attempt = 0
         self._url = ""  # that is tried, or linked with
         self._fails = 0  # in a row
-        self._tried = b""  # nonce of the leader that is tried
+        self._tried = (b"", 0)  # the tenure of the leader that is tried
+        self._over = (b"", 0)  # a tenure of which the leader has said that it is over
         self._try_s = 0.0  # when to try again
         self._said: set[str] = set()  # URLs of which the log says that they lead nowhere
         self.nonce = secrets.token_bytes(NONCE_BYTES)
@@ -140,6 +160,7 @@ class Follower:
         self._reads = Reads(self, lambda: core.gate.durable)
         self._lag = Lag()
         self._streams: dict[Passable, None] = {}
+        self._begun: dict[StreamCall, None] = {}  # answered here, which require a leader
         self._lines: dict[Shown, Line] = {}  # of this link
         self._own_streams = core.stream_handlers
         self._timer: asyncio.TimerHandle | None = None
@@ -150,8 +171,9 @@ class Follower:
 
     def _factory(self, method: Method, own: StreamFactory) -> StreamFactory:
         def made(core: Core, call: StreamCall) -> StreamHandler:
-            if method is _RANGE_STREAM:
-                return FollowedRange(self, call, own)
+            followed = _FOLLOWED.get(method)
+            if followed is not None:
+                return followed(self, call, own)
             if method in _HERE and self.knows(call):
                 return own(core, call)
             return PassedRenewals(self, call) if method is KEEPALIVE else PassedStream(self, call)
@@ -206,6 +228,13 @@ class Follower:
             self._start(passed, link)
         return passed
 
+    def leave_behind(self, call: UnaryCall, request: Message) -> None:
+        link = self._ready
+        if link is not None:
+            passed_as = PassedAs(self.nonce, 0, link.leader.epoch)
+            left = link.start(_TXN.path, _Nobody(), passed_as, caller_of(call))
+            left.send([request.SerializeToString()], last=True)
+
     # --- reads.Home ---
 
     def ask_how_far(self, number: int) -> None:
@@ -222,23 +251,27 @@ class Follower:
         self._kept_bytes -= read.size_bytes
         read.size_bytes = 0
 
-    # --- range_streams.Home ---
+    # --- followed_streams.Home ---
 
-    def ask_for(self, stream: FollowedRange) -> None:
+    def ask_for(self, stream: Followed) -> None:
         self._streams[stream] = None
         if self._ready is not None:
             stream.start(self._ready)
 
-    def ask_again(self, stream: FollowedRange) -> bool:
+    def ask_again(self, stream: Followed) -> bool:
         if self._words is None:
             return False
         self._reads.add_asking(stream)
         return True
 
-    def forget_range(self, stream: FollowedRange) -> None:
+    def forget_followed(self, stream: Followed) -> None:
         self._streams.pop(stream, None)
         self._reads.drop(stream)
         self.forget_read(stream)
+
+    def has_begun(self, call: StreamCall) -> None:
+        if call.requires_leader:
+            self._begun = {each: None for each in self._begun if not each.over} | {call: None}
 
     def keep(self, size_bytes: int) -> None:
         """Counts a request that waits here. Raises EtcdError when that is too much."""
@@ -262,7 +295,7 @@ class Follower:
     @property
     def _ready(self) -> Link | None:
         link = self._link
-        return link if link is not None and link.ready else None
+        return link if link is not None and link.ready and self._words is not None else None
 
     def next_counter(self) -> int:
         self._counter += 1
@@ -378,16 +411,25 @@ class Follower:
 
     # --- the link ---
 
+    def on_looked(self) -> None:
+        """The log was looked at: perhaps it names a leader now."""
+        leader = self._leader()
+        if leader is not None and leader.urls and _tenure(leader) != self._tried and self._timer is not None:
+            self._timer.cancel()
+            self._look()
+
     def _look(self) -> None:
-        """Now and then: whom to be linked with, and what has waited for too long."""
+        """Now and then, and when the log names another leader: whom to be linked with, and what has waited too long."""
         leader, link, now_s = self._leader(), self._link, self.now_s()
+        if leader is not None and _tenure(leader) == self._over:
+            leader = None  # the log will say so
         if link is not None:
-            other = leader is not None and leader.nonce != link.leader.nonce
+            other = leader is not None and _tenure(leader) != _tenure(link.leader)
             mute = self._words is None and link.ready
             if link.lost or other or mute or link.h2.spent or link.silent_s > limits.LINK_SILENT_S_MAX:
                 self._let_go()
-        if leader is not None and leader.nonce != self._tried:
-            self._tried, self._fails, self._try_s, self._said = leader.nonce, 0, 0.0, set()
+        if leader is not None and _tenure(leader) != self._tried:
+            self._tried, self._fails, self._try_s, self._said = _tenure(leader), 0, 0.0, set()
         may_try = self._link is None and self._connecting is None and now_s >= self._try_s
         if may_try and leader is not None and leader.urls:
             self._connecting = asyncio.get_running_loop().create_task(self._connect(leader))
@@ -412,8 +454,9 @@ class Follower:
     def _end_those_that_require_leader(self) -> None:
         for watches in list(self.core.watch_streams):
             watches.end_for_want_of_leader()
-        for stream in [stream for stream in self._streams if stream.call.requires_leader]:
-            stream.call.finish(errors.NO_LEADER.error())
+        begun, self._begun = self._begun, {}
+        for call in [*begun, *(stream.call for stream in self._streams if stream.call.requires_leader)]:
+            call.finish(errors.NO_LEADER.error())
 
     def _tell_uses(self) -> None:
         self._uses_told, uses = self.core.token_uses.told(self._uses_told, here=True)
@@ -456,18 +499,24 @@ class Follower:
             log.info("calls are passed on to the leader", extra={"url": self._url})
             self._start_all(link)
         self.core.token_uses.heard(told.uses)
+        if told.HasField("downgrade"):
+            self.core.downgrade = told.downgrade
         self._told(told.epoch, told.record, [with_nonce(record, link.leader.nonce) for record in told.records])
         self._lag.named(told.batch, self.now_s())
         if told.question:
             self._reads.answered(told.question, told.batch)
 
-    def hear_end(self, link: Link, reason: str) -> None:
+    def hear_end(self, link: Link, ended: Ended) -> None:
         """The other end does not lead, or not any more."""
         if link is not self._link:
             return
         if not link.verified:
-            self._fail(reason)
+            self._fail(ended.text)
+        elif ended.code == Code.ALREADY_EXISTS:
+            self._on_twin(ended.text)
         else:  # if it is leaving, it answers what is under way; otherwise `_look` lets go of the link
+            if ended.text == errors.LEADER_CHANGED.message:
+                self._over = _tenure(link.leader)
             self._words = None
             self._reads.lose()
 
@@ -503,7 +552,7 @@ class Follower:
         for passed in [passed for passed in self._named.values() if passed.adrift and passed.since_s < before_s]:
             passed.give_up()
         for stream in [stream for stream in self._streams if stream.since_s < before_s]:
-            if stream.waits or isinstance(stream, FollowedRange):
+            if stream.waits or isinstance(stream, Followed):
                 stream.call.finish(errors.NO_LEADER.error())
 
     async def _connect(self, leader: Leader) -> None:

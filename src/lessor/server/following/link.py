@@ -22,7 +22,7 @@ from lessor.base.errors import Code, EtcdError
 from lessor.client._endpoint import Endpoint
 from lessor.cluster.proof import vouch
 from lessor.durable.engine import Leader
-from lessor.server.loop.call import CALLER_HEADER, FORWARDED_HEADER, PassedAs
+from lessor.server.loop.call import AGAIN_HEADER, CALLER_HEADER, FORWARDED_HEADER, PassedAs
 from lessor.wire import grpc, h2
 
 
@@ -154,11 +154,19 @@ class Link:
         return self._loop.time() - self.heard_s
 
     def start(
-        self, path: str, owner: Owner, passed_as: PassedAs, caller: Shown = NOBODY, timeout_s: float | None = None
+        self,
+        path: str,
+        owner: Owner,
+        passed_as: PassedAs,
+        caller: Shown = NOBODY,
+        timeout_s: float | None = None,
+        *,
+        again: bool = False,
     ) -> LinkCall:
         """Begins a call; `ready` must hold, but for the first one.
 
-        `passed_as`: how the leader is to know it. `caller`: its client, which was checked here.
+        `passed_as`: how the leader is to know it. `caller`: its client, which was checked here. `again`: whether a
+        leader may have carried it out in part.
         """
         headers: list[h2.Field] = [
             (b":method", b"POST"),
@@ -169,6 +177,8 @@ class Link:
             (b"content-type", b"application/grpc"),
             (FORWARDED_HEADER, b"%s:%d:%d" % (passed_as.nonce.hex().encode(), passed_as.counter, passed_as.epoch)),
         ]
+        if again:
+            headers.append((AGAIN_HEADER, b"1"))
         if caller.token is not None:
             headers.append((b"token", caller.token))
         elif caller.name is not None:

@@ -193,11 +193,11 @@ class PassedOn:
     def start(self, link: Link) -> None:
         call = self.call
         self.epoch = link.leader.epoch
-        self._sent_s = self._home.now_s()
+        again, self._sent_s = self._sent_s > 0.0, self._home.now_s()
         left_s = None if call.deadline_s is None else max(call.deadline_s - call.core.turn.read_clock(), 0.0)
         self._reply = None
         passed_as = PassedAs(self._home.nonce, self.counter, self.epoch)
-        self._on_link = link.start(call.method.path, self, passed_as, caller_of(call), left_s)
+        self._on_link = link.start(call.method.path, self, passed_as, caller_of(call), left_s, again=again)
         self._on_link.send([self.request.SerializeToString()], last=True)
 
     def on_message(self, message: bytes) -> None:

@@ -10,7 +10,7 @@ Laws
 - The reads of one loop step share a question. One question is under way at a time, and the reads that come meanwhile
   share the next one.
 - A call of Range whose question is lost with its link, or that waits for its batch for READ_INDEX_S_MAX, is passed on
-  to the leader like any other call. A RangeStream is not: range_streams.py.
+  to the leader like any other call. A stream is not: followed_streams.py.
 
 Theory of operation. The leader's answer cannot be stale: its bytes leave only while nobody else can have taken the lead
 (Turn), as those of any reply. Batches are numbered over all epochs.

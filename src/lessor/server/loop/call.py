@@ -114,6 +114,11 @@ class UnaryCall:
         """Not None if another server passes the call on. Raises EtcdError for a name that no server gives."""
         return None
 
+    @property
+    def passed_again(self) -> bool:
+        """Whether another server passes the call on that has done so before: part of it may be done."""
+        return False
+
     def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
         """Whether the replies that the peer has not taken exceed the bound of a connection.
 
@@ -381,6 +386,7 @@ class _Over:
 _OVER: Final = _Over()
 
 FORWARDED_HEADER: Final = b"lessor-forwarded"  # of a call that another server of the log passes on
+AGAIN_HEADER: Final = b"lessor-again"  # of such a call that was passed on before
 CALLER_HEADER: Final = b"lessor-caller"  # of such a call: the name in its client's certificate, see cluster/proof.py
 
 # The handlers of these methods check the caller's rights themselves: for each watch and each keepalive, in its turn.
@@ -519,6 +525,16 @@ class StreamCall:
             self.take(messages)
         if ended:
             self.requests_end(without_any=not messages)
+
+    def pass_on(self, make: "StreamFactory") -> None:
+        """Another server is to lead: the handler that `make` makes takes the requests from here on.
+
+        What the one before has answered, or has at the gate, leaves before that.
+        """
+        if not (self.over or self.ending):
+            before, self._handler = self._handler, _OVER
+            before.on_over()
+            self._handler = make(self.core, self)
 
     def requests_end(self, *, without_any: bool = False) -> None:
         """The peer sends no more. `without_any`: it has sent no request; the call goes on as after an empty one."""

@@ -24,7 +24,7 @@ from concurrent.futures import Future
 from typing import Final, TypeVar
 
 from lessor.base.clock import Clock, MonotonicClock
-from lessor.durable.engine import FOLLOW_S, Begun, Engine, EngineError, Follow, Sizes, TablesLockedError
+from lessor.durable.engine import Begun, Engine, EngineError, Follow, Sizes, TablesLockedError
 from lessor.server.observe.histogram import DISK_BUCKETS_S, Histogram
 from lessor.state.journal import Batch
 
@@ -66,6 +66,7 @@ class Committer:
         self._look_again = False
         self._follow: Follow = lambda rows, term, origins: None
         self._on_lead: Callable[[Begun], None] = lambda begun: None
+        self.on_looked: Callable[[], None] = lambda: None  # called after each look at the log, while another one leads
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs `work` in the engine's thread and waits for it. For boot and shutdown, when the loop serves nobody."""
@@ -139,8 +140,9 @@ class Committer:
         self._give(self._upkeep_in_time)
 
     def stand_by(self, follow: Follow, on_lead: Callable[[Begun], None]) -> None:
-        """Has the engine follow those who lead the log, until it leads itself. To be called after `start`.
+        """Has the engine follow those who lead the log, until it leads itself.
 
+        To be called after `start`, and again when this process has ended its term with a clean batch.
         `follow` gets what they commit, `on_lead` the term that begins here; both in the loop's thread. The engine's
         upkeep goes on until `on_lead` has returned.
         """
@@ -279,7 +281,8 @@ class Committer:
             begun = self._engine.try_to_lead(self._follow)
             self._look_at_sizes()
             if begun is None:
-                self._tell_loop(self._look_later)
+                again_s = self._engine.look_again_s
+                self._tell_loop(lambda: self._look_later(again_s))
             else:
                 self._tell_loop(lambda: self._lead(begun))
                 self._keep_up()
@@ -339,12 +342,13 @@ class Committer:
             self._look_timer.cancel()
             self._give_look()
 
-    def _look_later(self) -> None:
+    def _look_later(self, again_s: float) -> None:
         if self._look_again:
             self._give_look()
         else:
             assert self._loop is not None
-            self._look_timer = self._loop.call_later(FOLLOW_S, self._give_look)
+            self._look_timer = self._loop.call_later(again_s, self._give_look)
+        self.on_looked()
 
     def _give_look(self) -> None:
         self._look_timer = None

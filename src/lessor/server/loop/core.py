@@ -86,6 +86,8 @@ class FollowerMember(NamedTuple):
     urls: tuple[str, ...]  # for clients
     nonce: bytes  # by which its process names what it passes on
     tell: Callable[[], None]  # says to it how far the log has come
+    part: Callable[[LogEnd | None], None]  # says to it that this server has released the log, and ends the stream
+    refuse: Callable[[int], None]  # says to it that another process with its id is alive, and ends the stream
     held: Held  # stands for its connection
     challenge: bytes  # that it was given on that
 
@@ -100,6 +102,10 @@ class Elsewhere(Protocol):
 
     def serves(self, call: Any, request: Message) -> bool:
         """Whether the request goes there. Then nothing about it is decided here, nor the rights of its caller."""
+        ...
+
+    def leave_behind(self, call: Any, request: Message) -> None:
+        """Has the leader carry out a txn of a call whose client has gone, if it can be reached now."""
         ...
 
     def pass_on(self, call: Any, request: Message) -> Any:
@@ -151,7 +157,14 @@ class Core:
         self.on_shared_log = False  # whether others may commit
         self.log_end: Callable[[], LogEnd | None] = lambda: None  # the engine's
         self.landed: Callable[[int], Sequence[bytes]] = lambda after: ()  # the engine's
-        self.hand_over: Callable[[int], None] = lambda member_id: None  # lets a follower lead
+        self.hand_over: Callable[[int], Any] = lambda member_id: None  # lets a follower lead
+        self.replaced: dict[int, bytes] = {}  # by member id: the process whose place among them another one has taken
+        self.when_leading: dict[
+            object, Callable[[], None]
+        ] = {}  # called, and forgotten, when this server begins to lead
+        self.downgrade = (
+            ""  # the version to which a downgrade is enabled; each server of a log hears it from the leader
+        )
         self.followers: dict[object, FollowerMember] = {}  # while this server leads, by their streams
         turn.on_committed = self._tell_followers
         turn.long_writes.on_busy = self._hold_calls
@@ -170,7 +183,8 @@ class Core:
         if not hold:
             self.unary_handlers, self.waiting_handlers, *_ = self._own_handlers
             return
-        self._own_handlers = Handlers(self.unary_handlers, self.waiting_handlers, self.stream_handlers, self._apart)
+        own = self._own_handlers.streams
+        self._own_handlers = Handlers(self.unary_handlers, self.waiting_handlers, own, self._apart)
         unary, waiting, apart = self.unary_handlers, self.waiting_handlers, self._apart
         self.unary_handlers = {method: handler for method, handler in unary.items() if method in apart}
         self.waiting_handlers = dict.fromkeys([*unary, *waiting], self.turn.long_writes.queue)
@@ -214,6 +228,9 @@ class Core:
         """This server leads from here on: it answers all calls itself."""
         self.elsewhere = None
         self.stream_handlers = self._own_handlers.streams
+        waiting, self.when_leading = self.when_leading, {}
+        for begin in waiting.values():
+            begin()
 
     def serves(self, method: Method) -> bool:
         """Whether the method has a handler of any kind."""

@@ -133,6 +133,7 @@ class Turn:
         "_halted",
         "_held",
         "_held_up",
+        "_leaving",
         "_loop",
         "_next",
         "_on_expired",
@@ -223,6 +224,7 @@ class Turn:
         self.long_writes = LongWrites(self, machine, gate)
         self.following = following  # another server commits: see `follow`
         self._halted = following  # nothing is sealed and no lease ends
+        self._leaving: Callable[[], None] | None = None  # see `leave`
         self._broken = False  # no turn ends any more
 
     def start(self, loop: asyncio.AbstractEventLoop, on_failure: Callable[[BaseException], None]) -> None:
@@ -406,6 +408,41 @@ class Turn:
         self.following = self._halted = False
         self.schedule()
 
+    def leave(self, then: Callable[[], None]) -> None:
+        """Another server is to lead: from here on no lease ends, and no call is to come that changes anything.
+
+        `then` is called once, at the end of the turn in which all that was applied is durable and has been sent. The
+        turn is halted then.
+        """
+        self._leaving = then
+        self.schedule()
+
+    def _leave_if_done(self, leaving: Callable[[], None]) -> None:
+        durable = self.gate.durable >= self.machine.journal.newest_with_rows
+        if durable and self._committer.free and not self.long_writes.busy:
+            self._leaving = None
+            self._halted = True
+            leaving()
+
+    def follow_on(self, batch: int) -> None:
+        """This server has led, and follows from here on. `batch` was its last one, and is durable."""
+        now_s = self.now_s()
+        self._answering, self._read_served = None, self.read_clock
+        self._origin_s = self.read_clock() - now_s
+        self._stood_s = 0.0
+        self._held = False
+        self.following = self._halted = True
+        self.durable_revision = self._sealed_revision = self.machine.revision
+        self.gate.committed(batch)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._expiry = Expiry()
+        self._readings = 0
+        self._read_first = set()
+        self._resume_paused()
+        self.schedule()
+
     def halt(self) -> None:
         """From now on nothing is sealed and no lease ends: the server is about to write its last batch itself."""
         self._halted = True
@@ -441,6 +478,8 @@ class Turn:
             if self.renewed and not self._held:
                 self._count_promises()
             self._set_timer()
+            if self._leaving is not None and not self._held:
+                self._leave_if_done(self._leaving)
         except Exception as error:
             self.break_off(error)
 
@@ -472,7 +511,9 @@ class Turn:
 
     def _end_leases(self) -> None:
         """Ends leases that are due, unless expiry.py holds them up."""
-        if self._halted or self.machine.under_way is not None:  # the end of the write asks for another turn
+        if self._halted or self._leaving is not None:
+            return
+        if self.machine.under_way is not None:  # the end of the write asks for another turn
             return
         if self._answering is not None:
             self._notice_lapse(self._answering)
@@ -503,7 +544,7 @@ class Turn:
             return
         now_s = self.now_s()
         has_rows = journal.has_rows
-        if not (has_rows or self._must_save_clock(now_s) or self._must_name_dead()):
+        if not (has_rows or (self._leaving is None and (self._must_save_clock(now_s) or self._must_name_dead()))):
             return
         # With rows, the saved reading is from before the first of them. With a later reading beside its deadline, a
         # lease would lose, after a crash, the time for which the batch had waited for the disk.
@@ -515,14 +556,17 @@ class Turn:
         self._committer.commit(batch)
         if self._paused:
             self._resumed = True
-            paused, self._paused = self._paused, set()
-            for connection in paused:
-                try:
-                    connection.resume_reading()
-                except Exception as error:
-                    bugs.end(connection, error)
+            self._resume_paused()
         if self._expiry.sealed(now_s):
             self._read_before_ending()
+
+    def _resume_paused(self) -> None:
+        paused, self._paused = self._paused, set()
+        for connection in paused:
+            try:
+                connection.resume_reading()
+            except Exception as error:
+                bugs.end(connection, error)
 
     def _must_save_clock(self, now_s: float) -> bool:
         return bool(len(self.machine.leases)) and now_s - self._clock_saved_s >= self.clock_save_s
@@ -577,7 +621,7 @@ class Turn:
 
     def _set_timer(self) -> None:
         deadline_s = self.machine.next_deadline()
-        if deadline_s is None or self.following:
+        if deadline_s is None or self._halted or self._leaving is not None:  # no lease ends, and no clock is saved
             return
         save_s = self._clock_saved_s + self.clock_save_s if self._committer.free else _NEVER_S
         timer_s = self._expiry.turn_ended(deadline_s, save_s, self._ending_began_s)

@@ -157,9 +157,8 @@ class Exposition:
             yield _counter("lessor_claims_total", "How often this server has taken the lead.", metrics.claims)
             text = "How often this process was taken over by another server while it led."
             yield _counter("lessor_step_downs_total", text, metrics.step_downs)
-        if metrics.answering is not None:
             text = "How often replies waited, because another server might have led."
-            yield _counter("lessor_tenure_lapses_total", text, metrics.answering.lapses)
+            yield _counter("lessor_tenure_lapses_total", text, metrics.tenure_lapses)
         yield _gauge("etcd_server_is_learner", "Whether this member is a learner.", 0)
         yield _counter("etcd_server_leader_changes_seen_total", "Changes of leader seen.", metrics.leader_changes)
         durable = observed.gate.durable

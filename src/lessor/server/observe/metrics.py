@@ -130,6 +130,16 @@ class Metrics:
         # The leader at the start is the first. main.py adds to it: a record names a new term, or this server leads.
         self.leader_changes = 1
         self.step_downs = 0  # how often this process was taken over while it led
+        self._lapses = 0  # of the terms that it has handed over
+
+    @property
+    def tenure_lapses(self) -> int:
+        """How often replies waited because another server might have led."""
+        return self._lapses + (0 if self.answering is None else self.answering.lapses)
+
+    def follow_on(self) -> None:
+        """This server has handed the lead over."""
+        self._lapses, self.answering = self.tenure_lapses, None
 
     def calls(self, method: Method, client_api_version: bytes) -> CallCounts:
         """The counts for calls of `method`. `client_api_version`: as the client names it, "unknown" without.

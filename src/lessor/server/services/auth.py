@@ -5,6 +5,7 @@ Laws
 - The state machine sees only hashes of passwords. A password is in no log, no row and no error.
 - A call that has waited for a hash is checked again when it goes on: its caller may have lost the right meanwhile.
 - A login is good only if the auth data did not change while the password was checked. Otherwise it is checked anew.
+- A server that has handed the lead over meanwhile changes nothing: the leader is asked to log in, other calls fail.
 - A call that waits for a hash keeps the name of its user, and of its request nothing else that a peer could make large.
   A name is refused before that when no user can have it, see AUTH_NAME_BYTES_MAX.
 - Failed logins cannot fill the log: of a flood only a part is logged, and of a long name only the beginning.
@@ -79,6 +80,8 @@ class Auth:
         return self._passwords.hash(password, _peer(call, request.name), go_on, _failed(call))
 
     def _again(self, core: Core, claimed: Any, request: Message) -> bytes:
+        if core.elsewhere is not None:
+            raise errors.LEADER_CHANGED.error()
         core.permit_claimed(claimed, request)
         return self.manage(core, request)
 
@@ -98,7 +101,10 @@ class Auth:
         checked_revision = auth.revision
 
         def go_on(right: bool) -> None:
-            if not right:
+            if core.elsewhere is not None:
+                call.wait_no_more()
+                call.serve(rpc_pb2.AuthenticateRequest(name=name, password=password))
+            elif not right:
                 self._failures.add(name, core.turn.now_s())
                 call.finish(errors.AUTH_FAILED.error())
             elif auth.revision != checked_revision:

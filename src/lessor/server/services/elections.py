@@ -53,7 +53,7 @@ class Elections:
         if not txn.succeeded:
             candidate = txn.responses[0].response_range.kvs[0]
             create_revision = candidate.create_revision
-            if candidate.value != value:
+            if candidate.value != value and not call.passed_again:  # it has proclaimed its value before
                 try:
                     _proclaim(lines, key, create_revision, value, lease_id)
                 except EtcdError:
@@ -62,6 +62,7 @@ class Elections:
         leader = election_pb2.LeaderKey(name=name, key=key, rev=create_revision, lease=lease_id)
         # The header is that of the candidacy, not of the victory: as in etcd.
         reply = election_pb2.CampaignResponse(header=txn.header, leader=leader).SerializeToString()
+
         return lines.contend(
             call, prefix_of(name), key, create_revision, at_once=reply, won=lambda: reply, lost=NOT_LEADER
         )

@@ -21,7 +21,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import EtcdError
 from lessor.cluster.forwarding import FORWARD_ALLOWANCE_S
-from lessor.server.loop.call import StreamCall
+from lessor.server.loop.call import StreamCall, StreamFactory
 from lessor.server.loop.core import Core
 from lessor.server.loop.release import PROMISED
 from lessor.state.lease import Lease
@@ -41,20 +41,35 @@ class Renewals:
 
     def __init__(self) -> None:
         self.remembered: Remembered = {}
+        self._streams: dict[KeepAlive, None] = {}
 
     def open(self, core: Core, call: StreamCall) -> "KeepAlive":
-        return KeepAlive(core, call, self.remembered)
+        stream = KeepAlive(core, call, self)
+        self._streams[stream] = None
+        return stream
+
+    def forget(self, stream: "KeepAlive") -> None:
+        self._streams.pop(stream, None)
+
+    def pass_on(self, make: StreamFactory) -> None:
+        """Another server is to lead: handlers that `make` makes take the renewals of all streams from here on.
+
+        A server that passes renewals on to this one passes those without an answer on to the other one.
+        """
+        for stream in list(self._streams):
+            stream.pass_on(make)
 
 
 class KeepAlive:
     """One keepalive stream."""
 
-    __slots__ = ("_allowance_s", "_call", "_core", "_ended", "_fast", "_waits_for")
+    __slots__ = ("_allowance_s", "_call", "_core", "_ended", "_fast", "_home", "_waits_for")
 
-    def __init__(self, core: Core, call: StreamCall, remembered: Remembered) -> None:
+    def __init__(self, core: Core, call: StreamCall, home: Renewals) -> None:
         self._core = core
         self._call = call
-        self._fast = remembered
+        self._home = home
+        self._fast = home.remembered
         self._waits_for = 0  # the newest batch that a reply of this stream has waited for
         self._ended = False  # no more leases are renewed: the call has ended, or an error waits at the gate
         # What another server passes on reaches its client later: cluster/forwarding.py.
@@ -162,6 +177,13 @@ class KeepAlive:
 
     def on_over(self) -> None:
         self._ended = True
+        self._home.forget(self)
+
+    def pass_on(self, make: StreamFactory) -> None:
+        if self._call.forwarded:
+            self._call.end_in_order(errors.LEADER_CHANGED.error())
+        elif not self._ended:
+            self._call.pass_on(make)
 
 
 def _parse(message: bytes) -> rpc_pb2.LeaseKeepAliveRequest:

@@ -80,6 +80,13 @@ class LeaseWatch:
         """The gate lets `created` through."""
         self._call.send([created])
 
+    def pass_on(self) -> None:
+        """Another server is to lead. Who applies its rows does not know how a lease has ended: the stream ends here,
+        behind the events until now.
+        """
+        self._core.turn.hold_publications()
+        self._call.end_in_order(errors.LEADER_CHANGED.error())
+
     def end_now(self, error: EtcdError) -> None:
         """A bug ends the call, see bugs.py."""
         self._call.finish(error)

@@ -9,7 +9,7 @@ Laws
 
 MoveLeader lets one of the servers lead that follow this one; a server that stands alone has no target but itself. The
 new leader is there some milliseconds after the reply. There is no version to downgrade to either: Status reports an
-enabled downgrade until it is cancelled or the server stops, and nothing else changes.
+enabled downgrade until it is cancelled or the last server of a log stops, and nothing else changes.
 """
 
 import logging
@@ -42,10 +42,7 @@ def alarm_text(member_id: int, kind: int) -> str:
 
 
 class Downgrades:
-    """Status and Downgrade. They share the downgrade that was enabled, which is kept in memory only."""
-
-    def __init__(self) -> None:
-        self._target = ""  # version of the enabled downgrade; empty: none
+    """Status and Downgrade. They share the downgrade that was enabled: `core.downgrade`, in memory only."""
 
     def status(self, core: Core, _request: Message) -> bytes:
         machine = core.machine
@@ -68,22 +65,24 @@ class Downgrades:
             raftAppliedIndex=index,
             raftTerm=header.raft_term,
             errors=faults,
-            downgradeInfo=rpc_pb2.DowngradeInfo(enabled=self._target != "", targetVersion=self._target),
+            downgradeInfo=rpc_pb2.DowngradeInfo(enabled=core.downgrade != "", targetVersion=core.downgrade),
         )
         return response.SerializeToString()
 
     def downgrade(self, core: Core, request: rpc_pb2.DowngradeRequest) -> bytes:
         action = rpc_pb2.DowngradeRequest.DowngradeAction
         if request.action == action.CANCEL:
-            self._target = ""
+            core.downgrade = ""
         elif request.action in (action.VALIDATE, action.ENABLE):
             target = _known_target(request.version)
-            if self._target:
+            if core.downgrade:
                 raise errors.DOWNGRADE_IN_PROGRESS.error()
             if request.action == action.ENABLE:
-                self._target = target
+                core.downgrade = target
         else:
             raise errors.UNKNOWN_METHOD.error()
+        for member in list(core.followers.values()):
+            member.tell()
         return rpc_pb2.DowngradeResponse(header=core.machine.header(), version=CLUSTER_VERSION).SerializeToString()
 
 

@@ -108,6 +108,16 @@ class Services:
         self._renewals = Renewals()
         self._watches = Watches(turn)
 
+    def pass_on(self, core: Core) -> None:
+        """Another server is to lead, and `core` passes calls on to it already: so do keepalive streams here.
+
+        Watches, locks and elections, and long replies go on as they are: what they show, the log will bring.
+        """
+        self.lines.pass_on()
+        self._renewals.pass_on(core.stream_handlers[BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]])
+        for watch in list(core.machine.lease_events.watchers):
+            watch.pass_on()
+
     def handlers(self) -> Handlers:
         apart = frozenset(BY_PATH[path] for path in _APART)
         return Handlers(_by_method(self._unary()), _by_method(self._waiting()), _by_method(self._streams()), apart)

@@ -8,6 +8,8 @@ Laws
   the line, which costs O(keys below the prefix).
 - When a waiting call goes away its key is deleted, in a write of its own, unless another call waits on that key too.
 - Answers pass the gate like all others: they leave with the batch that made them true.
+- Calls that wait when another server is to lead wait on here: the log brings the changes. Those that another server has
+  passed on begin anew there, where their keys have kept their places.
 
 Theory of operation. A `WaitingLine` watches its prefix. It sees a change in the step of the change itself, not when the
 change is durable, so its list of keys is always that of the memory. Keys are created at ever greater revisions, so a
@@ -61,7 +63,17 @@ class Claim:
 
     open_ended = True
 
-    __slots__ = ("_call", "_kept_bytes", "_lines", "_lost", "_won", "create_revision", "held", "key", "prefix")
+    __slots__ = (
+        "_call",
+        "_kept_bytes",
+        "_lines",
+        "_lost",
+        "_won",
+        "create_revision",
+        "held",
+        "key",
+        "prefix",
+    )
 
     def __init__(
         self,
@@ -110,6 +122,17 @@ class Claim:
         if event is None or event.create_revision != self.create_revision:
             raise self._lost.error()
         return self._won()
+
+    @property
+    def forwarded(self) -> bool:
+        return self._call.passed_as is not None
+
+    def delete_elsewhere(self, request: Message) -> bool:
+        """Has the server that leads carry out the request, if another one does."""
+        elsewhere = self._call.core.elsewhere
+        if elsewhere is not None:
+            elsewhere.leave_behind(self._call, request)
+        return elsewhere is not None
 
     def finish(self, outcome: bytes | EtcdError) -> None:
         self.uncount()
@@ -204,6 +227,13 @@ class WaitingLine:
             claim.finish(error)
         self._lines.close_unused(self)
 
+    def dismiss_forwarded(self, error: EtcdError) -> None:
+        """Ends the waiting calls that another server has passed on."""
+        for claim in [claim for claims in self._claims.values() for claim in claims if claim.forwarded]:
+            self.remove(claim)
+            claim.finish(error)
+        self._lines.close_unused(self)
+
     def _show_leader(self) -> None:
         leader = self.leader()
         if leader is not self._shown:
@@ -261,8 +291,7 @@ class WaitingLines:
 
     def delete_if_created_at(self, key: bytes, create_revision: int) -> Any:
         """Deletes a key unless it is a later one of the same name. Returns the reply of the txn."""
-        delete = rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=key))
-        return self.apply(rpc_pb2.TxnRequest(compare=[created_at(key, create_revision)], success=[delete]))
+        return self.apply(_delete_if_created_at(key, create_revision))
 
     # --- waiting ---
 
@@ -305,7 +334,7 @@ class WaitingLines:
         line = self._lines[claim.prefix]
         last = line.remove(claim)
         self.close_unused(line)
-        if last:
+        if last and not claim.delete_elsewhere(_delete_if_created_at(claim.key, claim.create_revision)):
             delete = partial(self.delete_if_created_at, claim.key, claim.create_revision)
             self._turn.long_writes.after(delete)
 
@@ -314,6 +343,11 @@ class WaitingLines:
         self._stopped = error.error()
         for line in list(self._lines.values()):
             line.dismiss(error.error())
+
+    def pass_on(self) -> None:
+        """Another server is to lead: calls that a third one has passed on are for that one."""
+        for line in list(self._lines.values()):
+            line.dismiss_forwarded(errors.LEADER_CHANGED.error())
 
     # --- leaders ---
 
@@ -354,6 +388,11 @@ class WaitingLines:
             del self._lines[line.prefix]
             self.machine.unwatch(line.watcher)
             del line.watcher  # it refers to the line: neither must keep the other alive
+
+
+def _delete_if_created_at(key: bytes, create_revision: int) -> rpc_pb2.TxnRequest:
+    delete = rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=key))
+    return rpc_pb2.TxnRequest(compare=[created_at(key, create_revision)], success=[delete])
 
 
 def created_at(key: bytes, create_revision: int) -> rpc_pb2.Compare:

@@ -23,7 +23,7 @@ from lessor.api.proto import rpc_pb2
 from lessor.base import errors, limits
 from lessor.base.errors import Code, EtcdError
 from lessor.server.loop.bugs import as_answer
-from lessor.server.loop.call import CALLER_HEADER, FORWARDED_HEADER, PassedAs, StreamCall, UnaryCall
+from lessor.server.loop.call import AGAIN_HEADER, CALLER_HEADER, FORWARDED_HEADER, PassedAs, StreamCall, UnaryCall
 from lessor.server.loop.held import Held
 from lessor.server.observe.metrics import CallCounts
 from lessor.server.transport.h2_output import DeferredRequest, H2Output
@@ -125,6 +125,11 @@ class GrpcUnary(UnaryCall):
         head = self._stream.head if self._stream is not None else None
         value = head.get(FORWARDED_HEADER) if head is not None else None
         return None if value is None else _passed_as(value)
+
+    @property
+    def passed_again(self) -> bool:
+        head = self._stream.head if self._stream is not None else None
+        return head is not None and head.get(AGAIN_HEADER) is not None and is_forwarded(self._stream)
 
     def waits_for_peer(self, go_on: Callable[[], None]) -> bool:
         return self._output.waits_for_peer(go_on)
