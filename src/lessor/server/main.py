@@ -113,6 +113,7 @@ class Server:
         self.remains = after or Remains()
         self.core: Core
         self.services: Services
+        self.disk_space: DiskSpace
         self.exit_code = 0
         self.follows_on = False  # it stops because another one leads or is to, and a new Server is to follow that one
         self._successor = 0  # who is to lead next; 0: any follower
@@ -288,7 +289,8 @@ class Server:
         turn.start(loop, self._stop_unanswered)
         self._notify_progress(loop)
         Compactor(self.core, self.options).start(loop)
-        DiskSpace(self.options.data_dir, self.core.metrics).start(loop)
+        self.disk_space = DiskSpace(self.options.data_dir, self.core.metrics)
+        self.disk_space.start(loop)
         if turn.following:
             self._stand_by()
         await self.listen()
