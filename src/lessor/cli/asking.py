@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a command asks a server: opens a client, makes the calls, turns their errors into a `Failure`.
 
-Law: the client library is imported here, when a command has something to ask, and not before.
+Laws
+- The client library is imported here, when a command has something to ask, and not before.
+- A command that makes calls one after another asks with `ask_once`: without an event loop, whose import takes as long
+  as all the rest of such a command.
 """
 
 import sys
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, ERROR, Failure
 from lessor.cli.options import Settings
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     import ssl
 
     from lessor.client import AsyncClient, ClientError
+    from lessor.client._finite import FiniteCalls
 
 T = TypeVar("T")
 
@@ -36,17 +40,51 @@ def ask(
     Failure with `exit_code` when the server refuses or cannot be reached; `failed_to` names the failed work ("grant
     lease") for the errors in which etcdctl names it.
     """
-    # A slow import: a command that is refused for its arguments does not wait for it.
-    from lessor.client import ClientError, InvalidCertificate, InvalidEndpoint, LoginFailed, run
 
     async def answered() -> T:
         async with client_of(settings) as client:
             return await question(client)
 
+    def run_it() -> T:
+        from lessor.client import run  # a slow import: a command that is refused for its arguments does not wait for it
+
+        return run(answered())
+
+    return _asked(settings, run_it, exit_code, failed_to)
+
+
+def ask_once(
+    settings: Settings,
+    question: "Callable[[FiniteCalls], Coroutine[Any, Any, T]]",
+    *,
+    exit_code: int = ERROR,
+    failed_to: str = "",
+) -> T:
+    """As `ask`, for calls one after another that end by themselves: those of `FiniteCalls`."""
+
+    def run_it() -> T:
+        from lessor.client._blocking import at_once, blocking_calls
+
+        calls = blocking_calls(settings.command_timeout_s, settings.user, settings.password, **_channel(settings))
+
+        async def answered() -> T:
+            try:
+                return await question(calls)
+            finally:
+                await calls.channel.aclose()
+
+        return at_once(answered())
+
+    return _asked(settings, run_it, exit_code, failed_to)
+
+
+def _asked(settings: Settings, run_it: Callable[[], T], exit_code: int, failed_to: str) -> T:
+    from lessor.client import ClientError, InvalidCertificate, InvalidEndpoint, LoginFailed
+
     if settings.debug:
         print(settings, file=sys.stderr)
     try:
-        return run(answered())
+        return run_it()
     except InvalidCertificate as error:
         raise Failure(BAD_ARGS, str(error)) from None
     except InvalidEndpoint as error:
@@ -63,27 +101,30 @@ def client_of(settings: Settings) -> "AsyncClient":
     from lessor.client import AsyncClient
 
     return AsyncClient(
-        settings.endpoints,
-        connect_timeout_s=settings.dial_timeout_s,
-        timeout_s=settings.command_timeout_s,
-        ssl=tls_of(settings),
-        server_name=settings.server_name,
-        user=settings.user,
-        password=settings.password,
-        request_bytes_max=max(settings.max_request_bytes, 0) or None,
-        reply_bytes_max=max(settings.max_recv_bytes, 0) or None,
-        ping_after_s=max(settings.keepalive_time_s, PING_AFTER_S_MIN) if settings.keepalive_time_s > 0 else NEVER_S,
-        ping_answer_s_max=settings.keepalive_timeout_s if settings.keepalive_timeout_s > 0 else PING_ANSWER_S,
+        timeout_s=settings.command_timeout_s, user=settings.user, password=settings.password, **_channel(settings)
     )
+
+
+def _channel(settings: Settings) -> dict[str, Any]:
+    return {
+        "endpoints": settings.endpoints,
+        "connect_timeout_s": settings.dial_timeout_s,
+        "ssl": tls_of(settings),
+        "server_name": settings.server_name,
+        "request_bytes_max": max(settings.max_request_bytes, 0) or None,
+        "reply_bytes_max": max(settings.max_recv_bytes, 0) or None,
+        "ping_after_s": max(settings.keepalive_time_s, PING_AFTER_S_MIN) if settings.keepalive_time_s > 0 else NEVER_S,
+        "ping_answer_s_max": settings.keepalive_timeout_s if settings.keepalive_timeout_s > 0 else PING_ANSWER_S,
+    }
 
 
 def tls_of(settings: Settings) -> "ssl.SSLContext | None":
     """The context for TLS; None when no flag asks for one: then https:// servers need a trusted certificate."""
-    from lessor.client import tls_context
-
     files = (settings.cacert, settings.cert, settings.key)
     if not any(files) and settings.insecure_transport and not settings.insecure_skip_tls_verify:
         return None
+    from lessor.client import tls_context
+
     cacert, cert, key = files
     return tls_context(ca_file=cacert, cert_file=cert, key_file=key, verify=not settings.insecure_skip_tls_verify)
 

@@ -16,7 +16,7 @@ import click
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import Code, EtcdError
 from lessor.cli import notation, printing
-from lessor.cli.asking import ask
+from lessor.cli.asking import ask_once
 from lessor.cli.failure import BAD_ARGS, BAD_FEATURE, ERROR, Failure
 from lessor.cli.lease import decimal_option
 from lessor.cli.many import call
@@ -24,7 +24,7 @@ from lessor.cli.notation import quote
 from lessor.cli.options import INT64, Command, Settings, settings_of
 
 if TYPE_CHECKING:
-    from lessor.client import AsyncClient
+    from lessor.client._finite import FiniteCalls
 
 KV = "/etcdserverpb.KV/"
 DELETE_WARNING_S = 2.0  # time to stop the deletion of a range without --range
@@ -135,7 +135,7 @@ def _streamed(settings: Settings, request: rpc.RangeRequest) -> rpc.RangeRespons
     """The reply to `request`, by RangeStream. The arguments of `get_stream` are called as the fields are."""
     from lessor.client import ServerError
 
-    async def question(client: "AsyncClient") -> rpc.RangeResponse:
+    async def question(client: "FiniteCalls") -> rpc.RangeResponse:
         reply = rpc.RangeResponse()
         arguments = {field.name: getattr(request, field.name) for field in request.DESCRIPTOR.fields}
         try:
@@ -148,7 +148,7 @@ def _streamed(settings: Settings, request: rpc.RangeRequest) -> rpc.RangeRespons
             raise Failure(ERROR, EtcdError(error.code, error.message).go_text) from None
         return reply
 
-    return ask(settings, question)
+    return ask_once(settings, question)
 
 
 def get_request(args: tuple[str, ...], flags: dict[str, Any]) -> rpc.RangeRequest:

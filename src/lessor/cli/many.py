@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from lessor.cli.asking import ask
+from lessor.cli.asking import ask_once
 from lessor.cli.failure import BAD_FEATURE, Failure
 from lessor.cli.options import Settings
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
-
-    from lessor.client import AsyncClient
 
 _CELL_WIDTH = 30  # longer cells of a table go on in the next line
 CLUSTER = "/etcdserverpb.Cluster/"
@@ -35,10 +33,7 @@ def one_by_one(settings: Settings, cluster: bool) -> list[Settings]:
 def call(settings: Settings, path: str, request: "Message") -> Any:
     """One unary call; its reply, or Failure."""
 
-    async def question(client: "AsyncClient") -> "Message":
-        return await client.call(path, request)
-
-    return ask(settings, question)
+    return ask_once(settings, lambda calls: calls.call(path, request))
 
 
 def check_format(settings: Settings, *formats: str) -> str:

@@ -15,7 +15,8 @@ from google.protobuf.message import Message
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import auth_pb2 as auth
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.client._caller import DEFAULT, Caller, Timeout
+from lessor.client._asker import DEFAULT, Timeout
+from lessor.client._caller import Caller
 from lessor.client._requests import Bytes, key_range
 
 M = TypeVar("M", bound=Message)

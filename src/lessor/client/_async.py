@@ -12,6 +12,7 @@ Laws
         ...
 """
 
+import asyncio
 import ssl as tls
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -21,10 +22,10 @@ from lessor.client._admin import AsyncAuth, AsyncCluster, AsyncMaintenance
 from lessor.client._calls import Calls
 from lessor.client._candidacy import Candidacy
 from lessor.client._channel import Channel
-from lessor.client._connection import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._discovery import AsyncDiscovery, AsyncRegistration
 from lessor.client._election import AsyncElection
 from lessor.client._errors import LeaseLost
+from lessor.client._exchange import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._keeper import Keeper
 from lessor.client._lease import AsyncLease
 from lessor.client._lock import AsyncLock
@@ -77,7 +78,7 @@ class AsyncClient(Calls):
             ping_after_s=ping_after_s,
             ping_answer_s_max=ping_answer_s_max,
         )
-        super().__init__(channel, timeout_s, Login(user, password))
+        super().__init__(channel, timeout_s, Login(user, password, asyncio.Lock()))
         self._keeper = Keeper(self)
 
     async def __aenter__(self) -> "AsyncClient":

@@ -27,7 +27,8 @@ from google.protobuf.message import Message
 
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.client._caller import HAS_LEADER, RECONNECT_S_MAX, Backoff, Caller, passing
+from lessor.client._asker import HAS_LEADER
+from lessor.client._caller import RECONNECT_S_MAX, Backoff, Caller, passing
 from lessor.client._connection import Call
 from lessor.client._errors import ClientError, LeaseLost, ServerError
 from lessor.client._login import token_refused

@@ -14,7 +14,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.client._caller import DEFAULT, Timeout
+from lessor.client._asker import DEFAULT, Timeout
 from lessor.client._calls import Calls
 from lessor.client._errors import ClientError, LeaseLost
 from lessor.client._keeper import Keeper, Kept

@@ -7,14 +7,14 @@ Laws
 - Calls to a server whose auth is off carry no token, until it says that it wants one.
 """
 
-import asyncio
-from typing import cast
+from contextlib import AbstractAsyncContextManager
+from typing import Any, cast
 
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors
-from lessor.client._channel import Channel
 from lessor.client._errors import LoginFailed, ServerError
+from lessor.client._service import Service
 
 _AUTHENTICATE = BY_PATH["/etcdserverpb.Auth/Authenticate"]
 _NEW_TOKEN_HELPS = (errors.INVALID_AUTH_TOKEN, errors.OLD_AUTH_REVISION, errors.USER_EMPTY)
@@ -35,19 +35,22 @@ def watch_refused(response: rpc.WatchResponse) -> bool:
 
 
 class Login:
-    """One user at one service. Without a name there is no user, and calls carry no token."""
+    """One user at one service. Without a name there is no user, and calls carry no token.
 
-    def __init__(self, user: str, password: str) -> None:
+    `lock`: lets one call at a time log in.
+    """
+
+    def __init__(self, user: str, password: str, lock: AbstractAsyncContextManager[Any]) -> None:
         self._user = user
         self._password = password
         self._token: Token | None = None
-        self._logging_in = asyncio.Lock()
+        self._logging_in = lock
 
     @property
     def anonymous(self) -> bool:
         return not self._user
 
-    async def token(self, channel: Channel, timeout_s: float | None) -> Token:
+    async def token(self, channel: Service, timeout_s: float | None) -> Token:
         """The metadata that calls carry. Raises LoginFailed, or as any call."""
         if self.anonymous:
             return ()

@@ -22,12 +22,12 @@ from lessor.api.proto import leases_pb2
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client._admin import AsyncAuth, AsyncCluster, AsyncMaintenance
+from lessor.client._asker import DEFAULT, Timeout
 from lessor.client._async import AsyncClient
-from lessor.client._caller import DEFAULT, Timeout
-from lessor.client._connection import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._discovery import AsyncDiscovery, AsyncRegistration, Change, Instance
 from lessor.client._election import AsyncElection, Leader
 from lessor.client._errors import LeaseLost
+from lessor.client._exchange import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._lease import AsyncLease, AsyncLost
 from lessor.client._lock import AsyncLock
 from lessor.client._portal import Batches, Facade, Portal, Stream
@@ -663,6 +663,82 @@ class Client(Facade[AsyncClient]):
         """Users, roles and permissions."""
         return Auth(self._portal, self._inner.auth)
 
+    def keep_alive(self, lease_id: int) -> Stream[rpc.LeaseKeepAliveResponse]:
+        """Renews a lease at once and then at every third of its TTL, yields each renewal, ends when the lease is gone.
+
+        The renewals happen when the next item is asked for, so do not stay away longer than two thirds of the TTL. A
+        lost connection is made again until the TTL has passed since the last renewal. Then ConnectionLost or
+        CallTimeout is raised: the lease may be gone by then. Before the first renewal they are raised at once.
+        """
+        return Stream(self._portal, self._inner.keep_alive(lease_id))
+
+    def watch(
+        self,
+        key: Bytes,
+        *,
+        range_end: Bytes = b"",
+        prefix: bool = False,
+        start_revision: int = 0,
+        prev_kv: bool = False,
+        progress_notify: bool = False,
+        filters: Sequence[int] = (),
+    ) -> Stream[rpc.WatchResponse]:
+        """Yields the server's responses about changes of a key or, as in `get`, a range: in order, none twice.
+
+        start_revision   the first revision of interest, also a past one; 0: from now on
+        prev_kv          each event has the key as it was before
+        progress_notify  also yield, from time to time, a response without events: nothing is missing up to its
+                         header.revision
+        filters          numbers of WatchCreateRequest.FilterType: kinds of event to leave out
+
+        The events of one revision come in one response. A response with `canceled` is the last: the server ends the
+        watch, with the reason in `cancel_reason`, or in `compact_revision` when the start is no longer in the history.
+        After a lost connection the watch goes on where it was, however long that takes; only a first connection that
+        cannot be made raises ConnectionLost.
+        """
+        return Stream(
+            self._portal,
+            self._inner.watch(
+                key,
+                range_end=range_end,
+                prefix=prefix,
+                start_revision=start_revision,
+                prev_kv=prev_kv,
+                progress_notify=progress_notify,
+                filters=filters,
+            ),
+        )
+
+    def events(
+        self,
+        key: Bytes,
+        *,
+        range_end: Bytes = b"",
+        prefix: bool = False,
+        start_revision: int = 0,
+        prev_kv: bool = False,
+        progress_notify: bool = False,
+        filters: Sequence[int] = (),
+    ) -> Watch:
+        """Changes of a key or range, event by event; arguments as for `watch`, which yields the same as responses.
+
+        with client.events("service/", prefix=True) as watch:
+            for event in watch:
+                print(event.type, event.kv.key, event.kv.value)
+        """
+        return Watch(
+            self._portal,
+            self._inner.events(
+                key,
+                range_end=range_end,
+                prefix=prefix,
+                start_revision=start_revision,
+                prev_kv=prev_kv,
+                progress_notify=progress_notify,
+                filters=filters,
+            ),
+        )
+
     def grant(self, ttl_s: int, lease_id: int = 0, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseGrantResponse:
         """Makes a lease of at least `ttl_s` seconds; the server may raise a short TTL to its minimum (see reply.TTL).
 
@@ -738,15 +814,6 @@ class Client(Facade[AsyncClient]):
     def keep_alive_once(self, lease_id: int, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseKeepAliveResponse:
         """Renews a lease once, to its full TTL. ServerError NotFound: it is gone."""
         return self._portal.run(self._inner.keep_alive_once(lease_id, timeout_s=timeout_s))
-
-    def keep_alive(self, lease_id: int) -> Stream[rpc.LeaseKeepAliveResponse]:
-        """Renews a lease at once and then at every third of its TTL, yields each renewal, ends when the lease is gone.
-
-        The renewals happen when the next item is asked for, so do not stay away longer than two thirds of the TTL. A
-        lost connection is made again until the TTL has passed since the last renewal. Then ConnectionLost or
-        CallTimeout is raised: the lease may be gone by then. Before the first renewal they are raised at once.
-        """
-        return Stream(self._portal, self._inner.keep_alive(lease_id))
 
     def put(
         self,
@@ -908,73 +975,6 @@ class Client(Facade[AsyncClient]):
         ServerError OutOfRange: it is compacted already, or not reached yet.
         """
         return self._portal.run(self._inner.compact(revision, physical=physical, timeout_s=timeout_s))
-
-    def watch(
-        self,
-        key: Bytes,
-        *,
-        range_end: Bytes = b"",
-        prefix: bool = False,
-        start_revision: int = 0,
-        prev_kv: bool = False,
-        progress_notify: bool = False,
-        filters: Sequence[int] = (),
-    ) -> Stream[rpc.WatchResponse]:
-        """Yields the server's responses about changes of a key or, as in `get`, a range: in order, none twice.
-
-        start_revision   the first revision of interest, also a past one; 0: from now on
-        prev_kv          each event has the key as it was before
-        progress_notify  also yield, from time to time, a response without events: nothing is missing up to its
-                         header.revision
-        filters          numbers of WatchCreateRequest.FilterType: kinds of event to leave out
-
-        The events of one revision come in one response. A response with `canceled` is the last: the server ends the
-        watch, with the reason in `cancel_reason`, or in `compact_revision` when the start is no longer in the history.
-        After a lost connection the watch goes on where it was, however long that takes; only a first connection that
-        cannot be made raises ConnectionLost.
-        """
-        return Stream(
-            self._portal,
-            self._inner.watch(
-                key,
-                range_end=range_end,
-                prefix=prefix,
-                start_revision=start_revision,
-                prev_kv=prev_kv,
-                progress_notify=progress_notify,
-                filters=filters,
-            ),
-        )
-
-    def events(
-        self,
-        key: Bytes,
-        *,
-        range_end: Bytes = b"",
-        prefix: bool = False,
-        start_revision: int = 0,
-        prev_kv: bool = False,
-        progress_notify: bool = False,
-        filters: Sequence[int] = (),
-    ) -> Watch:
-        """Changes of a key or range, event by event; arguments as for `watch`, which yields the same as responses.
-
-        with client.events("service/", prefix=True) as watch:
-            for event in watch:
-                print(event.type, event.kv.key, event.kv.value)
-        """
-        return Watch(
-            self._portal,
-            self._inner.events(
-                key,
-                range_end=range_end,
-                prefix=prefix,
-                start_revision=start_revision,
-                prev_kv=prev_kv,
-                progress_notify=progress_notify,
-                filters=filters,
-            ),
-        )
 
     def snapshot(self) -> Stream[rpc.SnapshotResponse]:
         """A copy of the server's data as a file, in pieces; the last one is the SHA-256 of those before it.

@@ -20,8 +20,9 @@ from google.protobuf.message import Message
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.client._asker import HAS_LEADER
 from lessor.client._batches import AsyncBatches
-from lessor.client._caller import HAS_LEADER, Backoff, Caller, passing
+from lessor.client._caller import Backoff, Caller, passing
 from lessor.client._connection import Call
 from lessor.client._errors import CallTimeout, ClientError, Compacted, ConnectionLost, ServerError, WatchCanceled
 from lessor.client._login import watch_refused

@@ -12,8 +12,8 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import Code
 from lessor.client import CallTimeout, Channel, ClientError, ConnectionLost, ServerError, tls_context
-from lessor.client._connection import INBOX_BYTES_MAX
 from lessor.client._errors import ClientClosed
+from lessor.client._exchange import INBOX_BYTES_MAX
 from lessor.wire.frames import PREFACE
 from lessor.wire.grpc import frame, parse_timeout
 from lessor.wire.h2 import ErrorCode
