@@ -11,7 +11,6 @@ Laws
 
 import errno
 import socket
-import time
 from collections.abc import Coroutine
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from google.protobuf.message import Message
 
 from lessor.api.methods import Method
+from lessor.base.clock import MonotonicClock
 from lessor.base.tls_errors import is_of_tls, reason_of
 from lessor.client._endpoint import Endpoint
 from lessor.client._errors import ClientClosed, ConnectionLost
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 READ_BYTES = 262_144
+_clock = MonotonicClock()
 
 
 def at_once(work: Coroutine[Any, Any, T]) -> T:
@@ -58,7 +59,7 @@ class BlockingConnection(Line):
     def __init__(self, endpoint: Endpoint, plain: socket.socket, *limits: Any) -> None:
         super().__init__(endpoint, *limits)
         self._socket = plain
-        self.heard_at = time.monotonic()
+        self.heard_at = _clock.now_s()
         self._heard = False
         self._asked_at = 0.0  # when the server was asked for a sign of life; 0: it was not
 
@@ -107,14 +108,14 @@ class BlockingConnection(Line):
         A server that is silent is asked for a sign of life meanwhile, and the connection is lost without one.
         """
         while not self.lost:
-            now_s = time.monotonic()
+            now_s = _clock.now_s()
             look_at = self._asked_at + self.ping_answer_s_max if self._asked_at else self.heard_at + self.ping_after_s
             until = look_at if deadline is None else min(deadline, look_at)
             try:
                 self._socket.settimeout(max(until - now_s, 0.001))
                 data = self._socket.recv(READ_BYTES)
             except TimeoutError:
-                if deadline is not None and time.monotonic() >= deadline:
+                if deadline is not None and _clock.now_s() >= deadline:
                     return False
                 self._look()
             except OSError as error:
@@ -128,7 +129,7 @@ class BlockingConnection(Line):
         return True
 
     def _look(self) -> None:
-        now_s = time.monotonic()
+        now_s = _clock.now_s()
         if self._asked_at and now_s >= self._asked_at + self.ping_answer_s_max:
             silent_s = now_s - self.heard_at
             self.lose(TimeoutError(errno.ETIMEDOUT, f"no sign of life for {silent_s:.0f} s"))
@@ -140,12 +141,12 @@ class BlockingConnection(Line):
     def _take(self, data: bytes) -> None:
         self._heard = True
         self._asked_at = 0.0
-        self.dispatch(data, time.monotonic())
+        self.dispatch(data, _clock.now_s())
         self.flush()
 
     def begin(self, call: Exchange[Any]) -> None:
         super().begin(call)
-        self.heard_at = max(self.heard_at, time.monotonic())  # silence counts from here on
+        self.heard_at = max(self.heard_at, _clock.now_s())  # silence counts from here on
 
     def lose(self, error: OSError | None) -> None:
         """The connection is over; so are its calls."""
@@ -239,7 +240,7 @@ class BlockingChannel(Service):
         self._closed = False
 
     def now_s(self) -> float:
-        return time.monotonic()
+        return _clock.now_s()
 
     async def start(
         self, method: Method, timeout_s: float | None = None, deadline: float | None = None, metadata: Metadata = ()
@@ -310,7 +311,7 @@ class BlockingChannel(Service):
 
 
 def _left_s(deadline: float) -> float:
-    return max(deadline - time.monotonic(), 0.001)
+    return max(deadline - _clock.now_s(), 0.001)
 
 
 def _would_wait(error: OSError) -> bool:
