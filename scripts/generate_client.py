@@ -221,6 +221,7 @@ def generate(folder: Path) -> str:
     source = Source(folder)
     imports: dict[str, set[str]] = {
         "_asker": {"DEFAULT", "Timeout"},
+        "_enums": {"EventFilter", "LeaseOrder", "SortOrder", "SortTarget"},
         "_exchange": {"PING_AFTER_S", "PING_ANSWER_S_MAX"},
         "_requests": {"Bytes"},
         "_errors": {"LeaseLost"},

@@ -24,6 +24,8 @@ from lessor.client._blocking import at_once, blocking_calls
 from lessor.client._finite import FiniteCalls
 from lessor.testing.server import InProcessServer
 
+SETTINGS = bytes(3) + b"\x04" + bytes(5)  # a server's first frame
+
 
 @contextmanager
 def calls_to(*endpoints: str, user: str = "", password: str = "", **channel: Any) -> Iterator[FiniteCalls]:
@@ -120,6 +122,7 @@ def test_no_answer_in_time_says_whether_a_write_may_have_happened() -> None:
 
 def test_a_silent_server_is_asked_for_a_sign_of_life_and_given_up() -> None:
     def be_silent(taken: socket.socket) -> None:
+        taken.sendall(SETTINGS)
         while taken.recv(10_000):
             pass
 

@@ -22,6 +22,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# By `Trouble`: which flag mends it.
+_MENDS = {
+    "maybe tls": "if it speaks TLS, write https:// before the endpoint, and name its authority with --cacert; otherwise"
+    " a server's log says why it closes connections, for instance for lack of open files",
+    "no tls": "write http:// before the endpoint, and leave out --cacert, --cert, --key and --insecure-transport=false",
+    "maybe no tls": "if it speaks no TLS, write http:// before the endpoint",
+    "unknown ca": "name its authority with --cacert",
+    "wrong name": "write the endpoint with a name that is in its certificate",
+    "own certificate": "show it another one with --cert and --key",
+}
+
 # Go's gRPC, and so etcdctl, raises a shorter --keepalive-time to this, and takes a --keepalive-timeout of 0 for 20 s.
 PING_AFTER_S_MIN = 10.0
 PING_ANSWER_S = 20.0
@@ -141,6 +152,8 @@ def words(error: "ClientError") -> str:
         return f"context deadline exceeded: {error}; {maybe}allow more with --command-timeout"
     if error.outcome_unknown:
         return f"{error}; it may have taken effect: look before you repeat it"
+    if isinstance(error, ConnectionLost) and error.trouble:
+        return f"{error.what}; {_MENDS[error.trouble]}"
     if isinstance(error, ConnectionLost) and error.taken:
         return f"{error}; a server's log says why it closes connections, for instance for lack of open files"
     if isinstance(error, ConnectionLost):

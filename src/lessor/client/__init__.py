@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lessor.api.proto.auth_pb2 import Permission
     from lessor.api.proto.leases_pb2 import LeaseEvent, LeaseListRequest
     from lessor.api.proto.mvcc_pb2 import Event, KeyValue
+    from lessor.base.errors import Code
     from lessor.client import op
     from lessor.client._admin import AsyncAuth, AsyncCluster, AsyncMaintenance
     from lessor.client._async import AsyncClient
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lessor.client._discovery import AsyncDiscovery, AsyncRegistration, Change, Instance
     from lessor.client._election import AsyncElection, Leader
     from lessor.client._endpoint import Endpoint, parse_endpoint, parse_endpoints
+    from lessor.client._enums import EventFilter, EventType, LeaseOrder, SortOrder, SortTarget
     from lessor.client._errors import (
         Blame,
         CallTimeout,
@@ -37,8 +39,11 @@ if TYPE_CHECKING:
         NotLeader,
         OutcomeUnknown,
         ServerError,
+        TooLarge,
+        Trouble,
         UsedAfterFork,
         WatchCanceled,
+        WrongLoop,
     )
     from lessor.client._lease import AsyncLease, AsyncLost
     from lessor.client._lock import AsyncLock
@@ -86,12 +91,15 @@ __all__ = [
     "ClientClosed",
     "ClientError",
     "Cluster",
+    "Code",
     "Compacted",
     "ConnectionLost",
     "Discovery",
     "Election",
     "Endpoint",
     "Event",
+    "EventFilter",
+    "EventType",
     "Instance",
     "InvalidCertificate",
     "InvalidEndpoint",
@@ -102,6 +110,7 @@ __all__ = [
     "LeaseEvent",
     "LeaseListRequest",
     "LeaseLost",
+    "LeaseOrder",
     "Lock",
     "LoginFailed",
     "Lost",
@@ -111,10 +120,15 @@ __all__ = [
     "Permission",
     "Registration",
     "ServerError",
+    "SortOrder",
+    "SortTarget",
+    "TooLarge",
+    "Trouble",
     "Txn",
     "UsedAfterFork",
     "Watch",
     "WatchCanceled",
+    "WrongLoop",
     "op",
     "parse_endpoint",
     "parse_endpoints",
@@ -133,11 +147,11 @@ if not TYPE_CHECKING:  # otherwise a name that does not exist would have a type
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import lessor.client.op
         from lessor.api.proto import auth_pb2, leases_pb2, mvcc_pb2
-        from lessor.client import _endpoint, _errors, _requests
+        from lessor.client import _endpoint, _enums, _errors, _requests
 
         if name == "op":
             return lessor.client.op
-        homes = [_errors, _requests, _endpoint, lessor.client.op, mvcc_pb2, leases_pb2, auth_pb2]
+        homes = [_errors, _enums, _requests, _endpoint, lessor.client.op, mvcc_pb2, leases_pb2, auth_pb2]
         if name == "tls_context":
             from lessor.client import _tls
 

@@ -19,6 +19,7 @@ from functools import partial
 from types import TracebackType
 
 from lessor.client._admin import AsyncAuth, AsyncCluster, AsyncMaintenance
+from lessor.client._arguments import checked
 from lessor.client._calls import Calls
 from lessor.client._candidacy import Candidacy
 from lessor.client._channel import Channel
@@ -34,6 +35,7 @@ from lessor.client._requests import Bytes
 from lessor.client._txn import AsyncTxn
 
 
+@checked
 class AsyncClient(Calls):
     """A client for one etcd-compatible service. Connects at the first call; close it with `aclose` or `async with`.
 

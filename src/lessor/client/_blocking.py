@@ -25,7 +25,7 @@ from lessor.client._errors import ClientClosed, ConnectionLost
 from lessor.client._exchange import PING, Exchange, Line, Metadata
 from lessor.client._finite import FiniteCalls
 from lessor.client._login import Login
-from lessor.client._service import Service
+from lessor.client._service import ClosedEarlyError, Service
 from lessor.wire.h2 import ErrorCode
 
 if TYPE_CHECKING:
@@ -63,15 +63,18 @@ class BlockingConnection(Line):
         self._heard = False
         self._asked_at = 0.0  # when the server was asked for a sign of life; 0: it was not
 
-    def secure(self, context: "tls.SSLContext", name: str, deadline: float) -> None:
-        """Speaks TLS from here on. A server refuses our certificate only after the handshake: waits for its answer."""
+    def secure(self, context: "tls.SSLContext", name: str) -> None:
+        """Speaks TLS from here on."""
         self._socket = context.wrap_socket(self._socket, server_hostname=name)
+
+    def hear(self, deadline: float) -> None:
+        """Waits for the server's first bytes; as `Connection.heard`."""
         self.flush()
         while not self._heard:
             self._socket.settimeout(_left_s(deadline))
             data = self._socket.recv(READ_BYTES)
             if not data:
-                raise ConnectionResetError(errno.ECONNRESET, "the server closed the connection")
+                raise ClosedEarlyError(errno.ECONNRESET, "the server closed the connection")
             self._take(data)
 
     def flush(self) -> None:
@@ -284,14 +287,15 @@ class BlockingChannel(Service):
             plain = socket.create_connection((endpoint.host, endpoint.port), _left_s(deadline))
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = BlockingConnection(endpoint, plain, *self._limits)
-        if endpoint.tls:
-            assert self._ssl is not None
-            try:
-                connection.secure(self._ssl, self._server_name or endpoint.server_name, deadline)
-            except BaseException:
-                connection.lost = True
-                plain.close()
-                raise
+        try:
+            if endpoint.tls:
+                assert self._ssl is not None
+                connection.secure(self._ssl, self._server_name or endpoint.server_name)
+            connection.hear(deadline)
+        except BaseException:
+            connection.lost = True
+            plain.close()
+            raise
         return connection
 
     def done_with(self, connection: BlockingConnection) -> None:

@@ -48,7 +48,7 @@ class Caller(Asker):
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs `work` until it ends or the client is closed."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = self.channel.own_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -58,6 +58,8 @@ class Caller(Asker):
 
         Leases that were not revoked live on until their TTL ends.
         """
+        if self._tasks:
+            self.channel.own_loop()  # those of another loop cannot be awaited here
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

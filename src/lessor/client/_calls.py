@@ -14,8 +14,10 @@ from typing import cast
 
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.client._arguments import checked
 from lessor.client._asker import HAS_LEADER
 from lessor.client._caller import Backoff, Caller, passing
+from lessor.client._enums import EventFilter
 from lessor.client._errors import ConnectionLost, ServerError
 from lessor.client._finite import FiniteCalls
 from lessor.client._keeper import RENEWALS_PER_TTL
@@ -29,6 +31,7 @@ from lessor.client._watch import AsyncWatch, Follower
 _LEASE_KEEP_ALIVE = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
 
 
+@checked
 class Calls(FiniteCalls, Caller):
     """A caller with the calls of etcd's services as methods. See `AsyncClient`, which is one."""
 
@@ -39,7 +42,7 @@ class Calls(FiniteCalls, Caller):
         lost connection is made again until the TTL has passed since the last renewal. Then ConnectionLost or
         CallTimeout is raised: the lease may be gone by then. Before the first renewal they are raised at once.
         """
-        loop = asyncio.get_running_loop()
+        loop = self.channel.own_loop()
         give_up_at = loop.time()
         backoff = Backoff()
         credentials = self.credentials()
@@ -91,7 +94,7 @@ class Calls(FiniteCalls, Caller):
         start_revision: int = 0,
         prev_kv: bool = False,
         progress_notify: bool = False,
-        filters: Sequence[int] = (),
+        filters: Sequence[EventFilter | int] = (),
     ) -> AsyncGenerator[rpc.WatchResponse, None]:
         """Yields the server's responses about changes of a key or, as in `get`, a range: in order, none twice.
 
@@ -99,7 +102,7 @@ class Calls(FiniteCalls, Caller):
         prev_kv          each event has the key as it was before
         progress_notify  also yield, from time to time, a response without events: nothing is missing up to its
                          header.revision
-        filters          numbers of WatchCreateRequest.FilterType: kinds of event to leave out
+        filters          EventFilters: kinds of event to leave out
 
         The events of one revision come in one response. A response with `canceled` is the last: the server ends the
         watch, with the reason in `cancel_reason`, or in `compact_revision` when the start is no longer in the history.
@@ -128,7 +131,7 @@ class Calls(FiniteCalls, Caller):
         start_revision: int = 0,
         prev_kv: bool = False,
         progress_notify: bool = False,
-        filters: Sequence[int] = (),
+        filters: Sequence[EventFilter | int] = (),
     ) -> AsyncWatch:
         """Changes of a key or range, event by event; arguments as for `watch`, which yields the same as responses.
 

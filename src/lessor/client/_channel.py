@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from lessor.api.methods import Method
 from lessor.client._connection import Call, Connection
 from lessor.client._endpoint import Endpoint
-from lessor.client._errors import ClientClosed
+from lessor.client._errors import ClientClosed, WrongLoop
 from lessor.client._exchange import PING_AFTER_S, PING_ANSWER_S_MAX, Metadata
 from lessor.client._service import Service
 
@@ -63,13 +63,28 @@ class Channel(Service):
         self._connections: set[Connection] = set()  # also those that only finish their calls
         self._connecting = asyncio.Lock()
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # whose this channel is, from its first use on
+
+    def own_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that runs; WrongLoop when it is another one than at first, or none of asyncio's."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongLoop("AsyncClient works in an event loop of asyncio, and none runs here; use Client") from None
+        if self._loop is not loop:
+            if self._loop is not None:
+                text = "this client belongs to another event loop: make one in each loop, or use Client"
+                raise WrongLoop(text)
+            self._loop = loop
+        return loop
 
     def now_s(self) -> float:
-        return asyncio.get_running_loop().time()
+        return self.own_loop().time()
 
     async def start(
         self, method: Method, timeout_s: float | None = None, deadline: float | None = None, metadata: Metadata = ()
     ) -> Call[Message]:
+        loop = self.own_loop()
         connection, left_s = self._current, timeout_s
         if connection is None or not connection.usable or self._closed:
             try:
@@ -77,7 +92,7 @@ class Channel(Service):
                     connection = await self._connected()
             except TimeoutError:
                 raise self._no_connection(timeout_s) from None
-            left_s = None if deadline is None else max(deadline - asyncio.get_running_loop().time(), 0.0)
+            left_s = None if deadline is None else max(deadline - loop.time(), 0.0)
         return Call(connection, method, connection.headers(method, left_s, metadata), timeout_s, deadline)
 
     def distrust(self, call: Call[Any]) -> None:
@@ -93,6 +108,8 @@ class Channel(Service):
 
     async def aclose(self) -> None:
         """Closes all connections and waits for it. Calls that are underway fail, later ones raise ClientClosed."""
+        if self._connections:
+            self.own_loop()
         self._closed = True
         self._current = None
         for connection in list(self._connections):
@@ -141,10 +158,11 @@ class Channel(Service):
             transport, connection = await loop.create_connection(
                 lambda: Connection(endpoint, *self._limits), endpoint.host, endpoint.port, **secure
             )
-        if endpoint.tls:
-            try:
-                await connection.heard()  # a server refuses our certificate only after the handshake
-            except BaseException:  # nobody waits any more, or it is lost
-                transport.abort()
-                raise
+        try:
+            # A server refuses our certificate only after the handshake, and one that speaks TLS hangs up on plain
+            # bytes. Until it has said its first word nothing is sent that it could carry out.
+            await connection.heard()
+        except BaseException:  # nobody waits any more, or it is lost
+            transport.abort()
+            raise
         return connection

@@ -29,6 +29,7 @@ from lessor.client._exchange import (
     Exchange,
     Line,
 )
+from lessor.client._service import ClosedEarlyError
 from lessor.wire import h2
 from lessor.wire.h2 import ErrorCode
 
@@ -170,7 +171,7 @@ class Connection(Line, asyncio.Protocol):
         if self.lost:
             if isinstance(self._lost_by, OSError):
                 raise self._lost_by
-            raise ConnectionResetError(errno.ECONNRESET, "the server closed the connection")
+            raise ClosedEarlyError(errno.ECONNRESET, "the server closed the connection")
 
     async def aclose(self) -> None:
         """Sends GOAWAY, closes the socket and waits until it is closed. Calls that are underway fail.

@@ -19,7 +19,7 @@ from lessor.api.methods import Method
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.client._endpoint import Endpoint
-from lessor.client._errors import CallTimeout, ClientError, ConnectionLost, ServerError
+from lessor.client._errors import CallTimeout, ClientError, ConnectionLost, ServerError, TooLarge
 from lessor.wire import h2
 from lessor.wire.grpc import Deframer, check_encoding, format_timeout, frame, is_grpc, status_of
 from lessor.wire.h2 import ErrorCode
@@ -195,7 +195,7 @@ class Exchange(Generic[Reply]):
         raw = request.SerializeToString()
         if len(raw) > self.connection.request_bytes_max:
             text = f"trying to send message larger than max ({len(raw)} vs. {self.connection.request_bytes_max})"
-            raise ServerError(Code.RESOURCE_EXHAUSTED, text)
+            raise TooLarge(Code.RESOURCE_EXHAUSTED, text)
         return frame(raw)
 
     def _taken(self) -> Reply:
@@ -256,7 +256,8 @@ class Exchange(Generic[Reply]):
             if self._deframer.error is not None:
                 raise self._deframer.error
         except EtcdError as error:
-            self._give_up(ServerError(error.code, error.message, outcome_unknown=self._outcome(True)))
+            kind = TooLarge if error.code == Code.RESOURCE_EXHAUSTED else ServerError
+            self._give_up(kind(error.code, error.message, outcome_unknown=self._outcome(True)))
         except DecodeError:
             text = f"the reply to {self._method.name} is not a {self._method.response.DESCRIPTOR.name}"
             self._give_up(ServerError(Code.INTERNAL, text, outcome_unknown=self._outcome(True)))

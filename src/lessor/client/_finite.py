@@ -15,7 +15,9 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base.errors import LEASE_NOT_FOUND
+from lessor.client._arguments import checked
 from lessor.client._asker import DEFAULT, HAS_LEADER, Asker, Timeout
+from lessor.client._enums import LeaseOrder, SortOrder, SortTarget
 from lessor.client._errors import ConnectionLost, ServerError
 from lessor.client._login import Token, token_refused
 from lessor.client._requests import (
@@ -44,6 +46,7 @@ _LIST = BY_PATH["/lessorpb.Leases/List"]
 _LEASE_EVENTS = BY_PATH["/lessorpb.Leases/Watch"]
 
 
+@checked
 class FiniteCalls(Asker):
     """The calls that end by themselves. See `AsyncClient`, which has them."""
 
@@ -82,7 +85,7 @@ class FiniteCalls(Asker):
         *,
         key_prefix: Bytes = b"",
         remaining_s_max: float = 0.0,
-        order: int = 0,
+        order: LeaseOrder | int = LeaseOrder.ID,
         limit: int = 0,
         keys_limit: int = 0,
         timeout_s: Timeout = DEFAULT,
@@ -91,7 +94,7 @@ class FiniteCalls(Asker):
 
         key_prefix       only leases with a key that begins with it
         remaining_s_max  only leases with at most so many seconds left, to the millisecond; 0: all
-        order            a number of LeaseListRequest.Order: by id, by remaining time, by number of keys (most first)
+        order            a LeaseOrder: by id, by remaining time, by number of keys (most first)
         limit            the most leases of a page, up to 10,000; 0: 100
         keys_limit       the most keys shown of a lease, up to 1,000; 0: none
 
@@ -184,8 +187,8 @@ class FiniteCalls(Asker):
         prefix: bool = False,
         limit: int = 0,
         revision: int = 0,
-        sort_order: int = 0,
-        sort_target: int = 0,
+        sort_order: SortOrder | int = SortOrder.NONE,
+        sort_target: SortTarget | int = SortTarget.KEY,
         serializable: bool = False,
         keys_only: bool = False,
         count_only: bool = False,
@@ -201,7 +204,7 @@ class FiniteCalls(Asker):
         prefix        all keys that begin with `key`; without range_end
         limit         at most so many keys (reply.more says that there are others); 0: all
         revision      the state at that revision; 0: now. OutOfRange when it is compacted or not reached yet
-        sort_order, sort_target  numbers of RangeRequest.SortOrder and .SortTarget; by default in key order
+        sort_order, sort_target  a SortOrder and a SortTarget; by default in key order
         serializable  answer from memory without asking the cluster: quicker, possibly stale
         keys_only, count_only    leave out the values, or everything but reply.count
         min_.., max_..           only keys within these revisions, both included; 0: no bound
@@ -232,8 +235,8 @@ class FiniteCalls(Asker):
         prefix: bool = False,
         limit: int = 0,
         revision: int = 0,
-        sort_order: int = 0,
-        sort_target: int = 0,
+        sort_order: SortOrder | int = SortOrder.NONE,
+        sort_target: SortTarget | int = SortTarget.KEY,
         serializable: bool = False,
         keys_only: bool = False,
         count_only: bool = False,

@@ -11,6 +11,7 @@ Laws
 """
 
 import os
+import re
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable
@@ -23,7 +24,7 @@ from lessor.api.methods import Method
 from lessor.base.errors import Code
 from lessor.base.tls_errors import is_of_tls, reason_of
 from lessor.client._endpoint import Endpoint, parse_endpoints
-from lessor.client._errors import CallTimeout, ConnectionLost, ServerError
+from lessor.client._errors import CallTimeout, ConnectionLost, ServerError, Trouble
 from lessor.client._exchange import MESSAGE_BYTES_MAX, PING_AFTER_S, PING_ANSWER_S_MAX, Metadata
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ class Service(ABC):
     async def _connect(self) -> Any:
         """To the first endpoint that takes the connection, in order, beginning with the one that worked last."""
         count = len(self.endpoints)
-        reasons = []
+        reasons, troubles = [], []
         taken = False
         for turn in range(count):
             index = (self._first + turn) % count
@@ -180,17 +181,18 @@ class Service(ABC):
                 connection = await self._open_in_time(endpoint)
             except TimeoutError:
                 reasons.append(f"{endpoint.text}: no connection within {self._connect_timeout_s:g} s")
+                troubles.append(Trouble.NONE)
             except OSError as error:
                 taken = taken or (isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError))
-                closed = "the connection was closed"  # some errors of asyncio say nothing
-                if endpoint.tls:
-                    closed += " in the TLS handshake; perhaps the server speaks without TLS"
-                reasons.append(f"{endpoint.text}: {_reason(error) or closed}")
+                reason, trouble = diagnosis(error, endpoint)
+                reasons.append(f"{endpoint.text}: {reason}")
+                troubles.append(trouble)
             else:
                 self._first = index
                 return connection
         text = f"cannot connect to {'; '.join(reasons)}"
-        raise ConnectionLost(text, endpoint=self.endpoints[self._first].text, taken=taken)
+        trouble = troubles[0] if len(set(troubles)) == 1 else Trouble.NONE  # otherwise there is no one option to name
+        raise ConnectionLost(text, endpoint=self.endpoints[self._first].text, taken=taken, trouble=trouble)
 
     def _no_connection(self, timeout_s: float | None) -> CallTimeout:
         names = ", ".join(endpoint.text for endpoint in self.endpoints)
@@ -200,10 +202,40 @@ class Service(ABC):
         return None if timeout_s is None else self.now_s() + timeout_s
 
 
-def _reason(error: OSError) -> str:
-    """Why a connection could not be made, without the numbers and quotes that asyncio puts around it."""
+class ClosedEarlyError(ConnectionResetError):
+    """The server took the connection and ended it before it said a word."""
+
+
+# OpenSSL's names: of an answer that is no TLS, and of what a server says that refuses our certificate or wants one.
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"})
+_OWN = re.compile("ALERT_(CERTIFICATE|(BAD|UNSUPPORTED|NO)_CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")
+# X509_V_ERR_...: the chain ends at none that is trusted; the certificate is for other hosts or addresses.
+_UNKNOWN_CA = (2, 18, 19, 20, 21)
+_WRONG_NAME = (62, 64)
+
+
+def diagnosis(error: OSError, endpoint: Endpoint) -> tuple[str, Trouble]:
+    """Why a connection could not be made, in words, and what is wrong with TLS if that is why."""
     if is_of_tls(error):
-        return reason_of(error)
-    if isinstance(error, socket.gaierror) or not error.errno:
-        return (error.strerror or str(error)).lower()
-    return os.strerror(error.errno).lower()
+        name = getattr(error, "reason", None) or ""
+        number = getattr(error, "verify_code", 0)
+        if name in _NO_TLS:
+            return "the server does not speak TLS", Trouble.NO_TLS
+        if number in _UNKNOWN_CA:
+            return reason_of(error), Trouble.UNKNOWN_CA
+        if number in _WRONG_NAME:
+            return reason_of(error), Trouble.WRONG_NAME
+        if _OWN.search(name):
+            return f"the server does not accept our certificate ({reason_of(error)})", Trouble.OWN_CERTIFICATE
+        if "EOF" in name or type(error).__name__ == "SSLEOFError":
+            return "the server closed the connection in the TLS handshake", Trouble.MAYBE_NO_TLS
+        return reason_of(error), Trouble.NONE
+    if isinstance(error, ClosedEarlyError):
+        return "the connection was taken, and closed at once", Trouble.NONE if endpoint.tls else Trouble.MAYBE_TLS
+    if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
+        if endpoint.tls:
+            return "the server closed the connection in the TLS handshake", Trouble.MAYBE_NO_TLS
+        return "the connection was taken, and closed at once", Trouble.MAYBE_TLS
+    if isinstance(error, socket.gaierror) or not error.errno:  # without the numbers that asyncio puts around it
+        return (error.strerror or str(error)).lower() or "the connection was closed", Trouble.NONE
+    return os.strerror(error.errno).lower(), Trouble.NONE

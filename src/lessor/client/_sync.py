@@ -26,6 +26,7 @@ from lessor.client._asker import DEFAULT, Timeout
 from lessor.client._async import AsyncClient
 from lessor.client._discovery import AsyncDiscovery, AsyncRegistration, Change, Instance
 from lessor.client._election import AsyncElection, Leader
+from lessor.client._enums import EventFilter, LeaseOrder, SortOrder, SortTarget
 from lessor.client._errors import LeaseLost
 from lessor.client._exchange import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._lease import AsyncLease, AsyncLost
@@ -681,7 +682,7 @@ class Client(Facade[AsyncClient]):
         start_revision: int = 0,
         prev_kv: bool = False,
         progress_notify: bool = False,
-        filters: Sequence[int] = (),
+        filters: Sequence[EventFilter | int] = (),
     ) -> Stream[rpc.WatchResponse]:
         """Yields the server's responses about changes of a key or, as in `get`, a range: in order, none twice.
 
@@ -689,7 +690,7 @@ class Client(Facade[AsyncClient]):
         prev_kv          each event has the key as it was before
         progress_notify  also yield, from time to time, a response without events: nothing is missing up to its
                          header.revision
-        filters          numbers of WatchCreateRequest.FilterType: kinds of event to leave out
+        filters          EventFilters: kinds of event to leave out
 
         The events of one revision come in one response. A response with `canceled` is the last: the server ends the
         watch, with the reason in `cancel_reason`, or in `compact_revision` when the start is no longer in the history.
@@ -718,7 +719,7 @@ class Client(Facade[AsyncClient]):
         start_revision: int = 0,
         prev_kv: bool = False,
         progress_notify: bool = False,
-        filters: Sequence[int] = (),
+        filters: Sequence[EventFilter | int] = (),
     ) -> Watch:
         """Changes of a key or range, event by event; arguments as for `watch`, which yields the same as responses.
 
@@ -769,7 +770,7 @@ class Client(Facade[AsyncClient]):
         *,
         key_prefix: Bytes = b"",
         remaining_s_max: float = 0.0,
-        order: int = 0,
+        order: LeaseOrder | int = LeaseOrder.ID,
         limit: int = 0,
         keys_limit: int = 0,
         timeout_s: Timeout = DEFAULT,
@@ -778,7 +779,7 @@ class Client(Facade[AsyncClient]):
 
         key_prefix       only leases with a key that begins with it
         remaining_s_max  only leases with at most so many seconds left, to the millisecond; 0: all
-        order            a number of LeaseListRequest.Order: by id, by remaining time, by number of keys (most first)
+        order            a LeaseOrder: by id, by remaining time, by number of keys (most first)
         limit            the most leases of a page, up to 10,000; 0: 100
         keys_limit       the most keys shown of a lease, up to 1,000; 0: none
 
@@ -851,8 +852,8 @@ class Client(Facade[AsyncClient]):
         prefix: bool = False,
         limit: int = 0,
         revision: int = 0,
-        sort_order: int = 0,
-        sort_target: int = 0,
+        sort_order: SortOrder | int = SortOrder.NONE,
+        sort_target: SortTarget | int = SortTarget.KEY,
         serializable: bool = False,
         keys_only: bool = False,
         count_only: bool = False,
@@ -868,7 +869,7 @@ class Client(Facade[AsyncClient]):
         prefix        all keys that begin with `key`; without range_end
         limit         at most so many keys (reply.more says that there are others); 0: all
         revision      the state at that revision; 0: now. OutOfRange when it is compacted or not reached yet
-        sort_order, sort_target  numbers of RangeRequest.SortOrder and .SortTarget; by default in key order
+        sort_order, sort_target  a SortOrder and a SortTarget; by default in key order
         serializable  answer from memory without asking the cluster: quicker, possibly stale
         keys_only, count_only    leave out the values, or everything but reply.count
         min_.., max_..           only keys within these revisions, both included; 0: no bound
@@ -901,8 +902,8 @@ class Client(Facade[AsyncClient]):
         prefix: bool = False,
         limit: int = 0,
         revision: int = 0,
-        sort_order: int = 0,
-        sort_target: int = 0,
+        sort_order: SortOrder | int = SortOrder.NONE,
+        sort_target: SortTarget | int = SortTarget.KEY,
         serializable: bool = False,
         keys_only: bool = False,
         count_only: bool = False,
