@@ -223,6 +223,7 @@ def generate(folder: Path) -> str:
         "_asker": {"DEFAULT", "Timeout"},
         "_enums": {"EventFilter", "LeaseOrder", "SortOrder", "SortTarget"},
         "_exchange": {"PING_AFTER_S", "PING_ANSWER_S_MAX"},
+        "_observed": {"Counters", "Interceptor"},
         "_requests": {"Bytes"},
         "_errors": {"LeaseLost"},
         "_election": {"Leader"},

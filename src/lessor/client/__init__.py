@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     )
     from lessor.client._lease import AsyncLease, AsyncLost
     from lessor.client._lock import AsyncLock
+    from lessor.client._observed import Counters, Interceptor, Outgoing
     from lessor.client._requests import FROM_KEY, prefix_end
     from lessor.client._sync import (
         Auth,
@@ -94,6 +95,7 @@ __all__ = [
     "Code",
     "Compacted",
     "ConnectionLost",
+    "Counters",
     "Discovery",
     "Election",
     "Endpoint",
@@ -101,6 +103,7 @@ __all__ = [
     "EventFilter",
     "EventType",
     "Instance",
+    "Interceptor",
     "InvalidCertificate",
     "InvalidEndpoint",
     "Key",
@@ -117,6 +120,7 @@ __all__ = [
     "Maintenance",
     "NotLeader",
     "OutcomeUnknown",
+    "Outgoing",
     "Permission",
     "Registration",
     "ServerError",
@@ -147,11 +151,11 @@ if not TYPE_CHECKING:  # otherwise a name that does not exist would have a type
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import lessor.client.op
         from lessor.api.proto import auth_pb2, leases_pb2, mvcc_pb2
-        from lessor.client import _endpoint, _enums, _errors, _requests
+        from lessor.client import _endpoint, _enums, _errors, _observed, _requests
 
         if name == "op":
             return lessor.client.op
-        homes = [_errors, _enums, _requests, _endpoint, lessor.client.op, mvcc_pb2, leases_pb2, auth_pb2]
+        homes = [_errors, _enums, _observed, _requests, _endpoint, lessor.client.op, mvcc_pb2, leases_pb2, auth_pb2]
         if name == "tls_context":
             from lessor.client import _tls
 

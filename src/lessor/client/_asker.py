@@ -4,7 +4,7 @@
 Law: a call carries the user's token, and is made once more with a new one when the server refuses the first.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeVar, cast
 
 from google.protobuf.message import Message
@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from lessor.api.methods import BY_PATH, Method
 from lessor.client._errors import ServerError
 from lessor.client._login import Login, Token, token_refused
+from lessor.client._observed import Counters, Interceptor, Outgoing, around
 from lessor.client._service import Service
 
 M = TypeVar("M", bound=Message)
@@ -35,8 +36,11 @@ Timeout = float | None | Default
 class Asker:
     """Asks a service, as a user. See `AsyncClient`, which is one."""
 
-    def __init__(self, channel: Service, timeout_s: float | None, login: Login) -> None:
+    def __init__(
+        self, channel: Service, timeout_s: float | None, login: Login, interceptors: Iterable[Interceptor] = ()
+    ) -> None:
         self.channel = channel
+        self._interceptors = tuple(interceptors)
         self._timeout_s = timeout_s
         self._login = login
 
@@ -47,9 +51,34 @@ class Asker:
         """
         known = BY_PATH[method] if isinstance(method, str) else method
         limit_s = self.limit_s(timeout_s)
-        return await self.with_token(
-            lambda token: self.channel.unary(known, request, timeout_s=limit_s, metadata=token), limit_s
-        )
+        counters = self.channel.counters
+        counters.calls += 1
+        try:
+            if self._interceptors:
+                return await self._intercepted(known, request, limit_s)
+            return await self.with_token(
+                lambda token: self.channel.unary(known, request, timeout_s=limit_s, metadata=token), limit_s
+            )
+        except BaseException:
+            counters.failed_calls += 1
+            raise
+
+    async def _intercepted(self, method: Method, request: Message, limit_s: float | None) -> Message:
+        call = Outgoing(method.path, request)
+        with around(self._interceptors, call):
+            call.reply = reply = await self.with_token(
+                lambda token: self.channel.unary(
+                    method, call.request, timeout_s=limit_s, metadata=(*token, *call.metadata)
+                ),
+                limit_s,
+            )
+            return reply
+        raise RuntimeError("an interceptor has swallowed the error of a call")
+
+    @property
+    def counters(self) -> Counters:
+        """How often what has happened to this client: calls, errors, connections, renewals. Read it from any thread."""
+        return self.channel.counters
 
     async def ask(self, method: Method, request: Message, reply: type[M], timeout_s: Timeout) -> M:
         """`call`, with the type of the reply."""

@@ -161,8 +161,7 @@ class BlockingConnection(Line):
             reason = "the server closed the connection" if error is None else f"connection lost ({words})"
         else:
             reason = "the connection was taken, and closed" + (f" ({words})" if error is not None else "")
-        for call in list(self.calls):
-            call.end_with_connection(reason)
+        self.told_lost(reason)
         self._socket.close()
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ Law: every task of the client is started here, and closing the client ends it.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -18,6 +18,7 @@ from lessor.client._channel import Channel
 from lessor.client._connection import Call
 from lessor.client._errors import Blame, CallTimeout, ClientError, ConnectionLost, LeaseLost, ServerError
 from lessor.client._login import Login
+from lessor.client._observed import Interceptor
 
 R = TypeVar("R")
 
@@ -30,8 +31,10 @@ class Caller(Asker):
 
     channel: Channel
 
-    def __init__(self, channel: Channel, timeout_s: float | None, login: Login) -> None:
-        super().__init__(channel, timeout_s, login)
+    def __init__(
+        self, channel: Channel, timeout_s: float | None, login: Login, interceptors: Iterable[Interceptor] = ()
+    ) -> None:
+        super().__init__(channel, timeout_s, login, interceptors)
         self._tasks: set[asyncio.Task[None]] = set()
         self.watching: set[Call[Message]] = set()  # the streams of its watches
 

@@ -95,8 +95,7 @@ class Connection(Line, asyncio.Protocol):
         else:
             reason = "the server closed the connection" if error is None else f"connection lost ({words})"
         self._heard.set()
-        for call in list(self.calls):
-            call.end_with_connection(reason)
+        self.told_lost(reason)
         if not self._closed.done():
             self._closed.set_result(None)
 

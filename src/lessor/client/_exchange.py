@@ -20,6 +20,7 @@ from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
 from lessor.client._endpoint import Endpoint
 from lessor.client._errors import CallTimeout, ClientError, ConnectionLost, ServerError, TooLarge
+from lessor.client._observed import LOG, Counters
 from lessor.wire import h2
 from lessor.wire.grpc import Deframer, check_encoding, format_timeout, frame, is_grpc, status_of
 from lessor.wire.h2 import ErrorCode
@@ -92,6 +93,7 @@ class Line:
         self.h2 = h2.H2Client()
         self.calls: set[Exchange[Any]] = set()
         self.lost = False
+        self.counters = Counters()  # its channel's, once that has it
         self.heard_at = 0.0  # when the server sent something last
         self._headers: dict[tuple[Method, float | None, tuple[tuple[str, str], ...]], bytes] = {}
 
@@ -118,6 +120,16 @@ class Line:
             call: Exchange[Any] | None = stream.owner
             if call is not None:
                 call.event(kind, payload)
+
+    def told_lost(self, reason: str) -> None:
+        """The connection has ended: its calls end too."""
+        if self.calls:
+            self.counters.lost_connections += 1
+            LOG.warning("%s: %s, with %d calls underway", self.endpoint.text, reason, len(self.calls))
+        else:
+            LOG.info("%s: %s", self.endpoint.text, reason)
+        for call in list(self.calls):
+            call.end_with_connection(reason)
 
     def flush(self) -> None:
         """Writes what the wire has ready."""

@@ -59,6 +59,7 @@ class Login:
                 request = rpc.AuthenticateRequest(name=self._user, password=self._password)
                 try:
                     reply = await channel.unary(_AUTHENTICATE, request, timeout_s=timeout_s)
+                    channel.counters.logins += 1
                     self._token = (("token", cast(rpc.AuthenticateResponse, reply).token),)
                 except ServerError as error:
                     if error.message != errors.AUTH_NOT_ENABLED.message:

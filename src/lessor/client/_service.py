@@ -26,6 +26,7 @@ from lessor.base.tls_errors import is_of_tls, reason_of
 from lessor.client._endpoint import Endpoint, parse_endpoints
 from lessor.client._errors import CallTimeout, ConnectionLost, ServerError, Trouble
 from lessor.client._exchange import MESSAGE_BYTES_MAX, PING_AFTER_S, PING_ANSWER_S_MAX, Metadata
+from lessor.client._observed import LOG, Counters
 
 if TYPE_CHECKING:
     import ssl as tls
@@ -73,6 +74,7 @@ class Service(ABC):
         self._ssl = ssl
         self._server_name = server_name
         self._connect_timeout_s = connect_timeout_s
+        self.counters = Counters()
         self._first = 0  # index of the endpoint to try first
 
     async def unary(
@@ -116,6 +118,8 @@ class Service(ABC):
                 if error.outcome_unknown or not attempts_left:
                     raise
             attempts_left -= 1
+            self.counters.repeated_calls += 1
+            LOG.info("%s did not happen and is sent again", method.name)
 
     @asynccontextmanager
     async def stream(
@@ -189,8 +193,13 @@ class Service(ABC):
                 troubles.append(trouble)
             else:
                 self._first = index
+                connection.counters = self.counters
+                self.counters.connections += 1
+                LOG.info("connected to %s", endpoint.text)
                 return connection
         text = f"cannot connect to {'; '.join(reasons)}"
+        self.counters.failed_connections += 1
+        LOG.warning("%s", text)
         trouble = troubles[0] if len(set(troubles)) == 1 else Trouble.NONE  # otherwise there is no one option to name
         raise ConnectionLost(text, endpoint=self.endpoints[self._first].text, taken=taken, trouble=trouble)
 

@@ -31,6 +31,7 @@ from lessor.client._errors import LeaseLost
 from lessor.client._exchange import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._lease import AsyncLease, AsyncLost
 from lessor.client._lock import AsyncLock
+from lessor.client._observed import Counters, Interceptor
 from lessor.client._portal import Batches, Facade, Portal, Stream
 from lessor.client._requests import Bytes
 from lessor.client._txn import AsyncTxn
@@ -559,6 +560,8 @@ class Client(Facade[AsyncClient]):
     ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers may
                        close the connection when this is less than 5 s
     ping_answer_s_max  longest wait for that sign; then the connection is given up
+    interceptors       each is called with every call that answers once (an `Outgoing`), and returns a context manager:
+                       the call is its block. For traces and metrics; streams are in `counters` alone
 
     Raises InvalidEndpoint. For threads.
     """
@@ -577,6 +580,7 @@ class Client(Facade[AsyncClient]):
         reply_bytes_max: int | None = None,
         ping_after_s: float = PING_AFTER_S,
         ping_answer_s_max: float = PING_ANSWER_S_MAX,
+        interceptors: Iterable[Interceptor] = (),
     ) -> None:
         inner = AsyncClient(
             endpoints,
@@ -590,6 +594,7 @@ class Client(Facade[AsyncClient]):
             reply_bytes_max=reply_bytes_max,
             ping_after_s=ping_after_s,
             ping_answer_s_max=ping_answer_s_max,
+            interceptors=interceptors,
         )
         super().__init__(Portal(inner.aclose), inner)
 
@@ -990,6 +995,11 @@ class Client(Facade[AsyncClient]):
         Raises KeyError for a path that is not in the table; otherwise as all calls do.
         """
         return self._portal.run(self._inner.call(method, request, timeout_s=timeout_s))
+
+    @property
+    def counters(self) -> Counters:
+        """How often what has happened to this client: calls, errors, connections, renewals. Read it from any thread."""
+        return self._inner.counters
 
     def request_progress(self) -> None:
         """Asks how far each watch of this client is. A watch yields a response without events once all was sent to it.

@@ -164,4 +164,4 @@ def test_conditions_and_steps_of_a_txn(wrong: Any) -> None:
     with pytest.raises(TypeError):
         key.value == 7  # type: ignore[operator]  # noqa: B015
     with pytest.raises(TypeError, match="key has to be"):
-        Key(None)
+        Key(None)  # type: ignore[arg-type]
