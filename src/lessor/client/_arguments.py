@@ -24,6 +24,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 Check = Callable[[str, Any], None]
 
 INT64_MAX = (1 << 63) - 1
+UNSIGNED = ("member_id", "target_id")  # of 64 bits without a sign
 # Times that may not be negative. None stands for no limit, so infinity does not.
 SECONDS = ("timeout_s", "connect_timeout_s", "ping_after_s", "ping_answer_s_max", "remaining_s_max")
 
@@ -93,6 +94,7 @@ def _check(name: str, annotation: Any, function: Callable[..., Any]) -> Check:
     exact = tuple(kind for kind in kinds if kind not in (int, float, Sequence, Iterable, Mapping, Any))
     listed = tuple(kind for kind in kinds if kind in (Sequence, Iterable, Mapping))
     anything = Any in kinds
+    least, most = (0, 2 * INT64_MAX + 1) if name in UNSIGNED else (-INT64_MAX - 1, INT64_MAX)
 
     def check(call: str, value: Any) -> None:
         if anything or (exact and isinstance(value, exact)):
@@ -104,7 +106,7 @@ def _check(name: str, annotation: Any, function: Callable[..., Any]) -> Check:
         if isinstance(value, float):
             if not math.isfinite(value):
                 raise ValueError(f"{call}: {name} has to be a finite number, not {value}")
-        elif not -INT64_MAX - 1 <= value <= INT64_MAX:
+        elif not least <= value <= most:
             raise ValueError(f"{call}: {name} has to fit into 64 bits, and {value} does not")
         if value < 0 and name in SECONDS:
             raise ValueError(f"{call}: {name} has to be 0 or more, not {value}")

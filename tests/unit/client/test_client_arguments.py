@@ -72,6 +72,8 @@ def cases() -> Iterator[tuple[str, str, str, Any]]:
                 continue
             for parameter in list(inspect.signature(method).parameters.values())[1:]:
                 for wrong in wrong_values(text_of(parameter.annotation)):
+                    if parameter.name in ("member_id", "target_id") and wrong == 1 << 63:
+                        continue  # these are numbers without a sign
                     yield part, name, parameter.name, wrong
 
 
