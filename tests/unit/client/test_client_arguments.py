@@ -164,6 +164,6 @@ def test_conditions_and_steps_of_a_txn(wrong: Any) -> None:
     with pytest.raises(TypeError, match="lease_id"):
         op.put("a", "b", lease_id=wrong)
     with pytest.raises(TypeError):
-        key.value == 7  # type: ignore[operator]  # noqa: B015
+        key.value == 7  # noqa: B015
     with pytest.raises(TypeError, match="key has to be"):
         Key(None)  # type: ignore[arg-type]
