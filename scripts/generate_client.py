@@ -19,7 +19,20 @@ from pathlib import Path
 
 # In the order of the output. A class may name a later one in an annotation: annotations are not evaluated.
 MODULES = (
-    *("_caller", "_batches", "_lease", "_watch", "_lock", "_election", "_discovery", "_txn", "_admin", "_calls"),
+    *(
+        "_asker",
+        "_caller",
+        "_batches",
+        "_lease",
+        "_watch",
+        "_lock",
+        "_election",
+        "_discovery",
+        "_txn",
+        "_admin",
+        "_finite",
+        "_calls",
+    ),
     "_async",
 )
 PROTOCOL = {"__aenter__": "__enter__", "__aexit__": "__exit__", "aclose": "close"}
@@ -207,8 +220,10 @@ class Writer:
 def generate(folder: Path) -> str:
     source = Source(folder)
     imports: dict[str, set[str]] = {
-        "_caller": {"DEFAULT", "Timeout"},
-        "_connection": {"PING_AFTER_S", "PING_ANSWER_S_MAX"},
+        "_asker": {"DEFAULT", "Timeout"},
+        "_enums": {"EventFilter", "LeaseOrder", "SortOrder", "SortTarget"},
+        "_exchange": {"PING_AFTER_S", "PING_ANSWER_S_MAX"},
+        "_observed": {"Counters", "Interceptor"},
         "_requests": {"Bytes"},
         "_errors": {"LeaseLost"},
         "_election": {"Leader"},

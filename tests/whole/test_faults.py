@@ -187,3 +187,18 @@ def test_what_is_held_back_counts_as_unsent_and_closing_waits_for_it() -> None:
     loop.close()
     assert below.done == [b"a", b"bc", b"d", "eof", "close"]
     assert front.get_write_buffer_size() == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"),
+    [("1", TypeError), (None, TypeError), (-1, ValueError), (float("nan"), ValueError), (1e9, ValueError)],
+)
+def test_a_delay_that_cannot_be_says_why(server: InProcessServer, seconds: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="a delay of "), server.delay_replies(seconds):
+        pass
+
+
+@pytest.mark.parametrize(("seconds", "error"), [("1", TypeError), (-1, ValueError), (float("nan"), ValueError)])
+def test_an_idle_time_that_cannot_be_says_why(server: InProcessServer, seconds: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="an idle time of "), server.clock.auto_jump(seconds):
+        pass

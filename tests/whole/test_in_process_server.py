@@ -173,7 +173,7 @@ def test_keepalives_in_json_that_wait_for_later_turns_count_before_a_lease_ends(
 
         def stand_still() -> None:
             peer.sendall(request)
-            server.clock._move_to(server.clock.now_s() + 0.5)
+            server.clock._move_to(server.clock._now_us() + 500_000)
 
         server.call(stand_still)
         server.clock.jump(1)

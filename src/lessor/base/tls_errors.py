@@ -2,6 +2,13 @@
 """OpenSSL's errors in words, for logs and messages."""
 
 import re
+import sys
+
+
+def is_of_tls(error: BaseException) -> bool:
+    """Whether it is an ssl.SSLError. Does not import ssl: without it there is none."""
+    ssl = sys.modules.get("ssl")
+    return ssl is not None and isinstance(error, ssl.SSLError)
 
 
 def reason_of(error: OSError) -> str:

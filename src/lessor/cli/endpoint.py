@@ -7,17 +7,21 @@ and the exit code is 1.
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lessor.cli import printing
+from lessor.cli.asking import ask_once
 from lessor.cli.failure import ERROR, Failure
 from lessor.cli.many import MAINTENANCE, call, check_format, one_by_one, size_text, table, took_text
 from lessor.cli.options import INT64, Command, Group, Settings, settings_of
 from lessor.cli.print_fields import header_lines
 from lessor.cli.print_json import plain
 from lessor.cli.terminal import complain
+
+if TYPE_CHECKING:
+    from lessor.client._finite import FiniteCalls
 
 FORMATS = ("simple", "json", "fields", "table")
 cluster_option = click.option(
@@ -175,18 +179,26 @@ def _health_of(settings: Settings) -> tuple[str, bool, str, str]:
     """(endpoint, whether it is well, how long the answer took, its error or "")."""
     from lessor.api.proto import rpc_pb2 as rpc
     from lessor.base.clock import MonotonicClock
+    from lessor.base.errors import PERMISSION_DENIED
+    from lessor.client import ServerError
 
     clock = MonotonicClock()
     began_s = clock.now_s()
-    error = ""
-    try:
+
+    async def question(calls: "FiniteCalls") -> Any:
+        nonlocal began_s
+        began_s = clock.now_s()  # without the imports: what follows is the connection and the calls, as in etcdctl
         # A refused permission shows that the server answers; the key itself does not matter.
         try:
-            call(settings, "/etcdserverpb.KV/Range", rpc.RangeRequest(key=b"health"))
-        except Failure as failure:
-            if failure.text != "etcdserver: permission denied":
+            await calls.get("health")
+        except ServerError as refused:
+            if refused.message != PERMISSION_DENIED.message:
                 raise
-        reply = call(settings, MAINTENANCE + "Alarm", rpc.AlarmRequest())
+        return await calls.call(MAINTENANCE + "Alarm", rpc.AlarmRequest())
+
+    error = ""
+    try:
+        reply = ask_once(settings, question)
         if reply.alarms:
             error = "Active Alarm(s): " + "".join(f"{_alarm_name(alarm.alarm)} " for alarm in reply.alarms)
     except Failure as failure:

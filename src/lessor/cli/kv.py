@@ -15,7 +15,7 @@ import click
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.cli import notation, printing
-from lessor.cli.asking import ask
+from lessor.cli.asking import ask_once
 from lessor.cli.failure import BAD_ARGS, BAD_FEATURE, Failure
 from lessor.cli.lease import decimal_option
 from lessor.cli.many import call
@@ -23,7 +23,7 @@ from lessor.cli.notation import quote
 from lessor.cli.options import INT64, Command, Settings, settings_of
 
 if TYPE_CHECKING:
-    from lessor.client import AsyncClient
+    from lessor.client._finite import FiniteCalls
 
 KV = "/etcdserverpb.KV/"
 DELETE_WARNING_S = 2.0  # time to stop the deletion of a range without --range
@@ -133,14 +133,14 @@ def get(ctx: click.Context, /, args: tuple[str, ...], **flags: Any) -> None:
 def _streamed(settings: Settings, request: rpc.RangeRequest) -> rpc.RangeResponse:
     """The reply to `request`, by RangeStream. The arguments of `get_stream` are called as the fields are."""
 
-    async def question(client: "AsyncClient") -> rpc.RangeResponse:
+    async def question(client: "FiniteCalls") -> rpc.RangeResponse:
         reply = rpc.RangeResponse()
         arguments = {field.name: getattr(request, field.name) for field in request.DESCRIPTOR.fields}
         async for piece in client.get_stream(**arguments, timeout_s=settings.command_timeout_s):
             reply.MergeFrom(piece)
         return reply
 
-    return ask(settings, question)
+    return ask_once(settings, question)
 
 
 def get_request(args: tuple[str, ...], flags: dict[str, Any]) -> rpc.RangeRequest:

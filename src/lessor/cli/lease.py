@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lessor.cli import notation, printing
-from lessor.cli.asking import ask
+from lessor.cli.asking import ask, ask_once
 from lessor.cli.failure import BAD_ARGS, BAD_CONNECTION, Failure
 from lessor.cli.options import DURATION, Command, GoValue, Group, settings_of
 from lessor.cli.printer import Printer
@@ -64,7 +64,7 @@ def grant(ctx: click.Context, args: tuple[str, ...], decimal: bool) -> None:
     except ValueError as error:
         raise Failure(BAD_ARGS, f"bad TTL ({error})") from None
     printer = _printer(ctx, decimal)
-    reply = ask(settings_of(ctx), lambda client: client.grant(ttl_s), failed_to="grant lease")
+    reply = ask_once(settings_of(ctx), lambda calls: calls.grant(ttl_s), failed_to="grant lease")
     printing.write(printer.grant(reply))
 
 
@@ -76,7 +76,7 @@ def revoke(ctx: click.Context, args: tuple[str, ...], decimal: bool) -> None:
     """Revoke a lease: it ends at once, and its keys are deleted."""
     lease_id = _lease_id(args, decimal, "lease revoke command needs 1 argument")
     printer = _printer(ctx, decimal)
-    reply = ask(settings_of(ctx), lambda client: client.revoke(lease_id), failed_to="revoke lease")
+    reply = ask_once(settings_of(ctx), lambda calls: calls.revoke(lease_id), failed_to="revoke lease")
     printing.write(printer.revoke(lease_id, reply))
 
 
@@ -89,7 +89,7 @@ def timetolive(ctx: click.Context, args: tuple[str, ...], keys: bool, decimal: b
     """Show the granted and the remaining TTL of a lease."""
     lease_id = _lease_id(args, decimal, "lease timetolive command needs lease ID as argument")
     printer = _printer(ctx, decimal)
-    reply = ask(settings_of(ctx), lambda client: client.time_to_live(lease_id, keys=keys), exit_code=BAD_CONNECTION)
+    reply = ask_once(settings_of(ctx), lambda calls: calls.time_to_live(lease_id, keys=keys), exit_code=BAD_CONNECTION)
     printing.write(printer.time_to_live(reply, keys))
 
 
@@ -120,7 +120,7 @@ def list_(
 
         show(settings_of(ctx), Wanted(os.fsencode(prefix), expiring_in, sort or "remaining", long), printer, decimal)
         return
-    printing.write(printer.leases(ask(settings_of(ctx), lambda client: client.leases(), exit_code=BAD_CONNECTION)))
+    printing.write(printer.leases(ask_once(settings_of(ctx), lambda calls: calls.leases(), exit_code=BAD_CONNECTION)))
 
 
 @click.command("keep-alive", cls=Command)
@@ -133,12 +133,13 @@ def keep_alive(ctx: click.Context, args: tuple[str, ...], once: bool, decimal: b
     lease_id = _lease_id(args, decimal, "lease keep-alive command needs lease ID as argument")
     printer = _printer(ctx, decimal)
 
+    if once:
+        renewed = ask_once(settings_of(ctx), lambda calls: calls.keep_alive_once(lease_id), exit_code=BAD_CONNECTION)
+        printing.write(printer.keep_alive(renewed))
+        return
+
     async def renew(client: "AsyncClient") -> None:
         reply: rpc.LeaseKeepAliveResponse
-        if once:
-            reply = await client.keep_alive_once(lease_id)
-            printing.write(printer.keep_alive(reply))
-            return
         async for reply in client.keep_alive(lease_id):
             printing.write(printer.keep_alive(reply))
         printing.write(printer.lease_gone(lease_id))

@@ -6,14 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lessor.cli.asking import ask
+from lessor.cli.asking import ask_once
 from lessor.cli.failure import BAD_FEATURE, Failure
 from lessor.cli.options import Settings
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
-
-    from lessor.client import AsyncClient
 
 CLUSTER = "/etcdserverpb.Cluster/"
 MAINTENANCE = "/etcdserverpb.Maintenance/"
@@ -33,10 +31,7 @@ def one_by_one(settings: Settings, cluster: bool) -> list[Settings]:
 def call(settings: Settings, path: str, request: "Message") -> Any:
     """One unary call; its reply, or Failure."""
 
-    async def question(client: "AsyncClient") -> "Message":
-        return await client.call(path, request)
-
-    return ask(settings, question)
+    return ask_once(settings, lambda calls: calls.call(path, request))
 
 
 def check_format(settings: Settings, *formats: str) -> str:

@@ -15,7 +15,9 @@ from google.protobuf.message import Message
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import auth_pb2 as auth
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.client._caller import DEFAULT, Caller, Timeout
+from lessor.client._arguments import checked
+from lessor.client._asker import DEFAULT, Timeout
+from lessor.client._caller import Caller
 from lessor.client._requests import Bytes, key_range
 
 M = TypeVar("M", bound=Message)
@@ -33,6 +35,7 @@ class _Service:
         return await self._caller.ask(BY_PATH[f"/etcdserverpb.{self._name}/{name}"], request, reply, timeout_s)
 
 
+@checked
 class AsyncMaintenance(_Service):
     """The calls that keep a server well. `client.snapshot()` is not among them, because it is a stream."""
 
@@ -90,6 +93,7 @@ class AsyncMaintenance(_Service):
         return await self._ask("Downgrade", request, rpc.DowngradeResponse, timeout_s)
 
 
+@checked
 class AsyncCluster(_Service):
     """The members of the cluster."""
 
@@ -125,6 +129,7 @@ class AsyncCluster(_Service):
         return await self._ask("MemberPromote", request, rpc.MemberPromoteResponse, timeout_s)
 
 
+@checked
 class AsyncAuth(_Service):
     """Users, roles and permissions. Passwords go over the wire as they are: use TLS."""
 

@@ -12,27 +12,31 @@ Laws
         ...
 """
 
+import asyncio
 import ssl as tls
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
 
 from lessor.client._admin import AsyncAuth, AsyncCluster, AsyncMaintenance
+from lessor.client._arguments import checked
 from lessor.client._calls import Calls
 from lessor.client._candidacy import Candidacy
 from lessor.client._channel import Channel
-from lessor.client._connection import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._discovery import AsyncDiscovery, AsyncRegistration
 from lessor.client._election import AsyncElection
 from lessor.client._errors import LeaseLost
+from lessor.client._exchange import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._keeper import Keeper
 from lessor.client._lease import AsyncLease
 from lessor.client._lock import AsyncLock
 from lessor.client._login import Login
+from lessor.client._observed import Interceptor
 from lessor.client._requests import Bytes
 from lessor.client._txn import AsyncTxn
 
 
+@checked
 class AsyncClient(Calls):
     """A client for one etcd-compatible service. Connects at the first call; close it with `aclose` or `async with`.
 
@@ -49,6 +53,8 @@ class AsyncClient(Calls):
     ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers may
                        close the connection when this is less than 5 s
     ping_answer_s_max  longest wait for that sign; then the connection is given up
+    interceptors       each is called with every call that answers once (an `Outgoing`), and returns a context manager:
+                       the call is its block. For traces and metrics; streams are in `counters` alone
 
     Raises InvalidEndpoint. For tasks of one event loop; not for several threads.
     """
@@ -68,6 +74,7 @@ class AsyncClient(Calls):
         reply_bytes_max: int | None = None,
         ping_after_s: float = PING_AFTER_S,
         ping_answer_s_max: float = PING_ANSWER_S_MAX,
+        interceptors: Iterable[Interceptor] = (),
     ) -> None:
         channel = Channel(
             endpoints,
@@ -79,7 +86,7 @@ class AsyncClient(Calls):
             ping_after_s=ping_after_s,
             ping_answer_s_max=ping_answer_s_max,
         )
-        super().__init__(channel, timeout_s, Login(user, password, token))
+        super().__init__(channel, timeout_s, Login(user, password, asyncio.Lock(), token), interceptors)
         self._keeper = Keeper(self)
 
     async def __aenter__(self) -> "AsyncClient":

@@ -9,11 +9,13 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Generic, Self, TypeVar
 
+from lessor.client._arguments import checked
 from lessor.client._errors import CallTimeout
 
 T = TypeVar("T")
 
 
+@checked
 class AsyncBatches(Generic[T]):
     """Base class of the iterators. For one task at a time."""
 

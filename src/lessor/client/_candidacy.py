@@ -92,6 +92,7 @@ class Candidacy:
 
         CallTimeout when it is not first by then; it has left the line.
         """
+        self._calls.channel.own_loop()
         try:
             async with asyncio.timeout(timeout_s):
                 await self.enter(value, wait=True)

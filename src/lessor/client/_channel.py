@@ -1,45 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remote calls to a service that listens on one or several endpoints.
+"""Remote calls to a service, for the tasks of an event loop: one connection for all of them.
 
 Laws
-- Endpoints are tried in their order, beginning with the one that worked last. Proxies of the environment are ignored.
-- A call that surely did not happen (the connection could not be made, or the server refused the stream) is repeated on
-  another connection; a call that may have happened is repeated only when repetition changes nothing.
-- An endpoint that does not answer, or says that it cannot serve, is left: later calls go to the next one.
 - Nothing is connected before the first call, and nothing runs between calls: a channel has no tasks of its own.
 
-Not here: what the calls mean (`_calls.py`), bytes and streams (`_connection.py`).
+Which endpoint is asked, and when a call is repeated: `_service.py`. Not here: what the calls mean (`_calls.py`), bytes
+and streams (`_connection.py`).
 """
 
 import asyncio
-import os
-import socket
 import ssl as tls
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.message import Message
 
 from lessor.api.methods import Method
-from lessor.base.errors import Code
-from lessor.base.tls_errors import reason_of
-from lessor.client._connection import (
-    MESSAGE_BYTES_MAX,
-    PING_AFTER_S,
-    PING_ANSWER_S_MAX,
-    Call,
-    Connection,
-    Metadata,
-)
-from lessor.client._endpoint import Endpoint, parse_endpoints
-from lessor.client._errors import CallTimeout, ClientClosed, ConnectionLost, ServerError
-from lessor.client._tls import tls_context
+from lessor.client._connection import Call, Connection
+from lessor.client._endpoint import Endpoint
+from lessor.client._errors import ClientClosed, WrongLoop
+from lessor.client._exchange import PING_AFTER_S, PING_ANSWER_S_MAX, Metadata
+from lessor.client._service import Service
 
 SHUTDOWN_S_MAX = 2.0  # wait for the end of TLS from a server that we leave
 
 
-class Channel:
+class Channel(Service):
     """Calls to one service. Safe for any number of tasks of one event loop.
 
     endpoints          "host:port", "http(s)://host:port", "unix(s):///path"; a list, or separated by commas
@@ -63,102 +49,50 @@ class Channel:
         ping_after_s: float = PING_AFTER_S,
         ping_answer_s_max: float = PING_ANSWER_S_MAX,
     ) -> None:
-        sizes = (request_bytes_max or MESSAGE_BYTES_MAX, reply_bytes_max or MESSAGE_BYTES_MAX)
-        self._limits = (*sizes, ping_after_s, ping_answer_s_max)
-        self.endpoints = parse_endpoints(endpoints)
-        if ssl is not None:
-            self.endpoints = tuple(each._replace(tls=each.tls or each.tls_optional) for each in self.endpoints)
-        elif any(endpoint.tls for endpoint in self.endpoints):
-            ssl = tls_context()
-        if ssl is not None:
-            ssl.set_alpn_protocols(["h2"])
-        self._ssl = ssl
-        self._server_name = server_name
-        self._connect_timeout_s = connect_timeout_s
-        self._first = 0  # index of the endpoint to try first
+        super().__init__(
+            endpoints,
+            connect_timeout_s=connect_timeout_s,
+            ssl=ssl,
+            server_name=server_name,
+            request_bytes_max=request_bytes_max,
+            reply_bytes_max=reply_bytes_max,
+            ping_after_s=ping_after_s,
+            ping_answer_s_max=ping_answer_s_max,
+        )
         self._current: Connection | None = None
         self._connections: set[Connection] = set()  # also those that only finish their calls
         self._connecting = asyncio.Lock()
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # whose this channel is, from its first use on
 
-    async def unary(
-        self, method: Method, request: Message, *, timeout_s: float | None = None, metadata: Metadata = ()
-    ) -> Message:
-        """One request, one reply. `timeout_s`: longest wait, connecting included; None: no limit.
-
-        Raises ServerError, ConnectionLost or CallTimeout; each says in `outcome_unknown` whether a write may have
-        happened. Cost: one round trip; the first call also connects.
-        """
-        deadline = _deadline(timeout_s)
-        attempts_left = len(self.endpoints)
-        while True:
-            call: Call[Message] | None = None
-            try:
-                call = await self.start(method, timeout_s, deadline, metadata)
-                try:
-                    await call.send(request, last=True)
-                    reply = await call.receive()
-                    # The status comes after the reply: without a good one the reply does not count.
-                    if reply is None or await call.receive() is not None:
-                        text = f"{method.name}: not exactly one reply"
-                        raise ServerError(Code.INTERNAL, text, outcome_unknown=True)
-                    return reply
-                finally:
-                    call.cancel()
-            except ConnectionLost as error:
-                # A proxy before a server that is gone takes each connection, and ends it: the next call goes elsewhere.
-                if call is not None and call.unheard:
-                    self.distrust(call)
-                # Without a call no endpoint could be reached: they were all tried already.
-                if error.outcome_unknown or not attempts_left or call is None:
-                    raise
-            except CallTimeout:
-                if call is not None and call.unheard:
-                    self.distrust(call)
-                raise
-            except ServerError as error:
-                if error.code != Code.UNAVAILABLE or call is None or not self.distrust_if_others(call):
-                    raise
-                if error.outcome_unknown or not attempts_left:
-                    raise
-            attempts_left -= 1
-
-    @asynccontextmanager
-    async def stream(
-        self, method: Method, *, timeout_s: float | None = None, metadata: Metadata = ()
-    ) -> AsyncIterator[Call[Message]]:
-        """A call with messages in both directions, over when the block is left; see `Call`.
-
-        `timeout_s` is for the whole call, connecting included; None: no limit. Raises ConnectionLost when no endpoint
-        can be reached, CallTimeout.
-        """
-        call = await self.start(method, timeout_s, _deadline(timeout_s), metadata)
+    def own_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that runs; WrongLoop when it is another one than at first, or none of asyncio's."""
         try:
-            yield call
-        except CallTimeout:
-            if call.unheard:
-                self.distrust(call)
-            raise
-        finally:
-            call.cancel()
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongLoop("AsyncClient works in an event loop of asyncio, and none runs here; use Client") from None
+        if self._loop is not loop:
+            if self._loop is not None:
+                text = "this client belongs to another event loop: make one in each loop, or use Client"
+                raise WrongLoop(text)
+            self._loop = loop
+        return loop
+
+    def now_s(self) -> float:
+        return self.own_loop().time()
 
     async def start(
         self, method: Method, timeout_s: float | None = None, deadline: float | None = None, metadata: Metadata = ()
     ) -> Call[Message]:
-        """Opens a call, which its owner has to cancel. Its headers leave together with its first message.
-
-        `deadline` is an instant on the loop's clock; `timeout_s` is the time until then, for the server and the error.
-        """
+        loop = self.own_loop()
         connection, left_s = self._current, timeout_s
         if connection is None or not connection.usable or self._closed:
             try:
                 async with asyncio.timeout_at(deadline):
                     connection = await self._connected()
             except TimeoutError:
-                names = ", ".join(endpoint.text for endpoint in self.endpoints)
-                text = f"no connection to {names} within {timeout_s:g} s"
-                raise CallTimeout(text, timeout_s=timeout_s or 0.0) from None
-            left_s = None if deadline is None else max(deadline - asyncio.get_running_loop().time(), 0.0)
+                raise self._no_connection(timeout_s) from None
+            left_s = None if deadline is None else max(deadline - loop.time(), 0.0)
         return Call(connection, method, connection.headers(method, left_s, metadata), timeout_s, deadline)
 
     def distrust(self, call: Call[Any]) -> None:
@@ -172,14 +106,10 @@ class Channel:
             self._first = (self._first + 1) % len(self.endpoints)
         connection.retire()
 
-    def distrust_if_others(self, call: Call[Any]) -> bool:
-        """`distrust`, if there is another endpoint; returns whether there is."""
-        if len(self.endpoints) > 1:
-            self.distrust(call)
-        return len(self.endpoints) > 1
-
     async def aclose(self) -> None:
         """Closes all connections and waits for it. Calls that are underway fail, later ones raise ClientClosed."""
+        if self._connections:
+            self.own_loop()
         self._closed = True
         self._current = None
         for connection in list(self._connections):
@@ -198,7 +128,7 @@ class Channel:
             if self._current is None or not self._current.usable:
                 self._current = None
                 self._connections = {connection for connection in self._connections if not connection.lost}
-                connection = await self._connect()
+                connection: Connection = await self._connect()
                 if self._closed:  # meanwhile
                     await connection.aclose()
                     self._refuse_if_closed()
@@ -210,30 +140,9 @@ class Channel:
         if self._closed:
             raise ClientClosed("the client is closed")
 
-    async def _connect(self) -> Connection:
-        """To the first endpoint that takes the connection, in order, beginning with the one that worked last."""
-        count = len(self.endpoints)
-        reasons = []
-        taken = False
-        for turn in range(count):
-            index = (self._first + turn) % count
-            endpoint = self.endpoints[index]
-            try:
-                async with asyncio.timeout(self._connect_timeout_s):
-                    connection = await self._open(endpoint)
-            except TimeoutError:
-                reasons.append(f"{endpoint.text}: no connection within {self._connect_timeout_s:g} s")
-            except OSError as error:
-                taken = taken or (isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError))
-                closed = "the connection was closed"  # some errors of asyncio say nothing
-                if endpoint.tls:
-                    closed += " in the TLS handshake; perhaps the server speaks without TLS"
-                reasons.append(f"{endpoint.text}: {_reason(error) or closed}")
-            else:
-                self._first = index
-                return connection
-        text = f"cannot connect to {'; '.join(reasons)}"
-        raise ConnectionLost(text, endpoint=self.endpoints[self._first].text, taken=taken)
+    async def _open_in_time(self, endpoint: Endpoint) -> Connection:
+        async with asyncio.timeout(self._connect_timeout_s):
+            return await self._open(endpoint)
 
     async def _open(self, endpoint: Endpoint) -> Connection:
         loop = asyncio.get_running_loop()
@@ -249,23 +158,11 @@ class Channel:
             transport, connection = await loop.create_connection(
                 lambda: Connection(endpoint, *self._limits), endpoint.host, endpoint.port, **secure
             )
-        if endpoint.tls:
-            try:
-                await connection.heard()  # a server refuses our certificate only after the handshake
-            except BaseException:  # nobody waits any more, or it is lost
-                transport.abort()
-                raise
+        try:
+            # A server refuses our certificate only after the handshake, and one that speaks TLS hangs up on plain
+            # bytes. Until it has said its first word nothing is sent that it could carry out.
+            await connection.heard()
+        except BaseException:  # nobody waits any more, or it is lost
+            transport.abort()
+            raise
         return connection
-
-
-def _deadline(timeout_s: float | None) -> float | None:
-    return None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-
-
-def _reason(error: OSError) -> str:
-    """Why a connection could not be made, without the numbers and quotes that asyncio puts around it."""
-    if isinstance(error, tls.SSLError):
-        return reason_of(error)
-    if isinstance(error, socket.gaierror) or not error.errno:
-        return (error.strerror or str(error)).lower()
-    return os.strerror(error.errno).lower()

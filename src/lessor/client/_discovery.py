@@ -14,6 +14,7 @@ from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Literal, NamedTuple
 
+from lessor.client._arguments import checked
 from lessor.client._batches import AsyncBatches
 from lessor.client._caller import insist
 from lessor.client._calls import Calls
@@ -39,6 +40,7 @@ class Change(NamedTuple):
     instance: Instance
 
 
+@checked
 class AsyncRegistration:
     """`async with client.register("web", "10.0.0.5:80", 10):`: registered when the block begins, gone at its end.
 
@@ -112,6 +114,7 @@ class AsyncRegistration:
             self._error = error
 
 
+@checked
 class AsyncDiscovery(AsyncBatches[Change]):
     """`async with client.discover("web") as web:`: `web.instances` at any time, or `async for change in web`."""
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client import op
+from lessor.client._arguments import checked
 from lessor.client._calls import Calls
 from lessor.client._candidacy import Candidacy
 from lessor.client._errors import NotLeader
@@ -29,6 +30,7 @@ class Leader(NamedTuple):
     lease_id: int
 
 
+@checked
 class AsyncElection:
     """`election = client.election("scheduler")`, then `await election.campaign("host-1")`, or `observe()` only.
 

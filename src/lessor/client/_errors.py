@@ -6,11 +6,13 @@
       InvalidCertificate the caller: a certificate or key file that cannot be used
       ClientClosed       the caller: the client was closed
       UsedAfterFork      the caller: the client belongs to the parent process
+      WrongLoop          the caller: the client belongs to another event loop, or there is none of asyncio's
       ServerError        the server refused the call; nothing took effect, except where said below
         LoginFailed      it refused the user and password, before the call itself
-      WatchCanceled      the server ended a watch
+        TooLarge         the caller: a message is larger than the client's own limits
+      WatchCanceled      the server ended a watch, or does not allow it
         Compacted        because the history that the watch needs is gone
-      ConnectionLost     the network, or a server that is not there
+      ConnectionLost     the network, or a server that is not there; the caller, where TLS is set up wrongly
       CallTimeout        no answer came in the time that the caller allows
       LeaseLost          a lease has ended, or may have ended, without its owner's doing
       NotLeader          an election was lost, or never won
@@ -47,6 +49,17 @@ class ClientError(Exception):
         super().__init__(text)
         self.outcome_unknown = outcome_unknown
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors can be copied and sent to other processes."""
+        return _again, (type(self), self.args, self.__dict__.copy())
+
+
+def _again(kind: type[ClientError], args: tuple[Any, ...], state: dict[str, Any]) -> ClientError:
+    error = Exception.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class OutcomeUnknown(ClientError):  # noqa: N818 - it says what happened
     """A call that changes something failed, and the failure does not show whether it did. Never raised by itself.
@@ -71,6 +84,13 @@ class UsedAfterFork(ClientError, RuntimeError):  # noqa: N818 - it says what hap
     """The client's connection and thread belong to the parent process: make one in the child. Nothing was sent."""
 
 
+class WrongLoop(ClientError, RuntimeError):  # noqa: N818 - it says what happened
+    """An AsyncClient was used in another event loop than at first, or under trio, or in no loop. Nothing was sent.
+
+    Make one client in each loop, or use `Client`, which has a loop of its own.
+    """
+
+
 class ServerError(ClientError):
     """The server refused: `code` is the gRPC status, `message` the server's text, which for etcd's errors is etcd's.
 
@@ -86,7 +106,7 @@ class ServerError(ClientError):
         self.blame = Blame.CALLER if code in _CALLERS_FAULT else Blame.SERVER
 
     def __repr__(self) -> str:
-        return f"ServerError({self.code.name}, {self.message!r})"
+        return f"{type(self).__name__}({self.code.name}, {self.message!r})"
 
 
 _CALLERS_FAULT = frozenset(
@@ -97,22 +117,74 @@ _CALLERS_FAULT = frozenset(
 )
 
 
+class TooLarge(ServerError):  # noqa: N818 - it says what happened
+    """A request or a reply is larger than the client's own limits allow: see `request_bytes_max`, `reply_bytes_max`.
+
+    A request was not sent. Of a write whose reply is too large the outcome is unknown.
+    """
+
+    def __init__(self, code: Code, message: str, *, outcome_unknown: bool = False) -> None:
+        super().__init__(code, message, outcome_unknown=outcome_unknown)
+        self.blame = Blame.CALLER
+
+
 class LoginFailed(ServerError):  # noqa: N818 - it says what happened
     """The server knows no such user, or not with this password. The call itself was not made."""
+
+
+class Trouble(StrEnum):
+    """What is wrong between two sides that reach each other, where the first bytes show it. See `ConnectionLost`."""
+
+    NONE = ""
+    MAYBE_TLS = "maybe tls"  # it closes a connection without TLS at once, as a server does that speaks TLS
+    NO_TLS = "no tls"  # it does not speak TLS
+    MAYBE_NO_TLS = "maybe no tls"  # it closes the connection in the handshake, as a server does that speaks none
+    UNKNOWN_CA = "unknown ca"  # no authority that we trust vouches for its certificate
+    WRONG_NAME = "wrong name"  # its certificate is for another name
+    OWN_CERTIFICATE = "own certificate"  # it wants a certificate from us, or another one
+
+    @property
+    def certain(self) -> bool:
+        """Whether another attempt cannot succeed until somebody changes something."""
+        return self not in (Trouble.NONE, Trouble.MAYBE_TLS, Trouble.MAYBE_NO_TLS)
+
+
+# What mends it, in terms of this library.
+_MENDS = {
+    Trouble.MAYBE_TLS: "if it speaks TLS, write https:// or pass ssl=tls_context(...)",
+    Trouble.NO_TLS: "write http:// and leave ssl out",
+    Trouble.MAYBE_NO_TLS: "if it speaks no TLS, write http:// and leave ssl out",
+    Trouble.UNKNOWN_CA: "name its authority with ssl=tls_context(ca_file=...)",
+    Trouble.WRONG_NAME: "name the certificate's host with server_name=...",
+    Trouble.OWN_CERTIFICATE: "show it a certificate with ssl=tls_context(cert_file=..., key_file=...)",
+}
 
 
 class ConnectionLost(ClientError):  # noqa: N818 - it says what happened
     """No connection could be made, or it ended before the answer came. `endpoint`: where it led or should have led.
 
     `taken`: whether something listens there that took the connection and then ended it. False: nothing is known of it.
+    `trouble`: what is wrong with TLS; the text then ends with the option that mends it, and `what` is without that.
     """
 
     blame = Blame.NETWORK
 
-    def __init__(self, text: str, *, endpoint: str, taken: bool = False, outcome_unknown: bool = False) -> None:
-        super().__init__(text, outcome_unknown=outcome_unknown)
+    def __init__(
+        self,
+        text: str,
+        *,
+        endpoint: str,
+        taken: bool = False,
+        trouble: Trouble = Trouble.NONE,
+        outcome_unknown: bool = False,
+    ) -> None:
+        super().__init__(f"{text}; {_MENDS[trouble]}" if trouble else text, outcome_unknown=outcome_unknown)
+        self.what = text
         self.endpoint = endpoint
         self.taken = taken
+        self.trouble = trouble
+        if trouble.certain:
+            self.blame = Blame.CALLER
 
 
 class CallTimeout(ClientError):  # noqa: N818 - it says what happened
@@ -126,13 +198,38 @@ class CallTimeout(ClientError):  # noqa: N818 - it says what happened
 
 
 class WatchCanceled(ClientError):  # noqa: N818 - it says what happened
-    """The server ended a watch and will not go on with it. `reason`: the server's words."""
+    """The server ended a watch and will not go on with it. `reason`: the server's words.
+
+    `code`: the gRPC status in those words, or None. It decides who is to blame, as for ServerError: a watch on keys
+    that the user may not read is the caller's fault.
+    """
 
     blame = Blame.SERVER
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the watch was canceled: {reason}")
         self.reason = reason
+        self.code = _code_in(reason)
+        if self.code in _CALLERS_FAULT or reason in _WATCHES_THAT_CANNOT_BE:
+            self.blame = Blame.CALLER
+
+
+# etcd's words for a request that no server would take; they come without a code.
+_WATCHES_THAT_CANNOT_BE = frozenset(
+    {
+        "mvcc: watcher range is empty",
+        "mvcc: duplicate watch ID provided on the WatchStream",
+    }
+)
+
+
+def _code_in(reason: str) -> Code | None:
+    """The status in Go's text of an error: `rpc error: code = PermissionDenied desc = ...`."""
+    prefix, _, rest = reason.partition("rpc error: code = ")
+    name = rest.partition(" ")[0]
+    if prefix:
+        return None
+    return next((code for code in Code if code.name.title().replace("_", "") == name), None)
 
 
 class Compacted(WatchCanceled):
@@ -172,6 +269,10 @@ class ServerErrorInDoubt(ServerError, OutcomeUnknown):  # noqa: N818 - it says w
     """A ServerError after which a write may have happened."""
 
 
+class TooLargeInDoubt(TooLarge, OutcomeUnknown):
+    """A TooLarge after which a write may have happened."""
+
+
 class ConnectionLostInDoubt(ConnectionLost, OutcomeUnknown):
     """A ConnectionLost after which a write may have happened."""
 
@@ -183,6 +284,7 @@ class CallTimeoutInDoubt(CallTimeout, OutcomeUnknown):
 # `raise ConnectionLost(..., outcome_unknown=True)` raises the second class of its line.
 _IN_DOUBT: dict[type[ClientError], type[Any]] = {
     ServerError: ServerErrorInDoubt,
+    TooLarge: TooLargeInDoubt,
     ConnectionLost: ConnectionLostInDoubt,
     CallTimeout: CallTimeoutInDoubt,
 }

@@ -27,10 +27,12 @@ from google.protobuf.message import Message
 
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.client._caller import HAS_LEADER, RECONNECT_S_MAX, Backoff, Caller, passing
+from lessor.client._asker import HAS_LEADER
+from lessor.client._caller import RECONNECT_S_MAX, Backoff, Caller, passing
 from lessor.client._connection import Call
 from lessor.client._errors import ClientError, LeaseLost, ServerError
 from lessor.client._login import token_refused
+from lessor.client._observed import LOG
 
 _KEEP_ALIVE = BY_PATH["/etcdserverpb.Lease/LeaseKeepAlive"]
 
@@ -108,7 +110,8 @@ class Keeper:
     def close(self) -> None:
         """Stops renewing: each lease that is still kept is lost to its owner."""
         for kept in list(self._leases.values()):
-            self._lose(kept, "the client was closed")
+            self.drop(kept)
+            kept.on_lost(LeaseLost(kept.lease_id, "the client was closed"))
 
     # --- the timer ----------------------------------------------------------------------------------------------
 
@@ -159,6 +162,8 @@ class Keeper:
 
     def _lose(self, kept: Kept, reason: str) -> None:
         self.drop(kept)
+        self._caller.counters.lost_leases += 1
+        LOG.warning("lease %016x is lost: %s", kept.lease_id, reason)
         kept.on_lost(LeaseLost(kept.lease_id, reason))
 
     # --- the stream ---------------------------------------------------------------------------------------------
@@ -218,6 +223,7 @@ class Keeper:
             self.gone(kept)
         if kept.over:
             return
+        self._caller.counters.renewals += 1
         kept.renewed(reply.TTL, sent_at)
         self._plan(kept, kept.due_at)
         self._arm()

@@ -14,12 +14,14 @@ from contextlib import suppress
 from types import TracebackType
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.client._caller import DEFAULT, Timeout
+from lessor.client._arguments import checked
+from lessor.client._asker import DEFAULT, Timeout
 from lessor.client._calls import Calls
 from lessor.client._errors import ClientError, LeaseLost
 from lessor.client._keeper import Keeper, Kept
 
 
+@checked
 class AsyncLost:
     """Whether and when a lease was lost; `lease.lost`."""
 
@@ -42,6 +44,7 @@ class AsyncLost:
         return self.is_set()
 
 
+@checked
 class AsyncLease:
     """`async with client.lease(30) as lease:`: granted when the block begins, renewed meanwhile, revoked at its end.
 
@@ -90,7 +93,7 @@ class AsyncLease:
         """
         if self._kept is not None:
             raise ValueError("a lease is granted once; make another")
-        loop = asyncio.get_running_loop()
+        loop = self._calls.channel.own_loop()
         self._clock = loop.time  # bound to the loop; any thread may call it
         sent_at = loop.time()
         reply = await self._calls.grant(self._asked_ttl_s, self._asked_id, timeout_s=timeout_s)

@@ -12,10 +12,12 @@ not need that: make `lock.mine` a condition of their txn.
 from types import TracebackType
 
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.client._arguments import checked
 from lessor.client._candidacy import Candidacy
 from lessor.client._lease import AsyncLease
 
 
+@checked
 class AsyncLock:
     """`async with client.lock("jobs/42") as lock:`; see the module for what it does and does not protect."""
 

@@ -7,14 +7,14 @@ Laws
 - Calls to a server whose auth is off carry no token, until it says that it wants one.
 """
 
-import asyncio
-from typing import cast
+from contextlib import AbstractAsyncContextManager
+from typing import Any, cast
 
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import errors
-from lessor.client._channel import Channel
 from lessor.client._errors import LoginFailed, ServerError
+from lessor.client._service import Service
 
 _AUTHENTICATE = BY_PATH["/etcdserverpb.Auth/Authenticate"]
 _NEW_TOKEN_HELPS = (errors.INVALID_AUTH_TOKEN, errors.OLD_AUTH_REVISION, errors.USER_EMPTY)
@@ -35,21 +35,24 @@ def watch_refused(response: rpc.WatchResponse) -> bool:
 
 
 class Login:
-    """One user at one service. Without a name there is no user, and calls carry `given`, or no token."""
+    """One user at one service. Without a name there is no user, and calls carry `given`, or no token.
 
-    def __init__(self, user: str, password: str, given: str = "") -> None:
+    `lock`: lets one call at a time log in.
+    """
+
+    def __init__(self, user: str, password: str, lock: AbstractAsyncContextManager[Any], given: str = "") -> None:
         self._user = "" if given else user
         self._password = password
         self._given: Token = (("token", given),) if given else ()
         self._token: Token | None = None
-        self._logging_in = asyncio.Lock()
+        self._logging_in = lock
 
     @property
     def final(self) -> bool:
         """Whether no other token can be got: nobody logs in."""
         return not self._user
 
-    async def token(self, channel: Channel, timeout_s: float | None) -> Token:
+    async def token(self, channel: Service, timeout_s: float | None) -> Token:
         """The metadata that calls carry. Raises LoginFailed, or as any call."""
         if self.final:
             return self._given
@@ -58,6 +61,7 @@ class Login:
                 request = rpc.AuthenticateRequest(name=self._user, password=self._password)
                 try:
                     reply = await channel.unary(_AUTHENTICATE, request, timeout_s=timeout_s)
+                    channel.counters.logins += 1
                     self._token = (("token", cast(rpc.AuthenticateResponse, reply).token),)
                 except ServerError as error:
                     if error.message != errors.AUTH_NOT_ENABLED.message:

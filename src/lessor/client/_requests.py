@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests about keys, from Python's arguments: shared by the client's methods and the steps of a txn.
 
-Law: nothing is checked here that the server checks; the caller gets the server's own error.
+Law: nothing is checked here that the server checks; the caller gets the server's own error. Wrong types are found
+before: `_arguments.py`.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Final, cast
 
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import key_range as ranges
+from lessor.client._enums import SortOrder, SortTarget
 
 Bytes = bytes | str
 
@@ -16,7 +18,11 @@ FROM_KEY: Final = b"\0"  # as a range end: all keys from the first one on
 
 
 def to_bytes(text: Bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else text
+    if isinstance(text, str):
+        return text.encode()
+    if not isinstance(text, bytes):
+        raise TypeError(f"bytes or str are wanted, not {type(text).__name__}")
+    return text
 
 
 def prefix_end(prefix: Bytes) -> bytes:
@@ -61,8 +67,8 @@ def range_request(
     prefix: bool = False,
     limit: int = 0,
     revision: int = 0,
-    sort_order: int = 0,
-    sort_target: int = 0,
+    sort_order: SortOrder | int = SortOrder.NONE,
+    sort_target: SortTarget | int = SortTarget.KEY,
     serializable: bool = False,
     keys_only: bool = False,
     count_only: bool = False,

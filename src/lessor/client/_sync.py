@@ -22,14 +22,16 @@ from lessor.api.proto import leases_pb2
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.client._admin import AsyncAuth, AsyncCluster, AsyncMaintenance
+from lessor.client._asker import DEFAULT, Timeout
 from lessor.client._async import AsyncClient
-from lessor.client._caller import DEFAULT, Timeout
-from lessor.client._connection import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._discovery import AsyncDiscovery, AsyncRegistration, Change, Instance
 from lessor.client._election import AsyncElection, Leader
+from lessor.client._enums import EventFilter, LeaseOrder, SortOrder, SortTarget
 from lessor.client._errors import LeaseLost
+from lessor.client._exchange import PING_AFTER_S, PING_ANSWER_S_MAX
 from lessor.client._lease import AsyncLease, AsyncLost
 from lessor.client._lock import AsyncLock
+from lessor.client._observed import Counters, Interceptor
 from lessor.client._portal import Batches, Facade, Portal, Stream
 from lessor.client._requests import Bytes
 from lessor.client._txn import AsyncTxn
@@ -559,6 +561,8 @@ class Client(Facade[AsyncClient]):
     ping_after_s       silence of the server, while calls wait, after which it is asked for a sign of life. Servers may
                        close the connection when this is less than 5 s
     ping_answer_s_max  longest wait for that sign; then the connection is given up
+    interceptors       each is called with every call that answers once (an `Outgoing`), and returns a context manager:
+                       the call is its block. For traces and metrics; streams are in `counters` alone
 
     Raises InvalidEndpoint. For threads.
     """
@@ -578,6 +582,7 @@ class Client(Facade[AsyncClient]):
         reply_bytes_max: int | None = None,
         ping_after_s: float = PING_AFTER_S,
         ping_answer_s_max: float = PING_ANSWER_S_MAX,
+        interceptors: Iterable[Interceptor] = (),
     ) -> None:
         inner = AsyncClient(
             endpoints,
@@ -592,6 +597,7 @@ class Client(Facade[AsyncClient]):
             reply_bytes_max=reply_bytes_max,
             ping_after_s=ping_after_s,
             ping_answer_s_max=ping_answer_s_max,
+            interceptors=interceptors,
         )
         super().__init__(Portal(inner.aclose), inner)
 
@@ -666,6 +672,82 @@ class Client(Facade[AsyncClient]):
         """Users, roles and permissions."""
         return Auth(self._portal, self._inner.auth)
 
+    def keep_alive(self, lease_id: int) -> Stream[rpc.LeaseKeepAliveResponse]:
+        """Renews a lease at once and then at every third of its TTL, yields each renewal, ends when the lease is gone.
+
+        The renewals happen when the next item is asked for, so do not stay away longer than two thirds of the TTL. A
+        lost connection is made again until the TTL has passed since the last renewal. Then ConnectionLost or
+        CallTimeout is raised: the lease may be gone by then. Before the first renewal they are raised at once.
+        """
+        return Stream(self._portal, self._inner.keep_alive(lease_id))
+
+    def watch(
+        self,
+        key: Bytes,
+        *,
+        range_end: Bytes = b"",
+        prefix: bool = False,
+        start_revision: int = 0,
+        prev_kv: bool = False,
+        progress_notify: bool = False,
+        filters: Sequence[EventFilter | int] = (),
+    ) -> Stream[rpc.WatchResponse]:
+        """Yields the server's responses about changes of a key or, as in `get`, a range: in order, none twice.
+
+        start_revision   the first revision of interest, also a past one; 0: from now on
+        prev_kv          each event has the key as it was before
+        progress_notify  also yield, from time to time, a response without events: nothing is missing up to its
+                         header.revision
+        filters          EventFilters: kinds of event to leave out
+
+        The events of one revision come in one response. A response with `canceled` is the last: the server ends the
+        watch, with the reason in `cancel_reason`, or in `compact_revision` when the start is no longer in the history.
+        After a lost connection the watch goes on where it was, however long that takes; only a first connection that
+        cannot be made raises ConnectionLost.
+        """
+        return Stream(
+            self._portal,
+            self._inner.watch(
+                key,
+                range_end=range_end,
+                prefix=prefix,
+                start_revision=start_revision,
+                prev_kv=prev_kv,
+                progress_notify=progress_notify,
+                filters=filters,
+            ),
+        )
+
+    def events(
+        self,
+        key: Bytes,
+        *,
+        range_end: Bytes = b"",
+        prefix: bool = False,
+        start_revision: int = 0,
+        prev_kv: bool = False,
+        progress_notify: bool = False,
+        filters: Sequence[EventFilter | int] = (),
+    ) -> Watch:
+        """Changes of a key or range, event by event; arguments as for `watch`, which yields the same as responses.
+
+        with client.events("service/", prefix=True) as watch:
+            for event in watch:
+                print(event.type, event.kv.key, event.kv.value)
+        """
+        return Watch(
+            self._portal,
+            self._inner.events(
+                key,
+                range_end=range_end,
+                prefix=prefix,
+                start_revision=start_revision,
+                prev_kv=prev_kv,
+                progress_notify=progress_notify,
+                filters=filters,
+            ),
+        )
+
     def grant(self, ttl_s: int, lease_id: int = 0, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseGrantResponse:
         """Makes a lease of at least `ttl_s` seconds; the server may raise a short TTL to its minimum (see reply.TTL).
 
@@ -696,7 +778,7 @@ class Client(Facade[AsyncClient]):
         *,
         key_prefix: Bytes = b"",
         remaining_s_max: float = 0.0,
-        order: int = 0,
+        order: LeaseOrder | int = LeaseOrder.ID,
         limit: int = 0,
         keys_limit: int = 0,
         timeout_s: Timeout = DEFAULT,
@@ -705,7 +787,7 @@ class Client(Facade[AsyncClient]):
 
         key_prefix       only leases with a key that begins with it
         remaining_s_max  only leases with at most so many seconds left, to the millisecond; 0: all
-        order            a number of LeaseListRequest.Order: by id, by remaining time, by number of keys (most first)
+        order            a LeaseOrder: by id, by remaining time, by number of keys (most first)
         limit            the most leases of a page, up to 10,000; 0: 100
         keys_limit       the most keys shown of a lease, up to 1,000; 0: none
 
@@ -741,15 +823,6 @@ class Client(Facade[AsyncClient]):
     def keep_alive_once(self, lease_id: int, *, timeout_s: Timeout = DEFAULT) -> rpc.LeaseKeepAliveResponse:
         """Renews a lease once, to its full TTL. ServerError NotFound: it is gone."""
         return self._portal.run(self._inner.keep_alive_once(lease_id, timeout_s=timeout_s))
-
-    def keep_alive(self, lease_id: int) -> Stream[rpc.LeaseKeepAliveResponse]:
-        """Renews a lease at once and then at every third of its TTL, yields each renewal, ends when the lease is gone.
-
-        The renewals happen when the next item is asked for, so do not stay away longer than two thirds of the TTL. A
-        lost connection is made again until the TTL has passed since the last renewal. Then ConnectionLost or
-        CallTimeout is raised: the lease may be gone by then. Before the first renewal they are raised at once.
-        """
-        return Stream(self._portal, self._inner.keep_alive(lease_id))
 
     def put(
         self,
@@ -787,8 +860,8 @@ class Client(Facade[AsyncClient]):
         prefix: bool = False,
         limit: int = 0,
         revision: int = 0,
-        sort_order: int = 0,
-        sort_target: int = 0,
+        sort_order: SortOrder | int = SortOrder.NONE,
+        sort_target: SortTarget | int = SortTarget.KEY,
         serializable: bool = False,
         keys_only: bool = False,
         count_only: bool = False,
@@ -804,7 +877,7 @@ class Client(Facade[AsyncClient]):
         prefix        all keys that begin with `key`; without range_end
         limit         at most so many keys (reply.more says that there are others); 0: all
         revision      the state at that revision; 0: now. OutOfRange when it is compacted or not reached yet
-        sort_order, sort_target  numbers of RangeRequest.SortOrder and .SortTarget; by default in key order
+        sort_order, sort_target  a SortOrder and a SortTarget; by default in key order
         serializable  answer from memory without asking the cluster: quicker, possibly stale
         keys_only, count_only    leave out the values, or everything but reply.count
         min_.., max_..           only keys within these revisions, both included; 0: no bound
@@ -837,8 +910,8 @@ class Client(Facade[AsyncClient]):
         prefix: bool = False,
         limit: int = 0,
         revision: int = 0,
-        sort_order: int = 0,
-        sort_target: int = 0,
+        sort_order: SortOrder | int = SortOrder.NONE,
+        sort_target: SortTarget | int = SortTarget.KEY,
         serializable: bool = False,
         keys_only: bool = False,
         count_only: bool = False,
@@ -912,73 +985,6 @@ class Client(Facade[AsyncClient]):
         """
         return self._portal.run(self._inner.compact(revision, physical=physical, timeout_s=timeout_s))
 
-    def watch(
-        self,
-        key: Bytes,
-        *,
-        range_end: Bytes = b"",
-        prefix: bool = False,
-        start_revision: int = 0,
-        prev_kv: bool = False,
-        progress_notify: bool = False,
-        filters: Sequence[int] = (),
-    ) -> Stream[rpc.WatchResponse]:
-        """Yields the server's responses about changes of a key or, as in `get`, a range: in order, none twice.
-
-        start_revision   the first revision of interest, also a past one; 0: from now on
-        prev_kv          each event has the key as it was before
-        progress_notify  also yield, from time to time, a response without events: nothing is missing up to its
-                         header.revision
-        filters          numbers of WatchCreateRequest.FilterType: kinds of event to leave out
-
-        The events of one revision come in one response. A response with `canceled` is the last: the server ends the
-        watch, with the reason in `cancel_reason`, or in `compact_revision` when the start is no longer in the history.
-        After a lost connection the watch goes on where it was, however long that takes; only a first connection that
-        cannot be made raises ConnectionLost.
-        """
-        return Stream(
-            self._portal,
-            self._inner.watch(
-                key,
-                range_end=range_end,
-                prefix=prefix,
-                start_revision=start_revision,
-                prev_kv=prev_kv,
-                progress_notify=progress_notify,
-                filters=filters,
-            ),
-        )
-
-    def events(
-        self,
-        key: Bytes,
-        *,
-        range_end: Bytes = b"",
-        prefix: bool = False,
-        start_revision: int = 0,
-        prev_kv: bool = False,
-        progress_notify: bool = False,
-        filters: Sequence[int] = (),
-    ) -> Watch:
-        """Changes of a key or range, event by event; arguments as for `watch`, which yields the same as responses.
-
-        with client.events("service/", prefix=True) as watch:
-            for event in watch:
-                print(event.type, event.kv.key, event.kv.value)
-        """
-        return Watch(
-            self._portal,
-            self._inner.events(
-                key,
-                range_end=range_end,
-                prefix=prefix,
-                start_revision=start_revision,
-                prev_kv=prev_kv,
-                progress_notify=progress_notify,
-                filters=filters,
-            ),
-        )
-
     def snapshot(self, *, form: str = "etcd") -> Stream[rpc.SnapshotResponse]:
         """A copy of the server's data as a file, in pieces; the last one is the SHA-256 of those before it.
 
@@ -995,6 +1001,11 @@ class Client(Facade[AsyncClient]):
         Raises KeyError for a path that is not in the table; otherwise as all calls do.
         """
         return self._portal.run(self._inner.call(method, request, timeout_s=timeout_s))
+
+    @property
+    def counters(self) -> Counters:
+        """How often what has happened to this client: calls, errors, connections, renewals. Read it from any thread."""
+        return self._inner.counters
 
     def request_progress(self) -> None:
         """Asks how far each watch of this client is. A watch yields a response without events once all was sent to it.

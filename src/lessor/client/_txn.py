@@ -2,10 +2,12 @@
 """A txn step by step: conditions, the operations for when they hold, the operations for when they do not."""
 
 from lessor.api.proto import rpc_pb2 as rpc
-from lessor.client._caller import DEFAULT, Timeout
+from lessor.client._arguments import checked
+from lessor.client._asker import DEFAULT, Timeout
 from lessor.client._calls import Calls
 
 
+@checked
 class AsyncTxn:
     """Gathers the parts of a txn, in any order; `commit` carries it out. Made by `client.transaction()`.
 

@@ -21,11 +21,13 @@ from google.protobuf.message import Message
 from lessor.api.methods import BY_PATH
 from lessor.api.proto import mvcc_pb2 as mvcc
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.client._asker import HAS_LEADER
 from lessor.client._batches import AsyncBatches
-from lessor.client._caller import HAS_LEADER, Backoff, Caller, passing
+from lessor.client._caller import Backoff, Caller, passing
 from lessor.client._connection import Call
 from lessor.client._errors import CallTimeout, ClientError, Compacted, ConnectionLost, ServerError, WatchCanceled
 from lessor.client._login import watch_refused
+from lessor.client._observed import LOG
 
 _WATCH = BY_PATH["/etcdserverpb.Watch/Watch"]
 
@@ -58,6 +60,8 @@ class Follower:
                 response = None
             if response is None:
                 self.close()
+                self._caller.counters.resumed_watches += 1
+                LOG.info("a watch begins anew at revision %d", self.create.start_revision)
                 await asyncio.sleep(self._backoff.next_s())
                 continue
             if watch_refused(response) and self._credentials.renew():

@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from lessor.api.proto import rpc_pb2 as rpc
+from lessor.client._arguments import checked
+from lessor.client._enums import SortOrder, SortTarget
 from lessor.client._requests import Bytes, delete_request, key_range, put_request, range_request, to_bytes
 
 V = TypeVar("V")
 
 
+@checked
 def put(
     key: Bytes,
     value: Bytes = b"",
@@ -30,14 +33,15 @@ def put(
     return rpc.RequestOp(request_put=put_request(key, value, lease_id, prev_kv, ignore_value, ignore_lease))
 
 
+@checked
 def get(
     key: Bytes,
     *,
     range_end: Bytes = b"",
     prefix: bool = False,
     limit: int = 0,
-    sort_order: int = 0,
-    sort_target: int = 0,
+    sort_order: SortOrder | int = SortOrder.NONE,
+    sort_target: SortTarget | int = SortTarget.KEY,
     keys_only: bool = False,
     count_only: bool = False,
 ) -> rpc.RequestOp:
@@ -55,11 +59,13 @@ def get(
     return rpc.RequestOp(request_range=request)
 
 
+@checked
 def delete(key: Bytes, *, range_end: Bytes = b"", prefix: bool = False, prev_kv: bool = False) -> rpc.RequestOp:
     """Deletes keys, as `Client.delete` does."""
     return rpc.RequestOp(request_delete_range=delete_request(key, range_end, prefix, prev_kv))
 
 
+@checked
 def txn(
     compare: Sequence[rpc.Compare] = (),
     success: Sequence[rpc.RequestOp] = (),
@@ -67,6 +73,12 @@ def txn(
 ) -> rpc.RequestOp:
     """A txn inside of a txn."""
     return rpc.RequestOp(request_txn=rpc.TxnRequest(compare=compare, success=success, failure=failure))
+
+
+def _number(value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"it is compared with a whole number, not {type(value).__name__}")
+    return value
 
 
 class Term(Generic[V]):
@@ -91,6 +103,7 @@ class Term(Generic[V]):
         return self._compare(rpc.Compare.GREATER, other)
 
 
+@checked
 class Key:
     """A key in conditions: `Key("a").value == "x"`, `Key("a").version > 3`, `Key("a").missing`.
 
@@ -110,19 +123,19 @@ class Key:
     @property
     def version(self) -> Term[int]:
         """How often it was put since it was created."""
-        return Term(lambda result, other: self._condition(result, rpc.Compare.VERSION, version=other))
+        return Term(lambda result, other: self._condition(result, rpc.Compare.VERSION, version=_number(other)))
 
     @property
     def create_revision(self) -> Term[int]:
-        return Term(lambda result, other: self._condition(result, rpc.Compare.CREATE, create_revision=other))
+        return Term(lambda result, other: self._condition(result, rpc.Compare.CREATE, create_revision=_number(other)))
 
     @property
     def mod_revision(self) -> Term[int]:
-        return Term(lambda result, other: self._condition(result, rpc.Compare.MOD, mod_revision=other))
+        return Term(lambda result, other: self._condition(result, rpc.Compare.MOD, mod_revision=_number(other)))
 
     @property
     def lease_id(self) -> Term[int]:
-        return Term(lambda result, other: self._condition(result, rpc.Compare.LEASE, lease=other))
+        return Term(lambda result, other: self._condition(result, rpc.Compare.LEASE, lease=_number(other)))
 
     @property
     def missing(self) -> rpc.Compare:

@@ -110,6 +110,7 @@ class Server:
         self.core: Core
         self.services: Services
         self.role: Role
+        self.disk_space: DiskSpace
         self.exit_code = 0
         self.follows_on = False  # it stops because it was taken over, and a new Server is to follow who leads
         self._clock = clock or MonotonicClock()
@@ -240,7 +241,8 @@ class Server:
         turn.start(loop, self._stop_unanswered)
         self._notify_progress(loop)
         Compactor(self.core, self.options).start(loop)
-        DiskSpace(self.options.data_dir, self.core.metrics).start(loop)
+        self.disk_space = DiskSpace(self.options.data_dir, self.core.metrics)
+        self.disk_space.start(loop)
         if turn.following:
             self.role.stand_by()
         await self.listen()

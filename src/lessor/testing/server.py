@@ -42,11 +42,13 @@ from lessor.server.command import parse
 from lessor.server.main import Server
 from lessor.server.options import Options
 from lessor.testing.faults import Faults
-from lessor.testing.virtual_clock import VirtualClock, VirtualLoop
+from lessor.testing.virtual_clock import VirtualClock, VirtualLoop, check_seconds
 
 T = TypeVar("T")
 END_S_MAX = 30.0  # a server that stops gives its calls five seconds; the machine may be busy
 CALL_S_MAX = 10.0
+DELAY_S_MAX = 86_400  # of replies
+JUMPING_LOOK_S = 1e6  # how often the space on the disk is looked at during a jump, in virtual time
 
 
 def quick_engine(data_dir: Path) -> Engine:
@@ -233,7 +235,12 @@ class InProcessServer:
 
     @contextlib.contextmanager
     def delay_replies(self, seconds: float) -> Iterator[None]:
-        """Within the block all that the server sends leaves `seconds` later, in real time."""
+        """Within the block all that the server sends leaves `seconds` later, in real time.
+
+        Raises TypeError and ValueError for anything but a number from 0 to a day.
+        """
+        if check_seconds("a delay", seconds) > DELAY_S_MAX:
+            raise ValueError(f"a delay of {seconds!r} s: it takes {DELAY_S_MAX} s at the most")
         self._delay(seconds)
         try:
             yield
@@ -350,8 +357,11 @@ class _Timed:
 
     def __init__(self, server: Server, clock: VirtualClock) -> None:
         self._core = server.core
+        self._disk_space = server.disk_space
+        self._loop = asyncio.get_running_loop()
         self._passwords = server.services.passwords
         self._clock = clock
+        self._core.turn.end_leases_exactly()
         if not clock.flowing:
             self._core.pages.metrics_page_s = 0.0  # the page would be as old as the last jump
 
@@ -366,8 +376,9 @@ class _Timed:
         return None if deadline_s is None else self._clock.now_s() + deadline_s - self._core.turn.now_s()
 
     def hurry(self, jumping: bool) -> None:
-        # The reading of the data clock is saved once a second, which would be most of the work of a long jump.
+        # The data clock is saved once a second and the disk looked at every ten: most of the work of a long jump.
         self._core.turn.clock_save_s = math.inf if jumping else limits.CLOCK_SAVE_S
+        self._disk_space.look_every(JUMPING_LOOK_S if jumping else limits.DISK_LOOK_S, self._loop)
         self._core.turn.schedule()
 
 

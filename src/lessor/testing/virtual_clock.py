@@ -8,11 +8,20 @@ Laws
   all consequences are over: callbacks have run, batches are on disk, bytes are handed to the sockets. Bytes that wait
   in the sockets are read before each step, so a keepalive that was sent before the jump counts.
 - Time never runs backwards, and never moves while a commit or the hash of a password is under way.
+- Time is a whole number of microseconds. A jump moves it by exactly what was asked, and runs what is due until its end,
+  the end included, and nothing else. A lease granted (or renewed) at an instant, with a TTL of whole seconds, lives
+  until one microsecond before that instant plus the TTL, and has ended at it.
 
 Theory of operation. An asyncio loop asks its selector to wait until the next timer is due. It asks only when nothing is
 ready to run. The selector here then looks at the sockets. While they have bytes, or a thread of the server works, time
 does not move. Otherwise, in a jump, time is set to the instant of that timer, and the loop runs it. When no timer is
 left before the end of the jump, time is set to the end, and the jump is over.
+
+The server computes with float seconds, which do not hold a microsecond exactly. So a reading is rounded down to a
+multiple of 2**-20 s (0.95 us). Such multiples are exact floats, and so are their sums and differences, up to
+CLOCK_S_MAX. Different microseconds have different readings, and a whole second more is exactly 1.0 more in the reading.
+That is why no deadline of whole seconds is ever rounded. asyncio compares a timer with the time plus a nanosecond, a
+sum that half a year rounds away; so the loop keeps a timer half a multiple before the instant at which it is to run.
 
 A *frozen* clock moves by jumps only, so a test of an hour is exact. A *flowing* clock runs with real time, and jumps on
 top. Clients are not on this clock: one that renews every ten real seconds does not renew during a jump of an hour.
@@ -26,21 +35,19 @@ import math
 import selectors
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextvars import Context
 from typing import Any, Protocol, TypeVarTuple
 
 from lessor.base.clock import MonotonicClock
-from lessor.server.loop.expiry import MARGIN_S
 
 FIRST_S = 1_000.0  # the first reading of a frozen clock
-# A lease ends MARGIN_S after its deadline. A jump as long as its TTL must end it, so a jump also runs the timers that
-# are due so soon after its end.
-LATE_S_MAX = 2 * MARGIN_S
-TICK_S = 1e-6  # the shortest delay of a timer: one that sets itself again within a rounding error would never end
+CLOCK_S_MAX = 1 << 32  # 136 years; half of what a float holds in multiples of GRAIN_S, for deadlines of leases
+GRAIN_S = 2.0**-20  # a reading is a multiple of it
+TICK_S = GRAIN_S  # the shortest delay of a timer: one that sets itself again without a delay would never end
 LOOK_S = 0.0005  # how often to look whether the threads are done; the most important ones wake the loop themselves
 AUTO_IDLE_S = 0.02
-JUMP_REAL_S_MAX = 60.0  # when a jump takes longer, the server hangs
+STUCK_REAL_S = 60.0  # a server that makes no step of a jump for so long hangs
 
 _real = MonotonicClock()
 Ts = TypeVarTuple("Ts")
@@ -72,40 +79,55 @@ class VirtualClock:
 
     def __init__(self, *, flowing: bool = False) -> None:
         self.flowing = flowing
-        self._base_s = 0.0 if flowing else FIRST_S
+        self._base_us = 0 if flowing else int(FIRST_S) * 1_000_000
         self._loop: VirtualLoop | None = None
         self._one_at_a_time = threading.Lock()
         self._server: Timed | None = None
-        self._jump: tuple[float, Future[None]] | None = None  # (the end, the future of the caller)
+        self._jump: tuple[int, Future[None]] | None = None  # (the end in microseconds, the future of the caller)
         self._arrived = False  # time is at the end of the jump, and only work is left
         self._auto_idle_s: float | None = None
         self._heard_s = 0.0  # when a socket or a thread last had something for the loop, in real time
 
     def now_s(self) -> float:
-        """Seconds on this clock. Implements `lessor.base.clock.Clock`."""
-        return self._base_s + _real.now_s() if self.flowing else self._base_s
+        """Seconds on this clock, a multiple of GRAIN_S. Implements `lessor.base.clock.Clock`."""
+        return _reading_s(self._now_us())
+
+    def _now_us(self) -> int:
+        return self._base_us + int(_real.now_s() * 1e6) if self.flowing else self._base_us
 
     def jump(self, seconds: float) -> None:
-        """Lets `seconds` (0 or more) pass. Returns when all consequences are over.
+        """Lets `seconds` (0 or more, rounded to whole microseconds) pass. Returns when all consequences are over.
 
-        Leases that ended are deleted, also on disk, and the events for their watchers are in the sockets. The jump is
-        up to 2 ms longer than asked when a timer is due within those, so a jump of a lease's TTL ends the lease. Cost:
-        less than a millisecond, and as much again for each timer on the way that causes a write. For a server that is
-        not running, the time has passed at its next start. Raises TimeoutError when the server does not finish within
-        JUMP_REAL_S_MAX, ValueError for a negative time.
+        What is due by the end of the jump happens, to the microsecond: a jump of a lease's TTL ends the lease, a jump
+        of a microsecond less does not. Leases that ended are deleted, also on disk, and the events for their watchers
+        are in the sockets. Cost: less than a millisecond, and as much again for each timer on the way that causes a
+        write; a year of an idle server takes seconds. For a server that is not running, the time has passed at its next
+        start.
+
+        Raises TypeError for anything but a number, and ValueError for one that is negative, not finite, or would take
+        the clock beyond CLOCK_S_MAX, 136 years in all; time has not moved then. Raises TimeoutError when the server
+        makes no step for STUCK_REAL_S of real time, and RuntimeError when it ends meanwhile or in its own thread.
         """
-        if not seconds >= 0:
-            raise ValueError(f"a jump of {seconds!r} s: time does not run backwards")
+        ahead_us = _whole_us(check_seconds("a jump", seconds))
         with self._one_at_a_time:
+            if self._now_us() + ahead_us > CLOCK_S_MAX * 1_000_000:
+                raise ValueError(f"a jump of {seconds!r} s: this clock counts {CLOCK_S_MAX} s (136 years) in all")
             done: Future[None] = Future()
             loop = self._loop
             if loop is None:
-                self._base_s += seconds
+                self._base_us += ahead_us
                 return
             if loop.is_own_thread:
                 raise RuntimeError("a jump waits for the server's loop, so it cannot be made in it")
-            loop.call_soon_threadsafe(self._begin_jump, seconds, done)
-            done.result(JUMP_REAL_S_MAX)
+            loop.call_soon_threadsafe(self._begin_jump, ahead_us, done)
+            was_us = None
+            while was_us != self._base_us and not done.done():
+                was_us = self._base_us
+                wait([done], STUCK_REAL_S)
+            if not done.done():
+                text = f"the server has made no step for {STUCK_REAL_S:g} s of real time"
+                raise TimeoutError(f"a jump of {seconds!r} s: {text}")
+            done.result()
 
     @contextlib.contextmanager
     def auto_jump(self, idle_s: float = AUTO_IDLE_S) -> Iterator[None]:
@@ -113,8 +135,9 @@ class VirtualClock:
 
         Idle means: for `idle_s` of real time no socket was ready, no commit or hash was under way, and no other thread
         called into the server's loop. A client that keeps a lease alive at longer intervals than that loses it.
+        Raises TypeError and ValueError as `jump` does.
         """
-        self._set_auto(idle_s)
+        self._set_auto(check_seconds("an idle time", idle_s))
         try:
             yield
         finally:
@@ -150,8 +173,10 @@ class VirtualClock:
         if self._auto_idle_s is not None and server is not None:
             deadline_s = server.next_deadline()
             left_s = self._heard_s + self._auto_idle_s - _real.now_s()
+            if deadline_s is not None and deadline_s > CLOCK_S_MAX:
+                deadline_s = None  # this clock does not get there
             if deadline_s is not None and left_s <= 0:
-                self._start_jump(deadline_s, Future())
+                self._start_jump(_first_us(deadline_s), Future())
                 return []
             if deadline_s is not None:
                 timeout_s = left_s if timeout_s is None else min(left_s, timeout_s)
@@ -162,23 +187,22 @@ class VirtualClock:
 
     # --- in the loop's thread ---
 
-    def _begin_jump(self, seconds: float, done: "Future[None]") -> None:
+    def _begin_jump(self, ahead_us: int, done: "Future[None]") -> None:
         # A jump that is under way is one of auto_jump, and no caller waits for it.
-        self._start_jump(self.now_s() + seconds, done)
+        self._start_jump(self._now_us() + ahead_us, done)
 
-    def _start_jump(self, end_s: float, done: "Future[None]") -> None:
+    def _start_jump(self, end_us: int, done: "Future[None]") -> None:
         assert self._server is not None
-        self._jump = (end_s, done)
+        self._jump = (end_us, done)
         self._arrived = False
         self._server.hurry(True)
 
-    def _step(self, timeout_s: float | None, end_s: float, done: "Future[None]") -> None:
-        timer_s = math.inf if timeout_s is None else self.now_s() + timeout_s
-        if timer_s <= end_s + LATE_S_MAX:
-            # asyncio runs timers that are due before its time plus a nanosecond, a sum that half a year rounds away.
-            self._move_to(timer_s if timer_s + 1e-9 > timer_s else math.nextafter(timer_s, math.inf))
+    def _step(self, timeout_s: float | None, end_us: int, done: "Future[None]") -> None:
+        timer_us = None if timeout_s is None else _first_us(self.now_s() + timeout_s)
+        if timer_us is not None and timer_us <= end_us:
+            self._move_to(timer_us)
         elif not self._arrived:
-            self._move_to(end_s)
+            self._move_to(end_us)
             self._arrived = True
             assert self._server is not None
             self._server.hurry(False)
@@ -188,10 +212,8 @@ class VirtualClock:
             self._heard_s = _real.now_s()
             done.set_result(None)
 
-    def _move_to(self, instant_s: float) -> None:
-        ahead_s = instant_s - self.now_s()
-        if ahead_s > 0:
-            self._base_s = self._base_s + ahead_s if self.flowing else instant_s
+    def _move_to(self, instant_us: int) -> None:
+        self._base_us += max(instant_us - self._now_us(), 0)
 
     def _set_auto(self, idle_s: float | None) -> None:
         self._auto_idle_s = idle_s
@@ -199,6 +221,31 @@ class VirtualClock:
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(lambda: None)
+
+
+def check_seconds(what: str, seconds: object) -> int | float:
+    """A time that a test gave, 0 or more. Raises TypeError and ValueError, which say what is wrong with it."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{what} of {seconds!r}: it takes a number of seconds")
+    if isinstance(seconds, float) and not math.isfinite(seconds):
+        raise ValueError(f"{what} of {seconds!r} s: it takes a finite number of seconds")
+    if seconds < 0:
+        raise ValueError(f"{what} of {seconds!r} s: time does not run backwards")
+    return seconds
+
+
+def _whole_us(seconds: int | float) -> int:
+    return seconds * 1_000_000 if isinstance(seconds, int) else round(seconds * 1e6)
+
+
+def _reading_s(instant_us: int) -> float:
+    """What the clock shows: the instant, rounded down to a multiple of GRAIN_S."""
+    return ((instant_us << 20) // 1_000_000) * GRAIN_S
+
+
+def _first_us(reading_s: float) -> int:
+    """The first instant at which the clock shows `reading_s` or more."""
+    return -((-math.ceil(reading_s / GRAIN_S) * 1_000_000) >> 20)
 
 
 class _Selector(selectors.DefaultSelector):
@@ -236,8 +283,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         if delay > 0:
-            delay = max(delay, TICK_S, 4 * math.ulp(self.time()))
+            delay = max(delay, TICK_S)
         return super().call_later(delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        # Half a grain early, so that asyncio finds it due when the clock shows exactly `when`. Between two readings:
+        # with the one before, so that a jump of 0.3 s runs a timer of 0.3 s; it may run a microsecond early.
+        when = (math.floor(when / GRAIN_S) - 0.5) * GRAIN_S
+        return super().call_at(when, callback, *args, context=context)
 
     def let_go(self) -> None:
         """From now on timers run in real time, while the clock stands still or flows as before.

@@ -226,7 +226,7 @@ def test_each_end_of_a_call_has_its_line_and_exit_code(
     exit_code: int,
     text: str,
 ) -> None:
-    monkeypatch.setattr("lessor.client.run", failing(error))
+    monkeypatch.setattr("lessor.client._blocking.at_once", failing(error))
     assert said(capsys, *line.split()) == (exit_code, "", f"Error: {text}\n")
 
 

@@ -5,14 +5,22 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lessor.testing.virtual_clock import FIRST_S, LATE_S_MAX, VirtualClock, VirtualLoop
+from lessor.testing.virtual_clock import (
+    CLOCK_S_MAX,
+    FIRST_S,
+    GRAIN_S,
+    VirtualClock,
+    VirtualLoop,
+    _first_us,
+    _reading_s,
+)
 
 
 class Machine:
@@ -87,13 +95,13 @@ def test_timers_run_in_order_each_at_its_time_and_none_too_soon(delays: list[flo
                 loop.call_later(delay, run, FIRST_S + delay)
 
         in_loop(loop, start)
-        end_s = FIRST_S
+        gone_ms = 0
         for seconds in jumps:
-            end_s = clock.now_s() + seconds
             clock.jump(seconds)
-            assert end_s <= clock.now_s() <= end_s + LATE_S_MAX + 1e-6
+            gone_ms += round(seconds * 1000)
+            assert clock.now_s() == pytest.approx(FIRST_S + gone_ms / 1000, abs=GRAIN_S, rel=0)
             due = {due_s for due_s, _ in ran}
-            assert all(FIRST_S + delay in due for delay in delays if FIRST_S + delay <= end_s)
+            assert due == {FIRST_S + delay for delay in delays if round(delay * 1000) <= gone_ms}
         assert [due_s for due_s, _ in ran] == sorted(due_s for due_s, _ in ran)
         assert all(due_s - 1e-6 <= at_s <= due_s + 2e-6 for due_s, at_s in ran)
 
@@ -144,7 +152,7 @@ def test_a_timer_that_sets_itself_again_at_once_does_not_stop_time() -> None:
         in_loop(loop, again)
         clock.jump(0.0001)
         assert 10 < count < 10_000
-        clock._base_s = 1e10  # where a microsecond is less than a rounding error
+        clock._base_us = (CLOCK_S_MAX - 1) * 1_000_000  # where floats are rarest
         clock.jump(0.0001)
 
 
@@ -187,7 +195,7 @@ def test_time_stands_still_while_a_thread_works() -> None:
         machine.work = 0
         jumping.join(10)
         assert clock.now_s() == FIRST_S + 10
-        assert timer.when() == FIRST_S + 5
+        assert timer.when() == FIRST_S + 5 - GRAIN_S / 2
 
 
 def test_a_jump_ends_when_upkeep_is_done() -> None:
@@ -205,14 +213,23 @@ def test_a_jump_ends_when_upkeep_is_done() -> None:
         assert not jumping.is_alive()
 
 
-def test_what_falls_due_just_behind_the_end_belongs_to_the_jump() -> None:
+@pytest.mark.parametrize("later_s", [0, 365 * 86_400, CLOCK_S_MAX - 2_000], ids=["now", "in a year", "at last"])
+def test_what_falls_due_at_the_end_belongs_to_the_jump_and_a_microsecond_later_does_not(later_s: int) -> None:
     clock = VirtualClock()
     ran: list[str] = []
+    clock.jump(later_s)
     with running(clock) as loop:
-        in_loop(loop, lambda: loop.call_later(10 + LATE_S_MAX / 2, ran.append, "just behind"))
-        in_loop(loop, lambda: loop.call_later(10 + LATE_S_MAX * 2, ran.append, "later"))
-        clock.jump(10)
-        assert ran == ["just behind"]
+        in_loop(loop, lambda: loop.call_later(10, ran.append, "at the end"))
+        clock.jump(0.000_001)
+        in_loop(loop, lambda: loop.call_later(10, ran.append, "behind it"))
+        clock.jump(9.999_998)
+        assert ran == []
+        clock.jump(0.000_001)
+        assert ran == ["at the end"]
+        clock.jump(0)
+        assert ran == ["at the end"]
+        clock.jump(0.000_001)
+        assert ran == ["at the end", "behind it"]
 
 
 def test_auto_jump_goes_to_the_deadline_and_only_within_its_block() -> None:
@@ -240,10 +257,45 @@ def test_a_clock_without_a_server_can_be_jumped() -> None:
     assert clock.now_s() == FIRST_S + 7
 
 
-@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
-def test_time_does_not_run_backwards(seconds: float) -> None:
-    with pytest.raises(ValueError, match="backwards"):
-        VirtualClock().jump(seconds)
+@pytest.mark.parametrize(
+    ("seconds", "error", "says"),
+    [
+        (-1.0, ValueError, "a jump of -1.0 s: time does not run backwards"),
+        (-1e-300, ValueError, "backwards"),
+        (float("nan"), ValueError, "a jump of nan s: it takes a finite number of seconds"),
+        (float("inf"), ValueError, "a jump of inf s: it takes a finite number of seconds"),
+        (1e12, ValueError, "a jump of 1000000000000.0 s: this clock counts 4294967296 s .136 years. in all"),
+        (10**400, ValueError, "136 years"),
+        ("1", TypeError, "a jump of '1': it takes a number of seconds"),
+        (None, TypeError, "a jump of None: it takes a number of seconds"),
+        (True, TypeError, "a jump of True: it takes a number of seconds"),
+        (1j, TypeError, "it takes a number of seconds"),
+    ],
+)
+@pytest.mark.parametrize("with_a_loop", [False, True])
+def test_a_jump_that_cannot_be_says_why(seconds: Any, error: type[Exception], says: str, with_a_loop: bool) -> None:
+    clock = VirtualClock()
+    with running(clock) if with_a_loop else nullcontext(), pytest.raises(error, match=says):
+        clock.jump(seconds)
+    assert clock.now_s() == FIRST_S
+
+
+def test_a_clock_at_its_end_says_so_and_still_works() -> None:
+    clock = VirtualClock()
+    clock.jump(CLOCK_S_MAX - FIRST_S)
+    with pytest.raises(ValueError, match="136 years"):
+        clock.jump(1e-6)
+    clock.jump(0)
+    assert clock.now_s() == CLOCK_S_MAX
+
+
+@given(instant_us=st.integers(0, CLOCK_S_MAX * 1_000_000), seconds=st.integers(0, CLOCK_S_MAX))
+def test_readings_tell_microseconds_apart_and_whole_seconds_are_exact(instant_us: int, seconds: int) -> None:
+    shown_s = _reading_s(instant_us)
+    assert _first_us(shown_s) == instant_us
+    assert instant_us / 1e6 - GRAIN_S <= shown_s <= instant_us / 1e6
+    assert _reading_s(instant_us + seconds * 1_000_000) == shown_s + seconds
+    assert _reading_s(instant_us + 1) > shown_s
 
 
 def test_a_jump_in_the_loops_own_thread_is_refused() -> None:

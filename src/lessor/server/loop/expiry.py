@@ -15,7 +15,8 @@ Laws
   are read before the leases end.
 - The TTL that a reply promises counts from the moment the reply leaves. Replies leave at the end of a turn. So a lease
   ends MARGIN_S after its deadline at the earliest. After a turn that took longer than half of that, the leases that
-  were renewed in it get their deadline once more (`must_count_anew`).
+  were renewed in it get their deadline once more (`must_count_anew`). Where the clock stands still during a turn, as in
+  the test kit, the margin is 0: a lease ends at its deadline.
 - Every lease that is due ends at last. In each state a timer, the polls or a commit leads on.
 
 States
@@ -77,11 +78,6 @@ DUE: Final = 3
 NOTHING: Final = -1.0  # stands for "do nothing" where an instant is returned; the data clock begins with 0
 
 
-def must_count_anew(turn_began_s: float, now_s: float) -> bool:
-    """Whether the replies of a turn left so late that the TTLs that they promise have to count from now."""
-    return now_s - turn_began_s > MARGIN_S / 2
-
-
 class Expiry:
     """The state of a server's one expiry timer, and the decisions that follow from it."""
 
@@ -91,11 +87,13 @@ class Expiry:
         "_held_until_batch",
         "_polls_began_s",
         "_spared_until_s",
+        "margin_s",
         "state",
         "timer_s",
     )
 
     def __init__(self) -> None:
+        self.margin_s = MARGIN_S  # how long after its deadline a lease ends
         self.state = RESTING
         self.timer_s = 0.0  # when the timer is to fire, in ARMED
         self._polls_began_s = 0.0  # in POLLING
@@ -112,7 +110,7 @@ class Expiry:
         """
         if self.state > ARMED:
             return NOTHING
-        due_s = deadline_s + MARGIN_S
+        due_s = deadline_s + self.margin_s
         if due_s < self._spared_until_s:
             due_s = self._spared_until_s
         if due_s > save_s:
@@ -133,10 +131,10 @@ class Expiry:
         `deadline_s`: the earliest one, None when no lease lives.
         """
         self._notice_stall(self.timer_s, now_s)
-        if deadline_s is None or deadline_s + MARGIN_S > now_s or self._spared_until_s > now_s:
+        if deadline_s is None or deadline_s + self.margin_s > now_s or self._spared_until_s > now_s:
             self.state = RESTING
             return False
-        self._cutoff_s = now_s - MARGIN_S
+        self._cutoff_s = now_s - self.margin_s
         self._begin_polls(now_s)
         return True
 
@@ -179,6 +177,10 @@ class Expiry:
         if now_s - self._commit_began_s > SLOW_COMMIT_S:
             # Leases granted or renewed during the commit may be due already, though no reply to that has left.
             self._held_until_batch = newest_with_rows
+
+    def must_count_anew(self, turn_began_s: float, now_s: float) -> bool:
+        """Whether the replies of a turn left so late that the TTLs that they promise have to count from now."""
+        return now_s - turn_began_s > self.margin_s / 2
 
     def _begin_polls(self, now_s: float) -> None:
         self.state = POLLING

@@ -50,7 +50,7 @@ from lessor.durable.engine import Answering
 from lessor.server.loop import bugs
 from lessor.server.loop.bugs import Answerable
 from lessor.server.loop.committer import Committer
-from lessor.server.loop.expiry import DUE, NOTHING, Expiry, must_count_anew
+from lessor.server.loop.expiry import DUE, NOTHING, Expiry
 from lessor.server.loop.long_writes import LongWrites
 from lessor.server.loop.release import Gate, Outlet
 from lessor.state.journal import Batch
@@ -237,6 +237,10 @@ class Turn:
     def now_s(self) -> float:
         """The data clock: seconds for which this data has been served, over all restarts."""
         return self._read_served() - self._origin_s
+
+    def end_leases_exactly(self) -> None:
+        """From now on a lease ends at its deadline, not a margin later: for a clock that waits for the server."""
+        self._expiry.margin_s = 0.0
 
     # --- what the other parts ask for ---
 
@@ -613,7 +617,7 @@ class Turn:
     def _count_promises(self) -> None:
         """The replies have left. If the turn took long, the TTLs that they promise count from now."""
         now_s = self.now_s()
-        if must_count_anew(self._ending_began_s, now_s):
+        if self._expiry.must_count_anew(self._ending_began_s, now_s):
             self.machine.leases.acknowledged(self.renewed, now_s)
         self.renewed.clear()
 

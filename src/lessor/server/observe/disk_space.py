@@ -19,11 +19,20 @@ class DiskSpace:
     def __init__(self, folder: str, metrics: Metrics) -> None:
         self._folder = folder
         self._metrics = metrics
+        self._every_s = limits.DISK_LOOK_S
+        self._timer: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Looks now, and from then on as long as the loop runs."""
         self.look()
-        loop.call_later(limits.DISK_LOOK_S, self.start, loop)
+        self._timer = loop.call_later(self._every_s, self.start, loop)
+
+    def look_every(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Looks now, and from then on every `seconds`."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._every_s = seconds
+        self.start(loop)
 
     def look(self) -> None:
         try:
