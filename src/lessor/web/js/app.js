@@ -8,7 +8,7 @@ import { h, note, replace, setText } from "./dom.js";
 import { feed } from "./feed.js";
 import { samples, troubles } from "./samples.js";
 import { look, logout, session } from "./session.js";
-import { chooseLanguage, currentLanguage, LANGUAGES, t } from "./words.js";
+import { chooseLanguage, currentLanguage, LANGUAGES, t, word } from "./words.js";
 import { loginView } from "./views/login.js";
 import { leasesView } from "./views/leases.js";
 import { leaseView } from "./views/lease.js";
@@ -20,9 +20,11 @@ import { healthView } from "./views/health.js";
 
 const VIEWS = { leases: leasesView, lease: leaseView, keys: keysView, key: keyView, locks: locksView, live: liveView, health: healthView };
 // In the menu: the view, its name, the letter behind "g" that opens it.
-const MENU = [["leases", "Leases", "l"], ["keys", "Keys", "k"], ["locks", "Locks", "o"], ["live", "Live", "w"], ["health", "Health", "h"]];
+const MENU = [
+  ["leases", word("Leases"), "l"], ["keys", word("Keys"), "k"], ["locks", word("Locks"), "o"], ["live", word("Live"), "w"], ["health", word("Health"), "h"],
+];
 const OF_MENU = { lease: "leases", key: "keys" };
-const THEMES = [["", "Auto"], ["light", "Light"], ["dark", "Dark"]];
+const THEMES = [["", word("Auto")], ["light", word("Light")], ["dark", word("Dark")]];
 
 // What a browser remembers of the page: how it looks, and nothing else.
 const remembered = (name) => {
@@ -100,7 +102,7 @@ function drawFrame() {
   document.body.classList.toggle("offline", !linked);
   dot.className = `dot ${linked ? "ok" : "bad"}`;
   setText(dot.nextSibling, linked ? t("Connected") : t("No answer"));
-  const lines = linked ? troubles(samples) : [["bad", "The server does not answer. The page tries again by itself.", {}]];
+  const lines = linked ? troubles(samples) : [["bad", word("The server does not answer. The page tries again by itself."), {}]];
   const text = lines.map(([, line, values]) => t(line, values)).join(" ");
   banner.hidden = !text;
   setText(banner, text);

@@ -2,29 +2,20 @@
 // The difference between two values, line by line.
 
 import { h } from "./dom.js";
+import { jsonLines } from "./json-view.js";
 import { decode, hexDump, shown } from "./text.js";
 import { t } from "./words.js";
 
 const LINES_MAX = 1500;
+const HEX_BYTES_MAX = 65_536;
 const CONTEXT = 3;
 
-// Lines of a value: of JSON written in lines, of text, of a hex dump. Both sides are taken in the same form.
-function linesOf(bytes, form) {
-  if (form === "hex") return hexDump(bytes, 65_536).split("\n");
-  const text = decode(bytes);
-  return (form === "json" ? JSON.stringify(JSON.parse(text), null, 2) : text).split("\n");
-}
-
-function formOf(values) {
+// Lines of both values, in the same form: JSON written in lines, text, or a hex dump.
+function linesOf(values) {
   const texts = values.map(decode);
-  if (texts.includes(null)) return "hex";
-  try {
-    // Only where it says the same: numbers that JavaScript would round stay as they are written.
-    if (texts.every((text) => /^\s*[[{]/.test(text) && JSON.stringify(JSON.parse(text)) === text.trim().replace(/\s*\n\s*/g, ""))) return "json";
-  } catch {
-    return "text";
-  }
-  return "text";
+  if (texts.includes(null)) return values.map((bytes) => hexDump(bytes, HEX_BYTES_MAX).split("\n"));
+  const json = texts.map((text) => (/^\s*[[{]/.test(text) ? jsonLines(text) : null));
+  return json.includes(null) ? texts.map((text) => text.split("\n")) : json;
 }
 
 /** [mark, line] with mark " ", "-" or "+". */
@@ -70,8 +61,7 @@ const NAMES = { "-": "removed", "+": "added" };
 
 /** The difference as an element; lines far from any change are left out. */
 export function diffView(before, after) {
-  const form = formOf([before, after]);
-  const lines = diff(linesOf(before, form), linesOf(after, form));
+  const lines = diff(...linesOf([before, after]));
   const near = new Set();
   for (const [at, [mark]] of lines.entries()) {
     if (mark !== " ") for (let each = at - CONTEXT; each <= at + CONTEXT; each++) near.add(each);

@@ -44,6 +44,30 @@ function read(text, left, first = next(text)) {
   return node;
 }
 
+/** The text in lines, as it is folded; null if it is no JSON, or too much of it. */
+export function jsonLines(text) {
+  try {
+    JSON.parse(text);
+  } catch {
+    return null;
+  }
+  TOKEN.lastIndex = 0;
+  const node = read(text, { nodes: NODES_MAX });
+  return node === null ? null : [...written(node, "", "", "")];
+}
+
+function* written(node, indent, label, comma) {
+  if (typeof node === "string") yield indent + label + node + comma;
+  else if (!node.children.length) yield indent + label + (node.open === "{" ? "{}" : "[]") + comma;
+  else {
+    yield indent + label + node.open;
+    for (const [at, [name, child]] of node.children.entries()) {
+      yield* written(child, indent + "  ", name === null ? "" : `${name}: `, at < node.children.length - 1 ? "," : "");
+    }
+    yield indent + (node.open === "{" ? "}" : "]") + comma;
+  }
+}
+
 const kindOf = (token) => (token[0] === '"' ? "string" : /[-\d]/.test(token[0]) ? "number" : "word");
 
 function draw(node, depth, name, last) {

@@ -5,7 +5,7 @@ import { call } from "./api.js";
 import { ask, choice, copyButton, h, note, replace, setText } from "./dom.js";
 import { jsonTree } from "./json-view.js";
 import { decode, duration, fromBase64, hexDump, idHex, plain, shown, size, toUrl } from "./text.js";
-import { t } from "./words.js";
+import { t, word } from "./words.js";
 
 export const leaseHref = (id) => `#/lease/${idHex(id)}`;
 export const keyHref = (key64) => `#/key/${toUrl(key64)}`;
@@ -16,8 +16,8 @@ export const leaseLink = (id) => h("a", { class: "mono", href: leaseHref(id) }, 
 /** A link to a key, escaped. */
 export const keyLink = (key64) => h("a", { class: "mono key-name", href: keyHref(key64), title: plain(fromBase64(key64)) }, shown(fromBase64(key64)));
 
-export const HOW = { GRANTED: "granted", EXPIRED: "expired", REVOKED: "revoked", ENDED: "ended" };
-export const badge = (type) => h("span", { class: `badge ${type.toLowerCase()}` }, t(HOW[type] ?? type.toLowerCase()));
+export const HOW = { GRANTED: word("granted"), EXPIRED: word("expired"), REVOKED: word("revoked"), ENDED: word("ended") };
+export const badge = (type) => h("span", { class: `badge ${type.toLowerCase()}` }, t(HOW[type]));
 
 /** A bar of the time that is left. `fill(seconds, ttl, gone)` sets it. */
 export function timeBar(cell) {

@@ -2,6 +2,7 @@
 // Figures of the last hour: /metrics every few seconds, kept by the page. The server keeps no history of them.
 
 import { every, page } from "./api.js";
+import { word } from "./words.js";
 
 const EVERY_MS = 5000;
 const KEPT_MAX = 720; // an hour
@@ -103,15 +104,15 @@ export function troubles(samples) {
   const found = [];
   const recent = (name) => samples.columns[name].slice(-3).filter((value) => value !== null);
   const late = Math.max(0, ...recent("lateness"));
-  if (late > 1000) found.push(["bad", "Leases end up to {n} ms late: they may hold locks for longer than they should.", { n: late }]);
+  if (late > 1000) found.push(["bad", word("Leases end up to {n} ms late: they may hold locks for longer than they should."), { n: late }]);
   const commits = recent("commit");
   if (commits.length && Math.min(...commits) > 250) {
-    found.push(["bad", "A commit takes {n} ms: renewals and writes wait for the disk.", { n: Math.round(Math.min(...commits)) }]);
+    found.push(["bad", word("A commit takes {n} ms: renewals and writes wait for the disk."), { n: Math.round(Math.min(...commits)) }]);
   }
   const used = samples.value("lessor_quota_counted_bytes");
   const quota = samples.value("etcd_server_quota_backend_bytes");
-  if (quota > 0 && used / quota > 0.9) found.push(["bad", "{n} % of the quota is used: soon writes will be refused.", { n: Math.round((used / quota) * 100) }]);
-  if (samples.last && samples.value("etcd_server_has_leader") === 0) found.push(["bad", "No server leads: leases are not renewed.", {}]);
+  if (quota > 0 && used / quota > 0.9) found.push(["bad", word("{n} % of the quota is used: soon writes will be refused."), { n: Math.round((used / quota) * 100) }]);
+  if (samples.last && samples.value("etcd_server_has_leader") === 0) found.push(["bad", word("No server leads: leases are not renewed."), {}]);
   return found;
 }
 

@@ -5,18 +5,26 @@ import { call, every } from "../api.js";
 import { h, replace, setText } from "../dom.js";
 import { samples } from "../samples.js";
 import { count, idHex, size } from "../text.js";
-import { t } from "../words.js";
+import { t, word } from "../words.js";
 
 const HOUR_S = 3600;
+const SPAN_S_MIN = 300;
 // Title, unit, series as [column, label, colour].
 const CHARTS = [
-  ["Renewals and grants", "/s", [["renewals", "renewals", "--c1"], ["grants", "grants", "--c2"], ["expired", "expiries", "--c3"]]],
-  ["Commit", "ms", [["commit", "mean", "--c1"], ["commit99", "99 %", "--c3"]]],
-  ["Lateness of expiry", "ms", [["lateness", "99 %", "--c3"]]],
-  ["Leases and keys", "", [["leases", "leases", "--c1"], ["keys", "keys", "--c2"]]],
-  ["Requests", "/s", [["requests", "requests", "--c1"]]],
-  ["Watchers and connections", "", [["watchers", "watchers", "--c1"], ["connections", "connections", "--c2"]]],
+  [word("Lease events"), "/s", [["renewals", word("renewals"), "--c1"], ["grants", word("grants"), "--c2"], ["expired", word("expiries"), "--c3"]]],
+  [word("Commit"), "ms", [["commit", word("mean"), "--c1"], ["commit99", word("99 %"), "--c3"]]],
+  [word("Lateness of expiry"), "ms", [["lateness", word("99 %"), "--c3"]]],
+  [word("Leases and keys"), "", [["leases", word("leases"), "--c1"], ["keys", word("keys"), "--c2"]]],
+  [word("Requests"), "/s", [["requests", word("requests"), "--c1"]]],
+  [word("Watchers and connections"), "", [["watchers", word("watchers"), "--c1"], ["connections", word("connections"), "--c2"]]],
 ];
+
+// What the charts show: the last hour, or as much of it as the page has seen.
+function span() {
+  const now = Date.now() / 1000;
+  const first = samples.columns.times[0] ?? now;
+  return { min: Math.max(now - HOUR_S, Math.min(first, now - SPAN_S_MIN)), max: now };
+}
 
 const short = (value) => {
   if (value === null || value === undefined) return "–";
@@ -28,7 +36,7 @@ export function healthView(root) {
   const figures = h("div", { class: "figures" });
   const members = h("tbody", {});
   const alarms = h("div", {});
-  const bounds = h("dl", { class: "facts bounds" });
+  const bounds = h("dl", { class: "facts rows" });
   const charts = h("div", { class: "charts" });
   const values = new Map();
   let plots = [];
@@ -59,7 +67,7 @@ export function healthView(root) {
         return h("tr", {}, h("td", {}, each.name, self ? h("span", { class: "badge plain" }, t("this one")) : null), h("td", { class: "mono" }, idHex(each.ID)), h("td", {}, role),
           h("td", { class: "mono" }, (each.clientURLs ?? []).join(", ")),
           h("td", {}, self ? `${found.version} · ${size(found.dbSize ?? 0)}` : t("asked only at that one")),
-          h("td", { class: "num" }, self ? String(BigInt(found.raftIndex ?? 0) - BigInt(found.raftAppliedIndex ?? 0)) : "–"));
+          h("td", {}, self ? String(BigInt(found.raftIndex ?? 0) - BigInt(found.raftAppliedIndex ?? 0)) : "–"));
       }));
     }
     if (alarm.value) {
@@ -96,7 +104,7 @@ export function healthView(root) {
       h("dt", {}, t("Refused at a bound, since the start")), h("dd", {}, reached === null ? "–" : count(reached)));
     for (const { plot, series, latest } of plots) {
       plot.setData([samples.columns.times, ...series.map(([column]) => samples.columns[column])], false);
-      plot.setScale("x", { min: Date.now() / 1000 - HOUR_S, max: Date.now() / 1000 });
+      plot.setScale("x", span());
       setText(latest, series.map(([column, label]) => `${t(label)} ${short(samples.columns[column].at(-1))}`).join(" · "));
     }
   }
@@ -120,8 +128,8 @@ export function healthView(root) {
       const plot = new uPlot({
         width: Math.max(220, box.clientWidth), height: 140, legend: { show: false }, padding: [8, 8, 0, 0],
         cursor: { y: false, points: { size: 5 } },
-        scales: { x: { time: true, auto: false, min: Date.now() / 1000 - HOUR_S, max: Date.now() / 1000 }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.15)] } },
-        axes: [{ ...axis, space: 60, values: (_, ticks) => ticks.map((tick) => new Date(tick * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false })) },
+        scales: { x: { time: true, auto: false, ...span() }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.15)] } },
+        axes: [{ ...axis, space: 60, size: 24, values: (_, ticks) => ticks.map((tick) => new Date(tick * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false })) },
           { ...axis, size: 46, values: (_, ticks) => ticks.map(short) }],
         series: [{}, ...series.map(([, label, name]) => ({ label: t(label), stroke: real(name), width: 1.5, spanGaps: true, points: { show: samples.columns.times.length < 3 } }))],
       }, [samples.columns.times, ...series.map(([column]) => samples.columns[column])], box);
@@ -140,10 +148,12 @@ export function healthView(root) {
     h("div", { class: "figures" }, figure("role", t("This server")), figure("revision", t("Revision")), figure("leases", t("Leases")), figure("keys", t("Keys")),
       figure("renewals", t("Renewals")), figure("watchers", t("Watchers")), figure("connections", t("Connections")), figure("size", t("Data in use"))),
     charts,
+    h("section", { class: "panel pad" }, h("h2", {}, t("Members")),
+      h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": t("Members") }, h("table", {}, h("thead", {}, h("tr", {},
+        [t("Name"), "ID", t("Role"), t("Client URLs"), t("Version and size"), t("Records behind")].map((label) => h("th", { scope: "col" }, label)))), members))),
     h("div", { class: "split even" },
-      h("section", { class: "panel pad" }, h("h2", {}, t("Bounds")), bounds, h("h2", {}, t("Alarms")), alarms),
-      h("section", { class: "panel pad" }, h("h2", {}, t("Members")),
-        h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": t("Members") }, h("table", {}, h("thead", {}, h("tr", {}, ["Name", "ID", "Role", "Client URLs", "Version and size", "Behind"].map((label) => h("th", { scope: "col" }, t(label))))), members)))));
+      h("section", { class: "panel pad" }, h("h2", {}, t("Bounds")), bounds),
+      h("section", { class: "panel pad" }, h("h2", {}, t("Alarms")), alarms)));
   samples.addEventListener("sample", draw);
   const loop = every(5000, look);
   const redraw = () => drawCharts();

@@ -26,7 +26,7 @@ export function keyView(root, [place64 = ""]) {
   let from = null;
   let to = null;
 
-  const fact = (label, ...content) => [h("dt", {}, label), h("dd", {}, content)];
+  const fact = (label, ...content) => h("div", {}, h("dt", {}, label), h("dd", {}, content));
   const failed = (error) => {
     if (error.name !== "AbortError" && !error.offline) note(error.text ?? String(error), "bad");
   };

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The keys: as a tree, folder by folder, or as one flat list.
+// The keys: as a tree, folder by folder, or as one flat list. They are read without their values, and so, as in etcd,
+// without their leases: those are on the page of each key.
 
 import { choice, field, h, later, note, replace, setText } from "../dom.js";
 import { Grid } from "../grid.js";
 import { createKey, deleteBelow, keysFrom, level } from "../kv.js";
-import { keyHref, leaseLink } from "../parts.js";
+import { keyHref } from "../parts.js";
 import { may } from "../session.js";
 import { bytesOf, compare, count, decode, fromBase64, fromUrl, plain, prefixEnd, shown, toBase64, toUrl } from "../text.js";
 import { t } from "../words.js";
@@ -36,7 +37,7 @@ export function keysView(root, [mode = "tree", place64 = ""]) {
   async function tree() {
     const list = h("div", { class: "tree-list" });
     replace(body, h("div", { class: "tree" }, h("div", { class: "tree-row tree-head" }, h("span", {}, t("Key")),
-      h("span", { class: "num" }, t("Revision")), h("span", { class: "num" }, t("Version")), h("span", {}, t("Lease"))), list));
+      h("span", { class: "num" }, t("Created")), h("span", { class: "num" }, t("Revision")), h("span", { class: "num" }, t("Version"))), list));
     const { revision } = await fill(list, prefix, null);
     if (!list.children.length) replace(list, h("p", { class: "dim pad" }, t("There are no keys here.")));
     const found = await keysFrom(prefix, null, 1, control.signal);
@@ -76,8 +77,7 @@ export function keysView(root, [mode = "tree", place64 = ""]) {
     const name = key.slice(above.length);
     return h("div", { class: "tree-row leaf" },
       h("a", { class: "mono key-name", href: keyHref(kv.key), title: plain(key) }, name.length ? shown(name) : t("(empty name)")),
-      h("span", { class: "num" }, kv.mod_revision), h("span", { class: "num" }, kv.version),
-      h("span", {}, kv.lease ? leaseLink(kv.lease) : ""));
+      h("span", { class: "num" }, kv.create_revision), h("span", { class: "num" }, kv.mod_revision), h("span", { class: "num" }, kv.version));
   }
 
   async function flat() {
@@ -122,11 +122,6 @@ export function keysView(root, [mode = "tree", place64 = ""]) {
         { key: "created", label: t("Created"), class: "c-created num", fill: (cell, kv) => setText(cell, kv.create_revision) },
         { key: "revision", label: t("Revision"), class: "c-revision num", fill: (cell, kv) => setText(cell, kv.mod_revision) },
         { key: "version", label: t("Version"), class: "c-version num", fill: (cell, kv) => setText(cell, kv.version) },
-        { key: "lease", label: t("Lease"), class: "c-lease", fill: (cell, kv) => {
-          if (cell.lease === kv.lease) return;
-          cell.lease = kv.lease;
-          replace(cell, kv.lease ? leaseLink(kv.lease) : "");
-        } },
       ],
     });
     replace(body, grid.element);

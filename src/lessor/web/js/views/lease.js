@@ -17,7 +17,7 @@ export function leaseView(root, [hex]) {
     replace(root, h("h1", {}, t("Lease")), h("p", {}, t("This is no lease ID.")));
     return;
   }
-  const fact = (label, value) => [h("dt", {}, label), h("dd", {}, value)];
+  const fact = (label, value) => h("div", {}, h("dt", {}, label), h("dd", {}, value));
   const barCell = h("div", { class: "big-bar" });
   const bar = timeBar(barCell);
   const ttl = h("span", { class: "num" }, "–");
@@ -113,7 +113,7 @@ export function leaseView(root, [hex]) {
   feed.addEventListener("events", onevents);
 
   replace(root,
-    h("p", { class: "path" }, h("a", { href: "#/leases" }, t("Leases")), " / "),
+    h("p", { class: "path" }, h("a", { href: "#/leases" }, t("Leases"))),
     h("div", { class: "view-head" }, h("h1", {}, t("Lease"), " ", h("span", { class: "mono" }, idHex(id))),
       h("span", { class: "actions" }, renewButton, revokeButton)),
     h("div", { class: "panel pad" }, barCell,

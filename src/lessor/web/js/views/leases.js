@@ -8,9 +8,9 @@ import { Grid } from "../grid.js";
 import { LeaseRows } from "../lease-rows.js";
 import { badge, leaseHref, leaseLink, timeBar } from "../parts.js";
 import { bytesOf, clockTime, duration, fromBase64, idHex, plain, shown, toBase64 } from "../text.js";
-import { t } from "../words.js";
+import { t, word } from "../words.js";
 
-const SOON = [[0, "any time"], [10_000, "10 s"], [60_000, "1 min"], [600_000, "10 min"], [3_600_000, "1 h"]];
+const SOON = [[0, word("any time")], [10_000, word("10 s")], [60_000, word("1 min")], [600_000, word("10 min")], [3_600_000, word("1 h")]];
 const ORDER_OF = { id: "ID", left: "REMAINING", keys: "KEYS" };
 const TICK_MS = 250;
 const EVENTS_SHOWN = 100;
@@ -131,11 +131,14 @@ export function leasesView(root) {
 
 function makeId(cell) {
   cell.link = h("a", { class: "mono", tabindex: "-1" });
-  cell.append(cell.link, copyButton(t("Copy as hexadecimal"), () => cell.link.textContent));
+  const decimal = h("button", { type: "button", class: "copy-dec", tabindex: "-1", onclick: () => copy(cell.id64) }, t("dec"));
+  decimal.title = t("Copy as decimal");
+  cell.append(cell.link, copyButton(t("Copy as hexadecimal"), () => cell.link.textContent), decimal);
 }
 
 function fillId(cell, row) {
   const hex = idHex(row.id);
+  cell.id64 = row.id;
   if (cell.link.textContent !== hex) {
     cell.link.textContent = hex;
     cell.link.setAttribute("href", leaseHref(row.id));
@@ -164,7 +167,7 @@ function fillNames(cell, row) {
   replace(cell, row.names.map((key) => h("span", { class: "chip", title: plain(fromBase64(key)) }, shown(fromBase64(key)))));
 }
 
-export function eventLine(each) {
-  return h("li", {}, h("time", {}, clockTime(each.at)), badge(each.type), leaseLink(each.id),
-    h("span", { class: "dim" }, each.type === "GRANTED" ? `TTL ${each.ttl} s` : t("{n} keys", { n: each.keys })));
+function eventLine(each) {
+  const more = each.type === "GRANTED" ? `TTL ${each.ttl} s` : t("{n} keys", { n: each.keys });
+  return h("li", { title: more }, h("time", {}, clockTime(each.at)), badge(each.type), leaseLink(each.id));
 }

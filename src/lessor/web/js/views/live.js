@@ -13,12 +13,12 @@ import { Grid } from "../grid.js";
 import { rangeOf } from "../kv.js";
 import { keyHref, leaseLink } from "../parts.js";
 import { bytesOf, clockTime, decode, fromBase64, idHex, plain, shown } from "../text.js";
-import { t } from "../words.js";
+import { t, word } from "../words.js";
 
 const EVENTS_MAX = 10_000;
 const CHARS_MAX = 32 * 1024 * 1024; // of base64
 const PREVIEW = 120;
-const KINDS = { put: "put", create: "created", delete: "deleted" };
+const KINDS = { put: word("put"), create: word("created"), delete: word("deleted"), gap: word("gap") };
 
 const kept = { prefix: "", from: "", filter: "", kind: "all" };
 
@@ -55,7 +55,7 @@ export function liveView(root) {
       { key: "at", label: t("Time"), class: "c-time", fill: (cell, each) => setText(cell, clockTime(each.at)) },
       { key: "kind", label: t("What"), class: "c-kind", make: (cell) => cell.append(h("span", {})), fill: (cell, each) => {
         cell.firstChild.className = `badge ${each.kind}`;
-        setText(cell.firstChild, t(KINDS[each.kind] ?? "gap"));
+        setText(cell.firstChild, t(KINDS[each.kind]));
       } },
       { key: "key", label: t("Key"), class: "c-key mono", fill: once((cell, each) => replace(cell, each.key ? shown(each.keyBytes) : t("Changes were compacted before they could be read.")), "key") },
       { key: "value", label: t("Value, or why it went"), class: "c-value mono", fill: fillValue },

@@ -10,7 +10,7 @@ import { h, later, note, replace, setText } from "../dom.js";
 import { feed } from "../feed.js";
 import { keyHref, leaseLink, revokeLease, timeBar } from "../parts.js";
 import { may } from "../session.js";
-import { bytesOf, decode, duration, fromBase64, idHex, plain, prefixEnd, shown, toBase64 } from "../text.js";
+import { bytesOf, decode, duration, fromBase64, idFromHex, idHex, plain, prefixEnd, shown, toBase64 } from "../text.js";
 import { t } from "../words.js";
 
 const LEASES_PER_PAGE = 1000;
@@ -108,7 +108,7 @@ export function locksView(root) {
   function card({ name, kvs, count, value, leases }) {
     const election = Boolean(value);
     const title = h("h2", { class: "mono" }, shown(name));
-    const rows = kvs.map((kv, place) => contender(kv, place, leases.get(kv.lease)));
+    const rows = kvs.map((kv, place) => contender(kv, place, leases));
     return h("section", { class: "panel line" },
       h("div", { class: "line-head" }, title, h("span", { class: "badge plain" }, election ? t("election") : t("lock")),
         h("span", { class: "dim" }, t("{n} waiting", { n: count - 1 }))),
@@ -119,7 +119,10 @@ export function locksView(root) {
       count > kvs.length ? h("p", { class: "dim pad" }, t("and {n} more", { n: count - kvs.length })) : null);
   }
 
-  function contender(kv, place, lease) {
+  function contender(kv, place, leases) {
+    // Keys that are read without their values come without their leases too: the key's end names it.
+    const id = idFromHex((decode(fromBase64(kv.key)) ?? "").split("/").at(-1));
+    const lease = leases.get(id);
     const seenAs = `${kv.key} ${kv.create_revision} ${place === 0}`;
     if (!since.has(seenAs)) since.set(seenAs, Date.now());
     const cell = h("td", { class: "c-left" });
@@ -127,12 +130,12 @@ export function locksView(root) {
     const sinceText = h("span", {});
     if (lease) bars.push(() => bar((lease.ends - performance.now()) / 1000, lease.ttl));
     bars.push(() => setText(sinceText, t("revision {revision}, seen here for {time}", { revision: kv.create_revision, time: duration((Date.now() - since.get(seenAs)) / 1000) })));
-    const allowed = kv.lease && may("write", fromBase64(kv.key));
+    const allowed = id !== null && may("write", fromBase64(kv.key));
     return h("tr", { class: place ? "" : "holder" },
-      h("td", {}, place ? t("waits, {place}.", { place: String(place) }) : h("strong", {}, t("holds"))),
-      h("td", {}, kv.lease ? leaseLink(kv.lease) : t("none"), " ", h("a", { class: "small", href: keyHref(kv.key) }, t("key"))),
+      h("td", {}, place ? t("waits, place {place}", { place: String(place) }) : h("strong", {}, t("holds"))),
+      h("td", {}, id !== null ? leaseLink(id) : "–", " ", h("a", { class: "small", href: keyHref(kv.key) }, t("key"))),
       cell, h("td", { class: "c-since dim" }, sinceText),
-      h("td", { class: "right" }, allowed ? h("button", { type: "button", class: "danger small-button", "data-what": kv.lease, onclick: () => revokeLease(kv.lease).then((done) => done && loop.now()) }, t("Revoke lease…")) : null));
+      h("td", { class: "right" }, allowed ? h("button", { type: "button", class: "danger small-button", "data-what": id, onclick: () => revokeLease(id).then((done) => done && loop.now()) }, t("Revoke lease…")) : null));
   }
 
   const draw = () => bars.forEach((each) => each());
