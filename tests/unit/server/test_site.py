@@ -125,8 +125,10 @@ def test_each_file_forbids_all_that_the_page_does_not_do(site: Site) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/ui/../pyproject.toml", "/ui/%2e%2e/__init__.py", "/ui//style.css", "/ui/js", "/ui/js/", "/ui/index.html"]
-    + ["/ui/vendor/uplot/NOTICE", "/ui/style.css/", "/UI/", "//ui/", "/ui/js/..%2fstyle.css", "/ui/style.css%00"],
+    [
+        *("/ui/../pyproject.toml", "/ui/%2e%2e/__init__.py", "/ui//style.css", "/ui/js", "/ui/js/", "/ui/index.html"),
+        *("/ui/vendor/uplot/NOTICE", "/ui/style.css/", "/UI/", "//ui/", "/ui/js/..%2fstyle.css", "/ui/style.css%00"),
+    ],
 )
 def test_nothing_but_the_files_is_served(site: Site, path: str) -> None:
     assert path not in site.paths

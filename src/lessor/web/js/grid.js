@@ -110,6 +110,7 @@ export class Grid {
       }
     }
     const shift = factor === 1 ? 0 : this.body.scrollTop - top; // of a table taller than the browser allows
+    let previous = null;
     for (let number = first; number <= last; number++) {
       let element = this.rows.get(number);
       if (!element) {
@@ -118,8 +119,10 @@ export class Grid {
         element.id = `${this.id}-${number}`;
         element.setAttribute("aria-rowindex", String(number + 2));
         element.hidden = false;
-        if (!element.isConnected) this.layer.append(element);
+        // In the order of their numbers in the document too: it is read out in that order.
+        this.layer.insertBefore(element, previous ? previous.nextSibling : this.layer.firstChild);
       }
+      previous = element;
       element.style.transform = `translateY(${number * ROW_PX + shift}px)`;
       this.#fill(element, number);
     }

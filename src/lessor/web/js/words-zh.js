@@ -177,7 +177,6 @@ export const ZH = {
   "Through a table": "在表格中移动",
   "Time": "时间",
   "Time left": "剩余时间",
-  "Time left at most": "剩余时间不超过",
   "To": "到",
   "To the filter": "到筛选框",
   "Tree": "树",

@@ -23,10 +23,10 @@ const kept = { prefix: "", soon: 0, order: "id" };
 export function leasesView(root) {
   let rows;
   const filter = h("input", { type: "search", placeholder: t("Keys that begin with…"), "aria-label": t("Keys that begin with…"), spellcheck: "false", autocapitalize: "none", props: { value: kept.prefix } });
-  const soon = h("select", { "aria-label": t("Time left at most") }, SOON.map(([ms, label]) =>
+  const soon = h("select", {}, SOON.map(([ms, label]) =>
     h("option", { value: ms, props: { selected: ms === kept.soon } }, t(label))));
   const total = h("span", { class: "total", role: "status" });
-  const log = h("ol", { class: "events" });
+  const log = h("ol", { class: "events scroll", tabindex: "0", "aria-labelledby": "events-title" });
 
   const grid = new Grid({
     label: t("Leases"),
@@ -108,7 +108,7 @@ export function leasesView(root) {
     h("div", { class: "split" },
       h("div", { class: "panel fill" }, grid.element),
       h("section", { class: "panel events-panel", "aria-labelledby": "events-title" }, h("h2", { id: "events-title" }, t("Granted and ended")),
-        h("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "events-title" }, log))));
+        log)));
   drawState();
   drawLog();
   choose({});

@@ -17,6 +17,7 @@ const LEASES_PER_PAGE = 1000;
 const LEASES_MAX = 10_000; // looked at; a filter finds those beyond
 const NAMES_SHOWN = 20; // each is two operations of a txn
 const WAITING_SHOWN = 20;
+const COST = 20; // a look may take one part in so many of the time
 const SLASH = 47;
 
 // When this page first saw a contender in its place: key and revision -> instant.
@@ -102,7 +103,7 @@ export function locksView(root) {
     if (focused) [...list.querySelectorAll("[data-what]")].find((each) => each.dataset.what === focused)?.focus();
     setText(total, `${t("Names: {n}", { n: ordered.length })}${all ? "" : ` · ${t("only some leases were looked at: use the filter")}`}`);
     draw();
-    return Math.min(30_000, Math.max(2000, (performance.now() - began) * 40));
+    return Math.min(30_000, Math.max(2000, (performance.now() - began) * COST));
   }
 
   function card({ name, kvs, count, value, leases }) {
