@@ -106,6 +106,8 @@ export class Grid {
     for (const [number, element] of this.rows) {
       if (number < first || number > last) {
         this.rows.delete(number);
+        element.classList.remove("active");
+        element.removeAttribute("aria-selected");
         this.spare.push(element);
       }
     }

@@ -23,7 +23,8 @@ export class LeaseRows {
     this.next = ""; // the token that leads on behind the last known row; null: there is nothing behind it
     this.marks = [[0, ""]]; // [number of a row, the token that leads there], ascending: where a refresh can begin
     this.leaseCount = 0;
-    this.loading = null;
+    this.busy = null; // the reading that is under way: one at a time changes the rows
+    this.wanted = 0; // how many rows shall be known
     this.control = new AbortController();
   }
 
@@ -78,16 +79,31 @@ export class LeaseRows {
     return row;
   }
 
-  /** Reads on until so many rows are known. */
-  async upTo(number) {
-    while (!this.complete && this.rows.length <= number) {
-      this.loading ??= this.#readOn(number).finally(() => (this.loading = null));
-      await this.loading;
+  // Runs `read` when no other one is under way.
+  async #alone(read) {
+    while (this.busy) await this.busy.catch(() => {});
+    this.busy = read();
+    try {
+      return await this.busy;
+    } finally {
+      this.busy = null;
     }
   }
 
-  async #readOn(number) {
-    const missing = number + 1 - this.rows.length;
+  /** Reads on until so many rows are known. Rejects with the error of a call. */
+  async upTo(number) {
+    const reading = this.wanted > 0;
+    this.wanted = Math.max(this.wanted, number + 1);
+    if (reading) return;
+    try {
+      while (!this.complete && this.rows.length < this.wanted) await this.#alone(() => this.#readOn());
+    } finally {
+      this.wanted = 0;
+    }
+  }
+
+  async #readOn() {
+    const missing = this.wanted - this.rows.length;
     const { leases, next } = await this.#ask(missing > 4 * PAGE ? PAGE_MAX : PAGE, this.next);
     const known = new Set(leases.map((row) => row.id));
     if (this.order !== "ID") this.rows = this.rows.filter((row) => !known.has(row.id)); // moved down meanwhile
@@ -99,16 +115,21 @@ export class LeaseRows {
 
   /** Reads the rows again that are seen. Returns after how many ms to do so again. */
   async refresh(first, last) {
-    if (this.loading) return REFRESH_MS_MIN;
+    if (this.wanted) return REFRESH_MS_MIN / 4; // rows are on their way, newer than any
     if (this.order !== "ID" && last >= PAGE_MAX) return REFRESH_MS_MAX; // in such an order only from the top
+    const known = Math.max(0, this.rows.length - 1);
+    await this.#alone(() => this.#refreshed(Math.min(first, known), Math.min(last, known)));
+    this.onchange();
+    return Math.min(REFRESH_MS_MAX, Math.max(REFRESH_MS_MIN, this.tookMs * COST));
+  }
+
+  async #refreshed(first, last) {
     let [number, token] = this.marks.findLast(([at]) => at <= first) ?? [0, ""];
     if (this.order === "ID" && first - number > 2 * PAGE) {
       number += await this.#again(number, token, first - number);
       [number, token] = this.marks.findLast(([at]) => at <= number);
     }
     await this.#again(number, token, Math.min(PAGE_MAX, Math.max(PAGE, last - number + 1)));
-    this.onchange();
-    return Math.min(REFRESH_MS_MAX, Math.max(REFRESH_MS_MIN, this.tookMs * COST));
   }
 
   // Reads so many rows again that follow a token, in the place of those from `number` on. Returns how many came.

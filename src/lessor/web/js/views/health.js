@@ -29,7 +29,7 @@ function span() {
 const short = (value) => {
   if (value === null || value === undefined) return "–";
   if (value >= 10_000) return Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 1 }).format(value);
-  return value >= 100 ? String(Math.round(value)) : String(Math.round(value * 100) / 100);
+  return String(value >= 100 ? Math.round(value) : value >= 10 ? Math.round(value * 10) / 10 : Math.round(value * 100) / 100);
 };
 
 export function healthView(root) {
@@ -102,10 +102,10 @@ export function healthView(root) {
       h("dt", {}, t("Rows that wait for a commit")), h("dd", {}, count(samples.value("lessor_open_batch_rows") ?? 0)),
       h("dt", {}, t("Slow watchers")), h("dd", {}, count(samples.value("etcd_debugging_mvcc_slow_watcher_total") ?? 0)),
       h("dt", {}, t("Refused at a bound, since the start")), h("dd", {}, reached === null ? "–" : count(reached)));
-    for (const { plot, series, latest } of plots) {
+    for (const { plot, series, values: latest } of plots) {
       plot.setData([samples.columns.times, ...series.map(([column]) => samples.columns[column])], false);
       plot.setScale("x", span());
-      setText(latest, series.map(([column, label]) => `${t(label)} ${short(samples.columns[column].at(-1))}`).join(" · "));
+      for (const [at, [column]] of series.entries()) setText(latest[at], short(samples.columns[column].at(-1)));
     }
   }
 
@@ -133,7 +133,7 @@ export function healthView(root) {
           { ...axis, size: 46, values: (_, ticks) => ticks.map(short) }],
         series: [{}, ...series.map(([, label, name]) => ({ label: t(label), stroke: real(name), width: 1.5, spanGaps: true, points: { show: samples.columns.times.length < 3 } }))],
       }, [samples.columns.times, ...series.map(([column]) => samples.columns[column])], box);
-      return { plot, series, latest: charts.children[at].querySelector(".latest") };
+      return { plot, series, values: [...charts.children[at].querySelectorAll(".figure-now")] };
     });
     probe.remove();
     draw();
@@ -141,8 +141,9 @@ export function healthView(root) {
 
   replace(charts, CHARTS.map(([title, unit, series]) => h("figure", { class: "panel chart" },
     h("figcaption", {}, h("span", { class: "chart-title" }, t(title), unit ? h("span", { class: "dim" }, ` ${unit}`) : null),
-      h("span", { class: "legend" }, series.map(([, label, name], at) => h("span", { class: `swatch s${name.slice(-1)}` }, t(label))))),
-    h("div", { class: "plot", "aria-hidden": "true" }), h("p", { class: "latest dim" }))));
+      h("span", { class: "legend" }, series.map(([, label, name]) =>
+        h("span", { class: `swatch s${name.slice(-1)}` }, t(label), " ", h("span", { class: "figure-now" }, "–"))))),
+    h("div", { class: "plot", "aria-hidden": "true" }))));
   replace(root,
     h("div", { class: "view-head" }, h("h1", {}, t("Health"))),
     h("div", { class: "figures" }, figure("role", t("This server")), figure("revision", t("Revision")), figure("leases", t("Leases")), figure("keys", t("Keys")),

@@ -63,14 +63,15 @@ export function keysView(root, [mode = "tree", place64 = ""]) {
   }
 
   function folderRow(folder, above) {
-    const children = h("div", { class: "tree-children" });
-    const row = h("details", { class: "folder" },
-      h("summary", { class: "tree-row" }, h("span", { class: "mono key-name" }, shown(folder.slice(above.length))),
+    const children = h("div", { class: "tree-children", hidden: true });
+    const fold = h("button", { type: "button", class: "fold mono key-name", "aria-expanded": "false", onclick: () => {
+      children.hidden = !children.hidden;
+      fold.setAttribute("aria-expanded", String(!children.hidden));
+      if (!children.hidden && !children.children.length) fill(children, folder, null).catch(failed);
+    } }, shown(folder.slice(above.length)));
+    return h("div", { class: "folder" },
+      h("div", { class: "tree-row" }, fold,
         h("a", { class: "open", href: `#/keys/${mode}/${toUrl(toBase64(folder))}`, title: t("Only this folder") }, t("open"))), children);
-    row.addEventListener("toggle", () => {
-      if (row.open && !children.children.length) fill(children, folder, null).catch(failed);
-    });
-    return row;
   }
 
   function keyRow({ kv, key }, above) {

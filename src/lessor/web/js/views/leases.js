@@ -55,7 +55,7 @@ export function leasesView(root) {
   });
 
   const need = (last) => {
-    if (rows && !rows.complete && last >= rows.rows.length - 20) rows.upTo(last + 20).catch(failed);
+    if (rows?.rows.length && !rows.complete && last >= rows.rows.length - 20) rows.upTo(last + 20).catch(failed);
   };
 
   function failed(error) {
@@ -115,7 +115,7 @@ export function leasesView(root) {
 
   const tick = setInterval(() => document.hidden || grid.draw(), TICK_MS);
   const refresher = every(2000, async () => {
-    if (!rows || !rows.rows.length && !rows.complete) return 500;
+    if (!rows) return 500;
     const [first, last] = grid.range();
     return rows.refresh(Math.max(0, first), Math.max(0, last));
   });
