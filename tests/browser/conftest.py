@@ -75,9 +75,18 @@ def page(context: Any) -> Iterator[Any]:
     opened = context.new_page()
     wrong: list[str] = []
     asked: set[str] = set()
-    opened.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+
+    def said(message: Any) -> None:
+        if message.type == "error":
+            wrong.append(message.text)
+
+    def asks(dialog: Any) -> None:
+        wrong.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    opened.on("console", said)
     opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    opened.on("dialog", asks)
     opened.on("request", lambda request: asked.add("/".join(request.url.split("/")[:3])))
     yield opened
     home = "/".join(opened.url.split("/")[:3])

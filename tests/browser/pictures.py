@@ -9,7 +9,6 @@ import base64
 import json
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "ui"
 SIZE = {"width": 1280, "height": 760}
 PHONE = {"width": 390, "height": 760}
 SETTLE_MS = 1200
+HEALTH_MS = 150_000
 RENEW_S = 2.0
 
 
@@ -39,8 +39,8 @@ class Town:
             ttl_s = (10, 15, 30, 60, 300)[number % 5]
             lease = self._lease(ttl_s, every=1 if ttl_s > 10 or number % 2 else 4)
             service = ("api", "billing", "search")[number % 3]
-            value = {"host": f"10.0.{number % 3}.{number}", "port": 8080, "zone": f"eu-{number % 2}"}
-            desk.put(f"services/{service}/10.0.{number % 3}.{number}:8080", json.dumps(value), lease)
+            place = {"host": f"10.0.{number % 3}.{number}", "port": 8080, "zone": f"eu-{number % 2}"}
+            desk.put(f"services/{service}/10.0.{number % 3}.{number}:8080", json.dumps(place), lease)
         for name, contenders, value in (
             ("locks/billing/nightly", 4, ""),
             ("locks/deploy", 2, ""),
@@ -90,8 +90,8 @@ class Town:
         desk.delete("config/tmp")
 
 
-def take(browser: Any, url: str, folder: Path, *, health_s: float) -> None:
-    """All pictures. `health_s`: for how long the charts gather samples before theirs is taken."""
+def take(browser: Any, url: str, folder: Path, *, patience: float = 1.0) -> None:
+    """All pictures. `patience`: a part of the time for which bars fall and charts gather samples."""
     desk = Desk(url)
     context = browser.new_context(viewport=SIZE, locale="en-GB", color_scheme="light")
     page = context.new_page()
@@ -100,7 +100,7 @@ def take(browser: Any, url: str, folder: Path, *, health_s: float) -> None:
         if view:
             page.goto(f"{url}/ui/#/{view}")
         page.wait_for_selector("h1")
-        page.wait_for_timeout(SETTLE_MS)
+        page.wait_for_timeout(SETTLE_MS * patience)
         page.screenshot(path=folder / f"{name}.png")
 
     with Town(desk) as town:
@@ -110,7 +110,7 @@ def take(browser: Any, url: str, folder: Path, *, health_s: float) -> None:
         page.get_by_text("expired").wait_for()
         picture("live")
         page.locator("nav a[data-view=leases]").click()
-        page.wait_for_timeout(6000)
+        page.wait_for_timeout(6000 * patience)
         picture("leases")
         picture("locks", "locks")
         page.get_by_role("button", name="Revoke lease…").first.click()
@@ -124,10 +124,10 @@ def take(browser: Any, url: str, folder: Path, *, health_s: float) -> None:
         picture("key", f"key/{b64url('config/api/limits')}")
         holder = next(key for key in desk_keys(desk, "locks/deploy/"))
         page.goto(f"{url}/ui/#/lease/{holder.rpartition('/')[2]}")
-        page.wait_for_timeout(5000)
+        page.wait_for_timeout(5000 * patience)
         picture("lease")
         page.goto(f"{url}/ui/#/health")
-        time.sleep(health_s)
+        page.wait_for_timeout(HEALTH_MS * patience)
         page.get_by_label("Colours").select_option("dark")
         picture("health-dark")
         page.goto(f"{url}/ui/#/leases")
@@ -152,7 +152,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as driver, LessorServer() as server:
         browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        take(browser, server.client_url, folder, health_s=120.0)
+        take(browser, server.client_url, folder)
         browser.close()
 
 

@@ -50,7 +50,7 @@ def all_views(desk: Desk) -> list[str]:
 
 
 def test_what_strangers_write_stays_text(page: Any, desk: Desk) -> None:
-    texts = [each if isinstance(each, bytes) else each.encode() for each in (*CORPUS, *RAW)]
+    texts = [*(text.encode() for text in CORPUS), *RAW]
     lease = desk.grant(600)
     end = hex_id(lease).encode()
     for raw in texts:

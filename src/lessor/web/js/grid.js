@@ -78,7 +78,7 @@ export class Grid {
   #schedule() {
     this.frame ??= requestAnimationFrame(() => {
       this.frame = undefined;
-      this.draw();
+      this.draw(false);
     });
   }
 
@@ -96,8 +96,8 @@ export class Grid {
     return [Math.floor(top / ROW_PX), Math.min(this.total - 1, Math.ceil((top + seen) / ROW_PX))];
   }
 
-  /** Fills the rows that are seen. */
-  draw() {
+  /** Fills the rows that are seen; with `all` false only those that were not seen before. */
+  draw(all = true) {
     const { factor, top } = this.#view();
     let [first, last] = this.range();
     this.onneed?.(first, last);
@@ -115,7 +115,8 @@ export class Grid {
     let previous = null;
     for (let number = first; number <= last; number++) {
       let element = this.rows.get(number);
-      if (!element) {
+      const fresh = !element;
+      if (fresh) {
         element = this.spare.pop() ?? this.#make();
         this.rows.set(number, element);
         element.id = `${this.id}-${number}`;
@@ -125,8 +126,8 @@ export class Grid {
         this.layer.insertBefore(element, previous ? previous.nextSibling : this.layer.firstChild);
       }
       previous = element;
-      element.style.transform = `translateY(${number * ROW_PX + shift}px)`;
-      this.#fill(element, number);
+      if (fresh || factor !== 1) element.style.transform = `translateY(${number * ROW_PX + shift}px)`;
+      if (fresh || all) this.#fill(element, number);
     }
     for (const element of this.spare) element.hidden = true;
   }
