@@ -64,7 +64,7 @@ def context(browser: Any) -> Iterator[Any]:
     opened = browser.new_context(
         viewport={"width": 1366, "height": 800}, locale="en-GB", ignore_https_errors=True, reduced_motion="reduce"
     )
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(20_000)
     yield opened
     opened.close()
 

@@ -12,6 +12,7 @@ from tests.conformance.lessor_server import LessorServer
 
 pytestmark = pytest.mark.slow
 
+EXPECT_MS = 20_000
 LIMITS = {"burst": 20, "paths": ["/a", "/b"], "large": 12345678901234567890}
 
 
@@ -21,8 +22,10 @@ def opened(page: Any, desk: Desk, view: str) -> None:
 
 
 def expect(locator: Any) -> Any:
+    """Playwright's `expect`, with the patience that a busy machine needs."""
     from playwright.sync_api import expect as playwrights
 
+    playwrights.set_options(timeout=EXPECT_MS)
     return playwrights(locator)
 
 
@@ -272,13 +275,13 @@ def test_who_holds_a_lock_who_waits_and_how_to_end_it(page: Any, desk: Desk) -> 
     card = page.locator(".line", has_text="locks/deploy")
     expect(card).to_contain_text("1 waiting")
     third = desk.lock("locks/deploy", leases[2])
-    expect(card).to_contain_text("2 waiting", timeout=15_000)
+    expect(card).to_contain_text("2 waiting")
     rows = card.locator("tbody tr")
     expect(rows.first).to_contain_text(re.compile(f"holds.*{hex_id(leases[0])}"))
     expect(rows.nth(1)).to_contain_text(re.compile(f"waits, place 1.*{hex_id(leases[1])}"))
     rows.first.get_by_role("button", name="Revoke lease…").click()
     page.get_by_role("dialog").get_by_role("button", name="Revoke", exact=True).click()
-    expect(rows.first).to_contain_text(re.compile(f"holds.*{hex_id(leases[1])}"), timeout=15_000)
+    expect(rows.first).to_contain_text(re.compile(f"holds.*{hex_id(leases[1])}"))
     assert second() == f"locks/deploy/{hex_id(leases[1])}"
     desk.revoke(leases[1])
     assert third()

@@ -55,7 +55,7 @@ function place() {
   return { name: name in VIEWS ? name : "leases", rest };
 }
 
-function show({ keepFocus = false } = {}) {
+function show() {
   endView();
   endView = () => {};
   replace(main);
@@ -76,7 +76,7 @@ function show({ keepFocus = false } = {}) {
   }
   endView = VIEWS[name](main, rest) ?? (() => {});
   document.title = `${main.querySelector("h1")?.textContent ?? "Lessor"} – Lessor`;
-  if (!keepFocus) main.focus({ preventScroll: true });
+  main.focus({ preventScroll: true });
 }
 
 let tokenExpired = false;
@@ -95,6 +95,7 @@ function begin() {
 function end() {
   feed.stop();
   logout();
+  frame();
   show();
 }
 

@@ -56,6 +56,7 @@ export class LeaseRows {
     this.leaseCount = Number(found.lease_count ?? 0);
     this.tookMs = now - began;
     const leases = (found.leases ?? []).map((lease) => this.#take(lease, now));
+    if (this.byId.size > 2 * this.rows.length + PAGE_MAX * 2) this.byId = new Map(this.rows.map((row) => [row.id, row])); // forgets those that ended unseen
     return { leases, next: found.next_page_token ?? "" };
   }
 
