@@ -17,7 +17,7 @@ def test_the_pictures_of_the_document_are_those_that_are_taken(
     browser: Any, server: LessorServer, tmp_path: Path
 ) -> None:
     named = re.findall(r"\(ui/([\w-]+\.png)\)", (FOLDER.parent / "ui.md").read_text())
-    take(browser, server.client_url, tmp_path, patience=0.1)
+    take(browser, server.client_url, tmp_path, patience=0.03)
     assert (
         sorted(named)
         == sorted(file.name for file in tmp_path.iterdir())
