@@ -156,6 +156,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, asked: bo
     default="1s",
     help="How long one record in the engine lets this server answer; another takes over a quarter later.",
 )
+@_flag("ui", **{**tls_flags.SWITCH, "default": True}, help="Serve the page for people at /ui/.")
 @_flag("log-level", default="info", type=click.Choice(logs.LEVELS), help="Least severe messages to log.")
 @_flag("log-format", default="json", type=click.Choice(list(logs.FORMATTERS)), help="Form of a line of the log.")
 @_flag("log-outputs", default="default", help="Where the log goes: default, stderr, stdout, or files, with commas.")
@@ -294,6 +295,7 @@ def build(values: dict[str, Any]) -> Options:
             values["grpc_keepalive_min_time"], values["grpc_keepalive_interval"], values["grpc_keepalive_timeout"]
         ),
         tls=tls_flags.read(values, (*listen, *metrics)),
+        ui=values["ui"],
         log_level=values["log_level"],
         log_format=values["log_format"],
         log_outputs=parse_log_outputs(

@@ -89,6 +89,7 @@ class Options:
     min_lease_ttl_s: int = limits.LEASE_TTL_S_MIN
     grpc_keepalive: KeepaliveRules = field(default_factory=KeepaliveRules)
     tls: TlsOptions = field(default_factory=TlsOptions)
+    ui: bool = True  # whether browsers get a page at /ui/
     log_level: str = "info"
     log_format: str = "json"  # or "console"
     log_outputs: LogOutputs = LOG_TO_STDERR

@@ -168,7 +168,7 @@ class Core:
         self.followers: dict[object, FollowerMember] = {}  # while this server leads, by their streams
         turn.on_committed = self._tell_followers
         turn.long_writes.on_busy = self._hold_calls
-        self.pages = Pages(turn.read_clock)
+        self.pages = Pages(turn.read_clock, ui=options.ui)
         self.watch_streams: set[WatchesProgress] = set()
         self.long_replies = LongReplies(ReplyMemory(metrics.shortages))
         self.request_pace = Pace(turn, limits.STREAM_REQUESTS_PER_TURN_MAX)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain HTTP pages beside the gateway: /health, /livez, /readyz, /version, /metrics, /debug/vars.
+"""The plain HTTP pages beside the gateway: /health, /livez, /readyz, /version, /metrics, /debug/vars, and /ui/.
 
 Laws
 - No page needs a token, so none may cost much. /metrics takes milliseconds: one that was made in the last
@@ -15,6 +15,7 @@ from lessor.base import limits
 from lessor.gateway.routes import CORS_HEADERS, Answer, page, wrong_verb
 from lessor.server.observe import debug_vars, health
 from lessor.server.observe.observed import Observed
+from lessor.server.observe.site import Site
 
 if TYPE_CHECKING:
     from lessor.server.observe.exposition import Exposition
@@ -33,22 +34,34 @@ PATHS_OF_METRICS_URLS = _PATHS - {"/version", "/debug/vars"}
 class Pages:
     """The pages of one server. Keeps the Exposition that the first request for /metrics makes, and its newest text."""
 
-    def __init__(self, read_clock: Callable[[], float]) -> None:
-        """`read_clock` gives seconds on a clock that never goes back."""
+    def __init__(self, read_clock: Callable[[], float], *, ui: bool = False) -> None:
+        """`read_clock` gives seconds on a clock that never goes back. `ui`: whether there is a page for people."""
         self._read_clock = read_clock
+        self._site = Site() if ui else None
+        self._paths = _PATHS | self._site.paths if self._site is not None else _PATHS
         self.metrics_page_s = limits.METRICS_PAGE_S  # for how long a page of metrics is given again
         self._exposition: Exposition | None = None
         self._metrics_text = b""
         self._metrics_made_s = 0.0
 
     def has(self, path: str) -> bool:
-        return path in _PATHS
+        return path in self._paths
 
-    def page(self, observed: Observed, method: str, path: str, query: str) -> Answer:
+    def page(
+        self,
+        observed: Observed,
+        method: str,
+        path: str,
+        query: str,
+        accept: bytes | None = None,
+        if_none_match: bytes | None = None,
+    ) -> Answer:
         """The whole reply to a request for a page that there is (`has`). `query` is without its `?`.
 
-        `observed` is the same at each request.
+        `observed` is the same at each request. `accept` and `if_none_match` are headers of this one.
         """
+        if self._site is not None and path in self._site.paths:
+            return self._site.page(method, path, accept, if_none_match)
         if method != "GET" and not (path == "/metrics" and method == "HEAD"):
             return wrong_verb("GET")
         if len(query) > limits.PAGE_QUERY_BYTES_MAX:

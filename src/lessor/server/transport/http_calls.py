@@ -111,7 +111,9 @@ class Body(Protocol):
 def answer(core: Core, exchange: Exchange) -> Body:
     """The Body for a request, by its method and path."""
     if core.pages.has(exchange.path):
-        return Plain(exchange, partial(core.pages.page, core, exchange.method, exchange.path, exchange.query))
+        head = (exchange.method, exchange.path, exchange.query)
+        conditions = (exchange.header(b"accept"), exchange.header(b"if-none-match"))
+        return Plain(exchange, partial(core.pages.page, core, *head, *conditions))
     found = routes.match(exchange.method, exchange.path)
     if not isinstance(found, Method):
         return Plain(exchange, partial(_same, found))
