@@ -48,7 +48,9 @@ def at_once(work: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("this call waits for an event loop: it cannot be made without one")
 
 
-def blocking_calls(timeout_s: float | None, user: str, password: str, token: str, **channel: Any) -> FiniteCalls:
+def blocking_calls(
+    timeout_s: float | None, user: str, password: str, *, token: str = "", **channel: Any
+) -> FiniteCalls:
     """The calls, for one thread: run them with `at_once`. `channel`: the arguments of `Channel`."""
     return FiniteCalls(BlockingChannel(**channel), timeout_s, Login(user, password, nullcontext(), token))
 

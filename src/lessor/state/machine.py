@@ -527,7 +527,7 @@ class StateMachine:
     def _grant(self, request: rpc_pb2.LeaseGrantRequest, now_s: float) -> bytes:
         if self.corrupt or self.no_space:
             raise self._refusal()
-        if self._exceeds_quota(LEASE_BYTES):
+        if self.counted_bytes >= self._quota_near and self._exceeds_quota(LEASE_BYTES):
             raise self._beyond_quota()
         lease = self.leases.grant(request.ID, request.TTL, now_s)
         self.granted[min((lease.ttl_s - 1).bit_length(), TTL_BITS_MAX + 1)] += 1
