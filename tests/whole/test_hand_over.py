@@ -4,6 +4,7 @@
 import contextlib
 import queue
 import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,9 @@ from lessor.api.methods import BY_PATH
 from lessor.api.proto import election_pb2, leases_pb2, lock_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.api.version import CLUSTER_VERSION
+from lessor.base import limits
 from lessor.server.main import EXIT_HISTORY
+from lessor.server.services.compactor import Compactor
 from lessor.testing.server import InProcessServer
 from tests.conformance.grpc_peer import GrpcPeer
 from tests.memory_log import MemoryRecords
@@ -343,3 +346,84 @@ def test_a_server_on_a_copy_of_a_directory_ends_with_a_line_that_says_so(
     assert "Start this one with an empty directory" in line.error  # type: ignore[attr-defined]
     eventually(lambda: all(is_linked(server) for server in group.servers[1:]))
     group.peers[of].call(put(b"k", b"v"))
+
+
+def test_nothing_of_a_large_write_is_lost_to_watchers_when_its_server_hands_over_in_its_midst(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "WATCH_AT_ONCE_EVENTS", 10)
+    monkeypatch.setattr(limits, "WATCH_SCATTER_LOOKS", 1)  # a turn gives few watchers their events
+    first, second, _ = group.peers
+    keys = [b"k%03d" % number for number in range(200)]
+    first.call(rpc.TxnRequest(success=[rpc.RequestOp(request_put=rpc.PutRequest(key=key)) for key in keys[:100]]))
+    first.call(rpc.TxnRequest(success=[rpc.RequestOp(request_put=rpc.PutRequest(key=key)) for key in keys[100:]]))
+    core = group.servers[0].server.core
+    hub, target = core.machine.hub, member_id(second)
+    begin = hub.on_large
+    assert begin is not None
+
+    def hand_over_then() -> None:
+        begin()
+        core.turn._loop.call_soon(lambda: core.hand_over(target))
+
+    with stream(first, WATCH, *(watch_of(key) for key in keys)) as watch:
+        for _ in keys:
+            assert watch.next().created
+        group.servers[0].call(lambda: setattr(hub, "on_large", hand_over_then))
+        first.call(rpc.DeleteRangeRequest(key=b"k", range_end=b"l"))
+        eventually(lambda: leads(group.servers[1]))
+        second.call(put(keys[-1], b"after"))
+        seen: list[tuple[int, bytes]] = []
+        while (0, keys[-1]) not in seen:
+            seen += [(event.type, event.kv.key) for event in watch.next().events]
+        assert sorted(key for kind, key in seen if kind == 1) == keys
+
+
+def test_a_compaction_that_is_due_while_the_release_is_written_is_left_to_the_next_leader(group: Group) -> None:
+    first, second, _ = group.peers
+    for number in range(10):
+        first.call(put(b"k", b"%d" % number))
+    server = group.servers[0]
+    core = server.server.core
+    go_on = threading.Event()
+    group.kept.before_append = lambda: bool(go_on.wait(WAIT_S))
+    target = member_id(second)
+    server.call(lambda: core.hand_over(target))
+    eventually(lambda: core.turn.halted)
+    assert not core.turn.following
+    compactor = Compactor(core, server.server.options)
+    compactor.target = lambda revision: revision - 5  # type: ignore[method-assign]
+    server.call(compactor._compact)
+    group.kept.before_append = lambda: False
+    go_on.set()
+    eventually(lambda: leads(group.servers[1]))
+    second.call(put(b"k", b"after"))
+    eventually(lambda: core.machine.revision == group.servers[1].server.core.machine.revision)
+    assert server.running
+    assert core.machine.store.compact_revision <= 0
+
+
+def test_a_server_that_stops_while_it_hands_over_says_that_its_clients_cannot_stay(group: Group) -> None:
+    server = group.servers[0]
+    core = server.server.core
+    seen: list[bool] = []
+    engine = group.servers[1].server._engine
+    begin_term = engine.try_to_lead
+
+    def noting(*given: Any) -> Any:
+        begun = begin_term(*given)
+        if begun is not None:
+            seen.append(begun.goes_on)
+        return begun
+
+    engine.try_to_lead = noting  # type: ignore[method-assign]
+    role = server.server.role
+    target = member_id(group.peers[1])
+
+    def both() -> None:
+        core.hand_over(target)
+        role.hand_over(goes_on=False)
+
+    server.call(both)
+    eventually(lambda: leads(group.servers[1]))
+    assert seen == [False]

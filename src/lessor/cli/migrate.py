@@ -190,7 +190,7 @@ class _Migration:
             moved_on = not before == revision == copy.revision
             if not moved_on:
                 break
-        copy.finish(leases, sorted(alarms), compact_revision, self._auth)
+        copy.finish(leases, sorted(alarms), compact_revision, self._auth, moved_on=moved_on)
         lines = [f"copied: revision {copy.revision}, changes since the copy {copy.changes}, leases {len(leases)}"]
         if moved_on:
             lines.append(f"the etcd is still written to: what came after revision {copy.revision} is not here")

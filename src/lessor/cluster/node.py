@@ -330,7 +330,9 @@ class Node:
         assert entry is not None
         self._forget_placing()
         self._confirm()
-        released, goes_on = self.standing.released, self.standing.goes_on
+        released = self.standing.released
+        # Another node than the named one claims late, and perhaps because that one was lost with its clients.
+        goes_on = self.standing.goes_on and self.standing.successor in (0, self.node_id)
         self.standing.take(entry)
         self.applied = entry.number
         self.tenure.landed(placing.since_s, now_s)

@@ -22,7 +22,7 @@ FORKED: Final = 3  # it belongs to another history
 class Standing:
     """The newest record that a process has taken in."""
 
-    __slots__ = ("batch", "chain", "clock_s", "epoch", "goes_on", "number", "primary", "released")
+    __slots__ = ("batch", "chain", "clock_s", "epoch", "goes_on", "number", "primary", "released", "successor")
 
     def __init__(self) -> None:
         self.number = 0
@@ -33,6 +33,7 @@ class Standing:
         self.primary = b""  # nonce of the process whose claim is the newest; b"" when it has released, or there is none
         self.released = False  # whether the record is a release: all deadlines are exact
         self.goes_on = False  # whether it is one whose node goes on as a follower, with its clients
+        self.successor = 0  # the node that it names; 0: none
 
     def judge(self, entry: Entry) -> int:
         if entry.number > self.number + 1:
@@ -50,6 +51,7 @@ class Standing:
         self.clock_s = entry.record.rows.clock_s
         self.released = entry.kind == RELEASE
         self.goes_on = entry.kind == RELEASE and GOES_ON in entry.texts
+        self.successor = entry.subject if entry.kind == RELEASE else 0
         if entry.kind == CLAIM:
             self.primary = entry.nonce
         elif entry.kind == RELEASE:

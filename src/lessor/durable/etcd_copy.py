@@ -45,6 +45,7 @@ class EtcdCopy:
         self._number = meta.batch
         loaded = self._engine.load()
         self._old_leases = {row[0]: row for row in loaded.leases}
+        self._named = set[int]()  # leases that changes since have hung keys on
         self._old_auth = loaded.auth
         self._old_alarms = {kind for _, kind, _ in loaded.alarms}
         self._engine.begin_term(meta.term + 1)
@@ -62,6 +63,8 @@ class EtcdCopy:
                 rows.append((self.revision, self._sub, kv.key, None, 0, 0, 0))
             else:
                 rows.append((self.revision, self._sub, kv.key, kv.value, kv.create_revision, kv.version, kv.lease))
+                if kv.lease:
+                    self._named.add(kv.lease)
         if not rows:
             return
         self._commit(events=rows)
@@ -77,16 +80,20 @@ class EtcdCopy:
         alarms: Sequence[int],
         compact_revision: int,
         auth: AuthRows | None = None,
+        *,
+        moved_on: bool = False,
     ) -> None:
         """Leases, alarms (types) and the compact revision as the etcd has them now. From here on it can be served.
 
         `auth`: all users and roles, and the switch; None when they are those of the file.
+
+        `moved_on`: whether the etcd was written to while it was asked. Then keys may hang on a lease that is not among
+        `leases`. It is due, so that its keys go when the directory is served, and none stays for ever.
         """
         self._finished = True
         live = {lease.id for lease in leases}
-        ended = [
-            (id_, ttl_s, deadline_s, 1) for id_, ttl_s, deadline_s, _ in self._old_leases.values() if id_ not in live
-        ]
+        others = {*self._old_leases, *self._named} if moved_on else self._old_leases.keys()
+        ended = [(id_, 1, self._clock_s, int(not moved_on)) for id_ in sorted(others - live)]
         rows = [(lease.id, lease.ttl_s, self._clock_s + lease.remaining_s, 0) for lease in leases]
         self._commit(
             leases=[*rows, *ended],

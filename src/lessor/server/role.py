@@ -71,6 +71,7 @@ class Role:
         self._on_failure = on_failure
         self._term = core.machine.identity.term  # in which the newest batch was committed
         self._leaving: asyncio.Future[None] | None = None
+        self._successor = 0  # of the hand-over under way
 
     # --- to follow ---
 
@@ -145,14 +146,18 @@ class Role:
     def hand_over(self, member_id: int = 0, *, goes_on: bool = True) -> "asyncio.Future[None]":
         """Lets the follower with that id lead; 0: the first one. Done when this server follows, or cannot.
 
-        `goes_on`: whether its clients can stay. To be called while `can_hand_over`.
-        A second call while the first is under way changes nothing.
+        `goes_on`: whether its clients can stay. To be called while `can_hand_over`. A second call while the first is
+        under way changes nothing, but that the clients cannot stay, if the release is not written yet.
         """
-        if self._leaving is None:
+        if self._leaving is not None:
+            if not goes_on:
+                self._engine.name_successor(self._successor, goes_on=False)
+        else:
             self._leaving = asyncio.get_running_loop().create_future()
             # Two that claim at one time take longer than one: so there is always a name.
             followers = self._core.followers.values()
             successor = member_id or next((member.member_id for member in followers), 0)
+            self._successor = successor
             log.info("handing over the log", extra={"to": f"{successor:016x}"})
             self._engine.name_successor(successor, goes_on=goes_on)
             self._begin_to_pass_on()
@@ -165,10 +170,10 @@ class Role:
 
     async def _release(self) -> None:
         turn, machine = self._core.turn, self._core.machine
-        now_s = turn.now_s()
-        machine.checkpoint(now_s)
-        batch = machine.journal.seal(now_s)
         try:
+            now_s = turn.now_s()
+            machine.checkpoint(now_s)
+            batch = machine.journal.seal(now_s)
             await self._committer.run(lambda: self._engine.commit(batch))
             self._follow_on(batch)
         except Exception as error:

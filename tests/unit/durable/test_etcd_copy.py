@@ -64,6 +64,16 @@ def test_changes_keep_their_revisions_and_order(copy: EtcdCopy, tmp_path: Path) 
     assert machine.revision == second
 
 
+def test_a_key_whose_lease_was_not_told_goes_when_it_is_served(copy: EtcdCopy, tmp_path: Path) -> None:
+    copy.apply([put(b"a", NEWEST + 1, lease=99)])  # granted after the leases were listed
+    copy.finish([], [], -1, moved_on=True)
+    copy.close()
+    machine, _, clock_s = served(tmp_path)
+    assert b"a" in next(lease.keys for lease in machine.leases if lease.id == 99)
+    assert machine.expire(clock_s + 3, 100) >= 1
+    assert machine.store.get(b"a") is None
+
+
 def test_the_end(copy: EtcdCopy, tmp_path: Path) -> None:
     copy.apply([put(b"a", NEWEST + 1, lease=99)])
     copy.finish([LiveLease(7, 600, 12.0), LiveLease(99, 50, 50.0)], [], NEWEST - 1)

@@ -294,6 +294,18 @@ def test_who_ends_its_term_in_order_follows_with_the_same_tables_and_leads_again
     assert kinds(kept)[:7] == [CLAIM, BATCH, RELEASE, CLAIM, BATCH, RELEASE, CLAIM]
 
 
+def test_who_was_not_named_does_not_count_on_clients_that_stayed(tmp_path: Path, kept: MemoryRecords) -> None:
+    times = Times()
+    one = started(tmp_path / "a", kept, times)
+    two = engine_of(tmp_path / "b", kept, times)
+    two.open((IDENTITY[0], 99))
+    two.load()
+    one.name_successor(4711, goes_on=True)  # and that one is lost
+    one.commit(batch(1, clean=True))
+    begun = lead(two, lambda *_: None)
+    assert (begun.clean, begun.goes_on) == (True, False)
+
+
 def test_large_records_and_those_with_users_are_not_shown(tmp_path: Path, kept: MemoryRecords, times: Times) -> None:
     engine = started(tmp_path, kept, times)
 

@@ -157,6 +157,11 @@ class LongWrites:
         else:
             work()
 
+    @property
+    def pending(self) -> bool:
+        """Whether a write is under way, or calls or work that waited for one are still to be served."""
+        return self.busy or bool(self._queue)
+
     def _set_busy(self, busy: bool) -> None:
         if busy != self.busy:
             self.busy = busy

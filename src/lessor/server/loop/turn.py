@@ -423,7 +423,9 @@ class Turn:
 
     def _leave_if_done(self, leaving: Callable[[], None]) -> None:
         durable = self.gate.durable >= self.machine.journal.newest_with_rows
-        if durable and self._committer.free and not self.long_writes.busy:
+        # What is still on its way to watchers would be overtaken by the next leader's changes.
+        given = not self.long_writes.pending and not self.machine.hub.waiting
+        if durable and given and self._committer.free:
             self._leaving = None
             self._halted = True
             leaving()

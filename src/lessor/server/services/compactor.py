@@ -44,7 +44,7 @@ class Compactor:
 
     def _compact(self) -> None:
         target = self.target(self._core.machine.revision)
-        if self._core.turn.following:
+        if self._core.turn.halted:  # a server that follows is, and one that writes its release
             return  # who leads compacts, and this server sees it in the log
         if target is not None and target > max(self._core.machine.compact_revision, 1):
             try:
