@@ -379,22 +379,23 @@ def test_nothing_of_a_large_write_is_lost_to_watchers_when_its_server_hands_over
         assert sorted(key for kind, key in seen if kind == 1) == keys
 
 
-def test_a_compaction_that_is_due_while_the_release_is_written_is_left_to_the_next_leader(group: Group) -> None:
+def test_a_compaction_that_is_due_while_the_release_is_written_is_left_to_the_next_leader(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second, _ = group.peers
     for number in range(10):
         first.call(put(b"k", b"%d" % number))
     server = group.servers[0]
     core = server.server.core
     go_on = threading.Event()
-    group.kept.before_append = lambda: bool(go_on.wait(WAIT_S))
+    monkeypatch.setattr(group.kept, "before_append", lambda: go_on.wait(WAIT_S))
     target = member_id(second)
     server.call(lambda: core.hand_over(target))
     eventually(lambda: core.turn.halted)
     assert not core.turn.following
     compactor = Compactor(core, server.server.options)
-    compactor.target = lambda revision: revision - 5  # type: ignore[method-assign]
+    monkeypatch.setattr(compactor, "target", lambda revision: revision - 5)
     server.call(compactor._compact)
-    group.kept.before_append = lambda: False
     go_on.set()
     eventually(lambda: leads(group.servers[1]))
     second.call(put(b"k", b"after"))
@@ -403,20 +404,22 @@ def test_a_compaction_that_is_due_while_the_release_is_written_is_left_to_the_ne
     assert core.machine.store.compact_revision <= 0
 
 
-def test_a_server_that_stops_while_it_hands_over_says_that_its_clients_cannot_stay(group: Group) -> None:
+def test_a_server_that_stops_while_it_hands_over_says_that_its_clients_cannot_stay(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = group.servers[0]
     core = server.server.core
     seen: list[bool] = []
     engine = group.servers[1].server._engine
     begin_term = engine.try_to_lead
 
-    def noting(*given: Any) -> Any:
-        begun = begin_term(*given)
+    def noting(follow: Any) -> Any:
+        begun = begin_term(follow)
         if begun is not None:
             seen.append(begun.goes_on)
         return begun
 
-    engine.try_to_lead = noting  # type: ignore[method-assign]
+    monkeypatch.setattr(engine, "try_to_lead", noting)
     role = server.server.role
     target = member_id(group.peers[1])
 

@@ -40,3 +40,11 @@ def test_a_unix_socket_that_another_server_serves_is_not_taken_over(tmp_path: Pa
         assert exit_code == command.EXIT_CANNOT_SERVE
         assert "is served by another process" in output
         assert path.is_socket()
+
+
+@pytest.mark.parametrize("flag", ["--no-such", "--max-txn-ops=many", "--name=a/b", "--force-new-cluster"])
+def test_a_wrong_flag_has_an_exit_code_of_its_own_which_supervisors_are_told_of(flag: str, tmp_path: Path) -> None:
+    command_line = [sys.executable, "-m", "lessor", "serve", flag]
+    done = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1

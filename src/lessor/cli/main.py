@@ -267,7 +267,9 @@ def run(line: list[str]) -> int:
     except Failure as failure:
         return _failed(failure.text, failure.exit_code)
     except click.UsageError as error:
-        return _failed(complaint(error), ERROR)
+        # A supervisor is to tell a wrong flag of the server, which a new start does not mend, from other failures.
+        of_server = error.ctx is not None and error.ctx.command.name == "serve"
+        return _failed(complaint(error), error.exit_code if of_server else ERROR)
     except click.ClickException as error:
         return _failed(error.format_message(), error.exit_code)
     except click.exceptions.Exit as end:

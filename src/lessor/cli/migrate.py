@@ -69,6 +69,8 @@ def migrate(ctx: click.Context, source: str, data_dir: str, once: bool) -> None:
             lines = ask(settings, lambda client: _Migration(client, part, once).run())
             os.replace(part, target)
             directory.sync_directory(part.parent)
+    except Failure as failure:
+        raise Failure(failure.exit_code, failure.text.replace("--endpoints names", "--from names")) from None
     except (DataDirError, EngineError) as error:
         raise Failure(ERROR, str(error)) from None
     except OSError as error:

@@ -13,6 +13,7 @@ variable that cannot be read is one.
 import getpass
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -128,7 +129,20 @@ def credentials(user: str, password: str, prompt: str) -> tuple[str, str]:
     if not user or password:
         return user, password
     name, colon, password = user.partition(":")
-    return (name, password) if colon else (user, getpass.getpass(prompt))
+    return (name, password) if colon else (user, ask_password(prompt))
+
+
+def ask_password(prompt: str) -> str:
+    """Asks on the terminal; without one, takes a line of standard input. Failure when there is neither."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", getpass.GetPassWarning)  # that a line that is piped in may be echoed
+        try:
+            return getpass.getpass(prompt)
+        except EOFError:
+            text = (
+                "no terminal to ask for a password, and nothing on standard input: write NAME:PASSWORD, or --password"
+            )
+            raise Failure(BAD_ARGS, text) from None
 
 
 def _endpoints(text: str) -> tuple[str, ...]:

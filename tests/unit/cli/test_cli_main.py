@@ -334,3 +334,14 @@ def test_patience_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ETCDCTL_KEEPALIVE_TIMEOUT", "1m")
     settings = Globals().settings()
     assert (settings.keepalive_time_s, settings.keepalive_timeout_s) == (30.0, 60.0)
+
+
+def test_without_a_terminal_and_without_input_a_password_cannot_be_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end_of_input(_prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("getpass.getpass", end_of_input)
+    assert main.run(["get", "a", "--user=root"]) == 128
+    assert "write NAME:PASSWORD, or --password" in capsys.readouterr().err
