@@ -55,23 +55,25 @@ export class LeaseRows {
     const now = performance.now();
     this.leaseCount = Number(found.lease_count ?? 0);
     this.tookMs = now - began;
-    const leases = (found.leases ?? []).map((lease) => this.#take(lease, now));
+    const leases = (found.leases ?? []).map((lease) => this.#take(lease, began, now));
     if (this.byId.size > 2 * this.rows.length + PAGE_MAX * 2) this.byId = new Map(this.rows.map((row) => [row.id, row])); // forgets those that ended unseen
     return { leases, next: found.next_page_token ?? "" };
   }
 
-  #take(lease, now) {
+  /** The server has looked at the lease between `began` and `now`. */
+  #take(lease, began, now) {
     const ttl = Number(lease.TTL);
-    const ends = now + Number(lease.remaining_ms ?? 0);
+    const left = Number(lease.remaining_ms ?? 0);
+    const ends = now + left;
     let row = this.byId.get(lease.ID);
     if (!row) {
       row = { id: lease.ID, ttl, ends, seen: 0, lowest: null, renewedAt: 0, gone: "" };
       this.byId.set(lease.ID, row);
-    } else if (ends > row.ends + 500) {
-      // It ends later than it would have: it was renewed since the page looked last.
+    } else if (began + left > row.ends + 500) {
+      // It ends later than it would have, however slow the answer was: it was renewed since the page looked last.
       row.seen++;
-      const left = Math.max(0, row.ends - now) / 1000 / row.ttl;
-      row.lowest = row.lowest === null ? left : Math.min(row.lowest, left);
+      const share = Math.max(0, row.ends - now) / 1000 / row.ttl;
+      row.lowest = row.lowest === null ? share : Math.min(row.lowest, share);
       row.renewedAt = ends - ttl * 1000;
     }
     row.ends = ends;
