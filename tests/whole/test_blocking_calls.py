@@ -132,6 +132,23 @@ def test_a_silent_server_is_asked_for_a_sign_of_life_and_given_up() -> None:
         assert isinstance(caught.value, OutcomeUnknown)
 
 
+def test_a_server_that_takes_no_bytes_does_not_hold_a_call_beyond_its_deadline() -> None:
+    over = threading.Event()
+    largest = (2**31 - 1).to_bytes(4, "big")
+    windows = bytes((0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4)) + largest  # SETTINGS: of a stream
+    windows += bytes((0, 0, 4, 8, 0, 0, 0, 0, 0)) + (2**31 - 1 - 65_535).to_bytes(4, "big")  # and of the connection
+
+    def take_nothing(taken: socket.socket) -> None:
+        taken.sendall(windows)
+        over.wait()
+
+    with peer(take_nothing) as address, calls_to(address, ping_after_s=1.5, ping_answer_s_max=1.5) as calls:
+        with pytest.raises(CallTimeout) as caught:
+            at_once(calls.put("a", b"x" * 30_000_000, timeout_s=0.2))
+        over.set()
+        assert isinstance(caught.value, OutcomeUnknown)
+
+
 def test_a_connection_that_is_taken_and_closed_is_told() -> None:
     with peer(lambda taken: taken.close()) as address, calls_to(address) as calls:
         with pytest.raises(ConnectionLost) as caught:

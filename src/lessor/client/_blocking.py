@@ -5,6 +5,8 @@ Laws
 - The coroutines here never suspend: they wait in the socket. So `at_once` can run them, and all that is made of them,
   as a plain function.
 - A connection carries one call at a time, and is kept for the next one. A channel is for one thread at a time.
+- No wait in the socket is longer than the call's deadline allows, whether it reads or writes.
+- A write that has stopped in its middle ends the connection: nothing can follow half a frame.
 - What a call means, when it is repeated and how it fails is the same as in an event loop: `_service.py` and
   `_exchange.py` say it for both.
 """
@@ -64,6 +66,7 @@ class BlockingConnection(Line):
         self.heard_at = _clock.now_s()
         self._heard = False
         self._asked_at = 0.0  # when the server was asked for a sign of life; 0: it was not
+        self.deadline: float | None = None  # until when a write may wait: the last call's
 
     def secure(self, context: "tls.SSLContext", name: str) -> None:
         """Speaks TLS from here on."""
@@ -71,6 +74,7 @@ class BlockingConnection(Line):
 
     def hear(self, deadline: float) -> None:
         """Waits for the server's first bytes; as `Connection.heard`."""
+        self.deadline = deadline
         self.flush()
         while not self._heard:
             self._socket.settimeout(_left_s(deadline))
@@ -84,12 +88,36 @@ class BlockingConnection(Line):
             return
         if self.h2.has_output:
             try:
-                self._socket.settimeout(self.ping_after_s + self.ping_answer_s_max)
-                self._socket.sendall(self.h2.take_output())
+                self._write(memoryview(self.h2.take_output()))
             except OSError as error:
                 self.lose(error)
+            except BaseException:  # an interrupt: part of a frame may have left
+                self.lose(InterruptedError("interrupted"))
+                raise
         if self.h2.closing:
             self.lose(None)
+
+    def _write(self, data: memoryview) -> None:
+        """Writes all of it, however long that takes while pieces leave and the deadline has not come.
+
+        At the deadline the call ends with CallTimeout. Raises TimeoutError then, and when no piece leaves for as long
+        as a server may be silent; OSError otherwise.
+        """
+        deadline, silence_s = self.deadline, self.ping_after_s + self.ping_answer_s_max
+        while data:
+            left_s = silence_s if deadline is None else min(_left_s(deadline), silence_s)
+            try:
+                self._socket.settimeout(left_s)
+                data = data[self._socket.send(data) :]
+                late = bool(data) and deadline is not None and _clock.now_s() >= deadline
+            except TimeoutError as error:
+                if error.errno is not None or left_s == silence_s:
+                    raise  # the system's own limit, or the server takes nothing
+                late = True
+            if late:
+                for call in list(self.calls):
+                    call.time_out()
+                raise TimeoutError("the call's time is over")
 
     def catch_up(self) -> None:
         """Takes what came while no call was made: a server says so when it leaves."""
@@ -192,6 +220,7 @@ class BlockingCall(Exchange[Any]):
         super().__init__(connection, method, headers, timeout_s)
         self._channel = channel
         self._deadline = deadline
+        connection.deadline = deadline
         connection.begin(self)
         self._started_at = connection.heard_at
 

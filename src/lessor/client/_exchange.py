@@ -237,6 +237,10 @@ class Exchange(Generic[Reply]):
         text = f"{endpoint}: {reason} before the answer came"
         self._finish(ConnectionLost(text, endpoint=endpoint, taken=True, outcome_unknown=self._outcome(True)))
 
+    def time_out(self) -> None:
+        """Ends the call at its deadline, without a word to the server: the connection takes none."""
+        self._finish(self._timeout())
+
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _answered(self, head: h2.Head | None) -> None:
