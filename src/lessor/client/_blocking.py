@@ -119,11 +119,15 @@ class BlockingConnection(Line):
                     call.time_out()
                 raise TimeoutError("the call's time is over")
 
-    def catch_up(self) -> None:
-        """Takes what came while no call was made: a server says so when it leaves."""
+    def catch_up(self, deadline: float | None = None) -> None:
+        """Takes what came while no call was made: a server says so when it leaves.
+
+        Waits for nothing that comes; what it answers may wait until `deadline`, that of the call to come.
+        """
+        self.deadline = deadline
         try:
-            self._socket.settimeout(0)
             while not self.lost:
+                self._socket.settimeout(0)  # each time: an answer to what came sets its own limit
                 data = self._socket.recv(READ_BYTES)
                 if data:
                     self._take(data)
@@ -278,7 +282,7 @@ class BlockingChannel(Service):
     async def start(
         self, method: Method, timeout_s: float | None = None, deadline: float | None = None, metadata: Metadata = ()
     ) -> BlockingCall:
-        connection, left_s = self._known(), timeout_s
+        connection, left_s = self._known(deadline), timeout_s
         if connection is None:
             if self._closed:
                 raise ClientClosed("the client is closed")
@@ -286,10 +290,10 @@ class BlockingChannel(Service):
             left_s = None if deadline is None else max(deadline - self.now_s(), 0.0)
         return BlockingCall(self, connection, method, connection.headers(method, left_s, metadata), timeout_s, deadline)
 
-    def _known(self) -> BlockingConnection | None:
+    def _known(self, deadline: float | None) -> BlockingConnection | None:
         while self._idle:
             connection = self._idle.pop()
-            connection.catch_up()
+            connection.catch_up(deadline)
             if connection.usable:
                 return connection
             connection.close()

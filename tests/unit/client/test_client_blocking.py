@@ -25,7 +25,7 @@ class Clock:
 
 
 class Uplink:
-    """Stands for a socket. `take` says how many bytes of a write leave, or raises."""
+    """Stands for a socket. `take` says how many bytes of a write leave, or raises; `arrived` is there to be read."""
 
     def __init__(self, take: Callable[["Uplink", int], int]) -> None:
         self.take = take
@@ -33,9 +33,17 @@ class Uplink:
         self.written = 0
         self.writes = 0
         self.closed = False
+        self.arrived: list[bytes] = []
+        self.waited_s = -1.0  # the limit under which it was last read in vain
 
     def settimeout(self, limit_s: float) -> None:
         self.limit_s = limit_s
+
+    def recv(self, _: int) -> bytes:
+        if self.arrived:
+            return self.arrived.pop(0)
+        self.waited_s = self.limit_s
+        raise BlockingIOError if self.limit_s == 0 else TimeoutError
 
     def send(self, data: memoryview) -> int:
         assert not self.closed
@@ -144,3 +152,21 @@ def test_an_interrupt_in_a_write_leaves_nothing_to_be_written(clock: Clock) -> N
     call.cancel()
     call.connection.close()
     assert uplink.writes == 2
+
+
+def test_what_came_between_two_calls_is_taken_without_waiting_for_more(clock: Clock) -> None:
+    limits = []
+
+    def all_of_it(uplink: Uplink, offered: int) -> int:
+        limits.append(uplink.limit_s)
+        return offered
+
+    uplink = Uplink(all_of_it)
+    connection = call_on(uplink, 1.0).connection
+    clock.s += 100.0
+    settings, ping = bytes(3) + b"\x04" + bytes(5), b"\0\0\x08\x06" + bytes(5) + b"areyouup"
+    uplink.arrived = [settings, ping]
+    connection.catch_up(clock.s + 0.5)
+    assert uplink.waited_s == 0.0
+    assert limits == [0.5, 0.5]  # the answers have the time of the call to come, not of the one before
+    assert connection.usable
