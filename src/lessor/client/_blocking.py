@@ -324,6 +324,7 @@ class BlockingChannel(Service):
         try:
             if endpoint.tls:
                 assert self._ssl is not None
+                plain.settimeout(_left_s(deadline))  # connecting has had its part of the time
                 connection.secure(self._ssl, self._server_name or endpoint.server_name)
             connection.hear(deadline)
         except BaseException:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A blocking connection on a socket that takes what the test says, when it says so, and a clock that the test moves."""
 
+import socket
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -170,3 +171,29 @@ def test_what_came_between_two_calls_is_taken_without_waiting_for_more(clock: Cl
     assert uplink.waited_s == 0.0
     assert limits == [0.5, 0.5]  # the answers have the time of the call to come, not of the one before
     assert connection.usable
+
+
+def test_the_handshake_of_tls_has_what_connecting_has_left_of_the_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float | None] = []
+
+    class Tls:
+        def set_alpn_protocols(self, names: list[str]) -> None:
+            pass
+
+        def wrap_socket(self, plain: socket.socket, server_hostname: str) -> socket.socket:
+            limits.append(plain.gettimeout())
+            raise TimeoutError
+
+    def connected(address: tuple[str, int], limit_s: float) -> socket.socket:
+        clock.s += 1.5
+        plain = socket.socket()
+        plain.settimeout(limit_s)
+        return plain
+
+    monkeypatch.setattr(socket, "create_connection", connected)
+    channel = BlockingChannel("https://127.0.0.1:1", connect_timeout_s=2.0, ssl=cast(Any, Tls()))
+    with pytest.raises(ConnectionLost):
+        at_once(channel.start(PUT))
+    assert limits == [0.5]
