@@ -156,6 +156,17 @@ def test_a_connection_that_is_taken_and_closed_is_told() -> None:
         assert caught.value.taken
 
 
+def test_a_server_of_another_protocol_is_told() -> None:
+    def speak(taken: socket.socket) -> None:
+        taken.recv(1_024)
+        taken.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        taken.recv(1_024)
+
+    with peer(speak) as address, calls_to(address) as calls, pytest.raises(ConnectionLost) as caught:
+        at_once(calls.put("a", "b"))
+    assert not caught.value.outcome_unknown
+
+
 def test_after_its_end_no_call_is_made() -> None:
     with InProcessServer() as server, calls_to(server.address) as calls:
         at_once(calls.get("a"))

@@ -82,6 +82,8 @@ class BlockingConnection(Line):
             if not data:
                 raise ClosedEarlyError(errno.ECONNRESET, "the server closed the connection")
             self._take(data)
+        if self.lost:  # by those very bytes
+            raise ClosedEarlyError(errno.ECONNRESET, "the server speaks no HTTP/2")
 
     def flush(self) -> None:
         if self.lost:
