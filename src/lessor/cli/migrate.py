@@ -116,6 +116,8 @@ class _Migration:
 
         with ExitStack() as open_:
             stop = open_.enter_context(signals(signal.SIGINT, signal.SIGTERM))
+            # From the end on until the process is over: what is left is deleted, and a signal is not to break that off.
+            open_.callback(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGTERM})
             interrupted = Failure(CTRL_C, "interrupted before the copy was made: nothing is left of it")
 
             async def stopped() -> None:

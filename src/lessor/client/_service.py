@@ -173,6 +173,15 @@ class Service(ABC):
     async def _open_in_time(self, endpoint: Endpoint) -> Any:
         """Connects to one endpoint. Raises TimeoutError after `connect_timeout_s`, OSError for other reasons."""
 
+    async def _open_once_more(self, endpoint: Endpoint) -> Any:
+        """The same, and once more when the connection was taken and lost at once: a server that begins anew does so."""
+        try:
+            return await self._open_in_time(endpoint)
+        except ConnectionRefusedError:
+            raise
+        except ConnectionError:
+            return await self._open_in_time(endpoint)
+
     async def _connect(self) -> Any:
         """To the first endpoint that takes the connection, in order, beginning with the one that worked last."""
         count = len(self.endpoints)
@@ -182,7 +191,7 @@ class Service(ABC):
             index = (self._first + turn) % count
             endpoint = self.endpoints[index]
             try:
-                connection = await self._open_in_time(endpoint)
+                connection = await self._open_once_more(endpoint)
             except TimeoutError:
                 reasons.append(f"{endpoint.text}: no connection within {self._connect_timeout_s:g} s")
                 troubles.append(Trouble.NONE)
