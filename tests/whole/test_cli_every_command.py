@@ -35,14 +35,13 @@ TREE, SAID = facts()
 
 # Commands that etcdctl does not have; those of `snapshot` are etcdutl's, `serve` is the server.
 OWN = {
-    *("cluster", "lease watch", "top", "serve", "snapshot restore", "snapshot status"),
+    *("cluster", "lease watch", "migrate", "top", "serve", "snapshot restore", "snapshot status"),
 }
 OWN_FLAGS = {
     *(("", "version"), ("put", "decimal"), ("snapshot save", "format")),
     *((f"lease {name}", "decimal") for name in ("grant", "revoke", "timetolive", "list", "keep-alive")),
     *(("lease list", name) for name in ("long", "expiring-in", "prefix", "sort")),
     *((f"check {name}", "duration") for name in ("perf", "datascale")),
-    *(("make-mirror", name) for name in ("leases",)),
 }
 
 # --- where we differ on purpose ---
