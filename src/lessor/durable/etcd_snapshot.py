@@ -180,17 +180,15 @@ def restore(
 ) -> Restored:
     """Makes a data directory out of etcd's file. Raises DataDirError, and leaves nothing behind then.
 
-    `bump_revision`: see `new_directory.bump_revision`; 0 leaves the history as it is. `progress` is told of each piece
+    `bump_revision`: as in `new_directory.making`; 0 leaves the history as it is. `progress` is told of each piece
     that was read, in bytes. Cost: a read of the file, and about 10 microseconds a change.
     """
     with _opened(path, needs_checksum=True, skip_checksum=skip_checksum, progress=progress) as (read, has_checksum):
-        with new_directory.making(data_dir) as part:
+        with new_directory.making(data_dir, bump_revision) as part:
             content = Content(read())
             cluster_id, member_id = (secrets.randbits(64) | 1 for _ in range(2))
             opening.create(Connector(sync=False), part, (cluster_id, member_id))
             leases = _fill(part, content, member_id)
-            if bump_revision:
-                new_directory.bump_revision(part, bump_revision)
         return Restored(
             version=content.storage_version or content.cluster_version,
             revision=content.revision + bump_revision,

@@ -19,9 +19,10 @@ from lessor.durable.engine import DataDirError
 
 
 @contextlib.contextmanager
-def making(data_dir: Path) -> Iterator[Path]:
+def making(data_dir: Path, revisions: int = 0) -> Iterator[Path]:
     """For one `with` block that makes the database at the path that it is given. Raises DataDirError.
 
+    `revisions`: for how many more its history is bumped then, see `bump_revision`; 0: it stays as it is.
     What the block raises goes on to the caller, of OSError and SQLite's errors as a DataDirError.
     """
     made = not data_dir.exists()
@@ -34,6 +35,8 @@ def making(data_dir: Path) -> Iterator[Path]:
         directory.prepare(data_dir)
         try:
             yield part
+            if revisions:
+                bump_revision(part, revisions)
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(part, data_dir / directory.DATABASE_NAME)

@@ -102,18 +102,16 @@ def restore(
 ) -> None:
     """Makes a data directory out of a snapshot. Raises DataDirError, and leaves nothing behind then.
 
-    `bump_revision`: see `new_directory.bump_revision`; 0 leaves the history as it is. `progress` is told of each piece
+    `bump_revision`: as in `new_directory.making`; 0 leaves the history as it is. `progress` is told of each piece
     that was written, in bytes.
     """
     data_bytes = check(path, skip_checksum=skip_checksum)
     Tables.reading(path).close()  # refuses what a newer version wrote
-    with new_directory.making(data_dir) as part:
+    with new_directory.making(data_dir, bump_revision) as part:
         with path.open("rb") as source, part.open("xb") as target:
             part.chmod(0o600)  # values may be secrets
             digest_of(source, data_bytes, target, progress)
         _leave_log(part)
-        if bump_revision:
-            new_directory.bump_revision(part, bump_revision)
 
 
 def _leave_log(database: Path) -> None:
