@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 
 from lessor.api.methods import Method
 from lessor.base.clock import MonotonicClock
-from lessor.base.tls_errors import is_of_tls, reason_of
+from lessor.base.tls_errors import is_of_tls
 from lessor.client._endpoint import Endpoint
 from lessor.client._errors import ClientClosed, ConnectionLost
 from lessor.client._exchange import PING, Exchange, Line, Metadata
@@ -192,12 +192,7 @@ class BlockingConnection(Line):
         if self.lost:
             return
         self.lost = True
-        words = reason_of(error) if error is not None and is_of_tls(error) else error
-        if self._heard:
-            reason = "the server closed the connection" if error is None else f"connection lost ({words})"
-        else:
-            reason = "the connection was taken, and closed" + (f" ({words})" if error is not None else "")
-        self.told_lost(reason)
+        self.told_lost(error, heard=self._heard)
         self._socket.close()
 
     def close(self) -> None:

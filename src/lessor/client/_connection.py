@@ -11,24 +11,15 @@ Laws
 
 import asyncio
 import errno
-import ssl
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from lessor.api.methods import Method
-from lessor.base.tls_errors import reason_of
 from lessor.client._endpoint import Endpoint
 from lessor.client._errors import ClientError
-from lessor.client._exchange import (
-    MESSAGE_BYTES_MAX,
-    PING,
-    PING_AFTER_S,
-    PING_ANSWER_S_MAX,
-    Exchange,
-    Line,
-)
+from lessor.client._exchange import PING, Exchange, Line
 from lessor.client._service import ClosedEarlyError
 from lessor.wire import h2
 from lessor.wire.h2 import ErrorCode
@@ -43,15 +34,8 @@ CLOSE_S_MAX = 2.0  # wait for a server to take the last bytes
 class Connection(Line, asyncio.Protocol):
     """A connection that is up, or was. Made by `Channel`."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        request_bytes_max: int = MESSAGE_BYTES_MAX,
-        reply_bytes_max: int = MESSAGE_BYTES_MAX,
-        ping_after_s: float = PING_AFTER_S,
-        ping_answer_s_max: float = PING_ANSWER_S_MAX,
-    ) -> None:
-        super().__init__(endpoint, request_bytes_max, reply_bytes_max, ping_after_s, ping_answer_s_max)
+    def __init__(self, endpoint: Endpoint, *limits: Any) -> None:
+        super().__init__(endpoint, *limits)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
@@ -88,14 +72,9 @@ class Connection(Line, asyncio.Protocol):
         self._lost_by = error = error or self._lost_by
         if self._look_timer is not None:
             self._look_timer.cancel()
-        words = reason_of(error) if isinstance(error, ssl.SSLError) else error
-        if not self._heard.is_set():
-            reason = "the connection was taken, and closed"
-            reason += f" ({words})" if error is not None else ""
-        else:
-            reason = "the server closed the connection" if error is None else f"connection lost ({words})"
+        heard = self._heard.is_set()
         self._heard.set()
-        self.told_lost(reason)
+        self.told_lost(error, heard=heard)
         if not self._closed.done():
             self._closed.set_result(None)
 

@@ -18,6 +18,7 @@ from lessor import __version__
 from lessor.api.methods import Method
 from lessor.base import errors
 from lessor.base.errors import Code, EtcdError
+from lessor.base.tls_errors import is_of_tls, reason_of
 from lessor.client._endpoint import Endpoint
 from lessor.client._errors import CallTimeout, ClientError, ConnectionLost, ServerError, TooLarge
 from lessor.client._observed import LOG, Counters
@@ -121,8 +122,13 @@ class Line:
             if call is not None:
                 call.event(kind, payload)
 
-    def told_lost(self, reason: str) -> None:
-        """The connection has ended: its calls end too."""
+    def told_lost(self, error: Exception | None, *, heard: bool) -> None:
+        """The connection has ended, and so do its calls. `error` None: the server ended it. `heard`: it ever spoke."""
+        words = reason_of(error) if isinstance(error, OSError) and is_of_tls(error) else error
+        if heard:
+            reason = "the server closed the connection" if error is None else f"connection lost ({words})"
+        else:
+            reason = "the connection was taken, and closed" + (f" ({words})" if error is not None else "")
         if self.calls:
             self.counters.lost_connections += 1
             LOG.warning("%s: %s, with %d calls underway", self.endpoint.text, reason, len(self.calls))

@@ -9,9 +9,12 @@ Laws
 """
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import cast
 
-from lessor.api.methods import BY_PATH
+from google.protobuf.message import Message
+
+from lessor.api.methods import BY_PATH, Method
 from lessor.api.proto import leases_pb2
 from lessor.api.proto import rpc_pb2 as rpc
 from lessor.base import snapshot_forms
@@ -274,20 +277,9 @@ class FiniteCalls(Asker):
             min_create_revision=min_create_revision,
             max_create_revision=max_create_revision,
         )
-        credentials = self.credentials()
-        while True:
-            token = await credentials.metadata()
-            begun = False
-            try:
-                async with self.channel.stream(_RANGE_STREAM, timeout_s=timeout_s, metadata=token) as call:
-                    await call.send(request, last=True)
-                    async for reply in call:
-                        begun = True
-                        yield cast(rpc.RangeStreamResponse, reply).range_response
-                    return
-            except ServerError as error:
-                if begun or not token_refused(error) or not credentials.renew():
-                    raise
+        async with aclosing(self._pieces(_RANGE_STREAM, request, timeout_s)) as pieces:
+            async for piece in pieces:
+                yield cast(rpc.RangeStreamResponse, piece).range_response
 
     async def delete(
         self,
@@ -334,16 +326,25 @@ class FiniteCalls(Asker):
 
         There is no time limit. A connection that is lost underway is not made again. Where auth is on, only root may.
         """
+        asked = ((snapshot_forms.FIELD, form),)
+        async with aclosing(self._pieces(_SNAPSHOT, rpc.SnapshotRequest(), None, asked)) as pieces:
+            async for piece in pieces:
+                yield cast(rpc.SnapshotResponse, piece)
+
+    async def _pieces(
+        self, method: Method, request: Message, timeout_s: float | None, metadata: Token = ()
+    ) -> AsyncGenerator[Message, None]:
+        """The replies to one request, which end by themselves. Begun anew with a new token before the first of them."""
         credentials = self.credentials()
         while True:
-            metadata = (*await credentials.metadata(), (snapshot_forms.FIELD, form))
+            token = await credentials.metadata()
             begun = False
             try:
-                async with self.channel.stream(_SNAPSHOT, metadata=metadata) as call:
-                    await call.send(rpc.SnapshotRequest(), last=True)
+                async with self.channel.stream(method, timeout_s=timeout_s, metadata=(*token, *metadata)) as call:
+                    await call.send(request, last=True)
                     async for reply in call:
                         begun = True
-                        yield cast(rpc.SnapshotResponse, reply)
+                        yield reply
                     return
             except ServerError as error:
                 if begun or not token_refused(error) or not credentials.renew():
