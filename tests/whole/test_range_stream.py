@@ -227,10 +227,10 @@ def test_chunks_that_nobody_reads_count_among_the_long_replies(
     """The address with most of them loses a connection."""
     monkeypatch.setattr(limits, "LONG_REPLIES_BYTES_MAX", 500_000)
     with RawH2(server.address) as connection:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may be over before all are sent
+        with contextlib.suppress(ConnectionError):  # it may be over before all are sent
             for _ in range(10):
                 connection.open(STREAM, ALL)
         until(server, lambda: not server.call(lambda: len(server.server._connections)))
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionError):  # of reading, or of acknowledging its settings
             while connection.read() is not None:
                 pass
